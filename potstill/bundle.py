@@ -1,0 +1,200 @@
+"""The contract between export, bench and serve: what an exported folder holds.
+
+    student-onnx/
+      config.json  tokenizer.json  tokenizer_config.json   as transformers writes them
+      onnx/model.onnx  onnx/model_int8.onnx                the hub's names for the precisions
+      potstill.json                                        the manifest, which names and hashes all of the above
+
+A reader hashes every file before any parser sees a byte of it.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from potstill.errors import BundleError, TamperedError
+
+MANIFEST_NAME = "potstill.json"
+SCHEMA_VERSION = 1
+Precision = Literal["fp32", "fp16", "int8"]
+MODEL_FILES: dict[str, str] = {
+    "fp32": "onnx/model.onnx",
+    "fp16": "onnx/model_fp16.onnx",
+    "int8": "onnx/model_int8.onnx",
+}
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileRecord(_Record):
+    """One file of a bundle."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size_bytes: int = Field(ge=0)
+
+
+class ModelRecord(_Record):
+    """One ONNX file: how it was made and how it was checked."""
+
+    file: str
+    quantisation: dict[str, Any] | None = None
+    """The int8 recipe; None for a file that was not quantised."""
+    cpu_features: list[str] = []
+    """The CPU features of the machine it was made and checked on."""
+    batch_invariant: bool = True
+    """Whether a text's answer is independent of its batch mates. Dynamic int8 has one activation scale for the
+    whole batch, so it is not (microsoft/onnxruntime#10111)."""
+    fusion: dict[str, Any] = {}
+    parity: dict[str, Any] = {}
+
+
+class Manifest(_Record):
+    """What `potstill.json` says."""
+
+    schema_version: int = Field(default=SCHEMA_VERSION, ge=1)
+    task: str
+    labels: list[str] = Field(min_length=1)
+    max_length: int = Field(ge=1)
+    padding_side: Literal["left", "right"] = "right"
+    pad_token_id: int = Field(default=0, ge=0)
+    inputs: list[str] = Field(min_length=1)
+    outputs: list[str] = Field(min_length=1)
+    parameters: int = Field(ge=1)
+    architecture: dict[str, Any] = {}
+    models: dict[Precision, ModelRecord] = Field(min_length=1)
+    files: dict[str, FileRecord]
+    disabled_optimizers: list[str] = []
+    """onnxruntime graph optimisers that the session switches off, because measuring said so."""
+    source: dict[str, Any] = {}
+    """The checkpoint: its name and the SHA-256 over its files."""
+    made: dict[str, Any] = {}
+    """When, with which tool versions, by which command and recipe."""
+
+    @field_validator("files")
+    @classmethod
+    def _names_stay_inside(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
+        for name in files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or "\\" in name:
+                raise ValueError(f"{name!r} leaves the folder")
+        return files
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An exported folder whose manifest was read."""
+
+    folder: Path
+    manifest: Manifest
+
+    def model_record(self, precision: str) -> ModelRecord:
+        """Return the record of one precision.
+
+        Raises:
+            BundleError: if the bundle has no such file.
+        """
+        for name, record in self.manifest.models.items():
+            if name == precision:
+                return record
+        have = ", ".join(self.manifest.models)
+        raise BundleError(f"{self.folder} has no {precision} model; it has {have}")
+
+    def model_file(self, precision: str) -> Path:
+        """Return the path of the ONNX file of one precision."""
+        return self.folder / self.model_record(precision).file
+
+    def record_of(self, precision: str) -> FileRecord:
+        """Return hash and size of the ONNX file of one precision."""
+        return self.manifest.files[self.model_record(precision).file]
+
+
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def record_files(folder: Path) -> dict[str, FileRecord]:
+    """Hash every file below `folder` except the manifest."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): FileRecord(sha256=sha256_of(path), size_bytes=path.stat().st_size)
+        for path in files
+        if path.name != MANIFEST_NAME
+    }
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `potstill.json` into a folder that is about to be published."""
+    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def read_bundle(folder: Path, *, verify: bool = True) -> Bundle:
+    """Read a bundle's manifest and, unless told otherwise, check every file against its hash.
+
+    Raises:
+        BundleError: if `folder` is not a bundle, or one of a newer schema.
+        TamperedError: if a file is missing, is a link out of the folder, or has other bytes than the manifest says.
+    """
+    manifest_file = folder / MANIFEST_NAME
+    if not folder.is_dir():
+        raise BundleError(
+            f"{folder} is not a folder; export a checkpoint first: potstill export CHECKPOINT --out {folder}"
+        )
+    if not manifest_file.is_file():
+        raise BundleError(f"{folder} has no {MANIFEST_NAME}, so it is not a bundle; make one with `potstill export`")
+    try:
+        content = json.loads(manifest_file.read_bytes())
+        newest = content.get("schema_version", 0) if isinstance(content, dict) else 0
+        if isinstance(newest, int) and newest > SCHEMA_VERSION:
+            raise BundleError(f"{manifest_file} has schema {newest}, newer than {SCHEMA_VERSION}; update potstill")
+        manifest = Manifest.model_validate(content)
+    except (ValidationError, ValueError, RecursionError) as error:
+        raise TamperedError(f"{manifest_file} is not a valid manifest: {_first_line(error)}") from error
+    bundle = Bundle(folder, manifest)
+    _check_names(bundle)
+    if verify:
+        verify_files(bundle)
+    return bundle
+
+
+def verify_files(bundle: Bundle) -> None:
+    """Check every file of a bundle against its manifest.
+
+    Raises:
+        TamperedError: naming the first file that is missing, leaves the folder, or has other bytes.
+    """
+    root = bundle.folder.resolve()
+    for name, record in bundle.manifest.files.items():
+        file = bundle.folder / name
+        if not file.is_file():
+            raise TamperedError(f"{file} is missing, though the manifest names it; export the bundle again")
+        if not file.resolve().is_relative_to(root):
+            raise TamperedError(f"{file} is a link that leaves the bundle; export the bundle again")
+        if file.stat().st_size != record.size_bytes or sha256_of(file) != record.sha256:
+            raise TamperedError(
+                f"{file} is not the file that was exported: its SHA-256 differs from {MANIFEST_NAME}; "
+                "export the bundle again or fetch it again"
+            )
+
+
+def _check_names(bundle: Bundle) -> None:
+    for precision, record in bundle.manifest.models.items():
+        if record.file not in bundle.manifest.files:
+            raise TamperedError(f"{bundle.folder / MANIFEST_NAME} names {record.file} as {precision} without a hash")
+    if "tokenizer.json" not in bundle.manifest.files:
+        raise TamperedError(f"{bundle.folder / MANIFEST_NAME} has no hash of tokenizer.json")
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,114 @@
+"""What this machine really offers: cores, memory and CPU features, as a container sees them.
+
+Standard library only, because the serving box imports it too.
+"""
+
+import os
+import platform
+import re
+from functools import cache
+from importlib import metadata
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+# What decides how fast and how exact int8 and bf16 are, by the names Linux gives them.
+RELEVANT_FEATURES = frozenset(
+    {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16"}
+)
+_PACKAGES = (
+    "potstill", "numpy", "onnxruntime", "onnxruntime-gpu", "tokenizers", "torch", "transformers", "accelerate",
+    "datasets", "optimum", "onnx", "onnxscript", "starlette", "uvicorn",
+)  # fmt: skip
+
+
+def available_cores() -> int:
+    """Count the cores this process may use: its affinity, cut by a container's CPU quota."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return max(1, min(affinity, ceil(quota))) if quota else affinity
+
+
+def cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Return the container's CPU quota in cores (cgroup v2, then v1), or None where there is none."""
+    text = _read(root / "cpu.max")
+    if text:
+        limit, _, period = text.partition(" ")
+        return None if limit == "max" else int(limit) / int(period or 100_000)
+    limit, period = _read(root / "cpu/cpu.cfs_quota_us"), _read(root / "cpu/cpu.cfs_period_us")
+    return int(limit) / int(period) if limit and period and int(limit) > 0 else None
+
+
+def memory_limit_bytes(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Return how much memory this process may use: the container's limit, else what the machine has."""
+    limits = [text for name in ("memory.max", "memory/memory.limit_in_bytes") if (text := _read(root / name))]
+    container = min((int(text) for text in limits if text.isdigit()), default=None)
+    found = re.search(r"MemTotal:\s+(\d+) kB", _read(Path("/proc/meminfo")))
+    total = int(found[1]) * 1024 if found else None
+    return min((value for value in (container, total) if value), default=None)
+
+
+@cache
+def cpu_features() -> frozenset[str]:
+    """Return the features among `RELEVANT_FEATURES` that this CPU has; empty where the system does not say."""
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    flags = found[1].split() if found else _flags_by_library()
+    return RELEVANT_FEATURES.intersection(flags)
+
+
+def cpu_name() -> str:
+    """Return the CPU's name as its maker gives it."""
+    found = re.search(r"^model name\s*:\s*(.+)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def has_fast_int8() -> bool:
+    """Tell whether the CPU multiplies int8 into int32 without saturation (VNNI, AMX, ARM dot product)."""
+    return bool(cpu_features() & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+
+
+def has_fast_bf16() -> bool:
+    """Tell whether the CPU computes in bfloat16, so that training in it saves time."""
+    return bool(cpu_features() & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def versions() -> dict[str, str]:
+    """Return the installed versions of the packages that decide a result."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe() -> dict[str, Any]:
+    """Return the environment that a result must be read with; plain JSON values."""
+    return {
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "cpu": cpu_name(),
+        "cpu_features": sorted(cpu_features()),
+        "cores": available_cores(),
+        "cores_of_host": os.cpu_count(),
+        "cpu_quota": cpu_quota(),
+        "memory_bytes": memory_limit_bytes(),
+        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "packages": versions(),
+    }
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _flags_by_library() -> list[str]:
+    try:
+        import cpuinfo
+    except ImportError:
+        return []
+    return list(cpuinfo.get_cpu_info().get("flags", []))
