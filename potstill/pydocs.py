@@ -1,0 +1,111 @@
+"""The embedded data set: the documentation that every Python carries.
+
+The task is to tell from one paragraph of documentation which chapter of the library it belongs to. The text is
+read from `pydoc_data.topics` (the language reference) and from the docstrings of the standard library's source
+files, parsed without importing them. A document is a module or a topic, and whole documents go to one split or the
+other: the paragraphs of a module share names that would give the answer away.
+"""
+
+import ast
+import hashlib
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from potstill.errors import DataError
+
+# Top-level modules by chapter, after the table of contents of the Python Library Reference.
+_MODULES = {
+    "concurrency": "asyncio threading _threading_local multiprocessing concurrent queue subprocess sched selectors",
+    "development": (
+        "unittest doctest pdb bdb trace traceback profile cProfile pstats pydoc timeit tracemalloc inspect ast dis "
+        "symtable tokenize pyclbr py_compile compileall code codeop tabnanny warnings opcode rlcompleter"
+    ),
+    "files": (
+        "os pathlib shutil tempfile tarfile zipfile gzip bz2 lzma glob fnmatch fileinput filecmp stat posixpath "
+        "ntpath genericpath linecache _pyio"
+    ),
+    "formats": (
+        "email mailbox json mimetypes xml html base64 plistlib csv configparser quopri tomllib encodings codecs "
+        "pickle pickletools shelve dbm sqlite3 copyreg"
+    ),
+    "interface": "tkinter turtle curses argparse optparse getopt cmd getpass logging gettext locale",
+    "internet": (
+        "http urllib socket ssl smtplib ftplib imaplib poplib xmlrpc socketserver wsgiref ipaddress webbrowser netrc"
+    ),
+    "language": "",  # the topics
+    "numbers": (
+        "_pydecimal fractions statistics random numbers heapq bisect datetime _pydatetime calendar _strptime "
+        "zoneinfo graphlib colorsys collections _collections_abc enum types copy"
+    ),
+    "packages": "importlib pkgutil zipimport runpy venv sysconfig site modulefinder platform ensurepip",
+}
+CHAPTERS = tuple(sorted(_MODULES))
+_CHAPTER_OF = {module: chapter for chapter, modules in _MODULES.items() for module in modules.split()}
+
+_SHORTEST = 40  # characters; less is a heading or a signature
+_HELD_OUT = 5  # every fifth document, by its hash, is held out
+
+
+def read_python_docs(split: str) -> list[tuple[str, str]]:
+    """Return (paragraph, chapter) pairs of one split, `train` or `validation`, in a fixed order.
+
+    Raises:
+        DataError: for another split, or if this Python carries no source files.
+    """
+    if split not in {"train", "validation"}:
+        raise DataError(f"python-docs has no split {split!r}; it has train and validation")
+    held_out = split == "validation"
+    return [(text, chapter) for document, text, chapter in _paragraphs() if _is_held_out(document) == held_out]
+
+
+def _is_held_out(document: str) -> bool:
+    return int(hashlib.sha256(document.encode()).hexdigest(), 16) % _HELD_OUT == 0
+
+
+@cache
+def _paragraphs() -> tuple[tuple[str, str, str], ...]:
+    """Return (document, paragraph, chapter), each paragraph once, however many documents repeat it."""
+    found: dict[str, tuple[str, str, str]] = {}
+    for document, chapter, text in _documents():
+        for block in re.split(r"\n\s*\n", text):
+            paragraph = " ".join(block.split())
+            letters = sum(character.isalpha() for character in paragraph)
+            if len(paragraph) >= _SHORTEST and letters > 0.6 * len(paragraph):
+                found.setdefault(paragraph.lower(), (document, paragraph, chapter))
+    if not found:
+        raise DataError("this Python carries no documentation (no source files of its library); use another data set")
+    return tuple(found.values())
+
+
+def _documents() -> Iterator[tuple[str, str, str]]:
+    """Yield (document, chapter, text)."""
+    from pydoc_data.topics import topics
+
+    for topic in sorted(topics):
+        yield f"topic {topic}", "language", topics[topic]
+    library = Path(sysconfig.get_paths()["stdlib"])
+    for module in sorted(_CHAPTER_OF):
+        package = library / module
+        files = sorted(package.rglob("*.py")) if package.is_dir() else [library / f"{module}.py"]
+        for file in files:
+            inside = file.relative_to(library).with_suffix("").parts
+            if file.is_file() and not {"test", "tests"}.intersection(inside):
+                yield ".".join(inside), _CHAPTER_OF[module], "\n\n".join(_docstrings(file))
+
+
+def _docstrings(file: Path) -> Iterator[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # old escapes in the library's own sources
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (SyntaxError, ValueError):  # a file that another Python left there
+            return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text:
+                yield text
