@@ -162,9 +162,9 @@ def _json_array(file: Path) -> list[Row]:
 
 def _separated(file: Path, delimiter: str) -> Iterator[Row]:
     # GLUE's own .tsv files quote nothing, so a lone quotation mark in them is text.
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    is_tsv = delimiter == "\t"
     with file.open(encoding="utf-8", newline="") as stream:
-        reader = csv.DictReader(stream, delimiter=delimiter, quoting=quoting)
+        reader = csv.DictReader(stream, delimiter=delimiter, quoting=csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL)
         for row in reader:
             if None in row or None in row.values():
                 raise DataError(f"{file} line {reader.line_num}: another number of columns than the head has")

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+CLASSIFICATION = ("accuracy", "macro_f1", "matthews_correlation")
+"""What `classification` returns."""
+
 
 def softmax(logits: NDArray[np.floating]) -> Floats:
     """Return the probabilities of `logits` along the last axis."""

@@ -35,12 +35,12 @@ class ScratchConfig(_Section):
 
     num_layers: PositiveInt = 4
     hidden_size: PositiveInt = 128
-    num_heads: PositiveInt = 4
+    num_heads: PositiveInt = 2
     intermediate_size: PositiveInt = 512
     vocab_size: int = Field(default=8000, ge=200)
     learning_rate: PositiveFloat = 5e-4
     batch_size: PositiveInt = 32
-    epochs: PositiveFloat = 5
+    epochs: PositiveFloat = 4
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -167,6 +167,8 @@ class BenchConfig(_Section):
     num_tokens: list[PositiveInt] = Field(default=[16, 128], min_length=1)
     threads: PositiveInt | None = None
     """Intra-op threads of every model; None takes the cores that this process may use."""
+    precisions: list[Precision] | None = Field(default=None, min_length=1)
+    """Which files of the bundles are measured; None takes those that both bundles have."""
     rounds: int = Field(default=12, ge=5)
     """How often all models take their turn in each cell; the intervals come from the rounds."""
     block_s: PositiveFloat = 0.25

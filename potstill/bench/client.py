@@ -1,0 +1,135 @@
+"""The bench's side of a worker: start the process, ask it with a time limit, and be sure that it ends."""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import potstill
+
+# Generous: BERT-large at batch 8 takes seconds per call on 2 cores, and nobody waits this long for a healthy worker.
+TIMEOUT_S = 300.0
+_STOP_S = 2.0
+_COMMAND = (sys.executable, "-P", "-m", "potstill.bench.worker")
+
+
+class CommandFailed(Exception):
+    """A worker answered that it could not do what it was asked; it lives on."""
+
+
+class WorkerDied(CommandFailed):
+    """A worker ended or did not answer in time; it is gone."""
+
+
+class Asks(Protocol):
+    """What the runner needs of a worker."""
+
+    def ask(self, command: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the answer, or raise `CommandFailed`."""
+
+
+class Worker:
+    """A running worker process."""
+
+    def __init__(self, *, command: Sequence[str] = _COMMAND, timeout_s: float = TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
+        # A session of its own: Ctrl-C reaches the bench alone, which then ends its workers.
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+            encoding="utf-8",
+            env=_environment(),
+            start_new_session=True,
+        )
+        self._replies: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """Return the id of the process."""
+        return self._process.pid
+
+    def ask(self, command: Mapping[str, Any]) -> dict[str, Any]:
+        """Send one command and return the answer.
+
+        Raises:
+            CommandFailed: with the worker's own message.
+            WorkerDied: if it ended, or gave no answer in time and was killed.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(command) + "\n")
+            self._process.stdin.flush()
+            line = self._replies.get(timeout=self._timeout_s)
+        except queue.Empty:
+            self._process.kill()
+            raise WorkerDied(f"no answer within {self._timeout_s:g} s, killed") from None
+        except OSError:
+            line = ""
+        if not line:
+            raise WorkerDied(self._last_words())
+        reply: dict[str, Any] = json.loads(line)
+        if not reply.pop("ok"):
+            raise CommandFailed(reply["error"])
+        return reply
+
+    def close(self) -> None:
+        """End the process, kindly first, and wait until it is gone."""
+        if self._process.stdin is not None:
+            with suppress(OSError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._stderr.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with suppress(ValueError):
+            for line in self._process.stdout:
+                self._replies.put(line)
+        self._replies.put("")
+
+    def _last_words(self) -> str:
+        code = self._process.wait()
+        how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode("utf-8", errors="replace").strip().splitlines()
+        return f"the process was {how}" if code < 0 else f"the process {how}" + (f": {lines[-1]}" if lines else "")
+
+
+@contextmanager
+def running(names: Sequence[str]) -> Iterator[dict[str, Worker]]:
+    """Run a worker per name; whatever happens inside, none of them outlives the block."""
+    workers: dict[str, Worker] = {}
+    try:
+        for name in names:
+            workers[name] = Worker()
+        yield workers
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+def _environment() -> dict[str, str]:
+    """Let the child find the package where this process found it."""
+    root = str(Path(potstill.__file__).resolve().parent.parent)
+    path = os.environ.get("PYTHONPATH")
+    return os.environ | {"PYTHONPATH": os.pathsep.join([root, path]) if path else root, "PYTHONUNBUFFERED": "1"}

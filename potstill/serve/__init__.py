@@ -1,0 +1,14 @@
+"""Answer with an exported bundle: numpy, onnxruntime and tokenizers, no PyTorch.
+
+`Encoder` is the one implementation of "texts in, logits out" in potstill: the parity checks, the benchmarks,
+`evaluate` and the server all run through it, so that what is checked and timed is what ships. The server itself
+is `potstill.serve.http` (the application) and `potstill.serve.server` (the process); they load starlette and
+uvicorn, and this package does not.
+"""
+
+from potstill.serve.encoder import Encoder
+from potstill.serve.postprocess import Answer, Score, rank
+from potstill.serve.session import OnnxSession
+from potstill.serve.tokenizer import BundleTokenizer, Row, Text
+
+__all__ = ["Answer", "BundleTokenizer", "Encoder", "OnnxSession", "Row", "Score", "Text", "rank"]

@@ -1,0 +1,101 @@
+"""Run one ONNX file on the CPU with onnxruntime."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from potstill.errors import BundleError, CheckError, UsageError
+from potstill.machine import available_cores
+
+_PROVIDER = "CPUExecutionProvider"
+_ERRORS_ONLY = 3  # onnxruntime's log severity; its warnings go to stderr past Python's logging
+
+
+class OnnxSession:
+    """One loaded model; `run` may be called from several threads at once (microsoft/onnxruntime#114)."""
+
+    def __init__(
+        self,
+        model_file: Path,
+        *,
+        threads: int | None = None,
+        spinning: bool = True,
+        disabled_optimizers: Sequence[str] = (),
+    ) -> None:
+        """Load `model_file`.
+
+        Args:
+            model_file: the ONNX file; check its hash first, because a crafted file can crash the process here.
+            threads: threads within an operator. None takes the cores this process may use; onnxruntime's own
+                default is the host's cores, whatever a container's quota says (microsoft/onnxruntime#29510).
+            spinning: whether idle threads wait busily. It is faster where the cores are free, slower where they
+                are shared.
+            disabled_optimizers: names of onnxruntime's graph optimisers to leave out.
+
+        Raises:
+            UsageError: if `threads` is below 1.
+            BundleError: if onnxruntime cannot load the file.
+            CheckError: if another provider than the CPU's is in use.
+        """
+        self.threads = available_cores() if threads is None else threads
+        if self.threads < 1:
+            raise UsageError(f"threads is {threads}; it must be at least 1")
+        self.model_file = model_file
+        self._session = _load(model_file, _options(self.threads, spinning=spinning), disabled_optimizers)
+        in_use = self._session.get_providers()
+        if in_use[:1] != [_PROVIDER]:
+            raise CheckError(f"{model_file} runs on {in_use}, not on {_PROVIDER} as asked")
+        self.inputs = tuple(node.name for node in self._session.get_inputs())
+        self.outputs = tuple(node.name for node in self._session.get_outputs())
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return every output by name; feeds that the graph does not declare are left out.
+
+        Raises:
+            UsageError: if an input of the graph is not among `feeds`.
+            CheckError: if the run fails, for one because an id is beyond the model's vocabulary.
+        """
+        missing = [name for name in self.inputs if name not in feeds]
+        if missing:
+            raise UsageError(f"{self.model_file} needs the inputs {', '.join(missing)}; given: {', '.join(feeds)}")
+        try:
+            results = self._session.run(None, {name: feeds[name] for name in self.inputs})
+        except Exception as error:  # as in _load
+            raise CheckError(f"{self.model_file} failed to run: {_first_line(error)}") from error
+        return dict(zip(self.outputs, map(np.asarray, results), strict=True))
+
+
+def _options(threads: int, *, spinning: bool) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    return options
+
+
+def _load(model_file: Path, options: Any, disabled_optimizers: Sequence[str]) -> Any:
+    if not model_file.is_file():
+        raise BundleError(f"{model_file} does not exist; export the checkpoint again")
+    try:
+        return onnxruntime.InferenceSession(
+            str(model_file),
+            options,
+            providers=[_PROVIDER],
+            disabled_optimizers=list(disabled_optimizers),
+            enable_fallback=0,  # it prints on stdout and tries other providers
+        )
+    except Exception as error:  # onnxruntime's errors have no common base but this
+        raise BundleError(
+            f"{model_file} cannot be loaded by onnxruntime {onnxruntime.__version__}: {_first_line(error)}; "
+            "export the checkpoint again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,217 @@
+"""Sessions and encoders: the same text gets the same answer, whoever stands beside it."""
+
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from potstill.bundle import MODEL_FILES
+from potstill.errors import BundleError, CheckError, TamperedError, UsageError
+from potstill.machine import available_cores
+from potstill.metrics import softmax
+from potstill.serve import Encoder, OnnxSession, rank
+
+TEXTS = [
+    "a good film",
+    "it was not very good , it was bad bad bad ! ? . a very very bad book",
+    "",
+    ("the film was good", "the book was bad"),
+    "good",
+    "x" * 500,
+    ("a", "b"),
+    "very " * 60,
+]
+# Batches of another size go through other matrix kernels: 1.9e-6 was measured here, on logits of up to 8.3.
+PADDING_TOLERANCE = 1e-5
+
+
+def spoil(folder, name, change):
+    """Rewrite one weight of the fp32 graph."""
+    file = folder / MODEL_FILES["fp32"]
+    model = onnx.load(str(file))
+    for weight in model.graph.initializer:
+        if weight.name == name:
+            weight.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(weight)), name))
+    onnx.save(model, str(file))
+
+
+def test_logits_depend_on_ids_types_and_mask(encoder):
+    logits = encoder.logits(["good", "bad", ("good", "bad"), ("bad", "good")])
+    assert logits.shape == (4, 3)
+    assert logits.dtype == np.float32
+    assert len(np.unique(logits.round(4), axis=0)) == 4
+
+
+def test_logits_are_those_of_the_formula_in_numpy(encoder, bundle_dir):
+    model = onnx.load(str(bundle_dir / MODEL_FILES["fp32"]))
+    weights = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+    for text in TEXTS:
+        row = encoder.tokenizer.rows([text])[0]
+        mean = (weights["words"][row["input_ids"]] + weights["types"][row["token_type_ids"]]).mean(axis=0)
+        want = np.tanh(mean @ weights["mix"]) @ weights["classify"]
+        np.testing.assert_allclose(encoder.logits([text])[0], want, atol=1e-5)
+
+
+def test_padding_does_not_change_answers(encoder):
+    alone = np.concatenate([encoder.logits([text]) for text in TEXTS])
+    np.testing.assert_allclose(encoder.logits(TEXTS, batch_size=len(TEXTS)), alone, atol=PADDING_TOLERANCE)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 32])
+def test_the_order_of_the_texts_is_restored(encoder, batch_size):
+    shuffled = np.random.default_rng(1).permutation(len(TEXTS) * 5)
+    texts = [(TEXTS * 5)[index] for index in shuffled]
+    alone = np.concatenate([encoder.logits([text]) for text in texts])
+    np.testing.assert_allclose(encoder.logits(texts, batch_size=batch_size), alone, atol=PADDING_TOLERANCE)
+
+
+def test_batches_hold_texts_of_similar_length_and_the_size_asked_for(encoder, monkeypatch):
+    shapes = []
+    run = encoder.session.run
+    monkeypatch.setattr(encoder.session, "run", lambda feeds: shapes.append(feeds["input_ids"].shape) or run(feeds))
+    encoder.logits(["good " * count for count in (1, 9, 2, 8, 3)], batch_size=2)
+    assert shapes == [(2, 11), (2, 5), (1, 3)]
+
+
+def test_an_int8_answer_alone_equals_the_one_in_a_list_bit_for_bit(int8_encoder):
+    together = int8_encoder.logits(TEXTS, batch_size=32)
+    alone = np.concatenate([int8_encoder.logits([text]) for text in TEXTS])
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_an_int8_answer_would_depend_on_its_batch_mates_in_one_run(int8_encoder):
+    tokenizer, session = int8_encoder.tokenizer, int8_encoder.session
+    together = session.run(tokenizer.encode(TEXTS))["logits"]
+    assert np.abs(together - int8_encoder.logits(TEXTS)).max() > 1e-3
+
+
+def test_int8_and_fp32_are_different_files_that_nearly_agree(encoder, int8_encoder):
+    difference = np.abs(encoder.logits(TEXTS) - int8_encoder.logits(TEXTS)).max()
+    assert 0 < difference < 1.0
+
+
+def test_no_texts_give_no_rows(encoder):
+    assert encoder.logits([]).shape == (0, 3)
+    assert encoder.predict([]) == []
+
+
+def test_predictions_are_sorted_probabilities(encoder):
+    logits = encoder.logits(["a good film"])[0]
+    answer = encoder.predict(["a good film"])[0]
+    want = softmax(logits)
+    assert [score["label"] for score in answer] == [encoder.manifest.labels[index] for index in np.argsort(-want)]
+    assert [score["score"] for score in answer] == sorted(want.tolist(), reverse=True)
+    assert encoder.predict(["a good film"], top_k=1) == [answer[:1]]
+
+
+def test_ranks_are_those_computed_by_hand():
+    answer = rank(np.log(np.array([[1.0, 2.0, 1.0]])), ["a", "b", "c"])[0]
+    assert [score["label"] for score in answer] == ["b", "a", "c"]
+    assert [score["score"] for score in answer] == pytest.approx([0.5, 0.25, 0.25])
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 4])
+def test_a_top_k_that_cannot_be_is_refused(encoder, top_k):
+    with pytest.raises(UsageError, match=f"top_k is {top_k}; it must be from 1 to 3"):
+        encoder.predict(["good"], top_k=top_k)
+
+
+def test_logits_that_are_not_finite_are_a_check_error(own_bundle, resealed):
+    spoil(own_bundle, "classify", lambda weight: np.full_like(weight, np.nan))
+    broken = Encoder(resealed(), threads=1)
+    with pytest.raises(CheckError, match="NaN or infinite logits for 2 of 2 texts"):
+        broken.logits(["good", "bad"])
+
+
+def test_an_id_beyond_the_vocabulary_is_a_check_error(own_bundle, resealed, capfd):
+    spoil(own_bundle, "words", lambda weight: weight[:5])
+    with pytest.raises(CheckError, match="failed to run"):
+        Encoder(resealed(), threads=1).logits(["good"])
+    capfd.readouterr()
+
+
+def test_another_number_of_labels_than_the_graph_gives_is_a_check_error(resealed):
+    with pytest.raises(CheckError, match=r"answers in shape \(1, 3\), not \(1, 2\)"):
+        Encoder(resealed(labels=["no", "yes"]), threads=1).logits(["good"])
+
+
+def test_a_graph_with_other_inputs_than_its_manifest_is_a_bundle_error(resealed):
+    with pytest.raises(BundleError, match="token_type_ids"):
+        Encoder(resealed(inputs=["input_ids", "attention_mask"]))
+
+
+def test_a_changed_byte_is_found_before_the_file_is_loaded(own_bundle):
+    file = own_bundle / MODEL_FILES["fp32"]
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(TamperedError, match=r"model\.onnx is not the file that was exported"):
+        Encoder(own_bundle)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an onnx file" * 50])
+def test_a_file_that_is_no_graph_is_a_bundle_error(own_bundle, resealed, content):
+    (own_bundle / MODEL_FILES["fp32"]).write_bytes(content)
+    with pytest.raises(BundleError, match=r"model\.onnx cannot be loaded by onnxruntime"):
+        Encoder(resealed())
+
+
+def test_a_precision_that_is_not_there_names_those_that_are(bundle_dir):
+    with pytest.raises(BundleError, match="no fp16 model; it has fp32, int8"):
+        Encoder(bundle_dir, precision="fp16")
+
+
+def test_a_folder_that_is_not_there_is_a_bundle_error(tmp_path):
+    with pytest.raises(BundleError, match="is not a folder"):
+        Encoder(tmp_path / "nowhere")
+
+
+def test_threads_are_the_cores_of_this_process_unless_named(bundle_dir, encoder):
+    assert OnnxSession(bundle_dir / MODEL_FILES["fp32"]).threads == available_cores()
+    assert encoder.session.threads == 1
+    assert encoder.session._session.get_session_options().intra_op_num_threads == 1
+    with pytest.raises(UsageError, match="threads is 0"):
+        OnnxSession(bundle_dir / MODEL_FILES["fp32"], threads=0)
+
+
+def test_spinning_and_disabled_optimizers_reach_onnxruntime(bundle_dir, monkeypatch):
+    import onnxruntime
+
+    seen = {}
+    real = onnxruntime.InferenceSession
+
+    def spy(path, options, **settings):
+        seen.update(settings, spinning=options.get_session_config_entry("session.intra_op.allow_spinning"))
+        return real(path, options, **settings)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
+    file = bundle_dir / MODEL_FILES["fp32"]
+    OnnxSession(file, threads=1, spinning=False, disabled_optimizers=["ConstantFolding"])
+    assert seen["spinning"] == "0"
+    assert seen["disabled_optimizers"] == ["ConstantFolding"]
+
+
+def test_a_session_takes_extra_feeds_and_names_missing_ones(encoder):
+    feeds = encoder.tokenizer.encode(["good"])
+    answer = encoder.session.run(feeds | {"extra": feeds["input_ids"]})
+    assert list(answer) == ["logits"]
+    with pytest.raises(UsageError, match="needs the inputs token_type_ids"):
+        encoder.session.run({name: feeds[name] for name in ("input_ids", "attention_mask")})
+
+
+def test_serving_loads_nothing_heavy_and_prints_nothing(bundle_dir):
+    code = (
+        "import sys, pathlib, potstill.serve as serve\n"
+        "banned = {'torch','transformers','onnx','datasets','optimum','starlette','uvicorn','typer','rich','scipy'}\n"
+        "assert not banned & set(sys.modules), banned & set(sys.modules)\n"
+        f"serve.Encoder(pathlib.Path({str(bundle_dir)!r}), threads=1).predict(['good'])\n"
+        "assert not banned & set(sys.modules), banned & set(sys.modules)\n"
+        "import potstill.serve.server\n"
+        "late = {'torch','transformers','onnx','datasets','optimum'} & set(sys.modules)\n"
+        "assert not late, late\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
