@@ -218,6 +218,20 @@ def build_recipe(
         raise RecipeError(f"{origin} is not valid:\n{faults}") from error
 
 
+def parse_section(name: str, values: Mapping[str, Any]) -> Any:
+    """Check the values of one section of a recipe, such as `export`, given as flags.
+
+    Raises:
+        RecipeError: with every fault.
+    """
+    section = type(Recipe.model_fields[name].default)
+    try:
+        return section.model_validate(dict(values))
+    except ValidationError as error:
+        faults = "; ".join(_describe({**fault, "loc": (name, *fault["loc"])}) for fault in error.errors())
+        raise RecipeError(faults) from error
+
+
 def load_recipe(name: str, *, overrides: Sequence[tuple[str, Any]] = ()) -> Recipe:
     """Load a shipped recipe by its name, or one from a YAML file, with `overrides` laid over it.
 

@@ -40,6 +40,7 @@ def export_bundle(
     out_dir: Path,
     *,
     task: str = "text-classification",
+    tokenizer: str | None = None,
     max_length: int | None = None,
     config: ExportConfig | None = None,
     overwrite: bool = False,
@@ -51,6 +52,7 @@ def export_bundle(
         checkpoint: a hub id or folder, fine-tuned for `task`.
         out_dir: becomes the bundle, whole or not at all.
         task: the name of a task.
+        tokenizer: a hub id or folder; None takes the checkpoint's own.
         max_length: longest text in tokens; None takes the tokenizer's own, at most the model's positions.
         config: the precisions and the opset.
         overwrite: replace what is in `out_dir`.
@@ -64,7 +66,7 @@ def export_bundle(
     config = config or ExportConfig()
     steps = _Steps(f"export {out_dir.name}", progress, total=3 + len(config.precisions))
     steps.next("load")
-    source = _load_source(checkpoint, get_task(task), max_length=max_length)
+    source = _load_source(checkpoint, get_task(task), tokenizer=tokenizer, max_length=max_length)
     with new_folder(out_dir, overwrite=overwrite) as folder:
         models = _write_models(source, folder, config=config, steps=steps)
         steps.next("hash")
@@ -86,8 +88,8 @@ class _Source:
     max_length: int
 
 
-def _load_source(name: str, task: Task, *, max_length: int | None) -> _Source:
-    checkpoint = load_checkpoint(name, task)
+def _load_source(name: str, task: Task, *, tokenizer: str | None, max_length: int | None) -> _Source:
+    checkpoint = load_checkpoint(name, task, tokenizer=tokenizer)
     positions = getattr(checkpoint.model.config, "max_position_embeddings", None)
     longest = min(limit for limit in (checkpoint.tokenizer.model_max_length, positions) if limit)
     if max_length is not None and max_length > longest:

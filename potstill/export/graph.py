@@ -34,8 +34,9 @@ def build_graph(model: PreTrainedModel, *, inputs: Sequence[str], output: str, o
         with fused_attention(model), _quiet_exporter(), torch.no_grad():
             program = torch.onnx.export(
                 _Positional(model, inputs, output).eval(),
-                tuple(ids for _ in inputs),
+                tuple(ids.clone() for _ in inputs),
                 dynamo=True,
+                verbose=False,
                 input_names=list(inputs),
                 output_names=[output],
                 opset_version=opset,

@@ -53,8 +53,9 @@ def test_the_seed_decides_the_order():
 def test_a_model_that_dies_costs_its_cells_and_nobody_elses():
     # Block 1 warms up, 2 to 7 are the first cell; the second cell's third round kills it.
     workers = {
-        "good": FakeWorker("good", []), "bad": FakeWorker("bad", [], fails_at=11, error=WorkerDied("killed by signal 9"))
-    }  # fmt: skip
+        "good": FakeWorker("good", []),
+        "bad": FakeWorker("bad", [], fails_at=11, error=WorkerDied("killed by signal 9")),
+    }
     team = runner.Team(workers)
     timings = run(team)
     assert set(timings) == {("good", CELLS[0]), ("good", CELLS[1]), ("bad", CELLS[0])}

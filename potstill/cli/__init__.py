@@ -1,0 +1,39 @@
+"""The command line: thin commands over the rooms. Importing this needs no extra; running it needs `cli`."""
+
+import os
+import sys
+
+
+def main() -> None:
+    """Run the command line, with one line per error and the exit code that belongs to it."""
+    from potstill.errors import PotstillError
+    from potstill.extras import require
+
+    # Libraries draw bars and print advice of their own; ours is the only voice on this screen.
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        require("typer", extra="cli")
+        require("rich", extra="cli")
+        from potstill.cli.app import app
+
+        app(prog_name="potstill")
+    except PotstillError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped; what was finished is kept\n")
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+_QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}

@@ -1,0 +1,81 @@
+"""`potstill distill`: make a student from a teacher."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from potstill.cli.settings import (
+    JsonOption,
+    OverwriteOption,
+    ResumeOption,
+    SetOption,
+    output_folder,
+    parse_layers,
+    resolve,
+)
+from potstill.extras import require
+
+
+def distill(
+    teacher: Annotated[str | None, typer.Argument(help="Hub id or checkpoint folder.", show_default=False)] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Hub id (nyu-mll/glue:sst2) or folder of train/validation files.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the student's checkpoint.", show_default=False)] = None,
+    task: Annotated[
+        str | None, typer.Option(help="What the models answer.", show_default="text-classification")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="How to distil.", show_default="task")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="A count (3) or a list (0,2,4) of teacher layers to keep.", show_default="half")
+    ] = None,
+    family: Annotated[str | None, typer.Option(help="same or distilbert.", show_default="same")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data.", show_default="3")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Start from a recipe; flags and --set win over it.")] = None,
+    settings: SetOption = None,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a student on labels and on its teacher's answers and hidden states.
+
+    Example: potstill distill textattack/bert-base-uncased-SST-2 --data nyu-mll/glue:sst2 --layers 6 --out student/
+    """
+    flags = {
+        "teacher.model": teacher,
+        "data.name": data,
+        "task": task,
+        "distill.method": method,
+        "student.layers": parse_layers(layers),
+        "student.family": family,
+        "distill.epochs": epochs,
+    }
+    resolved = resolve(recipe, flags=flags, settings=settings)
+    folder = output_folder(out, resolved)
+    require("torch", extra="distill")
+    from potstill.cli.render import print_json, print_pairs, progress_bars
+    from potstill.distill import distill as distill_student
+
+    with progress_bars() as progress:
+        report = distill_student(
+            resolved, folder, resume=resume or resolved.resume, overwrite=overwrite, progress=progress
+        )
+    if as_json:
+        print_json(report)
+        return
+    old, new = report["teacher"], report["student"]
+    metric = next(iter(new["scores"]))
+    print_pairs(
+        f"Student {folder}",
+        {
+            "parameters": f"{new['parameters']:,} of {old['parameters']:,} "
+            f"({1 - new['parameters'] / old['parameters']:.1%} fewer)",
+            "layers": f"{new['layers']} of {old['layers']}, kept {new['layers_kept']}",
+            metric: f"{new['scores'][metric]:.4f}, teacher {old['scores'][metric]:.4f} "
+            f"({report['data']['examples']} examples)",
+            "steps": f"{report['steps']}, best at {report['best_step']}",
+            "time": f"{report['seconds']:.0f} s",
+            "next": f"potstill export {folder} --out {folder}-onnx",
+        },
+    )

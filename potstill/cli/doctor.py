@@ -1,0 +1,76 @@
+"""`potstill doctor`: what this machine can do."""
+
+from importlib import metadata
+from importlib.util import find_spec
+from typing import Any
+
+from potstill import machine
+from potstill.cli.settings import JsonOption
+
+_EXTRAS = {
+    "serve": ("onnxruntime", "tokenizers", "starlette", "uvicorn"),
+    "bench": ("psutil", "jinja2", "matplotlib", "scipy"),
+    "distill": ("torch", "transformers", "accelerate", "datasets"),
+    "export": ("torch", "transformers", "optimum", "onnx", "onnxscript"),
+}
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """Tell what this machine offers: cores, memory, CPU features, GPU, and which extras are installed.
+
+    Example: potstill doctor
+    """
+    from potstill.cli.render import print_json, print_pairs, print_table
+
+    environment = machine.describe()
+    missing = {extra: [module for module in modules if find_spec(module) is None] for extra, modules in _EXTRAS.items()}
+    findings = environment | {
+        "fast_int8": machine.has_fast_int8(),
+        "fast_bf16": machine.has_fast_bf16(),
+        "gpu": _gpu(),
+        "missing": missing,
+        "warnings": _warnings(),
+    }
+    if as_json:
+        print_json(findings)
+        return
+    memory = environment["memory_bytes"]
+    print_pairs(
+        "This machine",
+        {
+            "system": f"{environment['os']}, Python {environment['python']}",
+            "CPU": environment["cpu"],
+            "features": " ".join(environment["cpu_features"]) or "none that matter here",
+            "cores": f"{environment['cores']} for this process, {environment['cores_of_host']} in the host",
+            "memory": f"{memory / 2**30:.1f} GiB" if memory else None,
+            "int8": "exact and fast (VNNI, AMX or dot product)" if findings["fast_int8"] else "7-bit weights, slower",
+            "bf16": "computed by the CPU" if findings["fast_bf16"] else "emulated by the CPU: float32 is faster",
+            "GPU": findings["gpu"],
+        },
+    )
+    rows = [
+        [extra, "ready" if not lacking else f"missing {', '.join(lacking)}: pip install 'potstill[{extra}]'"]
+        for extra, lacking in missing.items()
+    ]
+    print_table("\nExtras", ["extra", "state"], rows)
+    for warning in findings["warnings"]:
+        print_pairs("", {"warning": warning})
+
+
+def _gpu() -> str:
+    if find_spec("torch") is None:
+        return "unknown: torch is not installed"
+    import torch
+
+    if not torch.cuda.is_available():
+        return "none that torch can use"
+    names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return ", ".join(names)
+
+
+def _warnings() -> list[str]:
+    found: list[Any] = []
+    installed = {distribution.name.lower() for distribution in metadata.distributions() if distribution.name}
+    if {"onnxruntime", "onnxruntime-gpu"} <= installed:
+        found.append("onnxruntime and onnxruntime-gpu are both installed and overwrite each other; uninstall one")
+    return found

@@ -1,0 +1,45 @@
+"""`potstill init`: an untrained student cut from a teacher."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from potstill.cli.settings import OverwriteOption, parse_layers, resolve
+from potstill.extras import require
+
+
+def init(
+    teacher: Annotated[str, typer.Argument(help="Hub id or checkpoint folder.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the student's checkpoint.", show_default=False)],
+    layers: Annotated[
+        str | None, typer.Option(help="A count (3) or a list (0,2,4) of teacher layers to keep.", show_default="half")
+    ] = None,
+    family: Annotated[str | None, typer.Option(help="same or distilbert.", show_default="same")] = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Write the student that distillation would start from, cut from the teacher and not trained.
+
+    Example: potstill init textattack/bert-base-uncased-SST-2 --layers 0,2,4,7,9,11 --out untrained/
+    """
+    flags = {
+        "teacher.model": teacher,
+        "student.layers": parse_layers(layers),
+        "student.family": family,
+        "data.name": "none",
+    }
+    resolved = resolve(None, flags=flags, settings=None)
+    require("torch", extra="distill")
+    from potstill.cli.render import print_pairs
+    from potstill.distill import init_student
+
+    report = init_student(resolved, out, overwrite=overwrite)
+    student = report["student"]
+    print_pairs(
+        f"Untrained student {out}",
+        {
+            "architecture": f"{student['model_type']}, {student['layers']} layers of {report['teacher']['layers']}",
+            "kept": student["layers_kept"],
+            "parameters": f"{student['parameters']:,}",
+        },
+    )

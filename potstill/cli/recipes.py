@@ -1,0 +1,35 @@
+"""`potstill recipes`: list, print or copy the shipped recipes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from potstill.cli.settings import OverwriteOption
+from potstill.errors import OutputError
+from potstill.publish import write_text
+from potstill.recipe import recipe_names, recipe_text
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Print this recipe.", show_default="list all")] = None,
+    copy: Annotated[Path | None, typer.Option(help="Write it to this file instead of printing it.")] = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """List the shipped recipes, or print or copy one.
+
+    Example: potstill recipes sst2 --copy my-recipe.yaml
+    """
+    if name is None:
+        for known in recipe_names():
+            headline = recipe_text(known).splitlines()[0].lstrip("# ")
+            typer.echo(headline)
+        return
+    text = recipe_text(name)
+    if copy is None:
+        typer.echo(text, nl=False)
+        return
+    if copy.exists() and not overwrite:
+        raise OutputError(f"{copy} exists; pass --overwrite to replace it, or name another file")
+    write_text(copy, text)
+    typer.echo(f"wrote {copy}; run it with: potstill run {copy} --out FOLDER")

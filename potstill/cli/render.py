@@ -1,0 +1,87 @@
+"""Draw on the terminal: results on stdout, progress on stderr."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from potstill.progress import Progress
+
+MAX_WIDTH = 100
+
+out = Console(width=None if sys.stdout.isatty() else MAX_WIDTH, soft_wrap=False)
+err = Console(stderr=True)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """Give a listener that draws a bar with the time left for each stage, or, off a terminal, one line per stage."""
+    if not err.is_terminal:
+        yield _StageLines()
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Bars(*columns, console=err) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(stage: str, done: int, total: int, note: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total or None, note="")
+            bars.update(tasks[stage], completed=done, total=total or None, note=note)
+
+        yield show
+
+
+class _StageLines:
+    """Say when a stage begins and when it is done, with nothing between: logs are read later."""
+
+    def __init__(self) -> None:
+        self._begun: set[str] = set()
+        self._ended: set[str] = set()
+
+    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        if stage not in self._begun:
+            self._begun.add(stage)
+            sys.stderr.write(f"{stage} ...\n")
+        if total and done >= total and stage not in self._ended:
+            self._ended.add(stage)
+            sys.stderr.write(f"{stage}: done{f' ({note})' if note else ''}\n")
+        sys.stderr.flush()
+
+
+def print_json(content: Any) -> None:
+    """Print one JSON document on stdout."""
+    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_pairs(title: str, pairs: Mapping[str, Any]) -> None:
+    """Print a titled table of names and values."""
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in pairs.items():
+        if value is not None:
+            table.add_row(name, str(value))
+    out.print(table, markup=False, highlight=False)
+
+
+def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a titled table; the first column is left-aligned, the others right."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    for number, name in enumerate(head):
+        table.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    out.print(table, markup=False, highlight=False)

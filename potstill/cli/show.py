@@ -1,0 +1,124 @@
+"""`potstill show`: what is in a bundle, a checkpoint, a run or a report."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from potstill.bundle import MANIFEST_NAME, read_bundle
+from potstill.cli.settings import JsonOption
+from potstill.errors import UsageError
+
+_MB = 1e6
+
+
+def show(
+    folder: Annotated[Path, typer.Argument(help="A bundle, checkpoint, run or report folder.", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what a folder holds: what, from where, how big, and how it was checked.
+
+    Example: potstill show student-onnx/
+    """
+    from potstill.cli.bench import render_report
+    from potstill.cli.render import out, print_json
+
+    report_file = next(
+        (folder / name for name in ("report.json", "report/report.json") if (folder / name).is_file()), None
+    )
+    if (folder / MANIFEST_NAME).exists():
+        if as_json:
+            print_json(read_bundle(folder).manifest.model_dump(mode="json"))
+        else:
+            print_bundle(folder)
+    elif report_file is not None:
+        report = json.loads(report_file.read_text(encoding="utf-8"))
+        if as_json:
+            print_json(report)
+        else:
+            render_report(report, out)
+    elif (folder / "config.json").is_file():
+        _print_checkpoint(folder, as_json=as_json)
+    else:
+        raise UsageError(
+            f"{folder} is neither a bundle ({MANIFEST_NAME}), a report (report.json), "
+            "a run nor a checkpoint (config.json)"
+        )
+
+
+def print_bundle(folder: Path) -> None:
+    """Print a bundle's manifest so that a person understands it; its files are verified first."""
+    from potstill.cli.render import print_pairs, print_table
+
+    bundle = read_bundle(folder)
+    manifest = bundle.manifest
+    architecture = manifest.architecture
+    print_pairs(
+        f"Bundle {folder} (every file matches its SHA-256)",
+        {
+            "task": f"{manifest.task}: {_some(manifest.labels)}",
+            "model": f"{architecture.get('model_type')}, {architecture.get('layers')} layers of "
+            f"{architecture.get('hidden_size')}, {manifest.parameters:,} parameters",
+            "texts": f"up to {manifest.max_length} tokens, padded on the {manifest.padding_side}",
+            "graph": f"{', '.join(manifest.inputs)} -> {', '.join(manifest.outputs)}",
+            "made from": _source(manifest.source),
+            "made on": f"{manifest.made.get('created')}, {manifest.made.get('cpu')}",
+            "by": manifest.made.get("command"),
+        },
+    )
+    rows = []
+    for precision, record in manifest.models.items():
+        parity = record.parity
+        rows.append(
+            [
+                precision,
+                f"{bundle.record_of(precision).size_bytes / _MB:.1f}",
+                f"{record.fusion.get('attention_found', '?')} of {record.fusion.get('attention_expected', '?')}",
+                f"{parity.get('max_abs_difference', float('nan')):.2g}",
+                f"{parity.get('label_agreement', float('nan')):.1%}",
+                "yes" if record.batch_invariant else "no",
+                bundle.record_of(precision).sha256[:12],
+            ]
+        )
+    head = ["precision", "MB", "fused", "max |diff|", "same label", "batch-invariant", "sha256"]
+    print_table("\nFiles, checked against torch on random token ids", head, rows)
+
+
+def _print_checkpoint(folder: Path, *, as_json: bool) -> None:
+    from potstill.cli.render import print_json, print_pairs
+
+    config = _read_json(folder / "config.json")
+    weights = [file for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern)]
+    report = _read_json(folder / "distill.json") if (folder / "distill.json").is_file() else {}
+    content = {
+        "architecture": ", ".join(config.get("architectures") or [str(config.get("model_type"))]),
+        "layers": config.get("num_hidden_layers", config.get("n_layers")),
+        "hidden size": config.get("hidden_size", config.get("dim")),
+        "labels": _some([str(label) for label in (config.get("id2label") or {}).values()]),
+        "weights": f"{sum(file.stat().st_size for file in weights) / _MB:.1f} MB",
+        "distilled from": report.get("teacher", {}).get("name"),
+        "scores": report.get("student", {}).get("scores"),
+        "steps": report.get("steps"),
+    }
+    if as_json:
+        print_json(content | {"distill": report or None})
+    else:
+        print_pairs(f"Checkpoint {folder}", content)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{file} is not JSON: {error}") from error
+    return content
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f", ... ({len(names)} labels)" if len(names) > 8 else "")
+
+
+def _source(source: dict[str, Any]) -> str:
+    digest = source.get("sha256")
+    return f"{source.get('name')}" + (f" (sha256 {digest[:12]})" if digest else "")

@@ -1,0 +1,160 @@
+"""The whole chain from one recipe: teacher, student, both exported, benched, claims decided.
+
+    out/
+      run.json              the resolved recipe and what made it
+      checkpoints/teacher   only if the recipe trains one
+      checkpoints/student
+      teacher/  student/    the bundles
+      report/               report.json, report.md, report.html
+
+Every folder appears whole or not at all, so a stage is done when its folder is there. A run that was cut off goes on
+with `resume`; training goes on from its newest checkpoint.
+"""
+
+import json
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from potstill import machine
+from potstill.data import Examples, load_examples
+from potstill.errors import OutputError
+from potstill.progress import Progress, silent
+from potstill.publish import check_free, write_text
+from potstill.recipe import Recipe, build_recipe
+from potstill.task import get_task
+
+RUN_FILE = "run.json"
+# What may differ between a run and the one that resumes it.
+_NOT_THE_RECIPE = {"output_dir", "resume"}
+
+
+def run(
+    recipe: Recipe, out_dir: Path, *, resume: bool = False, overwrite: bool = False, progress: Progress = silent
+) -> dict[str, Any]:
+    """Run every stage of a recipe that `out_dir` does not hold yet, and return the report.
+
+    Raises:
+        OutputError: if `out_dir` has content and neither `resume` nor `overwrite` is given, or if it holds a run of
+            another recipe.
+        PotstillError: whatever a stage raises; what was finished before stays.
+    """
+    _prepare(recipe, out_dir, resume=resume, overwrite=overwrite)
+    teacher = _teacher(recipe, out_dir, progress=progress)
+    student_dir = _student(_with_teacher(recipe, teacher), out_dir, progress=progress)
+    _export(recipe, {"teacher": teacher, "student": str(student_dir)}, out_dir, progress=progress)
+    return _bench(recipe, out_dir, progress=progress)
+
+
+def load_eval_examples(recipe: Recipe, *, label_names: list[str]) -> Examples:
+    """Load the texts on which a recipe's models are judged."""
+    data = recipe.data
+    return load_examples(
+        data.name,
+        split=data.eval_split,
+        task=get_task(recipe.task),
+        text_columns=data.text_columns,
+        label_column=data.label_column,
+        label_names=label_names,
+        limit=data.max_eval_examples,
+    )
+
+
+def _prepare(recipe: Recipe, out_dir: Path, *, resume: bool, overwrite: bool) -> None:
+    run_file = out_dir / RUN_FILE
+    if resume and run_file.is_file():
+        _check_same_recipe(recipe, run_file)
+        return
+    try:
+        check_free(out_dir, overwrite=overwrite)
+    except OutputError as error:
+        if run_file.is_file():
+            raise OutputError(
+                f"{out_dir} holds a run already; pass --resume to go on with it, --overwrite to start anew, or name "
+                "another folder"
+            ) from error
+        raise
+    if out_dir.is_dir():
+        shutil.rmtree(out_dir)
+    out_dir.mkdir(parents=True)
+    content = {
+        "recipe": recipe.model_dump(mode="json"),
+        "command": shlex.join(["potstill", *sys.argv[1:]]),
+        "environment": machine.describe(),
+    }
+    write_text(run_file, json.dumps(content, indent=2) + "\n")
+
+
+def _check_same_recipe(recipe: Recipe, run_file: Path) -> None:
+    before = build_recipe(json.loads(run_file.read_text(encoding="utf-8"))["recipe"], origin=str(run_file))
+    ours, theirs = (made.model_dump(mode="json", exclude=_NOT_THE_RECIPE) for made in (recipe, before))
+    differing = [key for key in ours if ours[key] != theirs[key]]
+    if differing:
+        raise OutputError(
+            f"{run_file.parent} holds a run of another recipe (it differs in {', '.join(differing)}); pass the same "
+            "settings to resume it, or --overwrite to start anew"
+        )
+
+
+def _teacher(recipe: Recipe, out_dir: Path, *, progress: Progress) -> str:
+    """Return where the teacher is, trained first if the recipe says so."""
+    if recipe.teacher.model is not None:
+        return recipe.teacher.model
+    folder = out_dir / "checkpoints" / "teacher"
+    if not folder.is_dir():
+        from potstill.distill import train_teacher
+
+        train_teacher(recipe, folder, resume=True, progress=progress)
+    return str(folder)
+
+
+def _with_teacher(recipe: Recipe, teacher: str) -> Recipe:
+    return recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"model": teacher, "scratch": None})})
+
+
+def _student(recipe: Recipe, out_dir: Path, *, progress: Progress) -> Path:
+    folder = out_dir / "checkpoints" / "student"
+    if not folder.is_dir():
+        from potstill.distill import distill
+
+        distill(recipe, folder, resume=True, progress=progress)
+    return folder
+
+
+def _export(recipe: Recipe, checkpoints: dict[str, str], out_dir: Path, *, progress: Progress) -> None:
+    for role, checkpoint in checkpoints.items():
+        if (out_dir / role).is_dir():
+            continue
+        from potstill.export import export_bundle
+
+        export_bundle(
+            checkpoint,
+            out_dir / role,
+            task=recipe.task,
+            tokenizer=recipe.tokenizer if role == "teacher" else None,
+            max_length=recipe.max_length,
+            config=recipe.export,
+            progress=progress,
+        )
+
+
+def _bench(recipe: Recipe, out_dir: Path, *, progress: Progress) -> dict[str, Any]:
+    from potstill.bench import bench, read_report
+    from potstill.bundle import read_bundle
+
+    report_dir = out_dir / "report"
+    if report_dir.is_dir():
+        return read_report(report_dir)
+    bundles = {role: out_dir / role for role in ("teacher", "student")}
+    examples = load_eval_examples(recipe, label_names=read_bundle(bundles["teacher"]).manifest.labels)
+    return bench(
+        bundles,
+        examples=examples,
+        config=recipe.bench,
+        out_dir=report_dir,
+        seed=recipe.seed,
+        command=shlex.join(["potstill", *sys.argv[1:]]),
+        progress=progress,
+    )
