@@ -85,10 +85,13 @@ def render_report(report: Mapping[str, Any], console: "Console") -> None:
     from potstill.bench.report import tables
 
     width = min(_WIDTH, console.width)
+    verdicts = Table.grid(padding=(0, 2, 0, 0))
     for claim in report["claims"]:
-        line = Text(f"{claim['verdict']:<13}", style=_VERDICT_STYLES[claim["verdict"]])
-        line.append(f"{claim['claim']}: ", style="bold").append(claim["summary"], style="not bold default")
-        console.print(line, width=width, highlight=False)
+        line = Text(f"{claim['claim']}: ", style="bold")
+        # rich breaks lines at a no-break space too, so "95 %" would be torn.
+        line.append(claim["summary"].replace("\u00a0", ""), style="not bold")
+        verdicts.add_row(Text(claim["verdict"], style=_VERDICT_STYLES[claim["verdict"]]), line)
+    console.print(verdicts, width=width, highlight=False)
     for title, (head, rows) in tables(report).items():
         if not rows:
             continue

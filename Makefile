@@ -1,0 +1,61 @@
+# Every target works from any state; `make` alone lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+WORKS := $(shell $(BIN)/python -c 'import potstill, torch, onnxruntime' >/dev/null 2>&1 && echo yes)
+
+.DEFAULT_GOAL := help
+.PHONY: help install check demo test slow wheel edge ci clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+install: $(STAMP) ## create .venv with potstill, all extras and the tools for working on it
+
+ifneq ($(WORKS),yes)
+.PHONY: $(STAMP)
+endif
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo 'potstill needs Python 3.11 or newer: make install PYTHON=python3.12' >&2; exit 3; }
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[all]' --group dev
+	touch $(STAMP)
+
+check: install ## lint, format, types, import contracts, spelling
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+demo: install ## the whole chain on the text that ships with Python, into out/quickstart
+	$(BIN)/potstill run quickstart --out out/quickstart --overwrite
+
+test: install ## the tests
+	$(BIN)/python -m pytest
+
+slow: install ## the tests on real models and data, named by POTSTILL_TEACHER and POTSTILL_DATA
+	$(BIN)/python -m pytest -m slow
+
+wheel: install ## build the wheel, look into it, and use it in an empty environment with only the cli extra
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(PYTHON) -m venv --clear .venv/wheel
+	.venv/wheel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(ls dist/*.whl)[cli]"
+	cd dist && ../.venv/wheel/bin/potstill --help >/dev/null && ../.venv/wheel/bin/potstill recipes
+
+edge: install ## serve a bundle from an environment that has only the serve extra
+	$(BIN)/python tests/tiny.py dist/edge-bundle
+	$(PYTHON) -m venv --clear .venv/edge
+	.venv/edge/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[serve]'
+	cd dist && ../.venv/edge/bin/python ../tests/edge_smoke.py edge-bundle fp32
+	cd dist && ../.venv/edge/bin/python ../tests/edge_smoke.py edge-bundle int8
+
+ci: check test wheel edge ## what CI runs
+
+clean: ## remove the environment, the demo's output, builds and caches
+	rm -rf .venv out/quickstart dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,44 @@
+"""What every test may use: no network, and one tiny teacher with its data and its bundle."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Set before any library is imported: they read it once.
+os.environ.update(
+    {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TQDM_DISABLE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "MPLBACKEND": "agg",
+    }
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """A folder with train.jsonl and validation.jsonl."""
+    from tests import tiny
+
+    return tiny.write_data(tmp_path_factory.mktemp("tiny") / "data")
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory) -> Path:
+    """A trained checkpoint of 4 layers x 32 units."""
+    from tests import tiny
+
+    return tiny.make_teacher(tmp_path_factory.mktemp("tiny") / "teacher")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory, tiny_teacher) -> Path:
+    """The tiny teacher's bundle with fp32 and int8."""
+    from potstill.export import export_bundle
+
+    folder = tmp_path_factory.mktemp("tiny") / "teacher-onnx"
+    export_bundle(str(tiny_teacher), folder)
+    return folder

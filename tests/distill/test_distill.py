@@ -1,0 +1,234 @@
+"""Distilling for real, on a task that a tiny model learns in seconds."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from potstill.checkpoint import load_checkpoint
+from potstill.distill import distill, evaluate_model, init_student, train_teacher
+from potstill.distill import trainer as training
+from potstill.errors import CheckpointError, DataError, OutputError, TrainingError
+from potstill.recipe import build_recipe
+from potstill.task import TEXT_CLASSIFICATION
+
+
+@pytest.fixture
+def recipe(tiny_teacher, tiny_data):
+    """Build a recipe for the tiny teacher, with settings laid over it."""
+
+    def build(**settings):
+        values = {"teacher": {"model": str(tiny_teacher)}, "data": {"name": str(tiny_data)}, "max_length": 32}
+        base = {"distill.learning_rate": 1e-3, "distill.epochs": 2, "distill.log_every": 1, "student.layers": 2}
+        return build_recipe(values, overrides=list((base | settings).items()))
+
+    return build
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_student_learns_and_its_report_tells_how(recipe, tmp_path):
+    report = distill(recipe(), tmp_path / "student")
+    assert report["teacher"]["scores"]["accuracy"] >= 0.95
+    assert report["student"]["scores"]["accuracy"] >= 0.95
+    assert report["student"]["layers_kept"] == [0, 2]
+    assert report["steps"] == 12
+    assert json.loads((tmp_path / "student" / "distill.json").read_text()) == report
+    logged = [entry for entry in report["history"] if "loss" in entry]
+    for entry in logged:
+        total = entry["loss_ce"] + 0.45 * entry["loss_kl"] + 0.1 * entry["loss_cos"]
+        assert entry["loss"] == pytest.approx(total, rel=1e-3, abs=1e-4)
+    reloaded = load_checkpoint(str(tmp_path / "student"), TEXT_CLASSIFICATION)
+    assert reloaded.model.config.num_hidden_layers == 2
+
+
+def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(recipe, tmp_path):
+    for name, seed in (("one", 1), ("two", 1), ("three", 2)):
+        distill(recipe(seed=seed, **{"distill.max_steps": 4}), tmp_path / name)
+    one, two, three = (weights(tmp_path / name) for name in ("one", "two", "three"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert not all(torch.equal(one[key], three[key]) for key in one)
+
+
+def test_resuming_gives_the_weights_of_the_straight_run(recipe, tmp_path, monkeypatch):
+    settings = recipe(**{"distill.checkpoint_every": 3, "distill.keep_best_k": 9})
+    distill(settings, tmp_path / "straight")
+
+    class PullThePlug(Exception):
+        pass
+
+    def pull(self, args, state, control, **kwargs):
+        if state.global_step == 8:
+            raise PullThePlug
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._ProgressReporter, "on_step_end", pull)
+        with pytest.raises(PullThePlug):
+            distill(settings, tmp_path / "cut")
+    assert not (tmp_path / "cut").exists()
+    report = distill(settings, tmp_path / "cut", resume=True)
+    assert report["resumed_from"] == 6
+    straight, cut = weights(tmp_path / "straight"), weights(tmp_path / "cut")
+    assert all(torch.equal(straight[key], cut[key]) for key in straight)
+
+
+def test_without_resume_old_checkpoints_are_not_gone_on_from(recipe, tmp_path):
+    settings = recipe(**{"distill.max_steps": 4, "distill.checkpoint_every": 2})
+    distill(settings, tmp_path / "student")
+    report = distill(settings, tmp_path / "student", overwrite=True)
+    assert report["resumed_from"] == 0
+
+
+def test_a_half_written_checkpoint_is_thrown_away(tmp_path):
+    for step, complete in ((2, True), (10, True), (12, False)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if complete:
+            (folder / "COMPLETE").touch()
+    assert training.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert not (tmp_path / "checkpoint-12").exists()
+
+
+def test_the_best_checkpoint_becomes_the_student_and_k_are_kept(recipe, tmp_path, monkeypatch):
+    scores = iter([0.9, 0.7, 0.8, 0.6])
+    monkeypatch.setattr(
+        training,
+        "_score",
+        lambda prediction: dict.fromkeys(("macro_f1", "matthews_correlation"), 0.0) | {"accuracy": next(scores)},
+    )
+    settings = recipe(**{"distill.eval_every": 3, "distill.keep_best_k": 2})
+    report = distill(settings, tmp_path / "student")
+    assert report["best_step"] == 3
+    kept = sorted(path.name for path in (tmp_path / "student.training").glob("checkpoint-*"))
+    assert kept == ["checkpoint-12", "checkpoint-3", "checkpoint-9"]
+    best = weights(tmp_path / "student.training" / "checkpoint-3")
+    assert all(torch.equal(value, best[key]) for key, value in weights(tmp_path / "student").items())
+
+
+def test_the_teacher_neither_learns_nor_drops_out_and_sees_its_token_types(recipe, tmp_path, monkeypatch):
+    seen = []
+    original = training.DistillationTrainer._teacher_parts
+
+    def spy(self, inputs, outputs, *, need_hidden):
+        teacher = self._teacher
+        original_forward = teacher.forward
+
+        def forward(**kwargs):
+            seen.append(
+                (teacher.training, torch.is_grad_enabled(), "token_type_ids" in kwargs, kwargs["input_ids"].shape)
+            )
+            return original_forward(**kwargs)
+
+        monkeypatch.setattr(teacher, "forward", forward)
+        parts = original(self, inputs, outputs, need_hidden=need_hidden)
+        assert not any(parameter.requires_grad for parameter in teacher.parameters())
+        monkeypatch.setattr(teacher, "forward", original_forward)
+        return parts
+
+    monkeypatch.setattr(training.DistillationTrainer, "_teacher_parts", spy)
+    distill(recipe(**{"student.family": "distilbert", "distill.max_steps": 2}), tmp_path / "student")
+    assert [entry[:3] for entry in seen] == [(False, False, True)] * 2
+    assert len({entry[3][0] for entry in seen}) == 1
+
+
+def test_a_loss_that_is_no_number_stops_and_publishes_nothing(recipe, tmp_path):
+    settings = recipe(**{"distill.learning_rate": 1e30, "distill.max_grad_norm": 1e30, "distill.checkpoint_every": 1})
+    with pytest.raises(TrainingError, match="learning_rate"):
+        distill(settings, tmp_path / "student")
+    assert not (tmp_path / "student").exists()
+
+
+def test_gradient_accumulation_gives_the_same_step_as_the_large_batch(recipe, tmp_path):
+    """Without dropout and with equal lengths the mean over micro-batches is the mean over the batch."""
+    for name, batch, accumulation in (("large", 32, 1), ("small", 8, 4)):
+        settings = {
+            "distill.batch_size": batch,
+            "distill.gradient_accumulation": accumulation,
+            "distill.max_steps": 1,
+            "distill.alpha_cos": 0.0,
+            "distill.warmup_ratio": 0.0,
+            "distill.optimizer": "sgd",
+            "distill.learning_rate": 1e-1,
+            "student.layers": None,
+            "student.model": str(_without_dropout(recipe, tmp_path / f"init-{name}")),
+        }
+        distill(recipe(**settings), tmp_path / name)
+    large, small = weights(tmp_path / "large"), weights(tmp_path / "small")
+    start = weights(tmp_path / "init-large")
+    moved = max((large[key] - start[key]).abs().max().item() for key in large)
+    apart = max((large[key] - small[key]).abs().max().item() for key in large)
+    assert moved > 1e-4
+    assert apart < 0.01 * moved
+
+
+def _without_dropout(recipe, folder):
+    init_student(recipe(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_evaluating_does_not_depend_on_batch_mates(recipe, tiny_data, tiny_teacher):
+    from potstill.data import load_examples
+
+    teacher = load_checkpoint(str(tiny_teacher), TEXT_CLASSIFICATION)
+    examples = load_examples(str(tiny_data), split="validation", task=TEXT_CLASSIFICATION)
+    scores = evaluate_model(teacher.model, teacher.tokenizer, examples, max_length=32)
+    hits = 0
+    for text, label in zip(examples.texts, examples.labels, strict=True):
+        with torch.inference_mode():
+            logits = teacher.model(**teacher.tokenizer(text, return_tensors="pt")).logits
+        hits += int(logits.argmax()) == label
+    assert scores["accuracy"] == hits / len(examples)
+
+
+def test_a_teacher_from_scratch_gets_its_own_tokenizer(tiny_data, tmp_path):
+    recipe = build_recipe(
+        {
+            "teacher": {"scratch": {"num_layers": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "vocab_size": 300, "epochs": 6, "learning_rate": 5e-3}},
+            "data": {"name": str(tiny_data)},
+            "max_length": 32,
+        }
+    )  # fmt: skip
+    report = train_teacher(recipe, tmp_path / "teacher")
+    assert report["teacher"]["scores"]["accuracy"] >= 0.9
+    teacher = load_checkpoint(str(tmp_path / "teacher"), TEXT_CLASSIFICATION)
+    assert teacher.tokenizer("wave peak")["input_ids"][0] == teacher.tokenizer.cls_token_id
+    assert len(teacher.tokenizer) == teacher.model.config.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "said"),
+    [
+        ({"teacher.model": "./nowhere"}, CheckpointError, "no checkpoint folder"),
+        ({"data.name": "./nowhere"}, DataError, "no file or folder"),
+        ({"data.label_column": "labl"}, DataError, "'labl'"),
+        ({"student.layers": 5}, CheckpointError, "1 to 4"),
+        ({"student.layers": [0, 4]}, CheckpointError, "layers 0 to 3"),
+        ({"max_length": 65}, CheckpointError, "64 positions"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(recipe, tmp_path, settings, error, said):
+    with pytest.raises(error, match=said):
+        distill(recipe(**settings), tmp_path / "student")
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_full_folder_is_refused_before_anything_is_loaded(recipe, tmp_path):
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match="--overwrite"):
+        distill(recipe(), tmp_path / "student")
+
+
+def test_a_teacher_without_a_trained_head_is_refused(tiny_teacher, tmp_path, recipe):
+    from transformers import AutoModel, AutoTokenizer
+
+    AutoModel.from_pretrained(tiny_teacher).save_pretrained(tmp_path / "bare")
+    AutoTokenizer.from_pretrained(tiny_teacher).save_pretrained(tmp_path / "bare")
+    with pytest.raises(CheckpointError, match="not fine-tuned"):
+        distill(recipe(**{"teacher.model": str(tmp_path / "bare")}), tmp_path / "student")
