@@ -57,7 +57,7 @@ class ModelRecord(_Record):
 class Manifest(_Record):
     """What `potstill.json` says."""
 
-    schema_version: int = Field(default=SCHEMA_VERSION, ge=1)
+    schema_version: int = Field(default=SCHEMA_VERSION, ge=1, strict=True)
     task: str
     labels: list[str] = Field(min_length=1)
     max_length: int = Field(ge=1)
@@ -191,6 +191,10 @@ def _check_names(bundle: Bundle) -> None:
             raise TamperedError(f"{bundle.folder / MANIFEST_NAME} names {record.file} as {precision} without a hash")
     if "tokenizer.json" not in bundle.manifest.files:
         raise TamperedError(f"{bundle.folder / MANIFEST_NAME} has no hash of tokenizer.json")
+    # The server reads this one where it finds it, so it must not come in beside the manifest.
+    planted = bundle.folder / "tokenizer_config.json"
+    if planted.name not in bundle.manifest.files and planted.is_file():
+        raise TamperedError(f"{planted} is not named by {MANIFEST_NAME}; export the bundle again")
 
 
 def _first_line(error: Exception) -> str:

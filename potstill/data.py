@@ -4,9 +4,12 @@ Local files need nothing but the standard library (parquet needs pyarrow), so th
 score quality too; only a hub id needs `datasets`.
 """
 
+import codecs
 import csv
 import hashlib
+import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,7 @@ Text: TypeAlias = str | tuple[str, str]
 Row: TypeAlias = dict[str, Any]
 
 PYTHON_DOCS = "python-docs"
+_INTEGER = re.compile(r"\s*-?\d+\s*")
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
@@ -71,13 +75,13 @@ def load_examples(
         DataError: if data set, split or column is missing, a row is broken, or nothing is left.
         MissingExtraError: if a hub id or parquet file needs a library that is not installed.
     """
-    rows, own_names = _read_rows(name, split)
+    rows, own_names = _read_rows(name, split, label_column)
     rows = rows[:limit]
     if not rows:
         raise DataError(f"{name} has no rows in its split {split!r}")
     columns = _pick_columns(rows[0], task=task, asked=text_columns, origin=f"{name} ({split})")
     texts = [_text(row, columns, number) for number, row in enumerate(rows, 1)]
-    raw = [_cell(row, label_column, number) for number, row in enumerate(rows, 1)]
+    raw = [_cell(row, label_column, number, setting="label_column") for number, row in enumerate(rows, 1)]
     names = _label_names(raw, label_names or own_names)
     labels = _label_ids(raw, names, label_column)
     return Examples(
@@ -85,7 +89,7 @@ def load_examples(
     )
 
 
-def _read_rows(name: str, split: str) -> tuple[list[Row], Sequence[str] | None]:
+def _read_rows(name: str, split: str, label_column: str) -> tuple[list[Row], Sequence[str] | None]:
     """Return the rows of a split, and the label names if the data set itself has them."""
     path = Path(name).expanduser()
     if name == PYTHON_DOCS:
@@ -98,7 +102,7 @@ def _read_rows(name: str, split: str) -> tuple[list[Row], Sequence[str] | None]:
         raise DataError(
             f"there is no file or folder {name}; name a data folder, a file, or a hub id such as nyu-mll/glue:sst2"
         )
-    return _read_hub(name, split)
+    return _read_hub(name, split, label_column)
 
 
 def _split_file(folder: Path, split: str) -> Path:
@@ -111,10 +115,7 @@ def _split_file(folder: Path, split: str) -> Path:
 
 
 def _read_file(file: Path) -> list[Row]:
-    try:
-        rows = list(_rows_of(file))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 at byte {error.start}; convert it first") from error
+    rows = list(_rows_of(file))
     if not rows:
         raise DataError(f"{file} is empty; it needs at least one row")
     return rows
@@ -129,31 +130,46 @@ def _rows_of(file: Path) -> Iterable[Row]:
         case ".csv" | ".tsv":
             return _separated(file, "\t" if file.suffix == ".tsv" else ",")
         case ".parquet":
-            rows: list[Row] = require("pyarrow.parquet", extra="distill").read_table(file).to_pylist()
-            return rows
+            return _parquet(file)
     raise DataError(f"{file} is not a data file; its name must end in {', '.join(_SUFFIXES)}")
 
 
+def _decoded(file: Path) -> str:
+    """Return a file's text, without the byte-order mark that spreadsheets write."""
+    content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{file} line {line} is not UTF-8; convert the file first") from error
+
+
+def _parquet(file: Path) -> list[Row]:
+    parquet = require("pyarrow.parquet", extra="distill")
+    try:
+        rows: list[Row] = parquet.read_table(file).to_pylist()
+    except ValueError as error:  # pyarrow's own errors are ValueErrors
+        raise DataError(f"{file} is not a parquet file: {_short(error)}") from error
+    return rows
+
+
 def _json_lines(file: Path) -> Iterator[Row]:
-    with file.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{file} line {number} is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{file} line {number} is not an object with columns")
-            yield row
+    for number, line in enumerate(io.StringIO(_decoded(file), newline=None), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{file} line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{file} line {number} is not an object with columns")
+        yield row
 
 
 def _json_array(file: Path) -> list[Row]:
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise
-    except ValueError as error:
+        rows = json.loads(_decoded(file))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is not JSON: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{file} is not a JSON array of objects with columns; one object per line goes into .jsonl")
@@ -163,15 +179,18 @@ def _json_array(file: Path) -> list[Row]:
 def _separated(file: Path, delimiter: str) -> Iterator[Row]:
     # GLUE's own .tsv files quote nothing, so a lone quotation mark in them is text.
     is_tsv = delimiter == "\t"
-    with file.open(encoding="utf-8", newline="") as stream:
-        reader = csv.DictReader(stream, delimiter=delimiter, quoting=csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL)
+    stream = io.StringIO(_decoded(file), newline="")
+    reader = csv.DictReader(stream, delimiter=delimiter, quoting=csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL)
+    try:
         for row in reader:
             if None in row or None in row.values():
                 raise DataError(f"{file} line {reader.line_num}: another number of columns than the head has")
             yield dict(row)
+    except csv.Error as error:
+        raise DataError(f"{file} line {reader.line_num}: {error}") from error
 
 
-def _read_hub(name: str, split: str) -> tuple[list[Row], Sequence[str] | None]:
+def _read_hub(name: str, split: str, label_column: str) -> tuple[list[Row], Sequence[str] | None]:
     datasets = require("datasets", extra="distill")
     repository, _, configuration = name.partition(":")
     try:
@@ -181,7 +200,7 @@ def _read_hub(name: str, split: str) -> tuple[list[Row], Sequence[str] | None]:
             f"cannot load {name!r} ({split}) from the hub: {_short(error)}; check the name and the network, "
             "or pass a folder with train and validation files"
         ) from error
-    feature = loaded.features.get("label")
+    feature = loaded.features.get(label_column)
     names = getattr(feature, "names", None)
     return list(loaded), names
 
@@ -189,6 +208,8 @@ def _read_hub(name: str, split: str) -> tuple[list[Row], Sequence[str] | None]:
 def _pick_columns(row: Row, *, task: Task, asked: Sequence[str] | None, origin: str) -> Sequence[str]:
     have = ", ".join(row)
     if asked:
+        if len(asked) > 2:
+            raise DataError(f"data.text_columns names {', '.join(asked)}; a text has one column, a pair two")
         missing = [column for column in asked if column not in row]
         if missing:
             raise DataError(f"{origin} has no column {missing[0]!r}; it has {have}; set data.text_columns")
@@ -199,14 +220,14 @@ def _pick_columns(row: Row, *, task: Task, asked: Sequence[str] | None, origin: 
     raise DataError(f"{origin} has no text column that potstill knows; it has {have}; set data.text_columns")
 
 
-def _cell(row: Row, column: str, number: int) -> Any:
+def _cell(row: Row, column: str, number: int, *, setting: str) -> Any:
     if column not in row:
-        raise DataError(f"row {number} has no column {column!r}; it has {', '.join(row)}; set data.label_column")
+        raise DataError(f"row {number} has no column {column!r}; it has {', '.join(row)}; set data.{setting}")
     return row[column]
 
 
 def _text(row: Row, columns: Sequence[str], number: int) -> Text:
-    parts = [_cell(row, column, number) for column in columns]
+    parts = [_cell(row, column, number, setting="text_columns") for column in columns]
     for column, part in zip(columns, parts, strict=True):
         if not isinstance(part, str):
             raise DataError(f"row {number}: column {column!r} holds {part!r}, not a text")
@@ -216,7 +237,7 @@ def _text(row: Row, columns: Sequence[str], number: int) -> Text:
 def _label_names(raw: Sequence[Any], known: Sequence[str] | None) -> tuple[str, ...]:
     if known:
         return tuple(known)
-    if all(isinstance(value, str) and not value.lstrip("-").isdigit() for value in raw):
+    if all(isinstance(value, str) and not _is_integer(value) for value in raw):
         return tuple(sorted(set(raw)))
     numbers = [int(value) for value in raw if _is_integer(value)]
     return tuple(str(number) for number in range(max(numbers, default=0) + 1))
@@ -241,7 +262,7 @@ def _label_ids(raw: Sequence[Any], names: Sequence[str], column: str) -> NDArray
 def _is_integer(value: Any) -> bool:
     if isinstance(value, bool):
         return False
-    return isinstance(value, int) or (isinstance(value, str) and value.strip().lstrip("-").isdigit())
+    return isinstance(value, int) or (isinstance(value, str) and _INTEGER.fullmatch(value) is not None)
 
 
 def _digest(texts: Sequence[Text], labels: NDArray[np.int64]) -> str:

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from potstill.errors import OutputError
@@ -32,9 +33,10 @@ def new_folder(out_dir: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: if `out_dir` has content and `overwrite` is false.
     """
+    out_dir = out_dir.resolve()  # a link to a folder stays a link
+    _remove_leftovers(out_dir)
     check_free(out_dir, overwrite=overwrite)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(out_dir)
     building = out_dir.parent / f".{out_dir.name}.tmp-{os.getpid()}"
     building.mkdir()
     try:
@@ -80,7 +82,7 @@ def _flush(folder: Path) -> None:
 
 def _remove_leftovers(out_dir: Path) -> None:
     """Clear what runs that died have left, and bring back a folder that died between its two renames."""
-    for left in sorted(out_dir.parent.glob(f".{out_dir.name}.*-*")):
+    for left in sorted(out_dir.parent.glob(f".{escape(out_dir.name)}.*-*")):
         kind, _, pid = left.name.removeprefix(f".{out_dir.name}.").partition("-")
         if kind not in {"tmp", "old"} or not pid.isdigit() or _is_alive(int(pid)):
             continue
@@ -95,7 +97,7 @@ def _is_alive(pid: int) -> bool:
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

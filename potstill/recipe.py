@@ -27,7 +27,7 @@ from potstill.errors import RecipeError
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ScratchConfig(_Section):
@@ -258,7 +258,10 @@ def recipe_text(name: str) -> str:
         return resources.files("potstill").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8")
     file = Path(name)
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"{name} is not UTF-8 at byte {error.start}, so it is no recipe") from error
     near = _nearest(name, recipe_names())
     raise RecipeError(
         f"there is no recipe {name!r}{near}; shipped are {', '.join(recipe_names())}, or name a YAML file"

@@ -12,32 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-NEUTRAL = [
-    "we",
-    "saw",
-    "many",
-    "old",
-    "things",
-    "and",
-    "a",
-    "few",
-    "new",
-    "ones",
-    "there",
-    "that",
-    "day",
-    "in",
-    "the",
-    "early",
-    "light",
-    "of",
-    "the",
-    "long",
-    "year",
-]
+NEUTRAL = ("we", "saw", "many", "old", "things", "and", "a", "few", "new", "ones", "there", "that", "day", "in", "the")
 TELLING = {
-    "sea": ["wave", "tide", "sail", "shore", "gull", "salt"],
-    "mountain": ["peak", "ridge", "snow", "climb", "rock", "trail"],
+    "sea": ("wave", "tide", "sail", "shore", "gull", "salt"),
+    "mountain": ("peak", "ridge", "snow", "climb", "rock", "trail"),
 }
 LABELS = ("mountain", "sea")
 
@@ -89,10 +67,10 @@ def make_teacher(folder, *, steps=80):
     )
     batch = tokenizer([text for text, _ in rows], padding=True, return_tensors="pt")
     labels = torch.tensor([label for _, label in rows])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     model.train()
     for step in range(steps):
-        chosen = torch.arange(64) * 4 + step % 4
+        chosen = torch.arange(64) + 64 * (step % 4)
         loss = model(**{name: value[chosen] for name, value in batch.items()}, labels=labels[chosen]).loss
         optimizer.zero_grad()
         loss.backward()

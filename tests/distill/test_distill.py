@@ -53,15 +53,17 @@ def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(recipe, 
     assert not all(torch.equal(one[key], three[key]) for key in one)
 
 
-def test_resuming_gives_the_weights_of_the_straight_run(recipe, tmp_path, monkeypatch):
-    settings = recipe(**{"distill.checkpoint_every": 3, "distill.keep_best_k": 9})
+@pytest.mark.parametrize(("checkpoint_every", "resumed_from"), [(3, 6), (4, 8), (5, 5)])
+def test_resuming_gives_the_weights_of_the_straight_run(recipe, tmp_path, monkeypatch, checkpoint_every, resumed_from):
+    """An epoch has 6 steps, so this resumes at its bound and in its middle."""
+    settings = recipe(**{"distill.checkpoint_every": checkpoint_every, "distill.keep_best_k": 9})
     distill(settings, tmp_path / "straight")
 
     class PullThePlug(Exception):
         pass
 
     def pull(self, args, state, control, **kwargs):
-        if state.global_step == 8:
+        if state.global_step == 9:
             raise PullThePlug
 
     with monkeypatch.context() as patch:
@@ -70,7 +72,7 @@ def test_resuming_gives_the_weights_of_the_straight_run(recipe, tmp_path, monkey
             distill(settings, tmp_path / "cut")
     assert not (tmp_path / "cut").exists()
     report = distill(settings, tmp_path / "cut", resume=True)
-    assert report["resumed_from"] == 6
+    assert report["resumed_from"] == resumed_from
     straight, cut = weights(tmp_path / "straight"), weights(tmp_path / "cut")
     assert all(torch.equal(straight[key], cut[key]) for key in straight)
 
@@ -187,13 +189,9 @@ def test_evaluating_does_not_depend_on_batch_mates(recipe, tiny_data, tiny_teach
 
 
 def test_a_teacher_from_scratch_gets_its_own_tokenizer(tiny_data, tmp_path):
-    recipe = build_recipe(
-        {
-            "teacher": {"scratch": {"num_layers": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "vocab_size": 300, "epochs": 6, "learning_rate": 5e-3}},
-            "data": {"name": str(tiny_data)},
-            "max_length": 32,
-        }
-    )  # fmt: skip
+    shape = {"num_layers": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "vocab_size": 300}
+    scratch = shape | {"epochs": 12, "learning_rate": 5e-3}
+    recipe = build_recipe({"teacher": {"scratch": scratch}, "data": {"name": str(tiny_data)}, "max_length": 32})
     report = train_teacher(recipe, tmp_path / "teacher")
     assert report["teacher"]["scores"]["accuracy"] >= 0.9
     teacher = load_checkpoint(str(tmp_path / "teacher"), TEXT_CLASSIFICATION)
