@@ -1,0 +1,158 @@
+"""The commands as a user meets them: what they print, and one clear line with the right exit code when they can't."""
+
+import json
+import shutil
+import sys
+
+import pytest
+
+from potstill.cli import main
+
+
+@pytest.fixture
+def potstill(capsys, monkeypatch):
+    """Run the command line in this process; return exit code, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["potstill", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        output = capsys.readouterr()
+        return stopped.value.code or 0, output.out, output.err
+
+    return run
+
+
+def test_version_and_help(potstill):
+    assert potstill("--version")[:2] == (0, "potstill 0.1.0\n")
+    code, out, _ = potstill("--help")
+    assert code == 0
+    assert all(word in out for word in ("distill", "export", "bench", "serve", "Example:"))
+
+
+def test_recipes_are_listed_printed_and_copied(potstill, tmp_path):
+    code, out, _ = potstill("recipes")
+    assert code == 0
+    assert [line.split(":")[0] for line in out.splitlines()] == ["quickstart", "sst2"]
+    assert "textattack/bert-base-uncased-SST-2" in potstill("recipes", "sst2")[1]
+    assert potstill("recipes", "sst2", "--copy", tmp_path / "mine.yaml")[0] == 0
+    assert "nyu-mll/glue:sst2" in (tmp_path / "mine.yaml").read_text()
+    code, _, err = potstill("recipes", "sst2", "--copy", tmp_path / "mine.yaml")
+    assert (code, "--overwrite" in err) == (2, True)
+
+
+def test_claims_name_the_papers_numbers(potstill):
+    code, out, _ = potstill("claims")
+    assert code == 0
+    assert all(number in out for number in ("39.4", "1.63", "96.9", "96.2"))
+
+
+def test_doctor_tells_what_the_machine_has(potstill):
+    code, out, _ = potstill("doctor")
+    assert code == 0
+    assert all(word in out for word in ("cores", "GPU", "export", "ready"))
+    content = json.loads(potstill("doctor", "--json")[1])
+    assert content["cores"] >= 1
+    assert content["missing"]["serve"] == []
+
+
+def test_evaluate_gives_the_same_score_for_checkpoint_and_bundle(potstill, tiny_teacher, tiny_bundle, tiny_data):
+    checkpoint = json.loads(potstill("evaluate", tiny_teacher, "--data", tiny_data, "--json")[1])
+    bundle = json.loads(potstill("evaluate", tiny_bundle, "--data", tiny_data, "--json")[1])
+    assert checkpoint["torch"]["accuracy"] == bundle["fp32"]["scores"]["accuracy"]
+    assert set(bundle) == {"fp32", "int8"}
+    assert bundle["int8"]["num_examples"] == 80
+
+
+def test_evaluate_prints_a_table(potstill, tiny_bundle, tiny_data):
+    code, out, _ = potstill("evaluate", tiny_bundle, "--data", tiny_data, "--precision", "int8")
+    assert code == 0
+    assert "accuracy" in out
+    assert "int8" in out
+    assert "fp32" not in out
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_show_explains_a_bundle_and_a_checkpoint(potstill, tiny_bundle, tiny_teacher):
+    code, out, _ = potstill("show", tiny_bundle)
+    assert code == 0
+    assert all(word in out for word in ("mountain, sea", "bert, 4 layers of 32", "up to 64 tokens", "4 of 4", "int8"))
+    assert max(map(len, out.splitlines())) <= 100
+    assert "4 of 4" not in potstill("show", tiny_teacher)[1]
+    assert json.loads(potstill("show", tiny_bundle, "--json")[1])["task"] == "text-classification"
+
+
+def test_init_cuts_a_student(potstill, tiny_teacher, tmp_path):
+    code, out, _ = potstill("init", tiny_teacher, "--layers", "0,3", "--out", tmp_path / "student")
+    assert code == 0
+    assert "2 layers of 4" in out
+    assert json.loads((tmp_path / "student" / "config.json").read_text())["num_hidden_layers"] == 2
+
+
+def test_distill_and_export_from_the_command_line(potstill, tiny_teacher, tiny_data, tmp_path):
+    student, bundle = tmp_path / "student", tmp_path / "student-onnx"
+    code, out, err = potstill(
+        "distill", tiny_teacher, "--data", tiny_data, "--layers", "1", "--family", "distilbert", "--epochs", "2",
+        "--set", "distill.learning_rate=1e-3", "--set", "max_length=32", "--out", student,
+    )  # fmt: skip
+    assert (code, "kept [0]" in out) == (0, True)
+    assert "distil the student: done" in err
+    code, out, _ = potstill("export", student, "--out", bundle, "--max-length", "32")
+    assert (code, "distilbert, 1 layers of 32" in out) == (0, True)
+    assert json.loads((bundle / "potstill.json").read_text())["inputs"] == ["input_ids", "attention_mask"]
+
+
+BAD = [
+    (("distill", "./nowhere", "--data", "DATA", "--out", "OUT"), 2, "no checkpoint folder"),
+    (("distill", "TEACHER", "--data", "./nowhere", "--out", "OUT"), 2, "no file or folder"),
+    (("distill", "TEACHER", "--data", "EMPTY", "--out", "OUT"), 2, "empty"),
+    (("distill", "TEACHER", "--data", "DATA", "--set", "data.label_column=labl", "--out", "OUT"), 2, "'labl'"),
+    (("distill", "TEACHER", "--data", "DATA", "--layers", "0", "--out", "OUT"), 2, "at least 1 layer"),
+    (("distill", "TEACHER", "--data", "DATA", "--layers", "9", "--out", "OUT"), 2, "1 to 4"),
+    (("distill", "TEACHER", "--data", "DATA", "--layers", "two", "--out", "OUT"), 2, "neither a count"),
+    (("distill", "TEACHER", "--data", "DATA", "--out", "FULL"), 2, "--overwrite"),
+    (("distill", "TEACHER", "--data", "DATA"), 2, "--out"),
+    (("distill", "--data", "DATA", "--out", "OUT"), 2, "teacher: is missing"),
+    (("run", "sst2", "--out", "OUT", "--set", "distill.temprature=3"), 2, "did you mean 'temperature'"),
+    (("run", "sst3", "--out", "OUT"), 2, "did you mean 'sst2'"),
+    (("run", "quickstart", "--out", "FULL"), 2, "--overwrite"),
+    (("run", "sst2"), 2, "--out"),
+    (("export", "./nowhere", "--out", "OUT"), 2, "no checkpoint folder"),
+    (("export", "TEACHER", "--out", "FULL"), 2, "--overwrite"),
+    (("export", "TEACHER", "--precision", "int4", "--out", "OUT"), 2, "'int4'"),
+    (("evaluate", "BUNDLE", "--data", "DATA", "--precision", "fp16"), 2, "has no fp16 model"),
+    (("evaluate", "TAMPERED", "--data", "DATA"), 1, "SHA-256 differs"),
+    (("show", "TAMPERED"), 1, "SHA-256 differs"),
+    (("serve", "TAMPERED", "--port", "0"), 1, "SHA-256 differs"),
+    (("serve", "./nowhere", "--port", "0"), 2, "not a folder"),
+    (("bench", "BUNDLE", "TAMPERED", "--out", "OUT"), 1, "SHA-256 differs"),
+    (("bench", "BUNDLE", "BUNDLE", "--num-tokens", "128", "--out", "OUT"), 2, "64"),
+    (("show", "DATA"), 2, "neither a bundle"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "said"), BAD, ids=[" ".join(arguments) for arguments, _, _ in BAD])
+def test_bad_input_gets_one_clear_line(potstill, tiny_teacher, tiny_bundle, tiny_data, tmp_path, arguments, code, said):
+    tampered, full, empty = (tmp_path / name for name in ("tampered", "full", "empty"))
+    shutil.copytree(tiny_bundle, tampered)
+    with (tampered / "onnx" / "model.onnx").open("r+b") as stream:
+        stream.seek(2000)
+        stream.write(b"\x00\x01\x02\x03")
+    full.mkdir()
+    (full / "mine.txt").write_text("mine")
+    empty.mkdir()
+    (empty / "train.jsonl").touch()
+    places = {
+        "TEACHER": tiny_teacher, "BUNDLE": tiny_bundle, "DATA": tiny_data, "TAMPERED": tampered, "FULL": full,
+        "EMPTY": empty, "OUT": tmp_path / "out",
+    }  # fmt: skip
+    found, out, err = potstill(*(places.get(word, word) for word in arguments))
+    lines = [line for line in err.splitlines() if not line.endswith(("...", ": done"))]
+    assert found == code, err
+    assert said in err
+    assert lines[0].startswith("error: ")
+    assert len(lines) <= 2
+    assert "Traceback" not in err
+    assert out == ""
+    assert not (tmp_path / "out").exists()
+    assert [path.name for path in full.iterdir()] == ["mine.txt"]

@@ -1,0 +1,72 @@
+"""What the documents say is true: commands exist, numbers of the package agree, every command shows an example."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import potstill
+from potstill.cli.app import app
+from potstill.recipe import load_recipe, recipe_names, recipe_text
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = sorted(command.name for command in app.registered_commands)
+
+
+def test_there_are_the_agreed_commands():
+    agreed = {"run", "distill", "export", "bench", "serve", "evaluate", "show", "init", "recipes", "claims", "doctor"}
+    assert set(COMMANDS) == agreed
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command):
+    result = CliRunner().invoke(app, [command, "--help"], terminal_width=100)
+    assert result.exit_code == 0
+    assert f"Example: potstill {command}" in " ".join(result.stdout.split())
+
+
+def test_every_potstill_line_in_the_readme_names_real_commands_and_options():
+    lines = re.findall(r"^potstill .*(?:\\\n.*)*", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(lines) >= 5
+    for line in lines:
+        words = re.sub(r"\\\n|\s#.*", " ", line).split()
+        assert words[1] in COMMANDS or words[1].startswith("--"), line
+        shown = CliRunner().invoke(app, [words[1], "--help"], terminal_width=200).stdout
+        for option in (word.partition("=")[0] for word in words[2:] if word.startswith("--")):
+            assert re.search(rf"{option}\b", shown), f"{option} in: {line}"
+
+
+def test_every_make_target_in_the_readme_exists():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z]+)", (ROOT / "README.md").read_text())) <= targets
+
+
+def test_the_changelog_knows_the_version():
+    assert re.search(rf"^## {re.escape(potstill.__version__)}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+def test_recipes_load_and_their_headers_tell_how_to_run_them():
+    files = sorted((ROOT / "potstill" / "recipes").glob("**/*.yaml"))
+    assert [file.stem for file in files] == recipe_names() == ["quickstart", "sst2"]
+    for name in recipe_names():
+        load_recipe(name)
+        assert f"potstill run {name} --out" in recipe_text(name)
+
+
+def test_every_pinned_version_satisfies_what_the_package_asks_for():
+    from packaging.requirements import Requirement
+
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    for name, extra in project["project"]["optional-dependencies"].items():
+        wanted += extra if name not in {"serve-gpu", "trackers"} else []
+    by_name = {name.lower().replace("_", "-"): version for name, version in pins.items()}
+    for requirement in map(Requirement, wanted):
+        if requirement.name != "potstill":
+            version = by_name[requirement.name.lower().replace("_", "-")]
+            assert requirement.specifier.contains(version), requirement
+    assert by_name["torch"] == "2.13.0"

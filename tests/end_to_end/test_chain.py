@@ -1,0 +1,135 @@
+"""The whole chain in real processes: killed in every stage, gone on with, and true in what it reports."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+SETTINGS = (
+    "teacher.scratch.num_layers=2", "teacher.scratch.hidden_size=32", "teacher.scratch.num_heads=2",
+    "teacher.scratch.intermediate_size=32", "teacher.scratch.vocab_size=300", "teacher.scratch.epochs=12",
+    "teacher.scratch.learning_rate=5e-3", "student.layers=1", "max_length=32", "distill.learning_rate=5e-3",
+    "distill.checkpoint_every=5", "distill.epochs=30", "bench.batch_sizes=[1]", "bench.num_tokens=[16]",
+    "bench.rounds=20", "bench.block_s=0.1", "bench.min_samples=11",
+)  # fmt: skip
+
+
+class Run:
+    """A `potstill run` in a process group of its own."""
+
+    def __init__(self, data, out, *extra):
+        settings = [word for setting in (*SETTINGS, f"data.name={data}") for word in ("--set", setting)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "potstill", "run", "quickstart", "--out", str(out), *settings, *extra],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.said = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self):
+        self.said.extend(iter(self.process.stderr.readline, ""))
+
+    def wait_until(self, condition):
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert self.process.poll() is None, "".join(self.said)
+            assert time.monotonic() < deadline, "".join(self.said)
+            time.sleep(0.02)
+
+    def kill(self):
+        """Kill the run alone, as the kernel would; what it started has to notice by itself."""
+        self.process.kill()
+        self.process.wait()
+        self._reader.join(timeout=30)
+        assert not self._reader.is_alive(), "a process of the killed run still holds its stderr"
+        self.process.stdout.close()
+        self.process.stderr.close()
+
+    def finish(self):
+        out = self.process.stdout.read()
+        assert self.process.wait(timeout=240) == 0, "".join(self.said)
+        self._reader.join(timeout=30)
+        self.process.stdout.close()
+        self.process.stderr.close()
+        return out
+
+
+def visible(folder):
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.exists() else set()
+
+
+@pytest.mark.timeout(600)
+def test_a_run_killed_in_every_stage_goes_on_and_ends_well(tiny_data, tmp_path):
+    out = tmp_path / "out"
+    training = out / "checkpoints" / "student.training"
+
+    first = Run(tiny_data, out)
+    first.wait_until(lambda: any(training.glob("checkpoint-*/COMPLETE")))
+    first.kill()
+    assert visible(out) == {"run.json", "checkpoints"}
+    assert not (out / "checkpoints" / "student").exists()
+
+    second = Run(tiny_data, out, "--resume")
+    second.wait_until(lambda: any(out.glob(".student.tmp-*/onnx/model.onnx")))
+    second.kill()
+    assert visible(out) == {"run.json", "checkpoints", "teacher"}
+    assert json.loads((out / "checkpoints" / "student" / "distill.json").read_text())["resumed_from"] >= 5
+
+    third = Run(tiny_data, out, "--resume")
+    third.wait_until(lambda: any("measure latency" in line for line in third.said))
+    time.sleep(0.5)
+    third.kill()
+    assert visible(out) == {"run.json", "checkpoints", "teacher", "student"}
+
+    printed = Run(tiny_data, out, "--resume").finish()
+    assert visible(out) == {"run.json", "checkpoints", "teacher", "student", "report"}
+    assert visible(out / "report") == {"report.json", "report.md", "report.html"}
+    assert not [path.name for path in out.rglob(".*.tmp-*")]
+    assert max(map(len, printed.splitlines())) <= 100
+    _check_report(json.loads((out / "report" / "report.json").read_text()), out)
+
+    other = Run(tiny_data, out, "--resume", "--set", "seed=7")
+    other.process.wait(timeout=60)
+    other._reader.join(timeout=30)
+    assert other.process.returncode == 2
+    assert "differs in seed" in "".join(other.said)
+    other.kill()
+
+
+def _check_report(report, out):
+    for role in ("teacher", "student"):
+        manifest = json.loads((out / role / "potstill.json").read_text())
+        model = report["models"][role]
+        assert model["parameters"] == manifest["parameters"]
+        for precision, record in manifest["models"].items():
+            file = out / role / record["file"]
+            assert model["precisions"][precision]["size_bytes"] == file.stat().st_size
+            assert model["precisions"][precision]["sha256"] == manifest["files"][record["file"]]["sha256"]
+    assert {row["model"] for row in report["latency"]} == {"teacher", "student"}
+    assert {"teacher/fp32", "teacher/int8", "student/fp32", "student/int8"} == set(report["quality"]["values"])
+    assert report["quality"]["num_examples"] == 80
+    trained = json.loads((out / "checkpoints" / "student" / "distill.json").read_text())
+    assert report["quality"]["values"]["student/fp32"] == pytest.approx(trained["student"]["scores"]["accuracy"])
+    assert [claim["id"] for claim in report["claims"]] == ["size", "speed", "quality"]
+    assert {claim["verdict"] for claim in report["claims"]} <= {"PASS", "FAIL", "INCONCLUSIVE"}
+
+
+def test_ctrl_c_stops_with_one_line(tiny_data, tmp_path):
+    run = Run(tiny_data, tmp_path / "out")
+    run.wait_until(lambda: any("train the teacher" in line for line in run.said))
+    os.kill(run.process.pid, signal.SIGINT)
+    run.process.wait(timeout=60)
+    run._reader.join(timeout=30)
+    assert run.process.returncode == 130
+    assert "Traceback" not in "".join(run.said)
+    assert run.said[-1].startswith("stopped")
+    run.kill()

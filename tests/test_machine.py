@@ -1,0 +1,138 @@
+import json
+import os
+
+import pytest
+
+from potstill import machine
+
+
+def cgroup(root, **files):
+    for name, text in files.items():
+        file = root / name.replace("__", "/").replace("-", ".")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n", encoding="utf-8")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"),
+    [("200000 100000", 2.0), ("150000 100000", 1.5), ("50000 100000", 0.5), ("20000 10000", 2.0), ("100000", 1.0)],
+)
+def test_a_cgroup_v2_quota_is_limit_over_period(tmp_path, text, cores):
+    assert machine.cpu_quota(cgroup(tmp_path, **{"cpu-max": text})) == cores
+
+
+def test_a_cgroup_v2_without_limit_has_no_quota(tmp_path):
+    assert machine.cpu_quota(cgroup(tmp_path, **{"cpu-max": "max 100000"})) is None
+
+
+def test_a_cgroup_v1_quota_is_limit_over_period(tmp_path):
+    root = cgroup(tmp_path, cpu__cpu_cfs="")
+    (root / "cpu/cpu.cfs_quota_us").write_text("250000\n")
+    (root / "cpu/cpu.cfs_period_us").write_text("100000\n")
+    assert machine.cpu_quota(root) == 2.5
+    (root / "cpu/cpu.cfs_quota_us").write_text("-1\n")
+    assert machine.cpu_quota(root) is None
+
+
+def test_cgroup_v2_is_asked_before_v1(tmp_path):
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("100000")
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000")
+    assert machine.cpu_quota(cgroup(tmp_path, **{"cpu-max": "300000 100000"})) == 3.0
+
+
+def test_a_machine_without_cgroups_has_no_quota_but_memory(tmp_path):
+    assert machine.cpu_quota(tmp_path) is None
+    assert machine.cpu_quota(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize(
+    ("affinity", "quota", "cores"),
+    [(8, 2.0, 2), (8, 1.5, 2), (8, 0.1, 1), (2, 16.0, 2), (4, None, 4), (1, 0.5, 1)],
+)
+def test_available_cores_are_the_affinity_cut_by_the_quota_and_at_least_one(monkeypatch, affinity, quota, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(affinity)), raising=False)
+    monkeypatch.setattr(machine, "cpu_quota", lambda: quota)
+    assert machine.available_cores() == cores
+
+
+def test_a_system_without_affinity_counts_its_cores_or_one(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(machine, "cpu_quota", lambda: None)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert machine.available_cores() == 6
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert machine.available_cores() == 1
+
+
+def test_a_containers_memory_limit_wins_over_the_machines(tmp_path):
+    assert machine.memory_limit_bytes(cgroup(tmp_path, **{"memory-max": "1048576"})) == 1_048_576
+
+
+def test_a_cgroup_v1_memory_limit_is_read(tmp_path):
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory/memory.limit_in_bytes").write_text("2097152\n")
+    assert machine.memory_limit_bytes(tmp_path) == 2_097_152
+
+
+def test_no_limit_and_the_v1_word_for_it_give_the_machines_memory(tmp_path, monkeypatch):
+    read = machine._read
+    monkeypatch.setattr(machine, "_read", lambda file: "MemTotal:  1000 kB" if file.name == "meminfo" else read(file))
+    assert machine.memory_limit_bytes(tmp_path) == 1_024_000
+    assert machine.memory_limit_bytes(cgroup(tmp_path, **{"memory-max": "max"})) == 1_024_000
+    assert machine.memory_limit_bytes(cgroup(tmp_path, **{"memory-max": "9223372036854771712"})) == 1_024_000
+
+
+CPU_INFO = "model name\t: Some CPU @ 2 GHz \nflags\t\t: fpu sse2 avx2 avx512f avx512_vnni avx512_bf16 hypervisor\n"
+ARM_INFO = "Features\t: fp asimd asimddp bf16\n"
+
+
+@pytest.fixture
+def cpu_info(monkeypatch):
+    def install(text):
+        monkeypatch.setattr(machine, "_read", lambda _file: text)
+        machine.cpu_features.cache_clear()
+
+    yield install
+    machine.cpu_features.cache_clear()
+
+
+def test_only_the_features_that_decide_are_named(cpu_info):
+    cpu_info(CPU_INFO)
+    assert machine.cpu_features() == {"avx2", "avx512f", "avx512_vnni", "avx512_bf16"}
+    assert machine.cpu_name() == "Some CPU @ 2 GHz"
+    assert machine.has_fast_int8()
+    assert machine.has_fast_bf16()
+
+
+def test_arm_names_its_features_in_another_line(cpu_info):
+    cpu_info(ARM_INFO)
+    assert machine.cpu_features() == {"asimddp", "bf16"}
+    assert machine.has_fast_int8()
+
+
+def test_avx2_alone_is_neither_fast_int8_nor_fast_bf16(cpu_info):
+    cpu_info("flags : avx2 avx512f\n")
+    assert not machine.has_fast_int8()
+    assert not machine.has_fast_bf16()
+
+
+def test_where_the_system_is_silent_the_library_is_asked(cpu_info, monkeypatch):
+    monkeypatch.setattr(machine, "_flags_by_library", lambda: ["avx2", "sse"])
+    cpu_info("")
+    assert machine.cpu_features() == {"avx2"}
+
+
+def test_versions_name_what_is_installed_and_nothing_else():
+    found = machine.versions()
+    assert {"numpy"} <= set(found) <= set(machine._PACKAGES)
+    assert all(found.values())
+
+
+def test_the_description_survives_json():
+    described = machine.describe()
+    assert json.loads(json.dumps(described, allow_nan=False)) == described
+    assert described["cores"] >= 1
+    assert described["cpu"]
+    assert described["cpu_features"] == sorted(described["cpu_features"])

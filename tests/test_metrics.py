@@ -1,0 +1,108 @@
+import math
+
+import numpy as np
+import pytest
+
+from potstill import metrics
+
+# Six examples of three classes. Row is the label, column the prediction:
+#   [2 0 0]   F1: 2*2/(3+2) = 0.8
+#   [0 0 2]       2*0/(1+2) = 0 (the pages of scikit-learn give this example the macro F1 0.2666...)
+#   [1 1 0]       2*0/(2+2) = 0
+LABELS = np.array([0, 1, 2, 0, 1, 2])
+PREDICTIONS = np.array([0, 2, 1, 0, 2, 0])
+MATRIX = [[2, 0, 0], [0, 0, 2], [1, 1, 0]]
+
+
+def one_hot(predictions, num_classes):
+    return np.eye(num_classes)[predictions]
+
+
+def test_softmax_of_logarithms_is_the_shares():
+    assert metrics.softmax(np.log([[1.0, 2.0, 5.0]])) == pytest.approx(np.array([[0.125, 0.25, 0.625]]))
+
+
+def test_softmax_of_huge_logits_does_not_overflow():
+    assert metrics.softmax(np.array([[1e4, 1e4], [0.0, -1e4]])).tolist() == [[0.5, 0.5], [1.0, 0.0]]
+
+
+def test_softmax_of_float16_is_computed_in_float64():
+    found = metrics.softmax(np.array([[0.0, 10.0]], dtype=np.float16))
+    assert found.dtype == np.float64
+    assert found[0, 0] == pytest.approx(1 / (1 + math.exp(10)), rel=1e-12)
+
+
+def test_accuracy_is_the_share_of_hits():
+    assert metrics.accuracy(LABELS, PREDICTIONS) == pytest.approx(1 / 3)
+
+
+def test_the_rows_of_a_confusion_matrix_are_labels():
+    assert metrics.confusion_matrix(LABELS, PREDICTIONS, 3).tolist() == MATRIX
+
+
+def test_a_confusion_matrix_has_room_for_classes_that_never_occur():
+    assert metrics.confusion_matrix(np.array([0]), np.array([1]), 4).shape == (4, 4)
+    assert metrics.confusion_matrix(np.array([0]), np.array([1]), 4).sum() == 1
+
+
+def test_f1_by_hand():
+    assert metrics.f1_per_class(LABELS, PREDICTIONS, 3) == pytest.approx([0.8, 0.0, 0.0])
+
+
+def test_f1_of_a_class_that_nobody_names_is_0_without_a_warning():
+    assert metrics.f1_per_class(np.array([0, 0]), np.array([0, 0]), 2).tolist() == [1.0, 0.0]
+
+
+def test_the_matthews_correlation_of_scikit_learns_own_example():
+    # y_true = [+1, +1, +1, -1], y_pred = [+1, -1, +1, +1] -> -0.33
+    labels, predictions = np.array([1, 1, 1, 0]), np.array([1, 0, 1, 1])
+    assert metrics.matthews_correlation(labels, predictions, 2) == pytest.approx(-1 / 3)
+
+
+def test_the_matthews_correlation_of_two_classes_is_the_textbook_formula():
+    tp, fp, fn, tn = 90, 4, 5, 1
+    labels = np.repeat([1, 0, 1, 0], [tp, fp, fn, tn])
+    predictions = np.repeat([1, 1, 0, 0], [tp, fp, fn, tn])
+    expected = (tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    assert metrics.matthews_correlation(labels, predictions, 2) == pytest.approx(expected)
+
+
+def test_the_matthews_correlation_of_three_classes_by_hand():
+    # hits 2, total 6, labels (2, 2, 2), predictions (3, 1, 2): (2*6 - 12) / ... = 0
+    assert metrics.matthews_correlation(LABELS, PREDICTIONS, 3) == 0.0
+    # labels (2, 1, 1), predictions (1, 2, 1), hits 3: (3*4 - 5) / sqrt((16 - 6) * (16 - 6)) = 0.7
+    labels, predictions = np.array([0, 0, 1, 2]), np.array([0, 1, 1, 2])
+    assert metrics.matthews_correlation(labels, predictions, 3) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(("predictions", "expected"), [([0, 1, 0, 1], 1.0), ([1, 0, 1, 0], -1.0), ([1, 1, 1, 1], 0.0)])
+def test_the_ends_of_the_matthews_correlation(predictions, expected):
+    found = metrics.matthews_correlation(np.array([0, 1, 0, 1]), np.array(predictions), 2)
+    assert found == pytest.approx(expected)
+
+
+def test_the_matthews_correlation_of_one_label_is_0():
+    assert metrics.matthews_correlation(np.array([1, 1]), np.array([0, 1]), 2) == 0.0
+
+
+def test_classification_judges_the_most_likely_class():
+    found = metrics.classification(LABELS, one_hot(PREDICTIONS, 3) * 7 - 3)
+    assert found == pytest.approx({"accuracy": 1 / 3, "macro_f1": 0.8 / 3, "matthews_correlation": 0.0})
+    assert tuple(found) == metrics.CLASSIFICATION
+    assert all(type(value) is float for value in found.values())
+
+
+def test_a_class_without_examples_counts_in_the_macro_f1():
+    found = metrics.classification(np.array([0, 1]), one_hot(np.array([0, 1]), 3))
+    assert found["macro_f1"] == pytest.approx(2 / 3)
+    assert found["accuracy"] == 1.0
+
+
+def test_agreement_compares_classes_and_not_logits():
+    logits = np.array([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0], [5.0, 4.0]])
+    others = np.array([[0.0, 9.0], [0.1, 0.0], [1.0, 0.0], [5.0, 4.9]])
+    assert metrics.agreement(logits, others) == 0.75
+
+
+def test_the_majority_share_is_what_one_answer_gets():
+    assert metrics.majority_share(np.array([2, 0, 2, 1, 2])) == 0.6
