@@ -35,7 +35,7 @@ def test_one_root_catches_every_error_and_none_is_a_builtin_in_disguise(name):
 
 
 def test_the_docstring_draws_every_error_with_its_code():
-    drawn = {line.split()[1]: line for line in errors.__doc__.splitlines() if "──" in line}
+    drawn = {line.split("── ")[1].split()[0]: line for line in errors.__doc__.splitlines() if "──" in line}
     assert set(drawn) == set(CODES) - {"PotstillError"}
     for name in ("CheckError", "UsageError", "MissingError"):
         assert f"exit {CODES[name]}" in drawn[name]

@@ -6,11 +6,10 @@ import pytest
 from potstill import machine
 
 
-def cgroup(root, **files):
+def cgroup(root, files):
     for name, text in files.items():
-        file = root / name.replace("__", "/").replace("-", ".")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text + "\n", encoding="utf-8")
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{text}\n", encoding="utf-8")
     return root
 
 
@@ -19,30 +18,25 @@ def cgroup(root, **files):
     [("200000 100000", 2.0), ("150000 100000", 1.5), ("50000 100000", 0.5), ("20000 10000", 2.0), ("100000", 1.0)],
 )
 def test_a_cgroup_v2_quota_is_limit_over_period(tmp_path, text, cores):
-    assert machine.cpu_quota(cgroup(tmp_path, **{"cpu-max": text})) == cores
+    assert machine.cpu_quota(cgroup(tmp_path, {"cpu.max": text})) == cores
 
 
 def test_a_cgroup_v2_without_limit_has_no_quota(tmp_path):
-    assert machine.cpu_quota(cgroup(tmp_path, **{"cpu-max": "max 100000"})) is None
+    assert machine.cpu_quota(cgroup(tmp_path, {"cpu.max": "max 100000"})) is None
 
 
 def test_a_cgroup_v1_quota_is_limit_over_period(tmp_path):
-    root = cgroup(tmp_path, cpu__cpu_cfs="")
-    (root / "cpu/cpu.cfs_quota_us").write_text("250000\n")
-    (root / "cpu/cpu.cfs_period_us").write_text("100000\n")
-    assert machine.cpu_quota(root) == 2.5
-    (root / "cpu/cpu.cfs_quota_us").write_text("-1\n")
-    assert machine.cpu_quota(root) is None
+    period = {"cpu/cpu.cfs_period_us": 100000}
+    assert machine.cpu_quota(cgroup(tmp_path, {"cpu/cpu.cfs_quota_us": 250000, **period})) == 2.5
+    assert machine.cpu_quota(cgroup(tmp_path, {"cpu/cpu.cfs_quota_us": -1, **period})) is None
 
 
 def test_cgroup_v2_is_asked_before_v1(tmp_path):
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("100000")
-    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000")
-    assert machine.cpu_quota(cgroup(tmp_path, **{"cpu-max": "300000 100000"})) == 3.0
+    older = {"cpu/cpu.cfs_quota_us": 100000, "cpu/cpu.cfs_period_us": 100000}
+    assert machine.cpu_quota(cgroup(tmp_path, {"cpu.max": "300000 100000", **older})) == 3.0
 
 
-def test_a_machine_without_cgroups_has_no_quota_but_memory(tmp_path):
+def test_a_machine_without_cgroups_has_no_quota(tmp_path):
     assert machine.cpu_quota(tmp_path) is None
     assert machine.cpu_quota(tmp_path / "nothing") is None
 
@@ -67,21 +61,19 @@ def test_a_system_without_affinity_counts_its_cores_or_one(monkeypatch):
 
 
 def test_a_containers_memory_limit_wins_over_the_machines(tmp_path):
-    assert machine.memory_limit_bytes(cgroup(tmp_path, **{"memory-max": "1048576"})) == 1_048_576
+    assert machine.memory_limit_bytes(cgroup(tmp_path, {"memory.max": "1048576"})) == 1_048_576
 
 
 def test_a_cgroup_v1_memory_limit_is_read(tmp_path):
-    (tmp_path / "memory").mkdir()
-    (tmp_path / "memory/memory.limit_in_bytes").write_text("2097152\n")
-    assert machine.memory_limit_bytes(tmp_path) == 2_097_152
+    assert machine.memory_limit_bytes(cgroup(tmp_path, {"memory/memory.limit_in_bytes": 2097152})) == 2_097_152
 
 
 def test_no_limit_and_the_v1_word_for_it_give_the_machines_memory(tmp_path, monkeypatch):
     read = machine._read
     monkeypatch.setattr(machine, "_read", lambda file: "MemTotal:  1000 kB" if file.name == "meminfo" else read(file))
     assert machine.memory_limit_bytes(tmp_path) == 1_024_000
-    assert machine.memory_limit_bytes(cgroup(tmp_path, **{"memory-max": "max"})) == 1_024_000
-    assert machine.memory_limit_bytes(cgroup(tmp_path, **{"memory-max": "9223372036854771712"})) == 1_024_000
+    assert machine.memory_limit_bytes(cgroup(tmp_path, {"memory.max": "max"})) == 1_024_000
+    assert machine.memory_limit_bytes(cgroup(tmp_path, {"memory.max": "9223372036854771712"})) == 1_024_000
 
 
 CPU_INFO = "model name\t: Some CPU @ 2 GHz \nflags\t\t: fpu sse2 avx2 avx512f avx512_vnni avx512_bf16 hypervisor\n"

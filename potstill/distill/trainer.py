@@ -200,9 +200,10 @@ class _CheckpointKeeper(TrainerCallback):
         (folder / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
         scores = self.scores(state)
         checkpoints = complete_checkpoints(folder)
-        ranked = sorted(checkpoints, key=lambda path: scores.get(_step_of(path), -math.inf), reverse=True)
+        scored = [path for path in checkpoints if _step_of(path) in scores]
+        best = sorted(scored, key=lambda path: scores[_step_of(path)], reverse=True)[: self._keep_best_k]
         for path in checkpoints:
-            if path not in ranked[: self._keep_best_k] and path != checkpoints[-1]:
+            if path not in best and path != checkpoints[-1]:
                 shutil.rmtree(path)
 
     def scores(self, state: TrainerState) -> dict[int, float]:

@@ -14,9 +14,8 @@ SCREEN = {"rich", "typer"}
 
 def loaded_by(code):
     """Return the top-level modules that are loaded after running `code` in a fresh process."""
-    script = (
-        f"import sys\n{code}\nimport json\nprint(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
-    )
+    ask = "import json; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    script = f"import sys\n{code}\n{ask}"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
     return set(json.loads(result.stdout.splitlines()[-1]))
 
