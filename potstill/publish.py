@@ -15,11 +15,12 @@ from potstill.errors import OutputError
 
 
 def check_free(out_dir: Path, *, overwrite: bool) -> None:
-    """Refuse an output folder that already holds something.
+    """Refuse an output folder that already holds something, after clearing up behind runs that died.
 
     Raises:
         OutputError: if `out_dir` is a file, or a folder with content and `overwrite` is false.
     """
+    _remove_leftovers(out_dir.resolve())  # first: it may bring back a folder that must not be lost
     if out_dir.is_file():
         raise OutputError(f"{out_dir} is a file; name a folder with --out")
     if out_dir.is_dir() and any(out_dir.iterdir()) and not overwrite:
@@ -34,7 +35,6 @@ def new_folder(out_dir: Path, *, overwrite: bool = False) -> Iterator[Path]:
         OutputError: if `out_dir` has content and `overwrite` is false.
     """
     out_dir = out_dir.resolve()  # a link to a folder stays a link
-    _remove_leftovers(out_dir)
     check_free(out_dir, overwrite=overwrite)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     building = out_dir.parent / f".{out_dir.name}.tmp-{os.getpid()}"

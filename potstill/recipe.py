@@ -244,7 +244,7 @@ def load_recipe(name: str, *, overrides: Sequence[tuple[str, Any]] = ()) -> Reci
     except yaml.YAMLError as error:
         raise RecipeError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise RecipeError(f"{name} holds no settings; `potstill recipes show sst2` prints one to start from")
+        raise RecipeError(f"{name} holds no settings; `potstill recipes sst2` prints one to start from")
     return build_recipe(values, overrides=overrides, origin=f"recipe {name}")
 
 

@@ -216,9 +216,7 @@ def test_an_unknown_key_of_a_model_is_refused_by_its_path(folder):
     assert "not a valid manifest: models.fp32.providers: " in refusal(folder)
 
 
-@pytest.mark.parametrize(
-    "key", ["task", "labels", "max_length", "inputs", "outputs", "parameters", "models", "files"]
-)
+@pytest.mark.parametrize("key", ["task", "labels", "max_length", "inputs", "outputs", "parameters", "models", "files"])
 def test_a_manifest_without_a_needed_key_is_refused(folder, key):
     edit(folder, lambda content: content.pop(key))
     assert f"not a valid manifest: {key}: Field required" in refusal(folder)

@@ -82,7 +82,7 @@ def test_the_hash_is_of_the_content_and_not_of_its_format(tmp_path):
 
 
 def test_the_hash_is_the_same_on_every_machine(tmp_path):
-    # sha256 of the bytes [["a","\u00e9"],[0,1]] with \u escapes
+    # printf '[["a","\\u00e9"],[0,1]]' | sha256sum
     rows = [{"text": "a", "label": 0}, {"text": "é", "label": 1}]
     expected = "eb246d04394deaa5fbcec96d40c5c7b08b0c89bfbde0913c330799ee4866f39f"
     assert load(write(tmp_path, rows, "jsonl")).sha256 == expected
@@ -166,7 +166,9 @@ def test_an_empty_file_is_refused(tmp_path, name, content):
 
 def test_an_empty_parquet_file_is_refused(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
-    table = pyarrow.table({"sentence": pyarrow.array([], pyarrow.string()), "label": pyarrow.array([], pyarrow.int64())})
+    table = pyarrow.table(
+        {"sentence": pyarrow.array([], pyarrow.string()), "label": pyarrow.array([], pyarrow.int64())}
+    )
     pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "train.parquet")
     assert "train.parquet is empty" in refusal(tmp_path)
 
@@ -181,9 +183,7 @@ def test_a_missing_split_is_refused_with_the_files_there_are(tmp_path):
     write(tmp_path, ROWS, "csv")
     write(tmp_path, ROWS, "jsonl", split="dev")
     message = refusal(tmp_path, split="validation")
-    assert message == (
-        f"{tmp_path} has no validation{{.jsonl,.json,.csv,.tsv,.parquet}}; it has dev.jsonl, train.csv"
-    )
+    assert message == (f"{tmp_path} has no validation{{.jsonl,.json,.csv,.tsv,.parquet}}; it has dev.jsonl, train.csv")
 
 
 def test_a_folder_without_data_says_so(tmp_path):
@@ -244,7 +244,9 @@ def test_a_lone_quotation_mark_in_a_tsv_is_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(7, "7"), (None, "None"), (["x"], r"['x']"), (1.5, "1.5")], ids=["int", "none", "list", "float"]
+    ("value", "shown"),
+    [(7, "7"), (None, "None"), (["x"], r"['x']"), (1.5, "1.5")],
+    ids=["int", "none", "list", "float"],
 )
 def test_a_cell_that_is_no_text_is_refused_by_row_and_column(tmp_path, value, shown):
     message = refusal(write(tmp_path, [*ROWS, {"sentence": value, "label": 0}], "jsonl"))
@@ -257,14 +259,21 @@ def test_an_empty_text_is_a_text(tmp_path):
 
 @pytest.mark.parametrize(
     ("label", "shown"),
-    [(2, "2"), (-1, "-1"), ("2", "'2'"), ("maybe", "'maybe'"), (None, "None"), (0.0, "0.0"), (True, "True"), ("²", "'²'")],
+    [
+        (2, "2"),
+        (-1, "-1"),
+        ("2", "'2'"),
+        ("maybe", "'maybe'"),
+        (None, "None"),
+        (0.0, "0.0"),
+        (True, "True"),
+        ("²", "'²'"),
+    ],
 )
 def test_a_label_that_the_model_has_not_is_refused_by_row(tmp_path, label, shown):
     rows = [*ROWS, {"sentence": "x", "label": label}]
     message = refusal(write(tmp_path, rows, "jsonl"), label_names=["negative", "positive"])
-    assert message == (
-        f"row 4: label {shown} in column 'label' is none of the model's 2 labels (negative, positive)"
-    )
+    assert message == (f"row 4: label {shown} in column 'label' is none of the model's 2 labels (negative, positive)")
 
 
 def test_hidden_labels_are_refused_without_label_names_too(tmp_path):
@@ -347,11 +356,13 @@ def hub(monkeypatch, load_dataset):
 
 
 class HubData(list):
-    features = {
-        "label": SimpleNamespace(names=["negative", "positive"]),
-        "topic": SimpleNamespace(names=["film", "book", "play"]),
-        "sentence": SimpleNamespace(),
-    }
+    @property
+    def features(self):
+        return {
+            "label": SimpleNamespace(names=["negative", "positive"]),
+            "topic": SimpleNamespace(names=["film", "book", "play"]),
+            "sentence": SimpleNamespace(),
+        }
 
 
 def test_a_hub_id_is_asked_with_its_configuration_and_split(monkeypatch):

@@ -84,9 +84,9 @@ def test_a_block_that_fails_leaves_the_old_folder_as_it_was(tmp_path):
     def build():
         with new_folder(tmp_path / "onnx", overwrite=True) as building:
             (building / "model").write_text("half")
-            raise ValueError
+            raise ValueError("the work failed")
 
-    with pytest.raises(ValueError, match="^$"):
+    with pytest.raises(ValueError, match="the work failed"):
         build()
     assert content(tmp_path) == "old"
     assert names(tmp_path) == ["onnx"]
@@ -210,6 +210,14 @@ def test_a_run_killed_between_its_renames_loses_nothing(tmp_path):
         pytest.fail("the block ran over the folder that came back")
     assert content(out) == "old"
     assert names(tmp_path) == ["out"]
+
+
+def test_the_check_before_long_work_already_sees_the_folder_that_comes_back(tmp_path):
+    out = tmp_path / "out"
+    killed_between_renames(out)
+    with pytest.raises(OutputError, match="is not empty"):
+        check_free(out, overwrite=False)
+    assert content(out) == "old"
 
 
 def test_a_folder_that_came_back_can_be_replaced(tmp_path):

@@ -1,7 +1,7 @@
 """`potstill distill`: make a student from a teacher."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -54,7 +54,7 @@ def distill(
     resolved = resolve(recipe, flags=flags, settings=settings)
     folder = output_folder(out, resolved)
     require("torch", extra="distill")
-    from potstill.cli.render import print_json, print_pairs, progress_bars
+    from potstill.cli.render import print_json, progress_bars
     from potstill.distill import distill as distill_student
 
     with progress_bars() as progress:
@@ -63,17 +63,23 @@ def distill(
         )
     if as_json:
         print_json(report)
-        return
+    else:
+        _print_student(folder, report)
+
+
+def _print_student(folder: Path, report: dict[str, Any]) -> None:
+    from potstill.cli.render import print_pairs
+
     old, new = report["teacher"], report["student"]
     metric = next(iter(new["scores"]))
+    fewer = 1 - new["parameters"] / old["parameters"]
+    scores = f"{new['scores'][metric]:.4f}, teacher {old['scores'][metric]:.4f}"
     print_pairs(
         f"Student {folder}",
         {
-            "parameters": f"{new['parameters']:,} of {old['parameters']:,} "
-            f"({1 - new['parameters'] / old['parameters']:.1%} fewer)",
+            "parameters": f"{new['parameters']:,} of {old['parameters']:,} ({fewer:.1%} fewer)",
             "layers": f"{new['layers']} of {old['layers']}, kept {new['layers_kept']}",
-            metric: f"{new['scores'][metric]:.4f}, teacher {old['scores'][metric]:.4f} "
-            f"({report['data']['examples']} examples)",
+            metric: f"{scores} ({report['data']['examples']} examples)",
             "steps": f"{report['steps']}, best at {report['best_step']}",
             "time": f"{report['seconds']:.0f} s",
             "next": f"potstill export {folder} --out {folder}-onnx",

@@ -40,9 +40,12 @@ def evaluate(
     if as_json:
         print_json(scores)
         return
-    names = list(next(iter(scores.values())))
-    rows = [[name, *(_shown(values[key]) for key in names)] for name, values in scores.items()]
-    print_table(f"{model} on {data} ({split})", ["model", *names], rows)
+    names = list(next(iter(scores.values()))["scores"])
+    rows = [
+        [name, result["num_examples"], *(f"{result['scores'][key]:.4f}" for key in names)]
+        for name, result in scores.items()
+    ]
+    print_table(f"{model} on {data} ({split})", ["model", "texts", *names], rows)
 
 
 def _score_bundle(
@@ -64,7 +67,7 @@ def _score_bundle(
         }
 
 
-def _score_checkpoint(name: str, data: str, *, task: str, max_length: int, reading: dict[str, Any]) -> dict[str, float]:
+def _score_checkpoint(name: str, data: str, *, task: str, max_length: int, reading: dict[str, Any]) -> dict[str, Any]:
     require("torch", extra="distill")
     require("transformers", extra="distill")
     from potstill.checkpoint import load_checkpoint
@@ -79,8 +82,11 @@ def _score_checkpoint(name: str, data: str, *, task: str, max_length: int, readi
         scores = evaluate_model(
             checkpoint.model, checkpoint.tokenizer, examples, max_length=max_length, progress=progress
         )
-    return {"num_examples": len(examples), **scores}
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return {
+        "model": name,
+        "data": examples.name,
+        "split": examples.split,
+        "num_examples": len(examples),
+        "data_sha256": examples.sha256,
+        "scores": scores,
+    }

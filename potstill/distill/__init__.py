@@ -45,6 +45,7 @@ def distill(
     started = time.perf_counter()
     task = get_task(recipe.task)
     teacher = _load_teacher(recipe)
+    _check_length(recipe, teacher)
     student = _load_student(recipe, teacher)
     train_examples, eval_examples = _load_data(recipe, label_names=teacher.label_names)
     teacher_scores = evaluate_model(
@@ -152,10 +153,16 @@ def _load_teacher(recipe: Recipe) -> Checkpoint:
             f"the tokenizer has {len(teacher.tokenizer)} entries and the teacher {teacher.model.config.vocab_size}; "
             "use the teacher's own tokenizer"
         )
+    return teacher
+
+
+def _check_length(recipe: Recipe, teacher: Checkpoint) -> None:
     longest = getattr(teacher.model.config, "max_position_embeddings", None)
     if longest is not None and recipe.max_length > longest:
-        raise CheckpointError(f"max_length {recipe.max_length} is more than the teacher's {longest} positions")
-    return teacher
+        raise CheckpointError(
+            f"max_length is {recipe.max_length} and the teacher has {longest} positions; "
+            f"set max_length to {longest} or less"
+        )
 
 
 def _load_student(recipe: Recipe, teacher: Checkpoint) -> Checkpoint:

@@ -56,6 +56,12 @@ def build(family):
     return model
 
 
+@pytest.fixture(scope="module")
+def bert():
+    model = build("bert")
+    return model, build_graph(model, inputs=accepted_inputs(model), output="logits", opset=20).SerializeToString()
+
+
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
 def exported(request):
     model = build(request.param)
@@ -100,9 +106,8 @@ def test_the_model_runs_as_before_after_its_export():
     assert torch.equal(model(ids).logits, before)
 
 
-def test_a_missing_fusion_is_refused():
-    model = build("bert")
-    graph = build_graph(model, inputs=accepted_inputs(model), output="logits", opset=20)
+def test_a_missing_fusion_is_refused(bert):
+    model, graph = bert[0], onnx.load_from_string(bert[1])
     node = next(node for node in graph.graph.node if node.op_type == "MultiHeadAttention")
     graph.graph.node.remove(node)
     with pytest.raises(ParityError, match="1 fused attention operators for 2 layers"):
@@ -143,11 +148,10 @@ def _shifted_positions(graph):
 @pytest.mark.parametrize(
     "fault", [_scaled_weight, _ignored_mask, _swapped_labels, _dropped_token_types, _shifted_positions]
 )
-def test_parity_catches(fault, tmp_path):
-    model = build("bert")
-    inputs = accepted_inputs(model)
-    graph = build_graph(model, inputs=inputs, output="logits", opset=20)
+def test_parity_catches(fault, bert, tmp_path):
+    model, graph = bert[0], onnx.load_from_string(bert[1])
     fault(graph)
     onnx.save(graph, tmp_path / "model.onnx")
+    session = OnnxSession(tmp_path / "model.onnx")
     with pytest.raises(ParityError, match="differs from torch"):
-        check_parity(model, OnnxSession(tmp_path / "model.onnx"), inputs=inputs, output="logits", max_length=33)
+        check_parity(model, session, inputs=accepted_inputs(model), output="logits", max_length=33)
