@@ -1,0 +1,62 @@
+"""Real models and data, where they are at hand: POTSTILL_TEACHER names an SST-2 checkpoint, POTSTILL_DATA its data."""
+
+import os
+
+import numpy as np
+import pytest
+
+from potstill.bench import evaluate_bundle
+from potstill.checkpoint import load_checkpoint
+from potstill.data import load_examples
+from potstill.distill import evaluate_model
+from potstill.export import export_bundle
+from potstill.metrics import agreement
+from potstill.serve import Encoder
+from potstill.task import TEXT_CLASSIFICATION
+
+TEACHER, DATA = (os.environ.get(name) for name in ("POTSTILL_TEACHER", "POTSTILL_DATA"))
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(
+        not (TEACHER and DATA), reason="POTSTILL_TEACHER and POTSTILL_DATA do not name an SST-2 checkpoint and its data"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return load_examples(DATA, split="validation", task=TEXT_CLASSIFICATION)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("real") / "teacher-onnx"
+    export_bundle(TEACHER, folder, max_length=128)
+    return folder
+
+
+def test_the_bundle_scores_like_torch_and_int8_loses_half_a_point_at_most(bundle, examples):
+    checkpoint = load_checkpoint(TEACHER, TEXT_CLASSIFICATION)
+    torch_score = evaluate_model(checkpoint.model, checkpoint.tokenizer, examples, max_length=128)["accuracy"]
+    fp32, int8 = (evaluate_bundle(bundle, examples, precision=name)["value"] for name in ("fp32", "int8"))
+    assert fp32 == pytest.approx(torch_score, abs=1e-9)
+    assert int8 >= fp32 - 0.005
+
+
+def test_int8_agrees_with_fp32_on_nearly_every_text(bundle, examples):
+    fp32, int8 = (Encoder(bundle, precision=name).logits(examples.texts) for name in ("fp32", "int8"))
+    assert agreement(fp32, int8) >= 0.97  # measured 0.979
+
+
+def test_int8_answers_do_not_depend_on_batch_mates(bundle, examples):
+    encoder = Encoder(bundle, precision="int8")
+    together = encoder.logits(examples.texts[:200])
+    alone = np.concatenate([encoder.logits([text]) for text in examples.texts[:200]])
+    assert np.array_equal(together, alone)
+
+
+def test_int8_is_a_quarter_of_fp32(bundle):
+    sizes = {path.name: path.stat().st_size for path in (bundle / "onnx").iterdir()}
+    assert sizes["model_int8.onnx"] <= 0.26 * sizes["model.onnx"]
