@@ -84,7 +84,9 @@ def test_every_cell_has_the_ratios_of_like_with_like_and_the_mixed_one(report):
     p50 = {(f"{r['model']}/{r['precision']}", r["batch_size"], r["num_tokens"]): r["p50_ms"] for r in report["latency"]}
     for row in report["ratios"]:
         cell = row["batch_size"], row["num_tokens"]
-        assert row["value"] == pytest.approx(p50[row["baseline"], *cell] / p50[row["candidate"], *cell])
+        # The median of ratios within rounds, not the ratio of the medians over all rounds: near it, not equal.
+        assert row["value"] == pytest.approx(p50[row["baseline"], *cell] / p50[row["candidate"], *cell], rel=0.5)
+        assert row["interval"][0] <= row["value"] <= row["interval"][1]
         assert row["interval"][0] <= row["interval"][1]
 
 
