@@ -2,7 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-WORKS := $(shell $(BIN)/python -c 'import potstill, torch, onnxruntime' >/dev/null 2>&1 && echo yes)
+# An environment whose Python or packages have gone is made anew.
+WORKS := $(shell $(BIN)/python -c 'import potstill, pytest; from importlib.metadata import version as v; v("torch")' \
+	>/dev/null 2>&1 && echo yes)
 
 .DEFAULT_GOAL := help
 .PHONY: help install check demo test slow wheel edge ci clean
