@@ -139,6 +139,8 @@ class DistillConfig(_Section):
     keep_best_k: PositiveInt = 1
     """How many of the best checkpoints stay beside the newest; the best one becomes the student."""
     trackers: list[Literal["tensorboard", "wandb"]] = []
+    allow_weak_teacher: bool = False
+    """Go on with a teacher that is no better than always answering the most frequent label."""
 
     @model_validator(mode="after")
     def _some_loss(self) -> Self:

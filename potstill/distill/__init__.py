@@ -19,6 +19,7 @@ from potstill.distill.evaluate import evaluate_model
 from potstill.distill.student import choose_layers, create_student
 from potstill.distill.trainer import Job, TrainingResult, resolve_dtype, train
 from potstill.errors import CheckpointError
+from potstill.metrics import majority_share
 from potstill.progress import Progress, silent
 from potstill.publish import check_free, new_folder
 from potstill.recipe import Recipe
@@ -51,6 +52,7 @@ def distill(
     teacher_scores = evaluate_model(
         teacher.model, teacher.tokenizer, eval_examples, max_length=recipe.max_length, progress=progress, who="teacher"
     )
+    _check_teacher(teacher_scores[task.metric], eval_examples, recipe)
     result = train(
         student.model,
         teacher=teacher.model,
@@ -154,6 +156,17 @@ def _load_teacher(recipe: Recipe) -> Checkpoint:
             "use the teacher's own tokenizer"
         )
     return teacher
+
+
+def _check_teacher(score: float, examples: Examples, recipe: Recipe) -> None:
+    """Refuse a teacher that has nothing to teach: not fine-tuned, or with its labels in another order."""
+    majority = majority_share(examples.labels)
+    if score <= majority and not recipe.distill.allow_weak_teacher:
+        raise CheckpointError(
+            f"the teacher's accuracy is {score:.3f}, and always answering the most frequent label has {majority:.3f}: "
+            "it is not fine-tuned for this task, or its labels stand in another order than the data's; "
+            "set distill.allow_weak_teacher=true to go on"
+        )
 
 
 def _check_length(recipe: Recipe, teacher: Checkpoint) -> None:

@@ -32,6 +32,7 @@ from potstill.checkpoint import accepted_inputs
 from potstill.distill import losses
 from potstill.distill.batches import LENGTH_COLUMN, LengthGroupedSampler, make_collator
 from potstill.errors import CheckpointError, TrainingError
+from potstill.extras import require
 from potstill.machine import has_fast_bf16
 from potstill.progress import Progress
 from potstill.recipe import DistillConfig
@@ -86,8 +87,11 @@ def train(
     Raises:
         CheckpointError: if teacher and student cannot be compared.
         TrainingError: if the loss is no longer a number; the last good checkpoint stays in the work folder.
+        MissingExtraError: if a tracker is not installed.
     """
     config = job.config
+    for tracker in config.trackers:
+        require(tracker, extra="trackers")
     if teacher is not None:
         _check_pair(student, teacher, config)
     if not job.resume:

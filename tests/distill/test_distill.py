@@ -1,6 +1,7 @@
 """Distilling for real, on a task that a tiny model learns in seconds."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from potstill.checkpoint import load_checkpoint
 from potstill.distill import distill, evaluate_model, init_student, train_teacher
 from potstill.distill import trainer as training
-from potstill.errors import CheckpointError, DataError, OutputError, TrainingError
+from potstill.errors import CheckpointError, DataError, MissingExtraError, OutputError, TrainingError
 from potstill.recipe import build_recipe
 from potstill.task import TEXT_CLASSIFICATION
 
@@ -216,6 +217,12 @@ def test_what_cannot_work_is_refused_before_training(recipe, tmp_path, settings,
     assert not (tmp_path / "student").exists()
 
 
+def test_a_tracker_that_is_not_installed_is_refused_before_training(recipe, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(MissingExtraError, match=r"potstill\[trackers\]"):
+        distill(recipe(**{"distill.trackers": ["tensorboard"]}), tmp_path / "student")
+
+
 def test_a_full_folder_is_refused_before_anything_is_loaded(recipe, tmp_path):
     (tmp_path / "student").mkdir()
     (tmp_path / "student" / "mine.txt").write_text("mine")
@@ -230,3 +237,14 @@ def test_a_teacher_without_a_trained_head_is_refused(tiny_teacher, tmp_path, rec
     AutoTokenizer.from_pretrained(tiny_teacher).save_pretrained(tmp_path / "bare")
     with pytest.raises(CheckpointError, match="not fine-tuned"):
         distill(recipe(**{"teacher.model": str(tmp_path / "bare")}), tmp_path / "student")
+
+
+def test_a_teacher_whose_labels_stand_in_another_order_is_refused_unless_allowed(recipe, tiny_data, tmp_path):
+    for split in ("train", "validation"):
+        rows = [json.loads(line) for line in (tiny_data / f"{split}.jsonl").read_text().splitlines()]
+        swapped = [json.dumps(row | {"label": 1 - row["label"]}) for row in rows]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(swapped))
+    settings = {"data.name": str(tmp_path), "distill.max_steps": 1}
+    with pytest.raises(CheckpointError, match="another order"):
+        distill(recipe(**settings), tmp_path / "student")
+    distill(recipe(**settings, **{"distill.allow_weak_teacher": True}), tmp_path / "student")
