@@ -42,7 +42,7 @@ def write_data(folder, *, train=192, validation=80):
     return folder
 
 
-def make_teacher(folder, *, steps=80):
+def make_teacher(folder, *, steps=120):
     """Train a BERT of 4 layers x 32 units on the task and save it with its tokenizer."""
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -67,7 +67,7 @@ def make_teacher(folder, *, steps=80):
     )
     batch = tokenizer([text for text, _ in rows], padding=True, return_tensors="pt")
     labels = torch.tensor([label for _, label in rows])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     model.train()
     for step in range(steps):
         chosen = torch.arange(64) + 64 * (step % 4)
