@@ -89,6 +89,18 @@ def load_examples(
     )
 
 
+def load_texts(
+    name: str, *, split: str, task: Task, text_columns: Sequence[str] | None = None, limit: int | None = None
+) -> list[Text]:
+    """Load the texts of a split as `load_examples` does, labelled or not."""
+    rows, _ = _read_rows(name, split, "label")
+    rows = rows[:limit]
+    if not rows:
+        raise DataError(f"{name} has no rows in its split {split!r}")
+    columns = _pick_columns(rows[0], task=task, asked=text_columns, origin=f"{name} ({split})")
+    return [_text(row, columns, number) for number, row in enumerate(rows, 1)]
+
+
 def _read_rows(name: str, split: str, label_column: str) -> tuple[list[Row], Sequence[str] | None]:
     """Return the rows of a split, and the label names if the data set itself has them."""
     path = Path(name).expanduser()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill import machine
-from potstill.data import Examples, load_examples
+from potstill.data import Examples, Text, load_examples, load_texts
 from potstill.errors import OutputError
 from potstill.progress import Progress, silent
 from potstill.publish import check_free, write_text
@@ -136,8 +136,21 @@ def _export(recipe: Recipe, checkpoints: dict[str, str], out_dir: Path, *, progr
             tokenizer=recipe.tokenizer if role == "teacher" else None,
             max_length=recipe.max_length,
             config=recipe.export,
+            calibration=_calibration(recipe),
             progress=progress,
         )
+
+
+def _calibration(recipe: Recipe) -> list[Text]:
+    if not recipe.export.calibration_texts:
+        return []
+    return load_texts(
+        recipe.data.name,
+        split=recipe.data.train_split,
+        task=get_task(recipe.task),
+        text_columns=recipe.data.text_columns,
+        limit=recipe.export.calibration_texts,
+    )
 
 
 def _bench(recipe: Recipe, out_dir: Path, *, progress: Progress) -> dict[str, Any]:

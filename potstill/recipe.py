@@ -154,6 +154,8 @@ class ExportConfig(_Section):
 
     precisions: list[Precision] = Field(default=["fp32", "int8"], min_length=1)
     opset: int = Field(default=20, ge=18, le=23)
+    calibration_texts: int = Field(default=256, ge=0)
+    """How many training texts int8 may see to balance outliers; 0 quantises blindly."""
 
     @model_validator(mode="after")
     def _supported(self) -> Self:

@@ -79,7 +79,10 @@ def ratio_interval(
     if rounds != len(candidate_rounds) or rounds < 2:
         raise ValueError(f"a paired ratio needs the same rounds twice, at least 2: {rounds}, {len(candidate_rounds)}")
     ratios = np.array(
-        [np.median(calls) / np.median(others) for calls, others in zip(baseline_rounds, candidate_rounds, strict=True)]
+        [
+            np.median(np.asarray(calls)) / np.median(np.asarray(others))
+            for calls, others in zip(baseline_rounds, candidate_rounds, strict=True)
+        ]
     )
     drawn = rng.integers(rounds, size=(resamples, rounds))
     return _with_interval(float(np.median(ratios)), np.median(ratios[drawn], axis=1))

@@ -16,6 +16,16 @@ def export(
     precision: Annotated[
         list[str] | None, typer.Option(help="fp32 or int8; repeatable.", show_default="fp32 int8")
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Hub id, folder or file with texts of the task; int8 comes closer to fp32.", show_default="none"
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which split of the data int8 may see.")] = "train",
+    text_column: Annotated[
+        list[str] | None, typer.Option(help="The data's column with the text; twice for pairs.", show_default="found")
+    ] = None,
     max_length: Annotated[
         int | None, typer.Option(help="Longest text in tokens.", show_default="the tokenizer's own")
     ] = None,
@@ -25,7 +35,7 @@ def export(
 ) -> None:
     """Export a model to ONNX and check every file against PyTorch before anything is published.
 
-    Example: potstill export student/ --out student-onnx/ --precision fp32 --precision int8
+    Example: potstill export student/ --out student-onnx/ --precision fp32 --precision int8 --data nyu-mll/glue:sst2
     """
     from potstill.recipe import parse_section
 
@@ -35,11 +45,24 @@ def export(
     require("onnx", extra="export")
     from potstill.cli.render import print_json, progress_bars
     from potstill.cli.show import print_bundle
+    from potstill.data import load_texts
     from potstill.export import export_bundle
+    from potstill.task import get_task
 
+    texts = []
+    if data is not None and config.calibration_texts:
+        limit = config.calibration_texts
+        texts = load_texts(data, split=split, task=get_task(task), text_columns=text_column, limit=limit)
     with progress_bars() as progress:
         manifest = export_bundle(
-            checkpoint, out, task=task, max_length=max_length, config=config, overwrite=overwrite, progress=progress
+            checkpoint,
+            out,
+            task=task,
+            max_length=max_length,
+            config=config,
+            calibration=texts,
+            overwrite=overwrite,
+            progress=progress,
         )
     if as_json:
         print_json(manifest.model_dump(mode="json"))

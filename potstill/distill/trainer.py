@@ -199,6 +199,9 @@ class _CheckpointKeeper(TrainerCallback):
         self._metric = f"eval_{metric}"
         self._keep_best_k = keep_best_k
 
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        control.should_save = True  # what was scored can be chosen
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = Path(args.output_dir)
         (folder / f"checkpoint-{state.global_step}" / _COMPLETE).touch()

@@ -92,7 +92,7 @@ def clean(model: onnx.ModelProto) -> onnx.ModelProto:
             node.input[position] = _before_reshapes(node.input[position], producer)
         for user, old in list(_after_reshapes(node.output[0], consumers)):
             user.input[:] = [node.output[0] if name == old else name for name in user.input]
-    _drop_dead(graph)
+    drop_dead(graph)
     del graph.value_info[:]
     del graph.metadata_props[:]
     for node in graph.node:
@@ -128,7 +128,7 @@ def _after_reshapes(name: str, consumers: dict[str, list[onnx.NodeProto]]) -> It
             yield node, name
 
 
-def _drop_dead(graph: onnx.GraphProto) -> None:
+def drop_dead(graph: onnx.GraphProto) -> None:
     """Remove nodes and constants that nothing uses any more."""
     while True:
         used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}

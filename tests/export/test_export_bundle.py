@@ -15,8 +15,9 @@ from potstill.checkpoint import load_checkpoint
 from potstill.errors import CheckpointError, OutputError, ParityError
 from potstill.export import export_bundle
 from potstill.export.quantise import count_quantised, int8_recipe
+from potstill.export.smooth import smooth
 from potstill.recipe import ExportConfig
-from potstill.serve import Encoder
+from potstill.serve import Encoder, OnnxSession
 from potstill.task import TEXT_CLASSIFICATION
 
 TEXTS = ["we saw a wave", "snow on the peak and a trail", "sail", "the old things", "gull " * 80]
@@ -71,11 +72,47 @@ def test_the_bundle_opens_in_plain_onnxruntime_and_tokenizers(tiny_bundle, tiny_
 
 def test_int8_names_the_same_labels_and_is_really_integer(tiny_bundle):
     counts = count_quantised(tiny_bundle / "onnx" / "model_int8.onnx")
-    assert counts["integer_matmuls"] >= 4 * 6
+    assert counts["integer_matmuls"] == 4 * 6 + 2
     assert counts["float_matmuls"] == 0
     assert read_bundle(tiny_bundle).manifest.models["int8"].quantisation == int8_recipe() | counts
     fp32, int8 = (Encoder(tiny_bundle, precision=precision) for precision in ("fp32", "int8"))
     assert np.array_equal(fp32.logits(TEXTS).argmax(-1), int8.logits(TEXTS).argmax(-1))
+
+
+def test_texts_for_calibration_bring_int8_closer_to_fp32(tiny_bundle, tiny_teacher, tmp_path):
+    from tests import tiny
+
+    texts = [text for text, _ in tiny.sentences(200, seed=9)]
+    manifest = export_bundle(str(tiny_teacher), tmp_path / "bundle", calibration=texts[:64])
+    assert manifest.models["int8"].quantisation["smoothing"] == {"alpha": 0.8, "texts": 64}
+    reference = Encoder(tiny_bundle).logits(texts)
+    blind, seen = (
+        np.abs(Encoder(folder, precision="int8").logits(texts) - reference).mean()
+        for folder in (tiny_bundle, tmp_path / "bundle")
+    )
+    assert seen < blind
+
+
+def test_smoothing_changes_no_answer(tiny_bundle, tmp_path):
+    model = onnx.load(tiny_bundle / "onnx" / "model.onnx")
+    encoder = Encoder(tiny_bundle)
+    feeds = encoder.tokenizer.encode(TEXTS)
+    before = encoder.session.run(feeds)["logits"]
+    assert smooth(model, [feeds]) == 4 * 4
+    onnx.save(model, tmp_path / "smooth.onnx")
+    after = OnnxSession(tmp_path / "smooth.onnx").run(feeds)["logits"]
+    np.testing.assert_allclose(after, before, atol=1e-4)
+
+
+def test_embeddings_have_a_scale_per_row(tiny_bundle):
+    fp32, int8 = (onnx.load(tiny_bundle / "onnx" / name).graph for name in ("model.onnx", "model_int8.onnx"))
+    tables = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in (*fp32.initializer, *int8.initializer)}
+    name = next(name.removesuffix("_int8") for name in tables if name.endswith("word_embeddings.weight_int8"))
+    assert tables[f"{name}_int8"].dtype == np.int8
+    assert tables[f"{name}_scale"].shape == (len(tables[name]), 1)
+    error = np.abs(tables[f"{name}_int8"] * tables[f"{name}_scale"] - tables[name])
+    assert (error <= np.abs(tables[name]).max(axis=1, keepdims=True) / 254 * 1.001).all()
+    assert name not in {tensor.name for tensor in int8.initializer}
 
 
 def test_without_vnni_weights_have_seven_bits(monkeypatch):
