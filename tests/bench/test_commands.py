@@ -46,7 +46,7 @@ def test_bench_prints_one_json_document_with_quality_from_a_data_folder(invoke, 
     assert report == json.loads((tmp_path / "out/report.json").read_text())
     assert report["quality"]["num_examples"] == 30
     assert report["config"]["rounds"] == 5
-    assert report["command"].startswith("potstill ")
+    assert report["command"].startswith("potstill")
     assert {(row["precision"], row["batch_size"], row["num_tokens"]) for row in report["latency"]} == {("fp32", 1, 8)}
 
 
