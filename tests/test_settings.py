@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from potstill.errors import OutputError, RecipeError
-from potstill.recipe import build_recipe, recipe_text
+from potstill.recipe import build_recipe, load_recipe, recipe_text
 
 pytest.importorskip("typer")
 
