@@ -27,8 +27,8 @@ SIZE = Claim(
     id="size",
     claim="40 % smaller",
     definition=(
-        "1 - parameters of the student / parameters of the teacher, against 0.40 without rounding. Counted, so the "
-        "interval is the value itself. File bytes are shown beside it."
+        "1 - parameters of the student's encoder / parameters of the teacher's, task heads left out as in the paper, "
+        "against 0.40 without rounding. Counted, so the interval is the value itself. File bytes are shown beside it."
     ),
     target=0.40,
     source="The paper's 66 M against 110 M. Counted exactly, 66,362,880 against 109,482,240 is 39.4 %.",
@@ -92,10 +92,10 @@ def retention_by_definition(teacher: Mapping[str, float], student: Mapping[str, 
 
 def decide_size(models: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Decide the size claim from the report's `models`."""
-    teacher, student = models["teacher"]["parameters"], models["student"]["parameters"]
+    teacher, student = (_encoder_parameters(models[role]) for role in ("teacher", "student"))
     value = 1 - student / teacher
     word = f"{percent(value)} fewer" if value >= 0 else f"{percent(-value)} more"
-    summary = f"The student has {word} parameters than the teacher ({student:,} against {teacher:,})."
+    summary = f"The student's encoder has {word} parameters than the teacher's ({student:,} against {teacher:,})."
     row = _decided(SIZE, exactly(value), summary)
     files = {
         precision: record["size_bytes"] / models["teacher"]["precisions"][precision]["size_bytes"]
@@ -103,6 +103,11 @@ def decide_size(models: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         if precision in models["teacher"]["precisions"]
     }
     return row | {"file_size_ratio": files}
+
+
+def _encoder_parameters(model: Mapping[str, Any]) -> int:
+    """Return the encoder's parameters; all of them for a bundle that does not tell them apart."""
+    return int(model.get("architecture", {}).get("encoder_parameters", model["parameters"]))
 
 
 def decide_speed(estimate: Estimate | None, *, cell: str, reason: str = "") -> dict[str, Any]:

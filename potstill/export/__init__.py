@@ -121,6 +121,7 @@ def _architecture(model: PreTrainedModel) -> dict[str, Any]:
         "hidden_size": config.hidden_size,
         "heads": config.num_attention_heads,
         "vocab_size": config.vocab_size,
+        "encoder_parameters": count_parameters(model.base_model),
         "max_position_embeddings": getattr(config, "max_position_embeddings", None),
     }
 
