@@ -8,7 +8,7 @@ manifest = export_bundle("student", Path("student-onnx"))
 import datetime
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,13 +164,7 @@ def _write_models(
 
 
 def _check_fp32(source: _Source, file: Path, *, fusion: dict[str, Any]) -> ModelRecord:
-    parity = check_parity(
-        source.model,
-        _session(file),
-        inputs=source.inputs,
-        output=source.task.output,
-        max_length=source.max_length,
-    )
+    parity = _compare(check_parity, source, file)
     return ModelRecord(
         file=MODEL_FILES["fp32"], cpu_features=sorted(machine.cpu_features()), fusion=fusion, parity=parity
     )
@@ -180,13 +174,7 @@ def _make_int8(source: _Source, folder: Path, *, graph: onnx.ModelProto, calibra
     recipe, file = int8_recipe(calibration_texts=len(calibration)), folder / MODEL_FILES["int8"]
     fusion = fusion_receipt(graph, source.model)
     quantise_dynamic(graph, file, recipe=recipe, calibration=_calibration_batches(source, calibration))
-    parity = compare_precisions(
-        source.model,
-        _session(file),
-        inputs=source.inputs,
-        output=source.task.output,
-        max_length=source.max_length,
-    )
+    parity = _compare(compare_precisions, source, file)
     return ModelRecord(
         file=MODEL_FILES["int8"],
         quantisation=recipe | count_quantised(file),
@@ -195,6 +183,12 @@ def _make_int8(source: _Source, folder: Path, *, graph: onnx.ModelProto, calibra
         fusion=fusion,
         parity=parity,
     )
+
+
+def _compare(check: Callable[..., dict[str, Any]], source: _Source, file: Path) -> dict[str, Any]:
+    """Hold a file against the torch model, in the session that will serve it; return the evidence."""
+    session = _session(file)
+    return check(source.model, session, inputs=source.inputs, output=source.task.output, max_length=source.max_length)
 
 
 def _calibration_batches(source: _Source, texts: Sequence[Text]) -> list[dict[str, NDArray[np.int64]]]:
