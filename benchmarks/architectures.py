@@ -5,7 +5,7 @@ is off, because random weights have none. Run it on an otherwise idle machine:
 
     python benchmarks/architectures.py --out out/architectures --result benchmarks/results/architectures.json
 
-It takes about 6 minutes on two cores and 3 GB of memory.
+It takes about 7 minutes on two cores and 3 GB of memory.
 """
 
 import argparse
