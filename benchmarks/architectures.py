@@ -25,7 +25,7 @@ from potstill.data import load_examples
 from potstill.distill.scratch import train_tokenizer
 from potstill.export import export_bundle
 from potstill.publish import write_text
-from potstill.recipe import BenchConfig
+from potstill.sections import BenchConfig
 from potstill.task import TEXT_CLASSIFICATION
 
 MAX_LENGTH = 128

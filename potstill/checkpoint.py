@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from potstill.bundle import sha256_of
 from potstill.errors import CheckpointError
-from potstill.task import Task
+from potstill.task import FEATURE_EXTRACTION, Task
 
 # Everything that decides how a checkpoint answers; training states beside it do not.
 _HASHED_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model")
@@ -33,21 +34,30 @@ class Checkpoint:
         return tuple(str(names[number]) for number in range(self.model.config.num_labels))
 
 
-def load_checkpoint(name: str, task: Task, *, tokenizer: str | None = None) -> Checkpoint:
+def load_checkpoint(
+    name: str, task: Task, *, tokenizer: str | None = None, new_head: Mapping[str, Any] | None = None
+) -> Checkpoint:
     """Load a hub id or folder as a model of `task`, in float32 and eval mode, with its tokenizer.
+
+    Args:
+        name: a hub id or checkpoint folder.
+        task: says which class of model.
+        tokenizer: a hub id or folder; None takes the model's own.
+        new_head: settings of the configuration, such as labels, for an encoder whose head is yet to be trained; None
+            refuses a checkpoint without a trained head.
 
     Raises:
         CheckpointError: if it does not exist, cannot be read, or has no trained head for the task.
     """
     _check_folder(name)
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, **(new_head or {}))
         model, loading = getattr(transformers, task.model_class).from_pretrained(
             name, config=config, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"cannot load {name!r} for {task.name}: {_short(error)}") from error
-    _check_head(name, task, loading)
+    _check_weights(name, task, model, loading, head_may_be_new=new_head is not None)
     model.eval()
     return Checkpoint(name, model, load_tokenizer(tokenizer or name))
 
@@ -98,12 +108,19 @@ def _check_folder(name: str) -> None:
         raise CheckpointError(f"there is no checkpoint folder {name}; name a folder or a hub id")
 
 
-def _check_head(name: str, task: Task, loading: dict[str, Any]) -> None:
+def _check_weights(
+    name: str, task: Task, model: PreTrainedModel, loading: dict[str, Any], *, head_may_be_new: bool
+) -> None:
+    """Refuse weights that would be random, except where they are no part of the answer or are about to be trained."""
     missing = sorted(str(key) for key in loading["missing_keys"])
-    if missing:
+    if task is FEATURE_EXTRACTION:  # pooled by us, from the tokens
+        missing = [key for key in missing if not key.startswith("pooler.")]
+    encoder = f"{model.base_model_prefix}."
+    lost = [key for key in missing if key.startswith(encoder) and ".pooler." not in key]
+    if missing and (lost or not head_may_be_new):
         raise CheckpointError(
-            f"{name} has no trained weights for {', '.join(missing[:4])}: it is not fine-tuned for {task.name}; "
-            "fine-tune it first or name another checkpoint"
+            f"{name} has no trained weights for {', '.join((lost or missing)[:4])}: it is not fine-tuned for "
+            f"{task.name}; fine-tune it first (`potstill finetune`) or name another checkpoint"
         )
 
 

@@ -104,9 +104,9 @@ def _teacher(recipe: Recipe, out_dir: Path, *, progress: Progress) -> str:
         return recipe.teacher.model
     folder = out_dir / "checkpoints" / "teacher"
     if not folder.is_dir():
-        from potstill.distill import train_teacher
+        from potstill.distill import finetune
 
-        train_teacher(recipe, folder, resume=True, progress=progress)
+        finetune(recipe, folder, resume=True, progress=progress)
     return str(folder)
 
 

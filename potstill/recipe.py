@@ -8,185 +8,31 @@ import difflib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    field_validator,
-    model_validator,
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from potstill.errors import RecipeError
+from potstill.method import METHODS, PRESET_LAYERS
+from potstill.sections import (
+    BenchConfig,
+    DataConfig,
+    DistillConfig,
+    ExportConfig,
+    Section,
+    StudentConfig,
+    TaskName,
+    TeacherConfig,
 )
 
-from potstill.bundle import Precision
-from potstill.errors import RecipeError
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class ScratchConfig(_Section):
-    """A teacher that is trained on the spot, with a WordPiece tokenizer of its own."""
-
-    num_layers: PositiveInt = 4
-    hidden_size: PositiveInt = 128
-    num_heads: PositiveInt = 2
-    intermediate_size: PositiveInt = 512
-    vocab_size: int = Field(default=8000, ge=200)
-    learning_rate: PositiveFloat = 5e-4
-    batch_size: PositiveInt = 32
-    epochs: PositiveFloat = 4
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Self:
-        if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
-        return self
-
-
-class TeacherConfig(_Section):
-    """The model that is distilled."""
-
-    model: str | None = None
-    """A hub id or a checkpoint folder."""
-    scratch: ScratchConfig | None = None
-    """Train one on the spot instead."""
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        if (self.model is None) == (self.scratch is None):
-            raise ValueError("give either model (a hub id or a checkpoint folder) or scratch")
-        return self
-
-
-class StudentConfig(_Section):
-    """The model that is made: a checkpoint of its own, or cut from the teacher."""
-
-    model: str | None = None
-    """A hub id or a checkpoint folder; None cuts the student from the teacher."""
-    layers: int | list[int] | None = None
-    """How many teacher layers to keep (spread evenly from the first), or which ones; None keeps half."""
-    family: Literal["same", "distilbert"] = "same"
-    """The student's architecture: the teacher's own, or DistilBERT (no token types, no pooler)."""
-
-    @field_validator("layers", mode="before")
-    @classmethod
-    def _count_or_list(cls, layers: Any) -> Any:
-        listed = layers if isinstance(layers, list) else [layers]
-        if layers is not None and not all(isinstance(layer, int) and not isinstance(layer, bool) for layer in listed):
-            raise ValueError("must be a count such as 3 or a list of teacher layers such as [0, 2, 4]")
-        if isinstance(layers, int) and layers < 1:
-            raise ValueError("a student needs at least 1 layer")
-        if isinstance(layers, list) and (not layers or sorted(set(layers)) != layers or layers[0] < 0):
-            raise ValueError("must name teacher layers from 0 upwards, each once, in rising order")
-        return layers
-
-    @model_validator(mode="after")
-    def _not_both(self) -> Self:
-        if self.model is not None and self.layers is not None:
-            raise ValueError("layers cut a student from the teacher; with model there is nothing to cut")
-        return self
-
-
-class DataConfig(_Section):
-    """Labelled texts."""
-
-    name: str
-    """A hub id (`nyu-mll/glue:sst2`), a folder with `train` and `validation` files, or `python-docs`."""
-    text_columns: list[str] | None = Field(default=None, min_length=1, max_length=2)
-    """The column of the text, or two for pairs; None looks for the usual names."""
-    label_column: str = "label"
-    train_split: str = "train"
-    eval_split: str = "validation"
-    max_train_examples: PositiveInt | None = None
-    max_eval_examples: PositiveInt | None = None
-
-
-class DistillConfig(_Section):
-    """How the student learns."""
-
-    method: Literal["task"] = "task"
-    temperature: PositiveFloat = 2.0
-    alpha_kl: float = Field(default=0.45, ge=0)
-    """Weight of the KL divergence from the teacher's softened answers (times temperature squared)."""
-    alpha_ce: float = Field(default=1.0, ge=0)
-    """Weight of the cross-entropy with the labels."""
-    alpha_cos: float = Field(default=0.1, ge=0)
-    """Weight of one minus the cosine between the last hidden states."""
-    learning_rate: PositiveFloat = 5e-5
-    batch_size: PositiveInt = 32
-    gradient_accumulation: PositiveInt = 1
-    epochs: PositiveFloat = 3
-    max_steps: PositiveInt | None = None
-    """Stop after this many optimiser steps, whatever epochs says."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    warmup_ratio: float = Field(default=0.06, ge=0, lt=1)
-    max_grad_norm: PositiveFloat = 1.0
-    optimizer: Literal["adamw", "adafactor", "sgd"] = "adamw"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the forward passes; auto takes bfloat16 where the CPU or GPU computes in it."""
-    log_every: PositiveInt = 50
-    """Optimiser steps between two log lines."""
-    eval_every: PositiveInt | None = None
-    """Optimiser steps between two evaluations; None evaluates once per epoch."""
-    checkpoint_every: PositiveInt | None = None
-    """Optimiser steps between two checkpoints; None writes one at each evaluation."""
-    keep_best_k: PositiveInt = 1
-    """How many of the best checkpoints stay beside the newest; the best one becomes the student."""
-    trackers: list[Literal["tensorboard", "wandb"]] = []
-    allow_weak_teacher: bool = False
-    """Go on with a teacher that is no better than always answering the most frequent label."""
-
-    @model_validator(mode="after")
-    def _some_loss(self) -> Self:
-        if self.alpha_kl == self.alpha_ce == self.alpha_cos == 0:
-            raise ValueError("alpha_kl, alpha_ce and alpha_cos are all 0: there is nothing to learn from")
-        return self
-
-
-class ExportConfig(_Section):
-    """Which files a bundle holds."""
-
-    precisions: list[Precision] = Field(default=["fp32", "int8"], min_length=1)
-    opset: int = Field(default=20, ge=18, le=23)
-    calibration_texts: int = Field(default=256, ge=0)
-    """How many training texts int8 may see to balance outliers; 0 quantises blindly."""
-
-    @model_validator(mode="after")
-    def _supported(self) -> Self:
-        if "fp16" in self.precisions:
-            raise ValueError("fp16 is a precision for GPUs that this version does not export; use fp32 and int8")
-        return self
-
-
-class BenchConfig(_Section):
-    """What is measured, and for how long."""
-
-    batch_sizes: list[PositiveInt] = Field(default=[1, 8], min_length=1)
-    num_tokens: list[PositiveInt] = Field(default=[16, 128], min_length=1)
-    threads: PositiveInt | None = None
-    """Intra-op threads of every model; None takes the cores that this process may use."""
-    precisions: list[Precision] | None = Field(default=None, min_length=1)
-    """Which files of the bundles are measured; None takes those that both bundles have."""
-    rounds: int = Field(default=12, ge=5)
-    """How often all models take their turn in each cell; the intervals come from the rounds."""
-    block_s: PositiveFloat = 0.25
-    """How long one model's turn lasts at least, in seconds."""
-    min_samples: int = Field(default=64, ge=11)
-    """Calls per cell at least; p90 needs 64 (MLPerf's early-stopping rule)."""
-    resamples: int = Field(default=2000, ge=200)
-    """Bootstrap resamples behind every interval."""
-
-
-class Recipe(_Section):
+class Recipe(Section):
     """A whole run."""
 
-    task: Literal["text-classification"] = "text-classification"
+    task: TaskName = "text-classification"
+    metric: str | None = None
+    """The score that picks the best checkpoint and is reported first; None takes the task's own."""
     teacher: TeacherConfig
     student: StudentConfig = StudentConfig()
     data: DataConfig
@@ -202,6 +48,24 @@ class Recipe(_Section):
     """Where the run writes; `--out` on the command line wins."""
     resume: bool = False
     """Go on with what output_dir holds of the same recipe; `--resume` on the command line."""
+
+    @model_validator(mode="after")
+    def _method_fits_task(self) -> Self:
+        method = METHODS[self.distill.method]
+        if self.task not in method.tasks:
+            fitting = [other.name for other in METHODS.values() if self.task in other.tasks]
+            raise ValueError(
+                f"method {method.name} distils {', '.join(method.tasks)} and not {self.task}; for {self.task} there "
+                f"are {', '.join(fitting)}"
+            )
+        return self
+
+    @property
+    def student_layers(self) -> int | list[int] | None:
+        """Which layers the student keeps: its own setting, else the preset's."""
+        if self.student.layers is None and self.distill.preset is not None:
+            return PRESET_LAYERS[self.distill.preset]
+        return self.student.layers
 
 
 def build_recipe(

@@ -4,6 +4,12 @@ from dataclasses import dataclass
 
 from potstill.errors import UsageError
 
+SINGLE_LABEL = "single_label_classification"
+MULTI_LABEL = "multi_label_classification"
+REGRESSION = "regression"
+PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+"""What a text classifier answers, in the words of a checkpoint's configuration (`problem_type`)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
@@ -15,28 +21,90 @@ class Task:
     """The transformers class that loads a checkpoint for it."""
     text_columns: tuple[tuple[str, ...], ...]
     """Column names that public data sets use for the text, tried in this order; two names are a pair."""
+    label_columns: tuple[str, ...]
+    """Column names that public data sets use for the label, tried in this order; none where texts are enough."""
     output: str
-    """The name of the graph's output."""
+    """The name of the model's first output, which is the graph's."""
     metric: str
-    """The metric of `potstill.metrics.classification` that decides."""
+    """The metric that decides where nothing else is asked for."""
+    servable: bool = False
+    """Whether export, bench and serve know the task; the others only train and evaluate."""
 
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether a good model has a low value of `metric`."""
+        return lower_is_better(self.metric)
+
+
+_PAIRS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+)
 
 TEXT_CLASSIFICATION = Task(
     name="text-classification",
     model_class="AutoModelForSequenceClassification",
-    text_columns=(
-        ("sentence1", "sentence2"),
-        ("premise", "hypothesis"),
-        ("question1", "question2"),
-        ("question", "sentence"),
-        ("sentence",),
-        ("text",),
-    ),
+    text_columns=(*_PAIRS, ("sentence",), ("text",)),
+    label_columns=("label", "labels", "score"),
     output="logits",
     metric="accuracy",
+    servable=True,
+)
+TOKEN_CLASSIFICATION = Task(
+    name="token-classification",
+    model_class="AutoModelForTokenClassification",
+    text_columns=(("tokens",), ("words",)),
+    label_columns=("ner_tags", "tags", "labels"),
+    output="logits",
+    metric="f1",
+)
+QUESTION_ANSWERING = Task(
+    name="question-answering",
+    model_class="AutoModelForQuestionAnswering",
+    text_columns=(("question", "context"),),
+    label_columns=("answers",),
+    output="start_logits",
+    metric="f1",
+)
+FILL_MASK = Task(
+    name="fill-mask",
+    model_class="AutoModelForMaskedLM",
+    text_columns=(("text",), ("sentence",), ("content",)),
+    label_columns=(),
+    output="logits",
+    metric="perplexity",
+)
+FEATURE_EXTRACTION = Task(
+    name="feature-extraction",
+    model_class="AutoModel",
+    text_columns=(*_PAIRS, ("anchor", "positive"), ("sentence",), ("text",)),
+    label_columns=("score", "label", "similarity_score"),
+    output="last_hidden_state",
+    metric="spearman",
 )
 
-TASKS = {task.name: task for task in (TEXT_CLASSIFICATION,)}
+TASKS = {
+    task.name: task
+    for task in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, QUESTION_ANSWERING, FILL_MASK, FEATURE_EXTRACTION)
+}
+
+METRICS = {
+    SINGLE_LABEL: ("accuracy", "macro_f1", "matthews_correlation", "f1", "accuracy_and_f1"),
+    MULTI_LABEL: ("micro_f1", "macro_f1", "subset_accuracy"),
+    REGRESSION: ("pearson", "spearman", "pearson_and_spearman", "mse"),
+    TOKEN_CLASSIFICATION.name: ("f1", "precision", "recall", "accuracy"),
+    QUESTION_ANSWERING.name: ("f1", "exact_match"),
+    FILL_MASK.name: ("perplexity", "loss", "accuracy"),
+    FEATURE_EXTRACTION.name: ("spearman", "pearson", "pearson_and_spearman", "cosine"),
+}
+"""The metrics by kind (see `kind_of`), the one that decides by default first."""
+
+TWO_CLASS_METRICS = ("f1", "accuracy_and_f1")
+"""Of a single-label classifier, those that ask about one class and its opposite."""
+
+_LOWER_IS_BETTER = ("perplexity", "loss", "mse")
 
 
 def get_task(name: str) -> Task:
@@ -48,3 +116,49 @@ def get_task(name: str) -> Task:
     if name not in TASKS:
         raise UsageError(f"task {name!r} is not known; potstill knows {', '.join(TASKS)}")
     return TASKS[name]
+
+
+def kind_of(task: Task, problem_type: str | None = None) -> str:
+    """Return the key of `METRICS`: the problem type of a text classifier, else the task's name.
+
+    Args:
+        task: one of `TASKS`.
+        problem_type: the checkpoint's word; None is a single label. Only text classifiers have one.
+
+    Raises:
+        UsageError: if a text classifier's problem type is not one of `PROBLEM_TYPES`.
+    """
+    if task.name != TEXT_CLASSIFICATION.name:
+        return task.name
+    if problem_type is not None and problem_type not in PROBLEM_TYPES:
+        raise UsageError(f"problem type {problem_type!r} is not known; expected {', '.join(PROBLEM_TYPES)}")
+    return problem_type or SINGLE_LABEL
+
+
+def primary_metric(
+    task: Task, problem_type: str | None = None, *, asked: str | None = None, num_labels: int | None = None
+) -> str:
+    """Return the metric that decides.
+
+    Args:
+        task: one of `TASKS`.
+        problem_type: as in `kind_of`.
+        asked: the metric that a recipe names; None takes the first that `METRICS` has.
+        num_labels: how many labels the model has, where it is known: F1 of the positive class needs two.
+
+    Raises:
+        UsageError: if the task or problem type is not judged by `asked`.
+    """
+    kind = kind_of(task, problem_type)
+    if asked is None:
+        return METRICS[kind][0]
+    if asked not in METRICS[kind]:
+        raise UsageError(f"metric {asked!r} does not judge {kind}; expected {', '.join(METRICS[kind])}")
+    if kind == SINGLE_LABEL and asked in TWO_CLASS_METRICS and num_labels not in (None, 2):
+        raise UsageError(f"metric {asked!r} needs 2 labels and the model has {num_labels}; take macro_f1")
+    return asked
+
+
+def lower_is_better(metric: str) -> bool:
+    """Return whether a good model has a low value of this metric."""
+    return metric in _LOWER_IS_BETTER

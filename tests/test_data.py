@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from potstill import data
-from potstill.data import load_examples
+from potstill.data import load_examples, rows
 from potstill.errors import DataError, MissingExtraError
 from potstill.task import TEXT_CLASSIFICATION
 
@@ -175,7 +174,7 @@ def test_an_empty_parquet_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["./nothing", "/nothing/here", "nothing.jsonl", "a/b/c", "data/train.csv"])
 def test_a_missing_folder_or_file_never_reaches_the_hub(name, monkeypatch):
-    monkeypatch.setattr(data, "require", lambda *_args, **_kwargs: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(rows, "require", lambda *_args, **_kwargs: pytest.fail("the hub was asked"))
     assert f"there is no file or folder {name}; name a data folder, a file, or a hub id" in refusal(name)
 
 
@@ -352,7 +351,7 @@ def hub(monkeypatch, load_dataset):
         assert (module, extra) == ("datasets", "distill")
         return SimpleNamespace(load_dataset=load_dataset)
 
-    monkeypatch.setattr(data, "require", answer)
+    monkeypatch.setattr(rows, "require", answer)
 
 
 class HubData(list):
@@ -411,7 +410,7 @@ def test_a_hub_id_without_the_library_names_the_extra(monkeypatch):
     def missing(module, *, extra):
         raise MissingExtraError(f"{module} {extra}")
 
-    monkeypatch.setattr(data, "require", missing)
+    monkeypatch.setattr(rows, "require", missing)
     with pytest.raises(MissingExtraError, match="datasets distill"):
         load("imdb")
 
@@ -422,14 +421,14 @@ def test_an_empty_split_of_the_hub_is_refused(monkeypatch):
 
 
 def test_local_files_ask_for_no_library(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "require", lambda *_args, **_kwargs: pytest.fail("a library was asked for"))
+    monkeypatch.setattr(rows, "require", lambda *_args, **_kwargs: pytest.fail("a library was asked for"))
     for kind in ("jsonl", "json", "csv", "tsv"):
         assert len(load(write(tmp_path, ROWS, kind))) == 3
 
 
 def test_the_embedded_data_has_chapter_names_in_every_limit(monkeypatch):
-    monkeypatch.setattr(data, "read_python_docs", lambda split: [(f"{split} text", "numbers"), ("more", "files")])
+    monkeypatch.setattr(rows, "read_python_docs", lambda split: [(f"{split} text", "numbers"), ("more", "files")])
     found = load("python-docs", limit=1)
     assert found.texts == ["train text"]
-    assert found.label_names == data.CHAPTERS
+    assert found.label_names == rows.CHAPTERS
     assert found.label_names[found.labels[0]] == "numbers"

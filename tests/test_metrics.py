@@ -1,9 +1,11 @@
+import json
 import math
 
 import numpy as np
 import pytest
 
 from potstill import metrics
+from potstill.task import METRICS, MULTI_LABEL, TWO_CLASS_METRICS
 
 # Six examples of three classes. Row is the label, column the prediction:
 #   [2 0 0]   F1: 2*2/(3+2) = 0.8
@@ -53,6 +55,29 @@ def test_f1_of_a_class_that_nobody_names_is_0_without_a_warning():
     assert metrics.f1_per_class(np.array([0, 0]), np.array([0, 0]), 2).tolist() == [1.0, 0.0]
 
 
+def test_precision_and_recall_by_hand():
+    assert metrics.precision_per_class(LABELS, PREDICTIONS, 3) == pytest.approx([2 / 3, 0.0, 0.0])
+    assert metrics.recall_per_class(LABELS, PREDICTIONS, 3) == pytest.approx([1.0, 0.0, 0.0])
+
+
+def test_precision_and_recall_of_what_never_occurs_are_0_without_a_warning():
+    labels, predictions = np.array([0, 0]), np.array([0, 1])
+    assert metrics.precision_per_class(labels, predictions, 3).tolist() == [1.0, 0.0, 0.0]
+    assert metrics.recall_per_class(labels, predictions, 3).tolist() == [0.5, 0.0, 0.0]
+
+
+def test_the_table_of_classes_has_a_row_for_each():
+    labels, predictions = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
+    first, second = metrics.per_class(labels, predictions, ["no", "yes"])
+    assert first == pytest.approx(
+        {"label": "no", "precision": 1.0, "recall": 2 / 3, "f1": 0.8, "support": 3, "predicted": 2}
+    )
+    assert second == pytest.approx(
+        {"label": "yes", "precision": 0.5, "recall": 1.0, "f1": 2 / 3, "support": 1, "predicted": 2}
+    )
+    assert json.loads(json.dumps([first, second])) == [first, second]
+
+
 def test_the_matthews_correlation_of_scikit_learns_own_example():
     # y_true = [+1, +1, +1, -1], y_pred = [+1, -1, +1, +1] -> -0.33
     labels, predictions = np.array([1, 1, 1, 0]), np.array([1, 0, 1, 1])
@@ -96,6 +121,47 @@ def test_a_class_without_examples_counts_in_the_macro_f1():
     found = metrics.classification(np.array([0, 1]), one_hot(np.array([0, 1]), 3))
     assert found["macro_f1"] == pytest.approx(2 / 3)
     assert found["accuracy"] == 1.0
+
+
+def test_two_classes_have_the_f1_of_the_positive_one():
+    labels, predictions = np.array([1, 1, 1, 0]), np.array([1, 0, 1, 1])
+    found = metrics.classification(labels, one_hot(predictions, 2))
+    assert found["f1"] == pytest.approx(2 * 2 / (3 + 3))
+    assert found["accuracy_and_f1"] == pytest.approx((0.5 + 2 / 3) / 2)
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 0.0) / 2)
+    assert set(found) == {*metrics.CLASSIFICATION, *TWO_CLASS_METRICS}
+    assert all(type(value) is float for value in found.values())
+
+
+# Label 0: wanted 2, given 2, hits 1. Label 1: wanted 1, given 1, hits 1. Label 2: neither.
+SEVERAL = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0]], dtype=np.float64)
+SEVERAL_LOGITS = np.array([[2.0, 0.1, -1.0], [-3.0, 0.0, -0.1], [0.5, -2.0, -9.0]])
+
+
+def test_several_labels_by_hand():
+    found = metrics.multi_label(SEVERAL, SEVERAL_LOGITS)
+    assert found == pytest.approx(
+        {"micro_f1": 2 * 2 / (3 + 3), "macro_f1": (0.5 + 1.0 + 0.0) / 3, "subset_accuracy": 1 / 3}
+    )
+    assert tuple(found) == METRICS[MULTI_LABEL]
+
+
+def test_the_table_of_several_labels_has_a_row_for_each():
+    rows = metrics.per_label(SEVERAL, SEVERAL_LOGITS, ["a", "b", "c"])
+    assert rows == [
+        {"label": "a", "precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2, "predicted": 2},
+        {"label": "b", "precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 1, "predicted": 1},
+        {"label": "c", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0, "predicted": 0},
+    ]
+
+
+def test_a_probability_of_one_half_is_no_label():
+    assert metrics.multi_label(np.zeros((1, 2)), np.zeros((1, 2)))["subset_accuracy"] == 1.0
+
+
+def test_several_labels_of_which_none_is_there_are_0_without_a_warning():
+    found = metrics.multi_label(np.zeros((2, 2)), np.full((2, 2), -1.0))
+    assert found == {"micro_f1": 0.0, "macro_f1": 0.0, "subset_accuracy": 1.0}
 
 
 def test_agreement_compares_classes_and_not_logits():

@@ -15,7 +15,7 @@ from potstill.data import Examples
 from potstill.errors import CheckError, UsageError
 from potstill.progress import Progress, silent
 from potstill.publish import check_free
-from potstill.recipe import BenchConfig
+from potstill.sections import BenchConfig
 from potstill.task import get_task
 
 TEACHER, STUDENT = "teacher", "student"

@@ -12,6 +12,7 @@ from potstill.cli import (
     doctor,
     evaluate,
     export,
+    finetune,
     init,
     recipes,
     run,
@@ -29,6 +30,7 @@ app = typer.Typer(
 
 app.command("run")(run.run)
 app.command("distill")(distill.distill)
+app.command("finetune")(finetune.finetune)
 app.command("export")(export.export)
 app.command("bench")(bench.bench)
 app.command("serve")(serve.serve)

@@ -112,7 +112,7 @@ def _config(values: Mapping[str, Any]) -> Any:
     from pydantic import ValidationError
 
     from potstill.errors import UsageError
-    from potstill.recipe import BenchConfig
+    from potstill.sections import BenchConfig
 
     try:
         return BenchConfig.model_validate(values)

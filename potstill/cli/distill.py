@@ -1,7 +1,7 @@
 """`potstill distill`: make a student from a teacher."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -26,19 +26,25 @@ def distill(
     task: Annotated[
         str | None, typer.Option(help="What the models answer.", show_default="text-classification")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="How to distil.", show_default="task")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="task, distilbert, minilmv2, tinybert, mobilebert or embedding.", show_default="task"),
+    ] = None,
     layers: Annotated[
         str | None, typer.Option(help="A count (3) or a list (0,2,4) of teacher layers to keep.", show_default="half")
     ] = None,
-    family: Annotated[str | None, typer.Option(help="same or distilbert.", show_default="same")] = None,
+    family: Annotated[str | None, typer.Option(help="same, distilbert or mobilebert.", show_default="same")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data.", show_default="3")] = None,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Also train the same student without its teacher, and compare.")
+    ] = False,
     recipe: Annotated[str | None, typer.Option(help="Start from a recipe; flags and --set win over it.")] = None,
     settings: SetOption = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a student on labels and on its teacher's answers and hidden states.
+    """Make a small student of a teacher: from labelled texts, running text, or sentence embeddings.
 
     Example: potstill distill textattack/bert-base-uncased-SST-2 --data nyu-mll/glue:sst2 --layers 6 --out student/
     """
@@ -50,38 +56,25 @@ def distill(
         "student.layers": parse_layers(layers),
         "student.family": family,
         "distill.epochs": epochs,
+        "distill.controls": controls or None,
     }
     resolved = resolve(recipe, flags=flags, settings=settings)
     folder = output_folder(out, resolved)
     require("torch", extra="distill")
     from potstill.cli.render import print_json, progress_bars
+    from potstill.cli.training import announce, print_student
     from potstill.distill import distill as distill_student
 
     with progress_bars() as progress:
         report = distill_student(
-            resolved, folder, resume=resume or resolved.resume, overwrite=overwrite, progress=progress
+            resolved,
+            folder,
+            resume=resume or resolved.resume,
+            overwrite=overwrite,
+            progress=progress,
+            announce=announce,
         )
     if as_json:
         print_json(report)
     else:
-        _print_student(folder, report)
-
-
-def _print_student(folder: Path, report: dict[str, Any]) -> None:
-    from potstill.cli.render import print_pairs
-
-    old, new = report["teacher"], report["student"]
-    metric = next(iter(new["scores"]))
-    fewer = 1 - new["parameters"] / old["parameters"]
-    scores = f"{new['scores'][metric]:.4f}, teacher {old['scores'][metric]:.4f}"
-    print_pairs(
-        f"Student {folder}",
-        {
-            "parameters": f"{new['parameters']:,} of {old['parameters']:,} ({fewer:.1%} fewer)",
-            "layers": f"{new['layers']} of {old['layers']}, kept {new['layers_kept']}",
-            metric: f"{scores} ({report['data']['examples']} examples)",
-            "steps": f"{report['steps']}, best at {report['best_step']}",
-            "time": f"{report['seconds']:.0f} s",
-            "next": f"potstill export {folder} --out {folder}-onnx",
-        },
-    )
+        print_student(folder, report)

@@ -1,38 +1,39 @@
-"""From labelled texts to padded batches of similar length, in an order that a resumed run finds again."""
+"""From rows of tokens to padded batches of similar length, in an order that a resumed run finds again."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import pyarrow
 import torch
 from datasets import Dataset
+from numpy.typing import NDArray
+from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 
-from potstill.data import Examples
+from potstill.distill.examples import LABELS, LENGTH_COLUMN, tokenize
+from potstill.distill.masking import IGNORED, make_masking, mask_batch
+from potstill.errors import DataError, RecipeError
 
-LENGTH_COLUMN = "length"
-_LABELS = "labels"
+__all__ = [
+    "LENGTH_COLUMN",
+    "EpochRows",
+    "LengthGroupedSampler",
+    "make_collator",
+    "make_mlm_collator",
+    "read_column",
+    "tokenize",
+]
+
+Row: TypeAlias = dict[str, Any]
+Batch: TypeAlias = dict[str, torch.Tensor]
+Collator: TypeAlias = Callable[[Sequence[Row]], Batch]
+
 # Batches that are sorted by length together: enough to leave little padding, few enough to stay shuffled.
 _BATCHES_PER_POOL = 50
-
-
-def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Dataset:
-    """Return one row per text: the tokenizer's inputs unpadded, its length in tokens, and its label.
-
-    Token types are always there when the tokenizer makes them: a BERT teacher needs them even when its DistilBERT
-    student has none.
-    """
-    pairs = [text if isinstance(text, tuple) else (text, None) for text in examples.texts]
-    seconds = [second for _, second in pairs]
-    encoded = tokenizer(
-        [first for first, _ in pairs],
-        seconds if any(second is not None for second in seconds) else None,
-        truncation=True,
-        max_length=max_length,
-    )
-    lengths = [len(ids) for ids in encoded["input_ids"]]
-    return Dataset.from_dict({**encoded, LENGTH_COLUMN: lengths, _LABELS: examples.labels})
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "segments")
+_SPANS = ("start_positions", "end_positions")
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -40,12 +41,17 @@ class LengthGroupedSampler(Sampler[int]):
 
     The order depends on seed and epoch alone. transformers' own sampler draws it from torch's global generator, so a
     run resumed in the middle of an epoch sees some rows twice and others never.
+
+    With `with_epoch` it gives `epoch * rows + row` instead, for `EpochRows`.
     """
 
-    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, lengths: Sequence[int] | NDArray[np.integer], *, batch_size: int, seed: int, with_epoch: bool = False
+    ) -> None:
         self._lengths = np.asarray(lengths)
         self._batch_size = batch_size
         self._seed = seed
+        self._with_epoch = with_epoch
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -64,16 +70,165 @@ class LengthGroupedSampler(Sampler[int]):
         batches = np.split(by_length, range(self._batch_size, len(order), self._batch_size))
         # The last batch may be short, and only there: moved, it would shift the bounds of all that follow.
         turns = [*generator.permutation(len(batches) - 1), len(batches) - 1]
-        return iter(np.concatenate([batches[turn] for turn in turns]).tolist())
+        offset = self._epoch * len(order) if self._with_epoch else 0
+        # Batch by batch: millions of Python numbers at once would take more memory than the rows' lengths.
+        return (number for turn in turns for number in (batches[turn] + offset).tolist())
 
 
-def make_collator(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[dict[str, Any]]], dict[str, torch.Tensor]]:
-    """Return a function that pads rows to the longest of their batch, giving tensors (B, T) and labels (B,)."""
+class EpochRows(TorchDataset[Row]):
+    """A data set whose rows know their number and the epoch they are read for.
 
-    def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        inputs = [{key: row[key] for key in row if key not in {LENGTH_COLUMN, _LABELS}} for row in rows]
-        batch = dict(tokenizer.pad(inputs, return_tensors="pt"))
-        batch[_LABELS] = torch.tensor([row[_LABELS] for row in rows])
-        return batch
+    Row `epoch * len(rows) + row` has the columns of `row`, and `row` and `epoch`. The epoch travels in the number, an
+    integer like any other: so it reaches the collator through accelerate's sharding and skipping of batches and into
+    the loader's workers, none of which has to know of it. Columns of numbers come as arrays.
+    """
+
+    def __init__(self, rows: Dataset) -> None:
+        self._rows = rows
+        self._arrow = rows.with_format("arrow")
+        self._sampler: LengthGroupedSampler | None = None
+
+    def sampler(self, *, batch_size: int, seed: int) -> LengthGroupedSampler:
+        """Return the length-grouped sampler of these rows."""
+        lengths = read_column(self._rows, LENGTH_COLUMN)
+        self._sampler = LengthGroupedSampler(lengths, batch_size=batch_size, seed=seed, with_epoch=True)
+        return self._sampler
+
+    def set_epoch(self, epoch: int) -> None:
+        """Pass the epoch on to the sampler.
+
+        A loader of several processes that skips batches after a resume does not find the sampler by itself
+        (accelerate 1.15), and would go on in the order of epoch 0; but it does tell the data set.
+        """
+        if self._sampler is not None:
+            self._sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: int) -> Row:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[int]) -> list[Row]:
+        epochs, rows = np.divmod(np.asarray(keys), len(self._rows))
+        table = self._arrow[rows.tolist()]
+        columns = {name: _cells(table[name]) for name in table.column_names}
+        columns |= {"row": rows.tolist(), "epoch": epochs.tolist()}
+        return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def read_column(rows: Dataset, name: str) -> NDArray[Any]:
+    """Return a column of numbers as one array."""
+    table = rows.select_columns([name]).with_format("arrow")[:]
+    return table[name].to_numpy()
+
+
+def make_collator(tokenizer: PreTrainedTokenizerBase, *, pad_to_multiple_of: int = 1) -> Collator:
+    """Return a function that pads labelled rows on the right, to the longest of their batch.
+
+    The batch has the model's inputs (B, T), int64, and where the rows have them
+    - `labels`: int64 (B,) of class ids, float32 (B,) of scores, float32 (B, C) of several labels at once, or int64
+      (B, T) with one per token, -100 at padding;
+    - `start_positions` and `end_positions`, int64 (B,).
+
+    Padding is on the right because encoders number positions from the left.
+    """
+
+    def collate(rows: Sequence[Row]) -> Batch:
+        batch = _pad_inputs(rows, tokenizer, pad_to_multiple_of)
+        if LABELS in rows[0]:
+            batch[LABELS] = _stack_labels([np.asarray(row[LABELS]) for row in rows], batch["input_ids"].shape[1])
+        batch |= {name: np.array([row[name] for row in rows], dtype=np.int64) for name in _SPANS if name in rows[0]}
+        return _to_tensors(batch)
 
     return collate
+
+
+def make_mlm_collator(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    mask: bool = True,
+    share: float = 0.15,
+    counts: NDArray[np.int64] | None = None,
+    smoothing: float = 0.7,
+    extra_share: float = 0.0,
+    kl_positions: Literal["masked", "all"] = "masked",
+    pad_to_multiple_of: int = 1,
+) -> Collator:
+    """Return a function that pads rows of `EpochRows` and masks them (`masking.make_masking`, `mask_batch`).
+
+    The batch has the model's inputs (B, T), int64, `input_ids` with its masks; with packing `position_ids` and
+    `segments` (B, T); and
+    - `masked_labels` (B, T): the token that was there, -100 where nothing is to be predicted;
+    - `positions` (N,): the places b * T + t, ascending, where vocabulary logits are needed. With `kl_positions` masked
+      they are the masked ones and `extra_share` of the others; with `all`, every token that is not padding, as in
+      DistilBERT's released code.
+
+    With `mask` False the inputs stay whole and the last two are missing.
+
+    Raises:
+        RecipeError: if a setting would have no effect.
+        DataError: from `make_masking`, and from the function if rows come without `row` and `epoch`.
+    """
+    if kl_positions == "all" and extra_share > 0:
+        raise RecipeError(f"extra_share={extra_share} has no effect with kl_positions='all'; set one of them")
+    if not mask:
+        return lambda rows: _to_tensors(_pad_inputs(rows, tokenizer, pad_to_multiple_of))
+    masking = make_masking(
+        tokenizer, seed=seed, share=share, extra_share=extra_share, counts=counts, smoothing=smoothing
+    )
+
+    def collate(rows: Sequence[Row]) -> Batch:
+        if "row" not in rows[0] or "epoch" not in rows[0]:
+            raise DataError("rows to be masked need their row and epoch: read them through EpochRows(data set)")
+        batch = _pad_inputs(rows, tokenizer, pad_to_multiple_of)
+        is_token = batch["attention_mask"].astype(np.bool_)
+        masked = mask_batch(
+            batch["input_ids"],
+            is_token,
+            rows=[row["row"] for row in rows],
+            epochs=[row["epoch"] for row in rows],
+            masking=masking,
+        )
+        wanted = is_token if kl_positions == "all" else (masked.labels != IGNORED) | masked.extra
+        batch |= {"input_ids": masked.ids, "masked_labels": masked.labels, "positions": np.flatnonzero(wanted)}
+        return _to_tensors(batch)
+
+    return collate
+
+
+def _cells(column: pyarrow.ChunkedArray) -> Sequence[Any]:
+    """Return a column's cells: lists of numbers as views of one array, half the time of lists of Python numbers."""
+    kind = column.type
+    if not pyarrow.types.is_list(kind) or not pyarrow.types.is_primitive(kind.value_type):
+        return column.to_pylist()
+    together = column.combine_chunks()
+    bounds = np.cumsum(together.value_lengths().to_numpy())[:-1]
+    return np.split(together.flatten().to_numpy(zero_copy_only=False), bounds)
+
+
+def _pad_inputs(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, multiple: int) -> dict[str, NDArray[Any]]:
+    longest = max(len(row["input_ids"]) for row in rows)
+    length = -(-longest // multiple) * multiple
+    fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+    return {name: _pad([row[name] for row in rows], length, fill.get(name, 0)) for name in _INPUTS if name in rows[0]}
+
+
+def _pad(lists: Sequence[Sequence[int] | NDArray[Any]], length: int, value: int) -> NDArray[np.int64]:
+    padded = np.full((len(lists), length), value, dtype=np.int64)
+    for number, cells in enumerate(lists):
+        padded[number, : len(cells)] = cells
+    return padded
+
+
+def _stack_labels(labels: Sequence[NDArray[Any]], length: int) -> NDArray[Any]:
+    if labels[0].dtype.kind == "f":
+        return np.stack(labels).astype(np.float32)
+    if labels[0].ndim == 0:
+        return np.stack(labels).astype(np.int64)
+    return _pad(labels, length, IGNORED)
+
+
+def _to_tensors(batch: dict[str, NDArray[Any]]) -> Batch:
+    return {name: torch.from_numpy(values) for name, values in batch.items()}

@@ -1,16 +1,50 @@
-"""Score a checkpoint with torch, on the same batches as training."""
+"""Score a torch model on any task, on the same batches as training makes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill import metrics
-from potstill.checkpoint import accepted_inputs
 from potstill.data import Examples
-from potstill.distill.batches import make_collator, tokenize
+from potstill.distill.anatomy import base, masked_lm_head, model_inputs
+from potstill.distill.answers import read_answers
+from potstill.distill.batches import EpochRows, make_collator, make_mlm_collator, read_column, tokenize
+from potstill.distill.examples import LENGTH_COLUMN, WORD_STARTS
+from potstill.distill.masking import IGNORED
+from potstill.distill.methods.embedding import embed
+from potstill.errors import DataError
 from potstill.progress import Progress, silent
+from potstill.task import (
+    FEATURE_EXTRACTION,
+    MULTI_LABEL,
+    QUESTION_ANSWERING,
+    REGRESSION,
+    TEXT_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+    Task,
+    kind_of,
+)
+
+Scores = dict[str, float]
+Floats = NDArray[np.floating]
 
 _BATCH_SIZE = 32
+# Held-out words are masked alike for every model and at every step: scores differ by the model alone.
+_MASKING_SEED = 0
+
+
+def problem_type_of(model: PreTrainedModel) -> str | None:
+    """Return what a text classifier answers, in the words of its configuration; None for other models."""
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        return None
+    declared: str | None = model.config.problem_type
+    return declared or (REGRESSION if model.config.num_labels == 1 else None)
 
 
 def evaluate_model(
@@ -19,19 +53,161 @@ def evaluate_model(
     examples: Examples,
     *,
     max_length: int,
+    task: Task = TEXT_CLASSIFICATION,
+    pooling: str = "mean",
     progress: Progress = silent,
     who: str = "model",
-) -> dict[str, float]:
-    """Return the classification metrics of a torch model on labelled texts, in its own precision."""
+) -> Scores:
+    """Return the scores of a torch model on labelled texts, in its own precision, the deciding metric first.
+
+    Args:
+        model: of the task's class; it is put into eval mode and stays there.
+        tokenizer: the model's.
+        examples: labelled, see `Examples.labels`; for feature-extraction scored pairs.
+        max_length: longer texts are cut, contexts of questions become several windows.
+        task: what is asked; a text classifier's kind of label comes from its configuration.
+        pooling: for feature-extraction, `mean` or `cls`.
+        progress: is told how far it is.
+        who: the name under which it is told.
+
+    Raises:
+        DataError: if the examples have no labels.
+    """
+    if examples.labels is None:
+        raise DataError(f"{examples.name} ({examples.split}) has no labels to score a model by")
+    model.eval()
+    if task is FEATURE_EXTRACTION:
+        return _similarity(model, tokenizer, examples, max_length=max_length, pooling=pooling, tell=(progress, who))
     rows = tokenize(examples, tokenizer, max_length=max_length)
-    by_length = np.argsort(rows["length"], kind="stable")
-    collate, wanted = make_collator(tokenizer), accepted_inputs(model)
-    logits, labels = [], []
-    with torch.inference_mode():
-        for start in range(0, len(rows), _BATCH_SIZE):
-            batch = collate([rows[int(number)] for number in by_length[start : start + _BATCH_SIZE]])
-            inputs = {name: value.to(model.device) for name, value in batch.items() if name in wanted}
-            logits.append(model(**inputs).logits.float().cpu())
-            labels.append(batch["labels"])
-            progress(f"score the {who}", min(start + _BATCH_SIZE, len(rows)), len(rows), "")
-    return metrics.classification(torch.cat(labels).numpy(), torch.cat(logits).numpy())
+    outputs = predict(model, rows, make_collator(tokenizer), tell=(progress, who))
+    if task is QUESTION_ANSWERING:
+        starts, ends = ([output[key] for output in outputs] for key in ("start_logits", "end_logits"))
+        contexts = [context for _, context in examples.texts]
+        may_be_none = any(not answers["text"] for answers in examples.labels)
+        answers = read_answers(rows, starts, ends, contexts=contexts, null_threshold=0.0 if may_be_none else None)
+        return metrics.question_answering(examples.labels, answers)
+    logits = [output["logits"] for output in outputs]
+    if task is TOKEN_CLASSIFICATION:
+        return metrics.tagging(*read_tags(rows, logits, examples))
+    problem = kind_of(task, problem_type_of(model))
+    scoring: Callable[[Any, Floats], Scores] = {
+        REGRESSION: metrics.regression,
+        MULTI_LABEL: metrics.multi_label,
+    }.get(problem, metrics.classification)
+    return scoring(examples.labels, np.stack(logits))
+
+
+def read_tags(rows: Dataset, logits: Sequence[Floats], examples: Examples) -> tuple[list[list[str]], list[list[str]]]:
+    """Return wanted and predicted tag names of each text; a word that was cut off counts as `O`, or the first tag."""
+    names = examples.label_names
+    outside = names.index("O") if "O" in names else 0
+    predictions = [
+        [int(scores[start].argmax()) if start >= 0 else outside for start in starts]
+        for scores, starts in zip(logits, rows[WORD_STARTS], strict=True)
+    ]
+    return metrics.tag_names(examples.labels, names), metrics.tag_names(predictions, names)
+
+
+def predict(
+    model: PreTrainedModel, rows: Dataset, collate: Callable[[Any], Any], *, tell: tuple[Progress, str]
+) -> list[dict[str, Floats]]:
+    """Return the model's outputs for each row, float32, in the order of the rows; padding is cut where there is any."""
+    wanted = ("start_logits", "end_logits") if "start_positions" in rows.column_names else ("logits",)
+    found: list[dict[str, Floats]] = [{} for _ in range(len(rows))]
+    for numbers, batch in _batches(rows, collate, tell=tell):
+        with torch.inference_mode():
+            output = model(**model_inputs(model, {name: value.to(model.device) for name, value in batch.items()}))
+        for name in wanted:
+            for number, values in zip(numbers, getattr(output, name).float().cpu().numpy(), strict=True):
+                found[number][name] = values
+    return found
+
+
+def evaluate_words(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: Dataset,
+    *,
+    mask_share: float = 0.15,
+    progress: Progress = silent,
+    who: str = "model",
+) -> Scores:
+    """Return perplexity, loss and accuracy at the masked positions of running text.
+
+    Every call masks the same words by the 80/10/10 rule, so that scores can be compared; logits exist only there.
+
+    Args:
+        model: with a masked-LM head; it is put into eval mode and stays there.
+        tokenizer: the model's.
+        corpus: rows of `load_corpus`.
+        mask_share: the share of words that is asked for.
+        progress: is told how far it is.
+        who: the name under which it is told.
+    """
+    model.eval()
+    encoder, head = base(model), masked_lm_head(model)
+    collate = make_mlm_collator(tokenizer, seed=_MASKING_SEED, share=mask_share)
+    nll, hits, count = 0.0, 0, 0
+    for _, batch in _batches(corpus, collate, tell=(progress, who)):
+        batch = {name: value.to(model.device) for name, value in batch.items()}
+        with torch.inference_mode():
+            states = encoder(**model_inputs(encoder, batch)).last_hidden_state.flatten(0, 1)
+            labels = batch["masked_labels"].flatten()
+            asked = (labels != IGNORED).nonzero().squeeze(1)
+            logits = F.linear(head.transform(states[asked]), head.weight, head.bias).float()
+            nll += F.cross_entropy(logits, labels[asked], reduction="sum").item()
+            hits += int((logits.argmax(-1) == labels[asked]).sum())
+            count += len(asked)
+    return metrics.masked_words(nll, count=count, hits=hits)
+
+
+def embed_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    max_length: int,
+    pooling: str = "mean",
+    progress: Progress = silent,
+    who: str = "model",
+) -> NDArray[np.float32]:
+    """Return one vector per text, float32 (N, H)."""
+    unlabelled = Examples(name="", split="", texts=list(texts), labels=None, label_names=(), sha256="")
+    rows = tokenize(unlabelled, tokenizer, max_length=max_length)
+    vectors = np.empty((len(rows), model.config.hidden_size), dtype=np.float32)
+    model.eval()
+    for numbers, batch in _batches(rows, make_collator(tokenizer), tell=(progress, who)):
+        with torch.inference_mode():
+            on_device = {name: value.to(model.device) for name, value in batch.items()}
+            vectors[numbers] = embed(model, on_device, pooling).float().cpu().numpy()
+    return vectors
+
+
+def _similarity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Examples,
+    *,
+    max_length: int,
+    pooling: str,
+    tell: tuple[Progress, str],
+) -> Scores:
+    sides = [
+        embed_texts(model, tokenizer, list(side), max_length=max_length, pooling=pooling, progress=tell[0], who=tell[1])
+        for side in zip(*examples.texts, strict=True)
+    ]
+    scores = metrics.correlations(examples.labels, metrics.row_cosines(*sides))
+    return {"spearman": scores["spearman"]} | scores
+
+
+def _batches(
+    rows: Dataset, collate: Callable[[Any], Any], *, tell: tuple[Progress, str]
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """Yield row numbers and their batch, rows of similar length together."""
+    numbered = EpochRows(rows)
+    order = np.argsort(read_column(rows, LENGTH_COLUMN), kind="stable").tolist()
+    for start in range(0, len(order), _BATCH_SIZE):
+        numbers = order[start : start + _BATCH_SIZE]
+        yield numbers, collate(numbered.__getitems__(numbers))
+        tell[0](f"score the {tell[1]}", min(start + _BATCH_SIZE, len(order)), len(order), "")
+

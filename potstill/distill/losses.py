@@ -51,3 +51,20 @@ def cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
 def total(parts: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
     """Return the weighted sum of the parts; both dictionaries have the same keys."""
     return torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+
+
+def kl_divergence_sum(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Return T² · KL(teacher ‖ student) of the softened answers (..., C), summed over everything but the classes."""
+    divergence = F.kl_div(
+        F.log_softmax(student_logits.float() / temperature, dim=-1),
+        F.log_softmax(teacher_logits.float() / temperature, dim=-1),
+        reduction="sum",
+        log_target=True,
+    )
+    return divergence * temperature**2
+
+
+def hidden_cosine_sum(student_hidden: Tensor, teacher_hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return 1 − cosine between hidden states (B, T, H), summed over the tokens that are not padding."""
+    cosine = F.cosine_similarity(student_hidden.float(), teacher_hidden.float(), dim=-1)
+    return ((1 - cosine) * attention_mask).sum()

@@ -1,14 +1,18 @@
 """Train a small BERT teacher and its WordPiece tokenizer on the spot."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import WordPiece
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer, PreTrainedTokenizerBase
 
-from potstill.data import Examples, Text
-from potstill.recipe import DistillConfig, ScratchConfig
+from potstill.checkpoint import Checkpoint
+from potstill.data import Text, load_examples
+from potstill.recipe import Recipe
+from potstill.sections import DistillConfig, ScratchConfig
+from potstill.task import get_task
 
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -28,27 +32,40 @@ def train_tokenizer(texts: Sequence[Text], *, vocab_size: int, max_length: int) 
     return BertTokenizer(tokenizer_object=tokenizer, do_lower_case=True, model_max_length=max_length)
 
 
-def untrained_classifier(
-    config: ScratchConfig, *, tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int, seed: int
-) -> BertForSequenceClassification:
-    """Return a BERT classifier with random weights that fits the tokenizer and the labels."""
-    torch.manual_seed(seed)
-    return BertForSequenceClassification(
+def new_teacher(recipe: Recipe, config: ScratchConfig) -> Checkpoint:
+    """Return a BERT classifier with random weights and a tokenizer trained on the recipe's data."""
+    data = recipe.data
+    examples = load_examples(
+        data.name,
+        split=data.train_split,
+        task=get_task(recipe.task),
+        text_columns=data.text_columns,
+        label_column=data.label_column,
+        limit=data.max_train_examples,
+    )
+    tokenizer = train_tokenizer(examples.texts, vocab_size=config.vocab_size, max_length=recipe.max_length)
+    torch.manual_seed(recipe.seed)
+    model = BertForSequenceClassification(
         BertConfig(
             vocab_size=len(tokenizer),
             hidden_size=config.hidden_size,
             num_hidden_layers=config.num_layers,
             num_attention_heads=config.num_heads,
             intermediate_size=config.intermediate_size,
-            max_position_embeddings=max_length,
+            max_position_embeddings=recipe.max_length,
             # BERT's 0.02 suits 768 units; in a narrow model it leaves attention silent for the first epochs.
             initializer_range=config.hidden_size**-0.5,
             pad_token_id=tokenizer.pad_token_id,
-            id2label=dict(enumerate(examples.label_names)),
-            label2id={name: number for number, name in enumerate(examples.label_names)},
             problem_type="single_label_classification",
+            **labels_config(examples.label_names),
         )
     )
+    return Checkpoint("scratch", model, tokenizer)
+
+
+def labels_config(names: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of a model's configuration that name its labels."""
+    return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
 
 
 def training_config(config: ScratchConfig, base: DistillConfig) -> DistillConfig:

@@ -1,61 +1,64 @@
 """Cut a student from its teacher: some of the layers, all of the rest.
 
 A student starts from the teacher's own weights because that is worth several points: DistilBERT's ablation loses
-3.7 GLUE points with random weights (arXiv 1910.01108, table 4). Two families are made: the teacher's own with fewer
-layers, and DistilBERT from a BERT teacher. DistilBERT has no token types, so the teacher's vector for type 0 is added
-to the positions; for single texts nothing changes by that, and a pair's second half loses its mark.
+3.7 GLUE points with random weights (arXiv 1910.01108, table 4). Layers are chosen here, units in `width`, and other
+families than the teacher's are made in `convert`.
 """
 
 import copy
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import torch
-from torch import nn
-from transformers import (
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    PreTrainedModel,
-)
+from torch import Tensor
+from transformers import PreTrainedModel
 
+from potstill.distill.anatomy import find_layers
+from potstill.distill.convert import to_distilbert, to_mobilebert
+from potstill.distill.width import narrow
 from potstill.errors import CheckpointError
 
-# transformers' DistilBERT has this epsilon in its code, not in its configuration.
-_DISTILBERT_EPSILON = 1e-12
-
-_TO_DISTILBERT = (
-    (r"^bert\.encoder\.layer\.", "distilbert.transformer.layer."),
-    (r"^bert\.embeddings\.", "distilbert.embeddings."),
-    (r"^bert\.pooler\.dense\.", "pre_classifier."),
-    (r"\.attention\.self\.query\.", ".attention.q_lin."),
-    (r"\.attention\.self\.key\.", ".attention.k_lin."),
-    (r"\.attention\.self\.value\.", ".attention.v_lin."),
-    (r"\.attention\.output\.dense\.", ".attention.out_lin."),
-    (r"\.attention\.output\.LayerNorm\.", ".sa_layer_norm."),
-    (r"\.intermediate\.dense\.", ".ffn.lin1."),
-    (r"\.output\.dense\.", ".ffn.lin2."),
-    (r"\.output\.LayerNorm\.", ".output_layer_norm."),
-)
+FAMILIES = ("same", "distilbert", "mobilebert")
 
 
 def create_student(
-    teacher: PreTrainedModel, *, layers: int | Sequence[int] | None = None, family: str = "same"
+    teacher: PreTrainedModel,
+    *,
+    layers: int | Sequence[int] | None = None,
+    family: str = "same",
+    hidden_size: int | None = None,
+    num_heads: int | None = None,
+    intermediate_size: int | None = None,
+    seed: int = 0,
 ) -> PreTrainedModel:
-    """Return a new model with the chosen layers of `teacher` and copies of all its other weights.
+    """Return a new model with the chosen layers of `teacher` and copies of all its other weights, on the CPU.
 
     Args:
-        teacher: any encoder of transformers whose layers stand in one list; it is not changed.
+        teacher: an encoder of transformers whose layers stand in one list, with or without a head, which is copied
+            whole; it is not changed.
         layers: which layers to keep, or how many (spread evenly from the first: 3 of 6 are 0, 2, 4); None keeps half.
-        family: `same` for the teacher's architecture, `distilbert` for DistilBERT from a BERT teacher.
+            A MobileBERT student takes only their number, and None is all.
+        family: `same` for the teacher's architecture, `distilbert` from a BERT teacher, `mobilebert` for a bottleneck
+            student of the teacher's width, with random layers.
+        hidden_size: a narrower residual stream; the units that stay are chosen by `width.narrow`.
+        num_heads: None keeps the width of a head; for `mobilebert` the teacher's.
+        intermediate_size: None scales it with the hidden size.
+        seed: of what starts at random, which is `mobilebert`'s layers.
 
     Raises:
-        CheckpointError: if the teacher has not these layers, or cannot become that family.
+        CheckpointError: if the teacher has not these layers, or cannot become that family or width.
     """
-    total = teacher.config.num_hidden_layers
-    kept = choose_layers(total, layers)
-    if family == "distilbert" and teacher.config.model_type != "distilbert":
-        return _cut_distilbert(teacher, kept)
-    return _cut_same_family(teacher, kept)
+    own = teacher.config.model_type
+    if family not in FAMILIES:
+        raise CheckpointError(f"there is no student family {family!r}; use one of {', '.join(FAMILIES)}")
+    if family == "mobilebert" and own != "mobilebert":
+        return _make_mobilebert(teacher, layers, (hidden_size, num_heads, intermediate_size), seed)
+    student = _keep_layers(teacher, choose_layers(teacher.config.num_hidden_layers, layers))
+    if family == "distilbert" and own != "distilbert":
+        student = to_distilbert(student)
+    if (hidden_size, num_heads, intermediate_size) == (None, None, None):
+        return student
+    return narrow(student, hidden_size=hidden_size, num_heads=num_heads, intermediate_size=intermediate_size)
 
 
 def choose_layers(total: int, layers: int | Sequence[int] | None) -> list[int]:
@@ -78,91 +81,131 @@ def choose_layers(total: int, layers: int | Sequence[int] | None) -> list[int]:
     return list(layers)
 
 
-def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Return the list of encoder layers of a model and its name in the state dictionary.
+def every_kth(total: int, step: int) -> list[int]:
+    """Return every `step`-th layer from the first: 0, 3, 6, 9 of 10 by 3, where a count of 4 is 0, 2, 5, 7.
 
     Raises:
-        CheckpointError: if there is no such list, as in ALBERT, which shares one layer.
+        CheckpointError: if the step is below 1.
     """
-    total = model.config.num_hidden_layers
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == total:
-            return name, module
-    raise CheckpointError(f"{model.config.model_type} models do not keep their layers in one list; they cannot be cut")
+    if step < 1:
+        raise CheckpointError(f"every {step}th layer cannot be taken; the step is at least 1")
+    return list(range(0, total, step))
 
 
-def _cut_same_family(teacher: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
+def candidate_layers(total: int, count: int) -> list[list[int]]:
+    """Return the subsets of `count` layers that are worth trying, without repetition.
+
+    Evenly from the first; evenly up to the last; evenly with both ends, which for 6 of 12 is DistilBERT's
+    0, 2, 4, 7, 9, 11; the topmost; the lowest.
+
+    Raises:
+        CheckpointError: if there are fewer layers than asked for.
+    """
+    from_first = choose_layers(total, count)
+    to_last = sorted(total - 1 - layer for layer in from_first)
+    both_ends = [round(number * (total - 1) / max(1, count - 1)) for number in range(count)]
+    subsets = [from_first, to_last, both_ends, list(range(total - count, total)), list(range(count))]
+    return [subset for number, subset in enumerate(subsets) if subset not in subsets[:number]]
+
+
+def best_layers(
+    teacher: PreTrainedModel,
+    count: int,
+    score: Callable[[PreTrainedModel], float],
+    *,
+    candidates: Sequence[Sequence[int]] | None = None,
+    family: str = "same",
+) -> tuple[list[int], dict[tuple[int, ...], float]]:
+    """Try several subsets of layers and return the one whose untrained student scores best, with all the scores.
+
+    Among equals the earlier candidate wins; a score that is not a number loses. One student is in memory at a time.
+
+    Args:
+        teacher: see `create_student`.
+        count: how many layers to keep.
+        score: what to make large, such as the accuracy on a few batches or a negative loss.
+        candidates: the subsets to try; None is those of `candidate_layers`.
+        family: of the students to score, `same` or `distilbert`.
+
+    Raises:
+        CheckpointError: if there is nothing to choose, or a candidate cannot be cut.
+    """
+    if family == "mobilebert":
+        raise CheckpointError("a MobileBERT student takes no layers of its teacher to choose from; give their number")
+    if candidates is None:
+        candidates = candidate_layers(teacher.config.num_hidden_layers, count)
+    if not candidates:
+        raise CheckpointError("there are no candidate layers to choose from; name at least one subset")
+    scores: dict[tuple[int, ...], float] = {}
+    for layers in candidates:
+        found = float(score(create_student(teacher, layers=layers, family=family)))
+        scores[tuple(layers)] = -math.inf if math.isnan(found) else found
+    best = max(scores, key=lambda layers: scores[layers])
+    return list(best), scores
+
+
+def _make_mobilebert(
+    teacher: PreTrainedModel,
+    layers: int | Sequence[int] | None,
+    sizes: tuple[int | None, int | None, int | None],
+    seed: int,
+) -> PreTrainedModel:
+    hidden_size, num_heads, intermediate_size = sizes
+    total = teacher.config.num_hidden_layers
+    if hidden_size not in {None, teacher.config.hidden_size}:
+        raise CheckpointError(
+            f"a MobileBERT student has its teacher's width {teacher.config.hidden_size}, not {hidden_size}: its "
+            "bottlenecks make it small; leave hidden_size out"
+        )
+    num_layers = total if layers is None else len(choose_layers(total, layers))
+    return to_mobilebert(
+        teacher, num_layers=num_layers, num_heads=num_heads, intermediate_size=intermediate_size, seed=seed
+    )
+
+
+def _keep_layers(teacher: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
     prefix, _ = find_layers(teacher)
     config = copy.deepcopy(teacher.config)
-    config.num_hidden_layers = len(kept)
     if getattr(config, "layer_types", None):
         config.layer_types = [teacher.config.layer_types[layer] for layer in kept]
+    config.num_hidden_layers = len(kept)
+    state = _renumber(teacher.state_dict(), prefix, kept)
+    if config.model_type == "modernbert":
+        state = _fit_first_norm(state, prefix, kept)
     student = type(teacher)(config)
-    student.load_state_dict(_renumber(teacher.state_dict(), prefix, kept), strict=True)
+    student.load_state_dict(state, strict=True)
     return student.eval()
 
 
-def _cut_distilbert(teacher: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
-    _check_becomes_distilbert(teacher)
-    state = _renumber(teacher.state_dict(), "bert.encoder.layer", kept)
-    token_types = state.pop("bert.embeddings.token_type_embeddings.weight")
-    state["bert.embeddings.position_embeddings.weight"] = (
-        state["bert.embeddings.position_embeddings.weight"] + token_types[0]
-    )
-    student = DistilBertForSequenceClassification(_distilbert_config(teacher, len(kept)))
-    student.load_state_dict({_rename(key): value for key, value in state.items()}, strict=True)
-    return student.eval()
+def _fit_first_norm(state: dict[str, Tensor], prefix: str, kept: Sequence[int]) -> dict[str, Tensor]:
+    """Give ModernBERT's first layer the form it must have: no norm before its attention.
 
-
-def _check_becomes_distilbert(teacher: PreTrainedModel) -> None:
-    config = teacher.config
-    if config.model_type != "bert" or not type(teacher).__name__.endswith("ForSequenceClassification"):
+    The embeddings are normalised already, which is why the first layer has none. Another layer that becomes the first
+    keeps its norm's scale, in the weights that read from it.
+    """
+    if 0 in kept[1:]:
         raise CheckpointError(
-            f"a DistilBERT student is cut from a BERT classifier, and this teacher is {type(teacher).__name__}; "
-            "use student.family=same"
+            f"ModernBERT's layer 0 has no norm before its attention and can only stay first, not as in {list(kept)}"
         )
-    if config.hidden_act not in {"gelu", "relu"} or config.layer_norm_eps != _DISTILBERT_EPSILON:
-        raise CheckpointError(
-            f"DistilBERT has GELU or ReLU and a layer-norm epsilon of {_DISTILBERT_EPSILON}; this teacher has "
-            f"{config.hidden_act} and {config.layer_norm_eps}; use student.family=same"
-        )
+    norm, fused = f"{prefix}.0.attn_norm", f"{prefix}.0.attn.Wqkv"
+    scale, shift = state.pop(f"{norm}.weight", None), state.pop(f"{norm}.bias", None)
+    if shift is not None and f"{fused}.bias" in state:
+        state[f"{fused}.bias"] = state[f"{fused}.bias"] + state[f"{fused}.weight"] @ shift
+    if scale is not None:
+        state[f"{fused}.weight"] = state[f"{fused}.weight"] * scale
+    return state
 
 
-def _distilbert_config(teacher: PreTrainedModel, num_layers: int) -> DistilBertConfig:
-    config = teacher.config
-    return DistilBertConfig(
-        vocab_size=config.vocab_size,
-        max_position_embeddings=config.max_position_embeddings,
-        dim=config.hidden_size,
-        hidden_dim=config.intermediate_size,
-        n_layers=num_layers,
-        n_heads=config.num_attention_heads,
-        dropout=config.hidden_dropout_prob,
-        attention_dropout=config.attention_probs_dropout_prob,
-        activation=config.hidden_act,
-        initializer_range=config.initializer_range,
-        pad_token_id=config.pad_token_id,
-        id2label=config.id2label,
-        label2id=config.label2id,
-        problem_type=config.problem_type,
-    )
-
-
-def _renumber(state: dict[str, torch.Tensor], prefix: str, kept: Sequence[int]) -> dict[str, torch.Tensor]:
+def _renumber(state: dict[str, Tensor], prefix: str, kept: Sequence[int]) -> dict[str, Tensor]:
     """Drop the layers that are not kept and number the others from 0."""
-    new_number = {old: new for new, old in enumerate(kept)}
     pattern = re.compile(rf"^{re.escape(prefix)}\.(\d+)\.")
     renumbered = {}
     for key, value in state.items():
         found = pattern.match(key)
         if found is None:
             renumbered[key] = value
-        elif int(found[1]) in new_number:
-            renumbered[f"{prefix}.{new_number[int(found[1])]}.{key[found.end() :]}"] = value
+            continue
+        for new, old in enumerate(kept):
+            if old == int(found[1]):
+                renumbered[f"{prefix}.{new}.{key[found.end() :]}"] = value
     return renumbered
-
-
-def _rename(key: str) -> str:
-    for pattern, replacement in _TO_DISTILBERT:
-        key = re.sub(pattern, replacement, key)
-    return key

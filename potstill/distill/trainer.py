@@ -7,18 +7,18 @@ the choice of the best one.
 
 import math
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from safetensors.torch import load_model
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
 from transformers import (
-    EvalPrediction,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -27,19 +27,27 @@ from transformers import (
     TrainingArguments,
 )
 
-from potstill import metrics
-from potstill.checkpoint import accepted_inputs
-from potstill.distill import losses
-from potstill.distill.batches import LENGTH_COLUMN, LengthGroupedSampler, make_collator
-from potstill.errors import CheckpointError, TrainingError
+from potstill.distill.arguments import training_arguments
+from potstill.distill.batches import EpochRows, LengthGroupedSampler
+from potstill.distill.keeper import (
+    CheckpointKeeper,
+    complete_checkpoints,
+    discard_incomplete,
+    newest_checkpoint,
+    step_of,
+)
+from potstill.distill.methods.objective import Objective
+from potstill.distill.plan import Announce, Pace, keep_quiet
+from potstill.errors import TrainingError
 from potstill.extras import require
-from potstill.machine import has_fast_bf16
 from potstill.progress import Progress
-from potstill.recipe import DistillConfig
+from potstill.sections import DistillConfig
 
-_COMPLETE = "COMPLETE"
-# The fused AdamW walks memory once: 17 ms a step instead of 128 for 17 M parameters on 2 cores (torch 2.13).
-_OPTIMIZERS = {"adamw": "adamw_torch_fused", "adafactor": "adafactor", "sgd": "sgd"}
+Collator = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
+Scores = dict[str, float]
+
+_WEIGHTS = "model.safetensors"
+_COUNTS = "counts"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +57,7 @@ class TrainingResult:
     steps: int
     best_step: int
     score: float
-    metrics: dict[str, float]
+    metrics: Scores
     resumed_from: int
     history: list[dict[str, Any]]
 
@@ -60,7 +68,9 @@ class Job:
 
     config: DistillConfig
     metric: str
-    """The entry of `metrics.classification` that picks the best checkpoint."""
+    """The score that picks the best checkpoint."""
+    maximise: bool
+    """Whether a higher score is better; perplexity and losses are better low."""
     seed: int
     work_dir: Path
     """Receives the checkpoints."""
@@ -69,153 +79,205 @@ class Job:
     stage: str
     """The name under which progress is told."""
     progress: Progress
+    announce: Announce = keep_quiet
+    """Is told the pace after the first steps."""
+
+
+class Distiller(nn.Module):
+    """A student with what its method learns beside it; the teacher is at hand and no part of the module.
+
+    So the optimiser, checkpoints and data-parallel wrappers see what learns and nothing else, and `train()` leaves the
+    teacher in eval mode.
+    """
+
+    def __init__(self, student: PreTrainedModel, objective: Objective, teacher: PreTrainedModel | None) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+        self._hidden_from_torch = (teacher.eval().requires_grad_(False) if teacher is not None else None,)
+
+    @property
+    def teacher(self) -> PreTrainedModel | None:
+        """The frozen teacher."""
+        return self._hidden_from_torch[0]
+
+    def forward(self, batch: Mapping[str, Tensor], scales: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and the detached sum of each of its parts, as `Objective.forward` does."""
+        return self.objective(self.student, self.teacher, batch, scales)
 
 
 def train(
     student: PreTrainedModel,
     *,
     teacher: PreTrainedModel | None,
-    tokenizer: PreTrainedTokenizerBase,
+    objective: Objective,
     train_set: Dataset,
-    eval_set: Dataset,
+    collate: Collator,
+    score: Callable[[PreTrainedModel], Scores],
     job: Job,
 ) -> TrainingResult:
-    """Train `student` in place and leave the weights that scored best on `eval_set` in it.
+    """Train `student` in place and leave the weights with the best score in it.
 
-    Without a teacher only the labels count.
+    Args:
+        student: learns.
+        teacher: what `objective` compares with; frozen here. None where the labels are all there is.
+        objective: the method's loss; its own parameters learn with the student.
+        train_set: tokenised rows with a `length` column.
+        collate: makes a batch of rows.
+        score: scores the student as it stands; called at every evaluation.
+        job: how and where to train.
 
     Raises:
-        CheckpointError: if teacher and student cannot be compared.
         TrainingError: if the loss is no longer a number; the last good checkpoint stays in the work folder.
         MissingExtraError: if a tracker is not installed.
     """
     config = job.config
     for tracker in config.trackers:
         require(tracker, extra="trackers")
-    if teacher is not None:
-        _check_pair(student, teacher, config)
-    if not job.resume:
-        shutil.rmtree(job.work_dir, ignore_errors=True)
-    keeper = _CheckpointKeeper(job.metric, config.keep_best_k)
+    arguments = training_arguments(
+        config, seed=job.seed, work_dir=job.work_dir, num_rows=len(train_set), unused=objective.has_unused_parameters
+    )
+    if arguments.should_save:
+        if not job.resume:
+            shutil.rmtree(job.work_dir, ignore_errors=True)
+        discard_incomplete(job.work_dir)
+    distiller = Distiller(student, objective, teacher)
+    keeper = CheckpointKeeper(job.metric, config.keep_best_k, maximise=job.maximise)
+    rows = EpochRows(train_set)
     trainer = DistillationTrainer(
-        model=student,
-        teacher=teacher,
-        weights={"kl": config.alpha_kl, "ce": config.alpha_ce, "cos": config.alpha_cos},
-        temperature=config.temperature,
-        args=_arguments(config, seed=job.seed, work_dir=job.work_dir, num_rows=len(train_set)),
-        train_dataset=train_set,
-        eval_dataset=eval_set,
-        data_collator=make_collator(tokenizer),
-        compute_metrics=_score,
+        model=distiller,
+        score=score,
+        args=arguments,
+        train_dataset=rows,
+        eval_dataset=rows,  # Trainer insists on one; `evaluate` brings its own texts
+        data_collator=_counting(collate, objective),
         callbacks=[keeper, _ProgressReporter(job)],
     )
     trainer.remove_callback(PrinterCallback)
     last = newest_checkpoint(job.work_dir)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
-    return _choose_best(trainer, keeper, job.metric, resumed_from=_step_of(last) if last else 0)
+    return _choose_best(trainer, keeper, job, resumed_from=step_of(last) if last else 0)
+
+
+def _counting(collate: Collator, objective: Objective) -> Collator:
+    """Count a batch's units while it is on the CPU: on a GPU, reading them would stall every micro-batch."""
+
+    def collate_and_count(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        batch = collate(rows)
+        return {**batch, _COUNTS: objective.count(batch)}
+
+    return collate_and_count
 
 
 class DistillationTrainer(Trainer):
-    """A Trainer whose loss is labels + softened answers + last hidden states."""
+    """A Trainer whose loss is an objective's, exact under accumulation and over several processes."""
 
-    def __init__(
-        self, *, teacher: PreTrainedModel | None, weights: dict[str, float], temperature: float, **kwargs: Any
-    ) -> None:
+    # Each part is divided by its count over all micro-batches and processes of the step, before it is added up.
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *, score: Callable[[PreTrainedModel], Scores], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # Our losses are means over the micro-batch, so Trainer has to divide by the accumulation steps.
-        self.model_accepts_loss_kwargs = False
-        self._teacher = teacher.eval().requires_grad_(False).to(self.args.device) if teacher else None
-        self._weights = weights if teacher else {"ce": 1.0}
-        self._temperature = temperature
-        self._student_inputs = accepted_inputs(self.model)
-        self._teacher_inputs = accepted_inputs(teacher) if teacher else []
-        self._sums: dict[str, torch.Tensor] = {}
-        self._count = 0
+        self._distiller: Distiller = self.model
+        self._score = score
+        if self._distiller.teacher is not None:
+            half = self.args.bf16 and self.args.device.type != "cpu"
+            self._distiller.teacher.to(self.args.device, torch.bfloat16 if half else torch.float32)
+        self._scales: dict[str, float] = {}
+        self._totals: dict[str, float] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._steps_summed = 0
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
+        rows = self.train_dataset if train_dataset is None else train_dataset
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGroupedSampler(dataset[LENGTH_COLUMN], batch_size=batch_size, seed=self.args.seed)
+        return rows.sampler(batch_size=batch_size, seed=self.args.seed)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], None]:
+        """Fetch the micro-batches of one step, and learn from their counts what each part of the loss weighs."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        weights = self._distiller.objective.weights(self.state.global_step / max(self.state.max_steps, 1))
+        counts = [batch.pop(_COUNTS) for batch in batches]
+        totals = torch.tensor([[float(count[name]) for name in weights] for count in counts]).sum(0)
+        world = self.args.world_size
+        if world > 1:
+            totals = self.accelerator.reduce(totals.to(device), "sum")
+        self._totals = dict(zip(weights, totals.clamp(min=1).tolist(), strict=True)) if batches else {}
+        # Data-parallel gradients are averaged over the processes; the factor makes the average a sum.
+        self._scales = {name: weights[name] * world / total for name, total in self._totals.items() if weights[name]}
+        self._steps_summed += 1
+        return batches, None
 
     def compute_loss(
         self,
-        model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
+        model: nn.Module,
+        inputs: dict[str, Tensor],
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Return the loss, and the student's outputs if asked; evaluation is by the labels alone."""
-        labels = inputs["labels"]
-        need_hidden = model.training and self._weights.get("cos", 0) > 0
-        outputs = model(**_pick(inputs, self._student_inputs), output_hidden_states=need_hidden)
-        if not model.training:
-            loss = losses.cross_entropy(outputs.logits, labels)
-            return (loss, {"logits": outputs.logits}) if return_outputs else loss
-        parts = {"ce": losses.cross_entropy(outputs.logits, labels)} if self._weights["ce"] > 0 else {}
-        if self._teacher is not None:
-            parts |= self._teacher_parts(inputs, outputs, need_hidden=need_hidden)
-        self._remember(parts)
-        loss = losses.total(parts, self._weights)
-        return (loss, outputs) if return_outputs else loss
+        """Return this micro-batch's share of the step's loss."""
+        loss, sums = model(inputs, self._scales)
+        for name, value in sums.items():
+            # Added up where they are: reading them here would stall a GPU at every step.
+            known = self._sums.get(name, torch.zeros((), device=value.device))
+            self._sums[name] = known + value.detach() / self._totals[name]
+        return (loss, {}) if return_outputs else loss
 
-    def _teacher_parts(
-        self, inputs: dict[str, torch.Tensor], outputs: Any, *, need_hidden: bool
-    ) -> dict[str, torch.Tensor]:
-        assert self._teacher is not None
-        with torch.no_grad():
-            target = self._teacher(**_pick(inputs, self._teacher_inputs), output_hidden_states=need_hidden)
-        parts = {}
-        if self._weights["kl"] > 0:
-            parts["kl"] = losses.kl_divergence(outputs.logits, target.logits, self._temperature)
-        if need_hidden:
-            parts["cos"] = losses.hidden_cosine(
-                outputs.hidden_states[-1], target.hidden_states[-1], inputs["attention_mask"]
-            )
-        return parts
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Score the student as `potstill evaluate` would; every process does, and finds the same."""
+        started = time.perf_counter()
+        scores = {f"eval_{name}": value for name, value in self._scores().items()}
+        scores["eval_seconds"] = round(time.perf_counter() - started, 3)
+        self.log(dict(scores))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
+        return scores
 
-    def _remember(self, parts: dict[str, torch.Tensor]) -> None:
-        """Add the parts up on their device: reading them here would stall a GPU at every step."""
-        for name, part in parts.items():
-            self._sums[name] = self._sums.get(name, torch.zeros((), device=part.device)) + part.detach()
-        self._count += 1
+    def _scores(self) -> Scores:
+        student = self._distiller.student
+        was_training = student.training
+        scores = self._score(student.eval())
+        student.train(was_training)
+        return scores
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Write the log line with the mean of each part of the loss, and stop when the loss is no number."""
-        if "loss" in logs and self._count:
-            logs |= {f"loss_{name}": round(value.item() / self._count, 5) for name, value in self._sums.items()}
-            self._sums, self._count = {}, 0
+        if "loss" in logs and self._sums:
+            names = sorted(self._sums)
+            values = self.accelerator.reduce(torch.stack([self._sums[name] for name in names]), "sum").tolist()
+            logs |= {
+                f"loss_{name}": round(value / self._steps_summed, 5) for name, value in zip(names, values, strict=True)
+            }
+            self._sums, self._steps_summed = {}, 0
         super().log(logs, *args, **kwargs)
         if not math.isfinite(logs.get("loss", 0.0)):
-            raise TrainingError(
-                f"the loss is {logs['loss']} at step {self.state.global_step}: lower distill.learning_rate or set "
-                f"distill.dtype=float32; the last good checkpoint is in {self.args.output_dir}"
-            )
+            self._stop(f"the loss is {logs['loss']}")
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+            self._stop("the weights are no longer numbers")
+        super()._save_checkpoint(model, trial)
 
-class _CheckpointKeeper(TrainerCallback):
-    """Mark a checkpoint once it is whole, and keep the newest and the k best."""
+    def _stop(self, what: str) -> None:
+        raise TrainingError(
+            f"{what} at step {self.state.global_step}: lower distill.learning_rate or set distill.dtype=float32; the "
+            f"last good checkpoint is in {self.args.output_dir}"
+        )
 
-    def __init__(self, metric: str, keep_best_k: int) -> None:
-        self._metric = f"eval_{metric}"
-        self._keep_best_k = keep_best_k
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if state_dict is not None:  # gathered from shards
+            super()._save(output_dir, state_dict)
+        else:  # Trainer's own way of saving a bare module stumbles over tied weights.
+            save_model(self._distiller, str(folder / _WEIGHTS))
+            torch.save(self.args, folder / "training_args.bin")
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        control.should_save = True  # what was scored can be chosen
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        folder = Path(args.output_dir)
-        (folder / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
-        scores = self.scores(state)
-        checkpoints = complete_checkpoints(folder)
-        scored = [path for path in checkpoints if _step_of(path) in scores]
-        best = sorted(scored, key=lambda path: scores[_step_of(path)], reverse=True)[: self._keep_best_k]
-        for path in checkpoints:
-            if path not in best and path != checkpoints[-1]:
-                shutil.rmtree(path)
-
-    def scores(self, state: TrainerState) -> dict[int, float]:
-        """Return the score of each step that was evaluated."""
-        return {entry["step"]: entry[self._metric] for entry in state.log_history if self._metric in entry}
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_model(self._distiller, Path(resume_from_checkpoint) / _WEIGHTS, device=str(self.args.device))
 
 
 class _ProgressReporter(TrainerCallback):
@@ -223,6 +285,7 @@ class _ProgressReporter(TrainerCallback):
 
     def __init__(self, job: Job) -> None:
         self._stage, self._progress, self._metric = job.stage, job.progress, f"eval_{job.metric}"
+        self._pace = Pace(job.announce)
         self._note = ""
 
     def on_train_begin(
@@ -232,6 +295,7 @@ class _ProgressReporter(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._progress(self._stage, state.global_step, state.max_steps, self._note)
+        self._pace.step(state.global_step, state.max_steps)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         latest = state.log_history[-1] if state.log_history else {}
@@ -241,110 +305,31 @@ class _ProgressReporter(TrainerCallback):
             self._note = f"{self._metric.removeprefix('eval_')} {latest[self._metric]:.4f}"
 
 
-def complete_checkpoints(work_dir: Path) -> list[Path]:
-    """Return the checkpoints that were written to their end, oldest first; remove the others."""
-    found = []
-    for path in work_dir.glob("checkpoint-*"):
-        if (path / _COMPLETE).is_file():
-            found.append(path)
-        else:
-            shutil.rmtree(path)
-    return sorted(found, key=_step_of)
-
-
-def newest_checkpoint(work_dir: Path) -> Path | None:
-    """Return the newest complete checkpoint, or None."""
-    return next(reversed(complete_checkpoints(work_dir)), None)
-
-
-def resolve_dtype(dtype: str) -> str:
-    """Return `bfloat16` or `float32`: auto takes bfloat16 where the GPU, or without one the CPU, computes in it."""
-    if dtype != "auto":
-        return dtype
-    fast = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else has_fast_bf16()
-    return "bfloat16" if fast else "float32"
-
-
-def _arguments(config: DistillConfig, *, seed: int, work_dir: Path, num_rows: int) -> TrainingArguments:
-    has_gpu = torch.cuda.is_available()
-    eval_every = config.eval_every or math.ceil(num_rows / (config.batch_size * config.gradient_accumulation))
-    return TrainingArguments(
-        output_dir=str(work_dir),
-        seed=seed,
-        learning_rate=config.learning_rate,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=max(config.batch_size, 32),
-        gradient_accumulation_steps=config.gradient_accumulation,
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps or -1,
-        weight_decay=config.weight_decay,
-        warmup_steps=config.warmup_ratio,
-        max_grad_norm=config.max_grad_norm,
-        optim=_OPTIMIZERS[config.optimizer],
-        bf16=resolve_dtype(config.dtype) == "bfloat16",
-        use_cpu=not has_gpu,
-        remove_unused_columns=False,
-        dataloader_pin_memory=has_gpu,
-        logging_steps=config.log_every,
-        logging_nan_inf_filter=False,
-        # By steps even where it is once per epoch: Trainer saves before the evaluation that ends an epoch, and a run
-        # resumed from there would leave the evaluation out and draw other random numbers.
-        eval_strategy="steps",
-        eval_steps=eval_every,
-        save_strategy="steps",
-        save_steps=config.checkpoint_every or eval_every,
-        report_to=list(config.trackers) or "none",
-        disable_tqdm=True,
-    )
-
-
 def _choose_best(
-    trainer: DistillationTrainer, keeper: _CheckpointKeeper, metric: str, *, resumed_from: int
+    trainer: DistillationTrainer, keeper: CheckpointKeeper, job: Job, *, resumed_from: int
 ) -> TrainingResult:
     """Score the final weights, and go back to a kept checkpoint that was better."""
+    trainer.accelerator.wait_for_everyone()
     scores = keeper.scores(trainer.state)
     final_step = trainer.state.global_step
     if final_step not in scores:
         trainer.evaluate()
         scores = keeper.scores(trainer.state)
-    on_disk = {_step_of(path): path for path in complete_checkpoints(Path(trainer.args.output_dir))}
+    on_disk = {step_of(path): path for path in complete_checkpoints(Path(trainer.args.output_dir))}
     best_step = max((step for step in scores if step in on_disk or step == final_step), key=lambda step: scores[step])
+    distiller = trainer.model
     if best_step != final_step:
-        load_model(trainer.model, on_disk[best_step] / "model.safetensors", device=str(trainer.args.device))
-    trainer.model.eval()
-    best = next(
-        entry for entry in trainer.state.log_history if entry["step"] == best_step and f"eval_{metric}" in entry
-    )
+        load_model(distiller, on_disk[best_step] / _WEIGHTS, device=str(trainer.args.device))
+    distiller.eval()
+    metric = f"eval_{job.metric}"
+    best = next(entry for entry in trainer.state.log_history if entry["step"] == best_step and metric in entry)
+    measured = {name.removeprefix("eval_"): value for name, value in best.items() if name.startswith("eval_")}
+    del measured["seconds"]
     return TrainingResult(
         steps=final_step,
         best_step=best_step,
-        score=scores[best_step],
-        metrics={name: best[f"eval_{name}"] for name in metrics.CLASSIFICATION},
+        score=best[metric],
+        metrics=measured,
         resumed_from=resumed_from,
         history=trainer.state.log_history,
     )
-
-
-def _score(prediction: EvalPrediction) -> dict[str, float]:
-    return metrics.classification(prediction.label_ids, prediction.predictions)
-
-
-def _check_pair(student: PreTrainedModel, teacher: PreTrainedModel, config: DistillConfig) -> None:
-    pairs = [("labels", "num_labels"), ("vocabulary entries", "vocab_size")]
-    if config.alpha_cos > 0:
-        pairs.append(("hidden units", "hidden_size"))
-    for what, key in pairs:
-        ours, theirs = getattr(student.config, key), getattr(teacher.config, key)
-        if ours != theirs:
-            way_out = "set distill.alpha_cos=0 or " if key == "hidden_size" else ""
-            raise CheckpointError(
-                f"the student has {ours} {what} and the teacher {theirs}; {way_out}use a student that fits"
-            )
-
-
-def _pick(inputs: dict[str, torch.Tensor], names: Sequence[str]) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in inputs.items() if name in names}
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])

@@ -28,7 +28,7 @@ from potstill.export.parity import check_parity, compare_precisions
 from potstill.export.quantise import count_quantised, int8_recipe, quantise_dynamic
 from potstill.progress import Progress, silent
 from potstill.publish import check_free, new_folder
-from potstill.recipe import ExportConfig
+from potstill.sections import ExportConfig
 from potstill.serve import OnnxSession
 from potstill.task import Task, get_task
 

@@ -13,7 +13,7 @@ from potstill.bench.quality import compare
 from potstill.bundle import read_bundle, sha256_of
 from potstill.cli.bench import render_report
 from potstill.errors import BundleError, CheckError, DataError, OutputError, TamperedError, UsageError
-from potstill.recipe import BenchConfig
+from potstill.sections import BenchConfig
 from potstill.serve import Encoder
 from potstill.task import TEXT_CLASSIFICATION
 

@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from potstill.checkpoint import load_checkpoint
-from potstill.distill import distill, evaluate_model, init_student, train_teacher
+from potstill.distill import create_student, distill, evaluate, evaluate_model, finetune, init_student
+from potstill.distill import keeper
 from potstill.distill import trainer as training
+from potstill.distill.methods import task as task_method
 from potstill.errors import CheckpointError, DataError, MissingExtraError, OutputError, TrainingError
 from potstill.recipe import build_recipe
 from potstill.task import TEXT_CLASSIFICATION
@@ -91,16 +93,17 @@ def test_a_half_written_checkpoint_is_thrown_away(tmp_path):
         folder.mkdir()
         if complete:
             (folder / "COMPLETE").touch()
-    assert training.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    keeper.discard_incomplete(tmp_path)
+    assert keeper.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert not (tmp_path / "checkpoint-12").exists()
 
 
 def test_the_best_checkpoint_becomes_the_student_and_k_are_kept(recipe, tmp_path, monkeypatch):
     scores = iter([0.9, 0.7, 0.8, 0.6])
     monkeypatch.setattr(
-        training,
-        "_score",
-        lambda prediction: dict.fromkeys(("macro_f1", "matthews_correlation"), 0.0) | {"accuracy": next(scores)},
+        training.DistillationTrainer,
+        "_scores",
+        lambda self: {"accuracy": next(scores), "macro_f1": 0.0},
     )
     settings = recipe(**{"distill.eval_every": 3, "distill.keep_best_k": 2})
     report = distill(settings, tmp_path / "student")
@@ -108,33 +111,26 @@ def test_the_best_checkpoint_becomes_the_student_and_k_are_kept(recipe, tmp_path
     kept = sorted(path.name for path in (tmp_path / "student.training").glob("checkpoint-*"))
     assert kept == ["checkpoint-12", "checkpoint-3", "checkpoint-9"]
     best = weights(tmp_path / "student.training" / "checkpoint-3")
-    assert all(torch.equal(value, best[key]) for key, value in weights(tmp_path / "student").items())
+    assert all(torch.equal(value, best[f"student.{key}"]) for key, value in weights(tmp_path / "student").items())
 
 
 def test_the_teacher_neither_learns_nor_drops_out_and_sees_its_token_types(recipe, tmp_path, monkeypatch):
     seen = []
-    original = training.DistillationTrainer._teacher_parts
+    original = task_method.tap
 
-    def spy(self, inputs, outputs, *, need_hidden):
-        teacher = self._teacher
-        original_forward = teacher.forward
+    def spy(model, batch, **states):
+        is_teacher = model.config.model_type == "bert"
+        if is_teacher:
+            seen.append((model.training, torch.is_grad_enabled(), "token_type_ids" in batch))
+            assert not any(parameter.requires_grad for parameter in model.parameters())
+        else:
+            assert model.training
+            assert torch.is_grad_enabled()
+        return original(model, batch, **states)
 
-        def forward(**kwargs):
-            seen.append(
-                (teacher.training, torch.is_grad_enabled(), "token_type_ids" in kwargs, kwargs["input_ids"].shape)
-            )
-            return original_forward(**kwargs)
-
-        monkeypatch.setattr(teacher, "forward", forward)
-        parts = original(self, inputs, outputs, need_hidden=need_hidden)
-        assert not any(parameter.requires_grad for parameter in teacher.parameters())
-        monkeypatch.setattr(teacher, "forward", original_forward)
-        return parts
-
-    monkeypatch.setattr(training.DistillationTrainer, "_teacher_parts", spy)
+    monkeypatch.setattr(task_method, "tap", spy)
     distill(recipe(**{"student.family": "distilbert", "distill.max_steps": 2}), tmp_path / "student")
-    assert [entry[:3] for entry in seen] == [(False, False, True)] * 2
-    assert len({entry[3][0] for entry in seen}) == 1
+    assert seen == [(False, False, True)] * 2
 
 
 def test_a_loss_that_is_no_number_stops_and_publishes_nothing(recipe, tmp_path):
@@ -193,7 +189,7 @@ def test_a_teacher_from_scratch_gets_its_own_tokenizer(tiny_data, tmp_path):
     shape = {"num_layers": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "vocab_size": 300}
     scratch = shape | {"epochs": 12, "learning_rate": 5e-3}
     recipe = build_recipe({"teacher": {"scratch": scratch}, "data": {"name": str(tiny_data)}, "max_length": 32})
-    report = train_teacher(recipe, tmp_path / "teacher")
+    report = finetune(recipe, tmp_path / "teacher")
     assert report["teacher"]["scores"]["accuracy"] >= 0.9
     teacher = load_checkpoint(str(tmp_path / "teacher"), TEXT_CLASSIFICATION)
     assert teacher.tokenizer("wave peak")["input_ids"][0] == teacher.tokenizer.cls_token_id

@@ -16,7 +16,7 @@ from potstill.errors import CheckpointError, OutputError, ParityError
 from potstill.export import export_bundle
 from potstill.export.quantise import count_quantised, int8_recipe
 from potstill.export.smooth import smooth
-from potstill.recipe import ExportConfig
+from potstill.sections import ExportConfig
 from potstill.serve import Encoder, OnnxSession
 from potstill.task import TEXT_CLASSIFICATION
 

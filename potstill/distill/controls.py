@@ -1,0 +1,47 @@
+"""What the student has to beat: itself without a teacher, itself untrained, and an answer that ignores the text."""
+
+from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from potstill.distill.prepare import Material, make_labels_objective, make_objective, score_of
+from potstill.distill.trainer import Job, train
+from potstill.recipe import Recipe
+
+
+def train_controls(
+    recipe: Recipe, untrained: PreTrainedModel, teacher: PreTrainedModel, *, material: Material, job: Job
+) -> dict[str, dict[str, Any]]:
+    """Return the scores of the controls by name, each under `scores`.
+
+    - `untrained`: the student as it was cut from the teacher;
+    - `no_teacher`: the same student trained on the data alone, same batches in the same order, as long; left out where
+      the data has nothing to learn from without a teacher;
+    - `floor`: what an answer scores that ignores the text; left out where there is none.
+
+    Args:
+        recipe: of the distillation.
+        untrained: a copy of the student before it; it is trained here.
+        teacher: of the distillation.
+        material: its data.
+        job: its training, whose work folder gets a sibling.
+    """
+    objective = make_objective(recipe, teacher=teacher, student=untrained)
+    controls = {"untrained": {"scores": score_of(material, objective, teacher)(untrained)}}
+    if material.floor:
+        controls["floor"] = {"scores": material.floor}
+    if material.score is None or recipe.distill.method == "embedding":
+        return controls
+    alone = replace(job, work_dir=job.work_dir.with_name(f"{job.work_dir.name}-control"), stage="train the control")
+    result = train(
+        untrained,
+        teacher=None,
+        objective=make_labels_objective(recipe, untrained),
+        train_set=material.train_set,
+        collate=material.collate,
+        score=score_of(material, objective, teacher),
+        job=alone,
+    )
+    controls["no_teacher"] = {"scores": result.metrics, "steps": result.steps, "best_step": result.best_step}
+    return controls

@@ -1,0 +1,353 @@
+"""Unlabelled text as rows of tokens, memory-mapped from disk: the corpus of masked-language and general distillation.
+
+Texts are tokenised by all cores, then cut and packed by array operations, both in pieces: memory does not bound the
+corpus, disk does. What was made once is found again in the cache, by everything that decides it.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import sys
+import tempfile
+import uuid
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import pyarrow
+from datasets import Dataset, Features, List, Value
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from potstill.data import PYTHON_DOCS
+from potstill.distill.batches import LENGTH_COLUMN, LengthGroupedSampler, read_column
+from potstill.distill.packing import pack
+from potstill.distill.text_source import find_files, read_hub, read_texts
+from potstill.errors import DataError
+from potstill.machine import available_cores
+from potstill.publish import new_folder
+
+Packing: TypeAlias = Literal["none", "blocks", "texts"]
+Ints: TypeAlias = NDArray[np.int64]
+
+_FORMAT = 1  # of the files in the cache; count up when the same settings give other rows
+_FILE = "corpus.arrow"
+_TEXT = "text"
+# A heading or a stray word: at a share of 0.15 one of its tokens would be masked and next to nothing left to read.
+_SHORTEST_TEXT = 5
+_TEXTS_AT_ONCE = 1000
+# Pieces that are packed together: enough to fill the rows, few enough to hold (32 MiB at 512 tokens).
+_PIECES_AT_ONCE = 16384
+# Below this many texts a second process costs more than it saves.
+_WORTH_PROCESSES = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """What a tokenizer puts around a text."""
+
+    before: list[int]
+    after: list[int]
+    separator: int | None
+    has_token_types: bool
+
+    @property
+    def size(self) -> int:
+        return len(self.before) + len(self.after)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pieces:
+    """Pieces of text (`values[start : start + length]`) in the order of the rows they go to."""
+
+    values: NDArray[np.int32]
+    starts: Ints
+    lengths: Ints
+    per_row: Ints
+    """How many consecutive pieces share a row."""
+
+
+def load_corpus(  # noqa: PLR0913 - what, from where, and how; each is named by the recipe
+    name: str,
+    *,
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    text_column: str | None = None,
+    packing: Packing = "none",
+    limit: int | None = None,
+    num_proc: int | None = None,
+    streaming: bool = False,
+    cache_dir: Path | None = None,
+) -> Dataset:
+    """Load a split of unlabelled text as rows of tokens.
+
+    Rows have `input_ids`, `attention_mask`, `token_type_ids` where the tokenizer makes them, and `length`; with
+    packing `texts` also `segments` (1, 2, ... by text) and `position_ids` (restarting with each text).
+
+    Texts of fewer than 5 tokens are left out. Longer ones than a row are cut into full rows and a rest of 5 tokens or
+    more, so nothing else is thrown away.
+
+    Args:
+        name: a folder with a file (or shards `SPLIT-*`) per split, a file, a hub id with an optional configuration
+            (`owner/name:config`), or `python-docs`. In a text file each line is a text.
+        split: `train`, `validation`, ...
+        tokenizer: a fast one.
+        max_length: the tokens of a row at most, special ones counted.
+        text_column: the column of the text; None takes the first of the usual names that is there.
+        packing: `none` gives each piece its own row. `blocks` cuts running text, documents parted by a separator
+            (RoBERTa's FULL-SENTENCES, arXiv 1907.11692, section 4.2), into rows of exactly `max_length`; what is left
+            at the end, less than one row, is dropped. `texts` puts whole pieces together into rows; attention must
+            stay inside each (`packing.packed_inputs`).
+        limit: keep the first so many texts.
+        num_proc: processes that tokenise; None takes all usable cores, or one where there is little to do. The rows
+            do not depend on it.
+        streaming: read a hub data set as a stream, so that only `limit` texts of it are fetched.
+        cache_dir: keeps the result, and finds it again for the same data, tokenizer and settings; None keeps it in the
+            system's temporary folder for as long as the returned data set lives. When several processes share a cache,
+            let one of them go first.
+
+    Raises:
+        DataError: if the data is missing, a row is broken, or nothing is left.
+    """
+    if streaming and limit is None:
+        raise DataError("streaming needs a limit: without one the whole data set would be fetched and written")
+    frame = _frame_of(tokenizer)
+    if max_length < frame.size + _SHORTEST_TEXT:
+        raise DataError(f"max_length is {max_length}; with the special tokens it takes {frame.size + _SHORTEST_TEXT}")
+    files = find_files(name, split)
+    is_hub = files is None and name != PYTHON_DOCS
+    if streaming and not is_hub:
+        raise DataError(f"streaming is for data sets of the hub, and {name} is none; files are always read as a stream")
+    hub = read_hub(name, split=split, column=text_column, streaming=streaming) if is_hub else None
+    settings = [_FORMAT, name, split, _source_state(files, hub), text_column, limit, max_length, packing, streaming]
+    folder = _folder(cache_dir, [*settings, _tokenizer_state(tokenizer)])
+    if not (folder / _FILE).is_file():
+        with new_folder(folder, overwrite=True) as building:
+            texts = _texts(hub, read_texts(name, split=split, files=files, column=text_column), building, limit=limit)
+            if len(texts) == 0:
+                raise DataError(f"{name} has no text in its split {split!r}")
+            room = max_length - frame.size
+            tokens = _tokenise(texts, tokenizer, building, room=room, blocks=packing == "blocks", num_proc=num_proc)
+            if len(tokens) == 0:
+                raise DataError(f"{name} ({split}) has no text of {_SHORTEST_TEXT} tokens or more")
+            if packing == "blocks":
+                pieces = _blocks(tokens, room=room)
+            else:
+                pieces = _whole_pieces(tokens, frame=frame, capacity=max_length if packing == "texts" else None)
+            _write_rows(building / _FILE, pieces, frame=frame, is_packed=packing == "texts")
+            _remove_steps(building)
+    corpus = Dataset.from_file(str(folder / _FILE))
+    if cache_dir is None:
+        weakref.finalize(corpus, _remove, folder, os.getpid())
+    return corpus
+
+
+def describe(corpus: Dataset, *, batch_size: int = 32) -> dict[str, Any]:
+    """Return rows, tokens, the longest row, and the share of padding in length-grouped batches of `batch_size`."""
+    lengths = read_column(corpus, LENGTH_COLUMN)
+    order = lengths[list(LengthGroupedSampler(lengths, batch_size=batch_size, seed=0))]
+    places = sum(int(part.max()) * len(part) for part in np.split(order, range(batch_size, len(order), batch_size)))
+    tokens = int(lengths.sum())
+    return {"rows": len(lengths), "tokens": tokens, "longest": int(lengths.max()), "padding": 1 - tokens / places}
+
+
+def _frame_of(tokenizer: PreTrainedTokenizerBase) -> _Frame:
+    probe = tokenizer("a", return_special_tokens_mask=True)
+    ids, special = probe["input_ids"], probe["special_tokens_mask"]
+    inside = [place for place, flag in enumerate(special) if not flag]
+    if not inside:
+        raise DataError("the tokenizer makes nothing of the letter 'a'; use one that was trained on text")
+    separator = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
+    return _Frame(ids[: inside[0]], ids[inside[-1] + 1 :], separator, "token_type_ids" in tokenizer.model_input_names)
+
+
+def _source_state(files: list[Path] | None, hub: tuple[Any, str] | None) -> Any:
+    """Return what changes when the data does, as far as that can be known without reading it."""
+    if files is not None:
+        return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    if hub is not None:
+        return getattr(hub[0], "_fingerprint", None)  # a stream has none: its name, split and limit must do
+    return sys.version
+
+
+def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> Any:
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Left behind by whoever used it last; each call here sets its own.
+    return {key: value for key, value in state.items() if key not in {"truncation", "padding"}}
+
+
+def _folder(cache_dir: Path | None, settings: list[Any]) -> Path:
+    if cache_dir is None:
+        return Path(tempfile.gettempdir()) / f"potstill-corpus-{uuid.uuid4().hex}"
+    return cache_dir / f"corpus-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]}"
+
+
+def _remove(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:  # a forked worker of a loader drops its copy of the data set, too
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_steps(building: Path) -> None:
+    for file in building.iterdir():
+        if file.name != _FILE:
+            file.unlink()
+
+
+def _texts(hub: tuple[Any, str] | None, texts: Iterable[str], building: Path, *, limit: int | None) -> Dataset:
+    """Return the texts as a memory-mapped data set with one column."""
+    if hub is not None:
+        loaded, column = hub
+        if isinstance(loaded, Dataset):
+            chosen = loaded.select(range(min(limit or len(loaded), len(loaded))))
+            return chosen.select_columns([column]).rename_column(column, _TEXT)
+        texts = (row[column] for row in loaded)
+    features = Features({_TEXT: Value("string")})
+    kept = itertools.islice(texts, limit)
+    parts = iter(lambda: list(itertools.islice(kept, _TEXTS_AT_ONCE)), [])
+    file = building / "texts.arrow"
+    _write(file, features, ([pyarrow.array(part, pyarrow.string())] for part in parts))
+    return Dataset.from_file(str(file))
+
+
+def _tokenise(
+    texts: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    building: Path,
+    *,
+    room: int,
+    blocks: bool,
+    num_proc: int | None,
+) -> Dataset:
+    """Return the texts' token ids without special ones, in pieces of at most `room`."""
+    separator = _frame_of(tokenizer).separator
+    end = [separator] if blocks and separator is not None else []
+
+    def encode(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
+        for text in batch[_TEXT]:
+            if not isinstance(text, str):
+                raise DataError(f"the text column holds {text!r}, not a text; remove such rows, or name another column")
+        encoded = tokenizer(
+            batch[_TEXT],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # else it warns of texts longer than the model, which are cut here
+        )["input_ids"]
+        kept = (ids + end for ids in encoded if len(ids) >= _SHORTEST_TEXT)
+        return {"ids": [piece for ids in kept for piece in _cut(ids, room)]}
+
+    if num_proc is None:
+        num_proc = available_cores() if len(texts) >= _WORTH_PROCESSES else 1
+    return texts.map(
+        encode,
+        batched=True,
+        batch_size=_TEXTS_AT_ONCE,
+        remove_columns=texts.column_names,
+        features=Features({"ids": List(Value("int32"))}),
+        num_proc=num_proc if num_proc > 1 else None,
+        cache_file_name=str(building / "tokens.arrow"),
+        load_from_cache_file=False,
+        new_fingerprint=hashlib.sha256(str(building).encode()).hexdigest()[:16],
+        desc="tokenise",
+    )
+
+
+def _cut(ids: list[int], room: int) -> Iterator[list[int]]:
+    """Cut into pieces of `room`; the last takes from the one before it what it lacks of the shortest text."""
+    bounds = [*range(0, len(ids), room), len(ids)]
+    if len(bounds) > 2:
+        bounds[-2] = min(bounds[-2], len(ids) - _SHORTEST_TEXT)
+    return (ids[start:stop] for start, stop in itertools.pairwise(bounds))
+
+
+def _blocks(tokens: Dataset, *, room: int) -> Iterator[_Pieces]:
+    """Cut running text into pieces of `room`; if there is less than one in all, that is the only one."""
+    rest = np.empty(0, dtype=np.int32)
+    is_first = True
+    for values, _ in _token_arrays(tokens):
+        values = np.concatenate([rest, values])
+        count = len(values) // room
+        if count:
+            lengths = np.full(count, room, dtype=np.int64)
+            yield _Pieces(values, np.cumsum(lengths) - lengths, lengths, np.ones_like(lengths))
+            is_first = False
+        rest = values[count * room :]
+    if is_first:
+        one = np.ones(1, dtype=np.int64)
+        yield _Pieces(rest, 0 * one, len(rest) * one, one)
+
+
+def _whole_pieces(tokens: Dataset, *, frame: _Frame, capacity: int | None) -> Iterator[_Pieces]:
+    """Give each piece its own row, or with a capacity pack them into rows of so many tokens."""
+    for values, lengths in _token_arrays(tokens):
+        starts, per_row = np.cumsum(lengths) - lengths, np.ones_like(lengths)
+        if capacity is not None:
+            rows = pack(lengths + frame.size, capacity)
+            order = np.array([piece for row in rows for piece in row])
+            starts, lengths, per_row = starts[order], lengths[order], np.array([len(row) for row in rows])
+        yield _Pieces(values, starts, lengths, per_row)
+
+
+def _token_arrays(tokens: Dataset) -> Iterator[tuple[NDArray[np.int32], Ints]]:
+    """Yield the ids of many pieces in one array, and the length of each piece."""
+    for table in tokens.with_format("arrow").iter(batch_size=_PIECES_AT_ONCE):
+        column = table["ids"].combine_chunks()
+        yield column.flatten().to_numpy(), column.value_lengths().to_numpy().astype(np.int64)
+
+
+def _write_rows(file: Path, groups: Iterator[_Pieces], *, frame: _Frame, is_packed: bool) -> None:
+    names = {"input_ids": "int32", "attention_mask": "int8"}
+    names |= {"token_type_ids": "int8"} if frame.has_token_types else {}
+    names |= {"segments": "int16", "position_ids": "int32"} if is_packed else {}
+    features = Features({name: List(Value(kind)) for name, kind in names.items()} | {LENGTH_COLUMN: Value("int32")})
+    _write(file, features, (_columns(pieces, frame, names) for pieces in groups))
+
+
+def _columns(pieces: _Pieces, frame: _Frame, names: dict[str, str]) -> list[pyarrow.Array]:
+    ids, lengths = _framed(pieces, frame)
+    last = np.cumsum(pieces.per_row) - 1
+    ends = np.cumsum(lengths)[last]
+    offsets = pyarrow.array(np.concatenate([[0], ends]).astype(np.int32))
+    place: dict[str, NDArray[Any]] = {
+        "input_ids": ids,
+        "attention_mask": np.ones(len(ids)),
+        "token_type_ids": np.zeros(len(ids)),
+        "segments": np.repeat(_count_up(pieces.per_row) + 1, lengths),
+        "position_ids": _count_up(lengths),
+    }
+    lists = [pyarrow.ListArray.from_arrays(offsets, pyarrow.array(place[name].astype(names[name]))) for name in names]
+    return [*lists, pyarrow.array(np.diff(ends, prepend=0).astype(np.int32))]
+
+
+def _framed(pieces: _Pieces, frame: _Frame) -> tuple[NDArray[np.int32], Ints]:
+    """Return all pieces in one array, special tokens around each, and the length of each with them."""
+    lengths = pieces.lengths + frame.size
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    ids = np.empty(int(ends[-1]), dtype=np.int32)
+    for number, token in enumerate(frame.before):
+        ids[starts + number] = token
+    for number, token in enumerate(frame.after):
+        ids[ends - len(frame.after) + number] = token
+    within = _count_up(pieces.lengths)
+    from_places = np.repeat(pieces.starts, pieces.lengths) + within
+    ids[np.repeat(starts + len(frame.before), pieces.lengths) + within] = pieces.values[from_places]
+    return ids, lengths
+
+
+def _count_up(lengths: Ints) -> Ints:
+    """Return 0 .. n-1 for each length n, one after another."""
+    return np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+def _write(file: Path, features: Features, batches: Iterable[list[pyarrow.Array]]) -> None:
+    schema = features.arrow_schema
+    with pyarrow.OSFile(str(file), "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
+        for columns in batches:
+            writer.write_batch(pyarrow.record_batch(columns, schema=schema))

@@ -1,0 +1,73 @@
+"""Sentence embeddings: the student's vector of a text learns the teacher's, which is computed once and kept.
+
+As in sentence-transformers' recipes of layer reduction and embedding distillation. Shapes: `B` texts, `T` tokens, `H`
+width of the student, `E` width of the teacher's vectors.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from potstill.distill.anatomy import base, model_inputs
+from potstill.distill.methods.objective import Batch, Objective
+from potstill.distill.methods.task import combine
+
+TEACHER_VECTORS = "teacher_vectors"
+"""The key of a batch under which the teacher's vectors (B, E) are."""
+
+
+class EmbeddingDistillation(Objective):
+    """Parts `cos` (one minus cosine) and `mse` (squared distance); a learned projection joins different widths.
+
+    The projection belongs to the loss: the student is used without it, with vectors of its own width.
+    """
+
+    # A pooler that the embedding does not go through learns nothing.
+    has_unused_parameters = True
+
+    def __init__(
+        self, *, student_width: int, teacher_width: int, pooling: str, alpha_cos: float, alpha_mse: float
+    ) -> None:
+        super().__init__()
+        self._pooling = pooling
+        self._weights = {"cos": alpha_cos, "mse": alpha_mse}
+        same = student_width == teacher_width
+        self.projection = nn.Identity() if same else nn.Linear(student_width, teacher_width, bias=False)
+
+    def weights(self, share: float) -> dict[str, float]:
+        """Return the same weights throughout."""
+        return self._weights
+
+    def count(self, batch: Batch) -> dict[str, int]:
+        """Count texts."""
+        return dict.fromkeys(self._weights, len(batch["input_ids"]))
+
+    def forward(
+        self, student: PreTrainedModel, teacher: PreTrainedModel, batch: Batch, scales: Mapping[str, float]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and its parts; the teacher does not run, its vectors are in the batch."""
+        theirs = batch[TEACHER_VECTORS].float()
+        ours = self.projection(embed(student, batch, self._pooling)).float()
+        sums = {}
+        if "cos" in scales:
+            sums["cos"] = (1 - F.cosine_similarity(ours, theirs, dim=-1)).sum()
+        if "mse" in scales:
+            sums["mse"] = F.mse_loss(ours, theirs, reduction="none").mean(-1).sum()
+        return combine(sums, scales)
+
+
+def embed(model: PreTrainedModel, batch: Batch, pooling: str) -> Tensor:
+    """Return one vector per text, (B, H): the mean over its tokens, or the state of its first."""
+    encoder = base(model)
+    states = encoder(**model_inputs(encoder, batch)).last_hidden_state
+    return pool(states, batch["attention_mask"], pooling)
+
+
+def pool(states: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
+    """Pool states (B, T, H) by `mean` over the tokens that are not padding, or `cls`, the first."""
+    if pooling == "cls":
+        return states[:, 0]
+    weight = attention_mask.unsqueeze(-1).to(states.dtype)
+    return (states * weight).sum(1) / weight.sum(1)

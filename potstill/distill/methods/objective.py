@@ -1,0 +1,58 @@
+"""What a method of distillation tells the trainer: which losses, what each is averaged over, and what it costs."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+Batch = Mapping[str, Tensor]
+
+
+class Objective(nn.Module):
+    """The base of every method; it may hold learned projections, which train with the student.
+
+    A loss is made of named parts. Each part is a sum over its units (texts, tokens, positions) and knows how many
+    units a micro-batch has, so that the trainer can divide by the count over all micro-batches and processes of a
+    step: accumulating, or spreading the same texts over more processes, changes nothing.
+    """
+
+    has_unused_parameters = False
+    """Whether some of the student's parameters get no gradient; several processes have to be told of it."""
+
+    def weights(self, share: float) -> dict[str, float]:
+        """Return the weight of each part at this `share` (0 to 1) of the training; 0 leaves a part out."""
+        raise NotImplementedError
+
+    def count(self, batch: Batch) -> dict[str, int]:
+        """Return how many units each part has in this micro-batch, read from tensors on the CPU."""
+        raise NotImplementedError
+
+    def forward(
+        self, student: PreTrainedModel, teacher: PreTrainedModel, batch: Batch, scales: Mapping[str, float]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss, `sum(scales[k] * sums[k])`, and the detached sums; parts without a scale are not computed.
+
+        Args:
+            student: learns; run with gradients.
+            teacher: frozen and in eval mode; run without.
+            batch: tensors on the models' device, see `batches`.
+            scales: the weight of each part divided by its count over the whole step.
+        """
+        raise NotImplementedError
+
+
+def encoder_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
+    """Return a batch as one model takes it: texts packed in one row (`segments`) do not see each other.
+
+    The mask is in the form that the model's attention adds or selects by. Padding sees padding, so that no row of it
+    is empty: a softmax over nothing would put NaN where a product with 0 does not remove it.
+    """
+    segments = batch.get("segments")
+    if segments is None:
+        return dict(batch)
+    together = (segments.unsqueeze(-1) == segments.unsqueeze(-2)).unsqueeze(1)
+    if model.config._attn_implementation != "sdpa":
+        lowest = torch.finfo(model.dtype).min
+        together = torch.zeros_like(together, dtype=model.dtype).masked_fill_(~together, lowest)
+    return {**batch, "attention_mask": together}

@@ -1,0 +1,125 @@
+"""Task distillation: labels, the teacher's softened answers, and its last hidden states.
+
+Shapes: `B` texts, `T` tokens, `C` classes, `H` hidden width. Every loss is a sum over its units (texts, labelled
+tokens, tokens), so that the trainer can average over a whole step, and padding counts in none of them.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from potstill.distill.anatomy import tap
+from potstill.distill.losses import hidden_cosine_sum, kl_divergence_sum
+from potstill.distill.methods.objective import Batch, Objective
+
+IGNORED = -100
+"""The label of a token that counts in no loss: padding, special tokens, and all pieces of a word but its first."""
+
+
+class TaskDistillation(Objective):
+    """Parts `ce` (labels), `kl` (the teacher's answers) and `cos` (last hidden states), for every labelled task.
+
+    Regression has no distribution to compare: there `ce` and `kl` are squared errors against label and teacher, and the
+    temperature has no effect.
+    """
+
+    def __init__(self, problem: str, *, temperature: float, alpha_kl: float, alpha_ce: float, alpha_cos: float) -> None:
+        super().__init__()
+        self._problem = problem
+        self._temperature = temperature
+        self._weights = {"ce": alpha_ce, "kl": alpha_kl, "cos": alpha_cos}
+
+    def weights(self, share: float) -> dict[str, float]:
+        """Return the same weights throughout."""
+        return self._weights
+
+    def count(self, batch: Batch) -> dict[str, int]:
+        """Count texts, or labelled tokens, for the answers, and tokens for the cosine."""
+        rows = count_answers(batch)
+        return {"ce": rows, "kl": rows, "cos": int(batch["attention_mask"].sum())}
+
+    def forward(
+        self, student: PreTrainedModel, teacher: PreTrainedModel, batch: Batch, scales: Mapping[str, float]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and its parts; the teacher runs only if a part needs it."""
+        last = {"hidden": [student.config.num_hidden_layers]} if "cos" in scales else {}
+        ours = tap(student, batch, **last)
+        sums = {}
+        if "ce" in scales:
+            sums["ce"] = label_loss_sum(ours.output, batch, self._problem)
+        if "kl" in scales or "cos" in scales:
+            last = {"hidden": [teacher.config.num_hidden_layers]} if "cos" in scales else {}
+            with torch.no_grad():
+                theirs = tap(teacher, batch, **last)
+            if "kl" in scales:
+                sums["kl"] = answer_loss_sum(ours.output, theirs.output, batch, self._problem, self._temperature)
+            if "cos" in scales:
+                (our_state,), (their_state,) = ours.hidden.values(), theirs.hidden.values()
+                sums["cos"] = hidden_cosine_sum(our_state, their_state, batch["attention_mask"])
+        return combine(sums, scales)
+
+
+def combine(sums: dict[str, Tensor], scales: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the scaled total of the sums, and the sums detached."""
+    loss = torch.stack([scales[name] * value for name, value in sums.items()]).sum()
+    return loss, {name: value.detach() for name, value in sums.items()}
+
+
+def count_answers(batch: Batch) -> int:
+    """Count what the labels of a batch say something about: texts, or the labelled tokens."""
+    labels = batch.get("labels")
+    if labels is not None and labels.dtype == torch.int64 and labels.dim() == 2:
+        return int((labels != IGNORED).sum())
+    return len(batch["input_ids"])
+
+
+def label_loss_sum(output: Any, batch: Batch, problem: str) -> Tensor:
+    """Return the loss of the labels, summed over texts or labelled tokens.
+
+    Cross-entropy with label ids (B,) or (B, T); for several labels per text the binary cross-entropy with (B, C),
+    averaged over classes; for regression the squared error; for answers in a text the mean over start and end.
+    """
+    if problem == "question-answering":
+        return sum(
+            F.cross_entropy(logits, batch[position], reduction="sum") / 2
+            for logits, position in zip(_span_logits(output, batch), ("start_positions", "end_positions"), strict=True)
+        )
+    logits, labels = output.logits.float(), batch["labels"]
+    if problem == "regression":
+        return F.mse_loss(logits.squeeze(-1), labels.float(), reduction="sum")
+    if problem == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").mean(-1).sum()
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def answer_loss_sum(ours: Any, theirs: Any, batch: Batch, problem: str, temperature: float) -> Tensor:
+    """Return T² · KL(teacher ‖ student) of the softened answers, summed over texts or labelled tokens.
+
+    For several labels per text each class is a yes or no, and they are averaged; for answers in a text, start and end
+    are; for regression it is the squared distance.
+    """
+    if problem == "question-answering":
+        pairs = zip(_span_logits(ours, batch), _span_logits(theirs, batch), strict=True)
+        return sum(kl_divergence_sum(our, their, temperature) / 2 for our, their in pairs)
+    our, their = ours.logits.float(), theirs.logits.float()
+    if problem == "regression":
+        return F.mse_loss(our.squeeze(-1), their.squeeze(-1), reduction="sum")
+    if problem == "multi_label_classification":
+        yes_or_no = (torch.stack([logits, torch.zeros_like(logits)], dim=-1) for logits in (our, their))
+        return kl_divergence_sum(*yes_or_no, temperature) / our.shape[-1]
+    if problem == "token-classification":
+        counted = batch["labels"] != IGNORED
+        our, their = our[counted], their[counted]
+    return kl_divergence_sum(our, their, temperature)
+
+
+def _span_logits(output: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the logits of start and end, each (B, T), with padding out of the race."""
+    padding = batch["attention_mask"] == 0
+    lowest = torch.finfo(torch.float32).min / 2
+    start, end = (logits.float().masked_fill(padding, lowest) for logits in (output.start_logits, output.end_logits))
+    return start, end

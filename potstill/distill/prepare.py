@@ -1,0 +1,373 @@
+"""From a recipe to what training needs: rows, batches, the method's loss, and the score that picks a checkpoint."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from potstill import metrics
+from potstill.checkpoint import Checkpoint
+from potstill.data import Examples, load_examples
+from potstill.distill.augment import augment
+from potstill.distill.batches import EpochRows, make_collator, make_mlm_collator, tokenize
+from potstill.distill.corpus import load_corpus
+from potstill.distill.evaluate import Scores, evaluate_model, evaluate_words, problem_type_of
+from potstill.distill.masking import token_counts
+from potstill.distill.methods import distilbert
+from potstill.distill.methods.embedding import EmbeddingDistillation
+from potstill.distill.methods.minilmv2 import MiniLMv2
+from potstill.distill.methods.mobilebert import MobileBert
+from potstill.distill.methods.objective import Objective
+from potstill.distill.methods.task import TaskDistillation
+from potstill.distill.methods.tinybert import TinyBert, check_map, uniform_map
+from potstill.distill.packing import check_packable
+from potstill.distill.vectors import add_teacher_vectors, collate_vectors, load_single_texts
+from potstill.errors import RecipeError
+from potstill.progress import Progress
+from potstill.recipe import Recipe
+from potstill.task import FEATURE_EXTRACTION, FILL_MASK, Task, get_task, kind_of, lower_is_better, primary_metric
+
+_LARGE = 24
+# MiniLMv2's large teachers teach from an upper middle layer, the 21st of 24 (arXiv 2012.15828, section 4.2).
+_UPPER_MIDDLE = 21 / 24
+_HELD_OUT_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """What a student learns from and is scored by."""
+
+    train_set: Dataset
+    collate: Callable[[Any], Any]
+    eval_set: Dataset | None
+    """Rows to take the loss on where there is no score."""
+    score: Callable[[PreTrainedModel, str], Scores] | None
+    """Scores a model, told by its name; None where only the loss on `eval_set` says anything."""
+    metric: str
+    floor: Scores
+    """What an answer scores that ignores its text; empty where there is none."""
+    about: dict[str, Any]
+    """The data in the report."""
+
+    @property
+    def maximise(self) -> bool:
+        """Whether a higher score is better."""
+        return not lower_is_better(self.metric)
+
+
+def load_material(
+    recipe: Recipe,
+    teacher: Checkpoint,
+    *,
+    work_dir: Path,
+    label_names: tuple[str, ...] | None = None,
+    progress: Progress,
+) -> Material:
+    """Load and tokenise the recipe's data as its method wants it.
+
+    Args:
+        recipe: names data, task and method.
+        teacher: its tokenizer makes the rows; `embedding` also needs its vectors.
+        work_dir: keeps tokenised text and vectors for the next start.
+        label_names: the model's labels in their order; None takes the teacher's.
+        progress: is told how far it is.
+
+    Raises:
+        DataError: if the data does not fit the task.
+        RecipeError: if a setting has no effect on this data.
+    """
+    task = get_task(recipe.task)
+    if recipe.distill.method == "embedding":
+        return _pairs(recipe, teacher, work_dir=work_dir, progress=progress)
+    if task in (FILL_MASK, FEATURE_EXTRACTION):
+        return _running_text(recipe, teacher, work_dir=work_dir, progress=progress)
+    return _labelled(recipe, teacher, task=task, label_names=label_names, progress=progress)
+
+
+def make_objective(recipe: Recipe, *, teacher: PreTrainedModel, student: PreTrainedModel) -> Objective:
+    """Return the loss of the recipe's method for this pair.
+
+    Raises:
+        CheckpointError: if the method cannot compare the two.
+    """
+    config, settings = recipe.distill, recipe.distill.settings()
+    match config.method:
+        case "task":
+            return TaskDistillation(_kind(recipe, teacher), **settings)
+        case "distilbert":
+            return _triple_loss(settings)
+        case "minilmv2":
+            depth = teacher.config.num_hidden_layers
+            usual = round(depth * _UPPER_MIDDLE) - 1 if depth >= _LARGE else depth - 1
+            layer = settings["teacher_layer"]
+            return MiniLMv2(
+                teacher_layer=usual if layer is None else layer,
+                student_width=_query_width(student),
+                teacher_width=_query_width(teacher),
+                heads=settings["relation_heads"],
+                relation_weights=settings["relation_weights"],
+            )
+        case "tinybert":
+            return TinyBert(
+                student,
+                teacher,
+                layer_map=_layer_map(settings["layer_map"], student, teacher),
+                weights={
+                    short: settings[f"alpha_{name}"]
+                    for short, name in (
+                        ("emb", "embedding"),
+                        ("hid", "hidden"),
+                        ("att", "attention"),
+                        ("pred", "prediction"),
+                    )
+                },
+                problem=None if get_task(recipe.task) in (FILL_MASK, FEATURE_EXTRACTION) else _kind(recipe, teacher),
+                intermediate_share=settings["intermediate_share"],
+                temperature=settings["temperature"],
+            )
+        case "mobilebert":
+            return MobileBert(
+                student,
+                teacher,
+                layer_map=_layer_map(None, student, teacher),
+                weights={"feat": settings["alpha_feature"], "att": settings["alpha_attention"]},
+                words=_triple_loss(settings | {"alpha_cos": 0.0}),
+                progressive_share=settings["progressive_share"],
+            )
+        case "embedding":
+            return EmbeddingDistillation(
+                student_width=student.config.hidden_size, teacher_width=teacher.config.hidden_size, **settings
+            )
+
+
+def make_labels_objective(recipe: Recipe, model: PreTrainedModel) -> Objective:
+    """Return the loss of the data alone, without a teacher: labels, or masked words."""
+    if get_task(recipe.task) is FILL_MASK:
+        return distilbert.TripleLoss(temperature=1.0, alpha_kl=0.0, alpha_mlm=1.0, alpha_cos=0.0)
+    return TaskDistillation(_kind(recipe, model), temperature=1.0, alpha_kl=0.0, alpha_ce=1.0, alpha_cos=0.0)
+
+
+def score_of(
+    material: Material, objective: Objective, teacher: PreTrainedModel | None
+) -> Callable[[PreTrainedModel], Scores]:
+    """Return what scores a student during training: the task's score, or the loss on texts held out."""
+    if material.score is not None:
+        scorer = material.score
+        return lambda student: scorer(student, "student")
+    assert material.eval_set is not None
+    assert teacher is not None
+    rows, collate = material.eval_set, material.collate
+    return lambda student: {"loss": held_out_loss(student, teacher, objective, rows=rows, collate=collate)}
+
+
+def held_out_loss(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    objective: Objective,
+    *,
+    rows: Dataset,
+    collate: Callable[[Any], Any],
+) -> float:
+    """Return the objective on rows held out, as it is weighed at the start of the training."""
+    weights = {name: weight for name, weight in objective.weights(0.0).items() if weight > 0}
+    sums, counts = dict.fromkeys(weights, 0.0), dict.fromkeys(weights, 0)
+    numbered = EpochRows(rows)
+    ones = dict.fromkeys(weights, 1.0)
+    for start in range(0, len(rows), _HELD_OUT_BATCH):
+        batch = collate(numbered.__getitems__(range(start, min(start + _HELD_OUT_BATCH, len(rows)))))
+        for name, count in objective.count(batch).items():
+            if name in counts:
+                counts[name] += count
+        on_device = {name: value.to(student.device) for name, value in batch.items()}
+        with torch.no_grad():
+            _, parts = objective(student, teacher, on_device, ones)
+        for name, value in parts.items():
+            sums[name] += value.item()
+    return sum(weight * sums[name] / max(counts[name], 1) for name, weight in weights.items())
+
+
+def _labelled(
+    recipe: Recipe, teacher: Checkpoint, *, task: Task, label_names: tuple[str, ...] | None, progress: Progress
+) -> Material:
+    problem = problem_type_of(teacher.model)
+    names = label_names or teacher.label_names
+    train_examples, eval_examples = (
+        read_examples(recipe, split=split, limit=limit, label_names=names, problem_type=problem)
+        for split, limit in _splits(recipe)
+    )
+    copies = recipe.distill.augment
+    if copies:
+        train_examples = augment(train_examples, recipe, copies=copies, progress=progress)
+    if recipe.data.packing != "none":
+        raise RecipeError(f"data.packing={recipe.data.packing} has no effect on labelled texts; leave it out")
+    kind = kind_of(task, problem)
+
+    def score(model: PreTrainedModel, who: str) -> Scores:
+        return evaluate_model(
+            model, teacher.tokenizer, eval_examples, max_length=recipe.max_length, task=task, progress=progress, who=who
+        )
+
+    return Material(
+        train_set=tokenize(train_examples, teacher.tokenizer, max_length=recipe.max_length),
+        collate=make_collator(teacher.tokenizer),
+        eval_set=None,
+        score=score,
+        metric=primary_metric(task, problem, asked=recipe.metric, num_labels=len(names) or None),
+        floor=metrics.baseline(task, eval_examples.labels, problem_type=problem, label_names=names),
+        about=_about(eval_examples) | {"train_examples": len(train_examples), "kind": kind},
+    )
+
+
+def _running_text(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progress: Progress) -> Material:
+    data, settings = recipe.data, recipe.distill.settings()
+    masked = "mask_share" in settings
+    train_set, eval_set = (
+        load_corpus(
+            data.name,
+            split=split,
+            tokenizer=teacher.tokenizer,
+            max_length=recipe.max_length,
+            text_column=data.text_columns[0] if data.text_columns else None,
+            packing=data.packing if split == data.train_split else "none",
+            limit=limit,
+            num_proc=data.num_proc,
+            streaming=data.streaming,
+            cache_dir=work_dir.with_name(f"{work_dir.name}-text"),
+        )
+        for split, limit in _splits(recipe)
+    )
+    if data.packing == "texts":
+        check_packable(teacher.model.config)
+        if recipe.distill.method == "tinybert":
+            raise RecipeError("data.packing=texts puts strangers in the attention that tinybert compares; use none")
+    about = {"name": data.name, "split": data.eval_split, "examples": len(eval_set), "train_examples": len(train_set)}
+    if not masked:
+        return Material(
+            train_set=train_set,
+            collate=make_mlm_collator(teacher.tokenizer, seed=recipe.seed, mask=False),
+            eval_set=eval_set,
+            score=None,
+            metric="loss",
+            floor={},
+            about=about,
+        )
+    smoothing = settings["mask_smoothing"]
+    vocabulary = teacher.model.config.vocab_size
+
+    def score(model: PreTrainedModel, who: str) -> Scores:
+        share = settings["mask_share"]
+        return evaluate_words(model, teacher.tokenizer, eval_set, mask_share=share, progress=progress, who=who)
+
+    return Material(
+        train_set=train_set,
+        collate=make_mlm_collator(
+            teacher.tokenizer,
+            seed=recipe.seed,
+            share=settings["mask_share"],
+            counts=token_counts(train_set, vocabulary) if smoothing else None,
+            smoothing=smoothing,
+            extra_share=settings.get("extra_share", 0.0),
+            kl_positions=settings.get("kl_positions", "masked"),
+        ),
+        eval_set=eval_set,
+        score=score,
+        metric=primary_metric(FILL_MASK, asked=recipe.metric),
+        floor=metrics.baseline(FILL_MASK, None, vocab_size=vocabulary),
+        about=about,
+    )
+
+
+def _pairs(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progress: Progress) -> Material:
+    """Return the data's single texts with the teacher's vectors, scored by the similarity of pairs if it has any."""
+    pooling = recipe.distill.settings()["pooling"]
+    (train_split, train_limit), (eval_split, eval_limit) = _splits(recipe)
+    data, tokenizer = recipe.data, teacher.tokenizer
+    train_set, eval_set = (
+        add_teacher_vectors(
+            load_single_texts(data.name, split=split, text_columns=data.text_columns, limit=limit),
+            teacher,
+            max_length=recipe.max_length,
+            pooling=pooling,
+            cache_dir=work_dir.with_name(f"{work_dir.name}-vectors"),
+            progress=progress,
+        )
+        for split, limit in ((train_split, train_limit), (eval_split, eval_limit))
+    )
+    examples = read_examples(recipe, split=eval_split, limit=eval_limit, label_names=None, problem_type=None)
+    collate = collate_vectors(make_collator(tokenizer))
+
+    def score(model: PreTrainedModel, who: str) -> Scores:
+        return evaluate_model(
+            model,
+            tokenizer,
+            examples,
+            max_length=recipe.max_length,
+            task=FEATURE_EXTRACTION,
+            pooling=pooling,
+            progress=progress,
+            who=who,
+        )
+
+    has_scores = examples.labels is not None
+    return Material(
+        train_set=train_set,
+        collate=collate,
+        eval_set=eval_set,
+        score=score if has_scores else None,
+        metric=primary_metric(FEATURE_EXTRACTION, asked=recipe.metric) if has_scores else "loss",
+        floor=metrics.baseline(FEATURE_EXTRACTION, examples.labels),
+        about=_about(examples) | {"train_examples": len(train_set)},
+    )
+
+
+def read_examples(
+    recipe: Recipe, *, split: str, limit: int | None, label_names: tuple[str, ...] | None, problem_type: str | None
+) -> Examples:
+    """Load a split of the recipe's labelled data."""
+    data = recipe.data
+    return load_examples(
+        data.name,
+        split=split,
+        task=get_task(recipe.task),
+        text_columns=data.text_columns,
+        label_column=data.label_column,
+        label_names=label_names,
+        problem_type=problem_type,
+        limit=limit,
+    )
+
+
+def _splits(recipe: Recipe) -> tuple[tuple[str, int | None], tuple[str, int | None]]:
+    data = recipe.data
+    return (data.train_split, data.max_train_examples), (data.eval_split, data.max_eval_examples)
+
+
+def _about(examples: Examples) -> dict[str, Any]:
+    return {"name": examples.name, "split": examples.split, "examples": len(examples), "sha256": examples.sha256}
+
+
+def _kind(recipe: Recipe, model: PreTrainedModel) -> str:
+    return kind_of(get_task(recipe.task), problem_type_of(model))
+
+
+def _triple_loss(settings: dict[str, Any]) -> "distilbert.TripleLoss":
+    return distilbert.TripleLoss(**{name: settings[name] for name in ("temperature", "alpha_kl", "alpha_mlm", "alpha_cos")})
+
+
+def _query_width(model: PreTrainedModel) -> int:
+    """Return the width of a model's queries: MobileBERT's are as wide as its bottleneck."""
+    return getattr(model.config, "true_hidden_size", None) or model.config.hidden_size
+
+
+def _layer_map(asked: list[int] | None, student: PreTrainedModel, teacher: PreTrainedModel) -> list[int]:
+    ours, theirs = student.config.num_hidden_layers, teacher.config.num_hidden_layers
+    return check_map(asked, ours, theirs) if asked else uniform_map(ours, theirs)
+
+
+def tokenizers_agree(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Return whether two tokenizers number the same pieces alike, which every comparison of tokens rests on."""
+    return bool(one.get_vocab() == other.get_vocab())

@@ -1,0 +1,259 @@
+"""The sections of a recipe: what can be set, with defaults, limits, and what each setting means."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from potstill.bundle import Precision
+from potstill.method import METHODS, with_defaults
+
+Weight = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+TaskName = Literal[
+    "text-classification", "token-classification", "question-answering", "fill-mask", "feature-extraction"
+]
+
+
+class Section(BaseModel):
+    """One part of a recipe: unknown keys are faults, and nothing changes after the check."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class ScratchConfig(Section):
+    """A teacher that is trained on the spot, with a WordPiece tokenizer of its own."""
+
+    num_layers: PositiveInt = 4
+    hidden_size: PositiveInt = 128
+    num_heads: PositiveInt = 2
+    intermediate_size: PositiveInt = 512
+    vocab_size: int = Field(default=8000, ge=200)
+    learning_rate: PositiveFloat = 5e-4
+    batch_size: PositiveInt = 32
+    epochs: PositiveFloat = 4
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        return self
+
+
+class TeacherConfig(Section):
+    """The model that is distilled."""
+
+    model: str | None = None
+    """A hub id or a checkpoint folder."""
+    scratch: ScratchConfig | None = None
+    """Train one on the spot instead."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.model is None) == (self.scratch is None):
+            raise ValueError("give either model (a hub id or a checkpoint folder) or scratch")
+        return self
+
+
+class StudentConfig(Section):
+    """The model that is made: a checkpoint of its own, or cut from the teacher."""
+
+    model: str | None = None
+    """A hub id or a checkpoint folder; None cuts the student from the teacher."""
+    layers: int | list[int] | None = None
+    """How many teacher layers to keep (spread evenly from the first), or which ones; None keeps half."""
+    best_of: bool = False
+    """Try several choices of so many layers on a few batches, and keep the one that scores best untrained."""
+    family: Literal["same", "distilbert", "mobilebert"] = "same"
+    """The student's architecture: the teacher's own, DistilBERT (no token types, no pooler), or MobileBERT."""
+    hidden_size: PositiveInt | None = None
+    """Width of a narrower student; None keeps the teacher's."""
+    num_heads: PositiveInt | None = None
+    """Attention heads of a narrower student; None keeps the width of a head."""
+    intermediate_size: PositiveInt | None = None
+    """Width of a narrower student's feed-forward layers; None scales it with hidden_size."""
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _count_or_list(cls, layers: Any) -> Any:
+        listed = layers if isinstance(layers, list) else [layers]
+        if layers is not None and not all(isinstance(layer, int) and not isinstance(layer, bool) for layer in listed):
+            raise ValueError("must be a count such as 3 or a list of teacher layers such as [0, 2, 4]")
+        if isinstance(layers, int) and layers < 1:
+            raise ValueError("a student needs at least 1 layer")
+        if isinstance(layers, list) and (not layers or sorted(set(layers)) != layers or layers[0] < 0):
+            raise ValueError("must name teacher layers from 0 upwards, each once, in rising order")
+        return layers
+
+    @model_validator(mode="after")
+    def _not_both(self) -> Self:
+        cuts = ("layers", "best_of", "hidden_size", "num_heads", "intermediate_size")
+        cut = next((key for key in cuts if getattr(self, key)), None)
+        if self.model is not None and cut:
+            raise ValueError(f"{cut} cuts a student from the teacher; with model there is nothing to cut")
+        if self.best_of and not isinstance(self.layers, int):
+            raise ValueError("best_of needs a count of layers to choose, such as layers=3")
+        if self.hidden_size is None and (self.num_heads or self.intermediate_size):
+            raise ValueError("num_heads and intermediate_size shape a narrower student; set hidden_size as well")
+        return self
+
+
+class DataConfig(Section):
+    """Labelled texts, or running text for the masked-language methods."""
+
+    name: str
+    """A hub id (`nyu-mll/glue:sst2`), a folder with `train` and `validation` files, or `python-docs`."""
+    text_columns: list[str] | None = Field(default=None, min_length=1, max_length=2)
+    """The column of the text, or two for pairs; None looks for the usual names."""
+    label_column: str | None = None
+    """The column of the label; None looks for the task's usual names."""
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = None
+    """What a text classifier's labels are, to fine-tune one; a model that is fine-tuned knows."""
+    packing: Literal["none", "blocks", "texts"] = "none"
+    """Running text: one text per row in batches of similar length, full blocks across texts, or whole texts packed."""
+    streaming: bool = False
+    """Read a hub data set as a stream and keep only max_train_examples rows of it."""
+    num_proc: PositiveInt | None = None
+    """Processes that tokenise running text; None takes the cores that this process may use."""
+    train_split: str = "train"
+    eval_split: str = "validation"
+    max_train_examples: PositiveInt | None = None
+    max_eval_examples: PositiveInt | None = None
+
+
+class DistillConfig(Section):
+    """How the student learns; what only some methods have is None with the others."""
+
+    method: Literal["task", "distilbert", "minilmv2", "tinybert", "mobilebert", "embedding"] = "task"
+    preset: Literal["released", "paper"] | None = None
+    """For `distilbert`: the settings of the released weights, or those of the paper's text."""
+    temperature: PositiveFloat | None = None
+    """Divides logits before they are compared; the KL divergence is multiplied by its square."""
+    alpha_kl: Weight | None = None
+    """Weight of the KL divergence from the teacher's softened answers (times temperature squared)."""
+    alpha_ce: Weight | None = None
+    """Weight of the loss of the labels (cross-entropy; squared error for regression)."""
+    alpha_mlm: Weight | None = None
+    """Weight of the cross-entropy with the masked tokens."""
+    alpha_cos: Weight | None = None
+    """Weight of one minus the cosine between the last hidden states, or between the embeddings of texts."""
+    alpha_mse: Weight | None = None
+    """Weight of the squared distance between the embeddings of texts."""
+    alpha_embedding: Weight | None = None
+    """Weight of the squared distance between the outputs of the embedding layers."""
+    alpha_hidden: Weight | None = None
+    """Weight of the squared distance between the hidden states of mapped layers."""
+    alpha_attention: Weight | None = None
+    """Weight of the attention of mapped layers: squared distance of scores (TinyBERT), KL of shares (MobileBERT)."""
+    alpha_prediction: Weight | None = None
+    """Weight of the teacher's answers in TinyBERT's last stage."""
+    alpha_feature: Weight | None = None
+    """Weight of MobileBERT's feature maps."""
+    kl_positions: Literal["masked", "all"] | None = None
+    """Where the teacher's word predictions are compared: at the masked positions, or at every token."""
+    extra_share: Share | None = None
+    """With kl_positions masked: the share of the other positions that is sampled as well."""
+    mask_share: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the tokens to predict; of these 80 % become [MASK], 10 % a random token, 10 % stay."""
+    mask_smoothing: float | None = Field(default=None, ge=0)
+    """Draw rare tokens more often, by count to the power of minus this; 0 draws all alike, DistilBERT used 0.7."""
+    teacher_layer: int | None = Field(default=None, ge=0)
+    """For `minilmv2`: the teacher layer, from 0; None takes the last, of 24 and more the 21st."""
+    relation_heads: PositiveInt | None = None
+    relation_weights: list[Weight] | None = Field(default=None, min_length=3, max_length=3)
+    """Weights of the relations between queries, between keys, and between values."""
+    layer_map: list[int] | None = None
+    """For `tinybert`: how many teacher layers each student layer stands for, such as [2, 4, 6]; None spreads evenly."""
+    intermediate_share: Share | None = None
+    """For `tinybert` on a classifier: the share of the training before the answers are learned."""
+    augment: int | None = Field(default=None, ge=0)
+    """For `tinybert` on a classifier: how many altered copies of each text are added to the data."""
+    augment_model: str | None = None
+    """The masked-language model that proposes other words."""
+    augment_share: Share | None = None
+    """The probability with which a word is replaced."""
+    progressive_share: Share | None = None
+    """For `mobilebert`: the share of the training in which layers are transferred, one after the other."""
+    pooling: Literal["mean", "cls"] | None = None
+    """How `embedding` makes one vector of a text's tokens."""
+    learning_rate: PositiveFloat = 5e-5
+    batch_size: PositiveInt = 32
+    gradient_accumulation: PositiveInt = 1
+    epochs: PositiveFloat = 3
+    max_steps: PositiveInt | None = None
+    """Stop after this many optimiser steps, whatever epochs says."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup_ratio: float = Field(default=0.06, ge=0, lt=1)
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Steps of warm-up instead of warmup_ratio; never more than a tenth of all."""
+    max_grad_norm: PositiveFloat = 1.0
+    optimizer: Literal["adamw", "adafactor", "sgd"] = "adamw"
+    adam_beta2: float = Field(default=0.999, gt=0, lt=1)
+    adam_epsilon: PositiveFloat = 1e-8
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the forward passes; auto takes bfloat16 where the CPU or GPU computes in it."""
+    compile: bool = False
+    """Compile the student with torch.compile; it needs a C++ compiler, and minutes before the first step."""
+    log_every: PositiveInt = 50
+    """Optimiser steps between two log lines."""
+    eval_every: PositiveInt | None = None
+    """Optimiser steps between two evaluations; None evaluates once per epoch."""
+    checkpoint_every: PositiveInt | None = None
+    """Optimiser steps between two checkpoints; None writes one at each evaluation."""
+    keep_best_k: PositiveInt = 1
+    """How many of the best checkpoints stay beside the newest; the best one becomes the student."""
+    trackers: list[Literal["tensorboard", "wandb"]] = []
+    controls: bool = False
+    """Also train the same student without its teacher, and report it beside the untrained one."""
+    allow_weak_teacher: bool = False
+    """Go on with a teacher that is no better than an answer that ignores the text."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        return with_defaults(values) if isinstance(values, Mapping) else values
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> Self:
+        weights = {key: value for key, value in self.settings().items() if key.startswith("alpha_")}
+        if weights and not any(weights.values()):
+            raise ValueError(f"{', '.join(weights)} are all 0: there is nothing to learn from")
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that belong to the chosen method."""
+        return {key: getattr(self, key) for key in METHODS[self.method].settings}
+
+
+class ExportConfig(Section):
+    """Which files a bundle holds."""
+
+    precisions: list[Precision] = Field(default=["fp32", "int8"], min_length=1)
+    opset: int = Field(default=20, ge=18, le=23)
+    calibration_texts: int = Field(default=256, ge=0)
+    """How many training texts int8 may see to balance outliers; 0 quantises blindly."""
+
+    @model_validator(mode="after")
+    def _supported(self) -> Self:
+        if "fp16" in self.precisions:
+            raise ValueError("fp16 is a precision for GPUs that this version does not export; use fp32 and int8")
+        return self
+
+
+class BenchConfig(Section):
+    """What is measured, and for how long."""
+
+    batch_sizes: list[PositiveInt] = Field(default=[1, 8], min_length=1)
+    num_tokens: list[PositiveInt] = Field(default=[16, 128], min_length=1)
+    threads: PositiveInt | None = None
+    """Intra-op threads of every model; None takes the cores that this process may use."""
+    precisions: list[Precision] | None = Field(default=None, min_length=1)
+    """Which files of the bundles are measured; None takes those that both bundles have."""
+    rounds: int = Field(default=12, ge=5)
+    """How often all models take their turn in each cell; the intervals come from the rounds."""
+    block_s: PositiveFloat = 0.25
+    """How long one model's turn lasts at least, in seconds."""
+    min_samples: int = Field(default=64, ge=11)
+    """Calls per cell at least; p90 needs 64 (MLPerf's early-stopping rule)."""
+    resamples: int = Field(default=2000, ge=200)
+    """Bootstrap resamples behind every interval."""
