@@ -20,7 +20,7 @@ from typing import Any
 
 from potstill import machine
 from potstill.data import Examples, Text, load_examples, load_texts
-from potstill.errors import OutputError
+from potstill.errors import OutputError, UsageError
 from potstill.progress import Progress, silent
 from potstill.publish import check_free, write_text
 from potstill.recipe import Recipe, build_recipe
@@ -41,6 +41,10 @@ def run(
             another recipe.
         PotstillError: whatever a stage raises; what was finished before stays.
     """
+    if not get_task(recipe.task).servable:
+        raise UsageError(
+            f"task {recipe.task!r} is distilled and evaluated, but not exported yet; use `potstill distill --recipe`"
+        )
     _prepare(recipe, out_dir, resume=resume, overwrite=overwrite)
     teacher = _teacher(recipe, out_dir, progress=progress)
     student_dir = _student(_with_teacher(recipe, teacher), out_dir, progress=progress)

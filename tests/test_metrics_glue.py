@@ -2,7 +2,7 @@ import pytest
 
 from potstill.bench import claims
 from potstill.errors import UsageError
-from potstill.metrics import GLUE_METRICS, glue_summary, glue_task, retention_by_definition
+from potstill.metrics import GLUE_METRICS, glue_summary, glue_task
 
 # DistilBERT's table 1 says 79.5 and 77.0 for the averages; the others are worked out from its rows.
 BERT, DISTILBERT = claims.GLUE_BERT, claims.GLUE_DISTILBERT
@@ -71,7 +71,3 @@ def test_a_task_that_is_there_twice_is_refused():
 def test_nothing_can_be_kept_of_nothing(reference, told):
     with pytest.raises(UsageError, match=rf"^the reference's score of CoLA {told}; retention needs one above 0$"):
         glue_summary({"CoLA": 0.1}, reference)
-
-
-def test_the_claims_page_and_glue_agree_on_every_definition():
-    assert retention_by_definition(BERT, DISTILBERT) == claims.retention_by_definition(BERT, DISTILBERT)

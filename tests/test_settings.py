@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from potstill.errors import OutputError, RecipeError
-from potstill.recipe import build_recipe, load_recipe, recipe_text
+from potstill.recipe import build_recipe, load_recipe, recipe_names, recipe_text
 
 pytest.importorskip("typer")
 
@@ -92,7 +92,7 @@ def test_the_output_folder_is_the_flag_else_the_recipes():
 
 def test_recipes_are_listed_by_their_first_lines(capsys):
     recipes(None)
-    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["quickstart", "sst2"]
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == recipe_names()
 
 
 def test_a_recipe_is_printed_as_it_is_shipped(capsys):

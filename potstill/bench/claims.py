@@ -66,28 +66,6 @@ GLUE_DISTILBERT = {
     "WNLI": 56.3,
 }  # fmt: skip
 # 71 examples, on which answering the more frequent label beats both models.
-_WITHOUT = "WNLI"
-
-
-def retention_by_definition(teacher: Mapping[str, float], student: Mapping[str, float]) -> dict[str, float]:
-    """Return how much of the teacher's scores the student keeps, by every definition in use.
-
-    Args:
-        teacher: score by task.
-        student: score by task, the same tasks.
-
-    Returns:
-        `macro_with_wnli` (ratio of the means), `macro` (the same without WNLI), `mean_of_ratios` and `worst_task`
-        (both without WNLI). Without WNLI among the tasks the first two are equal.
-    """
-    kept = [task for task in teacher if task != _WITHOUT]
-    ratios = [student[task] / teacher[task] for task in kept]
-    return {
-        "macro_with_wnli": sum(student[task] for task in teacher) / sum(teacher.values()),
-        "macro": sum(student[task] for task in kept) / sum(teacher[task] for task in kept),
-        "mean_of_ratios": sum(ratios) / len(ratios),
-        "worst_task": min(ratios),
-    }
 
 
 def decide_size(models: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from potstill.bench import charts
-from potstill.bench.claims import GLUE_BERT, GLUE_DISTILBERT, retention_by_definition
+from potstill.bench.claims import GLUE_BERT, GLUE_DISTILBERT
 from potstill.bench.wording import bounds, mb, ms, number, percent
 from potstill.errors import UsageError
+from potstill.metrics import retention_by_definition
 from potstill.publish import new_folder
 
 SCHEMA = "potstill-report/1"

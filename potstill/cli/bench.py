@@ -29,7 +29,9 @@ def bench(
         typer.Option(help="Labelled texts: a hub id or a folder.", show_default="none, quality stays unmeasured"),
     ] = None,
     split: Annotated[str, typer.Option(help="Which split of the data is scored.")] = "validation",
-    label_column: Annotated[str, typer.Option(help="The data's column with the label.")] = "label",
+    label_column: Annotated[
+        str | None, typer.Option(help="The data's column with the label.", show_default="the usual names")
+    ] = None,
     text_column: Annotated[
         list[str] | None, typer.Option(help="The data's column with the text; twice for pairs.", show_default="found")
     ] = None,
@@ -122,7 +124,9 @@ def _config(values: Mapping[str, Any]) -> Any:
         raise UsageError(f"--{where}: {first['input']!r} is not valid: {first['msg'].lower()}") from error
 
 
-def _examples(teacher: Path, *, data: str | None, split: str, text_columns: list[str] | None, label_column: str) -> Any:
+def _examples(
+    teacher: Path, *, data: str | None, split: str, text_columns: list[str] | None, label_column: str | None
+) -> Any:
     """Load the data with the teacher's own label order; None without data."""
     from potstill.bundle import read_bundle
     from potstill.data import load_examples

@@ -8,7 +8,8 @@ def claims() -> None:
 
     Example: potstill claims
     """
-    from potstill.bench.claims import CLAIMS, GLUE_BERT, GLUE_DISTILBERT, retention_by_definition
+    from potstill.bench.claims import CLAIMS, GLUE_BERT, GLUE_DISTILBERT
+    from potstill.metrics import retention_by_definition
 
     for claim in CLAIMS:
         typer.echo(f"{claim.id}: {claim.claim} (at least {claim.target:g})")

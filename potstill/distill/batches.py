@@ -161,7 +161,7 @@ def make_mlm_collator(
     The batch has the model's inputs (B, T), int64, `input_ids` with its masks; with packing `position_ids` and
     `segments` (B, T); and
     - `masked_labels` (B, T): the token that was there, -100 where nothing is to be predicted;
-    - `positions` (N,): the places b * T + t, ascending, where vocabulary logits are needed. With `kl_positions` masked
+    - `positions` (N,): the places b * T + t where vocabulary logits are needed, the masked ones first. With `kl_positions` masked
       they are the masked ones and `extra_share` of the others; with `all`, every token that is not padding, as in
       DistilBERT's released code.
 
@@ -191,8 +191,10 @@ def make_mlm_collator(
             epochs=[row["epoch"] for row in rows],
             masking=masking,
         )
-        wanted = is_token if kl_positions == "all" else (masked.labels != IGNORED) | masked.extra
-        batch |= {"input_ids": masked.ids, "masked_labels": masked.labels, "positions": np.flatnonzero(wanted)}
+        chosen = masked.labels != IGNORED
+        others = is_token & ~chosen if kl_positions == "all" else masked.extra
+        positions = np.concatenate([np.flatnonzero(chosen), np.flatnonzero(others)])
+        batch |= {"input_ids": masked.ids, "masked_labels": masked.labels, "positions": positions}
         return _to_tensors(batch)
 
     return collate

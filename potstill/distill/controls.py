@@ -28,7 +28,7 @@ def train_controls(
         job: its training, whose work folder gets a sibling.
     """
     objective = make_objective(recipe, teacher=teacher, student=untrained)
-    controls = {"untrained": {"scores": score_of(material, objective, teacher)(untrained)}}
+    controls: dict[str, dict[str, Any]] = {"untrained": {"scores": score_of(material, objective, teacher)(untrained)}}
     if material.floor:
         controls["floor"] = {"scores": material.floor}
     if material.score is None or recipe.distill.method == "embedding":

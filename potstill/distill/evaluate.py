@@ -1,6 +1,7 @@
 """Score a torch model on any task, on the same batches as training makes."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from potstill.task import (
     MULTI_LABEL,
     QUESTION_ANSWERING,
     REGRESSION,
+    SINGLE_LABEL,
     TEXT_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
     Task,
@@ -37,6 +39,22 @@ Floats = NDArray[np.floating]
 _BATCH_SIZE = 32
 # Held-out words are masked alike for every model and at every step: scores differ by the model alone.
 _MASKING_SEED = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What a model answers to labelled texts, one entry per example."""
+
+    kind: str
+    """What was asked: a key of `potstill.task.METRICS`."""
+    given: Any
+    """By kind, for N examples:
+
+    - text classifiers: logits, float32 of shape (N, labels), also of a regression
+    - token-classification: a list of tag names, one for every word
+    - question-answering: a list of texts, "" where there is no answer
+    - feature-extraction: the cosines of the pairs, float64 of shape (N,)
+    """
 
 
 def problem_type_of(model: PreTrainedModel) -> str | None:
@@ -73,39 +91,70 @@ def evaluate_model(
     Raises:
         DataError: if the examples have no labels.
     """
+    answers = predict_answers(
+        model, tokenizer, examples, max_length=max_length, task=task, pooling=pooling, progress=progress, who=who
+    )
+    return score_answers(answers, examples)
+
+
+def predict_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Examples,
+    *,
+    max_length: int,
+    task: Task = TEXT_CLASSIFICATION,
+    pooling: str = "mean",
+    progress: Progress = silent,
+    who: str = "model",
+) -> Answers:
+    """Return what a torch model answers to labelled texts; arguments and errors as `evaluate_model`."""
     if examples.labels is None:
         raise DataError(f"{examples.name} ({examples.split}) has no labels to score a model by")
     model.eval()
+    kind, tell = kind_of(task, problem_type_of(model)), (progress, who)
     if task is FEATURE_EXTRACTION:
-        return _similarity(model, tokenizer, examples, max_length=max_length, pooling=pooling, tell=(progress, who))
+        given = _similarity(model, tokenizer, examples, max_length=max_length, pooling=pooling, tell=tell)
+        return Answers(kind=kind, given=given)
     rows = tokenize(examples, tokenizer, max_length=max_length)
-    outputs = predict(model, rows, make_collator(tokenizer), tell=(progress, who))
+    outputs = predict(model, rows, make_collator(tokenizer), tell=tell)
     if task is QUESTION_ANSWERING:
         starts, ends = ([output[key] for output in outputs] for key in ("start_logits", "end_logits"))
         contexts = [context for _, context in examples.texts]
         may_be_none = any(not answers["text"] for answers in examples.labels)
         answers = read_answers(rows, starts, ends, contexts=contexts, null_threshold=0.0 if may_be_none else None)
-        return metrics.question_answering(examples.labels, answers)
+        return Answers(kind=kind, given=answers)
     logits = [output["logits"] for output in outputs]
     if task is TOKEN_CLASSIFICATION:
-        return metrics.tagging(*read_tags(rows, logits, examples))
-    problem = kind_of(task, problem_type_of(model))
-    scoring: Callable[[Any, Floats], Scores] = {
+        return Answers(kind=kind, given=_read_tags(rows, logits, examples.label_names))
+    return Answers(kind=kind, given=np.stack(logits))
+
+
+def score_answers(answers: Answers, examples: Examples) -> Scores:
+    """Return the scores of answers to labelled texts, the deciding metric first."""
+    labels, given = examples.labels, answers.given
+    if answers.kind == FEATURE_EXTRACTION.name:
+        scores = metrics.correlations(labels, given)
+        return {"spearman": scores["spearman"]} | scores
+    if answers.kind == TOKEN_CLASSIFICATION.name:
+        return metrics.tagging(metrics.tag_names(labels, examples.label_names), given)
+    scoring: dict[str, Callable[[Any, Any], Scores]] = {
+        QUESTION_ANSWERING.name: metrics.question_answering,
         REGRESSION: metrics.regression,
         MULTI_LABEL: metrics.multi_label,
-    }.get(problem, metrics.classification)
-    return scoring(examples.labels, np.stack(logits))
+        SINGLE_LABEL: metrics.classification,
+    }
+    return scoring[answers.kind](labels, given)
 
 
-def read_tags(rows: Dataset, logits: Sequence[Floats], examples: Examples) -> tuple[list[list[str]], list[list[str]]]:
-    """Return wanted and predicted tag names of each text; a word that was cut off counts as `O`, or the first tag."""
-    names = examples.label_names
+def _read_tags(rows: Dataset, logits: Sequence[Floats], names: Sequence[str]) -> list[list[str]]:
+    """Return the tag of every word of each text; a word that was cut off counts as `O`, or the first tag."""
     outside = names.index("O") if "O" in names else 0
     predictions = [
         [int(scores[start].argmax()) if start >= 0 else outside for start in starts]
         for scores, starts in zip(logits, rows[WORD_STARTS], strict=True)
     ]
-    return metrics.tag_names(examples.labels, names), metrics.tag_names(predictions, names)
+    return metrics.tag_names(predictions, names)
 
 
 def predict(
@@ -191,13 +240,13 @@ def _similarity(
     max_length: int,
     pooling: str,
     tell: tuple[Progress, str],
-) -> Scores:
+) -> NDArray[np.float64]:
+    """Return the cosine of every pair."""
     sides = [
         embed_texts(model, tokenizer, list(side), max_length=max_length, pooling=pooling, progress=tell[0], who=tell[1])
         for side in zip(*examples.texts, strict=True)
     ]
-    scores = metrics.correlations(examples.labels, metrics.row_cosines(*sides))
-    return {"spearman": scores["spearman"]} | scores
+    return metrics.row_cosines(*sides)
 
 
 def _batches(
@@ -210,4 +259,3 @@ def _batches(
         numbers = order[start : start + _BATCH_SIZE]
         yield numbers, collate(numbered.__getitems__(numbers))
         tell[0](f"score the {tell[1]}", min(start + _BATCH_SIZE, len(order)), len(order), "")
-

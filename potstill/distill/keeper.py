@@ -1,5 +1,6 @@
 """Which checkpoints stay: those that are whole, the newest, and the best."""
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,11 @@ class CheckpointKeeper(TrainerCallback):
                 shutil.rmtree(path)
 
     def scores(self, state: TrainerState) -> dict[int, float]:
-        """Return the score of each step that was evaluated, higher for better."""
-        return {entry["step"]: self._sign * entry[self._metric] for entry in state.log_history if self._metric in entry}
+        """Return the score of each step that was evaluated, higher for better; what is no number is worst."""
+        found = {
+            entry["step"]: self._sign * entry[self._metric] for entry in state.log_history if self._metric in entry
+        }
+        return {step: -math.inf if math.isnan(score) else score for step, score in found.items()}
 
 
 def complete_checkpoints(work_dir: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from potstill.distill.batches import EpochRows, make_collator, make_mlm_collator
 from potstill.distill.corpus import load_corpus
 from potstill.distill.evaluate import Scores, evaluate_model, evaluate_words, problem_type_of
 from potstill.distill.masking import token_counts
-from potstill.distill.methods import distilbert
+from potstill.distill.methods.distilbert import TripleLoss
 from potstill.distill.methods.embedding import EmbeddingDistillation
 from potstill.distill.methods.minilmv2 import MiniLMv2
 from potstill.distill.methods.mobilebert import MobileBert
@@ -89,11 +89,17 @@ def load_material(
 
 
 def make_objective(recipe: Recipe, *, teacher: PreTrainedModel, student: PreTrainedModel) -> Objective:
-    """Return the loss of the recipe's method for this pair.
+    """Return the loss of the recipe's method for this pair; what it learns itself starts from the recipe's seed.
 
     Raises:
         CheckpointError: if the method cannot compare the two.
     """
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        return _make_objective(recipe, teacher, student)
+
+
+def _make_objective(recipe: Recipe, teacher: PreTrainedModel, student: PreTrainedModel) -> Objective:
     config, settings = recipe.distill, recipe.distill.settings()
     match config.method:
         case "task":
@@ -147,7 +153,7 @@ def make_objective(recipe: Recipe, *, teacher: PreTrainedModel, student: PreTrai
 def make_labels_objective(recipe: Recipe, model: PreTrainedModel) -> Objective:
     """Return the loss of the data alone, without a teacher: labels, or masked words."""
     if get_task(recipe.task) is FILL_MASK:
-        return distilbert.TripleLoss(temperature=1.0, alpha_kl=0.0, alpha_mlm=1.0, alpha_cos=0.0)
+        return TripleLoss(temperature=1.0, alpha_kl=0.0, alpha_mlm=1.0, alpha_cos=0.0)
     return TaskDistillation(_kind(recipe, model), temperature=1.0, alpha_kl=0.0, alpha_ce=1.0, alpha_cos=0.0)
 
 
@@ -354,8 +360,8 @@ def _kind(recipe: Recipe, model: PreTrainedModel) -> str:
     return kind_of(get_task(recipe.task), problem_type_of(model))
 
 
-def _triple_loss(settings: dict[str, Any]) -> "distilbert.TripleLoss":
-    return distilbert.TripleLoss(**{name: settings[name] for name in ("temperature", "alpha_kl", "alpha_mlm", "alpha_cos")})
+def _triple_loss(settings: dict[str, Any]) -> TripleLoss:
+    return TripleLoss(**{name: settings[name] for name in ("temperature", "alpha_kl", "alpha_mlm", "alpha_cos")})
 
 
 def _query_width(model: PreTrainedModel) -> int:

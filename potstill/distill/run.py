@@ -78,9 +78,12 @@ def distill(
     recipe, out_dir = _as_recipe(what, data, settings), Path(out_dir)
     check_free(out_dir, overwrite=overwrite)
     started = time.perf_counter()
+    processes = _processes()
+    if not processes.is_main_process:
+        progress, announce = silent, keep_quiet
     teacher = _load_teacher(recipe)
     job = _job(recipe, out_dir, resume=resume, stage="distil the student", progress=progress)
-    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
+    with processes.main_process_first():
         material = load_material(recipe, teacher, work_dir=job.work_dir, progress=progress)
     teacher_scores = material.score(teacher.model, "teacher") if material.score else {}
     _check_teacher(teacher_scores, material, recipe)
@@ -123,9 +126,13 @@ def finetune(
     teacher = _new_teacher(recipe, task) if config is None else scratch.new_teacher(recipe, config)
     if config is not None:
         recipe = recipe.model_copy(update={"distill": scratch.training_config(config, recipe.distill)})
+    processes = _processes()
+    if not processes.is_main_process:
+        progress, announce = silent, keep_quiet
     job = _job(recipe, out_dir, resume=resume, stage="train the teacher", progress=progress)
     names = teacher.label_names if problem_type_of(teacher.model) != REGRESSION else None
-    material = load_material(recipe, teacher, work_dir=job.work_dir, label_names=names, progress=progress)
+    with processes.main_process_first():
+        material = load_material(recipe, teacher, work_dir=job.work_dir, label_names=names, progress=progress)
     objective = make_labels_objective(recipe, teacher.model)
     job = replace(job, metric=material.metric, maximise=material.maximise)
     result = _train(teacher.model, None, objective, material=material, job=job, announce=announce)
@@ -191,9 +198,7 @@ def _train(
     announce: Announce,
 ) -> TrainingResult:
     lengths = read_column(material.train_set, LENGTH_COLUMN).tolist()
-    plan = make_plan(
-        student, teacher, config=job.config, lengths=lengths, steps=count_steps(job.config, len(lengths))
-    )
+    plan = make_plan(student, teacher, config=job.config, lengths=lengths, steps=count_steps(job.config, len(lengths)))
     announce("plan", plan.figures())
     return train(
         student,
@@ -208,14 +213,19 @@ def _train(
 
 def _publish(checkpoint: Checkpoint, out_dir: Path, *, report: dict[str, Any], overwrite: bool) -> dict[str, Any]:
     """Write the checkpoint whole or not at all; of several processes one does, and the others wait."""
-    state = PartialState()
-    if state.is_main_process:
+    processes = _processes()
+    if processes.is_main_process:
         with new_folder(out_dir, overwrite=overwrite) as folder:
             checkpoint.model.save_pretrained(folder)
             checkpoint.tokenizer.save_pretrained(folder)
             (folder / "distill.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    state.wait_for_everyone()
+    processes.wait_for_everyone()
     return report
+
+
+def _processes() -> PartialState:
+    """Return the processes that train together: one, or those that `accelerate launch` started."""
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def _load_teacher(recipe: Recipe) -> Checkpoint:
@@ -240,7 +250,9 @@ def _new_teacher(recipe: Recipe, task: Task) -> Checkpoint:
             head = {"num_labels": 1, "problem_type": REGRESSION}
         elif examples.label_names:
             head = scratch.labels_config(examples.label_names) | ({"problem_type": problem} if problem else {})
-    teacher = load_checkpoint(recipe.teacher.model, task, tokenizer=recipe.tokenizer, new_head=head)
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        teacher = load_checkpoint(recipe.teacher.model, task, tokenizer=recipe.tokenizer, new_head=head)
     _check_fit(recipe, teacher)
     return teacher
 

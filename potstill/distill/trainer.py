@@ -154,7 +154,8 @@ def train(
         callbacks=[keeper, _ProgressReporter(job)],
     )
     trainer.remove_callback(PrinterCallback)
-    last = newest_checkpoint(job.work_dir)
+    # Without resume a process may still see the old checkpoints that another one is removing.
+    last = newest_checkpoint(job.work_dir) if job.resume else None
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     return _choose_best(trainer, keeper, job, resumed_from=step_of(last) if last else 0)
 
@@ -174,6 +175,7 @@ class DistillationTrainer(Trainer):
 
     # Each part is divided by its count over all micro-batches and processes of the step, before it is added up.
     loss_is_scaled_for_ga = True
+    control: TrainerControl
 
     def __init__(self, *, score: Callable[[PreTrainedModel], Scores], **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -22,7 +22,7 @@ from potstill import machine
 from potstill.bundle import MODEL_FILES, Manifest, ModelRecord, Precision, record_files, write_manifest
 from potstill.checkpoint import accepted_inputs, count_parameters, hash_checkpoint, load_checkpoint
 from potstill.data import Text
-from potstill.errors import CheckpointError
+from potstill.errors import CheckpointError, UsageError
 from potstill.export.graph import build_graph, fusion_receipt
 from potstill.export.parity import check_parity, compare_precisions
 from potstill.export.quantise import count_quantised, int8_recipe, quantise_dynamic
@@ -30,7 +30,7 @@ from potstill.progress import Progress, silent
 from potstill.publish import check_free, new_folder
 from potstill.sections import ExportConfig
 from potstill.serve import OnnxSession
-from potstill.task import Task, get_task
+from potstill.task import MULTI_LABEL, REGRESSION, Task, get_task
 
 __all__ = ["export_bundle"]
 
@@ -97,7 +97,15 @@ class _Source:
 
 
 def _load_source(name: str, task: Task, *, tokenizer: str | None, max_length: int | None) -> _Source:
+    if not task.servable:
+        raise UsageError(f"task {task.name!r} is trained and evaluated, but not exported yet; text-classification is")
     checkpoint = load_checkpoint(name, task, tokenizer=tokenizer)
+    problem = checkpoint.model.config.problem_type
+    if problem in {REGRESSION, MULTI_LABEL} or checkpoint.model.config.num_labels == 1:
+        raise UsageError(
+            f"{name} answers {problem or REGRESSION}, which is trained and evaluated, but not exported yet; only "
+            "classifiers with one label per text are"
+        )
     positions = getattr(checkpoint.model.config, "max_position_embeddings", None)
     longest = min(limit for limit in (checkpoint.tokenizer.model_max_length, positions) if limit)
     if max_length is not None and max_length > longest:

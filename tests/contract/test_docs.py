@@ -10,13 +10,15 @@ from typer.testing import CliRunner
 import potstill
 from potstill.cli.app import app
 from potstill.recipe import load_recipe, recipe_names, recipe_text
+from potstill.task import get_task
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = sorted(command.name for command in app.registered_commands)
 
 
 def test_there_are_the_agreed_commands():
-    agreed = {"run", "distill", "export", "bench", "serve", "evaluate", "show", "init", "recipes", "claims", "doctor"}
+    agreed = {"run", "distill", "finetune", "export", "bench", "serve", "evaluate", "show", "init"}
+    agreed |= {"recipes", "claims", "doctor"}
     assert set(COMMANDS) == agreed
 
 
@@ -49,10 +51,17 @@ def test_the_changelog_knows_the_version():
 
 def test_recipes_load_and_their_headers_tell_how_to_run_them():
     files = sorted((ROOT / "potstill" / "recipes").glob("**/*.yaml"))
-    assert [file.stem for file in files] == recipe_names() == ["quickstart", "sst2"]
+    assert (
+        [file.stem for file in files]
+        == recipe_names()
+        == ["distilbert", "embedding", "minilmv2", "mobilebert", "quickstart", "sst2", "tinybert"]
+    )
     for name in recipe_names():
-        load_recipe(name)
-        assert f"potstill run {name} --out" in recipe_text(name)
+        recipe = load_recipe(name)
+        if get_task(recipe.task).servable:
+            assert f"potstill run {name} --out" in recipe_text(name)
+        else:
+            assert f"potstill distill --recipe {name} --out" in recipe_text(name)
 
 
 def test_every_pinned_version_satisfies_what_the_package_asks_for():

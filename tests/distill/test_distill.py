@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from potstill.checkpoint import load_checkpoint
-from potstill.distill import create_student, distill, evaluate, evaluate_model, finetune, init_student
-from potstill.distill import keeper
+from potstill.distill import distill, evaluate_model, finetune, init_student, keeper
 from potstill.distill import trainer as training
 from potstill.distill.methods import task as task_method
 from potstill.errors import CheckpointError, DataError, MissingExtraError, OutputError, TrainingError

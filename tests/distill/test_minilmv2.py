@@ -68,7 +68,7 @@ MASKS = {
 def test_loss_equals_a_computation_with_loops(texts, heads, width, teacher_width):
     student, teacher = states(width=width, seed=1), states(width=teacher_width, seed=2)
     expected = by_hand(student.numpy(), teacher.numpy(), heads, texts.numpy())
-    np.testing.assert_allclose(relation_loss_sum(student, teacher, heads, texts).item(), expected, **{"rtol": 1e-9})
+    np.testing.assert_allclose(relation_loss_sum(student, teacher, heads, texts).item(), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("size", [1.0, 8.0], ids=["symmetric", "shifted by the highest"])

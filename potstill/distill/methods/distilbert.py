@@ -4,11 +4,18 @@ The vocabulary is what makes it dear: logits of every token for both models, twi
 positions that count, a chunk at a time, and each chunk is turned into its gradient in place.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
+
+from potstill.distill.anatomy import base, masked_lm_head, model_inputs
+from potstill.distill.losses import hidden_cosine_sum
+from potstill.distill.methods.objective import Batch, Objective
+from potstill.errors import CheckpointError
 
 IGNORED = -100
 """The label of a position that is not predicted, in torch's words."""
@@ -28,6 +35,95 @@ class Head(NamedTuple):
     """(V, E)."""
     bias: Tensor
     """(V,)."""
+
+
+class TripleLoss(Objective):
+    """Teach softened answers (kl), masked words (mlm) and the direction of the last hidden state (cos).
+
+    DistilBERT, arXiv 1910.01108, section 3; the weights are those of the released checkpoints. A batch says in
+    `positions` where the answers are compared; it was made on the CPU, since a GPU would have to be waited for.
+    """
+
+    def __init__(
+        self, *, alpha_kl: float = 5.0, alpha_mlm: float = 2.0, alpha_cos: float = 1.0, temperature: float = 2.0
+    ) -> None:
+        super().__init__()
+        self._weights = {"kl": alpha_kl, "mlm": alpha_mlm, "cos": alpha_cos}
+        self._temperature = temperature
+
+    def weights(self, share: float) -> dict[str, float]:
+        """Return the weight of each part, the same all through the training."""
+        return self._weights
+
+    def count(self, batch: Batch) -> dict[str, int]:
+        """Return the positions compared, the positions masked, and the real tokens."""
+        masked = int((batch["masked_labels"] != IGNORED).sum())
+        return {"kl": len(batch["positions"]), "mlm": masked, "cos": int((batch["attention_mask"] != 0).sum())}
+
+    def forward(
+        self, student: PreTrainedModel, teacher: PreTrainedModel, batch: Batch, scales: Mapping[str, float]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted loss and the sum of each part; see `Objective`.
+
+        Raises:
+            CheckpointError: if the vocabularies, or for cos the widths, differ.
+        """
+        wanted = {part for part in self._weights if scales.get(part, 0) > 0}
+        ours = _last_hidden(student, batch)
+        theirs = None
+        if wanted & {"kl", "cos"}:
+            with torch.no_grad():
+                theirs = _last_hidden(teacher, batch)
+        loss, sums = ours.new_zeros((), dtype=torch.float32), {}
+        if wanted & {"kl", "mlm"}:
+            loss, kl_sum, mlm_sum = self._answers(student, teacher, (ours, theirs), batch, scales)
+            sums = {part: value for part, value in (("kl", kl_sum), ("mlm", mlm_sum)) if part in wanted}
+        if "cos" in wanted and theirs is not None:
+            _require_equal("hidden units", ours.shape[-1], theirs.shape[-1], "set its weight to 0 or use")
+            cosine = hidden_cosine_sum(ours, theirs, (batch["attention_mask"] != 0).to(torch.float32))
+            loss, sums["cos"] = loss + scales["cos"] * cosine, cosine.detach()
+        return loss, sums
+
+    def _answers(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        states: tuple[Tensor, Tensor | None],
+        batch: Batch,
+        scales: Mapping[str, float],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        labels, positions = batch["masked_labels"].flatten(), batch["positions"]
+        ours, kl_scale = _head_at(student, states[0], positions), scales.get("kl", 0.0)
+        theirs = None
+        if kl_scale > 0 and states[1] is not None:
+            with torch.no_grad():
+                theirs = _head_at(teacher, states[1], positions)
+            _require_equal("vocabulary entries", len(ours.weight), len(theirs.weight), "use")
+        return vocabulary_loss(
+            ours,
+            theirs,
+            labels[positions],
+            temperature=self._temperature,
+            kl_scale=kl_scale,
+            mlm_scale=scales.get("mlm", 0.0),
+        )
+
+
+def _last_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
+    encoder = base(model)
+    return encoder(**model_inputs(encoder, batch)).last_hidden_state
+
+
+def _head_at(model: PreTrainedModel, hidden: Tensor, positions: Tensor) -> Head:
+    head = masked_lm_head(model)
+    return Head(head.transform(hidden.flatten(0, 1)[positions]), head.weight, head.bias)
+
+
+def _require_equal(what: str, ours: int, theirs: int, way_out: str) -> None:
+    if ours != theirs:
+        raise CheckpointError(
+            f"the student has {ours} {what} and the teacher {theirs}; {way_out} a student that fits its teacher"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,9 +180,7 @@ def vocabulary_loss(
         kl_scale=kl_scale,
         mlm_scale=mlm_scale,
         chunk=chunk or _rows_in(_CHUNK_BYTES.get(device, _CHUNK_BYTES["cuda"]), student.weight.shape[0]),
-        product_dtype=(
-            torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else student.hidden.dtype
-        ),
+        product_dtype=(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else student.hidden.dtype),
         with_gradients=torch.is_grad_enabled(),
     )
     return _VocabularyLoss.apply(*student, terms)
@@ -94,9 +188,7 @@ def vocabulary_loss(
 
 class _VocabularyLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, terms: _Terms
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, terms: _Terms) -> tuple[Tensor, Tensor, Tensor]:
         student = Head(hidden, weight, bias)
         wanted = ctx.needs_input_grad[:3] if terms.with_gradients else (False,) * 3
         kl_sum, mlm_sum, ctx.gradients = _compute(student, terms, wanted)
@@ -166,19 +258,19 @@ def _turn_block(student: Tensor, teacher: Tensor | None, scratch: Tensor, labels
     label = labels.unsqueeze(1).where(known, 0)
     student.sub_(student.amax(-1, keepdim=True))
     answer = student.gather(1, label)
-    kl = student.new_zeros(())
+    kl, teacher_total = student.new_zeros(()), student.new_ones(())
     if teacher is not None:
         teacher.sub_(teacher.amax(-1, keepdim=True))
         torch.exp(teacher, out=scratch)
         teacher_total = scratch.sum(-1, keepdim=True)
         scratch.div_(teacher_total)
         teacher.sub_(student)
-        kl = torch.dot(scratch.view(-1), teacher.view(-1)) - teacher_total.log().sum()
+        kl = torch.dot(scratch.view(-1), teacher.view(-1))
     student.exp_()
     total = student.sum(-1, keepdim=True)
     student.div_(total)
-    if teacher is not None:
-        kl += total.log().sum()
+    if teacher is not None:  # one logarithm per row: the difference of two sums of them would lose digits
+        kl = kl + (total / teacher_total).log_().sum()
     mlm = student.new_zeros(())
     if terms.mlm_scale > 0 and (not labels.is_cpu or bool(known.any())):
         weight = known.to(student.dtype) * (terms.mlm_scale / terms.factor)

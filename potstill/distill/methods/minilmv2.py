@@ -4,6 +4,7 @@ Relations are T x T whatever the widths and head counts of the two models, so no
 (Wang et al., arXiv 2012.15828).
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,15 +13,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from potstill.distill.anatomy import base, find_layers, tap
-from potstill.distill.methods.objective import Batch, Objective, encoder_inputs
+from potstill.distill.methods.objective import Batch, Objective
 from potstill.errors import CheckpointError
 
 PARTS = ("qq", "kk", "vv")
 RELATION_HEADS = 48
 """For teachers of base size; the paper takes 64 for large ones (section 4.1)."""
-# One block of relations. CPU: it stays in a level 2 cache. GPU: enough to fill it.
+# One block of relations. CPU: about a level 2 cache. GPU: enough to fill it.
 _CPU_BLOCK_BYTES = 2**20
 _GPU_BLOCK_BYTES = 256 * 2**20
+_ROWS_AT_ONCE = 2
 # e^60 times the longest text times the largest value is far below float32's 3e38, and e^-60 far above its 1e-38.
 _SAFE_SCORE = 60.0
 
@@ -56,10 +58,11 @@ class MiniLMv2(Objective):
         super().__init__()
         for who, width in (("student", student_width), ("teacher", teacher_width)):
             if width % heads:
-                fitting = [count for count in range(heads, 0, -1) if not (student_width % count or teacher_width % count)]
+                both = math.gcd(student_width, teacher_width)
+                fitting = max(count for count in range(1, heads + 1) if both % count == 0)
                 raise CheckpointError(
                     f"the {who}'s width {width} cannot be split into {heads} relation heads; "
-                    f"{fitting[0]} is the most that both models take up to there"
+                    f"{fitting} is the most that both models take up to there"
                 )
         self._teacher_layer = teacher_layer
         self._heads = heads
@@ -138,12 +141,26 @@ def _groups(texts: Tensor, heads: int) -> Iterator[tuple[tuple[Any, Any], Tensor
     if not texts.is_cpu:
         yield from _whole_rows(texts, heads)
         return
-    for row, numbers in enumerate(texts):
+    start = 0
+    for rows in map(len, _alike(texts)):
+        numbers, place = texts[start], slice(start, start + rows)
         for number in numbers[numbers != 0].unique():
             tokens = (numbers == number).nonzero().squeeze(1)
             first, last = int(tokens[0]), int(tokens[-1])
             in_one_piece = last - first + 1 == len(tokens)
-            yield (slice(row, row + 1), slice(first, last + 1) if in_one_piece else tokens), None
+            yield (place, slice(first, last + 1) if in_one_piece else tokens), None
+        start += rows
+
+
+def _alike(texts: Tensor) -> Iterator[list[Tensor]]:
+    """Give runs of rows whose texts lie in the same places, as in a batch of full blocks: fewer and larger steps."""
+    run: list[Tensor] = []
+    for row in texts:
+        if run and (len(run) == _ROWS_AT_ONCE or not torch.equal(row, run[0])):
+            yield run
+            run = []
+        run.append(row)
+    yield run
 
 
 def _whole_rows(texts: Tensor, heads: int) -> Iterator[tuple[tuple[Any, Any], Tensor | None]]:
@@ -157,7 +174,8 @@ def _whole_rows(texts: Tensor, heads: int) -> Iterator[tuple[tuple[Any, Any], Te
 def _columns(states: Tensor, heads: int) -> Tensor:
     """Return (b, n, H) as contiguous (b * heads, d, n), scaled so that plain products are the scaled ones."""
     width = states.shape[-1] // heads
-    return (states.mT * width**-0.25).unflatten(1, (heads, width)).flatten(0, 1).contiguous()
+    turned = torch.empty_like(states.mT, memory_format=torch.contiguous_format).copy_(states.mT)
+    return turned.mul_(width**-0.25).unflatten(1, (heads, width)).flatten(0, 1)
 
 
 def _group_loss(student: Tensor, teacher: Tensor, apart: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -167,52 +185,49 @@ def _group_loss(student: Tensor, teacher: Tensor, apart: Tensor | None) -> tuple
     in S is Q - P, in X it is X (Q + Qᵀ - P - Pᵀ), and Σⱼ Pᵢⱼ Sᵢⱼ is xᵢ · Σⱼ Pᵢⱼ xⱼ: all of it is products of P and Q
     with narrow matrices, so that neither has to be normalised, subtracted or kept.
     """
-    width = student.shape[1]
-    own, own_back, own_log = _relate(student, student, student, apart)
-    theirs, their_back, their_log = _relate(teacher, torch.cat([student, teacher], 1), student, apart)
-    agreed, expected = theirs[:, :width], theirs[:, width:]
-    losses = (teacher * expected).sum(1) - (student * agreed).sum(1) + own_log - their_log
+    (own,), own_back, own_log = _relate(student, [student], student, apart)
+    (agreed, expected), their_back, their_log = _relate(teacher, [student, teacher], student, apart)
+    losses = expected.mul_(teacher).sum(1) - (student * agreed).sum(1) + own_log - their_log
     return losses, own.add_(own_back).sub_(agreed).sub_(their_back)
 
 
-def _relate(x: Tensor, values: Tensor, back_values: Tensor, apart: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return values Rᵀ, back_values R, and log Z of each row, for R = softmax(Xᵀ X) with normalisers Z.
+def _relate(
+    x: Tensor, values: Sequence[Tensor], back_values: Tensor, apart: Tensor | None
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Return each of the values times Rᵀ, back_values R, and log Z: R = softmax(Xᵀ X), Z the sums before division.
 
     Tokens are the last axis everywhere: it is long, and broadcasting and summing along narrow ones is slow.
     """
     count, _, length = x.shape
     # No score is larger than the largest square of a length. While that is small, exponentials need no shift by the
-    # highest of their row, are as symmetric as the scores, and one product does for both directions.
-    symmetric = apart is None and float(torch.linalg.vector_norm(x, dim=1).amax()) ** 2 <= _SAFE_SCORE
+    # highest of their row, and are as symmetric as the scores.
+    safe = apart is None and float(x.square().sum(1).amax()) <= _SAFE_SCORE
     step = count if apart is not None else max(1, _CPU_BLOCK_BYTES // (x.element_size() * length**2))
     buffer = x.new_empty(min(step, count), length, length)
-    factors = torch.cat([values, back_values], 1)
-    products, total, highest = torch.empty_like(factors), x.new_empty(count, length), x.new_zeros(count, length)
-    split = values.shape[1]
-    views = (each.split(step) for each in (x, factors, factors[:, split:], products, total, highest))
-    for keys, factor, back_factor, product, sums, top in zip(*views, strict=True):
-        block = torch.bmm(keys.mT, keys, out=buffer[: len(keys)])
-        if not symmetric:
-            if apart is not None:
-                block.unflatten(0, (len(apart), -1)).masked_fill_(apart.unsqueeze(1), -torch.inf)
-            torch.amax(block, -1, out=top)
-            block.sub_(top.unsqueeze(-1))
-        torch.sum(block.exp_(), -1, out=sums)
-        back_factor.div_(sums.unsqueeze(1))
-        if symmetric:
-            torch.bmm(factor, block, out=product)
-        else:
-            product[:, :split] = factor[:, :split] @ block.mT
-            product[:, split:] = back_factor @ block
-    forward, back = products[:, :split], products[:, split:]
-    return forward.div_(total.unsqueeze(1)), back, total.log_().add_(highest)
+    products, back = [torch.empty_like(value) for value in values], torch.empty_like(back_values)
+    total, highest = x.new_empty(count, length), x.new_zeros(count, length)
+    for start in range(0, count, step):
+        part = slice(start, start + step)
+        block = torch.bmm(x[part].mT, x[part], out=buffer[: min(step, count - start)])
+        if apart is not None:
+            block.unflatten(0, (len(apart), -1)).masked_fill_(apart.unsqueeze(1), -torch.inf)
+        if not safe:
+            torch.amax(block, -1, out=highest[part])
+            block.sub_(highest[part].unsqueeze(-1))
+        torch.sum(block.exp_(), -1, out=total[part])
+        share = total[part].unsqueeze(1).reciprocal()
+        for value, product in zip(values, products, strict=True):
+            torch.bmm(value[part], block if safe else block.mT, out=product[part])
+            product[part].mul_(share)
+        torch.bmm(back_values[part] * share, block, out=back[part])
+    return products, back, total.log_().add_(highest)
 
 
 def _projections(model: PreTrainedModel, batch: Batch, layer: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return query, key and value (B, T, H) of a layer, having computed nothing after them."""
     encoder = base(model)
     number = layer % len(find_layers(encoder)[1]) if layer < 0 else layer
-    return tap(encoder, encoder_inputs(encoder, batch), qkv=[number], stop=True).qkv[number]
+    return tap(encoder, batch, qkv=[number], stop=True).qkv[number]
 
 
 def _texts(batch: Batch) -> Tensor:

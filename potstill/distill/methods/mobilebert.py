@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from potstill.distill.anatomy import attention_scores, find_layers, tap
-from potstill.distill.methods import distilbert
+from potstill.distill.methods.distilbert import TripleLoss
 from potstill.distill.methods.objective import Batch, Objective
 from potstill.distill.methods.task import combine
 from potstill.errors import CheckpointError
@@ -39,7 +39,7 @@ class MobileBert(Objective):
         *,
         layer_map: Sequence[int],
         weights: Mapping[str, float],
-        words: "distilbert.TripleLoss",
+        words: TripleLoss,
         progressive_share: float,
     ) -> None:
         """Fit the parts to a pair.

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -40,19 +39,3 @@ class Objective(nn.Module):
             scales: the weight of each part divided by its count over the whole step.
         """
         raise NotImplementedError
-
-
-def encoder_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
-    """Return a batch as one model takes it: texts packed in one row (`segments`) do not see each other.
-
-    The mask is in the form that the model's attention adds or selects by. Padding sees padding, so that no row of it
-    is empty: a softmax over nothing would put NaN where a product with 0 does not remove it.
-    """
-    segments = batch.get("segments")
-    if segments is None:
-        return dict(batch)
-    together = (segments.unsqueeze(-1) == segments.unsqueeze(-2)).unsqueeze(1)
-    if model.config._attn_implementation != "sdpa":
-        lowest = torch.finfo(model.dtype).min
-        together = torch.zeros_like(together, dtype=model.dtype).masked_fill_(~together, lowest)
-    return {**batch, "attention_mask": together}

@@ -46,21 +46,24 @@ class TaskDistillation(Objective):
         self, student: PreTrainedModel, teacher: PreTrainedModel, batch: Batch, scales: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its parts; the teacher runs only if a part needs it."""
-        last = {"hidden": [student.config.num_hidden_layers]} if "cos" in scales else {}
-        ours = tap(student, batch, **last)
+        want_states = "cos" in scales
+        ours = tap(student, batch, hidden=_last_layer(student) if want_states else [])
         sums = {}
         if "ce" in scales:
             sums["ce"] = label_loss_sum(ours.output, batch, self._problem)
         if "kl" in scales or "cos" in scales:
-            last = {"hidden": [teacher.config.num_hidden_layers]} if "cos" in scales else {}
             with torch.no_grad():
-                theirs = tap(teacher, batch, **last)
+                theirs = tap(teacher, batch, hidden=_last_layer(teacher) if want_states else [])
             if "kl" in scales:
                 sums["kl"] = answer_loss_sum(ours.output, theirs.output, batch, self._problem, self._temperature)
-            if "cos" in scales:
+            if want_states:
                 (our_state,), (their_state,) = ours.hidden.values(), theirs.hidden.values()
                 sums["cos"] = hidden_cosine_sum(our_state, their_state, batch["attention_mask"])
         return combine(sums, scales)
+
+
+def _last_layer(model: PreTrainedModel) -> list[int]:
+    return [model.config.num_hidden_layers]
 
 
 def combine(sums: dict[str, Tensor], scales: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -109,8 +112,8 @@ def answer_loss_sum(ours: Any, theirs: Any, batch: Batch, problem: str, temperat
     if problem == "regression":
         return F.mse_loss(our.squeeze(-1), their.squeeze(-1), reduction="sum")
     if problem == "multi_label_classification":
-        yes_or_no = (torch.stack([logits, torch.zeros_like(logits)], dim=-1) for logits in (our, their))
-        return kl_divergence_sum(*yes_or_no, temperature) / our.shape[-1]
+        our, their = (torch.stack([logits, torch.zeros_like(logits)], dim=-1) for logits in (our, their))
+        return kl_divergence_sum(our, their, temperature) / our.shape[-2]
     if problem == "token-classification":
         counted = batch["labels"] != IGNORED
         our, their = our[counted], their[counted]

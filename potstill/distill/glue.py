@@ -1,0 +1,297 @@
+"""GLUE of an encoder that knows no task yet: fine-tune it over tasks, learning rates, epochs and seeds, and sum up.
+
+Each cell of the grid is one fine-tuning, whose scores are all that stays of it: `OUT/cells/<cell>.json`, written when
+it is done, so that a run that was killed goes on with the cells that are missing, and in the middle of the cell it was
+at. As usual for GLUE's validation sets, whose test labels are hidden, the setting of a task is the one with the best
+median over the seeds on the very texts that it is reported on: small differences between models mean little, and both
+sides of a comparison need the same grid.
+
+The defaults take BERT's learning rates, batch size and one of its numbers of epochs (Devlin et al. 2019, arXiv
+1810.04805, appendix A.3) and 3 seeds. DistilBERT reports medians of 5 (arXiv 1910.01108, table 1); the grid that
+MiniLMv2's reimplementations publish is 1e-5, 2e-5, 3e-5, 4e-5 over 3, 5 and 10 epochs.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from potstill.checkpoint import count_parameters, hash_checkpoint, load_checkpoint
+from potstill.data import load_examples
+from potstill.distill.glue_data import Source, find_sources
+from potstill.distill.glue_table import SUMMARY, choose, compare, read_reference
+from potstill.distill.quality import Reading, evaluate
+from potstill.distill.run import finetune
+from potstill.errors import CheckpointError, OutputError, TrainingError, UsageError
+from potstill.metrics import GLUE_METRICS, glue_summary
+from potstill.progress import Progress, silent
+from potstill.publish import write_text
+from potstill.recipe import Recipe, build_recipe
+from potstill.task import FEATURE_EXTRACTION, REGRESSION, SINGLE_LABEL, TEXT_CLASSIFICATION
+
+_TRAINED_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+_REGRESSIONS = ("STS-B",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """What is tried: every combination of task, learning rate, epochs and seed is one fine-tuning."""
+
+    tasks: Sequence[str] | None = None
+    """GLUE's names in any spelling; None takes those that a data folder has, of a hub id all nine."""
+    learning_rates: Sequence[float] = (2e-5, 3e-5, 5e-5)
+    epochs: Sequence[float] = (3,)
+    seeds: Sequence[int] = (1, 2, 3)
+    batch_size: int = 32
+    max_length: int = 128
+    train_limit: int | None = None
+    """Train on the first so many examples of each task."""
+    eval_limit: int | None = None
+    """Score on the first so many examples of each task."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cell:
+    task: str
+    recipe: Recipe
+    source: Source
+
+    @property
+    def setting(self) -> tuple[float, float]:
+        """The learning rate and the epochs."""
+        return self.recipe.distill.learning_rate, self.recipe.distill.epochs
+
+    @property
+    def name(self) -> str:
+        rate, epochs = self.setting
+        return f"{self.source.short}-lr{rate:g}-ep{epochs:g}-seed{self.recipe.seed}"
+
+
+def run_glue(
+    model: str | Path,
+    out_dir: str | Path,
+    *,
+    data: str | Path,
+    grid: Grid | None = None,
+    teacher: str | Path | None = None,
+    reference: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Fine-tune an encoder on every cell of the grid and return its row of the GLUE table, also in `OUT_DIR/glue.json`.
+
+    A fine-tuning whose loss is no longer a number fails; its learning rate and epochs are then not chosen.
+
+    Args:
+        model: a hub id or checkpoint folder of an encoder without a task.
+        out_dir: receives the cells and the summary.
+        data: the front of a hub id, `nyu-mll/glue`, or a folder with one folder per task: cola, mnli, mrpc, qnli, qqp,
+            rte, sst2, stsb, wnli.
+        grid: what to try; None takes the defaults of `Grid`.
+        teacher: another encoder, which is put through the same grid (in `OUT_DIR/teacher`) and compared with.
+        reference: instead of it a `glue.json` of an earlier run, or a JSON object of scores by task, as shares of 1.
+        resume: go on with what `out_dir` holds; also with a wider grid, of which only the new cells are run.
+        progress: is told how far it is.
+
+    Returns:
+        `tasks` (by task the chosen `learning_rate` and `epochs`, `median`, `min` and `max` over the seeds, and all
+        `settings`), and what `metrics.glue_summary` makes of the medians; with a teacher or reference also its row as
+        `reference`, and what is kept of it on the tasks where it scored above 0.
+
+    Raises:
+        UsageError, DataError: if a task is unknown or its data missing, or the reference does not fit.
+        RecipeError, CheckpointError: if a value of the grid or an encoder is not valid, or is fine-tuned already.
+        OutputError: if `out_dir` has content and `resume` is false, or cells of another run.
+        TrainingError: if every setting of a task fails.
+    """
+    started, out_dir, grid = time.perf_counter(), Path(out_dir), grid or Grid()
+    if None not in (teacher, reference):
+        raise UsageError("a teacher and a reference are two rows to compare with; give one of them")
+    _check_output(out_dir, resume=resume)
+    sources = find_sources(str(data), grid.tasks)
+    theirs = read_reference(Path(reference), list(sources)) if reference is not None else None
+    wanted = {"": str(model)} | ({"teacher": str(teacher)} if teacher is not None else {})
+    plans = {who: _plan(name, grid, sources) for who, name in wanted.items()}
+    encoders = {who: _describe(name) for who, name in wanted.items()}
+    for who, cells in plans.items():
+        _check_cells(cells, out_dir / who, about=encoders[who])
+    summary: dict[str, Any] = {"data": str(data), "grid": _show(grid, sources)}
+    rows = {}
+    for who, cells in plans.items():
+        tasks = _run_cells(cells, out_dir / who, who=who, about=encoders[who], resume=resume, progress=progress)
+        rows[who] = encoders[who] | {"tasks": tasks} | glue_summary({task: tasks[task]["median"] for task in tasks})
+        write_text(out_dir / who / SUMMARY, _to_json(rows[who] | summary))
+    summary = rows.pop("") | summary | rows
+    theirs = rows["teacher"]["scores"] if rows else theirs
+    summary |= compare(summary["scores"], theirs) if theirs is not None else {}
+    summary["seconds"] = round(time.perf_counter() - started, 1)
+    write_text(out_dir / SUMMARY, _to_json(summary))
+    return summary
+
+
+def _plan(model: str, grid: Grid, sources: Mapping[str, Source]) -> list[_Cell]:
+    for field in fields(grid):
+        values = getattr(grid, field.name)
+        if isinstance(values, Sequence) and not values:
+            raise UsageError(f"the grid has no {field.name.replace('_', ' ')}; give at least one")
+    rates, epochs, seeds = (tuple(dict.fromkeys(axis)) for axis in (grid.learning_rates, grid.epochs, grid.seeds))
+    return [
+        _Cell(task=task, source=source, recipe=_recipe(model, grid, source, rate=rate, epochs=passes, seed=int(seed)))
+        for task, source in sources.items()
+        for rate, passes, seed in product(rates, epochs, seeds)
+    ]
+
+
+def _recipe(model: str, grid: Grid, source: Source, *, rate: float, epochs: float, seed: int) -> Recipe:
+    values = {
+        "teacher": {"model": model},
+        "metric": GLUE_METRICS[source.task],
+        "max_length": grid.max_length,
+        "seed": seed,
+        "data": {
+            "name": source.name,
+            "problem_type": REGRESSION if source.task in _REGRESSIONS else SINGLE_LABEL,
+            "eval_split": source.eval_split,
+            "max_train_examples": grid.train_limit,
+            "max_eval_examples": grid.eval_limit,
+        },
+        "distill": {"learning_rate": rate, "epochs": epochs, "batch_size": grid.batch_size},
+    }
+    return build_recipe(values, origin="the GLUE grid")
+
+
+def _describe(name: str) -> dict[str, Any]:
+    """Return what the summary says of an encoder.
+
+    Raises:
+        CheckpointError: if it cannot be loaded, or has a head that was trained for a task: that would go on learning,
+            where all others start anew.
+    """
+    model = load_checkpoint(name, FEATURE_EXTRACTION).model
+    trained = [kind for kind in model.config.architectures or [] if kind.endswith(_TRAINED_HEADS)]
+    if trained:
+        raise CheckpointError(
+            f"{name} is a {trained[0]}, fine-tuned for a task already; GLUE fine-tunes an encoder anew for each task, "
+            "so name the encoder that this was made of"
+        )
+    return {"model": name, "sha256": hash_checkpoint(name), "parameters": count_parameters(model)}
+
+
+def _check_output(out_dir: Path, *, resume: bool) -> None:
+    if out_dir.is_file():
+        raise OutputError(f"{out_dir} is a file; name a folder with --out")
+    if out_dir.is_dir() and any(out_dir.iterdir()) and not resume:
+        raise OutputError(f"{out_dir} is not empty; go on with its cells by --resume, or name another folder")
+
+
+def _check_cells(cells: Sequence[_Cell], out_dir: Path, *, about: Mapping[str, Any]) -> None:
+    """Refuse cells of another run, and data that cannot be read, before anything is trained."""
+    missing = {}
+    for cell in cells:
+        file = _file_of(cell, out_dir)
+        if not file.is_file():
+            missing[cell.task] = cell
+            continue
+        known = json.loads(file.read_text(encoding="utf-8"))
+        ours = _flat({"sha256": about["sha256"], "recipe": cell.recipe.model_dump(mode="json")})
+        other = _flat({key: known.get(key) for key in ("sha256", "recipe")})
+        differing = [key for key in ours | other if ours.get(key) != other.get(key)]
+        if differing:
+            key = differing[0]
+            raise OutputError(
+                f"{file} comes from another run: its {key.removeprefix('recipe.')} is {other.get(key)!r}, not "
+                f"{ours.get(key)!r}; name another folder"
+            )
+    for cell in missing.values():
+        data = cell.recipe.data
+        for split in (data.train_split, data.eval_split):
+            load_examples(data.name, split=split, task=TEXT_CLASSIFICATION, problem_type=data.problem_type, limit=1)
+
+
+def _run_cells(
+    cells: Sequence[_Cell], out_dir: Path, *, who: str, about: Mapping[str, Any], resume: bool, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """Run the cells that are missing and return each task's choice."""
+    by_task: dict[str, list[_Cell]] = {}
+    for cell in cells:
+        by_task.setdefault(cell.task, []).append(cell)
+    chosen = {}
+    for task, ours in by_task.items():
+        stage = f"{who} {task}".strip()
+        outcomes = []
+        for number, cell in enumerate(ours):
+            rate, epochs = cell.setting
+            note = f"learning rate {rate:g}, {epochs:g} epochs, seed {cell.recipe.seed}"
+            progress(stage, number, len(ours), note)
+            outcomes.append(_run_cell(cell, out_dir, sha256=about["sha256"], resume=resume, progress=progress))
+        chosen[task] = choose(task, [cell.setting for cell in ours], outcomes)
+        progress(stage, len(ours), len(ours), f"{GLUE_METRICS[task]} {chosen[task]['median']:.4f}")
+    return chosen
+
+
+def _run_cell(cell: _Cell, out_dir: Path, *, sha256: str | None, resume: bool, progress: Progress) -> dict[str, Any]:
+    """Return what a cell's file says, and write it first if there is none."""
+    file = _file_of(cell, out_dir)
+    if file.is_file():
+        known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return known
+    folder = file.with_name(cell.name)
+
+    def inside(stage: str, done: int, total: int, note: str) -> None:
+        if not stage.startswith("score"):
+            progress("fine-tune", done, total, note)
+
+    outcome: dict[str, Any] = {"sha256": sha256, "recipe": cell.recipe.model_dump(mode="json")}
+    try:
+        report = finetune(cell.recipe, folder, resume=resume, overwrite=True, progress=inside)
+        outcome |= {"scores": report["teacher"]["scores"], "num_examples": report["data"]["examples"]}
+        outcome |= {key: report[key] for key in ("floor", "steps", "best_step", "seconds")}
+        if cell.source.second_split:
+            outcome["second_scores"] = _score_second(cell, folder)
+    except TrainingError as error:  # one rate that is too high must not cost the others
+        outcome["failed"] = str(error)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, _to_json(outcome))
+    for left in (folder, folder.with_name(f"{folder.name}.training")):
+        shutil.rmtree(left, ignore_errors=True)
+    return outcome
+
+
+def _score_second(cell: _Cell, folder: Path) -> dict[str, float]:
+    """Return the scores on the task's other validation texts: MNLI's of genres that are not in the training data."""
+    assert cell.source.second_split is not None
+    reading = Reading(split=cell.source.second_split, limit=cell.recipe.data.max_eval_examples)
+    found = evaluate(folder, data=cell.source.name, max_length=cell.recipe.max_length, reading=reading)
+    scores: dict[str, float] = found["scores"]
+    return scores
+
+
+def _show(grid: Grid, sources: Mapping[str, Source]) -> dict[str, Any]:
+    listed = replace(grid, tasks=list(sources))
+    values = {field.name: getattr(listed, field.name) for field in fields(listed)}
+    return {name: list(value) if isinstance(value, Sequence) else value for name, value in values.items()}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by their dotted key."""
+    return dict(_leaves(values, prefix))
+
+
+def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _file_of(cell: _Cell, out_dir: Path) -> Path:
+    return out_dir / "cells" / f"{cell.name}.json"
+
+
+def _to_json(content: Any) -> str:
+    return json.dumps(content, indent=2) + "\n"
