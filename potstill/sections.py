@@ -214,6 +214,18 @@ class DistillConfig(Section):
         return with_defaults(values) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
+    def _compilable(self) -> Self:
+        from_inside = self.method in {"minilmv2", "tinybert", "mobilebert"} or (
+            self.method == "task" and self.alpha_cos
+        )
+        if self.compile and from_inside:
+            raise ValueError(
+                f"compile cannot be used with method {self.method}, which takes states from inside the model"
+                + (" unless alpha_cos is 0" if self.method == "task" else "")
+            )
+        return self
+
+    @model_validator(mode="after")
     def _some_loss(self) -> Self:
         weights = {key: value for key, value in self.settings().items() if key.startswith("alpha_")}
         if weights and not any(weights.values()):

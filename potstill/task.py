@@ -97,7 +97,7 @@ METRICS = {
     TOKEN_CLASSIFICATION.name: ("f1", "precision", "recall", "accuracy"),
     QUESTION_ANSWERING.name: ("f1", "exact_match"),
     FILL_MASK.name: ("perplexity", "loss", "accuracy"),
-    FEATURE_EXTRACTION.name: ("spearman", "pearson", "pearson_and_spearman", "cosine"),
+    FEATURE_EXTRACTION.name: ("spearman", "pearson", "pearson_and_spearman"),
 }
 """The metrics by kind (see `kind_of`), the one that decides by default first."""
 

@@ -400,6 +400,11 @@ class TestMethods:
             "fill-mask; for fill-mask there are distilbert, minilmv2, tinybert, mobilebert"
         )
 
+    def test_compile_is_refused_where_states_come_from_inside_the_model(self):
+        (fault,) = faults(SMALLEST, ("distill.compile", True))
+        assert fault.endswith("unless alpha_cos is 0")
+        assert build(("distill.compile", True), ("distill.alpha_cos", 0)).distill.compile
+
     def test_a_recipe_survives_being_written_out(self):
         for method, task in (("tinybert", "text-classification"), ("mobilebert", "fill-mask")):
             recipe = build(("task", task), ("distill.method", method))

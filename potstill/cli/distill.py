@@ -23,9 +23,7 @@ def distill(
         str | None, typer.Option(help="Hub id (nyu-mll/glue:sst2) or folder of train/validation files.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the student's checkpoint.", show_default=False)] = None,
-    task: Annotated[
-        str | None, typer.Option(help="What the models answer.", show_default="text-classification")
-    ] = None,
+    task: Annotated[str | None, typer.Option(help="As the hub names it.", show_default="text-classification")] = None,
     method: Annotated[
         str | None,
         typer.Option(help="task, distilbert, minilmv2, tinybert, mobilebert or embedding.", show_default="task"),

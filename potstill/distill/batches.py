@@ -161,9 +161,9 @@ def make_mlm_collator(
     The batch has the model's inputs (B, T), int64, `input_ids` with its masks; with packing `position_ids` and
     `segments` (B, T); and
     - `masked_labels` (B, T): the token that was there, -100 where nothing is to be predicted;
-    - `positions` (N,): the places b * T + t where vocabulary logits are needed, the masked ones first. With `kl_positions` masked
-      they are the masked ones and `extra_share` of the others; with `all`, every token that is not padding, as in
-      DistilBERT's released code.
+    - `positions` (N,): the places b * T + t where vocabulary logits are needed, the masked ones first. With
+      `kl_positions` masked they are these and `extra_share` of the others; with `all`, every token that is not
+      padding, as in DistilBERT's released code.
 
     With `mask` False the inputs stay whole and the last two are missing.
 

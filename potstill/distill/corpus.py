@@ -115,37 +115,34 @@ def load_corpus(  # noqa: PLR0913 - what, from where, and how; each is named by 
     Raises:
         DataError: if the data is missing, a row is broken, or nothing is left.
     """
-    if streaming and limit is None:
-        raise DataError("streaming needs a limit: without one the whole data set would be fetched and written")
     frame = _frame_of(tokenizer)
     if max_length < frame.size + _SHORTEST_TEXT:
         raise DataError(f"max_length is {max_length}; with the special tokens it takes {frame.size + _SHORTEST_TEXT}")
     files = find_files(name, split)
     is_hub = files is None and name != PYTHON_DOCS
-    if streaming and not is_hub:
-        raise DataError(f"streaming is for data sets of the hub, and {name} is none; files are always read as a stream")
+    if streaming:
+        _check_stream(name, is_hub=is_hub, limit=limit)
     hub = read_hub(name, split=split, column=text_column, streaming=streaming) if is_hub else None
     settings = [_FORMAT, name, split, _source_state(files, hub), text_column, limit, max_length, packing, streaming]
     folder = _folder(cache_dir, [*settings, _tokenizer_state(tokenizer)])
     if not (folder / _FILE).is_file():
         with new_folder(folder, overwrite=True) as building:
-            texts = _texts(hub, read_texts(name, split=split, files=files, column=text_column), building, limit=limit)
-            if len(texts) == 0:
-                raise DataError(f"{name} has no text in its split {split!r}")
-            room = max_length - frame.size
-            tokens = _tokenise(texts, tokenizer, building, room=room, blocks=packing == "blocks", num_proc=num_proc)
-            if len(tokens) == 0:
-                raise DataError(f"{name} ({split}) has no text of {_SHORTEST_TEXT} tokens or more")
-            if packing == "blocks":
-                pieces = _blocks(tokens, room=room)
-            else:
-                pieces = _whole_pieces(tokens, frame=frame, capacity=max_length if packing == "texts" else None)
+            found = read_texts(name, split=split, files=files, column=text_column)
+            texts = _texts(hub, found, building, limit=limit, origin=f"{name} ({split})")
+            pieces = _pieces(texts, tokenizer, building, packing=packing, max_length=max_length, num_proc=num_proc)
             _write_rows(building / _FILE, pieces, frame=frame, is_packed=packing == "texts")
             _remove_steps(building)
     corpus = Dataset.from_file(str(folder / _FILE))
     if cache_dir is None:
         weakref.finalize(corpus, _remove, folder, os.getpid())
     return corpus
+
+
+def _check_stream(name: str, *, is_hub: bool, limit: int | None) -> None:
+    if limit is None:
+        raise DataError("streaming needs a limit: without one the whole data set would be fetched and written")
+    if not is_hub:
+        raise DataError(f"streaming is for data sets of the hub, and {name} is none; files are always read as a stream")
 
 
 def describe(corpus: Dataset, *, batch_size: int = 32) -> dict[str, Any]:
@@ -199,8 +196,17 @@ def _remove_steps(building: Path) -> None:
             file.unlink()
 
 
-def _texts(hub: tuple[Any, str] | None, texts: Iterable[str], building: Path, *, limit: int | None) -> Dataset:
+def _texts(
+    hub: tuple[Any, str] | None, texts: Iterable[str], building: Path, *, limit: int | None, origin: str
+) -> Dataset:
     """Return the texts as a memory-mapped data set with one column."""
+    found = _write_texts(hub, texts, building, limit=limit)
+    if len(found) == 0:
+        raise DataError(f"{origin} has no text")
+    return found
+
+
+def _write_texts(hub: tuple[Any, str] | None, texts: Iterable[str], building: Path, *, limit: int | None) -> Dataset:
     if hub is not None:
         loaded, column = hub
         if isinstance(loaded, Dataset):
@@ -256,6 +262,25 @@ def _tokenise(
         new_fingerprint=hashlib.sha256(str(building).encode()).hexdigest()[:16],
         desc="tokenise",
     )
+
+
+def _pieces(
+    texts: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    building: Path,
+    *,
+    packing: Packing,
+    max_length: int,
+    num_proc: int | None,
+) -> Iterator[_Pieces]:
+    frame = _frame_of(tokenizer)
+    room = max_length - frame.size
+    tokens = _tokenise(texts, tokenizer, building, room=room, blocks=packing == "blocks", num_proc=num_proc)
+    if len(tokens) == 0:
+        raise DataError(f"the data has no text of {_SHORTEST_TEXT} tokens or more")
+    if packing == "blocks":
+        return _blocks(tokens, room=room)
+    return _whole_pieces(tokens, frame=frame, capacity=max_length if packing == "texts" else None)
 
 
 def _cut(ids: list[int], room: int) -> Iterator[list[int]]:

@@ -82,6 +82,7 @@ def distill(
     if not processes.is_main_process:
         progress, announce = silent, keep_quiet
     teacher = _load_teacher(recipe)
+    _check_length(recipe, teacher)
     job = _job(recipe, out_dir, resume=resume, stage="distil the student", progress=progress)
     with processes.main_process_first():
         material = load_material(recipe, teacher, work_dir=job.work_dir, progress=progress)
@@ -232,7 +233,7 @@ def _load_teacher(recipe: Recipe) -> Checkpoint:
     if recipe.teacher.model is None:
         raise CheckpointError("name a teacher: teacher.model is a hub id or a checkpoint folder")
     teacher = load_checkpoint(recipe.teacher.model, get_task(recipe.task), tokenizer=recipe.tokenizer)
-    _check_fit(recipe, teacher)
+    _check_vocabulary(teacher)
     return teacher
 
 
@@ -253,18 +254,22 @@ def _new_teacher(recipe: Recipe, task: Task) -> Checkpoint:
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         teacher = load_checkpoint(recipe.teacher.model, task, tokenizer=recipe.tokenizer, new_head=head)
-    _check_fit(recipe, teacher)
+    _check_vocabulary(teacher)
+    _check_length(recipe, teacher)
     return teacher
 
 
-def _check_fit(recipe: Recipe, teacher: Checkpoint) -> None:
+def _check_vocabulary(teacher: Checkpoint) -> None:
     config = teacher.model.config
     if len(teacher.tokenizer) > config.vocab_size:
         raise CheckpointError(
             f"the tokenizer has {len(teacher.tokenizer)} entries and the teacher {config.vocab_size}; "
             "use the teacher's own tokenizer"
         )
-    longest = getattr(config, "max_position_embeddings", None)
+
+
+def _check_length(recipe: Recipe, teacher: Checkpoint) -> None:
+    longest = getattr(teacher.model.config, "max_position_embeddings", None)
     if longest is not None and recipe.max_length > longest:
         raise CheckpointError(
             f"max_length is {recipe.max_length} and the teacher has {longest} positions; "

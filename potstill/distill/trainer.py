@@ -141,6 +141,8 @@ def train(
         if not job.resume:
             shutil.rmtree(job.work_dir, ignore_errors=True)
         discard_incomplete(job.work_dir)
+    if config.compile:
+        student.base_model.compile(dynamic=True)
     distiller = Distiller(student, objective, teacher)
     keeper = CheckpointKeeper(job.metric, config.keep_best_k, maximise=job.maximise)
     rows = EpochRows(train_set)

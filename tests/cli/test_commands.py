@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from potstill.cli import main
+from potstill.recipe import recipe_names
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_version_and_help(potstill):
 def test_recipes_are_listed_printed_and_copied(potstill, tmp_path):
     code, out, _ = potstill("recipes")
     assert code == 0
-    assert [line.split(":")[0] for line in out.splitlines()] == ["quickstart", "sst2"]
+    assert [line.split(":")[0] for line in out.splitlines()] == recipe_names()
     assert "textattack/bert-base-uncased-SST-2" in potstill("recipes", "sst2")[1]
     assert potstill("recipes", "sst2", "--copy", tmp_path / "mine.yaml")[0] == 0
     assert "nyu-mll/glue:sst2" in (tmp_path / "mine.yaml").read_text()

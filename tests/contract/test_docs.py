@@ -30,7 +30,8 @@ def test_every_command_has_help_with_an_example(command):
 
 
 def test_every_potstill_line_in_the_readme_names_real_commands_and_options():
-    lines = re.findall(r"^potstill .*(?:\\\n.*)*", (ROOT / "README.md").read_text(), re.MULTILINE)
+    pages = "\n".join((ROOT / page).read_text() for page in ("README.md", "docs/distill.md"))
+    lines = re.findall(r"^potstill .*(?:\\\n.*)*", pages, re.MULTILINE)
     assert len(lines) >= 5
     for line in lines:
         words = re.sub(r"\\\n|\s#.*", " ", line).split()
@@ -38,6 +39,20 @@ def test_every_potstill_line_in_the_readme_names_real_commands_and_options():
         shown = CliRunner().invoke(app, [words[1], "--help"], terminal_width=200).stdout
         for option in (word.partition("=")[0] for word in words[2:] if word.startswith("--")):
             assert re.search(rf"{option}\b", shown), f"{option} in: {line}"
+
+
+def test_the_python_of_the_docs_runs(tiny_teacher, tiny_data, tmp_path, monkeypatch, capsys):
+    (block,) = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs" / "distill.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    (tmp_path / "teacher").symlink_to(tiny_teacher)
+    (tmp_path / "data").symlink_to(tiny_data)
+    monkeypatch.chdir(tmp_path)
+    exec(
+        compile(block.replace('"distill.epochs": 1', '"distill.epochs": 1, "max_length": 32'), "distill.md", "exec"), {}
+    )
+    assert "accuracy" in capsys.readouterr().out
+    assert (tmp_path / "student" / "distill.json").is_file()
 
 
 def test_every_make_target_in_the_readme_exists():

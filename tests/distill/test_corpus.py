@@ -186,7 +186,7 @@ def test_a_data_set_of_the_hub_need_not_be_copied(tokenizer, texts, monkeypatch)
         ("train.jsonl", '{"text": "a"}\n{"words": "a"}\n', "row 2 has no column 'text'"),
         ("train.csv", "text,id\na\n", "line 2: another number of columns"),
         ("train.parquet", "no parquet", "is not a parquet file"),
-        ("train.txt", "\n  \n", "has no text in its split"),
+        ("train.txt", "\n  \n", "has no text"),
         ("train.txt", "ak al\n", "no text of 5 tokens or more"),
         ("test.txt", "ak al\n", "has no train.*; it has test.txt"),
     ],
