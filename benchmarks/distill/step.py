@@ -10,7 +10,8 @@ which a callback halts between two steps; the naive step has a loop of its own, 
 All get the same batches. Each contestant is a process; they take turns of a few steps, in another order each round, and
 a ratio is the median of the rounds' ratios with a bootstrap interval. The matrix products that a step cannot do without
 are counted, and compared with the fastest product of large matrices seen between the turns. Run it on an otherwise idle
-machine; figures of CPU seconds stand beside those of the clock, because other work disturbs them less.
+machine; figures of CPU seconds stand beside those of the clock, because other work disturbs them less. It takes about 6
+minutes on two cores, and 15 GB of memory.
 """
 
 import argparse

@@ -324,8 +324,7 @@ def naive_loss(student, teacher, batch):
     everywhere = real.expand_as(states[0])
     states = [torch.masked_select(each, everywhere).view(-1, each.shape[-1]) for each in states]
     cos = F.cosine_embedding_loss(*states, states[0].new_ones(len(states[0])), reduction="mean")
-    for part in (kl, mlm, cos):
-        part.item()
+    _ = [part.item() for part in (kl, mlm, cos)]
     return KL * kl + MLM * mlm + COS * cos
 
 

@@ -115,9 +115,7 @@ def load_corpus(  # noqa: PLR0913 - what, from where, and how; each is named by 
     Raises:
         DataError: if the data is missing, a row is broken, or nothing is left.
     """
-    frame = _frame_of(tokenizer)
-    if max_length < frame.size + _SHORTEST_TEXT:
-        raise DataError(f"max_length is {max_length}; with the special tokens it takes {frame.size + _SHORTEST_TEXT}")
+    frame = _frame_of(tokenizer, max_length)
     files = find_files(name, split)
     is_hub = files is None and name != PYTHON_DOCS
     if streaming:
@@ -132,8 +130,12 @@ def load_corpus(  # noqa: PLR0913 - what, from where, and how; each is named by 
             pieces = _pieces(texts, tokenizer, building, packing=packing, max_length=max_length, num_proc=num_proc)
             _write_rows(building / _FILE, pieces, frame=frame, is_packed=packing == "texts")
             _remove_steps(building)
+    return _open(folder, keep=cache_dir is not None)
+
+
+def _open(folder: Path, *, keep: bool) -> Dataset:
     corpus = Dataset.from_file(str(folder / _FILE))
-    if cache_dir is None:
+    if not keep:
         weakref.finalize(corpus, _remove, folder, os.getpid())
     return corpus
 
@@ -154,14 +156,18 @@ def describe(corpus: Dataset, *, batch_size: int = 32) -> dict[str, Any]:
     return {"rows": len(lengths), "tokens": tokens, "longest": int(lengths.max()), "padding": 1 - tokens / places}
 
 
-def _frame_of(tokenizer: PreTrainedTokenizerBase) -> _Frame:
+def _frame_of(tokenizer: PreTrainedTokenizerBase, max_length: int) -> _Frame:
+    """Return what the tokenizer puts around a text, if a row of `max_length` has room for more."""
     probe = tokenizer("a", return_special_tokens_mask=True)
     ids, special = probe["input_ids"], probe["special_tokens_mask"]
     inside = [place for place, flag in enumerate(special) if not flag]
     if not inside:
         raise DataError("the tokenizer makes nothing of the letter 'a'; use one that was trained on text")
     separator = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
-    return _Frame(ids[: inside[0]], ids[inside[-1] + 1 :], separator, "token_type_ids" in tokenizer.model_input_names)
+    frame = _Frame(ids[: inside[0]], ids[inside[-1] + 1 :], separator, "token_type_ids" in tokenizer.model_input_names)
+    if max_length < frame.size + _SHORTEST_TEXT:
+        raise DataError(f"max_length is {max_length}; with the special tokens it takes {frame.size + _SHORTEST_TEXT}")
+    return frame
 
 
 def _source_state(files: list[Path] | None, hub: tuple[Any, str] | None) -> Any:
@@ -227,12 +233,10 @@ def _tokenise(
     building: Path,
     *,
     room: int,
-    blocks: bool,
+    end: list[int],
     num_proc: int | None,
 ) -> Dataset:
-    """Return the texts' token ids without special ones, in pieces of at most `room`."""
-    separator = _frame_of(tokenizer).separator
-    end = [separator] if blocks and separator is not None else []
+    """Return the texts' token ids, `end` after each and no other special ones, in pieces of at most `room`."""
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
         for text in batch[_TEXT]:
@@ -273,9 +277,10 @@ def _pieces(
     max_length: int,
     num_proc: int | None,
 ) -> Iterator[_Pieces]:
-    frame = _frame_of(tokenizer)
+    frame = _frame_of(tokenizer, max_length)
     room = max_length - frame.size
-    tokens = _tokenise(texts, tokenizer, building, room=room, blocks=packing == "blocks", num_proc=num_proc)
+    end = [frame.separator] if packing == "blocks" and frame.separator is not None else []
+    tokens = _tokenise(texts, tokenizer, building, room=room, end=end, num_proc=num_proc)
     if len(tokens) == 0:
         raise DataError(f"the data has no text of {_SHORTEST_TEXT} tokens or more")
     if packing == "blocks":
