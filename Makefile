@@ -35,8 +35,8 @@ check: install ## lint, format, types, import contracts, spelling
 demo: install ## the whole chain on the text that ships with Python, into out/quickstart
 	$(BIN)/potstill run quickstart --out out/quickstart --overwrite
 
-test: install ## the tests
-	$(BIN)/python -m pytest
+test: install ## the tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: install ## the tests on real models and data, named by POTSTILL_TEACHER and POTSTILL_DATA
 	$(BIN)/python -m pytest -m slow

@@ -102,6 +102,12 @@ METHODS = {
     )
 }
 
+
+def method_for(task: str | None) -> str | None:
+    """Return the first method that can do a task, for commands that cut or fine-tune and need no more of it."""
+    return next((method.name for method in METHODS.values() if task in method.tasks), None)
+
+
 # The `distilbert` presets. `released` is what the published weights were trained with; `paper` is the paper's text,
 # whose batches of up to 4000 texts come from accumulation.
 PRESETS: Mapping[str, Mapping[str, Any]] = {

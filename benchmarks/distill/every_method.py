@@ -17,7 +17,14 @@ from potstill import machine
 from potstill.distill import distill
 from potstill.recipe import build_recipe
 
-MASKED = {"task": "fill-mask", "data.packing": "blocks", "distill.gradient_accumulation": 1, "distill.warmup_steps": 20}
+MASKED = {
+    "task": "fill-mask",
+    "data.packing": "blocks",
+    "distill.gradient_accumulation": 1,
+    "distill.warmup_steps": 20,
+    "distill.max_steps": 120,
+    "distill.eval_every": 30,
+}
 RUNS = {
     "task-cola": ("cola", "cola", {"metric": "matthews_correlation"}),
     "task-mrpc": ("mrpc", "mrpc", {"metric": "accuracy_and_f1"}),

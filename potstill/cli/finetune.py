@@ -7,6 +7,7 @@ import typer
 
 from potstill.cli.settings import JsonOption, OverwriteOption, ResumeOption, SetOption, resolve
 from potstill.extras import require
+from potstill.method import method_for
 
 
 def finetune(
@@ -35,7 +36,7 @@ def finetune(
         "data.name": data,
         "data.problem_type": problem_type,
         "task": task,
-        "distill.method": {"fill-mask": "distilbert", "feature-extraction": "embedding"}.get(task or ""),
+        "distill.method": method_for(task),
         "distill.epochs": epochs,
     }
     resolved = resolve(None, flags=flags, settings=settings)

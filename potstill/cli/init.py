@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from potstill.cli.settings import OverwriteOption, parse_layers, resolve
+from potstill.cli.settings import OverwriteOption, SetOption, parse_layers, resolve
 from potstill.extras import require
+from potstill.method import method_for
 
 
 def init(
@@ -15,7 +16,9 @@ def init(
     layers: Annotated[
         str | None, typer.Option(help="A count (3) or a list (0,2,4) of teacher layers to keep.", show_default="half")
     ] = None,
-    family: Annotated[str | None, typer.Option(help="same or distilbert.", show_default="same")] = None,
+    family: Annotated[str | None, typer.Option(help="same, distilbert or mobilebert.", show_default="same")] = None,
+    task: Annotated[str | None, typer.Option(help="As the hub names it.", show_default="text-classification")] = None,
+    settings: SetOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Write the student that distillation would start from, cut from the teacher and not trained.
@@ -26,9 +29,11 @@ def init(
         "teacher.model": teacher,
         "student.layers": parse_layers(layers),
         "student.family": family,
+        "task": task,
+        "distill.method": method_for(task),
         "data.name": "none",
     }
-    resolved = resolve(None, flags=flags, settings=None)
+    resolved = resolve(None, flags=flags, settings=settings)
     require("torch", extra="distill")
     from potstill.cli.render import print_pairs
     from potstill.distill import init_student

@@ -98,13 +98,18 @@ def _print_checkpoint(folder: Path, *, as_json: bool) -> None:
         "labels": _some([str(label) for label in (config.get("id2label") or {}).values()]),
         "weights": f"{sum(file.stat().st_size for file in weights) / _MB:.1f} MB",
         "distilled from": report.get("teacher", {}).get("name"),
-        "scores": report.get("student", {}).get("scores"),
+        "scores": _scores(report),
         "steps": report.get("steps"),
     }
     if as_json:
         print_json(content | {"distill": report or None})
     else:
         print_pairs(f"Checkpoint {folder}", content)
+
+
+def _scores(report: dict[str, Any]) -> str | None:
+    scores = report.get("student", report.get("teacher", {})).get("scores")
+    return ", ".join(f"{name} {value:.4f}" for name, value in scores.items()) if scores else None
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_GIB = 2**30
+_MIB = 2**20
 
 
 def announce(headline: str, figures: dict[str, object]) -> None:
@@ -63,7 +63,7 @@ def _plan(figures: dict[str, Any]) -> list[str]:
         f"data        {figures['rows']:,} rows, {figures['tokens']:,} tokens a pass",
         f"steps       {figures['steps']:,} ({figures['steps_per_epoch']:,} a pass), "
         f"about {figures['tokens_per_step']:,} tokens each",
-        f"memory      about {figures['memory_bytes'] / _GIB:.1f} GiB",
+        f"memory      about {figures['memory_bytes'] / _MIB:,.0f} MiB",
     ]
 
 

@@ -179,6 +179,8 @@ def held_out_loss(
     collate: Callable[[Any], Any],
 ) -> float:
     """Return the objective on rows held out, as it is weighed at the start of the training."""
+    student.to(teacher.device)
+    objective.to(teacher.device)
     weights = {name: weight for name, weight in objective.weights(0.0).items() if weight > 0}
     sums, counts = dict.fromkeys(weights, 0.0), dict.fromkeys(weights, 0)
     numbered = EpochRows(rows)
@@ -188,7 +190,7 @@ def held_out_loss(
         for name, count in objective.count(batch).items():
             if name in counts:
                 counts[name] += count
-        on_device = {name: value.to(student.device) for name, value in batch.items()}
+        on_device = {name: value.to(teacher.device) for name, value in batch.items()}
         with torch.no_grad():
             _, parts = objective(student, teacher, on_device, ones)
         for name, value in parts.items():

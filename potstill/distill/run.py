@@ -83,6 +83,7 @@ def distill(
         progress, announce = silent, keep_quiet
     teacher = _load_teacher(recipe)
     _check_length(recipe, teacher)
+    teacher.model.to(processes.device)
     job = _job(recipe, out_dir, resume=resume, stage="distil the student", progress=progress)
     with processes.main_process_first():
         material = load_material(recipe, teacher, work_dir=job.work_dir, progress=progress)
@@ -122,6 +123,8 @@ def finetune(
         As `distill`.
     """
     check_free(out_dir, overwrite=overwrite)
+    if get_task(recipe.task) is FEATURE_EXTRACTION:
+        raise RecipeError("a sentence encoder is not fine-tuned on labels; distil one with method embedding")
     started = time.perf_counter()
     task, config = get_task(recipe.task), recipe.teacher.scratch
     teacher = _new_teacher(recipe, task) if config is None else scratch.new_teacher(recipe, config)

@@ -139,6 +139,25 @@ def test_a_loss_that_is_no_number_stops_and_publishes_nothing(recipe, tmp_path):
     assert not (tmp_path / "student").exists()
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_when_the_loss_goes_bad_the_last_good_checkpoint_stays(recipe, tmp_path, monkeypatch, bad):
+    original, calls = training.Distiller.forward, []
+
+    def forward(self, batch, scales):
+        loss, sums = original(self, batch, scales)
+        calls.append(loss.item())
+        return (loss * bad if len(calls) == 5 else loss), sums
+
+    monkeypatch.setattr(training.Distiller, "forward", forward)
+    settings = recipe(**{"distill.checkpoint_every": 2, "distill.log_every": 100, "distill.keep_best_k": 9})
+    with pytest.raises(TrainingError, match="no longer numbers at step 6"):
+        distill(settings, tmp_path / "student")
+    last = keeper.newest_checkpoint(tmp_path / "student.training")
+    assert last.name == "checkpoint-4"
+    assert all(bool(value.isfinite().all()) for value in weights(last).values())
+    assert not (tmp_path / "student").exists()
+
+
 def test_gradient_accumulation_gives_the_same_step_as_the_large_batch(recipe, tmp_path):
     """Without dropout and with equal lengths the mean over micro-batches is the mean over the batch."""
     for name, batch, accumulation in (("large", 32, 1), ("small", 8, 4)):
