@@ -21,13 +21,13 @@ MASKED = {
     "task": "fill-mask",
     "data.packing": "blocks",
     "distill.gradient_accumulation": 1,
-    "distill.warmup_steps": 20,
-    "distill.max_steps": 120,
-    "distill.eval_every": 30,
+    "distill.warmup_steps": 6,
+    "distill.max_steps": 60,
+    "distill.eval_every": 20,
 }
 RUNS = {
     "task-cola": ("cola", "cola", {"metric": "matthews_correlation"}),
-    "task-mrpc": ("mrpc", "mrpc", {"metric": "accuracy_and_f1"}),
+    "task-mrpc": ("mrpc", "mrpc", {"metric": "accuracy_and_f1", "distill.epochs": 1}),
     "task-stsb": ("stsb", "stsb", {"metric": "pearson_and_spearman"}),
     "task-wnut17": ("wnut17", "wnut17", {"task": "token-classification"}),
     "tinybert-cola": ("cola", "cola", {"distill.method": "tinybert", "metric": "matthews_correlation"}),

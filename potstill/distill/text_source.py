@@ -159,15 +159,17 @@ def _json_array(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _separated(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     # GLUE's own .tsv files quote nothing, so a lone quotation mark in them is text.
     tabs = file.suffix == ".tsv"
-    csv.field_size_limit(_LONGEST_CSV_FIELD)
     reader = csv.DictReader(
         _lines(file), delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
     )
     for number in itertools.count(1):
+        limit = csv.field_size_limit(_LONGEST_CSV_FIELD)  # of all readers of this process
         try:
             row = next(reader, None)
         except csv.Error as error:
             raise DataError(f"{file} line {reader.line_num}: {error}") from error
+        finally:
+            csv.field_size_limit(limit)
         if row is None:
             return
         if None in row or None in row.values():

@@ -17,10 +17,12 @@ from tests.distill import two_processes
 SCRIPT = Path(two_processes.__file__)
 # Sums in another order, over six steps: 4e-8 was seen where weights moved by 1e-3 and more.
 SAME = 2e-6
+# Of the running text 181 rows are left: two full global batches of 64. The rest of a pass is where processes differ, as
+# accelerate repeats rows until every process has as many.
 METHODS = {
-    "task": {},
-    "distilbert": {"method": "distilbert", "extra_share": 0.1},
-    "minilmv2": {"method": "minilmv2", "relation_heads": 4},
+    "task": {"max_steps": 6},
+    "distilbert": {"method": "distilbert", "extra_share": 0.1, "max_steps": 2},
+    "minilmv2": {"method": "minilmv2", "relation_heads": 4, "max_steps": 2},
 }
 
 
@@ -57,7 +59,6 @@ def recipes(models, data, *, batch_size):
                 "optimizer": "sgd",
                 "weight_decay": 0.0,
                 "warmup_steps": 0,
-                "max_steps": 6,
                 "allow_weak_teacher": True,
             },
         }
@@ -86,7 +87,7 @@ def test_two_processes_end_with_the_weights_of_one(models, tiny_data, tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
     for name in METHODS:
         report = json.loads((tmp_path / "two" / name / "distill.json").read_text())
-        assert report["steps"] == 6
+        assert report["steps"] == METHODS[name]["max_steps"]
         ours, theirs = (load_file(tmp_path / who / name / "model.safetensors") for who in ("one", "two"))
         start = load_file(
             Path(recipes(models, tiny_data, batch_size=1)[name]["teacher"]["model"]) / "model.safetensors"
