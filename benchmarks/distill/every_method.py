@@ -19,6 +19,7 @@ from potstill.recipe import build_recipe
 
 MASKED = {
     "task": "fill-mask",
+    "data.max_eval_examples": 300,
     "data.packing": "blocks",
     "distill.gradient_accumulation": 1,
     "distill.warmup_steps": 6,
