@@ -44,7 +44,7 @@ def training_arguments(
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     total, per_epoch = count_steps(config, num_rows, world_size=world_size)
     eval_every = config.eval_every or per_epoch
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(work_dir),
         seed=seed,
         learning_rate=config.learning_rate,
@@ -74,3 +74,6 @@ def training_arguments(
         report_to=list(config.trackers) or "none",
         disable_tqdm=True,
     )
+    # Several GPUs without a launcher: Trainer would copy the model to each (DataParallel), and the teacher to none.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
