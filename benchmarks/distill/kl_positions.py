@@ -1,6 +1,6 @@
 """Where should the teacher's word predictions be compared? Masked positions, some more, or every token.
 
-    python benchmarks/distill/kl_positions.py TEACHER DATA --out result.json [--steps 120] [--seeds 1]
+    python benchmarks/distill/kl_positions.py TEACHER DATA --out result.json [--steps 60] [--seeds 1]
 
 The original compares every token; comparing only the masked ones is cheaper. Same student, data, masks and steps; the
 score is the perplexity at masked words held out. Finished runs stay in the work folder.
@@ -28,7 +28,7 @@ def main():
     parser.add_argument("data")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("out/kl_positions"))
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=1)
     asked = parser.parse_args()
     runs = []
@@ -39,13 +39,14 @@ def main():
                 "seed": seed,
                 "data.packing": "blocks",
                 "max_length": 128,
+                "data.max_eval_examples": 300,
                 "student.layers": 3,
                 "student.family": "distilbert",
                 "distill.method": "distilbert",
                 "distill.batch_size": 16,
                 "distill.gradient_accumulation": 1,
                 "distill.learning_rate": 1e-4,
-                "distill.warmup_steps": 20,
+                "distill.warmup_steps": 6,
                 "distill.max_steps": asked.steps,
                 "distill.eval_every": asked.steps,
             }
