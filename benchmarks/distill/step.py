@@ -37,6 +37,7 @@ RATIOS = {
     "potstill": ("naive", 2.0, 3.0),
     "potstill-extra": ("naive", None, None),
     "potstill-all": ("naive", None, None),
+    "potstill-compiled": ("potstill", None, None),
     "floor": ("potstill", None, None),
     "minilmv2-768": ("bertdistiller-768", 2.0, 2.0),
     "minilmv2-384": ("bertdistiller-384", 2.0, 2.0),

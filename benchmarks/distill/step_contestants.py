@@ -38,6 +38,7 @@ TRIPLES = {
     "floor": None,
     "naive": None,
     "potstill": {},
+    "potstill-compiled": {},
     "potstill-extra": {"extra_share": EXTRA_SHARE},
     "potstill-all": {"kl_positions": "all"},
 }
@@ -157,6 +158,7 @@ def head_positions(name, lengths):
         "floor": everywhere,
         "naive": everywhere,
         "potstill": masked,
+        "potstill-compiled": masked,
         "potstill-extra": masked + round(EXTRA_SHARE * (int(lengths.sum()) - 2 * len(lengths) - masked)),
         "potstill-all": int(lengths.sum()),
     }[name]
@@ -210,7 +212,7 @@ class Halt(TrainerCallback):
         self._gate()
 
 
-def our_config(size, method, folder):
+def our_config(size, method, folder, *, compiled=False):
     settings = {"preset": "released"} if method == "distilbert" else {}
     config = DistillConfig(
         method=method,
@@ -220,14 +222,15 @@ def our_config(size, method, folder):
         max_grad_norm=CLIP,
         dtype="bfloat16" if size.half else "float32",
         eval_every=10**6,
+        compile=compiled,
         **settings,
     )
     return config, Path(folder) / "work"
 
 
-def run_ours(size, gate, folder, *, student, teacher, objective, collate, method):
+def run_ours(size, gate, folder, *, student, teacher, objective, collate, method, compiled=False):
     """Train as `potstill distill` does."""
-    config, work = our_config(size, method, folder)
+    config, work = our_config(size, method, folder, compiled=compiled)
     job = Job(
         config=config,
         metric="loss",
@@ -246,8 +249,17 @@ def run_potstill(size, gate, folder, name):
     teacher = make_teacher(size)
     student = create_student(teacher, layers=size.layers, family="distilbert")
     objective = TripleLoss(alpha_kl=KL, alpha_mlm=MLM, alpha_cos=COS, temperature=TEMPERATURE)
-    collate, method = make_collate(size, TRIPLES[name]), "distilbert"
-    run_ours(size, gate, folder, student=student, teacher=teacher, objective=objective, collate=collate, method=method)
+    run_ours(
+        size,
+        gate,
+        folder,
+        student=student,
+        teacher=teacher,
+        objective=objective,
+        collate=make_collate(size, TRIPLES[name]),
+        method="distilbert",
+        compiled=name == "potstill-compiled",
+    )
 
 
 def run_minilmv2(size, gate, folder, name):
