@@ -58,6 +58,8 @@ class Recipe(Section):
                 f"method {method.name} distils {', '.join(method.tasks)} and not {self.task}; for {self.task} there "
                 f"are {', '.join(fitting)}"
             )
+        if method.name == "mobilebert" and self.student.model is None and self.student.family == "distilbert":
+            raise ValueError("method mobilebert makes a MobileBERT student; leave student.family out")
         return self
 
     @property

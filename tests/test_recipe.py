@@ -400,6 +400,12 @@ class TestMethods:
             "fill-mask; for fill-mask there are distilbert, minilmv2, tinybert, mobilebert"
         )
 
+    def test_mobilebert_makes_no_other_family(self):
+        keys = [("task", "fill-mask"), ("distill.method", "mobilebert"), ("student.family", "distilbert")]
+        assert faults(SMALLEST, *keys) == [
+            "recipe: method mobilebert makes a MobileBERT student; leave student.family out"
+        ]
+
     def test_compile_is_refused_where_states_come_from_inside_the_model(self):
         (fault,) = faults(SMALLEST, ("distill.compile", True))
         assert fault.endswith("unless alpha_cos is 0")

@@ -26,7 +26,7 @@ from potstill.distill.methods.task import TaskDistillation
 from potstill.distill.methods.tinybert import TinyBert, check_map, uniform_map
 from potstill.distill.packing import check_packable
 from potstill.distill.vectors import add_teacher_vectors, collate_vectors, load_single_texts
-from potstill.errors import RecipeError
+from potstill.errors import CheckpointError, RecipeError
 from potstill.progress import Progress
 from potstill.recipe import Recipe
 from potstill.task import FEATURE_EXTRACTION, FILL_MASK, Task, get_task, kind_of, lower_is_better, primary_metric
@@ -101,6 +101,8 @@ def make_objective(recipe: Recipe, *, teacher: PreTrainedModel, student: PreTrai
 
 def _make_objective(recipe: Recipe, teacher: PreTrainedModel, student: PreTrainedModel) -> Objective:
     config, settings = recipe.distill, recipe.distill.settings()
+    if config.method in {"task", "distilbert"} and settings["alpha_cos"] > 0:
+        _check_widths(student, teacher)
     match config.method:
         case "task":
             return TaskDistillation(_kind(recipe, teacher), **settings)
@@ -364,6 +366,15 @@ def _kind(recipe: Recipe, model: PreTrainedModel) -> str:
 
 def _triple_loss(settings: dict[str, Any]) -> TripleLoss:
     return TripleLoss(**{name: settings[name] for name in ("temperature", "alpha_kl", "alpha_mlm", "alpha_cos")})
+
+
+def _check_widths(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    ours, theirs = student.config.hidden_size, teacher.config.hidden_size
+    if ours != theirs:
+        raise CheckpointError(
+            f"the student has {ours} hidden units and the teacher {theirs}, and the cosine compares them one by one; "
+            "set distill.alpha_cos=0, or take tinybert or minilmv2 for a narrower student"
+        )
 
 
 def _query_width(model: PreTrainedModel) -> int:

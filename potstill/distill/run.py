@@ -202,7 +202,8 @@ def _train(
     announce: Announce,
 ) -> TrainingResult:
     lengths = read_column(material.train_set, LENGTH_COLUMN).tolist()
-    plan = make_plan(student, teacher, config=job.config, lengths=lengths, steps=count_steps(job.config, len(lengths)))
+    steps = count_steps(job.config, len(lengths), world_size=_processes().num_processes)
+    plan = make_plan(student, teacher, config=job.config, lengths=lengths, steps=steps)
     announce("plan", plan.figures())
     return train(
         student,

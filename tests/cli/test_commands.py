@@ -2,26 +2,10 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 
-from potstill.cli import main
 from potstill.recipe import recipe_names
-
-
-@pytest.fixture
-def potstill(capsys, monkeypatch):
-    """Run the command line in this process; return exit code, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["potstill", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        output = capsys.readouterr()
-        return stopped.value.code or 0, output.out, output.err
-
-    return run
 
 
 def test_version_and_help(potstill):

@@ -1,27 +1,11 @@
 """`potstill evaluate` as a user meets it: tables, one JSON document, files beside them, and refusals."""
 
 import json
-import sys
 
 import pytest
 
-from potstill.cli import main
 from potstill.distill import glue
 from potstill.errors import TrainingError
-
-
-@pytest.fixture
-def potstill(capsys, monkeypatch):
-    """Run the command line in this process; return exit code, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["potstill", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        output = capsys.readouterr()
-        return stopped.value.code or 0, output.out, output.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -117,6 +117,21 @@ def test_the_stages_of_tinybert_and_mobilebert_follow_each_other(recipe, tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("method", "off", "parts"),
+    [
+        ("tinybert", ["prediction"], {"loss_emb", "loss_hid", "loss_att"}),
+        ("tinybert", ["embedding", "hidden", "attention"], {"loss_pred"}),
+        ("mobilebert", ["kl", "mlm"], {"loss_feat", "loss_att"}),
+        ("mobilebert", ["feature", "attention"], {"loss_kl", "loss_mlm"}),
+    ],
+)
+def test_a_stage_without_weights_is_left_out(recipe, tmp_path, method, off, parts):
+    settings = {f"distill.alpha_{name}": 0.0 for name in off} | {"distill.max_steps": 4}
+    report = distill(recipe(method, **settings), tmp_path / "student")
+    assert {key for entry in report["history"] for key in entry if key.startswith("loss_")} == parts
+
+
+@pytest.mark.parametrize(
     ("method", "score"),
     [("task", "accuracy"), ("distilbert", "perplexity"), ("minilmv2", "loss"), ("embedding", "loss")],
 )
@@ -195,8 +210,18 @@ class TestRefusals:
     def test_attention_of_other_head_counts(self, recipe, tmp_path):
         self.refused(recipe("tinybert", **{"student.num_heads": 2}), tmp_path, "head by head", CheckpointError)
 
+    @pytest.mark.parametrize("method", ["task", "distilbert"])
+    def test_a_narrower_student_whose_states_are_compared_one_by_one(self, recipe, tmp_path, method):
+        narrow = {"student.hidden_size": 16, "student.family": "same"}
+        self.refused(recipe(method, **narrow), tmp_path, "16 hidden units and the teacher 32", CheckpointError)
+        distill(recipe(method, **narrow, **{"distill.alpha_cos": 0.0, "distill.max_steps": 1}), tmp_path / "allowed")
+
     def test_a_layer_map_that_does_not_fit(self, recipe, tmp_path):
         self.refused(recipe("tinybert", **{"distill.layer_map": [1, 2, 3]}), tmp_path, "layer_map", CheckpointError)
+
+    def test_a_general_stage_with_nothing_to_learn_from(self, recipe, tmp_path):
+        off = {f"distill.alpha_{name}": 0.0 for name in ("embedding", "hidden", "attention")}
+        self.refused(recipe("tinybert", task="fill-mask", **off), tmp_path, "general stage", CheckpointError)
 
     def test_packing_of_labelled_texts(self, recipe, tmp_path):
         self.refused(recipe("task", **{"data.packing": "blocks"}), tmp_path, "no effect on labelled", RecipeError)

@@ -66,14 +66,16 @@ class MobileBert(Objective):
                 )
         self._map = list(layer_map)
         self._layer_weights = dict(weights)
-        self._progressive_share = progressive_share
+        # A phase without weights is left out.
+        has_layers, has_words = any(weights.values()), any(words.weights(0.0)[name] for name in ("kl", "mlm"))
+        self._progressive_share = float(has_layers) if not (has_layers and has_words) else progressive_share
         self._share = 0.0
         self.words = words
 
     def weights(self, share: float) -> dict[str, float]:
         """Return the weights of the phase, and remember which layer is due."""
         self._share = share
-        progressive = share < self._progressive_share
+        progressive = share < self._progressive_share or self._progressive_share == 1
         words = {name: weight for name, weight in self.words.weights(share).items() if name != "cos"}
         return {name: weight if progressive else 0.0 for name, weight in self._layer_weights.items()} | {
             name: 0.0 if progressive else weight for name, weight in words.items()

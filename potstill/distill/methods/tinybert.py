@@ -17,6 +17,8 @@ from potstill.distill.methods.objective import Batch, Objective
 from potstill.distill.methods.task import answer_loss_sum, combine, count_answers
 from potstill.errors import CheckpointError
 
+_STATES = ("emb", "hid", "att")
+
 
 class TinyBert(Objective):
     """Parts `emb`, `hid`, `att` while inner states are learned, `pred` after that.
@@ -50,7 +52,7 @@ class TinyBert(Objective):
             temperature: softens the answers; 1 in the paper.
 
         Raises:
-            CheckpointError: if the attention of the two cannot be compared head by head.
+            CheckpointError: if the attention of the two cannot be compared head by head, or nothing is left to learn.
         """
         super().__init__()
         ours, theirs = student.config, teacher.config
@@ -60,17 +62,24 @@ class TinyBert(Objective):
                 f"teacher {theirs.num_attention_heads}; set student.num_heads={theirs.num_attention_heads} or "
                 "distill.alpha_attention=0, or use minilmv2"
             )
+        if problem is None and not any(weights[name] for name in _STATES):
+            raise CheckpointError(
+                "TinyBERT's general stage learns from embeddings, hidden states and attention, and all their weights "
+                "are 0; set distill.alpha_embedding, alpha_hidden or alpha_attention"
+            )
         self._map = list(layer_map)
         self._all_weights = dict(weights)
         self._problem = problem
-        self._intermediate_share = 1.0 if problem is None else intermediate_share
+        # A stage without weights is left out.
+        has_states, has_answers = any(weights[name] for name in _STATES), problem is not None and weights["pred"] > 0
+        self._intermediate_share = float(not has_answers) if not (has_states and has_answers) else intermediate_share
         self._temperature = temperature
         same_width = ours.hidden_size == theirs.hidden_size
         self.projection = nn.Identity() if same_width else nn.Linear(ours.hidden_size, theirs.hidden_size)
 
     def weights(self, share: float) -> dict[str, float]:
         """Return the weights of the stage that this share of the training belongs to."""
-        early = share < self._intermediate_share or self._problem is None
+        early = share < self._intermediate_share or self._intermediate_share == 1
         return {name: weight if (name != "pred") == early else 0.0 for name, weight in self._all_weights.items()}
 
     def count(self, batch: Batch) -> dict[str, int]:
