@@ -3,9 +3,10 @@
     student-onnx/
       config.json  tokenizer.json  tokenizer_config.json   as transformers writes them
       onnx/model.onnx  onnx/model_int8.onnx                the hub's names for the precisions
+      onnx/model.onnx_data                                 weights that are too large for one file
       potstill.json                                        the manifest, which names and hashes all of the above
 
-A reader hashes every file before any parser sees a byte of it.
+A reader hashes every file before any parser sees a byte of it, and knows every file that onnxruntime will open.
 """
 
 import hashlib
@@ -17,14 +18,17 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from potstill.errors import BundleError, TamperedError
+from potstill.onnxwire import read_outline
+from potstill.precision import find_untruth
 
 MANIFEST_NAME = "potstill.json"
-SCHEMA_VERSION = 1
-Precision = Literal["fp32", "fp16", "int8"]
+SCHEMA_VERSION = 2
+Precision = Literal["fp32", "fp16", "int8", "int8-static"]
 MODEL_FILES: dict[str, str] = {
     "fp32": "onnx/model.onnx",
     "fp16": "onnx/model_fp16.onnx",
     "int8": "onnx/model_int8.onnx",
+    "int8-static": "onnx/model_int8_static.onnx",
 }
 
 
@@ -39,10 +43,19 @@ class FileRecord(_Record):
     size_bytes: int = Field(ge=0)
 
 
+class Pooling(_Record):
+    """How one vector is made of a text's token vectors."""
+
+    mode: Literal["mean", "cls", "max"]
+    normalize: bool = True
+
+
 class ModelRecord(_Record):
     """One ONNX file: how it was made and how it was checked."""
 
     file: str
+    external_data: list[str] = []
+    """Files beside it that hold its weights, where it is too large for one; named as in the manifest's `files`."""
     quantisation: dict[str, Any] | None = None
     """The int8 recipe; None for a file that was not quantised."""
     cpu_features: list[str] = []
@@ -50,8 +63,22 @@ class ModelRecord(_Record):
     batch_invariant: bool = True
     """Whether a text's answer is independent of its batch mates. Dynamic int8 has one activation scale for the
     whole batch, so it is not (microsoft/onnxruntime#10111)."""
+    disabled_optimizers: list[str] = []
+    """onnxruntime graph optimisers that the session switches off for this file, because measuring said so."""
     fusion: dict[str, Any] = {}
+    """The receipt: how many fused attention operators the layers let expect, and how many there are."""
     parity: dict[str, Any] = {}
+    """The answers held against the checkpoint's over a grid of batches, lengths and masks."""
+    quality: dict[str, Any] | None = None
+    """What the file loses against fp32 on real texts; None for fp32 itself."""
+    invariance: dict[str, Any] | None = None
+    """How much a text's answer moves between alone and in padded batches."""
+    saturation: dict[str, Any] | None = None
+    """Whether an int8 file's products overflow on a CPU without VNNI."""
+    speed: dict[str, Any] | None = None
+    """Its speed against fp32's on the machine it was made on."""
+    tuning: dict[str, Any] | None = None
+    """The candidates that `--tune` tried, and which one this file is."""
 
 
 class Manifest(_Record):
@@ -69,8 +96,14 @@ class Manifest(_Record):
     architecture: dict[str, Any] = {}
     models: dict[Precision, ModelRecord] = Field(min_length=1)
     files: dict[str, FileRecord]
+    problem_type: str | None = None
+    """What a text classifier answers: a single label, several, or a number; None is a single label."""
+    pooling: Pooling | None = None
+    """How the graph makes one vector of a text's tokens, where it does."""
+    tokenizer_parity: dict[str, Any] = {}
+    """The bundle's tokenizer held against transformers'."""
     disabled_optimizers: list[str] = []
-    """onnxruntime graph optimisers that the session switches off, because measuring said so."""
+    """Of schema 1: what every file's session switches off."""
     source: dict[str, Any] = {}
     """The checkpoint: its name and the SHA-256 over its files."""
     made: dict[str, Any] = {}
@@ -141,7 +174,8 @@ def read_bundle(folder: Path, *, verify: bool = True) -> Bundle:
 
     Raises:
         BundleError: if `folder` is not a bundle, or one of a newer schema.
-        TamperedError: if a file is missing, is a link out of the folder, or has other bytes than the manifest says.
+        TamperedError: if a file is missing, is a link out of the folder, has other bytes than the manifest says, would
+            make onnxruntime open another file, or is not of the precision that the manifest says.
     """
     manifest_file = folder / MANIFEST_NAME
     if not folder.is_dir():
@@ -166,10 +200,11 @@ def read_bundle(folder: Path, *, verify: bool = True) -> Bundle:
 
 
 def verify_files(bundle: Bundle) -> None:
-    """Check every file of a bundle against its manifest.
+    """Check every file of a bundle against its manifest, and then what the ONNX files are.
 
     Raises:
-        TamperedError: naming the first file that is missing, leaves the folder, or has other bytes.
+        TamperedError: naming the first file that is missing, leaves the folder, has other bytes, is cut short, keeps
+            weights where the manifest does not say, or is of another precision.
     """
     root = bundle.folder.resolve()
     for name, record in bundle.manifest.files.items():
@@ -183,12 +218,38 @@ def verify_files(bundle: Bundle) -> None:
                 f"{file} is not the file that was exported: its SHA-256 differs from {MANIFEST_NAME}; "
                 "export the bundle again or fetch it again"
             )
+    for precision, model in bundle.manifest.models.items():
+        _verify_model(bundle.folder, precision, model)
+
+
+def _verify_model(folder: Path, precision: str, record: ModelRecord) -> None:
+    """Check what onnxruntime will make of a model's file, whose bytes are those of the manifest."""
+    file = folder / record.file
+    try:
+        outline = read_outline(file)
+    except BundleError as error:
+        raise TamperedError(str(error)) from error
+    listed = {PurePosixPath(name).name for name in record.external_data}
+    for location in sorted(outline.locations ^ listed):
+        says, lists = ("does not say so", "keeps") if location in outline.locations else ("says so", "does not keep")
+        raise TamperedError(f"{file} {lists} weights in {location!r} and {MANIFEST_NAME} {says}; export it again")
+    for name in record.external_data:
+        if (folder / name).is_symlink() or (folder / name).stat().st_nlink > 1:
+            raise TamperedError(f"{folder / name} is a link, so its weights may change from elsewhere; copy it here")
+    untruth = find_untruth(outline, precision)
+    if untruth:
+        raise TamperedError(f"{file} is not {precision}: {untruth}; export the bundle again")
 
 
 def _check_names(bundle: Bundle) -> None:
     for precision, record in bundle.manifest.models.items():
         if record.file not in bundle.manifest.files:
             raise TamperedError(f"{bundle.folder / MANIFEST_NAME} names {record.file} as {precision} without a hash")
+        for name in record.external_data:
+            if name not in bundle.manifest.files:
+                raise TamperedError(f"{bundle.folder / MANIFEST_NAME} names {name} for {precision} without a hash")
+            if PurePosixPath(name).parent != PurePosixPath(record.file).parent:
+                raise TamperedError(f"{bundle.folder / MANIFEST_NAME} names {name}, which is not beside {record.file}")
     if "tokenizer.json" not in bundle.manifest.files:
         raise TamperedError(f"{bundle.folder / MANIFEST_NAME} has no hash of tokenizer.json")
     # The server reads this one where it finds it, so it must not come in beside the manifest.

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.bundle import sha256_of
 from potstill.errors import CheckpointError
@@ -60,6 +60,20 @@ def load_checkpoint(
     _check_weights(name, task, model, loading, head_may_be_new=new_head is not None)
     model.eval()
     return Checkpoint(name, model, load_tokenizer(tokenizer or name))
+
+
+def load_config(name: str) -> PretrainedConfig:
+    """Load the configuration of a hub id or checkpoint folder.
+
+    Raises:
+        CheckpointError: if there is none, or none that transformers reads.
+    """
+    _check_folder(name)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"cannot load the configuration of {name!r}: {_short(error)}") from error
+    return config
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -6,6 +6,7 @@ Standard library only, because the serving box imports it too.
 import os
 import platform
 import re
+from collections.abc import Iterable
 from functools import cache
 from importlib import metadata
 from math import ceil
@@ -62,9 +63,14 @@ def cpu_name() -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
+def multiplies_exactly(features: Iterable[str]) -> bool:
+    """Tell whether a CPU with these features multiplies int8 into int32 without saturation."""
+    return not {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}.isdisjoint(features)
+
+
 def has_fast_int8() -> bool:
-    """Tell whether the CPU multiplies int8 into int32 without saturation (VNNI, AMX, ARM dot product)."""
-    return bool(cpu_features() & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+    """Tell whether this CPU multiplies int8 into int32 without saturation (VNNI, AMX, ARM dot product)."""
+    return multiplies_exactly(cpu_features())
 
 
 def has_fast_bf16() -> bool:

@@ -43,7 +43,8 @@ def run(
     """
     if not get_task(recipe.task).servable:
         raise UsageError(
-            f"task {recipe.task!r} is distilled and evaluated, but not exported yet; use `potstill distill --recipe`"
+            f"task {recipe.task!r} is distilled, evaluated and exported, but not benched yet; use `potstill distill "
+            "--recipe` and `potstill export`"
         )
     _prepare(recipe, out_dir, resume=resume, overwrite=overwrite)
     teacher = _teacher(recipe, out_dir, progress=progress)
@@ -131,16 +132,17 @@ def _export(recipe: Recipe, checkpoints: dict[str, str], out_dir: Path, *, progr
     for role, checkpoint in checkpoints.items():
         if (out_dir / role).is_dir():
             continue
-        from potstill.export import export_bundle
+        from potstill.export import export_bundle, peek
 
+        _, label_names, _ = peek(checkpoint, task=recipe.task)
         export_bundle(
             checkpoint,
             out_dir / role,
             task=recipe.task,
             tokenizer=recipe.tokenizer if role == "teacher" else None,
-            max_length=recipe.max_length,
-            config=recipe.export,
+            config=recipe.export.model_copy(update={"max_length": recipe.export.max_length or recipe.max_length}),
             calibration=_calibration(recipe),
+            examples=load_eval_examples(recipe, label_names=label_names),
             progress=progress,
         )
 

@@ -238,17 +238,42 @@ class DistillConfig(Section):
 
 
 class ExportConfig(Section):
-    """Which files a bundle holds."""
+    """Which files a bundle holds, and what they must pass."""
 
     precisions: list[Precision] = Field(default=["fp32", "int8"], min_length=1)
-    opset: int = Field(default=20, ge=18, le=23)
+    attention: Literal["fused", "onnx"] = "fused"
+    """The operator of every layer: onnxruntime's own, or the standard's of opset 23, which other runtimes know too."""
+    opset: int | None = Field(default=None, ge=18, le=23)
+    """None takes 20, or 23 for the standard operator."""
+    max_length: PositiveInt | None = None
+    """Longest text in tokens; None takes the tokenizer's own, at most the model's positions."""
+    allow_unfused: bool = False
+    """Publish a graph in which a layer has no fused attention operator."""
+    pooling: Literal["mean", "cls", "max"] | None = None
+    """One vector per text within a feature extractor's graph."""
+    normalize: bool = True
+    """Whether that vector has length 1."""
     calibration_texts: int = Field(default=256, ge=0)
-    """How many training texts int8 may see to balance outliers; 0 quantises blindly."""
+    """How many texts int8 may see to balance outliers and, if static, to fix its scales; 0 quantises blindly."""
+    judged_texts: int = Field(default=1000, ge=1)
+    """How many texts int8 is held against fp32 on."""
+    max_loss: float = Field(default=0.01, gt=0, lt=1)
+    """The share of the score, or without labels of the answers, that a quantised file may lose."""
+    max_fp32_layers: int = Field(default=4, ge=0)
+    """How many layers may go back to fp32 to hold that."""
+    tune: bool = False
+    """Try the recipes that matter on this machine and keep the fastest that holds."""
+    rounds: int = Field(default=5, ge=0)
+    """Turns that fp32 and int8 take to be compared in speed; 0 leaves it unmeasured."""
 
     @model_validator(mode="after")
-    def _supported(self) -> Self:
-        if "fp16" in self.precisions:
-            raise ValueError("fp16 is a precision for GPUs that this version does not export; use fp32 and int8")
+    def _consistent(self) -> Self:
+        if self.attention == "onnx" and self.opset is not None and self.opset < 23:
+            raise ValueError(f"attention onnx is standard from opset 23 on, and opset is {self.opset}; leave it out")
+        if "int8-static" in self.precisions and not self.calibration_texts:
+            raise ValueError("int8-static needs texts to fix its scales; set calibration_texts above 0")
+        if self.tune and self.rounds < 2:
+            raise ValueError("tune compares speeds, so rounds must be at least 2")
         return self
 
 

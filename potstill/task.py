@@ -28,7 +28,7 @@ class Task:
     metric: str
     """The metric that decides where nothing else is asked for."""
     servable: bool = False
-    """Whether export, bench and serve know the task; the others only train and evaluate."""
+    """Whether bench and serve know the task; the others train, evaluate and export."""
 
     @property
     def lower_is_better(self) -> bool:

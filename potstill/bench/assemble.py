@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from potstill import machine
-from potstill.bench import claims, client, quality, report, runner, stats
+from potstill.bench import claims, quality, report, runner, stats
 from potstill.bench.workload import Cell, check_cells, make_cells, read_vocabulary
 from potstill.bundle import Bundle, read_bundle
 from potstill.data import Examples
@@ -17,6 +17,7 @@ from potstill.progress import Progress, silent
 from potstill.publish import check_free
 from potstill.sections import BenchConfig
 from potstill.task import get_task
+from potstill.timing import Estimate, client, ratio_interval
 
 TEACHER, STUDENT = "teacher", "student"
 _BASELINE = f"{TEACHER}/fp32"
@@ -130,7 +131,7 @@ def _gather(
         block_s=config.block_s,
         min_calls=stats.calls_per_round(config.min_samples, config.rounds),
     )
-    with client.running(list(requests)) as workers:
+    with client.running({name: client.python_module("potstill.bench.worker") for name in requests}) as workers:
         team = runner.Team(dict(workers))
         load_ms = runner.load(team, requests, progress=progress)
         if not load_ms:
@@ -229,9 +230,7 @@ def _ratios(
             baseline, candidate = f"{TEACHER}/{teacher_precision}", f"{STUDENT}/{student_precision}"
             if (baseline, cell) not in timings or (candidate, cell) not in timings:
                 continue
-            estimate = stats.ratio_interval(
-                timings[baseline, cell], timings[candidate, cell], rng=rng, resamples=resamples
-            )
+            estimate = ratio_interval(timings[baseline, cell], timings[candidate, cell], rng=rng, resamples=resamples)
             rows.append(
                 {"comparison": comparison, "baseline": baseline, "candidate": candidate,
                  "batch_size": cell.batch_size, "num_tokens": cell.num_tokens, "rounds": len(timings[baseline, cell]),
@@ -245,7 +244,7 @@ def _speed_claim(ratios: list[dict[str, Any]], cells: list[Cell], failed: Mappin
     wanted = ("fp32", cell.batch_size, cell.num_tokens)
     for row in ratios:
         if (row["comparison"], row["batch_size"], row["num_tokens"]) == wanted:
-            return claims.decide_speed(stats.Estimate(row["value"], *row["interval"]), cell=str(cell))
+            return claims.decide_speed(Estimate(row["value"], *row["interval"]), cell=str(cell))
     absent = f"fp32 at {cell} was not measured for both models"
     return claims.decide_speed(None, cell=str(cell), reason=_reason(failed, otherwise=absent))
 
@@ -255,7 +254,7 @@ def _quality_claim(scored: Mapping[str, Any] | None, failed: Mapping[str, str]) 
         return claims.decide_quality(None, reason="no data was given (--data)")
     for row in scored["retention"]:
         if row["candidate"] == f"{STUDENT}/fp32":
-            return claims.decide_quality(stats.Estimate(row["value"], *row["interval"]), metric=scored["metric"])
+            return claims.decide_quality(Estimate(row["value"], *row["interval"]), metric=scored["metric"])
     absent = "fp32 was not scored for both models"
     if scored["values"].get(_BASELINE) == 0:
         absent = "the teacher is right nowhere"

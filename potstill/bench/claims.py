@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from potstill.bench.stats import Estimate, exactly, verdict
 from potstill.bench.wording import percent
+from potstill.timing.ratio import Estimate, exactly, verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

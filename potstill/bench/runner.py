@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill.bench.client import Asks, CommandFailed, WorkerDied
 from potstill.bench.workload import Cell
 from potstill.data import Examples
 from potstill.progress import Progress, silent
+from potstill.timing.client import Asks, CommandFailed, WorkerDied
 
 # Long enough for caches, memory arenas and clock speeds to settle at the lengths of BERT.
 _WARM_UP_CALLS = 5

@@ -1,41 +1,19 @@
-"""Percentiles that the samples can carry, ratios with an interval, and verdicts.
+"""Percentiles that the samples can carry, and a score as a share of another.
 
 Nothing here draws from a global generator: every bootstrap takes the one it shall use.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from math import ceil
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Floats: TypeAlias = NDArray[np.float64]
-Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+from potstill.timing.ratio import Estimate, with_interval
 
-CONFIDENCE = 0.95
 # MLPerf's early stopping rule with 99 % confidence and no margin: fewer calls than this carry no such percentile.
 P50_MIN_SAMPLES = 11
 P90_MIN_SAMPLES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A value with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def interval(self) -> list[float]:
-        """Return the interval as JSON holds it."""
-        return [self.low, self.high]
-
-
-def exactly(value: float) -> Estimate:
-    """Return an estimate of something that was counted, not sampled: its interval is the value itself."""
-    return Estimate(value, value, value)
 
 
 def summarise(latencies_ms: ArrayLike) -> dict[str, Any]:
@@ -51,41 +29,6 @@ def summarise(latencies_ms: ArrayLike) -> dict[str, Any]:
         if not enough:
             row[f"{name}_missing"] = needed - len(samples)
     return row
-
-
-def ratio_interval(
-    baseline_rounds: Sequence[ArrayLike],
-    candidate_rounds: Sequence[ArrayLike],
-    *,
-    rng: np.random.Generator,
-    resamples: int = 2000,
-) -> Estimate:
-    """Return how many times as fast the candidate is: the median over rounds of baseline's / candidate's median call.
-
-    The two medians of a round share what the machine was doing then, so their ratio is free of it. The interval is a
-    percentile bootstrap over the rounds' ratios (Efron and Tibshirani 1993, ch. 13). In a simulation with 12 rounds
-    whose speed drifts by 20 % it was a quarter as wide as one over pooled calls, and held the truth in 95 % of runs.
-
-    Args:
-        baseline_rounds: per round the latencies of its calls, in any one unit.
-        candidate_rounds: the same rounds of the other model.
-        rng: draws the rounds.
-        resamples: how many times.
-
-    Raises:
-        ValueError: if the two have not the same number of rounds, or fewer than 2.
-    """
-    rounds = len(baseline_rounds)
-    if rounds != len(candidate_rounds) or rounds < 2:
-        raise ValueError(f"a paired ratio needs the same rounds twice, at least 2: {rounds}, {len(candidate_rounds)}")
-    ratios = np.array(
-        [
-            np.median(np.asarray(calls)) / np.median(np.asarray(others))
-            for calls, others in zip(baseline_rounds, candidate_rounds, strict=True)
-        ]
-    )
-    drawn = rng.integers(rounds, size=(resamples, rounds))
-    return _with_interval(float(np.median(ratios)), np.median(ratios[drawn], axis=1))
 
 
 def score_ratio(
@@ -115,22 +58,9 @@ def score_ratio(
     # A draw without a single right answer of the baseline has no ratio; it is as good as never drawn.
     drawn = drawn[drawn[:, 2] + drawn[:, 3] > 0]
     ratios = (drawn[:, 1] + drawn[:, 3]) / (drawn[:, 2] + drawn[:, 3])
-    return _with_interval(float(candidate.sum() / baseline.sum()), ratios)
-
-
-def verdict(estimate: Estimate, target: float) -> Verdict:
-    """Say whether a claim of at least `target` holds: only where the whole interval is on one side of it."""
-    if estimate.low >= target:
-        return "PASS"
-    return "FAIL" if estimate.high < target else "INCONCLUSIVE"
+    return with_interval(float(candidate.sum() / baseline.sum()), ratios)
 
 
 def calls_per_round(min_samples: int, rounds: int) -> int:
     """Return how many calls each round needs at least, so that all of them make `min_samples`."""
     return ceil(min_samples / rounds)
-
-
-def _with_interval(value: float, resampled: Floats) -> Estimate:
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(resampled, (tail, 1 - tail))
-    return Estimate(value, float(low), float(high))

@@ -7,24 +7,15 @@ It reads commands from stdin and answers on stdout, one JSON object per line:
     {"do": "score", "texts": ["text", ["first", "second"]]}                               -> logits
     {"do": "memory"}                                                                      -> bytes, by part
     {"do": "stop"}
-
-An answer is {"ok": true, ...} or {"ok": false, "error": ...}; after an error the process goes on. It ends when stdin
-does, in the middle of a call too, so a parent that was killed leaves nothing behind.
 """
 
-import json
-import os
-import queue
-import sys
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from potstill.bench import memory, workload
-
-Message = dict[str, Any]
+from potstill.timing.process import Message, answer_commands, run_block
 
 
 class Model:
@@ -74,9 +65,7 @@ class Model:
         inputs = self._encoder.manifest.inputs
         feeds = workload.make_feeds(cell, inputs=inputs, vocabulary=self._vocabulary, seed=self._seed)
         run = self._encoder.session.run
-        latencies_ms = workload.run_block(
-            lambda: run(feeds), seconds=command["seconds"], min_calls=command["min_calls"]
-        )
+        latencies_ms = run_block(lambda: run(feeds), seconds=command["seconds"], min_calls=command["min_calls"])
         return {"latencies_ms": latencies_ms}
 
     def _score(self, texts: list[Any]) -> Message:
@@ -84,41 +73,5 @@ class Model:
         return {"logits": logits.tolist()}
 
 
-def main() -> None:
-    """Answer commands until stdin ends or one says stop."""
-    replies, commands = _keep_stdout(), _commands()
-    model = Model()
-    while True:
-        command = commands.get()
-        if command.get("do") == "stop":
-            # Not through the interpreter's shutdown, which trips over the thread that waits on stdin.
-            os._exit(0)
-        try:
-            reply: Message = {"ok": True, **model.answer(command)}
-        except Exception as error:  # whatever a model does, it is told, and the next cell has its chance
-            reply = {"ok": False, "error": f"{type(error).__name__}: {error}"}
-        replies.write(json.dumps(reply) + "\n")
-        replies.flush()
-
-
-def _keep_stdout() -> TextIO:
-    """Keep stdout for answers alone: whatever else prints, in Python or below it, goes to stderr."""
-    kept = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return kept
-
-
-def _commands() -> "queue.SimpleQueue[Message]":
-    waiting: queue.SimpleQueue[Message] = queue.SimpleQueue()
-
-    def read() -> None:
-        for line in sys.stdin:
-            waiting.put(json.loads(line))
-        os._exit(0)
-
-    threading.Thread(target=read, daemon=True).start()
-    return waiting
-
-
 if __name__ == "__main__":
-    main()
+    answer_commands(Model().answer)

@@ -1,8 +1,7 @@
-"""What is timed: the cells of the grid, their inputs, and one block of calls."""
+"""What is timed: the cells of the grid and their inputs."""
 
 import json
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,26 +88,3 @@ def make_feeds(cell: Cell, *, inputs: Iterable[str], vocabulary: Vocabulary, see
     if unknown:
         raise BundleError(f"the model wants an input {unknown[0]!r}; the bench fills {', '.join(known)}")
     return {name: known[name] for name in inputs}
-
-
-def run_block(
-    call: Callable[[], object],
-    *,
-    seconds: float,
-    min_calls: int,
-    clock_ns: Callable[[], int] = time.perf_counter_ns,
-) -> list[float]:
-    """Call until `seconds` have passed and `min_calls` are done; return each call's latency in milliseconds.
-
-    One call before them is not counted: it finds the caches full of a neighbour's weights and the threads asleep.
-    """
-    call()
-    latencies_ms: list[float] = []
-    end = clock_ns() + round(seconds * 1e9)
-    while True:
-        start = clock_ns()
-        call()
-        now = clock_ns()
-        latencies_ms.append((now - start) / 1e6)
-        if now >= end and len(latencies_ms) >= min_calls:
-            return latencies_ms

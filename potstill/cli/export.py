@@ -1,66 +1,119 @@
-"""`potstill export`: a checkpoint becomes a bundle."""
+"""`potstill export`: a checkpoint, or somebody's ONNX file, becomes a bundle."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from potstill.cli.settings import JsonOption, OverwriteOption
+from potstill.errors import DataError
 from potstill.extras import require
+
+_CONFIG = (
+    "precision", "attention", "opset", "max_length", "allow_unfused", "pooling", "normalize", "calibration_texts",
+    "judged_texts", "max_loss", "max_fp32_layers", "tune", "rounds",
+)  # fmt: skip
 
 
 def export(
-    checkpoint: Annotated[str, typer.Argument(help="Hub id or checkpoint folder.", show_default=False)],
+    checkpoint: Annotated[
+        str, typer.Argument(help="Hub id, checkpoint folder, ONNX file, or folder with one.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the bundle.", show_default=False)],
-    task: Annotated[str, typer.Option(help="What the model answers.")] = "text-classification",
+    task: Annotated[
+        str | None, typer.Option(help="What the model answers.", show_default="text-classification")
+    ] = None,
     precision: Annotated[
-        list[str] | None, typer.Option(help="fp32 or int8; repeatable.", show_default="fp32 int8")
+        list[str] | None,
+        typer.Option(help="fp32, fp16, int8 or int8-static; repeatable.", show_default="fp32 int8"),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            help="Hub id, folder or file with texts of the task; int8 comes closer to fp32.", show_default="none"
+            help="Hub id, folder or file with texts of the task: int8 is fitted and judged on them.",
+            show_default="the documentation that Python carries",
         ),
     ] = None,
-    split: Annotated[str, typer.Option(help="Which split of the data int8 may see.")] = "train",
+    split: Annotated[str, typer.Option(help="Which split of the data int8 is fitted to.")] = "train",
+    judged_split: Annotated[
+        str, typer.Option(help="Which split int8 is judged on, with its labels if it has some.")
+    ] = "validation",
     text_column: Annotated[
         list[str] | None, typer.Option(help="The data's column with the text; twice for pairs.", show_default="found")
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="The data's column with the label.", show_default="found")
     ] = None,
     max_length: Annotated[
         int | None, typer.Option(help="Longest text in tokens.", show_default="the tokenizer's own")
     ] = None,
-    opset: Annotated[int | None, typer.Option(help="ONNX operator set.", show_default="20")] = None,
+    pooling: Annotated[
+        str | None, typer.Option(help="mean, cls or max: one vector per text, in the graph.", show_default="none")
+    ] = None,
+    normalize: Annotated[
+        bool | None, typer.Option("--normalize/--no-normalize", help="Give that vector length 1.", show_default="yes")
+    ] = None,
+    attention: Annotated[
+        str | None, typer.Option(help="fused (onnxruntime's) or onnx (the standard's).", show_default="fused")
+    ] = None,
+    opset: Annotated[
+        int | None, typer.Option(help="ONNX operator set.", show_default="20, or 23 for --attention onnx")
+    ] = None,
+    allow_unfused: Annotated[
+        bool | None, typer.Option("--allow-unfused", help="Take a graph without fused attention.")
+    ] = None,
+    max_loss: Annotated[
+        float | None, typer.Option(help="What int8 may lose, as a share of the score.", show_default="0.01")
+    ] = None,
+    max_fp32_layers: Annotated[
+        int | None, typer.Option(help="How many layers may go back to fp32 for that.", show_default="4")
+    ] = None,
+    calibration_texts: Annotated[
+        int | None, typer.Option(help="How many texts int8 is fitted to.", show_default="256")
+    ] = None,
+    judged_texts: Annotated[
+        int | None, typer.Option(help="How many texts int8 is judged on.", show_default="1000")
+    ] = None,
+    tune: Annotated[
+        bool | None, typer.Option("--tune", help="Try int8 recipes on this machine, keep the fastest that holds.")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="Turns of each file when speeds are compared.", show_default="5")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Hub id or folder of the tokenizer.", show_default="the model's own")
+    ] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Export a model to ONNX and check every file against PyTorch before anything is published.
+    """Export a model to ONNX and hold every file against what it was made from before anything is published.
 
     Example: potstill export student/ --out student-onnx/ --precision fp32 --precision int8 --data nyu-mll/glue:sst2
     """
+    given = {name: value for name, value in locals().items() if value is not None}
     from potstill.recipe import parse_section
 
-    given = {"precisions": precision or None, "opset": opset}
-    config = parse_section("export", {key: value for key, value in given.items() if value is not None})
+    settings = {name: given[name] for name in _CONFIG if name in given}
+    if "precision" in settings:
+        settings["precisions"] = settings.pop("precision")
+    config = parse_section("export", settings)
     require("torch", extra="export")
     require("onnx", extra="export")
+    from potstill.cli.bundle import print_bundle
     from potstill.cli.render import print_json, progress_bars
-    from potstill.cli.show import print_bundle
-    from potstill.data import load_texts
     from potstill.export import export_bundle
-    from potstill.task import get_task
 
-    texts = []
-    if data is not None and config.calibration_texts:
-        limit = config.calibration_texts
-        texts = load_texts(data, split=split, task=get_task(task), text_columns=text_column, limit=limit)
+    texts, examples = _read_data(given, enough=config.calibration_texts + config.judged_texts)
     with progress_bars() as progress:
         manifest = export_bundle(
             checkpoint,
             out,
             task=task,
-            max_length=max_length,
+            tokenizer=tokenizer,
             config=config,
             calibration=texts,
+            examples=examples,
             overwrite=overwrite,
             progress=progress,
         )
@@ -68,3 +121,36 @@ def export(
         print_json(manifest.model_dump(mode="json"))
     else:
         print_bundle(out)
+    for name, record in manifest.models.items():
+        verdict = (record.speed or {}).get("verdict", "faster")
+        if verdict != "faster":
+            typer.echo(
+                f"potstill: {name} is {verdict} than fp32 on this machine: serve fp32 here, or try --tune", err=True
+            )
+
+
+def _read_data(given: Mapping[str, Any], *, enough: int) -> tuple[list[Any], Any]:
+    """Return the texts that int8 is fitted to, and the examples that it is judged on if there is such a split."""
+    if "data" not in given:
+        return [], None
+    from potstill.data import load_examples, load_texts
+    from potstill.export import peek
+
+    task, names, problem_type = peek(given["checkpoint"], task=given.get("task"))
+    columns = given.get("text_column")
+    texts = load_texts(given["data"], split=given["split"], task=task, text_columns=columns, limit=enough)
+    try:
+        return texts, load_examples(
+            given["data"],
+            split=given["judged_split"],
+            task=task,
+            text_columns=columns,
+            label_column=given.get("label_column"),
+            label_names=names or None,
+            problem_type=problem_type,
+        )
+    except DataError as error:
+        if given["judged_split"] == given["split"]:
+            raise
+        typer.echo(f"potstill: int8 is judged without labels, on further texts of {given['split']}: {error}", err=True)
+        return texts, None

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from potstill.bundle import MANIFEST_NAME, read_bundle
+from potstill.cli.bundle import print_bundle, some
 from potstill.cli.settings import JsonOption
 from potstill.errors import UsageError
 
@@ -47,44 +48,6 @@ def show(
         )
 
 
-def print_bundle(folder: Path) -> None:
-    """Print a bundle's manifest so that a person understands it; its files are verified first."""
-    from potstill.cli.render import print_pairs, print_table
-
-    bundle = read_bundle(folder)
-    manifest = bundle.manifest
-    architecture = manifest.architecture
-    print_pairs(
-        f"Bundle {folder} (every file matches its SHA-256)",
-        {
-            "task": f"{manifest.task}: {_some(manifest.labels)}",
-            "model": f"{architecture.get('model_type')}, {architecture.get('layers')} layers of "
-            f"{architecture.get('hidden_size')}, {manifest.parameters:,} parameters",
-            "texts": f"up to {manifest.max_length} tokens, padded on the {manifest.padding_side}",
-            "graph": f"{', '.join(manifest.inputs)} -> {', '.join(manifest.outputs)}",
-            "made from": _source(manifest.source),
-            "made on": f"{manifest.made.get('created')}, {manifest.made.get('cpu')}",
-            "by": manifest.made.get("command"),
-        },
-    )
-    rows = []
-    for precision, record in manifest.models.items():
-        parity = record.parity
-        rows.append(
-            [
-                precision,
-                f"{bundle.record_of(precision).size_bytes / _MB:.1f}",
-                f"{record.fusion.get('attention_found', '?')} of {record.fusion.get('attention_expected', '?')}",
-                f"{parity.get('max_abs_difference', float('nan')):.2g}",
-                f"{parity.get('label_agreement', float('nan')):.1%}",
-                "yes" if record.batch_invariant else "no",
-                bundle.record_of(precision).sha256[:12],
-            ]
-        )
-    head = ["precision", "MB", "fused", "max |diff|", "same label", "batch-invariant", "sha256"]
-    print_table("\nFiles, checked against torch on random token ids", head, rows)
-
-
 def _print_checkpoint(folder: Path, *, as_json: bool) -> None:
     from potstill.cli.render import print_json, print_pairs
 
@@ -95,7 +58,7 @@ def _print_checkpoint(folder: Path, *, as_json: bool) -> None:
         "architecture": ", ".join(config.get("architectures") or [str(config.get("model_type"))]),
         "layers": config.get("num_hidden_layers", config.get("n_layers")),
         "hidden size": config.get("hidden_size", config.get("dim")),
-        "labels": _some([str(label) for label in (config.get("id2label") or {}).values()]),
+        "labels": some([str(label) for label in (config.get("id2label") or {}).values()]),
         "weights": f"{sum(file.stat().st_size for file in weights) / _MB:.1f} MB",
         "distilled from": report.get("teacher", {}).get("name"),
         "scores": _scores(report),
@@ -118,12 +81,3 @@ def _read_json(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{file} is not JSON: {error}") from error
     return content
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f", ... ({len(names)} labels)" if len(names) > 8 else "")
-
-
-def _source(source: dict[str, Any]) -> str:
-    digest = source.get("sha256")
-    return f"{source.get('name')}" + (f" (sha256 {digest[:12]})" if digest else "")

@@ -15,7 +15,6 @@ def announce(headline: str, figures: dict[str, object]) -> None:
 def print_student(folder: Path, report: dict[str, Any]) -> None:
     """Print what a distillation made, next to its teacher and, if they were trained, its controls."""
     from potstill.cli.render import print_pairs, print_table
-    from potstill.task import get_task
 
     old, new, metric = report["teacher"], report["student"], report["metric"]
     fewer = 1 - new["parameters"] / old["parameters"]
@@ -29,7 +28,7 @@ def print_student(folder: Path, report: dict[str, Any]) -> None:
             metric: f"{new['scores'][metric]:.4f}{teacher_score} ({report['data']['examples']} examples)",
             "steps": f"{report['steps']}, best at {report['best_step']}",
             "time": f"{report['seconds']:.0f} s",
-            "next": f"potstill export {folder} --out {folder}-onnx" if get_task(report["task"]).servable else None,
+            "next": f"potstill export {folder} --task {report['task']} --out {folder}-onnx",
         },
     )
     if "controls" in report:

@@ -1,145 +1,156 @@
 """From a torch model to a clean ONNX graph."""
 
+import inspect
 import logging
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import onnx
 import torch
-from optimum.utils import NormalizedConfigManager
+from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from potstill.errors import CheckpointError, ParityError
-from potstill.export.attention import OPERATOR, fused_attention
+from potstill.bundle import Pooling
+from potstill.errors import CheckpointError, UsageError
+from potstill.export.attention import Attention
+from potstill.export.clean import clean, drop_dead
+from potstill.export.families import traceable
+from potstill.export.receipt import check_fusion, fusion_receipt
 
+__all__ = ["SENTENCE_EMBEDDING", "Attention", "build_graph", "check_fusion", "drop_dead", "fusion_receipt"]
+
+SENTENCE_EMBEDDING = "sentence_embedding"
+"""The output that pooling adds."""
+# Gelu is one operator from 20 on, and onnxruntime 1.17 reads it; Attention is standard from 23 on.
+OPSETS: dict[str, int] = {"fused": 20, "onnx": 23}
 # Sizes of the example that is traced: 0 and 1 would be taken for constants.
 _EXAMPLE_BATCH, _EXAMPLE_LENGTH = 2, 16
+# As sentence-transformers' Pooling, and torch's normalize, have them.
+_FEWEST_TOKENS, _SHORTEST_VECTOR, _NO_MAXIMUM = 1e-9, 1e-12, -1e9
 
 
-def build_graph(model: PreTrainedModel, *, inputs: Sequence[str], output: str, opset: int) -> onnx.ModelProto:
-    """Trace `model` (float32, eval mode) into an ONNX graph with one fused attention operator per layer.
+def build_graph(
+    model: PreTrainedModel,
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    attention: Attention = "fused",
+    pooling: Pooling | None = None,
+    opset: int | None = None,
+) -> onnx.ModelProto:
+    """Trace `model` (float32, eval mode) into an ONNX graph with one attention operator per layer.
 
-    The graph takes int64 tensors `inputs` of shape (batch_size, sequence_length), both free, and gives `output`.
+    Args:
+        model: an encoder, with or without a head.
+        inputs: what the graph takes, int64 tensors (batch_size, sequence_length) with both dimensions free.
+        outputs: what it gives, by their names in the model's own output.
+        attention: which operator, see `potstill.export.attention`.
+        pooling: how to make one vector per text of `last_hidden_state`, as the further output "sentence_embedding",
+            float32 (batch_size, hidden).
+        opset: None is 20, or 23 for the standard operator.
 
-    Raises:
-        CheckpointError: if the model's family has no pluggable attention.
-        ParityError: if the graph has not one attention operator per layer.
-    """
-    ids = torch.ones((_EXAMPLE_BATCH, _EXAMPLE_LENGTH), dtype=torch.int64)
-    axes = {0: torch.export.Dim("batch_size"), 1: torch.export.Dim("sequence_length")}
-    try:
-        with fused_attention(model), _quiet_exporter(), torch.no_grad():
-            program = torch.onnx.export(
-                _Positional(model, inputs, output).eval(),
-                tuple(ids.clone() for _ in inputs),
-                dynamo=True,
-                verbose=False,
-                input_names=list(inputs),
-                output_names=[output],
-                opset_version=opset,
-                dynamic_shapes=(tuple(axes for _ in inputs),),
-                external_data=False,
-            )
-    except (ValueError, torch.onnx.errors.OnnxExporterError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{model.config.model_type} models cannot be exported: {first}") from error
-    assert program is not None
-    graph = clean(program.model_proto)
-    check_fusion(graph, model)
-    onnx.checker.check_model(graph)
-    return graph
-
-
-def fusion_receipt(graph: onnx.ModelProto, model: PreTrainedModel) -> dict[str, int]:
-    """Count the fused attention operators that the model's layers let expect, and those that are there."""
-    config = NormalizedConfigManager.get_normalized_config_class(model.config.model_type)(model.config)
-    found = sum(node.op_type == OPERATOR for node in graph.graph.node)
-    return {"attention_expected": int(config.num_layers), "attention_found": found, "nodes": len(graph.graph.node)}
-
-
-def check_fusion(graph: onnx.ModelProto, model: PreTrainedModel) -> None:
-    """Refuse a graph in which a layer's attention is missing.
+    Returns:
+        The graph. A family whose attention is not known has no operator; `fusion_receipt` tells.
 
     Raises:
-        ParityError: with both counts.
+        CheckpointError: if the model is no encoder, or cannot be traced.
+        UsageError: if the standard operator is asked for in an older opset.
     """
-    receipt = fusion_receipt(graph, model)
-    if receipt["attention_found"] != receipt["attention_expected"]:
-        raise ParityError(
-            f"the graph has {receipt['attention_found']} fused attention operators for "
-            f"{receipt['attention_expected']} layers; this model's attention does not go through transformers' "
-            "AttentionInterface"
+    opset = opset or OPSETS[attention]
+    if attention == "onnx" and opset < OPSETS[attention]:
+        raise UsageError(f"opset {opset} has no Attention operator; take opset 23, or attention 'fused'")
+    check_encoder(model)
+    wrapper = _Positional(model, inputs, outputs, pooling).eval()
+    names = [*outputs, *([SENTENCE_EMBEDDING] if pooling else [])]
+    with traceable(model, attention), _quiet_exporter(), torch.no_grad():
+        graph = _trace(wrapper, inputs=inputs, outputs=names, opset=opset)
+    return clean(graph)
+
+
+def check_encoder(model: PreTrainedModel) -> None:
+    """Refuse a model whose tokens do not all see each other.
+
+    Raises:
+        CheckpointError: saying what is exported instead.
+    """
+    config = model.config
+    kind = "an encoder with a decoder" if config.is_encoder_decoder else "a decoder"
+    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if not encoder or config.is_encoder_decoder or getattr(config, "is_decoder", False):
+        raise CheckpointError(
+            f"{config.model_type} models are not exported: only encoders are, such as bert, roberta, distilbert, "
+            f"modernbert or deberta-v2, and this is {kind}; fine-tune or distil an encoder for the task, or export "
+            "this model with optimum"
         )
 
 
-def clean(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph without the reshapes around attention and without stored shapes.
+class _Positional(torch.nn.Module):
+    """A model that takes its inputs by position and gives a tuple of tensors, as the exporter likes it."""
 
-    Splitting heads and merging them again is what the fused operator does inside. Stored shapes go because
-    `quantize_dynamic` refuses a graph whose shapes differ from those it infers itself.
-    """
-    graph = model.graph
-    producer = {name: node for node in graph.node for name in node.output}
-    consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-    for node in graph.node:
-        for name in node.input:
-            consumers[name].append(node)
-    for node in [node for node in graph.node if node.op_type == OPERATOR]:
-        for position in range(3):
-            node.input[position] = _before_reshapes(node.input[position], producer)
-        for user, old in list(_after_reshapes(node.output[0], consumers)):
-            user.input[:] = [node.output[0] if name == old else name for name in user.input]
-    drop_dead(graph)
-    del graph.value_info[:]
-    del graph.metadata_props[:]
-    for node in graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
+    def __init__(
+        self, model: PreTrainedModel, inputs: Sequence[str], outputs: Sequence[str], pooling: Pooling | None
+    ) -> None:
+        super().__init__()
+        self.model, self._inputs, self._outputs, self._pooling = model, tuple(inputs), tuple(outputs), pooling
+        self._needs_types = "token_type_ids" in inspect.signature(model.forward).parameters
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        given = dict(zip(self._inputs, tensors, strict=True))
+        if self._needs_types and "token_type_ids" not in given:
+            # Else the model makes a type for every token, and looks every one of them up.
+            given["token_type_ids"] = torch.zeros((1, 1), dtype=torch.int64)
+        answer = self.model(**given)
+        results = [getattr(answer, name) for name in self._outputs]
+        if self._pooling is not None:
+            results.append(pool(answer.last_hidden_state, given["attention_mask"], self._pooling))
+        return tuple(results)
+
+
+def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
+    """Make one vector per text, (B, H), of its tokens' vectors, (B, T, H), as sentence-transformers does."""
+    tokens = mask[:, :, None].to(hidden.dtype)
+    if pooling.mode == "mean":
+        vector = (hidden * tokens).sum(1) / tokens.sum(1).clamp(min=_FEWEST_TOKENS)
+    elif pooling.mode == "max":
+        vector = hidden.masked_fill(tokens == 0, _NO_MAXIMUM).amax(1)
+    else:
+        vector = hidden[:, 0]
+    return torch.nn.functional.normalize(vector, dim=-1, eps=_SHORTEST_VECTOR) if pooling.normalize else vector
+
+
+def _trace(wrapper: _Positional, *, inputs: Sequence[str], outputs: Sequence[str], opset: int) -> onnx.ModelProto:
+    ids = torch.ones((_EXAMPLE_BATCH, _EXAMPLE_LENGTH), dtype=torch.int64)
+    axes = {0: torch.export.Dim("batch_size"), 1: torch.export.Dim("sequence_length")}
+    try:
+        program = torch.onnx.export(
+            wrapper,
+            tuple(ids.clone() for _ in inputs),
+            dynamo=True,
+            verbose=False,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            opset_version=opset,
+            dynamic_shapes=(tuple(axes for _ in inputs),),
+            external_data=False,
+        )
+    except (ValueError, RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+        family = wrapper.model.config.model_type
+        raise CheckpointError(
+            f"{family} models cannot be exported: {_cause(error)}; bert, roberta, distilbert, modernbert and deberta-v2 can"
+        ) from error
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
     return model
 
 
-class _Positional(torch.nn.Module):
-    """A model that takes its inputs by position and gives one tensor, as the exporter likes it."""
-
-    def __init__(self, model: PreTrainedModel, inputs: Sequence[str], output: str) -> None:
-        super().__init__()
-        self.model, self._inputs, self._output = model, tuple(inputs), output
-
-    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = getattr(self.model(**dict(zip(self._inputs, tensors, strict=True))), self._output)
-        return result
-
-
-def _before_reshapes(name: str, producer: dict[str, onnx.NodeProto]) -> str:
-    while name in producer and producer[name].op_type == "Reshape":
-        name = producer[name].input[0]
-    return name
-
-
-def _after_reshapes(name: str, consumers: dict[str, list[onnx.NodeProto]]) -> Iterator[tuple[onnx.NodeProto, str]]:
-    """Yield who uses the tensor behind any number of reshapes, and under which name."""
-    for node in consumers[name]:
-        if node.op_type == "Reshape" and node.input[0] == name:
-            yield from _after_reshapes(node.output[0], consumers)
-        else:
-            yield node, name
-
-
-def drop_dead(graph: onnx.GraphProto) -> None:
-    """Remove nodes and constants that nothing uses any more."""
-    while True:
-        used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
-        dead = [node for node in graph.node if not used.intersection(node.output)]
-        if not dead:
-            break
-        for node in dead:
-            graph.node.remove(node)
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+def _cause(error: BaseException) -> str:
+    """Return the first line of the error that the exporter has wrapped in its own."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 @contextmanager

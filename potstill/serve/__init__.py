@@ -6,9 +6,20 @@ is `potstill.serve.http` (the application) and `potstill.serve.server` (the proc
 uvicorn, and this package does not.
 """
 
-from potstill.serve.encoder import Encoder
+from potstill.serve.encoder import SENTENCE_EMBEDDING, Encoder, check_servable
 from potstill.serve.postprocess import Answer, Score, rank
 from potstill.serve.session import OnnxSession
 from potstill.serve.tokenizer import BundleTokenizer, Row, Text
 
-__all__ = ["Answer", "BundleTokenizer", "Encoder", "OnnxSession", "Row", "Score", "Text", "rank"]
+__all__ = [
+    "SENTENCE_EMBEDDING",
+    "Answer",
+    "BundleTokenizer",
+    "Encoder",
+    "OnnxSession",
+    "Row",
+    "Score",
+    "Text",
+    "check_servable",
+    "rank",
+]

@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 import potstill
-from potstill.serve.encoder import Encoder
+from potstill.serve.encoder import Encoder, check_servable
 from potstill.serve.limits import Limits
 from potstill.serve.request import ErrorType, RequestError, read_predict
 from potstill.serve.worker import Worker
@@ -37,8 +37,10 @@ def create_app(encoder: Encoder, *, limits: Limits = _DEFAULTS) -> Starlette:
     """Return the application that answers with `encoder`, after the model has answered once.
 
     Raises:
+        UsageError: if the bundle's task is not served.
         CheckError: if the model does not answer with finite numbers.
     """
+    check_servable(encoder.manifest)
     _warm_up(encoder)
     api = _Api(encoder, limits)
     app = Starlette(

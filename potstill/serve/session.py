@@ -25,6 +25,7 @@ class OnnxSession:
         threads: int | None = None,
         spinning: bool = True,
         disabled_optimizers: Sequence[str] = (),
+        optimise: bool = True,
     ) -> None:
         """Load `model_file`.
 
@@ -35,6 +36,7 @@ class OnnxSession:
             spinning: whether idle threads wait busily. It is faster where the cores are free, slower where they
                 are shared.
             disabled_optimizers: names of onnxruntime's graph optimisers to leave out.
+            optimise: whether onnxruntime may rewrite the graph at all.
 
         Raises:
             UsageError: if `threads` is below 1.
@@ -45,7 +47,8 @@ class OnnxSession:
         if self.threads < 1:
             raise UsageError(f"threads is {threads}; it must be at least 1")
         self.model_file = model_file
-        self._session = _load(model_file, _options(self.threads, spinning=spinning), disabled_optimizers)
+        options = _options(self.threads, spinning=spinning, optimise=optimise)
+        self._session = _load(model_file, options, disabled_optimizers)
         in_use = self._session.get_providers()
         if in_use[:1] != [_PROVIDER]:
             raise CheckError(f"{model_file} runs on {in_use}, not on {_PROVIDER} as asked")
@@ -69,12 +72,14 @@ class OnnxSession:
         return dict(zip(self.outputs, map(np.asarray, results), strict=True))
 
 
-def _options(threads: int, *, spinning: bool) -> Any:
+def _options(threads: int, *, spinning: bool, optimise: bool) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _ERRORS_ONLY
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     return options
 

@@ -1,8 +1,8 @@
 import pytest
 
 from potstill.bench import claims
-from potstill.bench.stats import Estimate
 from potstill.metrics import retention_by_definition
+from potstill.timing.ratio import Estimate
 
 BERT_BASE, DISTILBERT = 109_482_240, 66_362_880
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from potstill.bench import bench, client, evaluate_bundle, read_report
+from potstill.bench import bench, evaluate_bundle, read_report
 from potstill.bench.quality import compare
 from potstill.bundle import read_bundle, sha256_of
 from potstill.cli.bench import render_report
@@ -16,6 +16,7 @@ from potstill.errors import BundleError, CheckError, DataError, OutputError, Tam
 from potstill.sections import BenchConfig
 from potstill.serve import Encoder
 from potstill.task import TEXT_CLASSIFICATION
+from potstill.timing import client
 
 from .conftest import make_examples, write_bundle
 

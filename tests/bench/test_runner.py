@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from potstill.bench import runner
-from potstill.bench.client import CommandFailed, WorkerDied
 from potstill.bench.workload import Cell
+from potstill.timing.client import CommandFailed, WorkerDied
 
 PLAN = runner.Plan(rounds=6, block_s=0.1, min_calls=3)
 CELLS = [Cell(1, 16), Cell(1, 32)]

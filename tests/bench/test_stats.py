@@ -3,7 +3,8 @@ import pytest
 import scipy.stats
 
 from potstill.bench import stats
-from potstill.bench.stats import Estimate
+from potstill.timing import ratio
+from potstill.timing.ratio import Estimate
 
 
 def rng(seed=0):
@@ -32,7 +33,7 @@ def test_p50_is_left_out_below_11_samples():
 
 def test_the_ratio_of_a_series_with_itself_is_exactly_one():
     rounds = [rng(seed).normal(10, 1, size=40) for seed in range(12)]
-    assert stats.ratio_interval(rounds, rounds, rng=rng()) == Estimate(1.0, 1.0, 1.0)
+    assert ratio.ratio_interval(rounds, rounds, rng=rng()) == Estimate(1.0, 1.0, 1.0)
 
 
 def test_the_interval_of_two_series_of_the_same_speed_contains_one():
@@ -42,13 +43,13 @@ def test_the_interval_of_two_series_of_the_same_speed_contains_one():
         draw = rng(seed)
         weather = draw.normal(0, 0.3, size=12)  # what the machine does in a round hits both
         first, second = ([draw.normal(10 + shift, 0.5, size=30) for shift in weather] for _ in range(2))
-        estimate = stats.ratio_interval(first, second, rng=draw, resamples=400)
+        estimate = ratio.ratio_interval(first, second, rng=draw, resamples=400)
         inside += estimate.low <= 1 <= estimate.high
     assert 178 <= inside <= 200
 
 
 def test_a_ratio_says_how_many_times_as_fast_the_candidate_is():
-    estimate = stats.ratio_interval([[20, 20], [22, 20]], [[10, 10], [10, 11]], rng=rng())
+    estimate = ratio.ratio_interval([[20, 20], [22, 20]], [[10, 10], [10, 11]], rng=rng())
     assert estimate.value == 2.0
     assert estimate.low <= 2.0 <= estimate.high
 
@@ -56,14 +57,14 @@ def test_a_ratio_says_how_many_times_as_fast_the_candidate_is():
 def test_weather_that_hits_both_models_does_not_widen_the_interval():
     weather = np.linspace(1, 3, 12)
     baseline, candidate = [np.full(20, 2 * factor) for factor in weather], [np.full(20, factor) for factor in weather]
-    estimate = stats.ratio_interval(baseline, candidate, rng=rng())
+    estimate = ratio.ratio_interval(baseline, candidate, rng=rng())
     assert (estimate.low, estimate.high) == pytest.approx((2.0, 2.0))
 
 
 def test_the_ratio_interval_agrees_with_scipys_bootstrap_of_the_median():
     draw = rng(5)
     baseline, candidate = draw.normal(20, 2, size=(41, 7)), draw.normal(10, 1, size=(41, 7))
-    ours = stats.ratio_interval(baseline, candidate, rng=rng(1), resamples=4000)
+    ours = ratio.ratio_interval(baseline, candidate, rng=rng(1), resamples=4000)
     ratios = np.median(baseline, axis=1) / np.median(candidate, axis=1)
     theirs = scipy.stats.bootstrap((ratios,), np.median, method="percentile", n_resamples=4000, rng=rng(2))
     assert ours.value == np.median(ratios)
@@ -72,7 +73,7 @@ def test_the_ratio_interval_agrees_with_scipys_bootstrap_of_the_median():
 
 def test_a_paired_ratio_refuses_rounds_that_do_not_pair():
     with pytest.raises(ValueError, match="2, 1"):
-        stats.ratio_interval([[1], [2]], [[1]], rng=rng())
+        ratio.ratio_interval([[1], [2]], [[1]], rng=rng())
 
 
 def test_score_ratio_agrees_with_scipys_paired_bootstrap_over_examples():
@@ -109,7 +110,7 @@ def test_a_teacher_that_is_right_nowhere_has_nothing_to_keep():
     ],
 )
 def test_a_verdict_needs_the_whole_interval_on_one_side(low, high, expected):
-    assert stats.verdict(Estimate(1.6, low, high), 1.6) == expected
+    assert ratio.verdict(Estimate(1.6, low, high), 1.6) == expected
 
 
 def test_rounds_together_make_the_samples_asked_for():

@@ -9,14 +9,16 @@ import numpy as np
 import psutil
 import pytest
 
-from potstill.bench import client
-from potstill.bench.client import CommandFailed, Worker, WorkerDied
 from potstill.serve import Encoder
+from potstill.timing import client
+from potstill.timing.client import CommandFailed, Worker, WorkerDied, python_module
+
+COMMAND = python_module("potstill.bench.worker")
 
 
 @pytest.fixture
 def worker():
-    worker = Worker()
+    worker = Worker(COMMAND)
     yield worker
     worker.close()
 
@@ -26,7 +28,7 @@ def load(worker, bundle_dir, precision="fp32"):
 
 
 def scripted(code, **settings):
-    return Worker(command=[sys.executable, "-c", code], **settings)
+    return Worker([sys.executable, "-c", code], **settings)
 
 
 def wait_until_gone(pid):
@@ -79,7 +81,7 @@ def test_stray_prints_do_not_reach_the_answers(teacher_dir):
         "def noisy(): print('noise'); os.system('echo noise'); return 1\n"
         "memory.peak = noisy; worker.main()"
     )
-    worker = Worker(command=[sys.executable, "-c", code])
+    worker = Worker([sys.executable, "-c", code])
     try:
         assert worker.ask({"do": "memory"})["peak_bytes"] == 1
     finally:
@@ -112,7 +114,7 @@ def test_no_worker_outlives_the_block_that_runs_it():
     pids = []
 
     def interrupted():
-        with client.running(["a", "b"]) as workers:
+        with client.running({"a": COMMAND, "b": COMMAND}) as workers:
             pids.extend(worker.pid for worker in workers.values())
             raise KeyboardInterrupt
 
@@ -125,8 +127,8 @@ def test_no_worker_outlives_the_block_that_runs_it():
 def test_a_parent_that_was_killed_leaves_no_worker_even_in_a_long_block(teacher_dir):
     code = f"""
 import json, sys
-from potstill.bench.client import Worker
-worker = Worker()
+from potstill.timing.client import Worker, python_module
+worker = Worker(python_module("potstill.bench.worker"))
 worker.ask({{"do": "load", "bundle": {str(teacher_dir)!r}, "precision": "fp32", "threads": 1, "seed": 0}})
 print(worker.pid, flush=True)
 worker.ask({{"do": "block", "batch_size": 1, "num_tokens": 8, "seconds": 60, "min_calls": 1}})

@@ -5,6 +5,7 @@ from potstill.bench import workload
 from potstill.bench.workload import Cell, Vocabulary
 from potstill.bundle import read_bundle
 from potstill.errors import BundleError, UsageError
+from potstill.timing.process import run_block
 
 
 def test_inputs_are_exactly_as_large_as_asked_and_hold_no_special_token():
@@ -63,11 +64,11 @@ class Clock:
 
 def test_a_block_lasts_its_time_and_does_not_count_its_first_call():
     clock = Clock(10)
-    latencies_ms = workload.run_block(clock.call, seconds=0.25, min_calls=3, clock_ns=clock.read)
+    latencies_ms = run_block(clock.call, seconds=0.25, min_calls=3, clock_ns=clock.read)
     assert latencies_ms == [10.0] * 25
     assert clock.calls == 26
 
 
 def test_a_block_of_slow_calls_goes_on_until_there_are_enough():
     clock = Clock(1000)
-    assert workload.run_block(clock.call, seconds=0.25, min_calls=6, clock_ns=clock.read) == [1000.0] * 6
+    assert run_block(clock.call, seconds=0.25, min_calls=6, clock_ns=clock.read) == [1000.0] * 6

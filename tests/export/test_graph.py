@@ -70,7 +70,7 @@ def exported(request):
 
 def test_every_layer_has_one_fused_attention_and_no_reshape_is_left(exported):
     model, graph = exported
-    receipt = fusion_receipt(graph, model)
+    receipt = fusion_receipt(graph, model.config)
     assert receipt["attention_found"] == receipt["attention_expected"] == 2
     operators = [node.op_type for node in graph.graph.node]
     assert "Reshape" not in operators

@@ -1,8 +1,9 @@
-"""The bench's side of a worker: start the process, ask it with a time limit, and be sure that it ends."""
+"""The asking side of a worker: start the process, ask it with a time limit, and be sure that it ends."""
 
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,6 @@ import potstill
 # Generous: BERT-large at batch 8 takes seconds per call on 2 cores, and nobody waits this long for a healthy worker.
 TIMEOUT_S = 300.0
 _STOP_S = 2.0
-_COMMAND = (sys.executable, "-P", "-m", "potstill.bench.worker")
 
 
 class CommandFailed(Exception):
@@ -38,10 +38,11 @@ class Asks(Protocol):
 class Worker:
     """A running worker process."""
 
-    def __init__(self, *, command: Sequence[str] = _COMMAND, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, command: Sequence[str], *, timeout_s: float = TIMEOUT_S) -> None:
+        """Start `command`, which answers as `potstill.timing.process` does."""
         self._timeout_s = timeout_s
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
-        # A session of its own: Ctrl-C reaches the bench alone, which then ends its workers.
+        # A session of its own: Ctrl-C reaches the asking process alone, which then ends its workers.
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -85,8 +86,17 @@ class Worker:
             raise CommandFailed(reply["error"])
         return reply
 
+    def pause(self) -> None:
+        """Stop the process where it is, so that none of its threads takes a core from a neighbour's turn."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused process go on."""
+        self._process.send_signal(signal.SIGCONT)
+
     def close(self) -> None:
         """End the process, kindly first, and wait until it is gone."""
+        self.resume()
         if self._process.stdin is not None:
             with suppress(OSError):
                 self._process.stdin.close()
@@ -116,16 +126,21 @@ class Worker:
 
 
 @contextmanager
-def running(names: Sequence[str]) -> Iterator[dict[str, Worker]]:
-    """Run a worker per name; whatever happens inside, none of them outlives the block."""
+def running(commands: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Worker]]:
+    """Run a worker per name, each by its command; whatever happens inside, none of them outlives the block."""
     workers: dict[str, Worker] = {}
     try:
-        for name in names:
-            workers[name] = Worker()
+        for name, command in commands.items():
+            workers[name] = Worker(command)
         yield workers
     finally:
         for worker in workers.values():
             worker.close()
+
+
+def python_module(name: str) -> tuple[str, ...]:
+    """Return the command that runs a module of this package in a Python like this one."""
+    return (sys.executable, "-P", "-m", name)
 
 
 def _environment() -> dict[str, str]:

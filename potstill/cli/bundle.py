@@ -1,0 +1,180 @@
+"""Print a bundle so that a person understands it: what, from where, how big, how checked, how fast, where tuned."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from potstill.bundle import Bundle, Manifest, ModelRecord, read_bundle
+
+_MB = 1e6
+_MOST_NAMES = 8
+
+
+def print_bundle(folder: Path) -> None:
+    """Print a bundle's manifest; its files are verified first."""
+    from potstill.cli.render import print_pairs, print_table
+
+    bundle = read_bundle(folder)
+    print_pairs(f"Bundle {folder} (every file matches its SHA-256)", _about(bundle.manifest))
+    rows = [_row(bundle, precision, record) for precision, record in bundle.manifest.models.items()]
+    head = ["file", "MB", "fused", "max |diff|", "same label", "lost", "batch flips", "speed", "sha256"]
+    print_table("\nFiles, checked against what they were made from", head, rows)
+    for precision, record in bundle.manifest.models.items():
+        facts = dict(_facts(record))
+        if facts:
+            print_pairs(f"\n{precision}", facts)
+        if record.tuning:
+            _print_tuning(record.tuning)
+
+
+def some(names: list[str]) -> str:
+    """Return a few names, and how many there are in all."""
+    return ", ".join(names[:_MOST_NAMES]) + (f", ... ({len(names)} labels)" if len(names) > _MOST_NAMES else "")
+
+
+def _about(manifest: Manifest) -> dict[str, Any]:
+    architecture, pooling = manifest.architecture, manifest.pooling
+    kind = manifest.problem_type or manifest.task
+    what = manifest.task if kind in {manifest.task, "single_label_classification"} else f"{manifest.task} ({kind})"
+    tokens = manifest.tokenizer_parity
+    return {
+        "task": f"{what}: {some(manifest.labels)}" if manifest.labels else what,
+        "model": f"{architecture.get('model_type')}, {architecture.get('layers')} layers of "
+        f"{architecture.get('hidden_size')}, {manifest.parameters:,} parameters",
+        "texts": f"up to {manifest.max_length} tokens, padded on the {manifest.padding_side}",
+        "graph": f"{', '.join(manifest.inputs)} -> {', '.join(manifest.outputs)}",
+        "pooling": f"{pooling.mode}, {'length 1' if pooling.normalize else 'not normalised'}" if pooling else None,
+        "tokenizer": f"the ids of transformers' on {tokens['texts']} texts, {tokens['nasty']} of them nasty"
+        if tokens
+        else None,
+        "made from": _source(manifest.source),
+        "made on": f"{manifest.made.get('created')}, {manifest.made.get('cpu')}",
+        "by": manifest.made.get("command"),
+    }
+
+
+def _row(bundle: Bundle, precision: str, record: ModelRecord) -> list[str]:
+    names = (record.file, *record.external_data)
+    size_bytes = sum(bundle.manifest.files[name].size_bytes for name in names)
+    parity, quality, moved = record.parity, record.quality or {}, record.invariance or {}
+    return [
+        precision,
+        f"{size_bytes / _MB:.1f}",
+        f"{record.fusion.get('attention_found', '?')} of {record.fusion.get('attention_expected', '?')}",
+        f"{parity.get('max_abs_difference', float('nan')):.2g}",
+        f"{parity.get('label_agreement', float('nan')):.1%}",
+        f"{quality['loss']:.2%}" if quality else "-",
+        f"{moved['flips']} of {moved['rows']}" if moved.get("flips") is not None else "-",
+        f"{record.speed['ratio']:.2f}x" if record.speed and "ratio" in record.speed else "-",
+        bundle.record_of(precision).sha256[:12],
+    ]
+
+
+def _facts(record: ModelRecord) -> Iterator[tuple[str, str]]:
+    """Yield what there is to say of one file, by name."""
+    recipe = record.quantisation
+    if recipe:
+        yield "recipe", _recipe(recipe)
+    if recipe and recipe.get("fp32_layers"):
+        yield "left in fp32", ", ".join(recipe["fp32_layers"])
+    if record.quality:
+        yield "quality", _quality(record.quality)
+    if record.invariance:
+        yield "in batches", _invariance(record.invariance)
+    if record.saturation:
+        yield "other CPUs", _saturation(record.saturation)
+    if recipe:
+        yield "speed", _speed(record.speed)
+        yield "made for", f"{', '.join(record.cpu_features) or 'a CPU of unknown features'}"
+    if "gpu" in record.parity:
+        yield "checked on", f"{record.parity['checked_on']}; GPU: {record.parity['gpu']}"
+
+
+def _recipe(recipe: Mapping[str, Any]) -> str:
+    parts = [
+        str(recipe.get("method")),
+        f"{recipe.get('weight_bits', 8)}-bit weights with one scale per "
+        + ("column" if recipe.get("per_channel") else "matrix"),
+        f"outliers smoothed ({recipe['smoothing']})" if recipe.get("smoothing") else "outliers left",
+        f"fitted to {recipe['texts']}" if recipe.get("texts") else "",
+    ]
+    changes = [f"{name} {recipe[name]}" for name, usual in (("attention", "float"), ("gelu", "exact"))
+               if recipe.get(name, usual) != usual]  # fmt: skip
+    return ", ".join(part for part in (*parts, *changes) if part)
+
+
+def _quality(quality: Mapping[str, Any]) -> str:
+    low, high = quality["loss_interval"]
+    text = (
+        f"{quality['verdict']}: loses {quality['loss']:.2%} [{low:.2%}, {high:.2%}] of {quality['basis']}, "
+        f"{quality['max_loss']:.2%} allowed, on {quality['texts']} texts of {quality.get('on', 'unknown origin')}"
+    )
+    labelled, agreement = quality.get("labelled"), quality.get("agreement")
+    if labelled:
+        text += f"; {labelled['metric']} {labelled['candidate']:.4f}, fp32 {labelled['reference']:.4f}"
+    if agreement and agreement.get("flips") is not None:
+        text += f"; {agreement['flips']} of {agreement['decisions']} answers changed"
+    if quality.get("texts_needed"):
+        text += f"; {quality['texts_needed']} texts would decide"
+    return text
+
+
+def _invariance(moved: Mapping[str, Any]) -> str:
+    flips = "" if moved["flips"] is None else f", {moved['flips']} flips"
+    sizes = " and ".join(moved["batches"])
+    same = "the same answer alone and in batches" if moved["invariant"] else "another answer in a batch than alone"
+    return f"{same}: drift {moved['max_drift']:.2g}{flips} over {moved['texts']} texts in batches of {sizes}"
+
+
+def _saturation(found: Mapping[str, Any]) -> str:
+    share = f"{found['share']:.2g} of the sums" if found.get("share") else "none of the sums"
+    if found["breaks_without_vnni"]:
+        return f"without VNNI {share} overflow and spoil {found['worst']}: export again on such a machine"
+    return f"without VNNI {share} overflow, which spoils nothing"
+
+
+def _speed(speed: Mapping[str, Any] | None) -> str:
+    if speed is None:
+        return "not measured"
+    if "ratio" not in speed:
+        return "not measured: " + "; ".join(speed.get("failures", {}).values())
+    low, high = speed["interval"]
+    cells = ", ".join(
+        f"{cell['batch_size']}x{cell['num_tokens']} {cell['int8_ms']:.1f} ms (fp32 {cell['fp32_ms']:.1f})"
+        for cell in speed["cells"]
+    )
+    return (
+        f"{speed['verdict']} than fp32: {speed['ratio']:.2f}x [{low:.2f}, {high:.2f}]; {cells}; "
+        f"{speed['threads']} threads of {speed['cpu']}"
+    )
+
+
+def _print_tuning(tuning: Mapping[str, Any]) -> None:
+    from potstill.cli.render import print_table
+
+    rows = []
+    for candidate in tuning["candidates"]:
+        interval = candidate["interval"]
+        rows.append(
+            [
+                candidate["name"],
+                f"{candidate['ratio']:.3f}" if candidate["ratio"] else "-",
+                f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "-",
+                *("-" if value is None else f"{value:.1f}" for value in candidate["ms"].values()),
+                _fate(candidate, kept=tuning["kept"]),
+            ]
+        )
+    cells = [f"{cell} ms" for cell in tuning["candidates"][0]["ms"]]
+    title = f"\nTuned on {tuning['cpu']}, {tuning['threads']} threads"
+    print_table(title, ["recipe", "times as fast", "95 % interval", *cells, ""], rows)
+
+
+def _fate(candidate: Mapping[str, Any], *, kept: str) -> str:
+    if candidate["name"] == kept:
+        return "kept"
+    return "failed" if candidate["failed"] else "refused" if candidate["refused"] else ""
+
+
+def _source(source: dict[str, Any]) -> str:
+    digest = source.get("sha256")
+    return f"{source.get('name')}" + (f" (sha256 {digest[:12]})" if digest else "")

@@ -1,0 +1,67 @@
+"""How sure a share or a score is: Wilson's interval, McNemar's test, and the bootstrap over texts."""
+
+from collections.abc import Callable, Iterator
+from math import comb
+from statistics import NormalDist
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats: TypeAlias = NDArray[np.float64]
+Statistic: TypeAlias = Callable[[Floats], Floats]
+"""Takes how often each text counts in each draw, shape (draws, texts); returns the draws' values, shape (draws,)."""
+
+CONFIDENCE = 0.95
+Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+RESAMPLES = 2000
+# So many counts are held at once: 16 MiB.
+_COUNTS_AT_ONCE = 2**21
+
+
+def wilson(hits: int, total: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of which `hits` of `total` were seen (Wilson 1927).
+
+    Unlike the textbook's normal interval it says something where nothing, or everything, was hit.
+    """
+    share, spread = hits / total, Z**2 / total
+    middle, half = share + spread / 2, Z * np.sqrt(share * (1 - share) / total + spread / total / 4)
+    return max(0.0, float((middle - half) / (1 + spread))), min(1.0, float((middle + half) / (1 + spread)))
+
+
+def wilson_needs(share: float, limit: float) -> float:
+    """Return how many texts put the upper end of Wilson's interval of `share` at `limit`, which is above it."""
+    return Z**2 * limit * (1 - limit) / (limit - share) ** 2
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """Return the exact two-sided p-value of McNemar's test: that a change costs as many answers as it brings.
+
+    Args:
+        lost: how many were right before and are wrong after.
+        gained: how many the other way round.
+    """
+    changed = lost + gained
+    tail = sum(comb(changed, fewer) for fewer in range(min(lost, gained) + 1))
+    return min(1.0, 2 * tail / 2**changed)
+
+
+def bootstrap(statistic: Statistic, texts: int, *, rng: np.random.Generator, resamples: int = RESAMPLES) -> Floats:
+    """Return the statistic of each of `resamples` draws of as many texts with replacement, shape (resamples,)."""
+    return np.concatenate([statistic(counts) for counts in _draws(texts, resamples, rng)])
+
+
+def percentiles(resampled: Floats) -> tuple[float, float]:
+    """Return the 95 % interval of what was resampled (Efron and Tibshirani 1993, ch. 13)."""
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(resampled, (tail, 1 - tail))
+    return float(low), float(high)
+
+
+def _draws(texts: int, resamples: int, rng: np.random.Generator) -> Iterator[Floats]:
+    """Yield how often each text was drawn, shape (draws, texts), a few draws at a time."""
+    at_once = max(1, _COUNTS_AT_ONCE // texts)
+    for start in range(0, resamples, at_once):
+        draws = min(at_once, resamples - start)
+        drawn = rng.integers(texts, size=(draws, texts)) + texts * np.arange(draws)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=draws * texts).reshape(draws, texts).astype(np.float64)

@@ -1,0 +1,90 @@
+"""Does a text get the same answer alone and among others? Measured, because dynamic int8 does not give it.
+
+Dynamic int8 has one scale for all activations of a batch, so a text's answer depends on its neighbours and on the
+padding that they bring (microsoft/onnxruntime#10111).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from potstill.export.answers import Answers, collect
+from potstill.serve import BundleTokenizer, OnnxSession
+from potstill.serve.tokenizer import Row
+from potstill.task import FILL_MASK
+
+# The largest drift, as a share of the answers' standard deviation, that sums in another order may bring. A MiniLM on
+# SST-2 drifted by 0 in fp32 and in static int8, and by 0.33 to 0.55 in dynamic int8 (onnxruntime 1.31.1).
+TOLERANCE = 0.01
+# A logit per vocabulary entry and token: 32 longer texts would take gigabytes.
+_LONGEST_MASKED = 64
+
+
+def measure_invariance(
+    session: OnnxSession,
+    tokenizer: BundleTokenizer,
+    rows: Sequence[Row],
+    *,
+    outputs: Sequence[str],
+    kind: str,
+    batch_sizes: Sequence[int] = (8, 32),
+    limit: int = 1000,
+    seed: int = 0,
+    mask_id: int | None = None,
+) -> dict[str, Any]:
+    """Return how far the answers to texts move between alone and in batches of texts of mixed lengths, with padding.
+
+    - `texts`, `rows`: how many texts, and how many answers they have
+    - `batches`: by batch size (as text) `max_drift`, `mean_drift` and `flips`
+    - `max_drift`, `flips`: the largest of a number, and how many answers changed in any batch; `flips` is None where
+      an answer is an amount or a vector
+    - `spread`: the standard deviation of the answers, by which a drift is large or small
+    - `invariant`: no flips, and no drift above `TOLERANCE` of the spread
+
+    Args:
+        session: the file.
+        tokenizer: pads.
+        rows: of real texts, made by `tokenizer.rows`; the first `limit` are used.
+        outputs: as `collect`.
+        kind: as `collect`.
+        batch_sizes: the batches.
+        limit: how many texts at most.
+        seed: of the order in which texts meet in batches.
+        mask_id: as `collect`.
+    """
+    rows = rows[:limit]
+    if kind == FILL_MASK.name:
+        rows = [{name: values[:_LONGEST_MASKED] for name, values in row.items()} for row in rows]
+    asked: dict[str, Any] = {"kind": kind, "outputs": outputs, "mask_id": mask_id}
+    alone = collect(session, tokenizer, rows, batch_size=1, **asked)
+    finite, choices = np.isfinite(alone.values), alone.choices()
+    spread = float(alone.values[finite].std())
+    moved = np.zeros(0 if choices is None else choices.shape, dtype=bool)
+    batches: dict[str, dict[str, Any]] = {}
+    for size in batch_sizes:
+        together = collect(session, tokenizer, rows, batch_size=size, shuffle=np.random.default_rng(seed), **asked)
+        drift = np.abs(alone.values[finite] - together.values[finite])
+        changed = _changed(alone, together)
+        batches[str(size)] = {
+            "max_drift": float(drift.max()),
+            "mean_drift": float(drift.mean()),
+            "flips": None if changed is None else int(changed.sum()),
+        }
+        moved = moved if changed is None else moved | changed
+    max_drift = max(batch["max_drift"] for batch in batches.values())
+    return {
+        "texts": int(alone.texts[-1]) + 1,
+        "rows": len(alone.values),
+        "batches": batches,
+        "flips": None if choices is None else int(moved.sum()),
+        "max_drift": max_drift,
+        "spread": spread,
+        "invariant": bool(not moved.any() and max_drift <= TOLERANCE * spread),
+    }
+
+
+def _changed(alone: Answers, together: Answers) -> Any:
+    """Return which decisions differ, None where answers decide nothing."""
+    first, second = alone.choices(), together.choices()
+    return None if first is None or second is None else first != second

@@ -1,0 +1,236 @@
+"""What is exported: a checkpoint, or an ONNX file that somebody else made, seen in one way."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from potstill.bundle import Pooling, sha256_of
+from potstill.checkpoint import (
+    accepted_inputs,
+    count_parameters,
+    hash_checkpoint,
+    load_checkpoint,
+    load_config,
+    load_tokenizer,
+)
+from potstill.errors import CheckpointError, UsageError
+from potstill.export.existing import ExistingModel, find_existing
+from potstill.export.graph import SENTENCE_EMBEDDING, pool
+from potstill.export.receipt import count_layers
+from potstill.serve import OnnxSession
+from potstill.task import (
+    FEATURE_EXTRACTION,
+    QUESTION_ANSWERING,
+    REGRESSION,
+    TEXT_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+    Task,
+    get_task,
+    kind_of,
+)
+
+Feeds: TypeAlias = dict[str, NDArray[np.int64]]
+Reference: TypeAlias = Callable[[Feeds], Mapping[str, NDArray[np.float32]]]
+"""Inputs of shape (B, T) -> outputs by name: what an exported file must answer."""
+_LABELLED = (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What is exported.
+
+    Attributes:
+        name: the hub id, folder or file, as it was given.
+        task: what it answers.
+        config: transformers' configuration.
+        tokenizer: transformers' fast tokenizer.
+        inputs: the graph's inputs.
+        outputs: the graph's outputs, the task's first.
+        max_length: the longest text in tokens.
+        pooling: how the graph makes one vector per text, if it does.
+        model: the torch model; None for an existing ONNX file.
+        existing: the ONNX file; None for a checkpoint.
+        parameters: how many the whole model has.
+        encoder_parameters: those without the head.
+        sha256: of the checkpoint's files or of the ONNX file; None for a hub id.
+    """
+
+    name: str
+    task: Task
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    max_length: int
+    pooling: Pooling | None = None
+    model: PreTrainedModel | None = None
+    existing: ExistingModel | None = None
+    parameters: int
+    encoder_parameters: int
+    sha256: str | None
+
+    @property
+    def kind(self) -> str:
+        """What is asked, in the words of `potstill.task.kind_of`."""
+        return kind_of(self.task, problem_of(self.config))
+
+    @property
+    def task_outputs(self) -> tuple[str, ...]:
+        """The outputs without the one that pooling adds."""
+        return tuple(name for name in self.outputs if name != SENTENCE_EMBEDDING)
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels in the order of the outputs; empty where a task has none."""
+        return label_names(self.config) if self.task in _LABELLED else []
+
+    def reference(self) -> Reference:
+        """Return what the files must answer: the torch model, or the existing file without any optimisation."""
+        if self.model is not None:
+            return _torch_reference(self.model, self.outputs, self.pooling)
+        assert self.existing is not None
+        session = OnnxSession(self.existing.file, spinning=False, optimise=False)
+        return session.run
+
+    def architecture(self) -> dict[str, Any]:
+        """Return the sizes that a report names."""
+        config = self.config
+        return {
+            "model_type": config.model_type,
+            "layers": count_layers(config),
+            "hidden_size": config.hidden_size,
+            "heads": config.num_attention_heads,
+            "vocab_size": config.vocab_size,
+            "encoder_parameters": self.encoder_parameters,
+            "max_position_embeddings": getattr(config, "max_position_embeddings", None),
+        }
+
+
+def problem_of(config: PretrainedConfig) -> str | None:
+    """Return a text classifier's problem type; one label alone is an amount."""
+    return config.problem_type or (REGRESSION if config.num_labels == 1 else None)
+
+
+def label_names(config: PretrainedConfig) -> list[str]:
+    """Return the labels in the order of a model's outputs."""
+    return [str(config.id2label[number]) for number in range(config.num_labels)]
+
+
+def peek(name: str, *, task: str | None = None) -> tuple[Task, list[str], str | None]:
+    """Return the task, labels and problem type of a model without loading it, to read its data by.
+
+    Raises:
+        CheckpointError: if it has no configuration.
+    """
+    existing = find_existing(name, task=task)
+    wanted = get_task(existing.task if existing else task or TEXT_CLASSIFICATION.name)
+    config = existing.config if existing else load_config(name)
+    names = label_names(config) if wanted in _LABELLED else []
+    return wanted, names, problem_of(config) if wanted is TEXT_CLASSIFICATION else None
+
+
+def load_source(
+    name: str,
+    *,
+    task: str | None = None,
+    tokenizer: str | None = None,
+    max_length: int | None = None,
+    pooling: Pooling | None = None,
+) -> Source:
+    """Load a hub id, checkpoint folder, ONNX folder or ONNX file.
+
+    Args:
+        name: which.
+        task: the name of a task; None is text-classification, and for an ONNX file what its configuration says.
+        tokenizer: a hub id or folder; None takes the model's own.
+        max_length: longest text in tokens; None takes the tokenizer's own, at most the model's positions.
+        pooling: adds one vector per text to a feature extractor's graph.
+
+    Raises:
+        CheckpointError: if it cannot be loaded, or reads fewer tokens than asked for.
+        UsageError: if pooling is asked for where there are no token vectors.
+    """
+    existing = find_existing(name, task=task)
+    if existing is not None:
+        return _existing_source(name, existing, tokenizer=tokenizer, max_length=max_length, pooling=pooling)
+    wanted = get_task(task or TEXT_CLASSIFICATION.name)
+    if pooling is not None and wanted is not FEATURE_EXTRACTION:
+        raise UsageError(f"pooling makes one vector of a text; {wanted.name} has none, so leave it out")
+    checkpoint = load_checkpoint(name, wanted, tokenizer=tokenizer)
+    model = checkpoint.model
+    return Source(
+        name=name,
+        task=wanted,
+        config=model.config,
+        tokenizer=checkpoint.tokenizer,
+        inputs=tuple(accepted_inputs(model)),
+        outputs=_output_names(wanted, pooling),
+        max_length=_longest(name, model.config, checkpoint.tokenizer, asked=max_length),
+        pooling=pooling,
+        model=model,
+        parameters=count_parameters(model),
+        encoder_parameters=count_parameters(model.base_model),
+        sha256=hash_checkpoint(name),
+    )
+
+
+def _existing_source(
+    name: str, existing: ExistingModel, *, tokenizer: str | None, max_length: int | None, pooling: Pooling | None
+) -> Source:
+    if pooling is not None:
+        raise UsageError(f"{existing.file} is a finished graph, which gets no pooling; export its checkpoint instead")
+    config = existing.config
+    loaded = load_tokenizer(tokenizer or str(existing.folder))
+    return Source(
+        name=name,
+        task=get_task(existing.task),
+        config=config,
+        tokenizer=loaded,
+        inputs=tuple(existing.inputs),
+        outputs=tuple(existing.outputs),
+        max_length=_longest(name, config, loaded, asked=max_length),
+        existing=existing,
+        parameters=existing.parameters,
+        encoder_parameters=existing.parameters,
+        sha256=sha256_of(existing.file),
+    )
+
+
+def _output_names(task: Task, pooling: Pooling | None) -> tuple[str, ...]:
+    if task is QUESTION_ANSWERING:
+        return ("start_logits", "end_logits")
+    return (task.output, SENTENCE_EMBEDDING) if pooling else (task.output,)
+
+
+def _longest(name: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, *, asked: int | None) -> int:
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and config.model_type in _POSITIONS_AFTER_PADDING:
+        positions -= config.pad_token_id + 1
+    longest = min(limit for limit in (tokenizer.model_max_length, positions) if limit)
+    if asked is not None and not 1 <= asked <= longest:
+        raise CheckpointError(f"max_length is {asked}; {name} reads 1 to {longest} tokens")
+    return int(asked or longest)
+
+
+# Their first position is the one after the padding's, so that they read fewer tokens than they have positions.
+_POSITIONS_AFTER_PADDING = frozenset(
+    {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "roberta-prelayernorm", "data2vec-text"}
+)
+
+
+def _torch_reference(model: PreTrainedModel, outputs: tuple[str, ...], pooling: Pooling | None) -> Reference:
+    def answer(feeds: Feeds) -> dict[str, NDArray[np.float32]]:
+        tensors = {name: torch.from_numpy(values) for name, values in feeds.items()}
+        with torch.inference_mode():
+            given = model(**tensors)
+            found = {name: getattr(given, name) for name in outputs if name != SENTENCE_EMBEDDING}
+            if pooling is not None:
+                found[SENTENCE_EMBEDDING] = pool(given.last_hidden_state, tensors["attention_mask"], pooling)
+        return {name: found[name].float().numpy() for name in outputs}
+
+    return answer

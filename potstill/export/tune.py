@@ -1,0 +1,134 @@
+"""Try the recipes that matter on this machine, and keep the fastest one that holds.
+
+All candidates differ from the default in one thing. Those that are faster beyond doubt are then joined, and joined and
+single ones race again. The fastest goes through the same gates as any int8 file; where it does not hold, the next one
+does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from potstill.bundle import ModelRecord, Precision
+from potstill.errors import ParityError
+from potstill.export.onnxfile import save_model
+from potstill.export.quantise import Int8Recipe, int8_recipe, quantise
+from potstill.export.workshop import DISABLED_OPTIMIZERS, Workshop
+from potstill.machine import available_cores, cpu_name
+from potstill.timing import Race, race
+from potstill.timing.race import GRID, session
+
+_DEFAULT = "default"
+_BLOCK_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A recipe, and the session that runs it."""
+
+    recipe: Int8Recipe
+    disabled_optimizers: tuple[str, ...] = DISABLED_OPTIMIZERS
+
+
+def candidates(precision: Precision) -> dict[str, Candidate]:
+    """Return the default and everything that differs from it in one thing, by name."""
+    plain = int8_recipe("static" if precision == "int8-static" else "dynamic")
+    changed = {
+        "integer attention": Candidate(replace(plain, attention="integer")),
+        "tanh gelu": Candidate(replace(plain, gelu="tanh")),
+        "per tensor": Candidate(replace(plain, per_channel=False)),
+        "no smoothing": Candidate(replace(plain, smoothing=None)),
+        "fused skip norm": Candidate(plain, ()),
+    }
+    if precision == "int8":
+        changed["static"] = Candidate(replace(plain, method="static"))
+    return {_DEFAULT: Candidate(plain)} | changed
+
+
+def join(chosen: Sequence[Candidate], default: Candidate) -> Candidate:
+    """Return the candidate with every change that one of `chosen` makes to `default`."""
+    changes: dict[str, Any] = {}
+    optimizers = default.disabled_optimizers
+    for candidate in chosen:
+        for name in ("method", "attention", "gelu", "per_channel", "smoothing"):
+            if getattr(candidate.recipe, name) != getattr(default.recipe, name):
+                changes[name] = getattr(candidate.recipe, name)
+        if candidate.disabled_optimizers != default.disabled_optimizers:
+            optimizers = candidate.disabled_optimizers
+    return Candidate(replace(default.recipe, **changes), optimizers)
+
+
+def tune(shop: Workshop, precision: Precision) -> ModelRecord:
+    """Return the record of the fastest int8 file that passes the gates; the table of all is in its `tuning`.
+
+    Raises:
+        ParityError: if none holds, with the last one's reason.
+    """
+    tried = candidates(precision)
+    with TemporaryDirectory() as folder:
+        shop.say(f"{precision}: time {len(tried)} recipes")
+        first = _race(shop, tried, Path(folder))
+        faster = [name for name in tried if name != _DEFAULT and _ratio(first, name)[1] > 1]
+        results = dict.fromkeys(tried, first)
+        if len(faster) > 1:
+            joined = join([tried[name] for name in faster], tried[_DEFAULT])
+            name = " + ".join(faster)
+            tried[name] = joined
+            shop.say(f"{precision}: time {name}")
+            results[name] = _race(shop, {_DEFAULT: tried[_DEFAULT], name: joined}, Path(folder))
+    order = sorted(tried, key=lambda name: -_ratio(results[name], name)[0])
+    refused: dict[str, str] = {}
+    for name in order:
+        try:
+            record = shop.make_int8(precision, tried[name].recipe, disabled_optimizers=tried[name].disabled_optimizers)
+        except ParityError as error:
+            refused[name] = str(error).splitlines()[0]
+            continue
+        rows = [_row(name, tried[name], results[name], refused=refused.get(name)) for name in order]
+        about = {"cpu": cpu_name(), "threads": available_cores(), "kept": name, "candidates": rows}
+        return record.model_copy(update={"tuning": about})
+    raise ParityError(
+        "no recipe holds: " + "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        + "; nothing was published"
+    )  # fmt: skip
+
+
+def _race(shop: Workshop, tried: dict[str, Candidate], folder: Path) -> Race:
+    """Time the candidates over the grid."""
+    contestants = {}
+    for number, (name, candidate) in enumerate(tried.items()):
+        file = folder / f"{number}.onnx"
+        save_model(quantise(shop.prepared, candidate.recipe), file)
+        contestants[name] = session(
+            file,
+            threads=available_cores(),
+            disabled_optimizers=candidate.disabled_optimizers,
+            vocab_size=shop.source.config.vocab_size,
+        )
+    cells = sorted({(batch, min(length, shop.source.max_length)) for batch, length in GRID})
+    return race(contestants, cells, rounds=shop.config.rounds, block_s=_BLOCK_S)
+
+
+def _ratio(result: Race, name: str) -> tuple[float, float]:
+    """Return how many times as fast as the default a candidate is, and the lower end of that; 0 if it failed."""
+    if name not in result.rounds or _DEFAULT not in result.rounds:
+        return (1.0, 1.0) if name == _DEFAULT else (0.0, 0.0)
+    estimate = result.overall(_DEFAULT, name)
+    return estimate.value, estimate.low
+
+
+def _row(name: str, candidate: Candidate, result: Race, *, refused: str | None) -> dict[str, Any]:
+    measured = name in result.rounds and _DEFAULT in result.rounds
+    estimate = result.overall(_DEFAULT, name) if measured else None
+    return {
+        "name": name,
+        "recipe": candidate.recipe.describe(),
+        "disabled_optimizers": list(candidate.disabled_optimizers),
+        "ratio": estimate.value if estimate else None,
+        "interval": estimate.interval() if estimate else None,
+        "ms": {f"{batch}x{length}": result.median_ms(name, (batch, length)) for batch, length in result.cells},
+        "failed": result.failures.get(name),
+        "refused": refused,
+    }

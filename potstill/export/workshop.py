@@ -1,0 +1,266 @@
+"""Make and check one file after another: every precision of a bundle goes through the same gates."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from potstill import machine
+from potstill.bundle import MODEL_FILES, Manifest, ModelRecord, Precision
+from potstill.errors import ParityError
+from potstill.export.answers import Answers, collect
+from potstill.export.fallback import fall_back, sensitivity
+from potstill.export.half import to_half
+from potstill.export.invariance import measure_invariance
+from potstill.export.onnxfile import check_model, lint, save_model
+from potstill.export.parity import check_parity, measure_difference
+from potstill.export.products import Feeds
+from potstill.export.quality import judge
+from potstill.export.quantise import Int8Recipe, Prepared, prepare, quantise
+from potstill.export.receipt import check_fusion, fusion_receipt
+from potstill.export.saturation import saturation
+from potstill.export.source import Source
+from potstill.export.speed import compare_speed
+from potstill.export.texts import Probe
+from potstill.onnxwire import read_outline
+from potstill.precision import count_products
+from potstill.sections import ExportConfig
+from potstill.serve import BundleTokenizer, OnnxSession, Row
+
+# onnxruntime's SkipLayerNormalization kernel is slower than the Add and LayerNormalization that it replaces: BERT-base
+# int8 1x128 took 57 ms with it and 49 ms without, 8x128 419 and 369 ms (onnxruntime 1.31.1, 2 cores, AVX512-VNNI).
+DISABLED_OPTIMIZERS = ("SkipLayerNormFusion",)
+# Few texts at once: every layer's activations are held at the same time.
+_CALIBRATION_BATCH = 8
+# What sensitivity is measured on: the order of the layers shows on few texts, and every layer costs one pass.
+_SENSITIVITY_TEXTS = 64
+_SATURATION_BATCHES = 4
+
+Say = Callable[[str], None]
+
+
+class Workshop:
+    """One export: the source, the folder that becomes the bundle, and what every file is held against."""
+
+    def __init__(
+        self,
+        source: Source,
+        folder: Path,
+        *,
+        tokenizer: BundleTokenizer,
+        probe: Probe,
+        config: ExportConfig,
+        say: Say,
+    ) -> None:
+        self.source, self.folder, self.config, self.probe = source, folder, config, probe
+        self.tokenizer, self.say = tokenizer, say
+        self._graph: onnx.ModelProto | None = None
+
+    def make_fp32(self, graph: onnx.ModelProto, *, disabled_optimizers: Sequence[str]) -> ModelRecord:
+        """Write the graph that everything else is made of, and hold it against its source.
+
+        Raises:
+            ParityError: if it is not a valid graph, lacks a fused operator, or answers otherwise.
+        """
+        self._graph = graph
+        file = self.file("fp32")
+        side = save_model(graph, file)[1:]
+        check_model(file)
+        lint(file, "fp32")
+        receipt = fusion_receipt(graph, self.source.config)
+        if not self.config.allow_unfused and self.source.existing is None:
+            check_fusion(receipt)
+        self._fp32_optimizers = tuple(disabled_optimizers)
+        parity = check_parity(self.source, self.session("fp32"))
+        return self._record("fp32", side, fusion=receipt, parity=parity, disabled_optimizers=disabled_optimizers)
+
+    def make_fp16(self) -> ModelRecord:
+        """Write the half-size file for GPUs, and judge it here through casts to float32.
+
+        Raises:
+            ParityError: if it loses more than is allowed.
+        """
+        self.say("fp16")
+        half, file = to_half(self.graph), self.file("fp16")
+        side = save_model(half, file)[1:]
+        check_model(file)
+        lint(file, "fp16")
+        session = self._open(file, DISABLED_OPTIMIZERS)
+        evidence = self._judge(session, batch_size=8)
+        if not evidence["holds"]:
+            raise ParityError(f"fp16 loses {evidence['loss']:.2%}, where {self.config.max_loss:.2%} is allowed")
+        return self._record(
+            "fp16",
+            side,
+            fusion=fusion_receipt(half, self.source.config),
+            parity=measure_difference(self.source, session, self.session("fp32"))
+            | {"checked_on": "CPU, through casts to float32", "gpu": "unchecked"},
+            quality=evidence,
+        )
+
+    def make_int8(
+        self, precision: Precision, recipe: Int8Recipe, *, disabled_optimizers: Sequence[str] = DISABLED_OPTIMIZERS
+    ) -> ModelRecord:
+        """Quantise, give layers back to fp32 until the file holds, and measure what it is worth.
+
+        Raises:
+            ParityError: if it never holds, is not what it says, or does not keep a text's answer although it should.
+        """
+        self.say(f"{precision}: quantise")
+        static, file = recipe.method == "static", self.file(precision)
+        batch_size = 8 if static else 1
+
+        def attempt(keep: frozenset[str]) -> dict[str, Any]:
+            save_model(quantise(self.prepared, recipe, keep=keep), file)
+            return self._judge(self._open(file, disabled_optimizers), batch_size=batch_size)
+
+        kept, evidence, steps = fall_back(
+            self.prepared.layers,
+            quantise_and_judge=attempt,
+            order=lambda: self._most_sensitive(recipe),
+            max_fp32_layers=self.config.max_fp32_layers,
+        )
+        check_model(file)
+        lint(file, precision)
+        session = self._open(file, disabled_optimizers)
+        self.say(f"{precision}: compare answers in batches")
+        invariance = self._invariance(session)
+        if static and not invariance["invariant"]:
+            raise ParityError(
+                f"{precision} gives a text another answer in a batch: {invariance['flips']} flips, drift "
+                f"{invariance['max_drift']:.2g}; nothing was published"
+            )
+        self.say(f"{precision}: speed")
+        outline = read_outline(file)
+        return self._record(
+            precision,
+            sorted(file.parent / location for location in outline.locations),
+            quantisation=recipe.describe()
+            | {"fp32_layers": sorted(kept), "texts": self.probe.origin["calibration"], "steps": steps}
+            | count_products(outline),
+            disabled_optimizers=disabled_optimizers,
+            batch_invariant=static,
+            fusion=fusion_receipt(onnx.load(file, load_external_data=False), self.source.config),
+            parity=measure_difference(self.source, session, self.session("fp32")),
+            quality=evidence,
+            invariance=invariance,
+            saturation=saturation(file, self.batches(self.probe.calibration)[:_SATURATION_BATCHES]),
+            speed=self._speed(file, disabled_optimizers),
+        )
+
+    @property
+    def graph(self) -> onnx.ModelProto:
+        """The fp32 graph."""
+        assert self._graph is not None, "make_fp32 comes first"
+        return self._graph
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """The fp32 graph with its ranges on the calibration texts."""
+        return prepare(self.graph, self.batches(self.probe.calibration[: self.config.calibration_texts]))
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The judged texts as the model reads them."""
+        return self.tokenizer.rows(self.probe.judged)
+
+    @cached_property
+    def expected(self) -> Answers:
+        """What fp32 answers to the judged texts."""
+        return self._answers(self.session("fp32"), self.rows, batch_size=8)
+
+    def file(self, precision: Precision) -> Path:
+        """Return where the file of a precision is written."""
+        return self.folder / MODEL_FILES[precision]
+
+    def session(self, precision: Precision) -> OnnxSession:
+        """Open fp32 as it will be served."""
+        return self._open(self.file(precision), self._fp32_optimizers)
+
+    def batches(self, texts: Sequence[Any]) -> list[Feeds]:
+        """Return texts as inputs of the graph, a few at once."""
+        rows = self.tokenizer.rows(texts)
+        return [
+            self.tokenizer.pad(rows[start : start + _CALIBRATION_BATCH])
+            for start in range(0, len(rows), _CALIBRATION_BATCH)
+        ]
+
+    def _open(self, file: Path, disabled_optimizers: Sequence[str]) -> OnnxSession:
+        """Open a file as it will be served, without spinning threads that slow torch down beside it."""
+        return OnnxSession(file, spinning=False, disabled_optimizers=disabled_optimizers)
+
+    def _answers(self, session: OnnxSession, rows: Sequence[Row], *, batch_size: int) -> Answers:
+        return collect(
+            session, self.tokenizer, rows, kind=self.source.kind, outputs=self.source.outputs, batch_size=batch_size,
+            mask_id=self.source.tokenizer.mask_token_id,
+        )  # fmt: skip
+
+    def _judge(self, session: OnnxSession, *, batch_size: int) -> dict[str, Any]:
+        found = self._answers(session, self.rows, batch_size=batch_size)
+        evidence = judge(
+            self.expected, found, max_loss=self.config.max_loss, labels=self.probe.labels,
+            label_names=self.source.labels,
+        )  # fmt: skip
+        return evidence | {"on": self.probe.origin["judged"]}
+
+    def _most_sensitive(self, recipe: Int8Recipe) -> list[str]:
+        """Return the layers by how much it helps to leave one of them alone in fp32."""
+        rows, file = self.rows[:_SENSITIVITY_TEXTS], self.folder / "onnx" / ".sensitivity.onnx"
+        expected = self._answers(self.session("fp32"), rows, batch_size=8)
+
+        def error_without(keep: frozenset[str]) -> float:
+            written = save_model(quantise(self.prepared, recipe, keep=keep), file)
+            found = self._answers(self._open(file, DISABLED_OPTIMIZERS), rows, batch_size=8)
+            for path in written:
+                path.unlink()
+            seen: NDArray[np.bool_] = np.isfinite(expected.values)
+            return float(np.square(expected.values[seen] - found.values[seen]).mean())
+
+        layers = self.prepared.layers
+        done = 0
+
+        def counted(keep: frozenset[str]) -> float:
+            nonlocal done
+            done += 1
+            self.say(f"measure sensitivity: layer {done} of {len(layers)}")
+            return error_without(keep)
+
+        return [layer for layer, _ in sensitivity(layers, counted)]
+
+    def _invariance(self, session: OnnxSession) -> dict[str, Any]:
+        return measure_invariance(
+            session, self.tokenizer, self.rows, outputs=self.source.outputs, kind=self.source.kind,
+            mask_id=self.source.tokenizer.mask_token_id,
+        )  # fmt: skip
+
+    def _speed(self, file: Path, disabled_optimizers: Sequence[str]) -> dict[str, Any] | None:
+        if not self.config.rounds:
+            return None
+        return compare_speed(
+            {"fp32": (self.file("fp32"), self._fp32_optimizers), "int8": (file, disabled_optimizers)},
+            vocab_size=self.source.config.vocab_size,
+            max_length=self.source.max_length,
+            rounds=self.config.rounds,
+        )
+
+    def _record(self, precision: Precision, side: Sequence[Path], **about: Any) -> ModelRecord:
+        return ModelRecord(
+            file=MODEL_FILES[precision],
+            external_data=[path.relative_to(self.folder).as_posix() for path in side],
+            cpu_features=sorted(machine.cpu_features()),
+            **{"disabled_optimizers": list(DISABLED_OPTIMIZERS)} | about,
+        )
+
+
+def draft_manifest(source: Source) -> Manifest:
+    """Return what a tokenizer needs of a manifest, before there are files to name."""
+    return Manifest.model_construct(
+        inputs=list(source.inputs),
+        max_length=source.max_length,
+        padding_side=source.tokenizer.padding_side,
+        pad_token_id=source.tokenizer.pad_token_id or 0,
+    )

@@ -1,0 +1,146 @@
+"""Take turns: every contestant in a process of its own, and while one runs the others stand still.
+
+An onnxruntime session's threads spin after a call for the next one, which slows a neighbour down
+(microsoft/onnxruntime#17011: 77 ms became 160). Serving wants that spinning, so it stays on, and the processes that
+wait for their turn are stopped by the system. Speeds are compared within rounds, so a machine that slows down slows
+all of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from potstill.progress import Progress, silent
+from potstill.timing.client import CommandFailed, Worker, python_module, running
+from potstill.timing.ratio import Estimate, ratio_interval, with_interval
+
+Cell = tuple[int, int]
+"""Batch size and tokens per text."""
+GRID: tuple[Cell, ...] = ((1, 16), (1, 128), (8, 128), (32, 32))
+"""What a small box is asked: a short and a long text alone, and two batches of about equal tokens."""
+_WARM_UP_CALLS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """What runs: a command that answers as `potstill.timing.process` does, and the load message it gets first."""
+
+    command: tuple[str, ...]
+    load: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """What was measured.
+
+    Attributes:
+        cells: those that were asked for.
+        rounds: contestant -> cell -> per round the latencies in milliseconds; a cell that failed is left out.
+        failures: contestant -> why it is missing, in part or as a whole.
+    """
+
+    cells: tuple[Cell, ...]
+    rounds: dict[str, dict[Cell, list[NDArray[np.float64]]]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def median_ms(self, name: str, cell: Cell) -> float | None:
+        """Return the median latency in milliseconds, or None where it failed."""
+        rounds = self.rounds.get(name, {}).get(cell)
+        return float(np.median(np.concatenate(rounds))) if rounds else None
+
+    def ratio(self, baseline: str, name: str, cell: Cell, *, seed: int = 0) -> Estimate:
+        """Return how many times as fast as `baseline` a contestant is in one cell."""
+        return ratio_interval(
+            self.rounds[baseline][cell], self.rounds[name][cell], rng=np.random.default_rng([seed, *cell])
+        )
+
+    def overall(self, baseline: str, name: str, *, seed: int = 0, resamples: int = 2000) -> Estimate:
+        """Return the geometric mean of the ratios over all cells that both ran, with a bootstrap over rounds.
+
+        Raises:
+            ValueError: if there is no such cell.
+        """
+        cells = [cell for cell in self.cells if cell in self.rounds[baseline] and cell in self.rounds[name]]
+        if not cells:
+            raise ValueError(f"{baseline} and {name} ran no cell both")
+        logs = np.array([self._log_ratios(baseline, name, cell) for cell in cells])
+        drawn = np.random.default_rng(seed).integers(logs.shape[1], size=(resamples, *logs.shape))
+        resampled = np.median(np.take_along_axis(logs[None], drawn, axis=2), axis=2).mean(axis=1)
+        return with_interval(float(np.exp(np.median(logs, axis=1).mean())), np.exp(resampled))
+
+    def _log_ratios(self, baseline: str, name: str, cell: Cell) -> list[float]:
+        pairs = zip(self.rounds[baseline][cell], self.rounds[name][cell], strict=True)
+        return [float(np.log(np.median(slow) / np.median(fast))) for slow, fast in pairs]
+
+
+def session(file: Path, *, threads: int, disabled_optimizers: Sequence[str] = (), vocab_size: int) -> Contestant:
+    """Return a contestant that runs one ONNX file in the session that would serve it."""
+    load = {
+        "file": str(file), "threads": threads, "disabled_optimizers": list(disabled_optimizers),
+        "vocab_size": vocab_size,
+    }  # fmt: skip
+    return Contestant(python_module("potstill.timing.session"), load)
+
+
+def race(
+    contestants: Mapping[str, Contestant],
+    cells: Sequence[Cell] = GRID,
+    *,
+    rounds: int = 7,
+    block_s: float = 0.2,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Race:
+    """Time every contestant in every cell, in random turns.
+
+    Args:
+        contestants: name -> what runs.
+        cells: the sizes of input.
+        rounds: turns of each contestant per cell, at least 2.
+        block_s: how long a turn lasts at least, in seconds; at least 2 calls.
+        seed: of the turns and the inputs.
+        progress: is told of each round.
+    """
+    result, rng = Race(tuple(cells)), np.random.default_rng(seed)
+    with running({name: contestant.command for name, contestant in contestants.items()}) as workers:
+        for name, contestant in contestants.items():
+            if _ask(result, workers, name, {"do": "load", "seed": seed} | dict(contestant.load)) is None:
+                workers.pop(name).close()
+        for number, cell in enumerate(cells):
+            block = {"do": "block", "batch_size": cell[0], "num_tokens": cell[1]}
+            warm = block | {"seconds": 0, "min_calls": _WARM_UP_CALLS}
+            racing = [name for name in workers if _ask(result, workers, name, warm, cell=cell)]
+            times: dict[str, list[NDArray[np.float64]]] = {name: [] for name in racing}
+            for turn in range(rounds):
+                progress("time in turns", number * rounds + turn, len(cells) * rounds, f"{cell[0]}x{cell[1]}")
+                for position in rng.permutation(len(racing)):
+                    name = racing[position]
+                    timed = block | {"seconds": block_s, "min_calls": 2}
+                    reply = _ask(result, workers, name, timed, cell=cell) if name in times else None
+                    if reply is None:
+                        times.pop(name, None)
+                    else:
+                        times[name].append(np.asarray(reply["latencies_ms"], dtype=np.float64))
+            for name, measured in times.items():
+                result.rounds.setdefault(name, {})[cell] = measured
+    progress("time in turns", 1, 1, "")
+    return result
+
+
+def _ask(
+    result: Race, workers: Mapping[str, Worker], name: str, command: Mapping[str, Any], *, cell: Cell | None = None
+) -> dict[str, Any] | None:
+    """Wake a worker, ask it, and stop it again; return None after writing its failure down."""
+    worker = workers[name]
+    worker.resume()
+    try:
+        reply = worker.ask(command)
+    except CommandFailed as error:
+        result.failures[name] = f"{cell[0]}x{cell[1]}: {error}" if cell else str(error)
+        return None
+    worker.pause()
+    return reply
