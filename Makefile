@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+INTEROP := .venv/interop
 # An environment whose Python or packages have gone is made anew.
 WORKS := $(shell $(BIN)/python -c 'import potstill, pytest; from importlib.metadata import version as v; v("torch")' \
 	>/dev/null 2>&1 && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help install check demo test slow wheel edge ci clean
+.PHONY: help install check demo test slow wheel edge interop ci clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -55,6 +56,34 @@ edge: install ## serve a bundle from an environment that has only the serve extr
 	.venv/edge/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[serve]'
 	cd dist && ../.venv/edge/bin/python ../tests/edge_smoke.py edge-bundle fp32
 	cd dist && ../.venv/edge/bin/python ../tests/edge_smoke.py edge-bundle int8
+
+interop: export HF_HUB_OFFLINE = 1
+interop: install $(addprefix $(INTEROP)/,optimum/.installed openvino/.installed js/.installed) ## load bundles, unchanged, in other tools; needs Node
+	rm -rf dist/interop
+	$(BIN)/python tests/interop/make_bundles.py dist/interop
+	$(INTEROP)/optimum/bin/python tests/interop/with_optimum.py dist/interop
+	$(INTEROP)/optimum/bin/python tests/interop/with_sentence_transformers.py dist/interop
+	$(INTEROP)/openvino/bin/python tests/interop/with_openvino.py dist/interop
+	cp tests/interop/with_transformers_js.mjs $(INTEROP)/js
+	node $(INTEROP)/js/with_transformers_js.mjs dist/interop
+	$(BIN)/python tests/interop/docs_blocks.py dist/interop
+	mv dist/interop/docs-transformers.js.mjs $(INTEROP)/js/docs.mjs
+	cd dist/interop && ../../$(INTEROP)/optimum/bin/python docs-optimum-onnx.py
+	cd dist/interop && ../../$(INTEROP)/optimum/bin/python docs-sentence-transformers.py
+	cd dist/interop && ../../$(INTEROP)/optimum/bin/python docs-onnxruntime.py
+	cd dist/interop && ../../$(INTEROP)/openvino/bin/python docs-OpenVINO.py
+	cd dist/interop && node ../../$(INTEROP)/js/docs.mjs
+
+# Nothing is downloaded for GPUs: the library for CPUs is in onnxruntime's package.
+$(INTEROP)/js/.installed: tests/interop/package.json | $(STAMP)
+	mkdir -p $(@D) && cp $< $(@D)
+	cd $(@D) && ONNXRUNTIME_NODE_INSTALL=skip npm install --ignore-scripts --no-audit --no-fund --no-package-lock --loglevel error
+	touch $@
+
+$(INTEROP)/%/.installed: tests/interop/requirements-%.txt | $(STAMP)
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
 
 ci: check test wheel edge ## what CI runs
 

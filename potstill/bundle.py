@@ -86,7 +86,8 @@ class Manifest(_Record):
 
     schema_version: int = Field(default=SCHEMA_VERSION, ge=1, strict=True)
     task: str
-    labels: list[str] = Field(min_length=1)
+    labels: list[str] = []
+    """In the order of the outputs; empty where a task has none."""
     max_length: int = Field(ge=1)
     padding_side: Literal["left", "right"] = "right"
     pad_token_id: int = Field(default=0, ge=0)

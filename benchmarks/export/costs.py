@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -54,9 +55,9 @@ def read_costs(bundles: Path, architectures: Sequence[str]) -> dict[str, dict[st
 
 def measure_cost(command: Sequence[str]) -> dict[str, Any]:
     """Run a command to its end; return its exit code, last words, seconds and peak memory."""
-    start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        peak, usage = 0, None
+    start, peak, usage = time.perf_counter(), 0, None
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
         while usage is None:
             peak = max(peak, _resident(process.pid))
             time.sleep(_EVERY_S)
@@ -64,7 +65,8 @@ def measure_cost(command: Sequence[str]) -> dict[str, Any]:
             if pid:
                 usage, process.returncode = used, os.waitstatus_to_exitcode(status)
         seconds = time.perf_counter() - start
-        words = process.stderr.read().strip().splitlines() if process.stderr else []
+        errors.seek(0)
+        words = errors.read().strip().splitlines()
     cost = {
         "exit_code": process.returncode,
         "seconds": round(seconds, 2),

@@ -21,7 +21,7 @@ ARCHITECTURES = ("bert-base", "distilbert", "minilm-l6")
 
 _DECIDED = 4.0
 # No model hub, no usage reports.
-_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NNCF_CI": "1"}
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "CI": "true", "NNCF_CI": "1"}
 
 
 def prepare(work: Path, architectures: Sequence[str], *, opt_python: Path, ov_python: Path) -> None:

@@ -1,6 +1,6 @@
 """What came out: the ratios, the goals with their verdicts, and the tables."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from potstill.timing import Estimate, Race, verdict
@@ -42,12 +42,16 @@ def merge(races: Mapping[str, Race]) -> Race:
     return merged
 
 
-def overall(race: Race, baseline: str, name: str) -> Estimate | None:
-    """Return the geometric mean over the cells that both ran, or None if there are none."""
-    try:
-        return race.overall(baseline, name)
-    except (KeyError, ValueError):
-        return None
+def shared_cells(race: Race, baseline: str, name: str) -> list[Any]:
+    """Return the cells that both ran."""
+    ran = [race.rounds.get(each, {}) for each in (baseline, name)]
+    return [cell for cell in race.cells if all(cell in cells for cells in ran)]
+
+
+def overall(race: Race, baseline: str, name: str) -> dict[str, Any] | None:
+    """Return the geometric mean over the cells that both ran, as JSON holds it, or None if there are none."""
+    shared = shared_cells(race, baseline, name)
+    return _numbers(race.overall(baseline, name)) | {"cells": len(shared)} if shared else None
 
 
 def list_ratios(races: Mapping[str, Race]) -> list[dict[str, Any]]:
@@ -56,13 +60,12 @@ def list_ratios(races: Mapping[str, Race]) -> list[dict[str, Any]]:
     scopes = [*races.items(), *([("all", merge(races))] if len(races) > 1 else [])]
     for baseline, name in PAIRS:
         for scope, race in scopes:
-            estimate = overall(race, baseline, name)
-            if estimate is None:
+            if (mean := overall(race, baseline, name)) is None:
                 continue
-            row: dict[str, Any] = {"contestant": name, "against": baseline, "over": scope} | _numbers(estimate)
+            row: dict[str, Any] = {"contestant": name, "against": baseline, "over": scope} | mean
             if scope in races:
-                cells = [cell for cell in race.cells if cell in race.rounds[baseline] and cell in race.rounds[name]]
-                row["cells"] = {label(cell): _numbers(race.ratio(baseline, name, cell)) for cell in cells}
+                cells = shared_cells(race, baseline, name)
+                row["by_cell"] = {label(cell): _numbers(race.ratio(baseline, name, cell)) for cell in cells}
             rows.append(row)
     return rows
 
@@ -95,19 +98,17 @@ def list_goals(
     return goals
 
 
-def _speed_goal(goal: str, estimate: Estimate | None, target: float) -> dict[str, Any]:
-    row: dict[str, Any] = {"goal": goal, "asked": f"at least {target:.3f}"}
-    if estimate is None:
-        return row | {"measured": None, "verdict": UNKNOWN}
-    return row | {"measured": _numbers(estimate), "verdict": verdict(estimate, target)}
+def _speed_goal(goal: str, measured: dict[str, Any] | None, target: float) -> dict[str, Any]:
+    said = verdict(Estimate(measured["ratio"], *measured["interval_95"]), target) if measured else UNKNOWN
+    return {"goal": goal, "asked": f"at least {target:.3f}", "measured": measured, "verdict": said}
 
 
 def _never_slower(goal: str, races: Mapping[str, Race], baseline: str, name: str) -> dict[str, Any]:
     """Judge every cell by itself: one that is surely slower fails, and all must surely be as fast to pass."""
     found: list[tuple[Estimate, str]] = []
     for architecture, race in races.items():
-        both = set(race.rounds.get(baseline, {})) & set(race.rounds.get(name, {}))
-        found += [(race.ratio(baseline, name, cell), f"{architecture} {label(cell)}") for cell in both]
+        cells = shared_cells(race, baseline, name)
+        found += [(race.ratio(baseline, name, cell), f"{architecture} {label(cell)}") for cell in cells]
     row: dict[str, Any] = {"goal": goal, "asked": "at least 1 in every cell"}
     if not found:
         return row | {"measured": None, "verdict": UNKNOWN}
@@ -119,7 +120,7 @@ def _never_slower(goal: str, races: Mapping[str, Race], baseline: str, name: str
 
 def _limit_goal(goal: str, measured: float | None, limit: float) -> dict[str, Any]:
     said = UNKNOWN if measured is None else "PASS" if measured <= limit else "FAIL"
-    return {"goal": goal, "asked": f"at most {limit:g}", "measured": measured, "verdict": said}
+    return {"goal": goal, "asked": f"at most {limit:,}", "measured": measured, "verdict": said}
 
 
 def _numbers(estimate: Estimate) -> dict[str, Any]:
@@ -140,7 +141,7 @@ def describe(race: Race, sizes: Mapping[str, int], checked: Mapping[str, Mapping
             "peak_rss_bytes": found.get("peak_rss_bytes"),
         }
         if (speed := overall(race, "torch-fp32", name)) is not None:
-            row["times_torch_fp32"] = _numbers(speed)
+            row["times_torch_fp32"] = speed
         if name in race.failures:
             row["failure"] = race.failures[name]
         described[name] = row
@@ -156,12 +157,16 @@ def markdown(result: Mapping[str, Any]) -> str:
         rows = [_contestant_row(name, row, cells) for name, row in contestants.items()]
         parts += _table(["contestant", *cells, "× torch fp32", "MB", "note"], rows)
     rows = [
-        [row["contestant"], row["against"], row["over"], _shown(row), *([] if "cells" in row else [""])]
-        + ([", ".join(f"{cell} {each['ratio']:.2f}" for cell, each in row["cells"].items())] if "cells" in row else [])
+        [row["contestant"], row["against"], row["over"], _shown(row), _cells(row.get("by_cell", {}))]
         for row in result["ratios"]
     ]
     parts += ["### How many times as fast", ""]
     parts += _table(["contestant", "against", "over", "geometric mean", "cells"], rows)
+    costs = [
+        [name, f"{cost['seconds']:.0f}", f"{cost['peak_rss_bytes'] / 2**30:.2f}", cost.get("error", "")]
+        for name, cost in result["export"].items()
+    ]
+    parts += ["### What the exports cost", "", *_table(["bundle", "seconds", "GiB", "failure"], costs)]
     parts += ["### Goals", ""]
     goals = [[goal["goal"], goal["asked"], _measured(goal["measured"]), goal["verdict"]] for goal in result["goals"]]
     parts += _table(["goal", "asked", "measured", "verdict"], goals)
@@ -169,10 +174,14 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def _contestant_row(name: str, row: Mapping[str, Any], cells: Sequence[str]) -> list[str]:
-    shown: Callable[[float | None], str] = lambda value: "–" if value is None else f"{value:.1f}"  # noqa: E731
+    times = ["–" if row["median_ms"][cell] is None else f"{row['median_ms'][cell]:.1f}" for cell in cells]
     size = "–" if row["size_bytes"] is None else f"{row['size_bytes'] / 1e6:.1f}"
     speed = _shown(row["times_torch_fp32"]) if "times_torch_fp32" in row else "–"
-    return [name, *(shown(row["median_ms"][cell]) for cell in cells), speed, size, row.get("failure", "")]
+    return [name, *times, speed, size, row.get("failure", "")]
+
+
+def _cells(cells: Mapping[str, Mapping[str, Any]]) -> str:
+    return ", ".join(f"{cell} {numbers['ratio']:.2f}" for cell, numbers in cells.items())
 
 
 def _shown(numbers: Mapping[str, Any]) -> str:

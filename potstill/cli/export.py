@@ -16,74 +16,80 @@ _CONFIG = (
 )  # fmt: skip
 
 
+Checkpoint = Annotated[
+    str, typer.Argument(help="Hub id, checkpoint folder, ONNX file, or folder with one.", show_default=False)
+]
+Out = Annotated[Path, typer.Option(help="Folder for the bundle.", show_default=False)]
+Task = Annotated[str | None, typer.Option(help="What the model answers.", show_default="text-classification")]
+Precision = Annotated[
+    list[str] | None,
+    typer.Option(help="fp32, fp16, int8 or int8-static; repeatable.", show_default="fp32 int8"),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Hub id, folder or file with texts of the task: int8 is fitted and judged on them.",
+        show_default="the documentation that Python carries",
+    ),
+]
+Split = Annotated[str, typer.Option(help="Which split of the data int8 is fitted to.")]
+JudgedSplit = Annotated[str, typer.Option(help="Which split int8 is judged on, with its labels if it has some.")]
+TextColumn = Annotated[
+    list[str] | None, typer.Option(help="The data's column with the text; twice for pairs.", show_default="found")
+]
+LabelColumn = Annotated[str | None, typer.Option(help="The data's column with the label.", show_default="found")]
+MaxLength = Annotated[int | None, typer.Option(help="Longest text in tokens.", show_default="the tokenizer's own")]
+Pooling = Annotated[
+    str | None, typer.Option(help="mean, cls or max: one vector per text, in the graph.", show_default="none")
+]
+Normalize = Annotated[
+    bool | None, typer.Option("--normalize/--no-normalize", help="Give that vector length 1.", show_default="yes")
+]
+Attention = Annotated[
+    str | None, typer.Option(help="fused (onnxruntime's) or onnx (the standard's).", show_default="fused")
+]
+Opset = Annotated[int | None, typer.Option(help="ONNX operator set.", show_default="20, or 23 for --attention onnx")]
+AllowUnfused = Annotated[bool | None, typer.Option("--allow-unfused", help="Take a graph without fused attention.")]
+MaxLoss = Annotated[
+    float | None, typer.Option(help="What int8 may lose, as a share of the score.", show_default="0.01")
+]
+MaxFp32Layers = Annotated[
+    int | None, typer.Option(help="How many layers may go back to fp32 for that.", show_default="4")
+]
+CalibrationTexts = Annotated[int | None, typer.Option(help="How many texts int8 is fitted to.", show_default="256")]
+JudgedTexts = Annotated[int | None, typer.Option(help="How many texts int8 is judged on.", show_default="1000")]
+Tune = Annotated[
+    bool | None, typer.Option("--tune", help="Try int8 recipes on this machine, keep the fastest that holds.")
+]
+Rounds = Annotated[int | None, typer.Option(help="Turns of each file when speeds are compared.", show_default="5")]
+Tokenizer = Annotated[
+    str | None, typer.Option(help="Hub id or folder of the tokenizer.", show_default="the model's own")
+]
+
+
 def export(
-    checkpoint: Annotated[
-        str, typer.Argument(help="Hub id, checkpoint folder, ONNX file, or folder with one.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for the bundle.", show_default=False)],
-    task: Annotated[
-        str | None, typer.Option(help="What the model answers.", show_default="text-classification")
-    ] = None,
-    precision: Annotated[
-        list[str] | None,
-        typer.Option(help="fp32, fp16, int8 or int8-static; repeatable.", show_default="fp32 int8"),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="Hub id, folder or file with texts of the task: int8 is fitted and judged on them.",
-            show_default="the documentation that Python carries",
-        ),
-    ] = None,
-    split: Annotated[str, typer.Option(help="Which split of the data int8 is fitted to.")] = "train",
-    judged_split: Annotated[
-        str, typer.Option(help="Which split int8 is judged on, with its labels if it has some.")
-    ] = "validation",
-    text_column: Annotated[
-        list[str] | None, typer.Option(help="The data's column with the text; twice for pairs.", show_default="found")
-    ] = None,
-    label_column: Annotated[
-        str | None, typer.Option(help="The data's column with the label.", show_default="found")
-    ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(help="Longest text in tokens.", show_default="the tokenizer's own")
-    ] = None,
-    pooling: Annotated[
-        str | None, typer.Option(help="mean, cls or max: one vector per text, in the graph.", show_default="none")
-    ] = None,
-    normalize: Annotated[
-        bool | None, typer.Option("--normalize/--no-normalize", help="Give that vector length 1.", show_default="yes")
-    ] = None,
-    attention: Annotated[
-        str | None, typer.Option(help="fused (onnxruntime's) or onnx (the standard's).", show_default="fused")
-    ] = None,
-    opset: Annotated[
-        int | None, typer.Option(help="ONNX operator set.", show_default="20, or 23 for --attention onnx")
-    ] = None,
-    allow_unfused: Annotated[
-        bool | None, typer.Option("--allow-unfused", help="Take a graph without fused attention.")
-    ] = None,
-    max_loss: Annotated[
-        float | None, typer.Option(help="What int8 may lose, as a share of the score.", show_default="0.01")
-    ] = None,
-    max_fp32_layers: Annotated[
-        int | None, typer.Option(help="How many layers may go back to fp32 for that.", show_default="4")
-    ] = None,
-    calibration_texts: Annotated[
-        int | None, typer.Option(help="How many texts int8 is fitted to.", show_default="256")
-    ] = None,
-    judged_texts: Annotated[
-        int | None, typer.Option(help="How many texts int8 is judged on.", show_default="1000")
-    ] = None,
-    tune: Annotated[
-        bool | None, typer.Option("--tune", help="Try int8 recipes on this machine, keep the fastest that holds.")
-    ] = None,
-    rounds: Annotated[
-        int | None, typer.Option(help="Turns of each file when speeds are compared.", show_default="5")
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Hub id or folder of the tokenizer.", show_default="the model's own")
-    ] = None,
+    checkpoint: Checkpoint,
+    out: Out,
+    task: Task = None,
+    precision: Precision = None,
+    data: Data = None,
+    split: Split = "train",
+    judged_split: JudgedSplit = "validation",
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    max_length: MaxLength = None,
+    pooling: Pooling = None,
+    normalize: Normalize = None,
+    attention: Attention = None,
+    opset: Opset = None,
+    allow_unfused: AllowUnfused = None,
+    max_loss: MaxLoss = None,
+    max_fp32_layers: MaxFp32Layers = None,
+    calibration_texts: CalibrationTexts = None,
+    judged_texts: JudgedTexts = None,
+    tune: Tune = None,
+    rounds: Rounds = None,
+    tokenizer: Tokenizer = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:

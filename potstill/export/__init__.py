@@ -21,7 +21,6 @@ from potstill.data import Examples, Text
 from potstill.errors import CheckpointError
 from potstill.export.graph import build_graph
 from potstill.export.onnxfile import load_model
-from potstill.export.quantise import int8_recipe
 from potstill.export.source import Source, load_source, peek
 from potstill.export.texts import make_probe
 from potstill.export.tokens import check_tokens
@@ -129,8 +128,7 @@ def _make_models(shop: Workshop, *, steps: _Steps) -> dict[Precision, ModelRecor
             if config.tune:
                 made[precision] = tune(shop, precision)
             else:
-                recipe = int8_recipe("static" if precision == "int8-static" else "dynamic")
-                made[precision] = shop.make_int8(precision, recipe)
+                made[precision] = shop.make_int8(precision, shop.default_recipe(precision))
     if "fp32" not in config.precisions:
         record = made.pop("fp32")
         for name in (record.file, *record.external_data):

@@ -83,18 +83,11 @@ def collect(
         UsageError: if fill-mask has no `mask_id`.
         DataError: if there is nothing to ask about.
     """
-    places: Places | None = None
-    if kind in {TOKEN_CLASSIFICATION.name, FILL_MASK.name}:
-        places = ordinary_tokens(tokenizer, rows)
-    if kind == FILL_MASK.name:
-        assert places is not None
-        columns = session.run(tokenizer.pad(rows[:1]))[outputs[0]].shape[-1]
-        rows, places = _hide_words(rows, places, mask_id=mask_id, limit=min(_MAX_MASKED, _MAX_NUMBERS // columns))
-    if not rows or (places is not None and not any(map(len, places))):
-        raise DataError(f"there are no words to ask a {kind} model about; give texts that are not empty")
+    rows, places = _questions(session, tokenizer, rows, kind=kind, output=outputs[0], mask_id=mask_id)
+    # Without a mask the padding would be read as words, and a language model answers each word with its vocabulary.
+    alone = "attention_mask" not in rows[0] or (kind == FILL_MASK.name and shuffle is None)
     found: dict[int, Floats] = {}
-    # Without a mask the padding would be read as words.
-    for batch in _batches(rows, batch_size if "attention_mask" in rows[0] else 1, shuffle=shuffle):
+    for batch in _batches(rows, 1 if alone else batch_size, shuffle=shuffle):
         feeds = tokenizer.pad([rows[index] for index in batch])
         given = session.run(feeds)
         for position, index in enumerate(batch.tolist()):
@@ -114,6 +107,28 @@ def ordinary_tokens(tokenizer: BundleTokenizer, rows: Sequence[Row]) -> Places:
     """Return the positions of each row's tokens, without those that the tokenizer puts around and between texts."""
     frame = np.concatenate([row["input_ids"] for row in tokenizer.rows(["", ("", "")])])
     return [np.flatnonzero(~np.isin(row["input_ids"], frame)) for row in rows]
+
+
+def _questions(
+    session: OnnxSession,
+    tokenizer: BundleTokenizer,
+    rows: Sequence[Row],
+    *,
+    kind: str,
+    output: str,
+    mask_id: int | None,
+) -> tuple[Sequence[Row], Places | None]:
+    """Return what is asked, and at which tokens; None where a whole text is asked about."""
+    places: Places | None = None
+    if rows and kind in {TOKEN_CLASSIFICATION.name, FILL_MASK.name}:
+        places = ordinary_tokens(tokenizer, rows)
+        if kind == FILL_MASK.name:
+            columns = session.run(tokenizer.pad(rows[:1]))[output].shape[-1]
+            limit = min(_MAX_MASKED, _MAX_NUMBERS // columns)
+            rows, places = _hide_words(rows, places, mask_id=mask_id, limit=limit)
+    if not rows or (places is not None and not any(map(len, places))):
+        raise DataError(f"there are no words to ask a {kind} model about; give texts that are not empty")
+    return rows, places
 
 
 def _hide_words(rows: Sequence[Row], ordinary: Places, *, mask_id: int | None, limit: int) -> tuple[list[Row], Places]:

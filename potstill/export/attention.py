@@ -23,8 +23,6 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from potstill.errors import CheckpointError
-
 Attention = Literal["fused", "onnx"]
 
 OPERATORS: dict[str, str] = {"fused": "MultiHeadAttention", "onnx": "Attention"}
@@ -62,7 +60,7 @@ def write_attention(
 
     Args:
         form: which operator.
-        query: (B, T, heads * width), like `key`, `value` and the result; key and value may have fewer heads.
+        query: (B, T, heads * width), like `key`, `value` and the result.
         key: what is looked at.
         value: what is taken from there.
         heads: the number of heads of `query`.
@@ -74,7 +72,7 @@ def write_attention(
     if form == "fused":
         attributes |= {"num_heads": heads, "mask_filter_value": MASKED}
         return _write_fused(query, key, value, mask=mask, bias=bias, attributes=attributes)
-    attributes |= {"q_num_heads": heads, "kv_num_heads": key.shape[-1] * heads // query.shape[-1]}
+    attributes |= {"q_num_heads": heads, "kv_num_heads": heads}
     if mask is None or bias is not None:
         mask = bias if mask is None else torch.where(mask, bias, MASKED)
     return write_operator(OPERATORS[form], (query, key, value, mask), attributes, version=23)
@@ -99,8 +97,6 @@ def _write_fused(
     attributes: dict[str, int | float],
 ) -> Tensor:
     """Tell a mask of keys, (B, T), which the operator takes, from one of pairs, (B, 1, T, T), which is added."""
-    if key.shape[-1] != query.shape[-1]:
-        raise CheckpointError("several query heads share a key in this model; export it with attention 'onnx'")
     if mask is None or mask.ndim == 2:
         return write_operator(_FUSED, (query, key, value, None, mask, bias), attributes)
     pairs = torch.where(mask, 0.0 if bias is None else bias, MASKED)
@@ -122,6 +118,8 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Stand in for transformers' attention: (B, heads, T, width) each; return (B, T, heads, width)."""
     batch, heads, length, width = query.shape
+    if key.shape[1] != heads:  # some share theirs
+        key, value = (states.repeat_interleave(heads // states.shape[1], dim=1) for states in (key, value))
     merged = [states.transpose(1, 2).reshape(batch, length, -1) for states in (query, key, value)]
     output = write_attention(form, *merged, heads=int(heads), scale=scaling, mask=attention_mask, bias=position_bias)
     return output.reshape(batch, length, heads, width), None

@@ -1,6 +1,7 @@
 """Tidy an exported graph without changing its answers: no leftovers of the trace, weights as constants, real names."""
 
 import ast
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
@@ -25,6 +26,7 @@ def clean(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = model.graph
     merge_heads(graph)
     fold_transposes(graph)
+    share_equal_weights(graph)
     tie_vocabulary(graph)
     slice_positions(graph)
     drop_dead(graph)
@@ -84,6 +86,18 @@ def fold_transposes(graph: onnx.GraphProto) -> None:
                 user.input[:] = [name if read == node.output[0] else read for read in user.input]
 
 
+def share_equal_weights(graph: onnx.GraphProto) -> None:
+    """Store equal matrices once; the exporter turns a weight that ALBERT's layers share anew for each of them."""
+    first: dict[tuple[tuple[int, ...], str], str] = {}
+    names: dict[str, str] = {}
+    for tensor in sorted(graph.initializer, key=lambda tensor: tensor.name.startswith("val_")):
+        if len(tensor.dims) == 2:
+            content = hashlib.sha256(numpy_helper.to_array(tensor).tobytes()).hexdigest()
+            names[tensor.name] = first.setdefault((tuple(tensor.dims), content), tensor.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+
+
 def tie_vocabulary(graph: onnx.GraphProto) -> None:
     """Let the product with the vocabulary use the table of word embeddings itself, where the model ties the two.
 
@@ -110,10 +124,13 @@ def _table_of(
     if name in producer:
         turned = producer[name]
         return turned.input[0] if turned.op_type == "Transpose" and turned.input[0] in tables else None
-    for table in tables:
-        if name in weights and list(weights[table].dims) == list(reversed(weights[name].dims)):
-            if np.array_equal(numpy_helper.to_array(weights[table]), numpy_helper.to_array(weights[name]).T):
-                return table
+    if name not in weights:
+        return None
+    matrix = weights[name]
+    for table in (weights[other] for other in tables):
+        alike = list(table.dims) == list(matrix.dims)[::-1]
+        if alike and np.array_equal(numpy_helper.to_array(table), numpy_helper.to_array(matrix).T):
+            return table.name
     return None
 
 
@@ -179,20 +196,20 @@ def _counts_from_zero(ids: onnx.NodeProto, weights: dict[str, onnx.TensorProto])
 
 def name_after_modules(graph: onnx.GraphProto) -> None:
     """Call nodes, and weights that the exporter has turned, after their module: "classifier/Gemm"."""
-    weights, taken = _weights(graph), Counter(tensor.name for tensor in graph.initializer)
-    names: dict[str, str] = {}
+    weights = _weights(graph)
+    names = {name: name.removeprefix(WRAPPER) for name in weights}
+    taken = Counter(names.values())
     for node in graph.node:
         path = _module_of(node)
         wanted = f"{path}/{node.op_type}" if path else node.op_type
         taken[wanted] += 1
         node.name = wanted if taken[wanted] == 1 else f"{wanted}_{taken[wanted]}"
         weight = node.input[1] if node.op_type in {"MatMul", "Gemm"} else ""
-        if path and weight in weights and weight.startswith("val_") and not taken[f"{path}.weight"]:
+        if path and names.get(weight, "").startswith("val_") and not taken[f"{path}.weight"]:
             taken[f"{path}.weight"] += 1
-            names.setdefault(weight, f"{path}.weight")
-    names |= {name: name.removeprefix(WRAPPER) for name in weights if name.startswith(WRAPPER)}
+            names[weight] = f"{path}.weight"
     for tensor in graph.initializer:
-        tensor.name = names.get(tensor.name, tensor.name)
+        tensor.name = names[tensor.name]
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
 

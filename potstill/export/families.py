@@ -153,7 +153,7 @@ def _deberta_columns(encoder: Any, *, reach: int, span: int) -> Tensor:
 
 def _deberta_positions(attention: Any, embeddings: Tensor | None) -> dict[str, Tensor]:
     """Project the embeddings of all distances, as every run would do again; the scores' factor is in them."""
-    if not attention.relative_attention:
+    if embeddings is None:
         return {}
     rows = embeddings[: 2 * attention.pos_ebd_size]
     factor = _deberta_scale(attention)
@@ -215,7 +215,7 @@ def _deberta_attention(
 def _modernbert(model: Any, form: Attention) -> list[_Change]:
     rotary = model.rotary_emb
     positions = torch.arange(model.config.max_position_embeddings)[None]
-    members = {}
+    members: dict[str, Any] = {}
     for kind in sorted(set(model.config.layer_types)):
         tables = rotary(torch.zeros(()), positions, kind)
         # The second half of the width repeats the first.
@@ -249,10 +249,11 @@ def _modernbert_attention(
 
 def _rotate(form: Attention, states: Tensor, tables: tuple[Tensor, Tensor], *, heads: int) -> Tensor:
     """Write the operator that turns (B, T, heads * width) by its positions."""
-    if form == "fused":
-        start = torch.zeros(1, dtype=torch.int64)  # the position of the first token
-        return write_operator("com.microsoft::RotaryEmbedding", (states, start, *tables), {"num_heads": heads})
     positions = torch.arange(states.shape[1], device=states.device).expand(states.shape[:2])
+    if form == "fused":
+        # OpenVINO wants the attribute, which onnxruntime need not have, and misreads a start in place of positions.
+        flags: dict[str, Any] = {"num_heads": heads, "interleaved": 0}
+        return write_operator("com.microsoft::RotaryEmbedding", (states, positions, *tables), flags)
     return write_operator("RotaryEmbedding", (states, *tables, positions), {"num_heads": heads}, version=23)
 
 

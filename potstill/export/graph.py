@@ -26,6 +26,7 @@ SENTENCE_EMBEDDING = "sentence_embedding"
 """The output that pooling adds."""
 # Gelu is one operator from 20 on, and onnxruntime 1.17 reads it; Attention is standard from 23 on.
 OPSETS: dict[str, int] = {"fused": 20, "onnx": 23}
+_KNOWN = "bert, roberta, distilbert, electra, albert, mobilebert, mpnet, modernbert or deberta-v2"
 # Sizes of the example that is traced: 0 and 1 would be taken for constants.
 _EXAMPLE_BATCH, _EXAMPLE_LENGTH = 2, 16
 # As sentence-transformers' Pooling, and torch's normalize, have them.
@@ -77,14 +78,15 @@ def check_encoder(model: PreTrainedModel) -> None:
         CheckpointError: saying what is exported instead.
     """
     config = model.config
-    kind = "an encoder with a decoder" if config.is_encoder_decoder else "a decoder"
-    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if not encoder or config.is_encoder_decoder or getattr(config, "is_decoder", False):
-        raise CheckpointError(
-            f"{config.model_type} models are not exported: only encoders are, such as bert, roberta, distilbert, "
-            f"modernbert or deberta-v2, and this is {kind}; fine-tune or distil an encoder for the task, or export "
-            "this model with optimum"
-        )
+    what = f"{config.model_type} models are"
+    if getattr(config, "is_decoder", False):
+        what = f"this {config.model_type} model is set up as a decoder (is_decoder in its config.json), which is"
+    elif config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder:
+        return
+    raise CheckpointError(
+        f"{what} not exported: only encoders without a decoder are, such as {_KNOWN}; fine-tune or distil one of these "
+        "for the task, or export this model with optimum"
+    )
 
 
 class _Positional(torch.nn.Module):
@@ -139,7 +141,8 @@ def _trace(wrapper: _Positional, *, inputs: Sequence[str], outputs: Sequence[str
     except (ValueError, RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         family = wrapper.model.config.model_type
         raise CheckpointError(
-            f"{family} models cannot be exported: {_cause(error)}; bert, roberta, distilbert, modernbert and deberta-v2 can"
+            f"this {family} model cannot be exported, because torch cannot trace it: {_cause(error)}; models of the "
+            f"family {_KNOWN} can"
         ) from error
     assert program is not None
     model: onnx.ModelProto = program.model_proto

@@ -17,7 +17,7 @@ from potstill.export.onnxfile import save_model
 
 Feeds = Mapping[str, NDArray[np.int64]]
 # A head with fewer columns costs no time, and its rounding goes straight into the answer.
-FEWEST_COLUMNS = 64
+FEWEST_COLUMNS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,8 @@ class Layer:
     """MatMul nodes with the weight as their second input."""
     tied: bool = False
     """Whether it is one Gemm with the table of word embeddings itself, as in masked language models."""
+    shared: bool = False
+    """Whether other layers have the same weights, as in ALBERT: then they cannot take a set of factors each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +57,21 @@ def find_layers(graph: onnx.GraphProto) -> list[Layer]:
     """Return the layers of a graph whose products are worth integers, in the graph's order."""
     uses = Counter(name for node in graph.node for name in node.input)
     matrices = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 2}
-    tables = {node.input[0] for node in graph.node if node.op_type == "Gather"}
+    # A table that is quantised already is looked up under its new name, while a product still has the old one.
+    tables = {node.input[0].removesuffix("_int8") for node in graph.node if node.op_type == "Gather"}
     layers: dict[str, Layer] = {}
     for node in graph.node:
         weight = matrices.get(node.input[1]) if node.op_type in {"MatMul", "Gemm"} else None
         if weight is None or node.input[0] in matrices:
             continue
         tied = node.op_type == "Gemm" and weight.name in tables
-        # A weight that two products share cannot take two sets of factors.
-        plain = node.op_type == "MatMul" and uses[weight.name] == 1 and weight.dims[1] >= FEWEST_COLUMNS
+        plain = node.op_type == "MatMul" and weight.dims[1] >= FEWEST_COLUMNS
         if tied or plain:
             before = layers.get(node.input[0])
             nodes = (*before.nodes, node) if before else (node,)
             name = before.name if before else layer_name(weight.name)
-            layers[node.input[0]] = Layer(name, node.input[0], nodes, tied)
+            shared = uses[weight.name] > 1 or bool(before and before.shared)
+            layers[node.input[0]] = Layer(name, node.input[0], nodes, tied, shared)
     return list(layers.values())
 
 
@@ -80,6 +83,7 @@ def layer_name(weight: str) -> str:
 def split_gemms(graph: onnx.GraphProto) -> None:
     """Write every Gemm with a wide enough constant matrix as MatMul and Add, in place, so that it can be quantised."""
     weights = {tensor.name: tensor for tensor in graph.initializer}
+    uses = Counter(name for node in graph.node for name in node.input)
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         flags = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
@@ -88,11 +92,12 @@ def split_gemms(graph: onnx.GraphProto) -> None:
         if weight is None or min(weight.dims) < FEWEST_COLUMNS:
             nodes.append(node)
             continue
-        name = node.input[1]
+        if uses[weight.name] > 1:  # the table of word embeddings, or a weight that another product wants as it is
+            nodes.append(node)
+            continue
+        name = weight.name
         if flags.get("transB"):
-            name = f"{node.input[1]}_transposed"
-            transposed = np.ascontiguousarray(numpy_helper.to_array(weight).T)
-            graph.initializer.append(numpy_helper.from_array(transposed, name))
+            weight.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(numpy_helper.to_array(weight).T), name))
         product, added = and_bias(node)
         nodes += [helper.make_node("MatMul", [node.input[0], name], [product], name=f"{name}_product"), *added]
     replace_nodes(graph, nodes)

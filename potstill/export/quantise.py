@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from potstill import machine
+from potstill.errors import CheckpointError
 from potstill.export.clean import drop_dead
 from potstill.export.integer_attention import find_attention
 from potstill.export.products import (
+    FEWEST_COLUMNS,
     Feeds,
     Layer,
     Range,
@@ -86,11 +88,19 @@ class Prepared:
 
 
 def prepare(model: onnx.ModelProto, batches: Iterable[Feeds]) -> Prepared:
-    """Copy a graph and measure its activations on real texts."""
+    """Copy a graph and measure its activations on real texts.
+
+    Raises:
+        CheckpointError: if no product is worth integers.
+    """
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     split_gemms(copied.graph)
     layers = find_layers(copied.graph)
+    if not layers:
+        raise CheckpointError(
+            f"there is nothing to quantise: no matrix of the model has {FEWEST_COLUMNS} columns; export it as fp32"
+        )
     ranges = measure_ranges(copied, [layer.activation for layer in layers], batches)
     return Prepared(copied, tuple(layer.name for layer in layers), ranges)
 
@@ -110,8 +120,8 @@ def quantise(prepared: Prepared, recipe: Int8Recipe, *, keep: frozenset[str] = f
     for layer in find_layers(graph):
         if layer.name in keep:
             continue
-        found = prepared.ranges[layer.activation]
-        if recipe.smoothing is not None and not layer.tied:
+        found = prepared.ranges.get(layer.activation)
+        if recipe.smoothing is not None and found is not None and not layer.tied and not layer.shared:
             layer, found = smooth(graph, layer, found, alpha=recipe.smoothing)
         _quantise_layer(graph, layer, found, recipe=recipe)
     if recipe.gelu == "tanh":
@@ -132,11 +142,12 @@ def static_scale(found: Range) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     return np.array(scale, np.float32), np.array(np.clip(round(-low / scale), 0, 255), np.uint8)
 
 
-def _quantise_layer(graph: onnx.GraphProto, layer: Layer, found: Range, *, recipe: Int8Recipe) -> None:
+def _quantise_layer(graph: onnx.GraphProto, layer: Layer, found: Range | None, *, recipe: Int8Recipe) -> None:
     """Replace the products of a layer by integer ones, in place."""
     entry = f"{layer.activation}_quantised"
     enter = [helper.make_node("DynamicQuantizeLinear", [layer.activation], _triple(entry), name=entry)]
     if recipe.method == "static":
+        assert found is not None, "static scales need texts"
         scale, zero = static_scale(found)
         graph.initializer.extend([_tensor(scale, f"{entry}_scale"), _tensor(zero, f"{entry}_zero")])
         enter = [helper.make_node("QuantizeLinear", [layer.activation, *_triple(entry)[1:]], [entry], name=entry)]
@@ -173,7 +184,9 @@ def _triple(name: str) -> list[str]:
 
 
 def _store_matrix(graph: onnx.GraphProto, name: str, matrix: NDArray[np.float32], *, recipe: Int8Recipe) -> None:
-    """Add the int8 form of a matrix to a graph: `name`_int8, _scale and _zero."""
+    """Add the int8 form of a matrix to a graph: `name`_int8, _scale and _zero. Another layer may have done it."""
+    if any(tensor.name == f"{name}_int8" for tensor in graph.initializer):
+        return
     integers, scales = quantise_matrix(
         matrix, largest=_LARGEST_WEIGHT[recipe.weight_bits], axis=0 if recipe.per_channel else None
     )
@@ -247,19 +260,23 @@ def _quantise_tables(graph: onnx.GraphProto, *, recipe: Int8Recipe, keep: frozen
     nodes: list[onnx.NodeProto] = []
     done: set[str] = set()
     for node in graph.node:
-        table = tables.get(node.input[0]) if node.op_type == "Gather" else None
+        # Words are gathered by their ids; positions, which come in order, are sliced.
+        table = tables.get(node.input[0]) if node.op_type in {"Gather", "Slice"} else None
         if table is None or table.dims[0] < _SMALLEST_TABLE or layer_name(table.name) in keep:
             nodes.append(node)
             continue
-        name, ids, rows = table.name, node.input[1], node.output[0]
+        name, rows = table.name, node.output[0]
         if name not in done:
             largest = _LARGEST_WEIGHT[recipe.weight_bits]
             integers, scales = quantise_matrix(numpy_helper.to_array(table), largest=largest, axis=1)
             graph.initializer.extend([_tensor(integers, f"{name}_int8"), _tensor(scales, f"{name}_scale")])
             done.add(name)
+        for part in ("int8", "scale"):
+            picked = onnx.NodeProto()
+            picked.CopyFrom(node)
+            picked.input[0], picked.output[0], picked.name = f"{name}_{part}", f"{rows}_{part}", f"{rows}_{part}"
+            nodes.append(picked)
         nodes += [
-            helper.make_node("Gather", [f"{name}_int8", ids], [f"{rows}_int8"], name=f"{rows}_int8", axis=0),
-            helper.make_node("Gather", [f"{name}_scale", ids], [f"{rows}_scale"], name=f"{rows}_scale", axis=0),
             helper.make_node("Cast", [f"{rows}_int8"], [f"{rows}_float"], name=f"{rows}_float", to=TensorProto.FLOAT),
             helper.make_node("Mul", [f"{rows}_float", f"{rows}_scale"], [rows], name=f"{rows}_rows"),
         ]

@@ -168,7 +168,8 @@ def load_source(
         task=wanted,
         config=model.config,
         tokenizer=checkpoint.tokenizer,
-        inputs=tuple(accepted_inputs(model)),
+        # A model that can take token types need not have a tokenizer that makes them: RoBERTa's does not.
+        inputs=tuple(name for name in accepted_inputs(model) if name in checkpoint.tokenizer.model_input_names),
         outputs=_output_names(wanted, pooling),
         max_length=_longest(name, model.config, checkpoint.tokenizer, asked=max_length),
         pooling=pooling,

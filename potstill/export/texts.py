@@ -48,7 +48,7 @@ def make_probe(
         judged_texts: how many it is judged on at most.
     """
     seen = [_as_text(text) for text in calibration[:calibration_texts]]
-    origin = {"calibration": "texts of the task" if seen else _PYTHON_DOCS}
+    origin = {"calibration": "texts of the task" if seen else _PYTHON_DOCS if calibration_texts else "no texts"}
     if not seen:
         seen = _documentation(task, "train")[:calibration_texts]
     if examples is not None:

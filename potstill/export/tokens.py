@@ -92,7 +92,7 @@ def check_tokens(
 
 
 def nasty_texts(real: Sequence[Text], *, count: int, seed: int) -> Iterator[Text]:
-    """Yield `count` texts: those of `NASTY`, then random ones, pairs of them, and real ones with a sting."""
+    """Yield `count` texts: those of `NASTY`, then random ones, pairs of them, and real ones that are disturbed."""
     yield from NASTY[:count]
     generator = np.random.default_rng(seed)
     for number in range(count - len(NASTY)):
@@ -104,8 +104,8 @@ def nasty_texts(real: Sequence[Text], *, count: int, seed: int) -> Iterator[Text
             text = real[int(generator.integers(len(real)))] if real else "it was good"
             first, rest = text if isinstance(text, tuple) else (text, None)
             place = int(generator.integers(len(first) + 1))
-            stung = first[:place] + _random_text(generator) + first[place:]
-            yield stung if rest is None else (stung, rest)
+            disturbed = first[:place] + _random_text(generator) + first[place:]
+            yield disturbed if rest is None else (disturbed, rest)
 
 
 def _random_text(generator: np.random.Generator) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from potstill.bundle import ModelRecord, Precision
 from potstill.errors import ParityError
 from potstill.export.onnxfile import save_model
-from potstill.export.quantise import Int8Recipe, int8_recipe, quantise
+from potstill.export.quantise import Int8Recipe, quantise
 from potstill.export.workshop import DISABLED_OPTIMIZERS, Workshop
 from potstill.machine import available_cores, cpu_name
 from potstill.timing import Race, race
@@ -32,17 +32,17 @@ class Candidate:
     disabled_optimizers: tuple[str, ...] = DISABLED_OPTIMIZERS
 
 
-def candidates(precision: Precision) -> dict[str, Candidate]:
+def candidates(plain: Int8Recipe) -> dict[str, Candidate]:
     """Return the default and everything that differs from it in one thing, by name."""
-    plain = int8_recipe("static" if precision == "int8-static" else "dynamic")
     changed = {
         "integer attention": Candidate(replace(plain, attention="integer")),
         "tanh gelu": Candidate(replace(plain, gelu="tanh")),
         "per tensor": Candidate(replace(plain, per_channel=False)),
-        "no smoothing": Candidate(replace(plain, smoothing=None)),
         "fused skip norm": Candidate(plain, ()),
     }
-    if precision == "int8":
+    if plain.smoothing is not None:
+        changed["no smoothing"] = Candidate(replace(plain, smoothing=None))
+    if plain.smoothing is not None and plain.method == "dynamic":
         changed["static"] = Candidate(replace(plain, method="static"))
     return {_DEFAULT: Candidate(plain)} | changed
 
@@ -66,7 +66,7 @@ def tune(shop: Workshop, precision: Precision) -> ModelRecord:
     Raises:
         ParityError: if none holds, with the last one's reason.
     """
-    tried = candidates(precision)
+    tried = candidates(shop.default_recipe(precision))
     with TemporaryDirectory() as folder:
         shop.say(f"{precision}: time {len(tried)} recipes")
         first = _race(shop, tried, Path(folder))

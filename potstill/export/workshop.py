@@ -1,6 +1,7 @@
 """Make and check one file after another: every precision of a bundle goes through the same gates."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from potstill.export.onnxfile import check_model, lint, save_model
 from potstill.export.parity import check_parity, measure_difference
 from potstill.export.products import Feeds
 from potstill.export.quality import judge
-from potstill.export.quantise import Int8Recipe, Prepared, prepare, quantise
+from potstill.export.quantise import Int8Recipe, Prepared, int8_recipe, prepare, quantise
 from potstill.export.receipt import check_fusion, fusion_receipt
 from potstill.export.saturation import saturation
 from potstill.export.source import Source
@@ -102,6 +103,11 @@ class Workshop:
             quality=evidence,
         )
 
+    def default_recipe(self, precision: Precision) -> Int8Recipe:
+        """Return how to quantise for this CPU; without texts, outliers stay where they are."""
+        recipe = int8_recipe("static" if precision == "int8-static" else "dynamic")
+        return recipe if self.config.calibration_texts else replace(recipe, smoothing=None)
+
     def make_int8(
         self, precision: Precision, recipe: Int8Recipe, *, disabled_optimizers: Sequence[str] = DISABLED_OPTIMIZERS
     ) -> ModelRecord:
@@ -148,7 +154,7 @@ class Workshop:
             parity=measure_difference(self.source, session, self.session("fp32")),
             quality=evidence,
             invariance=invariance,
-            saturation=saturation(file, self.batches(self.probe.calibration)[:_SATURATION_BATCHES]),
+            saturation=saturation(file, self.batches(self.probe.judged[: _CALIBRATION_BATCH * _SATURATION_BATCHES])),
             speed=self._speed(file, disabled_optimizers),
         )
 
@@ -161,7 +167,7 @@ class Workshop:
     @cached_property
     def prepared(self) -> Prepared:
         """The fp32 graph with its ranges on the calibration texts."""
-        return prepare(self.graph, self.batches(self.probe.calibration[: self.config.calibration_texts]))
+        return prepare(self.graph, self.batches(self.probe.calibration))
 
     @cached_property
     def rows(self) -> list[Row]:

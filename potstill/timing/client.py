@@ -42,7 +42,8 @@ class Worker:
         """Start `command`, which answers as `potstill.timing.process` does."""
         self._timeout_s = timeout_s
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
-        # A session of its own: Ctrl-C reaches the asking process alone, which then ends its workers.
+        # A group of its own: Ctrl-C reaches the asking process alone, which then ends its workers. Not a session of its
+        # own: if the asking process is killed, the system ends the stopped groups that it leaves in its session.
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -51,7 +52,7 @@ class Worker:
             text=True,
             encoding="utf-8",
             env=_environment(),
-            start_new_session=True,
+            process_group=0,
         )
         self._replies: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -95,7 +96,7 @@ class Worker:
         self._process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
-        """End the process, kindly first, and wait until it is gone."""
+        """End the process, kindly first, with all that it started, and wait until it is gone."""
         self.resume()
         if self._process.stdin is not None:
             with suppress(OSError):
@@ -105,6 +106,9 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        # A child that it left behind would hold the pipe open, and the reader would wait on.
+        with suppress(OSError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._reader.join()
         if self._process.stdout is not None:
             self._process.stdout.close()

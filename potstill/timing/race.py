@@ -40,7 +40,7 @@ class Race:
     Attributes:
         cells: those that were asked for.
         rounds: contestant -> cell -> per round the latencies in milliseconds; a cell that failed is left out.
-        failures: contestant -> why it is missing, in part or as a whole.
+        failures: contestant -> why it is missing, in part or as a whole; the first reason if there are several.
     """
 
     cells: tuple[Cell, ...]
@@ -138,9 +138,9 @@ def _ask(
     worker = workers[name]
     worker.resume()
     try:
-        reply = worker.ask(command)
+        return worker.ask(command)
     except CommandFailed as error:
-        result.failures[name] = f"{cell[0]}x{cell[1]}: {error}" if cell else str(error)
+        result.failures.setdefault(name, f"{cell[0]}x{cell[1]}: {error}" if cell else str(error))
         return None
-    worker.pause()
-    return reply
+    finally:
+        worker.pause()

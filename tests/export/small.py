@@ -49,13 +49,12 @@ def bundle_tokenizer(folder, *, max_length=32, inputs=INPUTS, **fields):
     return BundleTokenizer(folder, manifest)
 
 
-def model(nodes, outputs, *, constants=(), inputs=None, floats=()):
-    """Return a graph of `nodes`; `outputs` and `floats` (further inputs) are float tensors, `constants` named arrays."""
+def model(nodes, outputs, *, constants=(), inputs=INPUTS):
+    """Return a graph of `nodes`; `outputs` are float tensors, `constants` named arrays."""
     graph = helper.make_graph(
         nodes,
         "small",
-        [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in inputs or INPUTS]
-        + [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in floats],
+        [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in inputs],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in dict(constants).items()],
     )

@@ -8,54 +8,132 @@ import onnxruntime
 import pytest
 import torch
 from tokenizers import Tokenizer
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForTokenClassification,
+    BertModel,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+)
 
 import potstill.export as exporting
 from potstill.bundle import read_bundle
 from potstill.checkpoint import load_checkpoint
-from potstill.errors import CheckpointError, OutputError, ParityError
-from potstill.export import export_bundle
-from potstill.export.quantise import count_quantised, int8_recipe
-from potstill.export.smooth import smooth
+from potstill.data import Examples
+from potstill.errors import CheckpointError, OutputError, ParityError, UsageError
+from potstill.export import export_bundle, quantise
+from potstill.export.quantise import int8_recipe
 from potstill.sections import ExportConfig
-from potstill.serve import Encoder, OnnxSession
+from potstill.serve import Encoder
 from potstill.task import TEXT_CLASSIFICATION
+from tests import tiny
 
 TEXTS = ["we saw a wave", "snow on the peak and a trail", "sail", "the old things", "gull " * 80]
+pytestmark = pytest.mark.usefixtures("few_texts")
+
+QUICK = {"rounds": 0, "judged_texts": 60, "calibration_texts": 32}
 
 
-def test_a_bundle_holds_the_hub_layout_and_a_true_manifest(tiny_bundle, tiny_teacher):
-    files = sorted(path.relative_to(tiny_bundle).as_posix() for path in tiny_bundle.rglob("*") if path.is_file())
+def examples(count=80):
+    rows = tiny.sentences(count, seed=11)
+    return Examples(
+        name="made", split="validation", texts=[text for text, _ in rows],
+        labels=np.array([label for _, label in rows]), label_names=tiny.LABELS, sha256="0" * 64,
+    )  # fmt: skip
+
+
+def export(checkpoint, out, **settings):
+    """Export without measuring speeds; texts are those of the tiny task."""
+    more = {name: settings.pop(name) for name in ("task", "overwrite") if name in settings}
+    texts = [text for text, _ in tiny.sentences(32, seed=9)]
+    return export_bundle(
+        str(checkpoint),
+        out,
+        config=ExportConfig(**{**QUICK, **settings}),
+        calibration=texts,
+        examples=examples(),
+        **more,
+    )
+
+
+@pytest.fixture(scope="module")
+def full_bundle(tiny_teacher, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("full") / "bundle"
+    export(tiny_teacher, folder, precisions=["fp32", "fp16", "int8", "int8-static"], rounds=2)
+    return folder
+
+
+def test_a_bundle_holds_the_hub_layout_and_a_true_manifest(full_bundle, tiny_teacher):
+    files = sorted(path.relative_to(full_bundle).as_posix() for path in full_bundle.rglob("*") if path.is_file())
     assert files == [
         "config.json",
         "onnx/model.onnx",
+        "onnx/model_fp16.onnx",
         "onnx/model_int8.onnx",
+        "onnx/model_int8_static.onnx",
         "potstill.json",
         "tokenizer.json",
         "tokenizer_config.json",
     ]
-    manifest = read_bundle(tiny_bundle).manifest
+    manifest = read_bundle(full_bundle).manifest
     model = load_checkpoint(str(tiny_teacher), TEXT_CLASSIFICATION).model
     assert manifest.labels == ["mountain", "sea"]
+    assert manifest.problem_type == "single_label_classification"
     assert manifest.max_length == 64
     assert manifest.inputs == ["input_ids", "attention_mask", "token_type_ids"]
     assert manifest.outputs == ["logits"]
     assert manifest.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert manifest.architecture["layers"] == 4
-    assert manifest.models["fp32"].fusion["attention_found"] == 4
-    assert manifest.models["fp32"].batch_invariant
-    assert not manifest.models["int8"].batch_invariant
-    assert manifest.models["fp32"].parity["max_abs_difference"] < 1e-4
+    assert manifest.tokenizer_parity["texts"] == 2000
     assert manifest.made["packages"]["onnxruntime"] == onnxruntime.__version__
+    assert {name: record.batch_invariant for name, record in manifest.models.items()} == {
+        "fp32": True, "fp16": True, "int8": False, "int8-static": True,
+    }  # fmt: skip
+    for record in manifest.models.values():
+        assert record.fusion["attention_found"] == 4
+    fp32, fp16 = manifest.models["fp32"], manifest.models["fp16"]
+    assert fp32.parity["max_abs_difference"] < 1e-4
+    assert fp32.quality is None
+    assert (fp16.parity["gpu"], fp16.quality["verdict"] != "FAIL") == ("unchecked", True)
 
 
-def test_both_files_pass_the_onnx_checker(tiny_bundle):
-    for file in (tiny_bundle / "onnx").iterdir():
+@pytest.mark.parametrize("precision", ["int8", "int8-static"])
+def test_int8_says_how_it_was_made_judged_and_measured(precision, full_bundle):
+    record = read_bundle(full_bundle).manifest.models[precision]
+    method = "static" if precision == "int8-static" else "dynamic"
+    assert int8_recipe(method).describe().items() <= record.quantisation.items()
+    assert record.quantisation["integer"] == 4 * 6 + 1
+    assert record.quantisation["fp32_layers"] == []
+    assert record.quality["holds"]
+    assert record.quality["labelled"]["metric"] == "accuracy"
+    assert record.quality["on"] == "made (validation)"
+    assert record.invariance["texts"] == 60
+    assert record.invariance["invariant"] == (precision == "int8-static")
+    assert record.saturation["products"] == 25
+    assert record.speed["verdict"] in {"faster", "slower", "no faster"}
+    assert {cell["num_tokens"] for cell in record.speed["cells"]} == {16, 64}  # 128 is more than the model reads
+
+
+def test_every_file_passes_the_onnx_checker(full_bundle):
+    for file in (full_bundle / "onnx").iterdir():
         onnx.checker.check_model(onnx.load(file))
 
 
-def test_the_bundle_opens_in_plain_onnxruntime_and_tokenizers(tiny_bundle, tiny_teacher):
-    session = onnxruntime.InferenceSession(tiny_bundle / "onnx" / "model.onnx", providers=["CPUExecutionProvider"])
-    tokenizer = Tokenizer.from_file(str(tiny_bundle / "tokenizer.json"))
+def test_all_precisions_name_the_same_labels(full_bundle):
+    answers = {
+        name: Encoder(full_bundle, precision=name).logits(TEXTS).argmax(-1)
+        for name in read_bundle(full_bundle).manifest.models
+    }
+    for name, found in answers.items():
+        assert np.array_equal(found, answers["fp32"]), name
+
+
+def test_the_bundle_opens_in_plain_onnxruntime_and_tokenizers(full_bundle, tiny_teacher):
+    session = onnxruntime.InferenceSession(full_bundle / "onnx" / "model.onnx", providers=["CPUExecutionProvider"])
+    tokenizer = Tokenizer.from_file(str(full_bundle / "tokenizer.json"))
     tokenizer.enable_truncation(64)
     checkpoint = load_checkpoint(str(tiny_teacher), TEXT_CLASSIFICATION)
     for text in TEXTS:
@@ -70,13 +148,72 @@ def test_the_bundle_opens_in_plain_onnxruntime_and_tokenizers(tiny_bundle, tiny_
         np.testing.assert_allclose(session.run(["logits"], feeds)[0], reference.numpy(), atol=1e-4)
 
 
-def test_int8_names_the_same_labels_and_is_really_integer(tiny_bundle):
-    counts = count_quantised(tiny_bundle / "onnx" / "model_int8.onnx")
-    assert counts["integer_matmuls"] == 4 * 6 + 2
-    assert counts["float_matmuls"] == 0
-    assert read_bundle(tiny_bundle).manifest.models["int8"].quantisation == int8_recipe() | counts
-    fp32, int8 = (Encoder(tiny_bundle, precision=precision) for precision in ("fp32", "int8"))
-    assert np.array_equal(fp32.logits(TEXTS).argmax(-1), int8.logits(TEXTS).argmax(-1))
+TASKS = {
+    "token-classification": (BertForTokenClassification, {"num_labels": 3}, ["logits"]),
+    "question-answering": (BertForQuestionAnswering, {}, ["start_logits", "end_logits"]),
+    "fill-mask": (BertForMaskedLM, {}, ["logits"]),
+    "feature-extraction": (BertModel, {}, ["last_hidden_state", "sentence_embedding"]),
+}
+
+
+@pytest.fixture(scope="module")
+def random_models(tiny_teacher, tmp_path_factory):
+    """A model with random weights of every task, with the tiny teacher's tokenizer."""
+    tokenizer, root = AutoTokenizer.from_pretrained(tiny_teacher), tmp_path_factory.mktemp("tasks")
+    sizes = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 64, "max_position_embeddings": 64, "initializer_range": 0.2,
+    }  # fmt: skip
+    for task, (model_class, more, _) in TASKS.items():
+        torch.manual_seed(0)
+        model_class(BertConfig(**sizes, **more)).save_pretrained(root / task)
+        tokenizer.save_pretrained(root / task)
+    return root
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_is_exported_and_answers_like_torch(task, random_models, tmp_path):
+    pooling = {"pooling": "mean"} if task == "feature-extraction" else {}
+    # Random weights have no favourite among 300 words, so int8 changes many first places.
+    manifest = export(random_models / task, tmp_path / "bundle", task=task, max_loss=0.6, **pooling)
+    assert manifest.outputs == TASKS[task][2]
+    assert manifest.models["int8"].quality["basis"] == "agreement"
+    checkpoint = load_checkpoint(str(random_models / task), exporting.source.get_task(task))
+    texts = [("we saw", "a wave on the shore"), ("sail", "gull " * 80)] if task == "question-answering" else TEXTS
+    answers = Encoder(tmp_path / "bundle").outputs(texts, batch_size=2)
+    for text, answer in zip(texts, answers, strict=True):
+        pair = text if isinstance(text, tuple) else (text, None)
+        encoded = checkpoint.tokenizer(*pair, truncation=True, return_tensors="pt")
+        with torch.inference_mode():
+            reference = checkpoint.model(**encoded)
+        for name in manifest.outputs[: 2 if task == "question-answering" else 1]:
+            np.testing.assert_allclose(answer[name], getattr(reference, name)[0].numpy(), atol=1e-4)
+    if task == "feature-extraction":
+        mean = answers[0]["last_hidden_state"].mean(axis=0)
+        np.testing.assert_allclose(answers[0]["sentence_embedding"], mean / np.linalg.norm(mean), atol=1e-5)
+        assert json.loads((tmp_path / "bundle" / "1_Pooling" / "config.json").read_text())["pooling_mode_mean_tokens"]
+        kinds = [module["type"] for module in json.loads((tmp_path / "bundle" / "modules.json").read_text())]
+        assert [kind.rsplit(".")[-1] for kind in kinds] == ["Transformer", "Pooling", "Normalize"]
+
+
+@pytest.mark.parametrize(("problem", "labels"), [("multi_label_classification", 3), ("regression", 1)])
+def test_other_problem_types_are_exported_but_not_ranked(problem, labels, tiny_teacher, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_teacher)
+    torch.manual_seed(0)
+    config = DistilBertConfig(
+        vocab_size=len(tokenizer), dim=32, n_layers=1, n_heads=2, hidden_dim=64, max_position_embeddings=64,
+        num_labels=labels, problem_type=problem, initializer_range=0.2,
+    )  # fmt: skip
+    DistilBertForSequenceClassification(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    manifest = export_bundle(
+        str(tmp_path / "model"), tmp_path / "bundle", config=ExportConfig(**QUICK, max_loss=0.2), calibration=TEXTS
+    )
+    assert (manifest.problem_type, len(manifest.labels)) == (problem, labels)
+    encoder = Encoder(tmp_path / "bundle")
+    assert encoder.logits(TEXTS).shape == (5, labels)
+    with pytest.raises(UsageError, match=problem):
+        encoder.predict(TEXTS)
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +232,11 @@ def outlier_teacher(tiny_teacher, tmp_path_factory):
 
 
 def test_texts_for_calibration_keep_outliers_from_spoiling_int8(outlier_teacher, tmp_path):
-    from tests import tiny
-
     texts = [text for text, _ in tiny.sentences(200, seed=9)]
-    export_bundle(str(outlier_teacher), tmp_path / "blind")
-    manifest = export_bundle(str(outlier_teacher), tmp_path / "seen", calibration=texts[:64])
-    assert manifest.models["int8"].quantisation["smoothing"] == {"alpha": 0.8, "texts": 64}
+    export(outlier_teacher, tmp_path / "blind", calibration_texts=0, max_loss=0.5)
+    manifest = export(outlier_teacher, tmp_path / "seen")
+    assert manifest.models["int8"].quantisation["smoothing"] == 0.9
+    assert read_bundle(tmp_path / "blind").manifest.models["int8"].quantisation["smoothing"] is None
     reference = Encoder(tmp_path / "seen").logits(texts)
     blind, seen = (
         np.abs(Encoder(tmp_path / name, precision="int8").logits(texts) - reference).mean()
@@ -109,56 +245,134 @@ def test_texts_for_calibration_keep_outliers_from_spoiling_int8(outlier_teacher,
     assert seen < 0.5 * blind
 
 
-def test_smoothing_changes_no_answer(tiny_bundle, tmp_path):
-    model = onnx.load(tiny_bundle / "onnx" / "model.onnx")
-    encoder = Encoder(tiny_bundle)
-    feeds = encoder.tokenizer.encode(TEXTS)
-    before = encoder.session.run(feeds)["logits"]
-    assert smooth(model, [feeds]) == 4 * 4
-    onnx.save(model, tmp_path / "smooth.onnx")
-    after = OnnxSession(tmp_path / "smooth.onnx").run(feeds)["logits"]
-    np.testing.assert_allclose(after, before, atol=1e-4)
-
-
-def test_embeddings_have_a_scale_per_row(tiny_bundle):
-    fp32, int8 = (onnx.load(tiny_bundle / "onnx" / name).graph for name in ("model.onnx", "model_int8.onnx"))
-    tables = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in (*fp32.initializer, *int8.initializer)}
-    name = next(name.removesuffix("_int8") for name in tables if name.endswith("word_embeddings.weight_int8"))
-    assert tables[f"{name}_int8"].dtype == np.int8
-    assert tables[f"{name}_scale"].shape == (len(tables[name]), 1)
-    error = np.abs(tables[f"{name}_int8"] * tables[f"{name}_scale"] - tables[name])
-    assert (error <= np.abs(tables[name]).max(axis=1, keepdims=True) / 254 * 1.001).all()
-    assert name not in {tensor.name for tensor in int8.initializer}
-
-
-def test_without_vnni_weights_have_seven_bits(monkeypatch):
-    from potstill import machine
-
-    monkeypatch.setattr(machine, "cpu_features", lambda: frozenset({"avx2"}))
-    assert int8_recipe()["reduce_range"] is True
-    monkeypatch.setattr(machine, "cpu_features", lambda: frozenset({"avx2", "avx512_vnni"}))
-    assert int8_recipe()["reduce_range"] is False
+def test_without_data_int8_is_fitted_to_and_judged_on_pythons_documentation(tiny_teacher, tmp_path):
+    manifest = export_bundle(str(tiny_teacher), tmp_path / "bundle", config=ExportConfig(**QUICK, max_loss=0.3))
+    record = manifest.models["int8"]
+    assert record.quality["on"] == record.quantisation["texts"] == "the documentation that Python carries"
+    assert record.quality["labelled"] is None
 
 
 def test_only_the_precisions_asked_for_are_published(tiny_teacher, tmp_path):
-    manifest = export_bundle(str(tiny_teacher), tmp_path / "bundle", config=ExportConfig(precisions=["int8"]))
+    manifest = export(tiny_teacher, tmp_path / "bundle", precisions=["int8"])
     assert list(manifest.models) == ["int8"]
     assert [path.name for path in (tmp_path / "bundle" / "onnx").iterdir()] == ["model_int8.onnx"]
 
 
-def test_a_mismatch_publishes_nothing(tiny_teacher, tmp_path, monkeypatch):
+def test_an_existing_onnx_file_gets_a_manifest_gates_and_int8(full_bundle, tmp_path):
+    source = full_bundle / "onnx" / "model.onnx"
+    manifest = export(source, tmp_path / "bundle")
+    assert manifest.source["kind"] == "onnx"
+    assert manifest.models["fp32"].parity["reference"] == "the file it was made from"
+    assert manifest.models["fp32"].fusion["attention_found"] == 4
+    ours, theirs = Encoder(tmp_path / "bundle"), Encoder(full_bundle)
+    np.testing.assert_allclose(ours.logits(TEXTS), theirs.logits(TEXTS), atol=1e-5)
+
+
+def test_the_standard_attention_operator_is_another_file_with_the_same_answers(tiny_teacher, full_bundle, tmp_path):
+    manifest = export(tiny_teacher, tmp_path / "bundle", attention="onnx", precisions=["fp32"])
+    assert manifest.models["fp32"].fusion["attention"] == "onnx"
+    domains = {node.domain for node in onnx.load(tmp_path / "bundle" / "onnx" / "model.onnx").graph.node}
+    assert domains <= {"", "ai.onnx"}
+    np.testing.assert_allclose(
+        Encoder(tmp_path / "bundle").logits(TEXTS), Encoder(full_bundle).logits(TEXTS), atol=1e-4
+    )
+
+
+def _broken_graph(monkeypatch, fault):
     original = exporting.build_graph
 
     def broken(model, **kwargs):
         graph = original(model, **kwargs)
-        tensor = max(graph.graph.initializer, key=lambda tensor: np.prod(tensor.dims))
-        scaled = onnx.numpy_helper.to_array(tensor) * np.float32(1.1)
-        tensor.CopyFrom(onnx.numpy_helper.from_array(scaled, tensor.name))
+        fault(graph)
         return graph
 
     monkeypatch.setattr(exporting, "build_graph", broken)
+
+
+def test_a_mismatch_publishes_nothing(tiny_teacher, tmp_path, monkeypatch):
+    def scale(graph):
+        tensor = max(graph.graph.initializer, key=lambda tensor: np.prod(tensor.dims))
+        scaled = onnx.numpy_helper.to_array(tensor) * np.float32(1.1)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(scaled, tensor.name))
+
+    _broken_graph(monkeypatch, scale)
     with pytest.raises(ParityError, match="nothing was published"):
-        export_bundle(str(tiny_teacher), tmp_path / "bundle")
+        export(tiny_teacher, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_fusion_publishes_nothing_unless_it_is_allowed(tiny_teacher, tmp_path, monkeypatch):
+    def claim_less(graph, config):
+        return {"attention": "fused", "attention_expected": 4, "attention_found": 3}
+
+    monkeypatch.setattr(exporting.workshop, "fusion_receipt", claim_less)
+    with pytest.raises(ParityError, match=r"3 fused attention operators for 4 layers.*--allow-unfused"):
+        export(tiny_teacher, tmp_path / "bundle", precisions=["fp32"])
+    assert list(tmp_path.iterdir()) == []
+    manifest = export(tiny_teacher, tmp_path / "bundle", precisions=["fp32"], allow_unfused=True)
+    assert manifest.models["fp32"].fusion["attention_found"] == 3
+
+
+def test_percentile_calibration_is_caught_by_the_gate(outlier_teacher, tmp_path, monkeypatch):
+    """Scales that clip all but the middle of the values, which the few large ones do not survive."""
+
+    def percentile(found):
+        return original(quantise.Range(np.percentile(found.low, [95]), np.percentile(found.high, [5])))
+
+    original = quantise.static_scale
+    monkeypatch.setattr(quantise, "static_scale", percentile)
+    refusal = r"(?s)int8 loses more than the 1\.00% allowed.*FAIL +bert\..*nothing was published"
+    with pytest.raises(ParityError, match=refusal):
+        export(outlier_teacher, tmp_path / "bundle", precisions=["fp32", "int8-static"], max_fp32_layers=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sensitive_layers_go_back_to_fp32(tiny_teacher, tmp_path, monkeypatch):
+    """One layer's products come out large and with the wrong sign: only that layer needs floats."""
+    spoilt = "bert.encoder.layer.0.attention.output.dense"
+    original = quantise._quantise_layer
+
+    def spoil(graph, layer, found, **kwargs):
+        original(graph, layer, found, **kwargs)
+        if layer.name == spoilt:
+            scale = next(tensor for tensor in graph.initializer if tensor.name == f"{spoilt}.weight_scale")
+            scale.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scale) * np.float32(-9), scale.name))
+
+    monkeypatch.setattr(quantise, "_quantise_layer", spoil)
+    record = export(tiny_teacher, tmp_path / "bundle", precisions=["int8-static"]).models["int8-static"]
+    assert record.quantisation["fp32_layers"] == [spoilt]
+    assert [step["added"] for step in record.quantisation["steps"]] == [None, spoilt]
+    assert record.quantisation["steps"][0]["verdict"] == "FAIL"
+    assert record.quality["holds"]
+
+
+def test_int8_that_is_not_is_refused(tiny_teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting.workshop, "quantise", lambda prepared, recipe, keep: prepared.model)
+    with pytest.raises(ParityError, match="is not int8"):
+        export(tiny_teacher, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_static_file_whose_answers_depend_on_the_batch_is_refused(tiny_teacher, tmp_path, monkeypatch):
+    moved = {"invariant": False, "flips": 3, "max_drift": 0.5}
+    monkeypatch.setattr(exporting.workshop, "measure_invariance", lambda *args, **kwargs: moved)
+    with pytest.raises(ParityError, match="another answer in a batch: 3 flips"):
+        export(tiny_teacher, tmp_path / "bundle", precisions=["fp32", "int8-static"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_tokenizer_is_refused(tiny_teacher, tmp_path, monkeypatch):
+    original = exporting._write_about
+
+    def spoil(source, folder):
+        original(source, folder)
+        content = json.loads((folder / "tokenizer.json").read_text())
+        content["normalizer"] = None  # it no longer lowercases
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+
+    monkeypatch.setattr(exporting, "_write_about", spoil)
+    with pytest.raises(ParityError):
+        export(tiny_teacher, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -166,14 +380,16 @@ def test_what_cannot_be_exported_is_refused(tiny_teacher, tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint folder"):
         export_bundle("./nowhere", tmp_path / "bundle")
     with pytest.raises(CheckpointError, match="64 tokens"):
-        export_bundle(str(tiny_teacher), tmp_path / "bundle", max_length=65)
+        export(tiny_teacher, tmp_path / "bundle", max_length=65)
+    with pytest.raises(UsageError, match="pooling"):
+        export(tiny_teacher, tmp_path / "bundle", pooling="mean")
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "mine.txt").write_text("mine")
     with pytest.raises(OutputError, match="--overwrite"):
-        export_bundle(str(tiny_teacher), tmp_path / "bundle")
+        export(tiny_teacher, tmp_path / "bundle")
 
 
-def test_the_manifest_says_how_it_was_made(tiny_bundle):
-    made = json.loads((tiny_bundle / "potstill.json").read_text())["made"]
-    assert made["config"]["opset"] == 20
+def test_the_manifest_says_how_it_was_made(full_bundle):
+    made = json.loads((full_bundle / "potstill.json").read_text())["made"]
+    assert made["config"]["attention"] == "fused"
     assert {"created", "command", "cpu", "packages"} <= set(made)

@@ -6,6 +6,7 @@ import pytest
 from onnx import helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from potstill.errors import CheckError
 from potstill.export.invariance import measure_invariance
 from potstill.serve import OnnxSession
 from tests.export import small
@@ -51,7 +52,23 @@ def test_what_the_batch_adds_is_the_drift(tokenizer, tmp_path):
     assert found["max_drift"] == pytest.approx(0.008, abs=1e-6)  # the short text in a batch 8 tokens longer
     assert found["batches"]["2"]["mean_drift"] == pytest.approx(0.002, abs=1e-6)
     assert found["flips"] == 0
-    assert found["invariant"] == (0.008 <= 0.01 * found["spread"])
+    assert found["invariant"] == (found["max_drift"] <= 0.01 * found["spread"])
+
+
+def test_no_number_in_a_batch_is_an_error(tokenizer, tmp_path):
+    """The graph adds the root of 2 less the number of texts."""
+    nodes = [
+        *small.mean_nodes("table", "own"),
+        helper.make_node("Shape", ["input_ids"], ["texts"], start=0, end=1),
+        helper.make_node("Cast", ["texts"], ["size"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Sub", ["most", "size"], ["left"]),
+        helper.make_node("Sqrt", ["left"], ["root"]),
+        helper.make_node("Add", ["own", "root"], ["logits"]),
+    ]
+    constants = {"table": small.table(2), "one": [1], "two": [2], "most": np.array([2.0], np.float32)}
+    session = small.session(tmp_path, small.model(nodes, ["logits"], constants=constants))
+    with pytest.raises(CheckError, match="NaN"):
+        measure_invariance(session, tokenizer, tokenizer.rows(texts(8)), **SINGLE)
 
 
 def test_flips_of_different_batches_are_counted_once(tokenizer, tmp_path):

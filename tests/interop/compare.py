@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 # Of the largest answer, or of 1 if all are smaller. The files are the same and so is onnxruntime, but potstill leaves
-# out a fusion of layer norms that other tools keep: in fp32 that moves the last bits (measured 1e-6), in int8 a last
-# bit decides how an activation is rounded (measured 0.7 %).
-TOLERANCES = {"fp32": 1e-4, "int8": 1e-2, "int8-static": 1e-2}
+# out a fusion of layer norms that other tools keep. That moves the last bits, measured 1e-6, and where scales are
+# measured at each run (dynamic int8) a last bit decides how activations are rounded: 0 to 2 % in random models.
+TOLERANCES = {"fp32": 1e-4, "int8": 3e-2, "int8-static": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,20 @@ Ask = Callable[[Case, str], list[Mapping[str, Any]]]
 """Load the file of that name from the bundle, and return a tool's outputs by name for every batch."""
 
 
-def compare(
-    tool: str, ask: Ask, *, tolerances: Mapping[str, float] = TOLERANCES, tasks: tuple[str, ...] = ()
-) -> None:
-    """Compare a tool with potstill over the bundles in the folder of the command line, and exit.
+def compare(tool: str, ask: Ask, *, tolerances: Mapping[str, float] = TOLERANCES, tasks: tuple[str, ...] = ()) -> None:
+    """Compare a tool with potstill over the bundles in the folder of the command line, and exit: 0 if all fit.
 
     Of the outputs those are compared that the tool gives; of the bundles all, or those of `tasks`.
     """
-    good = True
+    fits: list[bool] = []
     for case in _cases(Path(sys.argv[1])):
         for precision, file_name in case.files.items() if not tasks or case.task in tasks else ():
             wanted = [batch["outputs"][precision] for batch in case.batches]
             names, difference = _difference(ask(case, file_name), wanted, labels=case.task == "text-classification")
-            fits = difference <= tolerances[precision]
-            verdict = "ok" if fits else f"MISMATCH: at most {tolerances[precision]:.0e} was expected"
+            fits.append(difference <= tolerances[precision])
+            verdict = "ok" if fits[-1] else f"MISMATCH: at most {tolerances[precision]:.0e} was expected"
             print(f"{tool}: {case.task} {precision} ({', '.join(names)}): max difference {difference:.1e} {verdict}")
-            good &= fits
-    sys.exit(not good)
+    sys.exit(not fits or not all(fits))
 
 
 def columns(texts: list[Any]) -> list[list[str]]:

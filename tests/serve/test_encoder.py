@@ -152,11 +152,15 @@ def test_a_changed_byte_is_found_before_the_file_is_loaded(own_bundle):
         Encoder(own_bundle)
 
 
-@pytest.mark.parametrize("content", [b"", b"not an onnx file" * 50])
-def test_a_file_that_is_no_graph_is_a_bundle_error(own_bundle, resealed, content):
+@pytest.mark.parametrize(
+    ("content", "fault"), [(b"", "is cut short"), (b"not an onnx file" * 50, "is not an ONNX file")]
+)
+def test_a_file_that_is_no_graph_is_refused_before_it_is_loaded(own_bundle, resealed, content, fault):
     (own_bundle / MODEL_FILES["fp32"]).write_bytes(content)
-    with pytest.raises(BundleError, match=r"model\.onnx cannot be loaded by onnxruntime"):
+    with pytest.raises(TamperedError, match=rf"model\.onnx {fault}"):
         Encoder(resealed())
+    with pytest.raises(BundleError, match=r"model\.onnx cannot be loaded by onnxruntime"):
+        Encoder(own_bundle, verify=False)
 
 
 def test_a_precision_that_is_not_there_names_those_that_are(bundle_dir):

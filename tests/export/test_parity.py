@@ -1,0 +1,132 @@
+"""The grid: what it covers, and that seeded faults do not get through."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+
+from potstill.errors import ParityError
+from potstill.export.graph import build_graph
+from potstill.export.onnxfile import save_model
+from potstill.export.parity import FP32_TOLERANCE, check_parity, measure_difference
+from potstill.export.source import load_source
+from potstill.serve import OnnxSession
+
+
+@pytest.fixture(scope="module")
+def source(tiny_teacher):
+    return load_source(str(tiny_teacher))
+
+
+@pytest.fixture(scope="module")
+def graph(source):
+    return build_graph(source.model, inputs=source.inputs, outputs=source.outputs).SerializeToString()
+
+
+def session_of(model, folder):
+    save_model(model, folder / "model.onnx")
+    return OnnxSession(folder / "model.onnx")
+
+
+def test_the_grid_covers_batches_lengths_and_masks(source, graph, tmp_path):
+    evidence = check_parity(source, session_of(onnx.load_from_string(graph), tmp_path))
+    cells = {(cell["batch_size"], cell["length"], cell["mask"]) for cell in evidence["grid"]}
+    masks = ("full", "ragged right", "ragged left", "hole")
+    assert cells == {(b, t, "full") for b in (1, 2, 8) for t in (1, 2)} | {
+        (b, t, mask) for b in (1, 2, 8) for t in (33, 64) for mask in masks
+    }
+    assert evidence["cells"] == len(evidence["grid"]) == 30
+    assert evidence["max_abs_difference"] < FP32_TOLERANCE / 10
+    assert evidence["label_agreement"] == 1
+    assert evidence["reference"] == "torch"
+
+
+def _scaled_weight(graph):
+    tensor = max(graph.initializer, key=lambda tensor: np.prod(tensor.dims))
+    tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(1.01), tensor.name))
+
+
+def _ignored_mask(graph):
+    for node in graph.node:
+        if node.op_type == "MultiHeadAttention":
+            node.input[4] = ""
+
+
+def _swapped_labels(graph):
+    name = next(node for node in reversed(graph.node) if node.op_type == "Gemm").input[1]
+    tensor = next(tensor for tensor in graph.initializer if tensor.name == name)
+    weight = onnx.numpy_helper.to_array(tensor)
+    flipped = np.ascontiguousarray(weight[::-1] if weight.shape[0] == 2 else weight[:, ::-1])
+    tensor.CopyFrom(onnx.numpy_helper.from_array(flipped, name))
+
+
+def _dropped_token_types(graph):
+    for node in graph.node:
+        if node.op_type == "Gather":
+            node.input[:] = ["attention_mask" if name == "token_type_ids" else name for name in node.input]
+
+
+def _shifted_positions(graph):
+    """Roll the position table by one row."""
+    tensor = next(tensor for tensor in graph.initializer if tensor.name.endswith("position_embeddings.weight"))
+    rolled = np.roll(onnx.numpy_helper.to_array(tensor), 1, axis=-2)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(rolled, tensor.name))
+
+
+FAULTS = [_scaled_weight, _ignored_mask, _swapped_labels, _dropped_token_types, _shifted_positions]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_caught(fault, source, graph, tmp_path):
+    model = onnx.load_from_string(graph)
+    fault(model.graph)
+    with pytest.raises(ParityError, match=r"differs from torch by .* at batch 1.*nothing was published"):
+        check_parity(source, session_of(model, tmp_path))
+
+
+def test_a_fault_in_batches_alone_is_caught(source, graph, tmp_path):
+    """Every row gets the first one's answer."""
+    model = onnx.load_from_string(graph)
+    last = next(node for node in reversed(model.graph.node) if "logits" in node.output)
+    last.output[0] = "own"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.int64), "first"))
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("Gather", ["own", "first"], ["one"], axis=0),
+            onnx.helper.make_node("Shape", ["own"], ["shape"]),
+            onnx.helper.make_node("Expand", ["one", "shape"], ["logits"]),
+        ]
+    )
+    with pytest.raises(ParityError, match="at batch 2, length 1"):
+        check_parity(source, session_of(model, tmp_path))
+
+
+def test_lower_precision_is_measured_against_fp32_and_refused_only_without_numbers(source, graph, tmp_path):
+    fp32 = session_of(onnx.load_from_string(graph), tmp_path)
+    worse, broken = onnx.load_from_string(graph), onnx.load_from_string(graph)
+    _scaled_weight(worse.graph)
+    (tmp_path / "worse").mkdir()
+    evidence = measure_difference(source, session_of(worse, tmp_path / "worse"), fp32)
+    assert evidence["max_abs_difference"] > FP32_TOLERANCE
+    assert evidence["reference"] == "fp32"
+    tensor = max(broken.graph.initializer, key=lambda tensor: np.prod(tensor.dims))
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(tuple(tensor.dims), np.nan, np.float32), tensor.name))
+    (tmp_path / "broken").mkdir()
+    with pytest.raises(ParityError, match="no number at batch 1"):
+        measure_difference(source, session_of(broken, tmp_path / "broken"), fp32)
+
+
+def test_an_output_of_another_shape_is_a_mismatch(source, graph, tmp_path):
+    model = onnx.load_from_string(graph)
+    last = next(node for node in reversed(model.graph.node) if "logits" in node.output)
+    last.output[0] = "own"
+    model.graph.node.append(onnx.helper.make_node("Transpose", ["own"], ["logits"], perm=[1, 0]))
+    with pytest.raises(ParityError, match="differs from torch by inf"):
+        check_parity(source, session_of(model, tmp_path))
+
+
+def test_the_longest_text_is_the_sources(source, graph, tmp_path):
+    short = replace(source, max_length=20)
+    evidence = check_parity(short, session_of(onnx.load_from_string(graph), tmp_path))
+    assert {cell["length"] for cell in evidence["grid"]} == {1, 2, 20}

@@ -1,0 +1,48 @@
+"""Attention in the standard's own form: opset 23, no operator but the standard's, the answers of torch."""
+
+import functools
+
+import onnx
+import pytest
+
+from potstill.errors import UsageError
+from potstill.export.receipt import check_fusion, fusion_receipt
+from tests.export import families
+
+EXPORTS = {
+    "bert": "feature-extraction",
+    "mpnet": "question-answering",
+    "modernbert": "token-classification",
+    "deberta-v3": "text-classification",
+}
+
+
+@functools.cache
+def exported(family):
+    return families.export(family, EXPORTS[family], attention="onnx")
+
+
+@pytest.fixture(params=sorted(EXPORTS))
+def case(request):
+    return exported(request.param)
+
+
+def test_the_graph_answers_like_torch(case):
+    model, graph = case
+    families.check_answers(model, graph)
+
+
+def test_every_operator_is_of_the_standard(case):
+    model, graph = case
+    onnx.checker.check_model(graph, full_check=True)
+    assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", 23)]
+    assert graph.ir_version == 11  # the first that knows opset 23
+    receipt = fusion_receipt(graph, model.config)
+    check_fusion(receipt)
+    assert (receipt["attention"], receipt["attention_found"]) == ("onnx", families.LAYERS)
+
+
+def test_an_older_opset_is_refused():
+    model = families.build("bert", "feature-extraction")
+    with pytest.raises(UsageError, match="opset 20 has no Attention operator; take opset 23, or attention 'fused'"):
+        families.build_graph(model, inputs=["input_ids"], outputs=["last_hidden_state"], attention="onnx", opset=20)
