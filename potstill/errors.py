@@ -76,3 +76,7 @@ class MissingError(PotstillError):
 
 class MissingExtraError(MissingError):
     """An optional dependency is not installed."""
+
+
+class OtherCpuWarning(UserWarning):
+    """A file was made for a CPU of another kind than this one; it is slower here, or worse."""

@@ -1,7 +1,8 @@
 """What an export costs: its seconds and its memory, for the bundles that the grid then races.
 
-    BUNDLES/NAME         every precision, calibrated and judged on the texts that ship with Python
-    BUNDLES/NAME-tuned   the same with --tune
+    BUNDLES/NAME         every precision, calibrated and judged on 200 of the texts that ship with Python
+    BUNDLES/NAME-tuned   the same int8 with --tune
+    BUNDLES/NAME-fp32    fp32 and its validation alone
 
 Beside each of them stands FOLDER.cost.json. Memory is that of the command and all processes it starts, resident sets
 added up every 50 ms; pages that they share count in each.
@@ -22,8 +23,12 @@ import psutil
 
 from potstill.publish import write_text
 
-_COMMON = ("--data", "python-docs", "--precision", "fp32", "--precision", "int8", "--precision", "int8-static")
-VARIANTS: dict[str, Sequence[str]] = {"": _COMMON, "-tuned": (*_COMMON, "--tune")}
+_INT8 = ("--judged-texts", "200", "--precision", "fp32", "--precision", "int8")
+VARIANTS: dict[str, Sequence[str]] = {
+    "-fp32": ("--precision", "fp32"),
+    "": (*_INT8, "--precision", "int8-static"),
+    "-tuned": (*_INT8, "--tune"),
+}
 _EVERY_S = 0.05
 
 

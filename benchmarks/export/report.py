@@ -88,7 +88,7 @@ def list_goals(
         shares = [each[name] / each["potstill-fp32"] for each in sizes.values() if {name, "potstill-fp32"} <= set(each)]
         worst = round(max(shares), 4) if shares else None
         goals.append(_limit_goal(f"bytes of {name} as a share of potstill-fp32's", worst, 0.26))
-    export, tune = costs.get("bert-base", {}), costs.get("bert-base-tuned", {})
+    export, tune = costs.get("bert-base-fp32", {}), costs.get("bert-base-tuned", {})
     for goal, cost, key, limit in (
         ("seconds of BERT-base's export with validation", export, "seconds", 60),
         ("bytes of memory of BERT-base's export with validation", export, "peak_rss_bytes", 4 * 2**30),

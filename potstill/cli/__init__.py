@@ -2,6 +2,8 @@
 
 import os
 import sys
+import warnings
+from typing import Any
 
 
 def main() -> None:
@@ -9,6 +11,7 @@ def main() -> None:
     from potstill.errors import PotstillError
     from potstill.extras import require
 
+    _warn_in_one_line()
     # Libraries draw bars and print advice of their own; ours is the only voice on this screen.
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -28,6 +31,18 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+def _warn_in_one_line() -> None:
+    """Print our own warnings as errors are printed, without the line of code that gave them."""
+    from potstill.errors import OtherCpuWarning
+
+    usual = warnings.formatwarning
+
+    def format_warning(message: Any, category: type[Warning], *rest: Any, **more: Any) -> str:
+        return f"warning: {message}\n" if category is OtherCpuWarning else usual(message, category, *rest, **more)
+
+    warnings.formatwarning = format_warning
 
 
 _INTERRUPTED = 128 + 2

@@ -18,7 +18,7 @@ def print_bundle(folder: Path) -> None:
     print_pairs(f"Bundle {folder} (every file matches its SHA-256)", _about(bundle.manifest))
     rows = [_row(bundle, precision, record) for precision, record in bundle.manifest.models.items()]
     head = ["file", "MB", "fused", "max |diff|", "same label", "lost", "batch flips", "speed", "sha256"]
-    print_table("\nFiles, checked against what they were made from", head, rows)
+    print_table("\nFiles; differences are on random token ids, which are harder than texts", head, rows)
     for precision, record in bundle.manifest.models.items():
         facts = dict(_facts(record))
         if facts:
@@ -105,9 +105,10 @@ def _recipe(recipe: Mapping[str, Any]) -> str:
 
 def _quality(quality: Mapping[str, Any]) -> str:
     low, high = quality["loss_interval"]
+    loses = f"loses {quality['loss']:.2%}" if quality["loss"] >= 0 else f"gains {-quality['loss']:.2%}"
     text = (
-        f"{quality['verdict']}: loses {quality['loss']:.2%} [{low:.2%}, {high:.2%}] of {quality['basis']}, "
-        f"{quality['max_loss']:.2%} allowed, on {quality['texts']} texts of {quality.get('on', 'unknown origin')}"
+        f"{quality['verdict']}: {loses} of {quality['basis']} (95 % interval of the loss {low:.2%} to {high:.2%}), "
+        f"{quality['max_loss']:.2%} may be lost, on {quality['texts']} texts of {quality.get('on', 'unknown origin')}"
     )
     labelled, agreement = quality.get("labelled"), quality.get("agreement")
     if labelled:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from potstill import machine
 from potstill.bundle import Manifest, ModelRecord, read_bundle
-from potstill.errors import BundleError, CheckError, UsageError
+from potstill.errors import BundleError, CheckError, OtherCpuWarning, UsageError
 from potstill.serve.postprocess import Answer, rank
 from potstill.serve.session import OnnxSession
 from potstill.serve.tokenizer import BundleTokenizer, Row, Text
@@ -171,12 +171,14 @@ def _warn_of_other_cpu(record: ModelRecord, folder: Path) -> None:
         warnings.warn(
             f"{folder}: {record.file} was made for a CPU that multiplies int8 exactly (VNNI, AMX, ARM's dot product), "
             f"and this one does not: {worse}; export it again on this machine",
+            OtherCpuWarning,
             stacklevel=3,
         )
     elif here_exact and not made_exact:
         warnings.warn(
             f"{folder}: {record.file} was made for a CPU without exact int8 products, so it has 7-bit weights; "
             "exported again on this machine it would be closer to fp32",
+            OtherCpuWarning,
             stacklevel=3,
         )
 

@@ -77,9 +77,9 @@ def test_after_an_error_the_worker_goes_on(worker, teacher_dir):
 
 def test_stray_prints_do_not_reach_the_answers(teacher_dir):
     code = (
-        "import os; from potstill.bench import memory, worker\n"
+        "import os; from potstill.bench import memory, worker; from potstill.timing.process import answer_commands\n"
         "def noisy(): print('noise'); os.system('echo noise'); return 1\n"
-        "memory.peak = noisy; worker.main()"
+        "memory.peak = noisy; answer_commands(worker.Model().answer)"
     )
     worker = Worker([sys.executable, "-c", code])
     try:

@@ -2,17 +2,20 @@
 
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
+from potstill import machine
 from potstill.bundle import MODEL_FILES
-from potstill.errors import BundleError, CheckError, TamperedError, UsageError
+from potstill.errors import BundleError, CheckError, OtherCpuWarning, TamperedError, UsageError
 from potstill.machine import available_cores
 from potstill.metrics import softmax
 from potstill.serve import Encoder, OnnxSession, rank
+from potstill.serve.http import create_app
 
 TEXTS = [
     "a good film",
@@ -219,3 +222,52 @@ def test_serving_loads_nothing_heavy_and_prints_nothing(bundle_dir):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def made_for(features, **quantisation):
+    record = {
+        "file": MODEL_FILES["int8"],
+        "quantisation": {"method": "dynamic"} | quantisation,
+        "batch_invariant": False,
+    }
+    return {"fp32": {"file": MODEL_FILES["fp32"]}, "int8": record | {"cpu_features": features}}
+
+
+@pytest.mark.parametrize(
+    ("made", "here", "bits", "warning"),
+    [
+        (["avx512_vnni"], {"avx2"}, 8, "overflow there, so the answers are wrong"),
+        (["avx512_vnni"], {"avx2"}, 7, "it will be slow"),
+        (["avx2"], {"avx_vnni"}, 7, "7-bit weights"),
+        (["avx512_vnni"], {"avx_vnni"}, 8, None),
+        (["avx2"], {"avx2", "avx512f"}, 7, None),
+        ([], {"avx2"}, 8, None),
+    ],
+)
+def test_int8_made_for_another_kind_of_cpu_warns(resealed, monkeypatch, made, here, bits, warning):
+    folder = resealed(models=made_for(made, weight_bits=bits))
+    monkeypatch.setattr(machine, "cpu_features", lambda: frozenset(here))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Encoder(folder, precision="int8", threads=1)
+        Encoder(folder, precision="fp32", threads=1)
+    assert [warning in str(entry.message) for entry in caught] == ([True] if warning else [])
+    assert all(entry.category is OtherCpuWarning for entry in caught)
+
+
+def test_outputs_are_those_of_each_text_alone(encoder):
+    answers = encoder.outputs(TEXTS, batch_size=3)
+    np.testing.assert_allclose([answer["logits"] for answer in answers], encoder.logits(TEXTS), atol=PADDING_TOLERANCE)
+    with pytest.raises(UsageError, match="batch_size is 0"):
+        encoder.outputs(TEXTS, batch_size=0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"problem_type": "regression"}, {"problem_type": "multi_label_classification"}, {"task": "token-classification"}],
+)
+def test_answers_that_are_not_one_label_are_not_ranked_or_served(resealed, changes):
+    encoder = Encoder(resealed(**changes), threads=1)
+    for ask in (encoder.predict, lambda _: create_app(encoder)):
+        with pytest.raises(UsageError, match=next(iter(changes.values()))):
+            ask(["good"])

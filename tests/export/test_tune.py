@@ -1,0 +1,130 @@
+"""Tuning: which recipes are tried, how winners are joined, and that the gates have the last word."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from potstill.bundle import ModelRecord
+from potstill.errors import ParityError
+from potstill.export import tune as tuning
+from potstill.export.quantise import Int8Recipe
+from potstill.export.tune import Candidate, candidates, join, tune
+from potstill.timing import Race
+
+CELL = (1, 16)
+
+
+def test_each_candidate_differs_from_the_default_in_one_thing():
+    tried = candidates(Int8Recipe())
+    assert tried["default"] == Candidate(Int8Recipe())
+    names = {"integer attention", "tanh gelu", "per tensor", "fused skip norm", "no smoothing", "static"}
+    assert set(tried) == names | {"default"}
+    for name in names - {"fused skip norm"}:
+        recipe = tried[name].recipe
+        changed = [field for field in Int8Recipe.__slots__ if getattr(recipe, field) != getattr(Int8Recipe(), field)]
+        assert len(changed) == 1, name
+    assert tried["fused skip norm"] == Candidate(Int8Recipe(), ())
+
+
+def test_a_static_file_stays_static_and_without_texts_nothing_needs_them():
+    assert "static" not in candidates(Int8Recipe(method="static"))
+    assert not {"static", "no smoothing"} & set(candidates(Int8Recipe(smoothing=None)))
+
+
+def test_joining_makes_every_change():
+    tried = candidates(Int8Recipe(weight_bits=7))
+    joined = join([tried[name] for name in ("tanh gelu", "static", "fused skip norm")], tried["default"])
+    assert joined == Candidate(Int8Recipe(weight_bits=7, gelu="tanh", method="static"), ())
+
+
+def race_of(speeds, *, failures=None):
+    """A race in which each one always takes 10 ms divided by its speed."""
+    rounds = {name: {CELL: [np.full(3, 10 / speed)] * 4} for name, speed in speeds.items()}
+    return Race((CELL,), rounds, failures or {})
+
+
+class Shop:
+    """Stands in for the workshop: some recipes do not hold."""
+
+    def __init__(self, refused=()):
+        self.refused, self.made = refused, []
+
+    def say(self, note):
+        pass
+
+    def default_recipe(self, precision):
+        return Int8Recipe()
+
+    def make_int8(self, precision, recipe, *, disabled_optimizers):
+        self.made.append(recipe)
+        if recipe in self.refused:
+            raise ParityError("int8 loses more\nthan is allowed")
+        return ModelRecord(file="onnx/model_int8.onnx", disabled_optimizers=list(disabled_optimizers))
+
+
+@pytest.fixture
+def speeds(monkeypatch):
+    """Let the races be decided by a table."""
+    table = {"integer attention": 1.2, "tanh gelu": 1.1, "integer attention + tanh gelu": 1.3}
+
+    def fake(shop, tried, folder):
+        return race_of({name: table.get(name, 0.9 if name != "default" else 1.0) for name in tried})
+
+    monkeypatch.setattr(tuning, "_race", fake)
+    return table
+
+
+def test_the_fastest_recipe_that_holds_is_kept_and_all_are_told(speeds):
+    both = Int8Recipe(attention="integer", gelu="tanh")
+    shop = Shop(refused=[both])
+    record = tune(shop, "int8")
+    assert shop.made == [both, Int8Recipe(attention="integer")]
+    rows = {row["name"]: row for row in record.tuning["candidates"]}
+    assert record.tuning["kept"] == "integer attention"
+    assert list(rows)[:2] == ["integer attention + tanh gelu", "integer attention"]
+    assert rows["integer attention + tanh gelu"]["refused"] == "int8 loses more"
+    assert rows["integer attention"]["ratio"] == pytest.approx(1.2)
+    assert rows["default"]["ms"] == {"1x16": 10.0}
+    assert len(rows) == 8
+
+
+def test_the_default_is_kept_where_nothing_is_faster(speeds):
+    speeds.clear()
+    assert tune(Shop(), "int8").tuning["kept"] == "default"
+
+
+def test_nothing_is_published_if_nothing_holds(speeds):
+    everything = [candidate.recipe for candidate in candidates(Int8Recipe()).values()]
+    everything.append(replace(Int8Recipe(), attention="integer", gelu="tanh"))
+    with pytest.raises(ParityError, match=r"no recipe holds.*nothing was published"):
+        tune(Shop(refused=everything), "int8")
+
+
+def test_a_candidate_that_cannot_run_is_told_and_never_kept(monkeypatch):
+    def fake(shop, tried, folder):
+        return race_of({"default": 1.0, "static": 0.9}, failures={"integer attention": "no kernel"})
+
+    monkeypatch.setattr(tuning, "_race", fake)
+    record = tune(Shop(), "int8")
+    rows = {row["name"]: row for row in record.tuning["candidates"]}
+    assert record.tuning["kept"] == "default"
+    assert rows["integer attention"]["failed"] == "no kernel"
+    assert rows["integer attention"]["ratio"] is None
+
+
+def test_candidates_really_race(tiny_bundle, monkeypatch):
+    from potstill.export.onnxfile import load_model
+    from potstill.export.quantise import prepare
+    from potstill.serve import Encoder
+
+    encoder = Encoder(tiny_bundle)
+    prepared = prepare(load_model(tiny_bundle / "onnx" / "model.onnx"), [encoder.tokenizer.encode(["we saw a wave"])])
+    source = SimpleNamespace(config=SimpleNamespace(vocab_size=90), max_length=32)
+    shop = SimpleNamespace(prepared=prepared, source=source, config=SimpleNamespace(rounds=2))
+    tried = {name: candidates(Int8Recipe())[name] for name in ("default", "integer attention")}
+    result = tuning._race(shop, tried, tiny_bundle.parent)
+    assert result.failures == {}
+    assert result.cells == ((1, 16), (1, 32), (8, 32), (32, 32))
+    assert result.overall("default", "integer attention").value > 0
