@@ -40,7 +40,8 @@ def tiny_teacher(tmp_path_factory) -> Path:
 def tiny_bundle(tmp_path_factory, tiny_teacher) -> Path:
     """The tiny teacher's bundle with fp32 and int8."""
     from potstill.export import export_bundle
+    from tests import tiny
 
     folder = tmp_path_factory.mktemp("tiny") / "teacher-onnx"
-    export_bundle(str(tiny_teacher), folder)
+    export_bundle(str(tiny_teacher), folder, config=tiny.export_config(), calibration=tiny.texts(80))
     return folder

@@ -24,7 +24,7 @@ from potstill.export.onnxfile import load_model
 from potstill.export.source import Source, load_source, peek
 from potstill.export.texts import make_probe
 from potstill.export.tokens import check_tokens
-from potstill.export.tune import tune
+from potstill.export.tuning import tune
 from potstill.export.workshop import DISABLED_OPTIMIZERS, Workshop, draft_manifest
 from potstill.progress import Progress, silent
 from potstill.publish import check_free, new_folder

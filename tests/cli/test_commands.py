@@ -75,6 +75,10 @@ def test_init_cuts_a_student(potstill, tiny_teacher, tmp_path):
     assert json.loads((tmp_path / "student" / "config.json").read_text())["num_hidden_layers"] == 2
 
 
+# Few texts and short turns: what is checked is that the options arrive.
+QUICK = ("--judged-texts", "40", "--calibration-texts", "16", "--rounds", "2", "--max-loss", "0.2")
+
+
 def test_distill_and_export_from_the_command_line(potstill, tiny_teacher, tiny_data, tmp_path):
     student, bundle = tmp_path / "student", tmp_path / "student-onnx"
     code, out, err = potstill(
@@ -83,9 +87,36 @@ def test_distill_and_export_from_the_command_line(potstill, tiny_teacher, tiny_d
     )  # fmt: skip
     assert (code, "kept [0]" in out) == (0, True)
     assert "distil the student: done" in err
-    code, out, _ = potstill("export", student, "--out", bundle, "--max-length", "32")
+    code, out, _ = potstill("export", student, "--out", bundle, "--max-length", "32", *QUICK)
     assert (code, "distilbert, 1 layers of 32" in out) == (0, True)
     assert json.loads((bundle / "potstill.json").read_text())["inputs"] == ["input_ids", "attention_mask"]
+
+
+def test_a_bundle_is_shown_so_that_a_person_understands_it(potstill, tiny_teacher, tiny_data, tmp_path):
+    bundle, again = tmp_path / "bundle", tmp_path / "again"
+    code, out, err = potstill(
+        "export", tiny_teacher, "--data", tiny_data, "--precision", "fp32", "--precision", "int8-static", "--tune",
+        "--out", bundle, *QUICK,
+    )  # fmt: skip
+    assert code == 0, err
+    assert potstill("show", bundle)[1] == out
+    for words in (
+        "text-classification: mountain, sea", "bert, 4 layers of 32", "the ids of transformers' on 2000 texts",
+        "4 of 4", "static, ", "fitted to texts of the task", "of accuracy", "the same answer alone and in batches",
+        "without VNNI", "than fp32: ", "Tuned on", "integer attention", "kept",
+    ):  # fmt: skip
+        assert words in " ".join(out.split()), words
+    code, out, err = potstill(
+        "export", bundle / "onnx" / "model.onnx", "--json", "--precision", "fp32", "--out", again, *QUICK
+    )
+    assert (code, json.loads(out)["source"]["kind"]) == (0, "onnx")
+
+
+def test_data_without_the_judged_split_is_said_so(potstill, tiny_teacher, tiny_data, tmp_path):
+    file = shutil.copy(tiny_data / "train.jsonl", tmp_path / "train.jsonl")
+    code, out, err = potstill("export", tiny_teacher, "--data", tmp_path, "--out", tmp_path / "bundle", *QUICK)
+    assert (code, "judged without labels" in err) == (0, True), err
+    assert "other texts of the task" in " ".join(out.split()), file
 
 
 BAD = [
@@ -121,6 +152,10 @@ BAD = [
     (("export", "./nowhere", "--out", "OUT"), 2, "no checkpoint folder"),
     (("export", "TEACHER", "--out", "FULL"), 2, "--overwrite"),
     (("export", "TEACHER", "--precision", "int4", "--out", "OUT"), 2, "'int4'"),
+    (("export", "TEACHER", "--attention", "onnx", "--opset", "20", "--out", "OUT"), 2, "opset"),
+    (("export", "TEACHER", "--pooling", "mean", "--out", "OUT"), 2, "pooling makes one vector"),
+    (("export", "TEACHER", "--max-length", "65", "--out", "OUT"), 2, "1 to 64 tokens"),
+    (("export", "./nowhere.onnx", "--out", "OUT"), 2, "there is no file"),
     (("evaluate", "BUNDLE", "--data", "DATA", "--precision", "fp16"), 2, "has no fp16 model"),
     (("evaluate", "TAMPERED", "--data", "DATA"), 1, "SHA-256 differs"),
     (("show", "TAMPERED"), 1, "SHA-256 differs"),

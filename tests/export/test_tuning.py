@@ -8,9 +8,9 @@ import pytest
 
 from potstill.bundle import ModelRecord
 from potstill.errors import ParityError
-from potstill.export import tune as tuning
+from potstill.export import tuning
 from potstill.export.quantise import Int8Recipe
-from potstill.export.tune import Candidate, candidates, join, tune
+from potstill.export.tuning import Candidate, candidates, join, tune
 from potstill.timing import Race
 
 CELL = (1, 16)
