@@ -25,7 +25,7 @@ from potstill.export.source import Source, load_source, peek
 from potstill.export.texts import make_probe
 from potstill.export.tokens import check_tokens
 from potstill.export.tuning import tune
-from potstill.export.workshop import DISABLED_OPTIMIZERS, Workshop, draft_manifest
+from potstill.export.workshop import Workshop, draft_manifest
 from potstill.progress import Progress, silent
 from potstill.publish import check_free, new_folder
 from potstill.sections import ExportConfig
@@ -120,7 +120,7 @@ def _make_models(shop: Workshop, *, steps: _Steps) -> dict[Precision, ModelRecor
         assert source.existing is not None
         graph = load_model(source.existing.file)
     steps.next("fp32: compare with torch" if source.model is not None else "fp32: compare with the file")
-    made: dict[Precision, ModelRecord] = {"fp32": shop.make_fp32(graph, disabled_optimizers=DISABLED_OPTIMIZERS)}
+    made: dict[Precision, ModelRecord] = {"fp32": shop.make_fp32(graph)}
     for precision in config.precisions:
         if precision == "fp16":
             made[precision] = shop.make_fp16()

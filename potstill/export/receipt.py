@@ -24,7 +24,7 @@ def fusion_receipt(graph: onnx.ModelProto, config: PretrainedConfig) -> dict[str
     return {
         "attention": "onnx" if standard else "fused",
         "attention_expected": count_layers(config),
-        "attention_found": counts[OPERATORS["onnx"]] + counts[OPERATORS["fused"]],
+        "attention_found": counts[OPERATORS["onnx"]] + counts[OPERATORS["fused"]] + counts["QAttention"],
         "layer_norms": counts["LayerNormalization"],
         "gelus": counts["Gelu"],
         "nodes": len(graph.graph.node),

@@ -61,7 +61,7 @@ class Workshop:
         self.tokenizer, self.say = tokenizer, say
         self._graph: onnx.ModelProto | None = None
 
-    def make_fp32(self, graph: onnx.ModelProto, *, disabled_optimizers: Sequence[str]) -> ModelRecord:
+    def make_fp32(self, graph: onnx.ModelProto) -> ModelRecord:
         """Write the graph that everything else is made of, and hold it against its source.
 
         Raises:
@@ -75,9 +75,7 @@ class Workshop:
         receipt = fusion_receipt(graph, self.source.config)
         if not self.config.allow_unfused and self.source.existing is None:
             check_fusion(receipt)
-        self._fp32_optimizers = tuple(disabled_optimizers)
-        parity = check_parity(self.source, self.session("fp32"))
-        return self._record("fp32", side, fusion=receipt, parity=parity, disabled_optimizers=disabled_optimizers)
+        return self._record("fp32", side, fusion=receipt, parity=check_parity(self.source, self.fp32_session()))
 
     def make_fp16(self) -> ModelRecord:
         """Write the half-size file for GPUs, and judge it here through casts to float32.
@@ -98,7 +96,7 @@ class Workshop:
             "fp16",
             side,
             fusion=fusion_receipt(half, self.source.config),
-            parity=measure_difference(self.source, session, self.session("fp32"))
+            parity=measure_difference(self.source, session, self.fp32_session())
             | {"checked_on": "CPU, through casts to float32", "gpu": "unchecked"},
             quality=evidence,
         )
@@ -151,7 +149,7 @@ class Workshop:
             disabled_optimizers=disabled_optimizers,
             batch_invariant=static,
             fusion=fusion_receipt(onnx.load(file, load_external_data=False), self.source.config),
-            parity=measure_difference(self.source, session, self.session("fp32")),
+            parity=measure_difference(self.source, session, self.fp32_session()),
             quality=evidence,
             invariance=invariance,
             saturation=saturation(file, self.batches(self.probe.judged[: _CALIBRATION_BATCH * _SATURATION_BATCHES])),
@@ -177,15 +175,15 @@ class Workshop:
     @cached_property
     def expected(self) -> Answers:
         """What fp32 answers to the judged texts."""
-        return self._answers(self.session("fp32"), self.rows, batch_size=8)
+        return self._answers(self.fp32_session(), self.rows, batch_size=8)
 
     def file(self, precision: Precision) -> Path:
         """Return where the file of a precision is written."""
         return self.folder / MODEL_FILES[precision]
 
-    def session(self, precision: Precision) -> OnnxSession:
+    def fp32_session(self) -> OnnxSession:
         """Open fp32 as it will be served."""
-        return self._open(self.file(precision), self._fp32_optimizers)
+        return self._open(self.file("fp32"), DISABLED_OPTIMIZERS)
 
     def batches(self, texts: Sequence[Any]) -> list[Feeds]:
         """Return texts as inputs of the graph, a few at once."""
@@ -216,7 +214,7 @@ class Workshop:
     def _most_sensitive(self, recipe: Int8Recipe) -> list[str]:
         """Return the layers by how much it helps to leave one of them alone in fp32."""
         rows, file = self.rows[:_SENSITIVITY_TEXTS], self.folder / "onnx" / ".sensitivity.onnx"
-        expected = self._answers(self.session("fp32"), rows, batch_size=8)
+        expected = self._answers(self.fp32_session(), rows, batch_size=8)
 
         def error_without(keep: frozenset[str]) -> float:
             written = save_model(quantise(self.prepared, recipe, keep=keep), file)
@@ -247,7 +245,7 @@ class Workshop:
         if not self.config.rounds:
             return None
         return compare_speed(
-            {"fp32": (self.file("fp32"), self._fp32_optimizers), "int8": (file, disabled_optimizers)},
+            {"fp32": (self.file("fp32"), DISABLED_OPTIMIZERS), "int8": (file, disabled_optimizers)},
             vocab_size=self.source.config.vocab_size,
             max_length=self.source.max_length,
             rounds=self.config.rounds,
