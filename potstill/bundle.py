@@ -13,9 +13,9 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from potstill.errors import BundleError, TamperedError
 from potstill.onnxwire import read_outline
@@ -23,6 +23,7 @@ from potstill.precision import find_untruth
 
 MANIFEST_NAME = "potstill.json"
 SCHEMA_VERSION = 2
+_LABELLED = ("text-classification", "token-classification")
 Precision = Literal["fp32", "fp16", "int8", "int8-static"]
 MODEL_FILES: dict[str, str] = {
     "fp32": "onnx/model.onnx",
@@ -109,6 +110,12 @@ class Manifest(_Record):
     """The checkpoint: its name and the SHA-256 over its files."""
     made: dict[str, Any] = {}
     """When, with which tool versions, by which command and recipe."""
+
+    @model_validator(mode="after")
+    def _labelled(self) -> Self:
+        if self.task in _LABELLED and not self.labels:
+            raise ValueError(f"labels are missing, and {self.task} answers with them")
+        return self
 
     @field_validator("files")
     @classmethod

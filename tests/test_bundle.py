@@ -228,7 +228,7 @@ def test_an_unknown_key_of_a_model_is_refused_by_its_path(folder):
     assert "not a valid manifest: models.fp32.providers: " in refusal(folder)
 
 
-@pytest.mark.parametrize("key", ["task", "labels", "max_length", "inputs", "outputs", "parameters", "models", "files"])
+@pytest.mark.parametrize("key", ["task", "max_length", "inputs", "outputs", "parameters", "models", "files"])
 def test_a_manifest_without_a_needed_key_is_refused(folder, key):
     edit(folder, lambda content: content.pop(key))
     assert f"not a valid manifest: {key}: Field required" in refusal(folder)
@@ -237,7 +237,6 @@ def test_a_manifest_without_a_needed_key_is_refused(folder, key):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("labels", []),
         ("inputs", []),
         ("outputs", []),
         ("models", {}),
@@ -476,3 +475,10 @@ def test_models_are_looked_at_without_onnx(folder):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_classifier_without_labels_is_refused_and_another_task_needs_none(folder):
+    edit(folder, lambda content: content.update(labels=[]))
+    assert "labels are missing, and text-classification answers with them" in refusal(folder)
+    edit(folder, lambda content: content.update(task="fill-mask"))
+    assert read_bundle(folder).manifest.labels == []

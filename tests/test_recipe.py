@@ -207,9 +207,19 @@ def test_heads_must_divide_the_width():
     assert faults(values) == ["teacher.scratch: hidden_size 100 is not a multiple of num_heads 3"]
 
 
-def test_fp16_is_refused_until_it_is_exported():
-    (fault,) = faults(SMALLEST, ("export.precisions", ["fp16"]))
-    assert fault.startswith("export: fp16 is a precision for GPUs that this version does not export")
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"precisions": ["int4"]}, "int4"),
+        ({"attention": "onnx", "opset": 20}, "opset is 20"),
+        ({"precisions": ["int8-static"], "calibration_texts": 0}, "needs texts to fix its scales"),
+        ({"tune": True, "rounds": 1}, "rounds must be at least 2"),
+        ({"max_loss": 0}, "max_loss"),
+    ],
+)
+def test_an_export_that_cannot_be_is_refused(settings, fault):
+    with pytest.raises(RecipeError, match=fault):
+        parse_section("export", settings)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from potstill.bundle import Manifest
 from potstill.cli.settings import JsonOption, OverwriteOption
 from potstill.errors import DataError
 from potstill.extras import require
+from potstill.sections import ExportConfig
 
 _CONFIG = (
     "precision", "attention", "opset", "max_length", "allow_unfused", "pooling", "normalize", "calibration_texts",
@@ -98,12 +100,7 @@ def export(
     Example: potstill export student/ --out student-onnx/ --precision fp32 --precision int8 --data nyu-mll/glue:sst2
     """
     given = {name: value for name, value in locals().items() if value is not None}
-    from potstill.recipe import parse_section
-
-    settings = {name: given[name] for name in _CONFIG if name in given}
-    if "precision" in settings:
-        settings["precisions"] = settings.pop("precision")
-    config = parse_section("export", settings)
+    config = _config(given)
     require("torch", extra="export")
     require("onnx", extra="export")
     from potstill.cli.bundle import print_bundle
@@ -127,12 +124,25 @@ def export(
         print_json(manifest.model_dump(mode="json"))
     else:
         print_bundle(out)
+    _warn_of_slow(manifest)
+
+
+def _config(given: Mapping[str, Any]) -> ExportConfig:
+    from potstill.recipe import parse_section
+
+    settings = {name: given[name] for name in _CONFIG if name in given}
+    if "precision" in settings:
+        settings["precisions"] = settings.pop("precision")
+    config: ExportConfig = parse_section("export", settings)
+    return config
+
+
+def _warn_of_slow(manifest: Manifest) -> None:
     for name, record in manifest.models.items():
         verdict = (record.speed or {}).get("verdict", "faster")
         if verdict != "faster":
-            typer.echo(
-                f"potstill: {name} is {verdict} than fp32 on this machine: serve fp32 here, or try --tune", err=True
-            )
+            advice = "serve fp32 here, or try --tune" if "ratio" in (record.speed or {}) else "see potstill.json"
+            typer.echo(f"warning: {name} is {verdict} than fp32 on this machine: {advice}", err=True)
 
 
 def _read_data(given: Mapping[str, Any], *, enough: int) -> tuple[list[Any], Any]:
