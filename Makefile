@@ -39,7 +39,7 @@ demo: install ## the whole chain on the text that ships with Python, into out/qu
 test: install ## the tests, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-slow: install ## the tests on real models and data, named by POTSTILL_TEACHER and POTSTILL_DATA
+slow: install ## the tests of minutes: every family and task; real models and data, if POTSTILL_TEACHER and POTSTILL_DATA name them
 	$(BIN)/python -m pytest -m slow
 
 wheel: install ## build the wheel, look into it, and use it in an empty environment with only the cli extra

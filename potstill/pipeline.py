@@ -16,7 +16,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from potstill import machine
 from potstill.data import Examples, Text, load_examples, load_texts
@@ -26,6 +26,9 @@ from potstill.publish import check_free, write_text
 from potstill.recipe import Recipe, build_recipe
 from potstill.task import get_task
 
+if TYPE_CHECKING:
+    from potstill.bench.contract import Report
+
 RUN_FILE = "run.json"
 # What may differ between a run and the one that resumes it.
 _NOT_THE_RECIPE = {"output_dir", "resume"}
@@ -33,7 +36,7 @@ _NOT_THE_RECIPE = {"output_dir", "resume"}
 
 def run(
     recipe: Recipe, out_dir: Path, *, resume: bool = False, overwrite: bool = False, progress: Progress = silent
-) -> dict[str, Any]:
+) -> "Report":
     """Run every stage of a recipe that `out_dir` does not hold yet, and return the report.
 
     Raises:
@@ -159,21 +162,23 @@ def _calibration(recipe: Recipe) -> list[Text]:
     )
 
 
-def _bench(recipe: Recipe, out_dir: Path, *, progress: Progress) -> dict[str, Any]:
-    from potstill.bench import bench, read_report
-    from potstill.bundle import read_bundle
+def _bench(recipe: Recipe, out_dir: Path, *, progress: Progress) -> "Report":
+    from potstill.bench import DataSet, Request, bench
 
-    report_dir = out_dir / "report"
-    if report_dir.is_dir():
-        return read_report(report_dir)
-    bundles = {role: out_dir / role for role in ("teacher", "student")}
-    examples = load_eval_examples(recipe, label_names=read_bundle(bundles["teacher"]).manifest.labels)
+    data = recipe.data
+    judged = DataSet(
+        data=data.name,
+        split=data.eval_split,
+        text_columns=data.text_columns,
+        label_column=data.label_column,
+        limit=data.max_eval_examples,
+    )
     return bench(
-        bundles,
-        examples=examples,
+        Request(models=[(role, str(out_dir / role)) for role in ("teacher", "student")], data=[judged]),
         config=recipe.bench,
-        out_dir=report_dir,
+        out_dir=out_dir / "report",
         seed=recipe.seed,
+        resume=True,
         command=shlex.join(["potstill", *sys.argv[1:]]),
         progress=progress,
     )

@@ -10,6 +10,10 @@ from potstill.method import METHODS, with_defaults
 
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Runner = Literal[
+    "onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino-cpu",
+    "torch-cpu", "torch-cpu-compiled", "torch-cuda", "torch-cuda-compiled",
+]  # fmt: skip
 TaskName = Literal[
     "text-classification", "token-classification", "question-answering", "fill-mask", "feature-extraction"
 ]
@@ -284,13 +288,38 @@ class BenchConfig(Section):
     num_tokens: list[PositiveInt] = Field(default=[16, 128], min_length=1)
     threads: PositiveInt | None = None
     """Intra-op threads of every model; None takes the cores that this process may use."""
-    precisions: list[Precision] | None = Field(default=None, min_length=1)
-    """Which files of the bundles are measured; None takes those that both bundles have."""
+    precisions: list[str] | None = Field(default=None, min_length=1)
+    """fp32, fp16, bf16, int8, int8-static; None takes what each bundle has, and fp32 of a checkpoint."""
+    runners: list[Runner] | None = Field(default=None, min_length=1)
+    """Which engines run the models; None takes onnxruntime on the CPU for bundles, torch on the CPU for checkpoints."""
     rounds: int = Field(default=12, ge=5)
     """How often all models take their turn in each cell; the intervals come from the rounds."""
     block_s: PositiveFloat = 0.25
     """How long one model's turn lasts at least, in seconds."""
-    min_samples: int = Field(default=64, ge=11)
-    """Calls per cell at least; p90 needs 64 (MLPerf's early-stopping rule)."""
+    budget_s: PositiveFloat | None = None
+    """Seconds for all rounds together: after 5 of each cell they go where the intervals are widest. None makes
+    `rounds` of each."""
+    again: bool = True
+    """Whether the baseline runs a second time beside itself, which shows how small a difference can be seen."""
+    max_repeats: int = Field(default=2, ge=0)
+    """How often a cell that the machine disturbed is measured anew."""
+    warm_up_s: PositiveFloat = 3.0
+    """How long a cell may take at most to become stationary."""
+    realistic: bool = True
+    """Whether the data's own texts are a load too, with and without tokenisation."""
+    realistic_texts: int = Field(default=128, ge=1)
+    throughput_batch_sizes: list[PositiveInt] = [1, 8, 32]
+    """Empty measures no throughput."""
+    throughput_tokens: PositiveInt = 64
+    callers: list[PositiveInt] = Field(default=[1, 4], min_length=1)
+    """Threads of one process that ask at once."""
+    thread_scaling: bool = True
+    """Whether one thread, two, four and so on up to all cores are compared."""
+    compressed: bool = True
+    """Whether the files are compressed too, to tell how small a download is; it takes a second per 40 MB."""
+    cold_starts: int = Field(default=3, ge=0)
+    """Fresh processes per model; 0 measures none."""
+    timeout_s: PositiveFloat = 120.0
+    """A model that does not answer for so long has hung, and is restarted for the next cell."""
     resamples: int = Field(default=2000, ge=200)
     """Bootstrap resamples behind every interval."""

@@ -1,22 +1,28 @@
 """Prove on this machine how much smaller, faster and as good a student is.
 
-`bench` measures a teacher and a student, each model and precision in a process of its own, and writes a report with
-three verdicts. Nothing here loads torch; matplotlib and jinja2 are loaded only where a report is drawn.
+`bench` measures models, each precision and engine in a process of its own, and writes a report with verdicts. Nothing
+here loads torch but the processes of its own rows; matplotlib and jinja2 are loaded only where a report is drawn.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from potstill.bench.assemble import bench
-    from potstill.bench.quality import evaluate_bundle
+    from potstill.bench.assemble import Request, bench, verify_report
+    from potstill.bench.datasets import DataSet
+    from potstill.bench.evaluation import evaluate_bundle
     from potstill.bench.report import read_report
+    from potstill.bench.subjects import name_models
 
-__all__ = ["bench", "evaluate_bundle", "read_report"]
+__all__ = ["DataSet", "Request", "bench", "evaluate_bundle", "name_models", "read_report", "verify_report"]
 
 _HOMES = {
+    "DataSet": "potstill.bench.datasets",
+    "Request": "potstill.bench.assemble",
     "bench": "potstill.bench.assemble",
-    "evaluate_bundle": "potstill.bench.quality",
+    "evaluate_bundle": "potstill.bench.evaluation",
+    "name_models": "potstill.bench.subjects",
     "read_report": "potstill.bench.report",
+    "verify_report": "potstill.bench.assemble",
 }
 
 

@@ -1,66 +1,124 @@
-"""Percentiles that the samples can carry, and a score as a share of another.
+"""Percentiles that the samples can carry, with their intervals, and what else describes how long calls take.
 
 Nothing here draws from a global generator: every bootstrap takes the one it shall use.
 """
 
-from math import ceil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from potstill.timing.ratio import Estimate, with_interval
+from potstill.bench.contract import Interval
+from potstill.timing.ratio import Estimate, Floats, draw_rounds, expanded_tail, ratio_interval
 
-# MLPerf's early stopping rule with 99 % confidence and no margin: fewer calls than this carry no such percentile.
-P50_MIN_SAMPLES = 11
-P90_MIN_SAMPLES = 64
+# MLPerf's early stopping rule with 99 % confidence and no margin: fewer calls than this carry no such percentile
+# (mlcommons/inference, "Early Stopping", c = 0.99, d = 0).
+MIN_SAMPLES: Mapping[int, int] = {50: 11, 90: 64, 95: 130, 99: 662}
+# A curve of quantiles, from the smallest sample to the largest in steps of 2 %.
+_QUANTILES = np.linspace(0, 1, 51)
+# Resamples at a time: 200 of them over 5000 calls are 8 MB.
+_CHUNK = 200
 
 
-def summarise(latencies_ms: ArrayLike) -> dict[str, Any]:
-    """Return p50 and p90 in milliseconds and the number of samples.
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """The calls of one row at one load.
 
-    A percentile that the samples cannot carry is None, and `p50_missing` or `p90_missing` says how many lack.
+    Attributes:
+        calls_ms: per round the latencies in milliseconds.
+        launches: per round, which launch of the process it belongs to.
     """
-    samples = np.asarray(latencies_ms, dtype=np.float64)
+
+    calls_ms: Sequence[ArrayLike]
+    launches: Sequence[int]
+
+
+def summarise(rounds: Rounds, *, rng: np.random.Generator, resamples: int = 2000) -> dict[str, Any]:
+    """Return the fields of `contract.Latency` that the calls alone decide, the units milliseconds.
+
+    Args:
+        rounds: at least one.
+        rng: draws the rounds of the intervals; one round alone has none.
+        resamples: how many times.
+    """
+    samples = np.concatenate([np.asarray(calls, dtype=np.float64) for calls in rounds.calls_ms])
+    carried = [percent for percent, needed in MIN_SAMPLES.items() if len(samples) >= needed]
     row: dict[str, Any] = {"samples": len(samples)}
-    for name, percent, needed in (("p50", 50, P50_MIN_SAMPLES), ("p90", 90, P90_MIN_SAMPLES)):
-        enough = len(samples) >= needed
-        row[f"{name}_ms"] = float(np.percentile(samples, percent)) if enough else None
-        if not enough:
-            row[f"{name}_missing"] = needed - len(samples)
+    row |= {f"p{percent}_ms": float(np.percentile(samples, percent)) for percent in carried}
+    row["missing"] = {
+        f"p{percent}": needed - len(samples) for percent, needed in MIN_SAMPLES.items() if percent not in carried
+    }
+    row["quantiles_ms"] = np.quantile(samples, _QUANTILES).tolist()
+    row["intervals"], row["drift"] = {}, drift(rounds)
+    if len(rounds.calls_ms) > 1 and carried:
+        found = percentile_intervals(rounds, carried, rng=rng, resamples=resamples)
+        row["intervals"] = {f"p{percent}": interval for percent, interval in zip(carried, found, strict=True)}
     return row
 
 
-def score_ratio(
-    baseline_correct: ArrayLike, candidate_correct: ArrayLike, *, rng: np.random.Generator, resamples: int = 2000
-) -> Estimate | None:
-    """Return the candidate's accuracy as a share of the baseline's, with a paired bootstrap over examples.
+def percentile_intervals(
+    rounds: Rounds, percents: Sequence[int], *, rng: np.random.Generator, resamples: int = 2000
+) -> list[Interval]:
+    """Return the interval of each percentile of all calls, by a bootstrap over launches and rounds.
 
-    An example has one of four outcomes (both right, one of them, none), so drawing the four counts from a
-    multinomial is the same as drawing the examples, at no cost.
+    Calls of one round are alike, so whole rounds are drawn (a cluster bootstrap: Davison and Hinkley 1997, 3.8), not
+    calls. A drawn percentile is the smallest call that so large a share does not exceed.
 
     Args:
-        baseline_correct: booleans of shape (examples,).
-        candidate_correct: booleans of the same examples.
-        rng: draws the examples.
+        rounds: at least 2.
+        percents: which, 0 to 100.
+        rng: draws the rounds.
         resamples: how many times.
-
-    Returns:
-        The ratio, or None where the baseline is right nowhere and there is nothing to keep.
     """
-    baseline, candidate = np.asarray(baseline_correct, dtype=bool), np.asarray(candidate_correct, dtype=bool)
-    if baseline.shape != candidate.shape or not len(baseline):
-        raise ValueError(f"the same examples twice are needed: {baseline.shape}, {candidate.shape}")
-    if not baseline.any():
+    sizes = [np.size(calls) for calls in rounds.calls_ms]
+    samples = np.concatenate([np.asarray(calls, dtype=np.float64) for calls in rounds.calls_ms])
+    order = np.argsort(samples, kind="stable")
+    ordered, whose = samples[order], np.repeat(np.arange(len(sizes)), sizes)[order]
+    drawn = draw_rounds(rounds.launches, resamples=resamples, rng=rng)
+    shares = np.asarray(percents, dtype=np.float64) / 100
+    chunks = [drawn[start : start + _CHUNK] for start in range(0, resamples, _CHUNK)]
+    found = np.concatenate([_draw_percentiles(ordered, whose, chunk, shares) for chunk in chunks])
+    tail = expanded_tail(len(sizes))
+    return [(float(low), float(high)) for low, high in np.quantile(found, (tail, 1 - tail), axis=0).T]
+
+
+def _draw_percentiles(ordered: Floats, whose: Any, drawn: Any, shares: Floats) -> Floats:
+    """Return percentiles of resamples, shape (resamples, shares); `whose` is the round of each ordered call."""
+    times = np.stack([np.bincount(row, minlength=drawn.shape[1]) for row in drawn])
+    weights = times[:, whose].cumsum(axis=1)
+    wanted = np.ceil(weights[:, -1:] * shares)
+    return np.stack(
+        [ordered[np.searchsorted(line, levels)] for line, levels in zip(weights, wanted, strict=True)]
+    )  # fmt: skip
+
+
+def drift(rounds: Rounds) -> float | None:
+    """Return the median call of the last third of rounds / that of the first third; None below 3 rounds."""
+    third = len(rounds.calls_ms) // 3
+    if not third:
         return None
-    outcomes = np.bincount(baseline * 2 + candidate, minlength=4)
-    drawn = rng.multinomial(len(baseline), outcomes / len(baseline), size=resamples)
-    # A draw without a single right answer of the baseline has no ratio; it is as good as never drawn.
-    drawn = drawn[drawn[:, 2] + drawn[:, 3] > 0]
-    ratios = (drawn[:, 1] + drawn[:, 3]) / (drawn[:, 2] + drawn[:, 3])
-    return with_interval(float(candidate.sum() / baseline.sum()), ratios)
+    first, last = (np.concatenate(part) for part in (rounds.calls_ms[:third], rounds.calls_ms[-third:]))
+    return float(np.median(last) / np.median(first))
 
 
-def calls_per_round(min_samples: int, rounds: int) -> int:
-    """Return how many calls each round needs at least, so that all of them make `min_samples`."""
-    return ceil(min_samples / rounds)
+def median_interval(rounds: Rounds, *, rng: np.random.Generator, resamples: int = 2000) -> Estimate:
+    """Return the median over rounds of each round's median call, by the same bootstrap as a ratio's.
+
+    Raises:
+        ValueError: if there are fewer than 2 rounds.
+    """
+    ones = [[1.0]] * len(rounds.calls_ms)
+    return ratio_interval(rounds.calls_ms, ones, rng=rng, resamples=resamples, launches=rounds.launches)
+
+
+def mean_interval(values: Sequence[float], *, rng: np.random.Generator, resamples: int = 2000) -> Estimate:
+    """Return the mean of some turns with a bootstrap over them; of fewer than 4 it is the smallest and the largest."""
+    found = np.asarray(values, dtype=np.float64)
+    if len(found) <= 3:
+        return Estimate(float(found.mean()), float(found.min()), float(found.max()))
+    drawn = found[rng.integers(len(found), size=(resamples, len(found)))].mean(axis=1)
+    tail = expanded_tail(len(found))
+    low, high = np.quantile(drawn, (tail, 1 - tail))
+    return Estimate(float(found.mean()), float(low), float(high))

@@ -1,77 +1,58 @@
-"""A process for one model in one precision: `python -m potstill.bench.worker`.
+"""A process for one model in one precision on one engine: `python -m potstill.bench.worker [STARTED]`.
 
-It reads commands from stdin and answers on stdout, one JSON object per line:
+It reads commands from stdin and answers on stdout, one JSON object per line; a LOAD is `contract.Load`:
 
-    {"do": "load", "bundle": DIR, "precision": "fp32", "threads": 2, "seed": 42}
-    {"do": "block", "batch_size": 1, "num_tokens": 128, "seconds": 0.25, "min_calls": 6}  -> latencies_ms
-    {"do": "score", "texts": ["text", ["first", "second"]]}                               -> logits
-    {"do": "memory"}                                                                      -> bytes, by part
+    {"do": "load", "runner", "folder", "precision", "threads", "seed", "spinning", "task", "problem_type", "max_length"}
+                                                 -> process_ms, import_ms, load_ms, device, sha256
+    {"do": "texts", "texts": [TEXT, ...]}        -> mean_tokens
+    {"do": "warm", "load": LOAD, "max_s": 3.0}   -> calls, stationary, mean_tokens, call_ms
+    {"do": "block", "load": LOAD, "seconds": 0.25, "min_calls": 6}    -> latencies_ms, cpu_s, wall_s
+    {"do": "concurrent", "load": LOAD, "callers": 4, "seconds": 0.5}  -> texts, seconds, latencies_ms
+    {"do": "first", "text": TEXT}                -> first_answer_ms
+    {"do": "answer", "texts": [TEXT, ...], "kind": KIND, "file": FILE}  -> texts; the answers are in FILE, an .npz
+    {"do": "memory"}                             -> the fields of `contract.Memory`, without key and limit
+    {"do": "restart_peak"}                       -> restarted
     {"do": "stop"}
+
+STARTED is the asking process's `time.monotonic()` when it started this one, so that `process_ms` is exact; without it
+the system's own note is taken, which counts in hundredths of a second.
 """
 
+import os
+import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from potstill.bench import memory, workload
-from potstill.timing.process import Message, answer_commands, run_block
+from potstill.bench.memory import Growth, end_first, resident
 
 
-class Model:
-    """The loaded model, and how much memory each step of its life took."""
+def main() -> None:
+    """Note the beginning, and only then import what does the work."""
+    process_ms = milliseconds_since_start(sys.argv[1:])
+    growth = Growth(interpreter_rss_bytes=resident())
+    end_first()
+    started = time.perf_counter()
+    from potstill.bench.duties import Duties
+    from potstill.timing.process import answer_commands
 
-    def __init__(self) -> None:
-        self._encoder: Any = None
-        self._memory: dict[str, Any] = {"interpreter_rss_bytes": memory.resident()}
-        self._vocabulary = workload.Vocabulary(0, frozenset())
-        self._seed = 0
+    import_ms = (time.perf_counter() - started) * 1e3
+    answer_commands(Duties(growth, process_ms=process_ms, import_ms=import_ms).answer)
 
-    def answer(self, command: Mapping[str, Any]) -> Message:
-        """Do one command."""
-        match command["do"]:
-            case "load":
-                return self._load(command)
-            case "block":
-                return self._block(command)
-            case "score":
-                return self._score(command["texts"])
-            case "memory":
-                return self._memory | {
-                    "rss_bytes": memory.resident(), "uss_bytes": memory.private(), "peak_bytes": memory.peak()
-                }  # fmt: skip
-        raise ValueError(f"unknown command {command['do']!r}")
 
-    def _load(self, command: Mapping[str, Any]) -> Message:
-        from potstill.bundle import read_bundle
-        from potstill.serve import Encoder
+def milliseconds_since_start(arguments: list[str]) -> float:
+    """Return how long this process has been there, by its first argument or else by the system."""
+    if arguments:
+        return (time.monotonic() - float(arguments[0])) * 1e3
+    try:
+        # Field 22 of /proc/PID/stat, counted behind the name, which may hold spaces (man 5 proc).
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        import psutil
 
-        self._memory["imported_rss_bytes"] = memory.resident()
-        folder, start = Path(command["bundle"]), time.perf_counter()
-        # A session's threads spin after a call, for the next one; while neighbours are measured in turn they would
-        # take the cores from them (microsoft/onnxruntime#17011: 77 ms became 160).
-        self._encoder = Encoder(folder, precision=command["precision"], threads=command["threads"], spinning=False)
-        load_ms = (time.perf_counter() - start) * 1e3
-        self._vocabulary = workload.read_vocabulary(read_bundle(folder, verify=False))
-        self._seed = command["seed"]
-        self._memory |= {
-            "loaded_rss_bytes": memory.resident(), "loading_peak_bytes": memory.peak(),
-            "peak_restarted": memory.restart_peak(),
-        }  # fmt: skip
-        return {"load_ms": load_ms}
-
-    def _block(self, command: Mapping[str, Any]) -> Message:
-        cell = workload.Cell(command["batch_size"], command["num_tokens"])
-        inputs = self._encoder.manifest.inputs
-        feeds = workload.make_feeds(cell, inputs=inputs, vocabulary=self._vocabulary, seed=self._seed)
-        run = self._encoder.session.run
-        latencies_ms = run_block(lambda: run(feeds), seconds=command["seconds"], min_calls=command["min_calls"])
-        return {"latencies_ms": latencies_ms}
-
-    def _score(self, texts: list[Any]) -> Message:
-        logits = self._encoder.logits([tuple(text) if isinstance(text, list) else text for text in texts])
-        return {"logits": logits.tolist()}
+        return (time.time() - psutil.Process().create_time()) * 1e3
+    started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return (time.clock_gettime(time.CLOCK_BOOTTIME) - started_s) * 1e3
 
 
 if __name__ == "__main__":
-    answer_commands(Model().answer)
+    main()

@@ -1,86 +1,108 @@
-"""What is timed: the cells of the grid and their inputs."""
+"""What is timed: the inputs of a load, and one call after the other made of them."""
 
-import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill.bundle import Bundle, Manifest
+from potstill.bench.contract import Load
 from potstill.errors import BundleError, UsageError
+from potstill.serve import BundleTokenizer, Text
 
 Feeds = dict[str, NDArray[np.int64]]
+Call = Callable[[], object]
+
+# Texts that are run before timing begins: enough lengths to grow an engine's memory to what it will need.
+_WARM_TEXTS = 16
+_GOLDEN_RATIO = (1 + 5**0.5) / 2
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Cell:
-    """One size of input."""
+class Runs(Protocol):
+    """What a load needs of the engine that will run it."""
 
-    batch_size: int
-    num_tokens: int
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The model's inputs."""
 
-    def __str__(self) -> str:
-        return f"{self.batch_size}×{self.num_tokens}"
+    @property
+    def tokenizer(self) -> BundleTokenizer:
+        """The model's tokenizer."""
+
+    @property
+    def vocab_size(self) -> int | None:
+        """How many ids the model knows; None where it does not say."""
+
+    def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        """Return every output by name."""
+
+    def prepare(self, feeds: Feeds) -> Call:
+        """Return a call that is done when it returns."""
 
 
 @dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """Which token ids a model may be fed."""
+class Work:
+    """One load, ready to be run.
 
-    size: int
-    special_ids: frozenset[int]
+    Attributes:
+        calls: what is timed, one text or batch each, to be gone round.
+        warm: those of `calls` that are run before, the longest first.
+        samples: the inputs of `warm`.
+        mean_tokens: tokens per text.
+    """
+
+    calls: tuple[Call, ...]
+    warm: tuple[Call, ...]
+    samples: tuple[Feeds, ...]
+    mean_tokens: float
+
+    def go_round(self, start: int = 0) -> Call:
+        """Return one call that makes the next of `calls` each time, beginning with number `start`."""
+        if len(self.calls) == 1:
+            return self.calls[0]
+        start %= len(self.calls)
+        following = cycle(self.calls[start:] + self.calls[:start]).__next__
+        return lambda: following()()
 
 
-def make_cells(batch_sizes: Iterable[int], num_tokens: Iterable[int]) -> list[Cell]:
-    """Return every combination once, smallest first."""
+def make_loads(batch_sizes: Iterable[int], num_tokens: Iterable[int]) -> list[Load]:
+    """Return a grid load of every combination once, smallest first."""
     lengths = list(num_tokens)
-    return sorted({Cell(batch, length) for batch in batch_sizes for length in lengths})
+    sizes = sorted({(batch, length) for batch in batch_sizes for length in lengths})
+    return [Load(batch_size=batch, num_tokens=length) for batch, length in sizes]
 
 
-def check_cells(cells: Iterable[Cell], *, name: str, manifest: Manifest) -> None:
-    """Refuse a cell that is longer than the model has positions.
+def check_loads(loads: Iterable[Load], *, name: str, positions: int) -> None:
+    """Refuse a load that is longer than a model has positions.
 
     Raises:
-        UsageError: naming the cell and the limit.
+        UsageError: naming the load and the limit.
     """
-    limit = manifest.architecture.get("max_position_embeddings", manifest.max_length)
-    for cell in cells:
-        if cell.num_tokens > limit:
+    for load in loads:
+        if load.num_tokens is not None and load.num_tokens > positions:
             raise UsageError(
-                f"{cell.num_tokens} tokens are more than the {limit} positions of the {name}; "
-                f"measure at most {limit} tokens (--num-tokens {limit})"
+                f"{load.num_tokens} tokens are more than the {positions} positions of the {name}; "
+                f"measure at most {positions} tokens (--num-tokens {positions})"
             )
 
 
-def read_vocabulary(bundle: Bundle) -> Vocabulary:
-    """Return the token ids of a bundle's model; the special ones are apart, since some of them end a text.
+def grid_feeds(load: Load, *, inputs: Iterable[str], ids: NDArray[np.int64], seed: int) -> Feeds:
+    """Return exactly `batch_size` × `num_tokens` random tokens of `ids`, all of them attended to.
+
+    The same load and seed give the same tokens to every model with the same vocabulary.
 
     Raises:
-        BundleError: if neither the manifest nor the tokenizer tells the size of the vocabulary.
-    """
-    tokenizer = json.loads((bundle.folder / "tokenizer.json").read_text(encoding="utf-8"))
-    added = tokenizer.get("added_tokens") or []
-    special_ids = frozenset(int(token["id"]) for token in added if token.get("special"))
-    size = bundle.manifest.architecture.get("vocab_size") or len(tokenizer.get("model", {}).get("vocab", ()))
-    if not size or size <= len(special_ids):
-        raise BundleError(f"{bundle.folder}: the size of the vocabulary is unknown; export the checkpoint again")
-    return Vocabulary(int(size), special_ids)
-
-
-def make_feeds(cell: Cell, *, inputs: Iterable[str], vocabulary: Vocabulary, seed: int) -> Feeds:
-    """Return exactly `batch_size` × `num_tokens` random ordinary tokens, all of them attended to.
-
-    The same cell and seed give the same ids to every model with the same vocabulary.
-
-    Raises:
+        UsageError: if the load has no length, or there are no ids to draw from.
         BundleError: if the model declares an input that nobody knows how to fill.
     """
-    rng = np.random.default_rng([seed, cell.batch_size, cell.num_tokens])
-    ordinary = np.setdiff1d(np.arange(vocabulary.size), np.array(sorted(vocabulary.special_ids), dtype=np.int64))
-    shape = (cell.batch_size, cell.num_tokens)
+    if load.num_tokens is None or not len(ids):
+        raise UsageError(f"a grid load needs a length and ordinary tokens; got {load.num_tokens} and {len(ids)}")
+    rng = np.random.default_rng([seed, load.batch_size, load.num_tokens])
+    shape = (load.batch_size, load.num_tokens)
     known: Feeds = {
-        "input_ids": rng.choice(ordinary, size=shape).astype(np.int64),
+        "input_ids": rng.choice(ids, size=shape),
         "attention_mask": np.ones(shape, dtype=np.int64),
         "token_type_ids": np.zeros(shape, dtype=np.int64),
     }
@@ -88,3 +110,60 @@ def make_feeds(cell: Cell, *, inputs: Iterable[str], vocabulary: Vocabulary, see
     if unknown:
         raise BundleError(f"the model wants an input {unknown[0]!r}; the bench fills {', '.join(known)}")
     return {name: known[name] for name in inputs}
+
+
+def make_work(load: Load, runner: Runs, *, texts: Sequence[Text], seed: int) -> Work:
+    """Make a load's calls.
+
+    Args:
+        load: what.
+        runner: runs it.
+        texts: those of the data set, for loads of texts, in any order.
+        seed: of the random tokens.
+
+    Raises:
+        UsageError: if the load wants texts and there are none, or several per call.
+    """
+    if load.kind == "grid":
+        ids = runner.tokenizer.ordinary_ids(runner.vocab_size)
+        feeds = grid_feeds(load, inputs=runner.inputs, ids=ids, seed=seed)
+        call = runner.prepare(feeds)
+        return Work((call,), (call,), (feeds,), float(feeds["input_ids"].shape[1]))
+    if not texts or load.batch_size != 1:
+        raise UsageError(f"{load} takes texts one by one; got {len(texts)} texts and batches of {load.batch_size}")
+    return _text_work(load, runner, texts)
+
+
+def mix_lengths(lengths: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Return an order in which any few texts in a row are about as long as all of them.
+
+    Blocks of unlike models take unlike numbers of texts, and must not differ by which those are. The texts' ranks by
+    length follow multiples of the golden ratio, whose every stretch is spread evenly (Knuth, The Art of Computer
+    Programming 3, section 6.4, theorem S).
+    """
+    ranks = np.argsort(np.argsort(np.arange(len(lengths)) * _GOLDEN_RATIO % 1))
+    return np.argsort(lengths, kind="stable")[ranks]
+
+
+def _text_work(load: Load, runner: Runs, texts: Sequence[Text]) -> Work:
+    rows = runner.tokenizer.rows(texts)
+    order = mix_lengths(np.array([len(row["input_ids"]) for row in rows]))
+    rows, texts = [rows[index] for index in order], [texts[index] for index in order]
+    lengths = np.array([len(row["input_ids"]) for row in rows])
+    if load.kind == "texts_tokenised":
+        calls = tuple(_tokenised(runner, text) for text in texts)
+    else:
+        calls = tuple(runner.prepare(runner.tokenizer.pad([row])) for row in rows)
+    # From the longest to the shortest in even steps.
+    chosen = np.argsort(-lengths, kind="stable")[np.linspace(0, len(rows) - 1, min(_WARM_TEXTS, len(rows))).astype(int)]
+    return Work(
+        calls,
+        tuple(calls[index] for index in chosen),
+        tuple(runner.tokenizer.pad([rows[index]]) for index in chosen),
+        float(lengths.mean()),
+    )
+
+
+def _tokenised(runner: Runs, text: Text) -> Call:
+    """Return the whole way of one text, as a server goes it: to tokens, through the model, back to numbers."""
+    return lambda: runner.run(runner.tokenizer.encode([text]))

@@ -1,31 +1,91 @@
-"""`potstill claims`: what the papers claim, and how each claim is defined here."""
+"""`potstill claims`: what is claimed, how each claim is defined here, and what a claim of one's own can measure."""
+
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from potstill.bench.claims import Claim
 
-def claims() -> None:
-    """Print what the papers claim and how each claim is defined and decided here.
+_WIDTH = 98
+_EXAMPLE = """\
+claims:
+  - id: p95
+    claim: p95 at most 10 ms
+    measure: latency_p95_ms
+    at_most: 10
+    where: {load: 1x16}
+  - id: int8
+    claim: int8 loses at most 0.5 points
+    measure: points_lost
+    at_most: 0.5
+    where: {precision: int8, against: fp32, data: sst2}
+  - {id: memory, claim: at most 200 MB resident, measure: resident_mb, at_most: 200}
+"""
+_DEFINITIONS = {
+    "macro_with_wnli": "mean with WNLI",
+    "macro": "mean without WNLI",
+    "mean_of_ratios": "mean of the ratios, without WNLI",
+    "worst_task": "worst task, without WNLI",
+}
 
-    Example: potstill claims
-    """
-    from potstill.bench.claims import CLAIMS, GLUE_BERT, GLUE_DISTILBERT
+
+def claims(
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--claims", help="YAML with claims of your own: they are checked and printed as well.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Print what is claimed, how each claim is defined and decided here, and what claims can measure.
+
+    Example: potstill claims --claims mine.yaml
+    """  # fmt: skip
+    from potstill.bench.claims import GLUE_BERT, GLUE_DISTILBERT, load_claims
+    from potstill.bench.measures import MEASURES
     from potstill.metrics import retention_by_definition
 
-    for claim in CLAIMS:
-        typer.echo(f"{claim.id}: {claim.claim} (at least {claim.target:g})")
-        typer.echo(f"  here:   {claim.definition}")
-        typer.echo(f"  source: {claim.source}\n")
+    for claim in load_claims(file):
+        _print_claim(claim)
     typer.echo("97 % by every definition, from the DistilBERT paper's own GLUE table:")
     kept = retention_by_definition(GLUE_BERT, GLUE_DISTILBERT)
-    names = {
-        "macro_with_wnli": "mean with WNLI",
-        "macro": "mean without WNLI",
-        "mean_of_ratios": "mean of the ratios, without WNLI",
-        "worst_task": "worst task, without WNLI",
-    }
-    for key, name in names.items():
+    for key, name in _DEFINITIONS.items():
         typer.echo(f"  {kept[key]:6.1%}  {name}")
     typer.echo(
-        "\nPASS and FAIL only where the whole 95 % interval is on one side of the target; else INCONCLUSIVE.\n"
-        "DistilBERT: Sanh, Debut, Chaumond, Wolf (2019), arXiv:1910.01108."
+        "\nPASS and FAIL only where the whole 95 % interval is on one side of the target, and a ratio of\n"
+        "times is outside the noise floor around it; else INCONCLUSIVE.\n"
+        "DistilBERT: Sanh, Debut, Chaumond, Wolf (2019), arXiv:1910.01108.\n\n"
+        "Claims of your own: a file for --claims, such as\n"
     )
+    typer.echo(textwrap.indent(_EXAMPLE, "  "))
+    typer.echo("What they can measure (what `where` takes beside model in brackets):")
+    for measure in MEASURES.values():
+        unit = f", {measure.unit}" if measure.unit else ""
+        fields = f" [{', '.join(sorted(measure.fields))}]" if measure.fields else ""
+        typer.echo(_wrapped(f"{measure.name}{unit}: {measure.words}{fields}", first="  ", rest="      "))
+
+
+def _print_claim(claim: "Claim") -> None:
+    from potstill.bench.measures import MEASURES
+
+    measure = MEASURES[claim.measure]
+    unit = f" {measure.unit}" if measure.unit not in {"", "share"} else ""
+    typer.echo(f"{claim.id}: {claim.claim} ({claim.direction.replace('_', ' ')} {claim.target:g}{unit})")
+    typer.echo(_wrapped(claim.definition or measure.words, first="  here:    ", rest="           "))
+    typer.echo(f"  measure: {measure.name}{_where(claim)}")
+    if claim.source:
+        typer.echo(_wrapped(claim.source, first="  source:  ", rest="           "))
+    typer.echo()
+
+
+def _where(claim: "Claim") -> str:
+    named = [f"{name} {value}" for name, value in claim.where.model_dump().items() if value is not None]
+    return f", {', '.join(named)}" if named else ""
+
+
+def _wrapped(text: str, *, first: str, rest: str) -> str:
+    text = text.replace(" %", "\u00a0%")  # no line breaks there
+    return textwrap.fill(text, _WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)

@@ -82,9 +82,9 @@ def _score(given: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[st
         "limit": given.get("limit"),
     }
     if (folder / MANIFEST_NAME).exists():
-        only_checkpoints = ("task", "metric", "pooling", "max_length", "confusion", "predictions")
+        only_checkpoints = ("task", "pooling", "max_length", "confusion", "predictions")
         _refuse(given, only_checkpoints, "is for checkpoints, and this is a bundle; leave the option out")
-        return _score_bundle(folder, given["data"], precisions=given.get("precision"), reading=reading), {}
+        return _score_bundle(folder, given, reading), {}
     _refuse(given, ("precision",), "chooses a bundle's file, and this is a checkpoint; leave the option out")
     result = _score_checkpoint(given, reading)
     return {"torch": result}, {"predictions": result.pop("predictions", None)}
@@ -97,7 +97,7 @@ def _refuse(given: Mapping[str, Any], names: tuple[str, ...], why: str) -> None:
 
 
 def _show(results: dict[str, dict[str, Any]], extras: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    from potstill.cli.render import print_json, print_table
+    from potstill.cli.render import print_json, print_pairs, print_table
     from potstill.publish import write_text
 
     first = next(iter(results.values()))
@@ -122,6 +122,10 @@ def _show(results: dict[str, dict[str, Any]], extras: Mapping[str, Any], given: 
     ]
     split = given.get("split", _DEFAULTS["split"])
     print_table(f"{given['model']} on {given['data']} ({split})", ["model", "texts", *names], rows)
+    for name, result in results.items():
+        if result.get("lost_finite"):
+            warning = f"{name} answered {result['lost_finite']} texts with NaN or infinity, which count as wrong"
+            print_pairs("", {"warning": warning})
     if first.get("per_class"):
         _print_classes(first)
 
@@ -146,9 +150,7 @@ def _print_classes(result: Mapping[str, Any]) -> None:
     print_table("\nConfusion matrix", [_CORNER, *heads], cells)
 
 
-def _score_bundle(
-    folder: Path, data: str, *, precisions: list[str] | None, reading: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
+def _score_bundle(folder: Path, given: Mapping[str, Any], reading: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for module in ("onnxruntime", "tokenizers"):
         require(module, extra="serve")
     from potstill.bench import evaluate_bundle
@@ -157,11 +159,19 @@ def _score_bundle(
     from potstill.task import get_task
 
     manifest = read_bundle(folder).manifest
-    examples = load_examples(data, task=get_task(manifest.task), label_names=manifest.labels, **reading)
+    examples = load_examples(
+        given["data"],
+        task=get_task(manifest.task),
+        label_names=manifest.labels,
+        problem_type=manifest.problem_type,
+        **reading,
+    )
     with progress_bars() as progress:
         return {
-            precision: evaluate_bundle(folder, examples, precision=precision, progress=progress)
-            for precision in precisions or list(manifest.models)
+            precision: evaluate_bundle(
+                folder, examples, precision=precision, metric=given.get("metric"), progress=progress
+            )
+            for precision in given.get("precision") or list(manifest.models)
         }
 
 

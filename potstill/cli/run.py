@@ -25,9 +25,9 @@ def run(
     folder = output_folder(out, resolved)
     for module, extra in (("torch", "distill"), ("onnx", "export"), ("psutil", "bench")):
         require(module, extra=extra)
-    from potstill.cli.bench import render_report
     from potstill.cli.render import out as stdout
-    from potstill.cli.render import print_json, progress_bars
+    from potstill.cli.render import progress_bars
+    from potstill.cli.report import render_report
     from potstill.pipeline import run as run_pipeline
 
     with progress_bars() as progress:
@@ -35,7 +35,7 @@ def run(
             resolved, folder, resume=resume or resolved.resume, overwrite=overwrite, progress=progress
         )
     if as_json:
-        print_json(report)
+        typer.echo(report.model_dump_json(by_alias=True))
         return
     render_report(report, stdout)
     best = "int8" if "int8" in resolved.export.precisions else "fp32"

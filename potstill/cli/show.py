@@ -22,8 +22,7 @@ def show(
 
     Example: potstill show student-onnx/
     """
-    from potstill.cli.bench import render_report
-    from potstill.cli.render import out, print_json
+    from potstill.cli.render import print_json
 
     report_file = next(
         (folder / name for name in ("report.json", "report/report.json") if (folder / name).is_file()), None
@@ -34,11 +33,7 @@ def show(
         else:
             print_bundle(folder)
     elif report_file is not None:
-        report = json.loads(report_file.read_text(encoding="utf-8"))
-        if as_json:
-            print_json(report)
-        else:
-            render_report(report, out)
+        _print_report(report_file, as_json=as_json)
     elif (folder / "config.json").is_file():
         _print_checkpoint(folder, as_json=as_json)
     else:
@@ -46,6 +41,18 @@ def show(
             f"{folder} is neither a bundle ({MANIFEST_NAME}), a report (report.json), "
             "a run nor a checkpoint (config.json)"
         )
+
+
+def _print_report(file: Path, *, as_json: bool) -> None:
+    from potstill.bench import read_report
+    from potstill.cli.render import out
+    from potstill.cli.report import render_report
+
+    report = read_report(file)
+    if as_json:
+        typer.echo(report.model_dump_json(by_alias=True))
+    else:
+        render_report(report, out)
 
 
 def _print_checkpoint(folder: Path, *, as_json: bool) -> None:

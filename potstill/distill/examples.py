@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from potstill.data import Examples
 from potstill.distill.masking import IGNORED
 from potstill.errors import CheckpointError, DataError
+from potstill.judging.spans import LONGEST_QUESTION, STRIDE
 
 LENGTH_COLUMN = "length"
 LABELS = "labels"
@@ -19,10 +20,6 @@ WORD_STARTS = "word_starts"
 """The position of each word's first token, -1 for a word that has none (token classification)."""
 OFFSETS = ("offset_starts", "offset_ends")
 """Where in the context each token begins and ends, -1 for tokens outside it (question answering)."""
-
-# BERT's own for SQuAD (google-research/bert, run_squad.py): the context shared by neighbours, the longest question.
-_STRIDE = 128
-_LONGEST_QUESTION = 64
 
 
 def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Dataset:
@@ -103,7 +100,7 @@ def _token_labels(labels: Sequence[int], starts: list[int], length: int, number:
 
 def _windows(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> dict[str, Any]:
     room = max_length - tokenizer.num_special_tokens_to_add(pair=True)
-    longest = min(_LONGEST_QUESTION, room // 2)
+    longest = min(LONGEST_QUESTION, room // 2)
     if longest < 1:
         raise DataError(f"max_length is {max_length}; a question and its context need more")
     questions = _shorten([str(question) for question, _ in examples.texts], tokenizer, longest=longest)
@@ -112,7 +109,7 @@ def _windows(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_leng
         [context for _, context in examples.texts],
         truncation="only_second",
         max_length=max_length,
-        stride=min(_STRIDE, (room - longest) // 2),
+        stride=min(STRIDE, (room - longest) // 2),
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from potstill.errors import CheckError
-from potstill.export.answers import Answers, collect
+from potstill.judging.answers import Answers, collect
 from potstill.serve import BundleTokenizer, OnnxSession
 from potstill.serve.tokenizer import Row
 from potstill.task import FILL_MASK

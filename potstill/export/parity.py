@@ -118,10 +118,25 @@ def compare_over_grid(
             }  # fmt: skip
 
 
+def masks(texts: int, length: int, generator: np.random.Generator) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """Yield each kind of attention mask by name, of shape (texts, length); short texts have the full one only."""
+    full = np.ones((texts, length), dtype=np.int64)
+    yield "full", full
+    if length < 3:
+        return
+    kept = generator.integers(1, length + 1, size=texts)
+    ragged = (np.arange(length)[None, :] < kept[:, None]).astype(np.int64)
+    yield "ragged right", ragged
+    yield "ragged left", ragged[:, ::-1].copy()
+    hole = full.copy()
+    hole[:, length // 2] = 0
+    yield "hole", hole
+
+
 def _rows(source: Source, reference: Reference, *, seed: int) -> Iterator[_Row]:
     generator = np.random.default_rng(seed)
     for length in sorted({length for length in (*LENGTHS, source.max_length) if length <= source.max_length}):
-        for mask_name, mask in _masks(length, generator):
+        for mask_name, mask in masks(_DIFFERENT_TEXTS, length, generator):
             shape = (_DIFFERENT_TEXTS, length)
             known = {
                 "input_ids": generator.integers(_FIRST_ORDINARY_ID, source.config.vocab_size, size=shape),
@@ -130,20 +145,6 @@ def _rows(source: Source, reference: Reference, *, seed: int) -> Iterator[_Row]:
             }
             feeds = {name: known[name].astype(np.int64) for name in source.inputs}
             yield _Row(length, mask_name, feeds, reference(feeds))
-
-
-def _masks(length: int, generator: np.random.Generator) -> Iterator[tuple[str, NDArray[np.int64]]]:
-    full = np.ones((_DIFFERENT_TEXTS, length), dtype=np.int64)
-    yield "full", full
-    if length < 3:
-        return
-    kept = generator.integers(1, length + 1, size=_DIFFERENT_TEXTS)
-    ragged = (np.arange(length)[None, :] < kept[:, None]).astype(np.int64)
-    yield "ragged right", ragged
-    yield "ragged left", ragged[:, ::-1].copy()
-    hole = full.copy()
-    hole[:, length // 2] = 0
-    yield "hole", hole
 
 
 def _token_types(source: Source, shape: tuple[int, int]) -> NDArray[np.int64]:
@@ -155,9 +156,9 @@ def _token_types(source: Source, shape: tuple[int, int]) -> NDArray[np.int64]:
 
 
 def _seen(feeds: Feeds, expected: NDArray[np.float32]) -> Any:
-    """Return which entries of an output are answers: all of one per text, those of seen tokens of one per token."""
+    """Return which entries of an output are answers: those of seen tokens where each has a vector, else all."""
     mask = feeds.get("attention_mask")
-    per_token = mask is not None and expected.ndim >= 2 and expected.shape[1] == mask.shape[1] and expected.ndim == 3
+    per_token = mask is not None and expected.ndim == 3 and expected.shape[1] == mask.shape[1]
     return mask.astype(bool) if mask is not None and per_token else slice(None)
 
 

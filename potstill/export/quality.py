@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from potstill import metrics
 from potstill.errors import CheckError
-from potstill.export.answers import Answers, collect, ordinary_tokens
-from potstill.export.intervals import Floats, Statistic, bootstrap, mcnemar, percentiles, wilson, wilson_needs
-from potstill.export.scores import LABELLED, group, pearson_draws, right, score, score_draws
+from potstill.judging.answers import Answers, collect, ordinary_tokens
+from potstill.judging.intervals import Floats, Statistic, bootstrap, mcnemar, percentiles, wilson, wilson_needs
+from potstill.judging.scores import LABELLED, group, pearson_draws, right, score, score_draws
 from potstill.task import (
     FILL_MASK,
     METRICS,
@@ -72,7 +72,7 @@ def judge(
         reference: fp32's answers.
         candidate: the other file's, to the same rows.
         max_loss: the greatest loss that is accepted, 0.01 for 1 %.
-        labels: as `potstill.export.scores.score_draws`; not used for question-answering, fill-mask and
+        labels: as `potstill.judging.scores.score_draws`; not used for question-answering, fill-mask and
             feature-extraction, whose labels are not one per answer.
         metric: by which answers are scored; None takes the kind's first.
         label_names: the names of the tags, for token-classification with labels.

@@ -65,8 +65,10 @@ def join(chosen: Sequence[Candidate], default: Candidate) -> Candidate:
 def tune(shop: Workshop, precision: Precision) -> ModelRecord:
     """Return the record of the fastest int8 file that passes the gates; the table of all is in its `tuning`.
 
+    What failed in the race is listed, but not made again.
+
     Raises:
-        ParityError: if none holds, with the last one's reason.
+        ParityError: if none holds, with the reason of each.
     """
     tried = candidates(shop.default_recipe(precision))
     with TemporaryDirectory() as folder:
@@ -80,7 +82,9 @@ def tune(shop: Workshop, precision: Precision) -> ModelRecord:
             tried[name] = joined
             shop.say(f"{precision}: time {name}")
             results[name] = _race(shop, {_DEFAULT: tried[_DEFAULT], name: joined}, Path(folder))
-    order = sorted(tried, key=lambda name: _rank(results[name], name))
+    ran = [name for name in tried if name == _DEFAULT or _is_measured(results[name], name)]
+    order = sorted(ran, key=lambda name: _rank(results[name], name))
+    listed = [*order, *(name for name in tried if name not in ran)]
     refused: dict[str, str] = {}
     for name in order:
         try:
@@ -88,7 +92,7 @@ def tune(shop: Workshop, precision: Precision) -> ModelRecord:
         except ParityError as error:
             refused[name] = str(error).splitlines()[0]
             continue
-        rows = [_row(name, tried[name], results[name], refused=refused.get(name)) for name in order]
+        rows = [_row(name, tried[name], results[name], refused=refused.get(name)) for name in listed]
         about = {"cpu": cpu_name(), "threads": available_cores(), "kept": name, "candidates": rows}
         return record.model_copy(update={"tuning": about})
     raise ParityError(
@@ -121,15 +125,20 @@ def _rank(result: Race, name: str) -> tuple[bool, float]:
 
 def _ratio(result: Race, name: str) -> tuple[float, float]:
     """Return how many times as fast as the default a candidate is, and the lower end of that; 0 if it failed."""
-    if name not in result.rounds or _DEFAULT not in result.rounds:
+    if not _is_measured(result, name):
         return (1.0, 1.0) if name == _DEFAULT else (0.0, 0.0)
     estimate = result.overall(_DEFAULT, name)
     return estimate.value, estimate.low
 
 
+def _is_measured(result: Race, name: str) -> bool:
+    """Tell whether a candidate and the default it is held against ran, in every cell."""
+    pair = {name, _DEFAULT}
+    return pair <= result.rounds.keys() and not pair & result.failures.keys()
+
+
 def _row(name: str, candidate: Candidate, result: Race, *, refused: str | None) -> dict[str, Any]:
-    measured = name in result.rounds and _DEFAULT in result.rounds
-    estimate = result.overall(_DEFAULT, name) if measured else None
+    estimate = result.overall(_DEFAULT, name) if _is_measured(result, name) else None
     return {
         "name": name,
         "recipe": candidate.recipe.describe(),

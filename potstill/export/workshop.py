@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from potstill import machine
 from potstill.bundle import MODEL_FILES, Manifest, ModelRecord, Precision
 from potstill.errors import ParityError
-from potstill.export.answers import Answers, collect
 from potstill.export.fallback import fall_back, sensitivity
 from potstill.export.half import to_half
 from potstill.export.invariance import measure_invariance
@@ -27,6 +26,7 @@ from potstill.export.saturation import saturation
 from potstill.export.source import Source
 from potstill.export.speed import compare_speed
 from potstill.export.texts import Probe
+from potstill.judging.answers import Answers, collect
 from potstill.onnxwire import read_outline
 from potstill.precision import count_products
 from potstill.sections import ExportConfig

@@ -7,6 +7,7 @@ where nothing else is said. Every number is a share or a correlation of at most 
 from potstill.metrics.amounts import correlations, masked_words, pearson, perplexity, regression, row_cosines, spearman
 from potstill.metrics.answers import answer_exact, answer_f1, normalise_answer, question_answering
 from potstill.metrics.baselines import baseline
+from potstill.metrics.calibration import CALIBRATION_BINS, confidence_bins, expected_calibration_error
 from potstill.metrics.classes import (
     CLASSIFICATION,
     accuracy,
@@ -24,19 +25,23 @@ from potstill.metrics.classes import (
     softmax,
 )
 from potstill.metrics.entities import find_entities, per_entity, tag_names, tagging
-from potstill.metrics.glue import GLUE_METRICS, glue_summary, glue_task, retention_by_definition
+from potstill.metrics.glue import GLUE_METRICS, WNLI, glue_summary, glue_task, retention_by_definition
 
 __all__ = [
+    "CALIBRATION_BINS",
     "CLASSIFICATION",
     "GLUE_METRICS",
+    "WNLI",
     "accuracy",
     "agreement",
     "answer_exact",
     "answer_f1",
     "baseline",
     "classification",
+    "confidence_bins",
     "confusion_matrix",
     "correlations",
+    "expected_calibration_error",
     "f1_per_class",
     "find_entities",
     "glue_summary",

@@ -1,5 +1,6 @@
-"""Run one ONNX file on the CPU with onnxruntime."""
+"""Run one ONNX file with onnxruntime: on the CPU, unless another provider is asked for."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from potstill.errors import BundleError, CheckError, UsageError
 from potstill.machine import available_cores
 
 _PROVIDER = "CPUExecutionProvider"
+# Operators that multiply matrices, in ONNX and in onnxruntime's own domain.
+_PRODUCT = re.compile("MatMul|Gemm|Attention")
 _ERRORS_ONLY = 3  # onnxruntime's log severity; its warnings go to stderr past Python's logging
 
 
@@ -26,6 +29,7 @@ class OnnxSession:
         spinning: bool = True,
         disabled_optimizers: Sequence[str] = (),
         optimise: bool = True,
+        providers: Sequence[str] = (_PROVIDER,),
     ) -> None:
         """Load `model_file`.
 
@@ -37,23 +41,33 @@ class OnnxSession:
                 are shared.
             disabled_optimizers: names of onnxruntime's graph optimisers to leave out.
             optimise: whether onnxruntime may rewrite the graph at all.
+            providers: onnxruntime's execution providers; the first is the one that must run the model.
 
         Raises:
             UsageError: if `threads` is below 1.
             BundleError: if onnxruntime cannot load the file.
-            CheckError: if another provider than the CPU's is in use.
+            CheckError: if another provider than the first is in use, or runs one of the model's products.
         """
         self.threads = available_cores() if threads is None else threads
         if self.threads < 1:
             raise UsageError(f"threads is {threads}; it must be at least 1")
         self.model_file = model_file
         options = _options(self.threads, spinning=spinning, optimise=optimise)
-        self._session = _load(model_file, options, disabled_optimizers)
+        if providers[0] != _PROVIDER:
+            _want_provider(model_file, options, providers[0])
+        self._session = _load(model_file, options, disabled_optimizers, providers)
         in_use = self._session.get_providers()
-        if in_use[:1] != [_PROVIDER]:
-            raise CheckError(f"{model_file} runs on {in_use}, not on {_PROVIDER} as asked")
+        if in_use[:1] != [providers[0]]:
+            raise CheckError(f"{model_file} runs on {in_use}, not on {providers[0]} as asked")
+        if providers[0] != _PROVIDER:
+            _refuse_fallback(model_file, self._session, providers[0])
         self.inputs = tuple(node.name for node in self._session.get_inputs())
         self.outputs = tuple(node.name for node in self._session.get_outputs())
+
+    @property
+    def engine(self) -> Any:
+        """Return onnxruntime's own session."""
+        return self._session
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return every output by name; feeds that the graph does not declare are left out.
@@ -84,14 +98,38 @@ def _options(threads: int, *, spinning: bool, optimise: bool) -> Any:
     return options
 
 
-def _load(model_file: Path, options: Any, disabled_optimizers: Sequence[str]) -> Any:
+def _want_provider(model_file: Path, options: Any, provider: str) -> None:
+    """Refuse a provider that this onnxruntime has not; it would warn and take the CPU. Have it tell who runs what."""
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise CheckError(f"{model_file} shall run on {provider}; this onnxruntime has {', '.join(available)}")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+
+
+def _refuse_fallback(model_file: Path, engine: Any, provider: str) -> None:
+    """Refuse a session whose matrix products run elsewhere; the small change of shapes may."""
+    elsewhere = {
+        f"{node.op_type} on {part.ep_name}"
+        for part in engine.get_provider_graph_assignment_info()
+        if part.ep_name != provider
+        for node in part.get_nodes()
+        if _PRODUCT.search(node.op_type)
+    }
+    if elsewhere:
+        raise CheckError(
+            f"{model_file}: {provider} leaves products to others ({', '.join(sorted(elsewhere))}), so this would not "
+            "measure it; take another precision or provider"
+        )
+
+
+def _load(model_file: Path, options: Any, disabled_optimizers: Sequence[str], providers: Sequence[str]) -> Any:
     if not model_file.is_file():
         raise BundleError(f"{model_file} does not exist; export the checkpoint again")
     try:
         return onnxruntime.InferenceSession(
             str(model_file),
             options,
-            providers=[_PROVIDER],
+            providers=list(providers),
             disabled_optimizers=list(disabled_optimizers),
             enable_fallback=0,  # it prints on stdout and tries other providers
         )

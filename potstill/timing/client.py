@@ -25,14 +25,31 @@ class CommandFailed(Exception):
 
 
 class WorkerDied(CommandFailed):
-    """A worker ended or did not answer in time; it is gone."""
+    """A worker ended; it is gone."""
+
+
+class WorkerHung(WorkerDied):
+    """A worker did not answer in time and was killed."""
+
+
+class WorkerConfused(WorkerDied):
+    """A worker answered what is no answer, so that nothing it says can be relied on, and was killed."""
 
 
 class Asks(Protocol):
-    """What the runner needs of a worker."""
+    """What is needed of a worker: `Worker`, or a stand-in."""
 
-    def ask(self, command: Mapping[str, Any]) -> dict[str, Any]:
+    def ask(self, command: Mapping[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
         """Return the answer, or raise `CommandFailed`."""
+
+    def pause(self) -> None:
+        """Stop it where it is."""
+
+    def resume(self) -> None:
+        """Let it go on."""
+
+    def close(self) -> None:
+        """End it."""
 
 
 class Worker:
@@ -44,16 +61,21 @@ class Worker:
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
         # A group of its own: Ctrl-C reaches the asking process alone, which then ends its workers. Not a session of its
         # own: if the asking process is killed, the system ends the stopped groups that it leaves in its session.
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            text=True,
-            encoding="utf-8",
-            env=_environment(),
-            process_group=0,
-        )
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                text=True,
+                encoding="utf-8",
+                errors="replace",  # nonsense is told as such
+                env=environment(),
+                process_group=0,
+            )
+        except OSError:
+            self._stderr.close()
+            raise
         self._replies: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -63,28 +85,36 @@ class Worker:
         """Return the id of the process."""
         return self._process.pid
 
-    def ask(self, command: Mapping[str, Any]) -> dict[str, Any]:
+    def ask(self, command: Mapping[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
         """Send one command and return the answer.
+
+        Args:
+            command: what to do, as JSON.
+            timeout_s: for this command alone; None takes the worker's own limit.
 
         Raises:
             CommandFailed: with the worker's own message.
-            WorkerDied: if it ended, or gave no answer in time and was killed.
+            WorkerDied: if it ended, gave no answer in time, or gave one that is not an answer; it was killed then.
         """
         assert self._process.stdin is not None
+        limit_s = timeout_s or self._timeout_s
         try:
             self._process.stdin.write(json.dumps(command) + "\n")
             self._process.stdin.flush()
-            line = self._replies.get(timeout=self._timeout_s)
+            line = self._replies.get(timeout=limit_s)
         except queue.Empty:
             self._process.kill()
-            raise WorkerDied(f"no answer within {self._timeout_s:g} s, killed") from None
+            raise WorkerHung(f"no answer within {limit_s:g} s, killed") from None
         except OSError:
             line = ""
         if not line:
             raise WorkerDied(self._last_words())
-        reply: dict[str, Any] = json.loads(line)
+        reply = _read_reply(line)
+        if reply is None:
+            self._process.kill()
+            raise WorkerConfused(f"answered {line.strip()[:80]!r}, which is no answer, and was killed")
         if not reply.pop("ok"):
-            raise CommandFailed(reply["error"])
+            raise CommandFailed(str(reply.get("error", "no reason given")))
         return reply
 
     def pause(self) -> None:
@@ -122,7 +152,12 @@ class Worker:
         self._replies.put("")
 
     def _last_words(self) -> str:
-        code = self._process.wait()
+        try:
+            code = self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            return "the process closed its output and was killed"
         how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         self._stderr.seek(0)
         lines = self._stderr.read().decode("utf-8", errors="replace").strip().splitlines()
@@ -147,7 +182,20 @@ def python_module(name: str) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", name)
 
 
-def _environment() -> dict[str, str]:
+def _read_reply(line: str) -> dict[str, Any] | None:
+    """Return an answer, or None where the line is none: not JSON, no object, without `ok`, or with NaN in it."""
+    try:
+        reply = json.loads(line, parse_constant=_refuse)
+    except ValueError:
+        return None
+    return reply if isinstance(reply, dict) and "ok" in reply else None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def environment() -> dict[str, str]:
     """Let the child find the package where this process found it."""
     root = str(Path(potstill.__file__).resolve().parent.parent)
     path = os.environ.get("PYTHONPATH")

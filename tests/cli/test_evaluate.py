@@ -6,6 +6,7 @@ import pytest
 
 from potstill.distill import glue
 from potstill.errors import TrainingError
+from tests.tiny import sentences
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +178,137 @@ def test_options_without_effect_or_sense_are_refused(
     assert len(err.splitlines()) == 1
     assert out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def bundled(tiny_teacher, tmp_path_factory):
+    """Save the tiny encoder with another head, whose weights are random but fixed, and its fp32 bundle."""
+    import torch
+    import transformers
+    from transformers import AutoTokenizer
+
+    from potstill.export import export_bundle
+    from tests import tiny
+
+    made = {}
+
+    def make(head, task, **config):
+        if (head, task, len(config)) in made:
+            return made[head, task, len(config)]
+        torch.manual_seed(0)
+        folder = tmp_path_factory.mktemp(task)
+        model = getattr(transformers, head).from_pretrained(tiny_teacher, ignore_mismatched_sizes=True, **config)
+        model.save_pretrained(folder / "model")
+        AutoTokenizer.from_pretrained(tiny_teacher).save_pretrained(folder / "model")
+        settings = tiny.export_config().model_copy(update={"precisions": ["fp32"]})
+        export_bundle(str(folder / "model"), folder / "bundle", task=task, config=settings)
+        made[head, task, len(config)] = folder
+        return folder
+
+    return make
+
+
+def pairs(count):
+    """Return rows of two texts with a score."""
+    rows = sentences(2 * count, seed=5)
+    return [
+        {"sentence1": one, "sentence2": two, "score": float(number % 6)}
+        for number, ((one, _), (two, _)) in enumerate(zip(rows[::2], rows[1::2], strict=True))
+    ]
+
+
+def questions(count):
+    """Return questions whose answer is a word of a context that needs several windows."""
+    rows = []
+    for number in range(count):
+        context = " ".join(text for text, _ in sentences(12, seed=number))
+        word = context.split()[number]
+        answers = (
+            {"text": [word], "answer_start": [context.index(word)]} if number % 4 else {"text": [], "answer_start": []}
+        )
+        rows.append({"question": "where is it", "context": context, "answers": answers})
+    return rows
+
+
+KINDS = {
+    "regression": (
+        "AutoModelForSequenceClassification", "text-classification", {"num_labels": 1, "problem_type": "regression"},
+        lambda: pairs(30),
+    ),
+    "several labels": (
+        "AutoModelForSequenceClassification", "text-classification",
+        {"num_labels": 3, "problem_type": "multi_label_classification", "id2label": dict(enumerate("abc"))},
+        lambda: [{"text": text, "label": list("abc"[: number % 4])}
+                 for number, (text, _) in enumerate(sentences(30, seed=4))],
+    ),
+    "tags": (
+        "AutoModelForTokenClassification", "token-classification",
+        {"num_labels": 3, "id2label": {0: "O", 1: "B-X", 2: "I-X"}},
+        lambda: [{"tokens": text.split(), "tags": ["O", "B-X", "I-X"][number % 3 :][:1] * len(text.split())}
+                 for number, (text, _) in enumerate(sentences(30, seed=4))],
+    ),
+    "questions": ("AutoModelForQuestionAnswering", "question-answering", {}, lambda: questions(12)),
+    "pairs": ("AutoModel", "feature-extraction", {}, lambda: pairs(30)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bundle_scores_as_its_checkpoint(potstill, bundled, tmp_path, kind):
+    head, task, config, rows = KINDS[kind]
+    folder = bundled(head, task, **config)
+    (tmp_path / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    arguments = ("--data", tmp_path, "--json")
+    code, out, err = potstill("evaluate", folder / "bundle", *arguments)
+    assert code == 0, err
+    ours = json.loads(out)["fp32"]
+    code, out, err = potstill("evaluate", folder / "model", *arguments, "--task", task, "--max-length", "64")
+    assert code == 0, err
+    theirs = json.loads(out)["torch"]
+    assert ours["scores"] == pytest.approx(theirs["scores"], abs=1e-4)
+    assert set(ours["scores"]) == set(theirs["scores"])
+    assert (ours["metric"], ours["num_examples"], ours["lost_finite"]) == (theirs["metric"], len(rows()), 0)
+    assert ours["data_sha256"] == theirs["data_sha256"]
+    assert ours["trivial"] is not None
+
+
+def test_a_language_model_is_asked_for_hidden_words(potstill, bundled, tmp_path):
+    folder = bundled("AutoModelForMaskedLM", "fill-mask")
+    texts = [text for text, _ in sentences(20, seed=4)]
+    (tmp_path / "validation.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    code, out, err = potstill("evaluate", folder / "bundle", "--data", tmp_path, "--json")
+    assert code == 0, err
+    found = json.loads(out)["fp32"]
+    assert list(found["scores"]) == ["perplexity", "loss", "accuracy"]
+    # A head of random weights knows no more than the size of the vocabulary.
+    assert found["trivial"] / 4 < found["value"] < found["trivial"] * 4
+
+
+def test_a_bundle_that_cannot_be_judged_says_what_is_missing(potstill, bundled, tmp_path):
+    folder = bundled("AutoModel", "feature-extraction")
+    (tmp_path / "validation.jsonl").write_text('{"text": "wave"}\n')
+    code, _, err = potstill("evaluate", folder / "bundle", "--data", tmp_path)
+    assert code == 2
+    assert "no pairs of texts with a score, and a feature-extraction model is judged by them" in err
+
+
+def test_a_bundles_metric_comes_first_and_lost_answers_are_told(potstill, tiny_bundle, tiny_data, monkeypatch):
+    from potstill.serve import OnnxSession
+
+    code, out, _ = potstill("evaluate", tiny_bundle, "--data", tiny_data, "--precision", "fp32", "--metric", "macro_f1")
+    assert code == 0
+    assert ["model", "texts", "macro_f1"] in [line.split()[:3] for line in out.splitlines()]
+    assert "NaN" not in out
+    sound = OnnxSession.run
+
+    def broken(self, feeds):
+        found = sound(self, feeds)
+        found["logits"][0] = float("nan")
+        return found
+
+    monkeypatch.setattr(OnnxSession, "run", broken)
+    code, out, _ = potstill("evaluate", tiny_bundle, "--data", tiny_data, "--precision", "fp32")
+    # 80 texts in batches of 32.
+    assert (code, "fp32 answered 3 texts with NaN or infinity, which count as wrong" in out) == (0, True), out
 
 
 def test_a_bundle_has_no_use_for_a_checkpoints_options(potstill, tiny_bundle, tiny_data):

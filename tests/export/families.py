@@ -1,7 +1,10 @@
 """Random models of every family, so small that an export takes seconds, and the grid they are held against."""
 
+import functools
+
 import numpy as np
 import onnxruntime
+import pytest
 import torch
 import transformers
 from transformers import (
@@ -21,6 +24,7 @@ from transformers import (
 
 from potstill.checkpoint import accepted_inputs
 from potstill.export.graph import build_graph
+from potstill.export.parity import masks
 
 LAYERS, VOCABULARY, LONGEST = 2, 90, 40
 # Relative to the largest answer. MobileBERT, whose layers have no norms, showed 1.4e-5, the others 3e-6; a wrong mask
@@ -51,7 +55,8 @@ FAMILIES = {
     "mobilebert": lambda: MobileBertConfig(
         **_SIZES, embedding_size=8, true_hidden_size=16, intra_bottleneck_size=16, num_feedforward_networks=2
     ),
-    "albert": lambda: AlbertConfig(**_SIZES, embedding_size=8),
+    # The exporter turns a matrix that layers share anew for each, but only one of more than 1024 numbers.
+    "albert": lambda: AlbertConfig(**_SIZES | {"intermediate_size": 128}, embedding_size=8),
     "mpnet": lambda: MPNetConfig(**_ROBERTA),
     # A window of 4 to either side: some padding sees nothing at all.
     "modernbert": lambda: ModernBertConfig(
@@ -101,6 +106,22 @@ def export(family, task, *, attention="fused", **options):
     return model, build_graph(model, inputs=accepted_inputs(model), outputs=outputs, attention=attention, **options)
 
 
+@functools.cache
+def exported(family, task, attention="fused"):
+    """Return a model and its graph, made once for all tests."""
+    return export(family, task, attention=attention)
+
+
+def cases(tasks, *, attention="fused"):
+    """Return a fixture that gives the name, the model and the graph of each family of `tasks`: family -> task."""
+
+    @pytest.fixture(params=sorted(tasks))
+    def case(request):
+        return request.param, *exported(request.param, tasks[request.param], attention)
+
+    return case
+
+
 def open_session(graph):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -121,20 +142,6 @@ def grid(model, inputs):
                 types[:, length // 2 :] = int(getattr(model.config, "type_vocab_size", 1) > 1)
                 feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
                 yield f"{batch_size}x{length}, {name}", {name: feeds[name] for name in inputs}
-
-
-def masks(batch_size, length, generator):
-    full = np.ones((batch_size, length), dtype=np.int64)
-    yield "full", full
-    if length < 3:
-        return
-    kept = generator.integers(1, length + 1, size=batch_size)
-    ragged = (np.arange(length)[None, :] < kept[:, None]).astype(np.int64)
-    yield "ragged right", ragged
-    yield "ragged left", ragged[:, ::-1].copy()
-    hole = full.copy()
-    hole[:, length // 2] = 0
-    yield "hole", hole
 
 
 def answers(model, feeds):

@@ -1,7 +1,5 @@
 """Every family: one attention operator per layer, the answers of torch, and the model as it was before."""
 
-import functools
-
 import onnx
 import pytest
 import torch
@@ -11,9 +9,13 @@ from potstill.errors import CheckpointError
 from potstill.export.receipt import check_fusion, fusion_receipt
 from tests.export import families
 
+from .test_graph import EXPORTS as PLAIN
+
 # Each family with a task of its own; the whole matrix is slow.
 EXPORTS = {
     "roberta": "fill-mask",
+    "xlm-roberta": "token-classification",
+    "camembert": "question-answering",
     "mobilebert": "fill-mask",
     "albert": "fill-mask",
     "mpnet": "text-classification",
@@ -22,28 +24,30 @@ EXPORTS = {
     "deberta-v2": "token-classification",
 }
 MATRIX = [(family, task) for family in families.FAMILIES for task in families.TASKS if family != "megatron-bert"]
-# Layer norms, of the embeddings, two per layer, and of the head; MobileBERT has them in the vocabulary's head only.
-NORMS = {
-    "roberta": 6, "mobilebert": 1, "albert": 6, "mpnet": 5, "modernbert": 6, "deberta-v3": 5, "deberta-v2": 6,
-}  # fmt: skip
-GELUS = {
-    "roberta": 3, "mobilebert": 0, "albert": 3, "mpnet": 2, "modernbert": 3, "deberta-v3": 3, "deberta-v2": 2,
-}  # fmt: skip
-# Nodes that compute from sizes alone. Distances between tokens, rotations and windows are such.
-SHAPE_NODES = {
-    "roberta": 2, "mobilebert": 4, "albert": 4, "mpnet": 11, "modernbert": 11, "deberta-v3": 15, "deberta-v2": 17,
-}  # fmt: skip
+# Three counts. Layer norms: of the embeddings, two per layer, and of the head; MobileBERT has them in the vocabulary's
+# head only. Gelus. Nodes that compute from sizes alone: distances between tokens, rotations and windows are such.
+COUNTS = {
+    "roberta": (6, 3, 2),
+    "xlm-roberta": (5, 2, 0),
+    "camembert": (5, 2, 0),
+    "mobilebert": (1, 0, 4),
+    "albert": (6, 3, 4),
+    "mpnet": (5, 2, 11),
+    "modernbert": (6, 3, 11),
+    "deberta-v3": (5, 3, 15),
+    "deberta-v2": (6, 2, 17),
+}
 
 
-@functools.cache
+case = families.cases(EXPORTS)
+
+
 def exported(family):
-    return families.export(family, EXPORTS[family])
+    return families.exported(family, EXPORTS[family])
 
 
-@pytest.fixture(params=sorted(EXPORTS))
-def case(request):
-    model, graph = exported(request.param)
-    return request.param, model, graph
+def test_no_family_is_left_to_the_slow_tests():
+    assert {*EXPORTS, *PLAIN} == {family for family, _ in MATRIX}
 
 
 def test_the_graph_answers_like_torch(case):
@@ -56,14 +60,15 @@ def test_the_receipt_counts_what_became_one_operator(case):
     family, model, graph = case
     receipt = fusion_receipt(graph, model.config)
     check_fusion(receipt)
+    layer_norms, gelus, shape_nodes = COUNTS[family]
     assert receipt == {
         "attention": "fused",
         "attention_expected": families.LAYERS,
         "attention_found": families.LAYERS,
-        "layer_norms": NORMS[family],
-        "gelus": GELUS[family],
+        "layer_norms": layer_norms,
+        "gelus": gelus,
         "nodes": len(graph.graph.node),
-        "shape_nodes": SHAPE_NODES[family],
+        "shape_nodes": shape_nodes,
     }
 
 
@@ -72,6 +77,13 @@ def test_weights_are_multiplied_as_they_are_stored(case):
     weights = {tensor.name for tensor in graph.graph.initializer}
     assert not [node.name for node in graph.graph.node if node.op_type == "Transpose" and node.input[0] in weights]
     assert not {"Softmax", "Erf", "Pow"} & {node.op_type for node in graph.graph.node}
+
+
+def test_no_matrix_is_stored_twice(case):
+    """ALBERT's layers share theirs, and the exporter turns a matrix anew for each layer."""
+    _, _, graph = case
+    stored = [numpy_helper.to_array(tensor).tobytes() for tensor in graph.graph.initializer if len(tensor.dims) == 2]
+    assert len(stored) == len(set(stored))
 
 
 def test_nodes_and_weights_have_the_names_of_their_modules(case):

@@ -1,17 +1,21 @@
 """The grid: what it covers, and that seeded faults do not get through."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from potstill.errors import ParityError
 from potstill.export.graph import build_graph
 from potstill.export.onnxfile import save_model
-from potstill.export.parity import FP32_TOLERANCE, check_parity, measure_difference
+from potstill.export.parity import FP32_TOLERANCE, check_parity, masks, measure_difference
 from potstill.export.source import load_source
 from potstill.serve import OnnxSession
+from potstill.task import FEATURE_EXTRACTION, TOKEN_CLASSIFICATION
+from tests.export import small
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +44,19 @@ def test_the_grid_covers_batches_lengths_and_masks(source, graph, tmp_path):
     assert evidence["max_abs_difference"] < FP32_TOLERANCE / 10
     assert evidence["label_agreement"] == 1
     assert evidence["reference"] == "torch"
+
+
+def test_masks_are_what_they_are_called():
+    found = dict(masks(8, 5, np.random.default_rng(0)))
+    assert list(found) == ["full", "ragged right", "ragged left", "hole"]
+    assert found["full"].all()
+    kept = found["ragged right"].sum(axis=1)
+    assert (kept >= 1).all()
+    assert len(set(kept)) > 2
+    assert [row.tolist() for row in found["ragged right"]] == [[1] * count + [0] * (5 - count) for count in kept]
+    assert np.array_equal(found["ragged left"], found["ragged right"][:, ::-1])
+    assert found["hole"].tolist() == [[1, 1, 0, 1, 1]] * 8
+    assert list(dict(masks(8, 2, np.random.default_rng(0)))) == ["full"]
 
 
 def _scaled_weight(graph):
@@ -130,3 +147,44 @@ def test_the_longest_text_is_the_sources(source, graph, tmp_path):
     short = replace(source, max_length=20)
     evidence = check_parity(short, session_of(onnx.load_from_string(graph), tmp_path))
     assert {cell["length"] for cell in evidence["grid"]} == {1, 2, 20}
+
+
+def source_of(graph, task, folder):
+    """Return a source whose reference is a small graph."""
+    reference = small.session(folder, graph, "reference.onnx").run
+    config = SimpleNamespace(vocab_size=len(small.VOCABULARY))
+    return SimpleNamespace(
+        task=task, model=None, config=config, inputs=small.INPUTS, max_length=33, reference=lambda: reference
+    )
+
+
+def tags_moved(at):
+    """Return a graph of tags that are 1 larger `at` tokens that are "seen" or that are "padding"."""
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "two"], ["seen"]),
+        helper.make_node("Sub", ["one", "seen"], ["padding"]),
+        helper.make_node("Add", ["rows", at], ["logits"]),
+    ]
+    constants = {"table": small.table(3), "two": [2], "one": np.float32(1)}
+    return small.model(nodes, ["logits"], constants=constants)
+
+
+def test_a_tokens_answer_counts_where_the_mask_lets_it_be_seen(tmp_path):
+    source = source_of(small.tokenwise(small.table(3)), TOKEN_CLASSIFICATION, tmp_path)
+    evidence = check_parity(source, small.session(tmp_path, tags_moved("padding")))
+    assert (evidence["max_abs_difference"], evidence["label_agreement"], evidence["cells"]) == (0, 1, 18)
+    with pytest.raises(ParityError, match="the file it was made from by 1 at batch 1, length 1, full mask"):
+        check_parity(source, small.session(tmp_path, tags_moved("seen")))
+
+
+def test_another_clear_label_is_a_mismatch_however_small_the_difference(tmp_path):
+    """Of answers as large as 1000 a difference of 0.1 is allowed; these differ by 0.01."""
+    table = np.tile(np.array([[1000, 1000.01]], np.float32), (len(small.VOCABULARY), 1))
+    source = source_of(small.tokenwise(table), TOKEN_CLASSIFICATION, tmp_path)
+    swapped = small.tokenwise(np.ascontiguousarray(table[:, ::-1]))
+    with pytest.raises(ParityError, match=r"by 0\.01 at .*, where 0\.1 is allowed, and 0\.0% of its clear labels"):
+        check_parity(source, small.session(tmp_path, swapped))
+    source.task = FEATURE_EXTRACTION  # whose numbers are no labels
+    assert check_parity(source, small.session(tmp_path, swapped))["label_agreement"] == 1

@@ -7,8 +7,8 @@ import pytest
 import scipy.stats
 
 from potstill.errors import CheckError
-from potstill.export.intervals import Z, bootstrap, percentiles, wilson
 from potstill.export.quality import Answers, judge
+from potstill.judging.intervals import Z, bootstrap, percentiles, wilson
 
 SINGLE, SEVERAL, AMOUNT = "single_label_classification", "multi_label_classification", "regression"
 

@@ -23,6 +23,8 @@ TEXTS = ["we saw a wave", "snow on the peak and a trail", "sail", "the old thing
 INT8_TOLERANCE = 0.4
 # Of a masked language model with random weights the largest of 18,000 logit errors was 0.10 of their spread.
 VOCABULARY_TOLERANCE = 0.2
+# What a table of words is called that is the product with the vocabulary too.
+VOCABULARY = "cls.predictions.decoder"
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,19 @@ def test_every_recipe_is_a_valid_int8_file_that_answers_like_fp32(name, prepared
     merged = 2 * 4 if recipe.attention == "integer" else 0
     assert counts["integer"] == 4 * 6 + 1 - merged  # and the pooler; the classifier has two columns and stays
     assert counts["float"] == 1
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_graph_is_made_as_its_recipe_says(name, prepared):
+    recipe, graph = RECIPES[name], quantise(prepared, RECIPES[name]).graph
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    integers = [array.astype(int) for array in stored.values() if array.dtype == np.int8 and array.any()]
+    assert {np.abs(array).max() for array in integers} == {64 if recipe.weight_bits == 7 else 127}
+    assert stored["bert.encoder.layer.0.intermediate.dense.weight_scale"].size == (64 if recipe.per_channel else 1)
+    gelus = {attribute.s for node in graph.node if node.op_type == "Gelu" for attribute in node.attribute}
+    assert gelus == {b"tanh" if recipe.gelu == "tanh" else b"none"}
+    smoothed = [node for node in graph.node if node.name.endswith("_smoothed")]
+    assert len(smoothed) == (0 if recipe.smoothing is None else len(prepared.layers))
 
 
 @pytest.mark.parametrize("method", ["dynamic", "static"])
@@ -184,8 +199,9 @@ def test_embeddings_have_a_scale_per_row(prepared):
     assert name not in tables
 
 
-@pytest.mark.parametrize("method", ["dynamic", "static"])
-def test_a_tied_vocabulary_is_stored_once_and_multiplied_in_integers(method, tmp_path):
+@pytest.fixture(scope="module")
+def tied():
+    """A graph whose product with the vocabulary uses the table of words, and inputs to it."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=500, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
@@ -193,11 +209,16 @@ def test_a_tied_vocabulary_is_stored_once_and_multiplied_in_integers(method, tmp
     )  # fmt: skip
     model = BertForMaskedLM(config).eval()
     inputs = ["input_ids", "attention_mask", "token_type_ids"]
-    graph = build_graph(model, inputs=inputs, outputs=["logits"])
     ids = np.random.default_rng(0).integers(5, 500, size=(3, 12))
     feeds = dict(zip(inputs, (ids, np.ones_like(ids), np.zeros_like(ids)), strict=True))
+    return build_graph(model, inputs=inputs, outputs=["logits"]), feeds
+
+
+@pytest.mark.parametrize("method", ["dynamic", "static"])
+def test_a_tied_vocabulary_is_stored_once_and_multiplied_in_integers(method, tied, tmp_path):
+    graph, feeds = tied
     ready = prepare(graph, [feeds])
-    assert ready.layers[-1] == "cls.predictions.decoder"  # which is the table of words too
+    assert ready.layers[-1] == VOCABULARY
     file = tmp_path / "int8.onnx"
     save_model(quantise(ready, Int8Recipe(method=method)), file)
     check_model(file)
@@ -206,6 +227,16 @@ def test_a_tied_vocabulary_is_stored_once_and_multiplied_in_integers(method, tmp
     assert file.stat().st_size < 0.5 * (tmp_path / "fp32.onnx").stat().st_size
     expected, found = (OnnxSession(path).run(feeds)["logits"] for path in (tmp_path / "fp32.onnx", file))
     assert np.abs(found - expected).max() < VOCABULARY_TOLERANCE * expected.std()
+
+
+def test_a_tied_vocabulary_that_is_kept_is_kept_as_a_table_too(tied):
+    graph, feeds = tied
+    stored = {
+        tensor.name
+        for tensor in quantise(prepare(graph, [feeds]), Int8Recipe(), keep=frozenset({VOCABULARY})).graph.initializer
+    }
+    assert f"{VOCABULARY}.weight" in stored
+    assert f"{VOCABULARY}.weight_int8" not in stored
 
 
 def test_without_vnni_weights_have_seven_bits(monkeypatch):

@@ -229,6 +229,20 @@ def test_sixty_four_is_the_largest_weight_that_always_fits(tmp_path):
     assert (found["saturated_pairs"], found["largest_sum"]) == (1, -32895)
 
 
+@pytest.mark.parametrize(("weight", "low", "high"), [(87, 0.005, 0.01), (88, 0.01, 0.02)])
+def test_a_file_breaks_where_a_product_is_off_by_a_hundredth(weight, low, high, tmp_path):
+    """One pair of weights saturates for one token, whose activations are 214 and 166; no other can."""
+    safe = weights(largest=63)
+    safe[:, 0] = 0
+    safe[:2, 0] = weight
+    file, activations = matmul_integer(tmp_path, safe)
+    found = saturation(file, [{"x": floats()}])
+    assert found["saturated_pairs"] == 1
+    assert found["worst_error"] == pytest.approx(plain(activations, safe)[3], rel=1e-5)
+    assert low < found["worst_error"] < high
+    assert found["breaks_without_vnni"] == (high > 0.01)
+
+
 def test_weights_that_could_saturate_but_meet_small_activations_do_not(tmp_path):
     file, _ = qdq(tmp_path, weights())
     small = np.full((BATCH, TOKENS, INNER), -2.0, dtype=np.float32)  # quantised to 20

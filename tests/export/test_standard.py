@@ -1,7 +1,5 @@
 """Attention in the standard's own form: opset 23, no operator but the standard's, the answers of torch."""
 
-import functools
-
 import onnx
 import pytest
 
@@ -17,23 +15,16 @@ EXPORTS = {
 }
 
 
-@functools.cache
-def exported(family):
-    return families.export(family, EXPORTS[family], attention="onnx")
-
-
-@pytest.fixture(params=sorted(EXPORTS))
-def case(request):
-    return exported(request.param)
+case = families.cases(EXPORTS, attention="onnx")
 
 
 def test_the_graph_answers_like_torch(case):
-    model, graph = case
+    _, model, graph = case
     families.check_answers(model, graph)
 
 
 def test_every_operator_is_of_the_standard(case):
-    model, graph = case
+    _, model, graph = case
     onnx.checker.check_model(graph, full_check=True)
     assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", 23)]
     assert graph.ir_version == 11  # the first that knows opset 23

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from potstill.bundle import ModelRecord
-from potstill.errors import ParityError
+from potstill.errors import BundleError, ParityError
 from potstill.export import tuning
 from potstill.export.quantise import Int8Recipe
 from potstill.export.tuning import Candidate, candidates, join, tune
@@ -46,10 +46,10 @@ def race_of(speeds, *, failures=None):
 
 
 class Shop:
-    """Stands in for the workshop: some recipes do not hold."""
+    """Stands in for the workshop: some recipes do not hold, and some make files that nobody can load."""
 
-    def __init__(self, refused=()):
-        self.refused, self.made = refused, []
+    def __init__(self, refused=(), broken=()):
+        self.refused, self.broken, self.made = refused, broken, []
 
     def say(self, note):
         pass
@@ -61,6 +61,8 @@ class Shop:
         self.made.append(recipe)
         if recipe in self.refused:
             raise ParityError("int8 loses more\nthan is allowed")
+        if recipe in self.broken:
+            raise BundleError("cannot be loaded")
         return ModelRecord(file="onnx/model_int8.onnx", disabled_optimizers=list(disabled_optimizers))
 
 
@@ -95,6 +97,23 @@ def test_the_default_is_kept_where_nothing_is_faster(speeds):
     assert tune(Shop(), "int8").tuning["kept"] == "default"
 
 
+def test_the_default_is_kept_where_what_looks_faster_may_not_be(monkeypatch):
+    """Twice as fast in half of the rounds, and half as fast in the others."""
+
+    def fake(shop, tried, folder):
+        result = race_of({"default": 1.0})
+        result.rounds["static"] = {CELL: [np.full(3, latency_ms) for latency_ms in (5, 20, 5, 20)]}
+        result.rounds["tanh gelu"] = {CELL: [np.full(3, latency_ms) for latency_ms in (5, 20, 5, 5)]}
+        return result
+
+    monkeypatch.setattr(tuning, "_race", fake)
+    record = tune(Shop(), "int8")
+    assert record.tuning["kept"] == "default"
+    rows = {row["name"]: row for row in record.tuning["candidates"]}
+    assert rows["tanh gelu"]["ratio"] == 2
+    assert rows["tanh gelu"]["interval"][0] <= 1
+
+
 def test_nothing_is_published_if_nothing_holds(speeds):
     everything = [candidate.recipe for candidate in candidates(Int8Recipe()).values()]
     everything.append(replace(Int8Recipe(), attention="integer", gelu="tanh"))
@@ -112,6 +131,27 @@ def test_a_candidate_that_cannot_run_is_told_and_never_kept(monkeypatch):
     assert record.tuning["kept"] == "default"
     assert rows["integer attention"]["failed"] == "no kernel"
     assert rows["integer attention"]["ratio"] is None
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_a_candidate_that_failed_in_the_race_is_listed_but_never_made(everywhere, monkeypatch):
+    """Whoever fails in a single cell may look fast in the others."""
+
+    def fake(shop, tried, folder):
+        speeds = {"default": 1.0, "static": 0.9} | ({} if everywhere else {"integer attention": 2.0})
+        return race_of(speeds, failures={"integer attention": "no kernel"})
+
+    monkeypatch.setattr(tuning, "_race", fake)
+    default, static, broken = Int8Recipe(), Int8Recipe(method="static"), Int8Recipe(attention="integer")
+    shop = Shop(refused=[default], broken=[broken])
+    record = tune(shop, "int8")
+    assert shop.made == [default, static]
+    assert record.tuning["kept"] == "static"
+    names = [row["name"] for row in record.tuning["candidates"]]
+    assert names[:2] == ["default", "static"]
+    assert set(names) == set(candidates(default))
+    with pytest.raises(ParityError, match=r"no recipe holds: default: [^;]*; static: [^;]*; nothing was published"):
+        tune(Shop(refused=[default, static], broken=[broken]), "int8")
 
 
 def test_candidates_really_race(tiny_bundle, monkeypatch):

@@ -224,11 +224,12 @@ def test_serving_loads_nothing_heavy_and_prints_nothing(bundle_dir):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def made_for(features, **quantisation):
+def made_for(features, *, saturation=None, **quantisation):
     record = {
         "file": MODEL_FILES["int8"],
         "quantisation": {"method": "dynamic"} | quantisation,
         "batch_invariant": False,
+        "saturation": saturation,
     }
     return {"fp32": {"file": MODEL_FILES["fp32"]}, "int8": record | {"cpu_features": features}}
 
@@ -253,6 +254,15 @@ def test_int8_made_for_another_kind_of_cpu_warns(resealed, monkeypatch, made, he
         Encoder(folder, precision="fp32", threads=1)
     assert [warning in str(entry.message) for entry in caught] == ([True] if warning else [])
     assert all(entry.category is OtherCpuWarning for entry in caught)
+
+
+@pytest.mark.parametrize(("breaks", "bits", "warning"), [(False, 8, "it will be slow"), (True, 7, "answers are wrong")])
+def test_what_the_export_found_of_overflows_counts_more_than_the_bits(resealed, monkeypatch, breaks, bits, warning):
+    made = made_for(["avx512_vnni"], weight_bits=bits, saturation={"breaks_without_vnni": breaks})
+    folder = resealed(models=made)
+    monkeypatch.setattr(machine, "cpu_features", lambda: frozenset({"avx2"}))
+    with pytest.warns(OtherCpuWarning, match=warning):
+        Encoder(folder, precision="int8", threads=1)
 
 
 def test_outputs_are_those_of_each_text_alone(encoder):

@@ -5,8 +5,8 @@ import pytest
 from onnx import helper
 
 from potstill.errors import DataError, UsageError
-from potstill.export import answers as answering
-from potstill.export.answers import collect, ordinary_tokens
+from potstill.judging import answers as answering
+from potstill.judging.answers import collect, ordinary_tokens
 from tests.export import small
 
 TEXTS = ["abc", "a", "hello good day", ("ab", "c"), "xyz xyz xyz xyz"]

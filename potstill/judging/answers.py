@@ -1,14 +1,14 @@
-"""Ask an exported file for its answers to real texts, the same for every kind of task: rows of numbers."""
+"""Ask a model for its answers to real texts, the same for every kind of task: rows of numbers."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from potstill.errors import DataError, UsageError
-from potstill.serve import BundleTokenizer, OnnxSession
+from potstill.serve import BundleTokenizer
 from potstill.serve.tokenizer import Row
 from potstill.task import (
     FEATURE_EXTRACTION,
@@ -31,6 +31,13 @@ _MASK_EVERY, _FIRST_MASKED = 7, 3
 _MAX_MASKED, _MAX_NUMBERS = 1000, 2**26
 
 
+class Session(Protocol):
+    """What answers: an `OnnxSession`, or a runner of a bench."""
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return every output by name for a padded batch."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answers:
     """What one file answers to texts."""
@@ -48,11 +55,12 @@ class Answers:
             return None
         if self.kind == MULTI_LABEL:
             return (self.values > 0).astype(np.int64)
-        return self.values.argmax(axis=1)[:, None]
+        chosen: NDArray[np.int64] = self.values.argmax(axis=1)[:, None]
+        return chosen
 
 
 def collect(
-    session: OnnxSession,
+    session: Session,
     tokenizer: BundleTokenizer,
     rows: Sequence[Row],
     *,
@@ -84,16 +92,12 @@ def collect(
         DataError: if there is nothing to ask about.
     """
     rows, places = _questions(session, tokenizer, rows, kind=kind, output=outputs[0], mask_id=mask_id)
-    # Without a mask the padding would be read as words, and a language model answers each word with its vocabulary.
-    alone = "attention_mask" not in rows[0] or (kind == FILL_MASK.name and shuffle is None)
-    found: dict[int, Floats] = {}
-    for batch in _batches(rows, 1 if alone else batch_size, shuffle=shuffle):
-        feeds = tokenizer.pad([rows[index] for index in batch])
-        given = session.run(feeds)
-        for position, index in enumerate(batch.tolist()):
-            tokens = feeds["attention_mask"][position] > 0 if "attention_mask" in feeds else slice(None)
-            own = {name: given[name][position] for name in outputs}
-            found[index] = _read(own, kind, tokens=tokens, places=None if places is None else places[index])
+    # A language model answers each word with its vocabulary.
+    size = 1 if kind == FILL_MASK.name and shuffle is None else batch_size
+    found = {
+        index: _read(own, kind, tokens=tokens, places=None if places is None else places[index])
+        for index, own, tokens in run_rows(session, tokenizer, rows, outputs=outputs, batch_size=size, shuffle=shuffle)
+    }
     parts = [found[index] for index in range(len(rows))]
     width = max(part.shape[1] for part in parts)
     return Answers(
@@ -103,6 +107,29 @@ def collect(
     )
 
 
+def run_rows(
+    session: Session,
+    tokenizer: BundleTokenizer,
+    rows: Sequence[Row],
+    *,
+    outputs: Sequence[str],
+    batch_size: int,
+    shuffle: np.random.Generator | None = None,
+) -> Iterator[tuple[int, dict[str, Floats], Any]]:
+    """Yield for every row, in any order, its number, its outputs by name, and what picks its tokens from the padding.
+
+    Arguments as `collect`. One row is alive at a time, for outputs may be as long as a vocabulary.
+    """
+    # Without a mask the padding would be read as words.
+    size = batch_size if rows and "attention_mask" in rows[0] else 1
+    for batch in _batches(rows, size, shuffle=shuffle):
+        feeds = tokenizer.pad([rows[index] for index in batch])
+        given = session.run(feeds)
+        for position, index in enumerate(batch.tolist()):
+            tokens = feeds["attention_mask"][position] > 0 if "attention_mask" in feeds else slice(None)
+            yield index, {name: given[name][position] for name in outputs}, tokens
+
+
 def ordinary_tokens(tokenizer: BundleTokenizer, rows: Sequence[Row]) -> Places:
     """Return the positions of each row's tokens, without those that the tokenizer puts around and between texts."""
     frame = np.concatenate([row["input_ids"] for row in tokenizer.rows(["", ("", "")])])
@@ -110,7 +137,7 @@ def ordinary_tokens(tokenizer: BundleTokenizer, rows: Sequence[Row]) -> Places:
 
 
 def _questions(
-    session: OnnxSession,
+    session: Session,
     tokenizer: BundleTokenizer,
     rows: Sequence[Row],
     *,
@@ -125,19 +152,25 @@ def _questions(
         if kind == FILL_MASK.name:
             columns = session.run(tokenizer.pad(rows[:1]))[output].shape[-1]
             limit = min(_MAX_MASKED, _MAX_NUMBERS // columns)
-            rows, places = _hide_words(rows, places, mask_id=mask_id, limit=limit)
+            rows, places = hide_words(rows, places, mask_id=mask_id, limit=limit)
     if not rows or (places is not None and not any(map(len, places))):
         raise DataError(f"there are no words to ask a {kind} model about; give texts that are not empty")
     return rows, places
 
 
-def _hide_words(rows: Sequence[Row], ordinary: Places, *, mask_id: int | None, limit: int) -> tuple[list[Row], Places]:
-    """Return the rows with hidden words, and where those are, up to `limit` words."""
+def hide_words(
+    rows: Sequence[Row], ordinary: Places, *, mask_id: int | None, limit: int | None = None
+) -> tuple[list[Row], Places]:
+    """Return the rows with every 7th word hidden, and where those are, up to `limit` words; rows beyond are left out.
+
+    Raises:
+        UsageError: if there is no mask token.
+    """
     if mask_id is None:
         raise UsageError("fill-mask needs the id of the mask token; this tokenizer seems to have none")
     hidden: list[Row] = []
     places: Places = []
-    left = limit
+    left = len(rows) * max(map(len, ordinary), default=0) if limit is None else limit
     for row, positions in zip(rows, ordinary, strict=True):
         if left == 0:
             break

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from potstill.export.answers import Answers
-from potstill.export.scores import IGNORED, group, right, score, score_draws
+from potstill.judging.answers import Answers
+from potstill.judging.scores import IGNORED, group, right, score, score_draws
 from potstill.task import METRICS
 
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")

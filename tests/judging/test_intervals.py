@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from potstill.export.intervals import Z, bootstrap, mcnemar, percentiles, wilson, wilson_needs
+from potstill.judging.intervals import (
+    Z,
+    bootstrap,
+    bootstrap_together,
+    mcnemar,
+    percentiles,
+    sign_p_value,
+    wilson,
+    wilson_needs,
+)
 
 
 @pytest.mark.parametrize(("hits", "total"), [(0, 10), (1, 10), (5, 10), (10, 10), (3, 872), (17, 1000), (1, 1)])
@@ -68,3 +77,25 @@ def test_every_draw_has_as_many_texts_and_the_seed_decides():
     )
     assert first.tolist() == second.tolist() != other.tolist()
     assert first.mean() == pytest.approx(1.0, abs=0.5)
+
+
+def test_statistics_of_one_bootstrap_share_their_draws():
+    values = np.random.default_rng(0).normal(size=50)
+
+    def mean(counts):
+        return counts @ values / 50
+
+    found = bootstrap_together({"a": mean, "b": lambda counts: 2 * mean(counts)}, 50, rng=np.random.default_rng(1))
+    np.testing.assert_allclose(found["b"], 2 * found["a"])
+    np.testing.assert_array_equal(found["a"], bootstrap(mean, 50, rng=np.random.default_rng(1)))
+    assert found["a"].shape == (2000,)
+
+
+def test_a_difference_is_as_unlikely_as_the_few_draws_beyond_it():
+    assert sign_p_value(np.array([1.0, 2, 3, 4])) == 2 / 5
+    assert sign_p_value(np.array([-1.0, 2, 3, 4])) == 4 / 5
+    assert sign_p_value(-np.arange(1.0, 2000)) == 2 / 2000
+    assert sign_p_value(np.zeros(100)) == 1.0
+    # Of a normal difference 2 standard errors away: 2 * 2.3 %.
+    draws = np.random.default_rng(0).normal(2, 1, size=200_000)
+    assert sign_p_value(draws) == pytest.approx(0.0455, abs=0.002)

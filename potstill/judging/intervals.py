@@ -1,6 +1,6 @@
 """How sure a share or a score is: Wilson's interval, McNemar's test, and the bootstrap over texts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from math import comb
 from statistics import NormalDist
 from typing import TypeAlias
@@ -31,7 +31,8 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
 
 def wilson_needs(share: float, limit: float) -> float:
     """Return how many texts put the upper end of Wilson's interval of `share` at `limit`, which is above it."""
-    return Z**2 * limit * (1 - limit) / (limit - share) ** 2
+    texts: float = Z**2 * limit * (1 - limit) / (limit - share) ** 2
+    return texts
 
 
 def mcnemar(lost: int, gained: int) -> float:
@@ -43,12 +44,23 @@ def mcnemar(lost: int, gained: int) -> float:
     """
     changed = lost + gained
     tail = sum(comb(changed, fewer) for fewer in range(min(lost, gained) + 1))
-    return min(1.0, 2 * tail / 2**changed)
+    return float(min(1.0, 2 * tail / 2**changed))
 
 
 def bootstrap(statistic: Statistic, texts: int, *, rng: np.random.Generator, resamples: int = RESAMPLES) -> Floats:
     """Return the statistic of each of `resamples` draws of as many texts with replacement, shape (resamples,)."""
-    return np.concatenate([statistic(counts) for counts in _draws(texts, resamples, rng)])
+    return bootstrap_together({"": statistic}, texts, rng=rng, resamples=resamples)[""]
+
+
+def bootstrap_together(
+    statistics: Mapping[str, Statistic], texts: int, *, rng: np.random.Generator, resamples: int = RESAMPLES
+) -> dict[str, Floats]:
+    """Return every statistic of the same draws, each of shape (resamples,): what they are compared by is paired."""
+    found: dict[str, list[Floats]] = {name: [] for name in statistics}
+    for counts in _draws(texts, resamples, rng):
+        for name, statistic in statistics.items():
+            found[name].append(statistic(counts))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def percentiles(resampled: Floats) -> tuple[float, float]:
@@ -56,6 +68,16 @@ def percentiles(resampled: Floats) -> tuple[float, float]:
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(resampled, (tail, 1 - tail))
     return float(low), float(high)
+
+
+def sign_p_value(resampled: Floats) -> float:
+    """Return the two-sided p-value of a difference being 0, by how many of its resampled values are beyond it.
+
+    It is the level at which the percentile interval just reaches 0 (Efron and Tibshirani 1993, section 15.4), and never
+    smaller than so many resamples can tell (Davison and Hinkley 1997, section 4.2).
+    """
+    beyond = min(int((resampled <= 0).sum()), int((resampled >= 0).sum()))
+    return min(1.0, 2 * (beyond + 1) / (len(resampled) + 1))
 
 
 def _draws(texts: int, resamples: int, rng: np.random.Generator) -> Iterator[Floats]:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from potstill import metrics
-from potstill.export.answers import Answers
-from potstill.export.intervals import Floats, Statistic
+from potstill.judging.answers import Answers
+from potstill.judging.intervals import Floats, Statistic
 from potstill.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TOKEN_CLASSIFICATION
 
 LABELLED = (SINGLE_LABEL, MULTI_LABEL, REGRESSION, TOKEN_CLASSIFICATION.name)
@@ -83,7 +83,8 @@ def _classes(wanted: NDArray[np.bool_], given: NDArray[np.bool_], *, metric: str
     def of(counts: Floats) -> Floats:
         hits, labels, predictions = sums(counts)
         texts, found = labels.sum(axis=1), hits.sum(axis=1)
-        accuracy, f1 = found / texts, _shares(2 * hits, labels + predictions)
+        accuracy: Floats = found / texts
+        f1 = _shares(2 * hits, labels + predictions)
         if metric == "matthews_correlation":
             covariance = found * texts - (labels * predictions).sum(axis=1)
             spread = (texts**2 - (predictions**2).sum(axis=1)) * (texts**2 - (labels**2).sum(axis=1))
@@ -92,7 +93,8 @@ def _classes(wanted: NDArray[np.bool_], given: NDArray[np.bool_], *, metric: str
             return accuracy
         if metric == "macro_f1":
             return np.asarray(f1.mean(axis=1))
-        return f1[:, 1] if metric == "f1" else (accuracy + f1[:, 1]) / 2
+        positive: Floats = f1[:, 1]
+        return positive if metric == "f1" else (accuracy + positive) / 2
 
     return of
 
@@ -100,7 +102,7 @@ def _classes(wanted: NDArray[np.bool_], given: NDArray[np.bool_], *, metric: str
 def _several(wanted: NDArray[np.bool_], given: NDArray[np.bool_], *, metric: str) -> Statistic:
     """Score several labels per text; arguments of shape (texts, labels)."""
     if metric == "subset_accuracy":
-        return _mean((wanted == given).all(axis=1))
+        return mean_draws((wanted == given).all(axis=1))
     sums = _summing(wanted & given, wanted, given)
 
     def of(counts: Floats) -> Floats:
@@ -108,6 +110,30 @@ def _several(wanted: NDArray[np.bool_], given: NDArray[np.bool_], *, metric: str
         if metric == "macro_f1":
             return np.asarray(_shares(2 * hits, labels + predictions).mean(axis=1))
         return _shares(2 * hits.sum(axis=1), (labels + predictions).sum(axis=1))
+
+    return of
+
+
+def calibration_draws(
+    confidences: Floats, hits: NDArray[np.bool_], groups: NDArray[np.intp], asked: NDArray[np.bool_]
+) -> Statistic:
+    """Return the statistic of `metrics.expected_calibration_error`.
+
+    Args:
+        confidences: of each row's decisions, shape (rows, decisions).
+        hits: whether they are right, likewise.
+        groups: the number of each row's text, shape (rows,).
+        asked: which rows count, shape (rows,).
+    """
+    bins = metrics.CALIBRATION_BINS
+    places = metrics.confidence_bins(confidences) + bins * groups[:, None]
+    gaps = np.where(asked[:, None], hits - confidences, 0.0)
+    texts = int(groups.max()) + 1
+    table = np.bincount(places.ravel(), weights=gaps.ravel(), minlength=texts * bins).reshape(texts, bins)
+    decisions = np.bincount(groups, weights=asked * confidences.shape[1], minlength=texts)
+
+    def of(counts: Floats) -> Floats:
+        return _shares(np.abs(counts @ table).sum(axis=1), counts @ decisions)
 
     return of
 
@@ -131,7 +157,7 @@ def _amounts(labels: NDArray[np.floating], values: NDArray[np.floating], *, metr
     """Score one amount per text."""
     wanted, given = (np.asarray(side, dtype=np.float64).reshape(-1) for side in (labels, values))
     if metric == "mse":
-        return _mean((wanted - given) ** 2)
+        return mean_draws((wanted - given) ** 2)
     return {
         "pearson": pearson_draws(wanted, given),
         "spearman": _spearman(wanted, given),
@@ -179,7 +205,8 @@ def _correlation(covariance: Floats, first: Floats, second: Floats) -> Floats:
     return np.where(clear, covariance / np.sqrt(np.where(clear, first * second, 1.0)), 0.0)
 
 
-def _mean(values: ArrayLike) -> Statistic:
+def mean_draws(values: ArrayLike) -> Statistic:
+    """Return the statistic that averages one number per text."""
     column = np.asarray(values, dtype=np.float64)
     return lambda counts: counts @ column / counts.sum(axis=1)
 

@@ -1,0 +1,219 @@
+"""A checkpoint through torch and transformers, on the CPU or a GPU, eager or compiled.
+
+A GPU works on after the call that gave it work has returned, so a timed call ends with a wait for it; the call before
+it ended so too, and nothing else is under way when the clock starts.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from transformers.utils import cached_file
+
+from potstill.bundle import sha256_of
+from potstill.checkpoint import accepted_inputs, load_checkpoint
+from potstill.errors import CheckError, CheckpointError, MissingError, UsageError
+from potstill.serve import BundleTokenizer
+from potstill.task import QUESTION_ANSWERING, Task, get_task
+
+_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model")
+# A graph of its own for every length of a grid, and for texts one whose length is free: more than torch's own limit
+# of 8, beyond which it would run uncompiled without a word.
+_MOST_GRAPHS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the tokenizer must know (`potstill.serve.tokenizer.TokenizerSettings`)."""
+
+    inputs: tuple[str, ...]
+    max_length: int
+    padding_side: str
+    pad_token_id: int
+
+
+def open_runner(command: Mapping[str, Any]) -> "TorchRunner":
+    """Load a checkpoint by a worker's load command.
+
+    Weights are cast from float32, and float32 products are not cut to TF32. A compiled model is compiled by its first
+    calls of each size.
+
+    Raises:
+        UsageError: if torch has no such precision.
+        CheckpointError: if the checkpoint cannot be loaded.
+        MissingError: if a GPU is asked for and torch finds none.
+        CheckError: if torch cannot compute in that precision there.
+    """
+    if command["precision"] not in _TYPES:
+        raise UsageError(f"torch runs {', '.join(_TYPES)}, not {command['precision']!r}; export it to run that")
+    on_gpu, compiled = "-cuda" in command["runner"], command["runner"].endswith("-compiled")
+    if on_gpu and not torch.cuda.is_available():
+        raise MissingError(f"runner {command['runner']} needs a GPU, and torch {torch.__version__} finds none")
+    torch.set_num_threads(command["threads"])
+    task = get_task(command["task"])
+    checkpoint = load_checkpoint(command["folder"], task)
+    model = checkpoint.model.to(device="cuda:0" if on_gpu else "cpu", dtype=_TYPES[command["precision"]])
+    settings = _settings(model, checkpoint.tokenizer, max_length=command.get("max_length"))
+    with tempfile.TemporaryDirectory() as folder:
+        # As transformers answers with it; the checkpoint's own file may say otherwise, or be missing.
+        checkpoint.tokenizer.save_pretrained(folder)
+        tokenizer = BundleTokenizer(Path(folder), settings)
+    runner = TorchRunner(
+        model,
+        tokenizer,
+        inputs=settings.inputs,
+        outputs=_outputs(task),
+        synchronise=torch.cuda.synchronize if on_gpu else None,
+        source=command["folder"],
+    )
+    _try(runner, command)
+    if compiled:
+        runner.compile(threads=command["threads"])
+    return runner
+
+
+class TorchRunner:
+    """A transformers model in inference mode."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: BundleTokenizer,
+        *,
+        inputs: tuple[str, ...],
+        outputs: tuple[str, ...],
+        synchronise: Callable[[], object] | None = None,
+        source: str = "",
+    ) -> None:
+        """Take a loaded model.
+
+        Args:
+            model: where it shall run, in the numbers it shall run in.
+            tokenizer: the checkpoint's.
+            inputs: what the model is given.
+            outputs: what it answers with.
+            synchronise: waits until the device has done all its work; None where calls return when they are done.
+            source: the checkpoint's folder or hub id, whose files are named.
+        """
+        self.inputs, self.outputs, self.tokenizer = inputs, outputs, tokenizer
+        self.vocab_size: int | None = getattr(model.config, "vocab_size", None)
+        self.batch_invariant = True
+        self._model, self._call, self._source = model, model, source
+        self._place, self._synchronise = model.device, synchronise
+        self.device = _name(model.device)
+        self.pooling = _pooling(source)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Return the SHA-256 of the checkpoint's files, by name; of a hub id those in the hub's cache."""
+        folder = _folder(self._source)
+        if folder is None:
+            return {}
+        return {file.name: sha256_of(file) for file in sorted(folder.iterdir()) if file.suffix in _SUFFIXES}
+
+    def compile(self, *, threads: int) -> None:
+        """Compile the model; what cannot be compiled as one graph is an error at the first call, not a slow row."""
+        import torch._dynamo
+        import torch._inductor.config
+
+        torch._dynamo.config.recompile_limit = _MOST_GRAPHS
+        torch._inductor.config.cpp.threads = threads  # part of the key of its cache
+        torch._inductor.config.compile_threads = 1  # no pool of processes beside the one that is measured
+        self._call = torch.compile(self._model, fullgraph=True)
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return every output by name, as float32."""
+        given = self.prepare(feeds)()
+        return {name: given[name].float().cpu().numpy() for name in self.outputs}
+
+    def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], Any]:
+        """Copy the inputs to the device; return a call that gives the outputs, there, when the work is done."""
+        tensors = {name: torch.from_numpy(feeds[name]).to(self._place) for name in self.inputs}
+        model, wait = self._call, self._synchronise
+        if wait is None:
+
+            def call() -> Any:
+                with torch.inference_mode():
+                    return model(**tensors)
+
+            return call
+        wait()
+
+        def call_and_wait() -> Any:
+            with torch.inference_mode():
+                given = model(**tensors)
+            wait()
+            return given
+
+        return call_and_wait
+
+    def gpu_memory(self) -> dict[str, int]:
+        """Return the most that torch's allocator gave out, and the most that it took from the device."""
+        if self._place.type != "cuda":
+            return {}
+        return {
+            "gpu_peak_allocated_bytes": torch.cuda.max_memory_allocated(self._place),
+            "gpu_peak_reserved_bytes": torch.cuda.max_memory_reserved(self._place),
+        }
+
+
+def _try(runner: TorchRunner, command: Mapping[str, Any]) -> None:
+    """Refuse a precision that this build of torch has no kernels for, such as half on an old CPU build."""
+    if command["precision"] == "fp32":
+        return
+    try:
+        runner.run(runner.tokenizer.encode(["", ""]))
+    except (RuntimeError, NotImplementedError) as error:
+        raise CheckError(
+            f"torch {torch.__version__} cannot run {command['folder']} in {command['precision']} on {runner.device}: "
+            f"{str(error).splitlines()[0]}; take fp32"
+        ) from error
+
+
+def _settings(model: Any, tokenizer: Any, *, max_length: int | None) -> Settings:
+    if tokenizer.pad_token_id is None:
+        raise CheckpointError(f"the tokenizer of {model.name_or_path} has no padding token; give it one")
+    positions = getattr(model.config, "max_position_embeddings", None)
+    longest = min(limit for limit in (tokenizer.model_max_length, positions, max_length) if limit)
+    return Settings(
+        # A model that can take token types need not have a tokenizer that makes them: RoBERTa's does not.
+        inputs=tuple(name for name in accepted_inputs(model) if name in tokenizer.model_input_names),
+        max_length=int(longest),
+        padding_side=tokenizer.padding_side,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _outputs(task: Task) -> tuple[str, ...]:
+    return ("start_logits", "end_logits") if task is QUESTION_ANSWERING else (task.output,)
+
+
+def _name(device: Any) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def _folder(source: str) -> Path | None:
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    try:
+        found = cached_file(source, "config.json", local_files_only=True)
+    except OSError:
+        return None
+    return Path(found).parent if found else None
+
+
+def _pooling(source: str) -> str:
+    """Return how sentence-transformers pools this checkpoint's tokens, if it says so; else the mean."""
+    folder = _folder(source)
+    file = folder / "1_Pooling" / "config.json" if folder else None
+    if file is None or not file.is_file():
+        return "mean"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    return "cls" if settings.get("pooling_mode_cls_token") else "mean"

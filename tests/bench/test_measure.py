@@ -1,0 +1,343 @@
+import json
+
+import pytest
+
+from potstill.bench import measure as module
+from potstill.bench import noise
+from potstill.bench.contract import ColdStart
+from potstill.bench.energy import Meter
+from potstill.bench.gather import gather_answers
+from potstill.bench.journal import FILE_NAME
+from potstill.bench.measure import measure
+from potstill.bench.results import results
+from potstill.bench.rounds import all_rounds, kept_rounds
+from potstill.timing.client import CommandFailed, WorkerDied
+from tests.bench.fake_worker import SHORT, TEXTS, World, make_plan
+
+CALM = noise.Counters(total=0, busy=0, stolen=0, own=0, throttled=0, wall=0)
+
+
+@pytest.fixture(autouse=True)
+def calm_machine(monkeypatch):
+    monkeypatch.setattr(noise, "read_counters", lambda: CALM)
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+def compute(plan):
+    return results(
+        plan.journal, plan.entries, plan.loads, baseline=plan.baseline, config=plan.config, seed=plan.seed
+    )  # fmt: skip
+
+
+def turns(world, do="block"):
+    return [(key, command["load"]["num_tokens"]) for _, key, command in world.said if command["do"] == do]
+
+
+def structure(plan):
+    """Return what a report is made of but the times themselves."""
+    found = compute(plan)
+    return (
+        [(row.key, str(row.load), row.samples) for row in found.latency],
+        [(row.comparison, row.candidate, str(row.load), row.rounds) for row in found.ratios],
+        [(row.key, str(row.load), row.callers) for row in found.throughput],
+        [row.key for row in found.memory],
+        [(row.key, row.stage, row.where) for row in found.failures],
+        found.missing,
+    )
+
+
+def test_everybody_has_one_turn_per_round_beside_the_baselines_twin(world, tmp_path):
+    plan = make_plan(tmp_path, world)
+    measure(plan)
+    for load in plan.loads:
+        rounds = kept_rounds(plan.journal, load)
+        assert [(found.launch, found.number) for found in rounds] == [(0, 0), (0, 1), (1, 0), (2, 0), (3, 0)]
+        assert all(set(found.calls_ms) == {"t/fp32", "t/fp32#again", "s/fp32"} for found in rounds)
+    assert all(worker.closed for worker in world.processes)
+    assert len(world.processes) == 4 * 3  # four launches
+
+
+def test_turns_are_in_random_order_but_the_same_for_the_same_seed(tmp_path):
+    def order(folder, seed=7):
+        world = World()
+        plan = make_plan(folder, world, keys=("t/fp32", "s/fp32", "s/int8", "m/fp32"), loads=[SHORT], rounds=12)
+        object.__setattr__(plan, "seed", seed)
+        measure(plan)
+        keys = [key for key, _ in turns(world)]
+        return ["".join(key[0] + key[-1] for key in keys[start : start + 5]) for start in range(0, len(keys), 5)]
+
+    first = order(tmp_path / "a")
+    assert len(first) == 12
+    assert len(set(first)) > 6
+    assert order(tmp_path / "b") == first
+    assert order(tmp_path / "c", seed=8) != first
+
+
+def test_a_load_is_warmed_up_once_per_process_and_texts_are_sent_once(world, tmp_path):
+    plan = make_plan(tmp_path, world, loads=[SHORT, TEXTS], rounds=12, texts=["a", "b"], again=False)
+    measure(plan)
+    assert len(world.asked("warm")) == 2 * 2 * 4  # rows, loads, launches
+    assert len(world.asked("texts")) == 2 * 4
+    warm = next(command for _, _, command in world.said if command["do"] == "warm")
+    assert (warm["max_s"], warm["load"]["num_tokens"]) == (3.0, 16)
+    block = next(command for _, _, command in world.said if command["do"] == "block")
+    assert (block["seconds"], block["min_calls"]) == (0.25, 3)
+
+
+def test_a_crash_in_one_cell_costs_that_cell_only(world, tmp_path):
+    world.faults = {("s/fp32", "block", "1×16"): [None, None, WorkerDied("the process was killed by signal 11")]}
+    plan = make_plan(tmp_path, world, keys=("t/fp32", "s/fp32", "m/fp32"))
+    measure(plan)
+    found = compute(plan)
+    assert {(row.key, str(row.load)) for row in found.latency} == {
+        ("t/fp32", "1×16"), ("t/fp32", "1×128"), ("s/fp32", "1×128"), ("m/fp32", "1×16"), ("m/fp32", "1×128"),
+    }  # fmt: skip
+    (failure,) = found.failures
+    assert (failure.key, failure.stage, failure.where, failure.kind) == ("s/fp32", "latency", "1×16", "crash")
+    assert {row.rounds for row in found.ratios} == {5}
+    assert ("s/fp32", "1×16") not in {(row.candidate, str(row.load)) for row in found.ratios}
+    # Restarted once, at the next load; in the launches that follow it never runs the lost cell again.
+    starts = [process for process, key in world.asked("load") if key == "s/fp32"]
+    assert len(starts) == 4 + 1
+    assert found.missing == []
+    assert {row.key for row in found.memory} == {"t/fp32", "s/fp32", "m/fp32"}
+
+
+def test_nan_found_in_the_warm_up_costs_the_cell_before_any_round(world, tmp_path):
+    world.faults = {("s/fp32", "warm", "1×128"): CommandFailed("NotFinite: all numbers in logits are NaN")}
+    plan = make_plan(tmp_path, world)
+    measure(plan)
+    (failure,) = compute(plan).failures
+    assert (failure.stage, failure.where, failure.kind) == ("warm-up", "1×128", "not finite")
+    assert ("s/fp32", 128) not in turns(world)
+    assert turns(world).count(("s/fp32", 16)) == 5
+
+
+def test_who_cannot_load_is_missed_by_nobody(world, tmp_path):
+    world.faults = {("s/fp32", "load", None): CommandFailed("MissingError: no CUDA device")}
+    plan = make_plan(tmp_path, world)
+    measure(plan)
+    found = compute(plan)
+    assert [(row.key, row.stage, row.where) for row in found.failures] == [("s/fp32", "load", None)]
+    assert {row.key for row in found.latency} == {"t/fp32"}
+    assert {row.comparison for row in found.ratios} == {"again"}
+    assert found.missing == []
+    assert len(world.asked("load")) == 2 * 4 + 1
+
+
+def test_a_baseline_that_cannot_load_leaves_the_others(world, tmp_path):
+    world.faults = {("t/fp32", "load", None): CommandFailed("BundleError: broken")}
+    plan = make_plan(tmp_path, world)
+    measure(plan)
+    found = compute(plan)
+    assert {row.key for row in found.latency} == {"s/fp32"}
+    assert (found.ratios, found.noise.floor) == ([], None)
+
+
+def test_nobody_can_run_and_it_still_ends(world, tmp_path):
+    world.faults = {(key, "warm", "1×16"): CommandFailed("ValueError: no") for key in ("t/fp32", "s/fp32")}
+    plan = make_plan(tmp_path, world, loads=[SHORT], budget_s=50.0)
+    measure(plan)
+    found = compute(plan)
+    assert (found.latency, found.missing) == ([], [])
+    assert len(found.failures) == 3  # the twin too
+
+
+@pytest.mark.parametrize("settings", [{}, {"budget_s": 40.0}])
+def test_an_interrupted_run_goes_on_and_ends_like_a_straight_one(tmp_path, settings):
+    common = {"throughput_batch_sizes": [1, 8], "callers": [1, 4], "head": {"seed": 7}} | settings
+    straight = make_plan(tmp_path / "straight", World(), **common)
+    measure(straight)
+    expected = structure(straight)
+    assert expected[-1] == []
+    folder, runs = tmp_path / "resumed", 0
+    while True:
+        world = World(interrupt_at=23)
+        plan = make_plan(folder, world, **common)
+        runs += 1
+        try:
+            measure(plan)
+        except KeyboardInterrupt:
+            assert all(worker.closed for worker in world.processes)
+            if runs == 1:
+                assert compute(plan).missing[1:3] == ["latency at 1×128: 2 of 5 rounds", "memory of t/fp32"]
+            plan.journal.finish()
+            with (folder / FILE_NAME).open("a") as stream:
+                stream.write('{"name": ["round", "1×1')  # the line that it was writing
+            continue
+        break
+    assert runs > 5
+    assert structure(plan) == expected
+    names = [tuple(json.loads(line)["name"][:2]) for line in (folder / FILE_NAME).read_text().splitlines()[1:]]
+    assert len([name for name in names if name == ("memory", "t/fp32")]) == 1
+
+
+def test_a_finished_run_is_not_touched_again(world, tmp_path):
+    plan = make_plan(tmp_path, world, throughput_batch_sizes=[1])
+    measure(plan)
+    before = (tmp_path / FILE_NAME).read_bytes()
+    said = len(world.said)
+    measure(plan)
+    assert len(world.said) == said
+    assert (tmp_path / FILE_NAME).read_bytes() == before
+
+
+def test_a_round_that_was_cut_off_leaves_no_trace(tmp_path):
+    world = World(interrupt_at=6 + 2)  # three loaded and warm, one turn done, the next one is cut off
+    plan = make_plan(tmp_path, world)
+    with pytest.raises(KeyboardInterrupt):
+        measure(plan)
+    assert turns(world) != []
+    assert all_rounds(plan.journal) == []
+    assert plan.journal.parts("failure") == {}
+
+
+def test_a_disturbed_load_is_measured_anew_up_to_the_limit(world, tmp_path, monkeypatch):
+    # Others take half of the time in the first two groups of rounds, and nothing later.
+    seen = []
+
+    def busy():
+        seen.append(1)
+        rounds_done = len(seen) // 2
+        others = 5.0 * min(rounds_done, 4)
+        return noise.Counters(total=10.0 * rounds_done, busy=others, stolen=0, own=0, throttled=0, wall=len(seen))
+
+    monkeypatch.setattr(noise, "read_counters", busy)
+    plan = make_plan(tmp_path, world, loads=[SHORT], max_repeats=2)
+    measure(plan)
+    dropped = plan.journal.parts("dropped")
+    assert [value["rounds"] for value in dropped.values()] == [[0, 1], [2, 3]]
+    assert "other processes took 50% of the time" in next(iter(dropped.values()))["reason"]
+    assert [(found.launch, found.number) for found in kept_rounds(plan.journal, SHORT)][:3] == [(0, 4), (0, 5), (1, 0)]
+    found = compute(plan)
+    assert found.noise.repeated_rounds == 4
+    assert found.noise.others_share == 0
+    assert found.noise.flags == []
+
+
+def test_what_stays_disturbed_is_flagged(world, tmp_path, monkeypatch):
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(
+        noise, "read_counters",
+        lambda: noise.Counters(total=(now := next(ticks)), busy=now, stolen=now * 0.1, own=now * 0.5, throttled=0, wall=now),
+    )  # fmt: skip
+    plan = make_plan(tmp_path, world, loads=[SHORT], max_repeats=1)
+    measure(plan)
+    found = compute(plan).noise
+    assert found.repeated_rounds == 2
+    assert (found.steal_share, found.others_share) == (pytest.approx(0.1), pytest.approx(0.5))
+    assert len(found.flags) == 2
+
+
+def test_a_budget_is_kept_within_one_round_and_goes_where_it_is_uncertain(world, tmp_path):
+    plan = make_plan(tmp_path, world, again=False, budget_s=60.0)
+    # At 128 tokens the student's speed changes from round to round; at 16 nothing does.
+    world.faults = {
+        ("s/fp32", "block", "1×128"): [
+            {"latencies_ms": [1.0 + number % 3] * 4, "cpu_s": 0.1, "wall_s": 0.1} for number in range(100)
+        ]
+    }
+    measure(plan)
+    short, long = (kept_rounds(plan.journal, load) for load in plan.loads)
+    assert len(short) == 5  # the least, and its intervals are points
+    seconds = sum(found.seconds for found in short + long)
+    cost = long[-1].seconds
+    assert 60 - 2 * cost - 4 < seconds <= 60
+    assert len(long) > 20
+    assert {found.launch for found in long} == {0, 1, 2, 3}
+
+
+def test_memory_is_that_of_processes_that_ran_the_whole_grid(world, tmp_path):
+    plan = make_plan(tmp_path, world, again=False)
+    measure(plan)
+    said = world.said
+    last = max(number for number, _, command in said if command["do"] == "memory")
+    loads = {command["load"]["num_tokens"] for number, _, command in said if number == last and "load" in command}
+    assert loads == {16, 128}
+    assert [command["do"] for _, _, command in said].count("memory") == 2
+    # A run that was interrupted before the memory warms the loads up that its new processes have not run.
+    resumed = World()
+    again = make_plan(tmp_path / "b", resumed, again=False)
+    for name, value in plan.journal.parts().items():
+        if name[0] != "memory":
+            again.journal.put(name, value)
+    measure(again)
+    assert [(key, command["do"]) for _, key, command in resumed.said if command["do"] != "load"] == [
+        ("t/fp32", "warm"), ("t/fp32", "warm"), ("t/fp32", "memory"),
+        ("s/fp32", "warm"), ("s/fp32", "warm"), ("s/fp32", "memory"),
+    ]  # fmt: skip
+
+
+def test_joules_are_read_around_every_turn(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "open_meter", lambda *, on_gpu: Meter("rapl", lambda: world.clock * 10))
+    plan = make_plan(tmp_path, world, loads=[SHORT], again=False)
+    measure(plan)
+    found = compute(plan).energy
+    # A turn takes 1 s of the fake clock, so 10 J, for 4 calls and the one before them; its wall says 0.1 s.
+    assert (found.source, len(found.rows)) == ("rapl", 2)
+    assert found.rows[0]["joules_per_text"] == pytest.approx(10 / 5)
+    assert found.rows[0]["watts"] == pytest.approx(100)
+
+
+def test_without_a_meter_the_reason_is_told(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "open_meter", lambda *, on_gpu: f"none here, gpu {on_gpu}")
+    plan = make_plan(tmp_path, world, loads=[SHORT])
+    measure(plan)
+    found = compute(plan).energy
+    assert (found.source, found.reason, found.rows) == (None, "none here, gpu False", [])
+
+
+def test_progress_never_goes_back_and_ends_at_its_total(world, tmp_path):
+    told = []
+    plan = make_plan(tmp_path, world, throughput_batch_sizes=[1])
+    object.__setattr__(plan, "progress", lambda *step: told.append(step))
+    measure(plan)
+    steps = [(done, total) for stage, done, total, _ in told if stage == "measure latency"]
+    assert steps == [(done, 10) for done in range(10)] + [(1, 1)]
+    assert [stage for stage, _, _, _ in told][-1] == "cold start"
+    assert {note for stage, _, _, note in told if stage == "measure latency"} >= {"1×16, round 1", "1×128, round 5"}
+
+
+def test_cold_starts_are_measured_once_and_a_failure_is_told(world, tmp_path, monkeypatch):
+    asked = []
+
+    def start(entry, *, text, starts, seed, timeout_s):
+        asked.append((entry.key, text, starts))
+        if entry.key == "s/fp32":
+            raise WorkerDied("the process ended with exit code 1")
+        return ColdStart(
+            key=entry.key, starts=starts, process_ms=1, import_ms=2, load_ms=3, first_answer_ms=4, total_ms=10,
+            interval=(9, 11),
+        )  # fmt: skip
+
+    monkeypatch.setattr(module, "cold_start", start)
+    plan = make_plan(tmp_path, world, cold_starts=3, texts=["one", "two"])
+    measure(plan)
+    measure(plan)
+    assert asked == [("t/fp32", "one", 3), ("s/fp32", "one", 3)]
+    found = compute(plan)
+    assert [row.total_ms for row in found.cold_start] == [10]
+    assert [(row.key, row.stage, row.kind) for row in found.failures] == [("s/fp32", "cold start", "crash")]
+    assert found.missing == []
+
+
+def test_every_row_answers_every_data_set_in_a_file_of_its_own(world, tmp_path):
+    world.faults = {("s/fp32", "answer", None): [WorkerDied("killed by signal 9"), None]}
+    plan = make_plan(tmp_path / "work", world)
+    data = {"SST-2": (["a"] * 200, "single label"), "a/b": (["c"], "regression")}
+    files = gather_answers(plan, data, tmp_path / "answers")
+    assert set(files) == {("t/fp32", "SST-2"), ("t/fp32", "a/b"), ("s/fp32", "a/b")}
+    assert {file.parent for file in files.values()} == {tmp_path / "answers"}
+    assert files["s/fp32", "a/b"].read_text() == "s/fp32"
+    (failure,) = plan.journal.parts("failure").values()
+    assert (failure["stage"], failure["where"], failure["kind"]) == ("quality", "SST-2", "out of memory")
+    asked = len(world.said)
+    assert gather_answers(plan, data, tmp_path / "answers") == files
+    assert len(world.said) == asked
+    files["t/fp32", "a/b"].unlink()  # lost with the work folder: asked again
+    assert gather_answers(plan, data, tmp_path / "answers") == files
+    assert world.asked("answer")[-1][1] == "t/fp32"

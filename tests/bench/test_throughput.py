@@ -1,0 +1,136 @@
+import pytest
+
+from potstill import machine
+from potstill.bench import throughput
+from potstill.bench.contract import Load
+from potstill.bench.results import results
+from potstill.timing.client import CommandFailed, WorkerDied
+from tests.bench.fake_worker import FakeEntry, World, make_plan
+
+
+@pytest.fixture(autouse=True)
+def four_cores(monkeypatch):
+    monkeypatch.setattr(machine, "available_cores", lambda: 4)
+
+
+@pytest.fixture
+def world():
+    return World(latency_ms={"t/fp32": 4.0, "s/fp32": 2.0})
+
+
+def plan_of(folder, world, **settings):
+    return make_plan(folder, world, loads=[], throughput_batch_sizes=[1, 8], throughput_tokens=64, **settings)
+
+
+def compute(plan):
+    return results(
+        plan.journal, plan.entries, plan.loads, baseline=plan.baseline, config=plan.config, seed=plan.seed
+    )  # fmt: skip
+
+
+def test_everybody_has_three_turns_at_every_batch_size_and_number_of_callers(world, tmp_path):
+    plan = plan_of(tmp_path, world, callers=[1, 4])
+    throughput.measure_throughput(plan)
+    asked = [(key, c["load"]["batch_size"], c["callers"]) for _, key, c in world.said if c["do"] == "concurrent"]
+    assert sorted(asked) == sorted(
+        (key, size, callers) for key in ("t/fp32", "s/fp32") for size in (1, 8) for callers in (1, 4) for _ in range(3)
+    )
+    assert [{key for key, *_ in asked[start : start + 2]} for start in range(0, 24, 2)] == [{"t/fp32", "s/fp32"}] * 12
+    assert len({key for key, *_ in asked[0:24:2]}) == 2  # not always the same one first
+    assert {c["load"]["num_tokens"] for _, _, c in world.said if "load" in c} == {64}
+    assert len(world.processes) == 2
+    assert len(world.asked("warm")) == 4  # once per row and load
+    rows = compute(plan).throughput
+    assert len(rows) == 8
+    # 10 texts of 4 ms each: 250 in a second.
+    assert (rows[0].key, str(rows[0].load), rows[0].callers) == ("t/fp32", "1×64", 1)
+    assert (rows[0].texts_per_s, rows[0].interval, rows[0].p50_ms) == (250, (250, 250), 4)
+    assert {row.texts_per_s for row in rows if row.key == "s/fp32"} == {500}
+
+
+def test_a_failure_costs_its_number_of_callers_only(world, tmp_path):
+    world.faults = {("s/fp32", "concurrent", "8×64"): [None, WorkerDied("the process was killed by signal 9")]}
+    plan = plan_of(tmp_path, world, callers=[1, 4])
+    throughput.measure_throughput(plan)
+    found = compute(plan)
+    assert [(row.stage, row.where, row.kind) for row in found.failures] == [
+        ("throughput", "8×64, 1 caller", "out of memory")
+    ]  # fmt: skip
+    own = [(str(row.load), row.callers) for row in found.throughput if row.key == "s/fp32"]
+    assert own == [("1×64", 1), ("1×64", 4), ("8×64", 4)]
+    assert len(world.processes) == 3
+    assert not [entry for entry in found.missing if "throughput" in entry]
+
+
+def test_turns_that_take_long_are_two(world, tmp_path):
+    world.latency_ms = {"t/fp32": 150.0, "s/fp32": 60.0}  # 1.5 and 0.6 s a turn: 4.2 s after two
+    plan = plan_of(tmp_path, world, callers=[1])
+    throughput.measure_throughput(plan)
+    assert len(world.asked("concurrent")) == 2 * 2 * 2
+    assert not [entry for entry in compute(plan).missing if "throughput" in entry]
+    throughput.measure_throughput(plan)
+    assert len(world.asked("concurrent")) == 8
+
+
+def test_too_few_calls_have_no_median(world, tmp_path):
+    reply = {"texts": 3, "seconds": 1.0, "latencies_ms": [300.0] * 3}
+    world.faults = {("t/fp32", "concurrent", "1×64"): reply}
+    plan = plan_of(tmp_path, world, callers=[1], keys=["t/fp32"])
+    throughput.measure_throughput(plan)
+    first = compute(plan).throughput[0]
+    assert (first.texts_per_s, first.p50_ms) == (3, None)  # 9 calls in all
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [{"texts": 0, "seconds": 1.0, "latencies_ms": [1.0]}, {"texts": 1, "seconds": 0.0, "latencies_ms": [1.0]},
+     {"texts": 1, "seconds": 1.0, "latencies_ms": []}, {"texts": 1, "seconds": 1.0, "latencies_ms": [-1.0]}, {}],
+)  # fmt: skip
+def test_a_reply_that_cannot_be_is_a_failure(world, tmp_path, reply):
+    world.faults = {("t/fp32", "concurrent", "1×64"): reply or {"texts": "many"}}
+    plan = plan_of(tmp_path, world, callers=[1])
+    throughput.measure_throughput(plan)
+    (failure,) = compute(plan).failures
+    assert (failure.key, failure.kind) == ("t/fp32", "error")
+
+
+def test_each_number_of_threads_has_a_process_of_its_own_and_turns_are_paired(world, tmp_path):
+    plan = make_plan(tmp_path, world, loads=[], thread_scaling=True, num_tokens=[16, 128])
+    throughput.measure_scaling(plan)
+    loads = [command for _, _, command in world.said if command["do"] == "load"]
+    assert [(c["key"], c["threads"]) for c in loads] == [(key, n) for key in ("t/fp32", "s/fp32") for n in (1, 2, 4)]
+    blocks = [command["load"] for _, _, command in world.said if command["do"] == "block"]
+    assert len(blocks) == 2 * 3 * 5
+    assert {(load["batch_size"], load["num_tokens"]) for load in blocks} == {(1, 128)}
+    turns = [process for process, _ in world.asked("block")]
+    assert all(sorted(turns[start : start + 3]) == [0, 1, 2] for start in range(0, 15, 3))
+    assert all(worker.closed for worker in world.processes)
+
+
+def test_speedups_are_against_one_thread(tmp_path):
+    plan = make_plan(tmp_path, World(), loads=[], thread_scaling=True, keys=["t/fp32"])
+    for turn, factor in enumerate((1.0, 2.0, 3.0)):
+        plan.journal.put(("scaling", "t/fp32", turn), {"1": [8 * factor] * 3, "2": [5 * factor], "4": [4 * factor]})
+    rows = compute(plan).scaling
+    assert [(row.threads, row.p50_ms, row.speedup) for row in rows] == [(1, 16, 1), (2, 10, 1.6), (4, 8, 2)]
+    assert rows[1].interval == (5, 15)
+    assert rows[0].load == Load(batch_size=1, num_tokens=128)
+
+
+def test_threads_that_fail_are_a_failure_of_their_row(world, tmp_path):
+    world.faults = {("t/fp32", "warm", "1×128"): [None, CommandFailed("ValueError: no such number of threads")]}
+    plan = make_plan(tmp_path, world, loads=[], thread_scaling=True, keys=["t/fp32"])
+    throughput.measure_scaling(plan)
+    (failure,) = compute(plan).failures
+    assert (failure.key, failure.stage, failure.kind) == ("t/fp32", "scaling", "error")
+    assert failure.where in {"threads: 1", "threads: 2", "threads: 4"}
+    assert compute(plan).missing == ["memory of t/fp32"]
+
+
+def test_a_gpu_has_no_threads_to_compare(world, tmp_path):
+    plan = make_plan(tmp_path, world, loads=[], thread_scaling=True)
+    object.__setattr__(plan, "entries", [FakeEntry("t/fp32", runner="torch-cuda-compiled")])
+    throughput.measure_scaling(plan)
+    assert world.said == []
+    assert throughput.runs_on_processor(FakeEntry("t/fp32", runner="torch-cpu-compiled"))
+    assert not throughput.runs_on_processor(FakeEntry("t/fp32", runner="onnxruntime-tensorrt"))

@@ -1,0 +1,49 @@
+"""Write made reports for the browser: whole, with a third model, minimal, and an incomplete one with hostile names.
+
+python tests/page/make_reports.py OUT
+"""
+
+import sys
+from pathlib import Path
+
+from potstill.bench import contract
+from potstill.bench.claims import decide, load_claims
+from potstill.bench.report import write_report
+from tests.bench import made
+
+HOSTILE = "<script>alert('student')</script>"
+_LINK = "<img src=https://example.com/x.png onerror=alert(1)>"
+
+
+def hostile():
+    """Return an incomplete report whose names and texts try to become part of the page."""
+    text = made.incomplete().model_dump_json(by_alias=True)
+    report = contract.Report.model_validate_json(text.replace("student", HOSTILE))
+    worst = "a" * 300
+    failure = contract.Failure(key=report.baseline, stage="quality", kind="crash", reason=f"{_LINK} {worst}")
+    quality = [
+        row.model_copy(update={"name": f"{row.name}\"><b>{_LINK}", "data": worst, "confusion": [
+            found.model_copy(update={"labels": [_LINK, worst[:60]]}) for found in row.confusion
+        ]})
+        for row in report.quality
+    ]  # fmt: skip
+    return report.model_copy(update={
+        "command": f"potstill bench {_LINK} \u202e {worst}", "notes": [f"</style>{_LINK}", "${7*7} {{ 7 * 7 }} $\\frac{a}{b}$"],
+        "failures": [failure], "quality": quality, "missing": [*report.missing, _LINK],
+    })  # fmt: skip
+
+
+def main(out):
+    reports = {
+        "whole": made.made_report(), "three": made.made_report(third=True), "minimal": made.minimal(),
+        "hostile": hostile(),
+    }  # fmt: skip
+    for name, report in reports.items():
+        folder = Path(out) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        claims = report.claims if name == "hostile" else decide(report, load_claims(None))
+        write_report(report.model_copy(update={"claims": claims}), folder)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
