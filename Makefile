@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 INTEROP := .venv/interop
+PAGE := .venv/page
 # An environment whose Python or packages have gone is made anew.
 WORKS := $(shell $(BIN)/python -c 'import potstill, pytest; from importlib.metadata import version as v; v("torch")' \
 	>/dev/null 2>&1 && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help install check demo test slow wheel edge interop ci clean
+.PHONY: help install check demo test slow wheel edge interop page ci clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -85,7 +86,19 @@ $(INTEROP)/%/.installed: tests/interop/requirements-%.txt | $(STAMP)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-ci: check test wheel edge ## what CI runs
+page: install $(PAGE)/.installed ## open made reports in a browser: messages, requests, overflow, accessibility; needs Node
+	rm -rf dist/page
+	PYTHONPATH=. $(BIN)/python tests/page/make_reports.py dist/page
+	cp tests/page/check.mjs $(PAGE)
+	node $(PAGE)/check.mjs dist/page/shots dist/page/*/report.html
+
+# Chromium is inside a package; nothing runs at installation.
+$(PAGE)/.installed: tests/page/package.json | $(STAMP)
+	mkdir -p $(@D) && cp $< $(@D)
+	cd $(@D) && npm install --ignore-scripts --no-audit --no-fund --no-package-lock --loglevel error
+	touch $@
+
+ci: check test wheel edge page ## what CI runs
 
 clean: ## remove the environment, the demo's output, builds and caches
 	rm -rf .venv out/quickstart dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -316,7 +316,7 @@ class BenchConfig(Section):
     thread_scaling: bool = True
     """Whether one thread, two, four and so on up to all cores are compared."""
     compressed: bool = True
-    """Whether the files are compressed too, to tell how small a download is; it takes a second per 40 MB."""
+    """Whether the files are compressed too, to tell how small a download is; it takes 1 to 2 seconds for each."""
     cold_starts: int = Field(default=3, ge=0)
     """Fresh processes per model; 0 measures none."""
     timeout_s: PositiveFloat = 120.0

@@ -28,7 +28,7 @@ class Task:
     metric: str
     """The metric that decides where nothing else is asked for."""
     servable: bool = False
-    """Whether bench and serve know the task; the others train, evaluate and export."""
+    """Whether `potstill serve` knows the task; the others train, evaluate, export and are benched."""
 
     @property
     def lower_is_better(self) -> bool:

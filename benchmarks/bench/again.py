@@ -19,7 +19,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from potstill import machine
-from potstill.bench import bench
+from potstill.bench import Request, bench
 from potstill.bundle import MANIFEST_NAME, read_bundle, record_files, write_manifest
 from potstill.publish import write_text
 from potstill.sections import BenchConfig
@@ -63,7 +63,7 @@ def one_run(arguments, candidate, *, seed):
         realistic=False, throughput_batch_sizes=[], thread_scaling=False, cold_starts=0,
     )  # fmt: skip
     report = bench(
-        [("a", str(arguments.bundle)), ("b", str(candidate))],
+        Request(models=[("a", str(arguments.bundle)), ("b", str(candidate))]),
         config=config,
         out_dir=arguments.work / "report",
         seed=seed,

@@ -218,7 +218,8 @@ class Retention(Part):
     baseline: str
     candidate: str
     kept: float | None
-    """Candidate's score / baseline's; None where the baseline scores 0 or less."""
+    """Candidate's score / baseline's, the other way round where a low value is good; None where it would be divided by
+    0 or less."""
     kept_interval: Interval | None
     difference: float
     """Candidate's score - baseline's; negative is worse, also where a low value is good."""
@@ -250,7 +251,7 @@ class Difference(Part):
     baseline_answer: str
     candidate_answer: str
     distance: float
-    """Between their probabilities (total variation, 0 to 1), or between their amounts."""
+    """Between their probabilities (total variation, 0 to 1) or their amounts; 1 - F1 between answers to questions."""
 
 
 class Confusion(Part):

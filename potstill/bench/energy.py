@@ -50,8 +50,9 @@ def rows(found: Sequence[Round], load: Load, *, texts_per_call: int) -> list[dic
 
 
 def _open_rapl(powercap: Path) -> Meter | str:
-    # intel-rapl:0 is a whole package, on AMD too; intel-rapl:0:1 is a part of it and must not be counted twice.
-    zones = [zone for zone in sorted(powercap.glob("*rapl:*")) if zone.name.count(":") == 1 and _is_package(zone)]
+    # intel-rapl:0 is a whole package, on AMD too. Its parts (intel-rapl:0:1, "core") and what counts the same again
+    # (intel-rapl-mmio:0, "psys") must not be added to it.
+    zones = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if _is_package(zone)]
     if not zones:
         return f"no counter of the processor's energy: {powercap} has no RAPL package, as in most virtual machines"
     try:

@@ -7,9 +7,10 @@ from potstill.bench import tables, tables_quality, tables_speed
 from potstill.bench.contract import Report
 from potstill.bench.definitions import VERDICTS, definitions
 from potstill.bench.tables import Table
-from potstill.bench.wording import clean, mb
+from potstill.bench.wording import clean, mb, percent
 
 # What Markdown or HTML would take for its own, or what would call somebody.
+_NUMBER = re.compile(r"[-<]? ?\d[\d,.]*(?!×)\b|–$|needs \d")
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~#@])")
 
 
@@ -59,10 +60,16 @@ def _table(table: Table, *, headed: bool = True) -> list[str]:
     grouped = any(title for title, _ in table.groups)
     head = [*(["load"] if grouped else []), *table.head]
     lines = ["", f"## {escape(table.title)}", ""] if headed else []
-    lines += [_row(head), "|" + "---|" * (2 if grouped else 1) + "---:|" * (len(table.head) - 1)]
+    lines += [_row(head), "|" + "---|" * (len(head) - len(table.head)) + "".join(_alignment(table))]
     for title, rows in table.groups:
         lines += [_row([*([title] if grouped else []), *row]) for row in rows]
     return lines + (["", escape(table.note)] if table.note else [])
+
+
+def _alignment(table: Table) -> list[str]:
+    """Put columns of numbers to the right."""
+    columns = zip(*(row for _, rows in table.groups for row in rows), strict=True)
+    return ["---:|" if all(_NUMBER.match(cell) for cell in column) else "---|" for column in columns]
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -81,12 +88,11 @@ def _fold(title: str, body: Iterable[str]) -> list[str]:
 def _closing(report: Report) -> list[str]:
     machine, noise = report.environment, report.noise
     packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
-    lines = ["", "## How it was measured", ""]
-    lines += [f"- {escape(clean(line))}" for line in (
-        f"{machine.cpu}, {machine.threads} threads of {machine.cores} cores, {mb(machine.memory_bytes)} MB; {packages}.",
-        *([f"Energy was not measured: {report.energy.reason}."] if report.energy.reason else []),
-        *([f"Noise floor: {100 * noise.floor:.1f} %."] if noise.floor is not None else []), *report.notes,
-    )]  # fmt: skip
+    facts = [f"{machine.cpu}, {machine.threads} threads of {machine.cores} cores, {mb(machine.memory_bytes)} MB.",
+             f"{packages}."]  # fmt: skip
+    facts += [f"Energy was not measured: {report.energy.reason}."] if report.energy.reason else []
+    facts += [f"Noise floor: {percent(noise.floor)}."] if noise.floor is not None else []
+    lines = ["", "## How it was measured", "", *(f"- {escape(clean(line))}" for line in [*facts, *report.notes])]
     lines += _fold("Definitions", [f"- **{escape(word)}**: {escape(meaning)}" for word, meaning in definitions(report)])
     return lines + _fold("Reproduce it", _reproduce(report))
 

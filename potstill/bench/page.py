@@ -109,7 +109,7 @@ def _quality(report: Report, place: int) -> dict[str, Any]:
     quality = report.quality[place]
     confusions = [
         {
-            "rows": "label" if found.rows == "label" else tables.name(report, found.rows),
+            "rows": "the right labels" if found.rows == "label" else tables.name(report, found.rows),
             "columns": tables.name(report, found.columns), "labels": [clean(label) for label in found.labels],
             "counts": [[(count(cell), _shade(cell, row)) for cell in row] for row in found.counts],
         }
@@ -125,7 +125,8 @@ def _quality(report: Report, place: int) -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "name": clean(quality.name), "id": f"data-{place}", "table": tables_quality.quality(report, quality),
-        "confusions": confusions, "differences": differences,
+        "like_for_like": tables_quality.like_for_like(report, quality), "confusions": confusions,
+        "differences": differences,
     }  # fmt: skip
 
 

@@ -143,7 +143,7 @@ def _around(value: float, resampled: Floats) -> contract.Interval:
     Resampling adds to a calibration error, which is a sum of sizes, as if the model were worse calibrated.
     """
     low, high = percentiles(resampled)
-    moved = 0.0
+    moved = value - float(np.median(resampled))
     return max(0.0, low + moved), min(1.0, high + moved)
 
 

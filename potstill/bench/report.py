@@ -25,6 +25,15 @@ def to_json(report: Report) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def to_schema() -> str:
+    """Write the JSON Schema of a report, for readers in other languages: `report.schema.json` beside this file."""
+    content = Report.model_json_schema(by_alias=True)
+    # Written always, though a model can be made without it.
+    content["required"] = ["schema", *content["required"]]
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA}
+    return json.dumps(head | content, indent=2, ensure_ascii=False) + "\n"
+
+
 def write_report(report: Report, folder: Path) -> None:
     """Write report.json, report.md and report.html into a folder that is there.
 

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ _POSITIONS_AFTER_PADDING = frozenset(
 # DistilBERT calls its sizes by other names.
 _NAMES = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "intermediate_size": "hidden_dim"}
 _LEVEL = 6  # zlib's default, which a container's layers and most downloads are packed with
-_PIECE = 4 * 2**20
+_PIECE = 2**20
+# So many pieces stand for a large file.
+_SAMPLED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,18 +109,27 @@ def positions(config: Config) -> int | None:
 
 
 def compressed_bytes(files: Iterable[Path]) -> int:
-    """Return how many bytes the files have together after zlib at its default level.
+    """Return about how many bytes the files have together after zlib at its default level.
 
-    Each is packed in pieces of 4 MiB, by all cores at once, which adds less than a thousandth (pigz does the same).
-    A core packs 6 to 30 MB per second; weights that were rounded to 16 bits are the slow ones.
+    Of a large file 16 pieces of 1 MiB stand for the whole, evenly spread: a core packs 6 to 30 MB per second, weights
+    that were rounded to 16 bits slowest. Of MiniLM's and BERT-base's files that was within 1 % of packing them whole.
     """
-    pieces = [(file, start) for file in files for start in range(0, file.stat().st_size, _PIECE)]
+    return sum(map(_packed_size, files))
+
+
+def _packed_size(file: Path) -> int:
+    size = file.stat().st_size
+    starts = range(0, size, _PIECE)
+    if len(starts) > _SAMPLED:
+        # The last piece is a shorter one; whole ones stand for all.
+        starts = range(0, size - _PIECE + 1, max(1, (size - _PIECE) // (_SAMPLED - 1)))[:_SAMPLED]
     with ThreadPoolExecutor(available_cores()) as pool:  # zlib lets other threads run
-        return sum(pool.map(_packed_bytes, pieces))
+        packed = sum(pool.map(partial(_packed_bytes, file), starts))
+    read = min(size, len(starts) * _PIECE)
+    return round(packed * size / read) if read else 0
 
 
-def _packed_bytes(piece: tuple[Path, int]) -> int:
-    file, start = piece
+def _packed_bytes(file: Path, start: int) -> int:
     with file.open("rb") as stream:
         stream.seek(start)
         return len(zlib.compress(stream.read(_PIECE), _LEVEL))

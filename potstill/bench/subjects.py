@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from potstill.bench import contract
-from potstill.bench.size import count_flops_per_token, embedding_parameters
+from potstill.bench.size import count_flops_per_token, embedding_parameters, positions
 from potstill.bundle import MANIFEST_NAME, Bundle, read_bundle
 from potstill.errors import CheckpointError, UsageError
 from potstill.sections import BenchConfig
@@ -208,24 +208,23 @@ def _free_name(name: str, taken: set[str]) -> str:
 def _subject(name: str, found: Mapping[str, str]) -> Subject:
     bundle = read_bundle(Path(found["bundle"])) if "bundle" in found else None
     described = _describe(found["checkpoint"]) if "checkpoint" in found else None
-    if bundle is None:
-        assert described is not None
-        facts = contract.Model(checkpoint=found["checkpoint"], **described)
-    else:
-        facts = _bundle_facts(bundle, checkpoint=found.get("checkpoint"))
+    if bundle is not None:
+        config = _read_config(bundle)
+        facts = _bundle_facts(bundle, config, checkpoint=found.get("checkpoint"))
         if described and (described["task"], described["labels"]) != (facts.task, facts.labels):
             raise UsageError(
                 f"{name}: the bundle does {facts.task} ({', '.join(facts.labels)}), the checkpoint "
                 f"{described['task']} ({', '.join(described['labels'])}); call them by two names"
             )
-    positions = facts.architecture.get("max_position_embeddings") or facts.max_length
-    return Subject(name=name, facts=facts, bundle=bundle, positions=int(positions))
+    else:
+        assert described is not None
+        config = described.pop("config")
+        facts = contract.Model(checkpoint=found["checkpoint"], **described, **_sizes(config))
+    return Subject(name=name, facts=facts, bundle=bundle, positions=positions(config) or facts.max_length)
 
 
-def _bundle_facts(bundle: Bundle, *, checkpoint: str | None) -> contract.Model:
+def _bundle_facts(bundle: Bundle, config: Mapping[str, Any], *, checkpoint: str | None) -> contract.Model:
     manifest = bundle.manifest
-    file = bundle.folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return contract.Model(
         bundle=str(bundle.folder),
         checkpoint=checkpoint,
@@ -234,12 +233,22 @@ def _bundle_facts(bundle: Bundle, *, checkpoint: str | None) -> contract.Model:
         labels=manifest.labels,
         parameters=manifest.parameters,
         encoder_parameters=int(manifest.architecture.get("encoder_parameters", manifest.parameters)),
-        embedding_parameters=embedding_parameters(config),
         architecture=manifest.architecture,
         source=manifest.source,
         max_length=manifest.max_length,
-        flops_per_token=count_flops_per_token(config),
+        **_sizes(config),
     )
+
+
+def _read_config(bundle: Bundle) -> dict[str, Any]:
+    """Return transformers' configuration, and what the manifest says of the sizes where there is none."""
+    file = bundle.folder / "config.json"
+    own: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return bundle.manifest.architecture | own
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"embedding_parameters": embedding_parameters(config), "flops_per_token": count_flops_per_token(config)}
 
 
 def _describe(checkpoint: str) -> dict[str, Any]:
@@ -250,6 +259,4 @@ def _describe(checkpoint: str) -> dict[str, Any]:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
         raise CheckpointError(lines[-1].removeprefix("error: "))
     facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    config = facts.pop("config")
-    sizes = {"embedding_parameters": embedding_parameters(config), "flops_per_token": count_flops_per_token(config)}
-    return facts | sizes
+    return facts

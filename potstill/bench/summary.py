@@ -1,7 +1,6 @@
 """From a journal to a report: everything that is computed once the measuring is over."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -151,13 +150,14 @@ def describe_rows(
 
 
 def _compress(files: Mapping[str, list[Path]], progress: Progress | None) -> dict[str, int]:
-    keys = [key for key in files if files[key]]
     found = {}
-    with ThreadPoolExecutor() as pool:  # zlib works without the interpreter's lock
-        for number, (key, size) in enumerate(zip(keys, pool.map(compressed_bytes, map(files.get, keys)), strict=True)):
-            found[key] = size
-            if progress is not None:
-                progress("compress the files", number + 1, len(keys), key)
+    for number, (key, own) in enumerate(files.items()):
+        if progress is not None:
+            progress("compress the files", number, len(files), key)
+        if own:
+            found[key] = compressed_bytes(own)
+    if progress is not None:
+        progress("compress the files", len(files), len(files), "")
     return found
 
 

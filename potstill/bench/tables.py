@@ -10,6 +10,7 @@ from potstill.bench.wording import (
     bounds,
     clean,
     count,
+    listed,
     load_words,
     mb,
     millions,
@@ -93,7 +94,10 @@ def overview(report: Report) -> Table:
             with_interval(kept.kept, kept.kept_interval, unit="share") if kept else NOTHING,
             mb(memory[row.key].peak_bytes) if row.key in memory else NOTHING,
         ])  # fmt: skip
-    return plain("overview", "At a glance", head, rows, note=_overview_note(report))
+    # What was measured of nobody needs no column.
+    there = [at for at in range(len(head)) if not at or any(row[at] != NOTHING for row in rows)]
+    rows = [[row[at] for at in there] for row in rows]
+    return plain("overview", "At a glance", [head[at] for at in there], rows, note=_overview_note(report))
 
 
 def _times(report: Report, row: Contestant) -> str:
@@ -104,10 +108,12 @@ def _times(report: Report, row: Contestant) -> str:
 def _overview_note(report: Report) -> str:
     load, quality = choose.main_load(report), choose.main_quality(report)
     baseline = name(report, report.baseline)
-    parts = [f"Times as fast and kept are against {baseline}, with their 95\u00a0% intervals"]
-    parts += [f"times as fast at {load} ({load_words(load)})"] if load else []
-    parts += [f"score and kept on {clean(quality.name)}"] if quality else []
-    return f"{'; '.join(parts)}."
+    about = [*(["times as fast"] if report.ratios else []), *(["kept"] if quality else [])]
+    parts = [f"{listed(about)} against {baseline}, with 95\u00a0% intervals"] if about else []
+    parts += [f"times as fast at {load} ({load_words(load)})"] if load and report.ratios else []
+    parts += [f"{quality.metric.replace('_', ' ')} and kept on {clean(quality.name)}"] if quality else []
+    note = "; ".join(parts)
+    return f"{note[0].upper()}{note[1:]}." if note else ""
 
 
 def models(report: Report) -> Table:

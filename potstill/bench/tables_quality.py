@@ -1,43 +1,60 @@
 """The tables of quality: scores, what is kept of them, GLUE by every definition, confusion."""
 
 from potstill.bench import choose
-from potstill.bench.contract import Quality, Report, Score
+from potstill.bench.contract import Quality, Report, Retention, Score
 from potstill.bench.tables import Table, name, plain
-from potstill.bench.wording import NOTHING, clean, count, p_value, percent, score, with_interval
+from potstill.bench.wording import NOTHING, clean, count, listed, p_value, percent, score, with_interval
 
 
 def quality(report: Report, quality: Quality) -> Table:
-    """Show every contestant on one data set."""
+    """Show every contestant on one data set, held against the baseline."""
     rows = [_row(report, quality, row) for row in choose.in_order(report, quality.scores)]
     head = (
-        "contestant", quality.metric.replace("_", " "), "95 % interval", "kept", "difference", "test", "gained", "lost",
-        "same decision", "calibration error",
+        "contestant", quality.metric.replace("_", " "), "95 % interval", *_RETENTION_HEAD, "same decision",
+        "calibration error",
     )  # fmt: skip
     return plain(f"quality-{clean(quality.name)}", clean(quality.name), head, rows, note=_note(report, quality))
+
+
+_RETENTION_HEAD = ("kept", "difference", "p", "gained", "lost")
 
 
 def _row(report: Report, quality: Quality, row: Score) -> list[str]:
     found = choose.retention_of(quality, row.key)
     mark = f" ({row.lost_finite:,} answers not finite)" if row.lost_finite else ""
     cells = [name(report, row.key) + mark, score(row.value), f"{score(row.interval[0])} to {score(row.interval[1])}"]
-    if found is None:
-        cells += [NOTHING] * 5
-    else:
-        cells += [
-            with_interval(found.kept, found.kept_interval, unit="share"),
-            with_interval(found.difference, found.difference_interval),
-            f"{found.test}: p {'' if found.p_value < 0.001 else '= '}{p_value(found.p_value)}",
-            count(found.gained), count(found.lost),
-        ]  # fmt: skip
+    cells += _retained(found) if found else [NOTHING] * len(_RETENTION_HEAD)
     calibration = NOTHING if row.calibration_error is None else f"{row.calibration_error:.3f}"
     return [*cells, percent(row.agreement), calibration]
+
+
+def _retained(row: Retention) -> list[str]:
+    return [
+        with_interval(row.kept, row.kept_interval, unit="share"),
+        with_interval(row.difference, row.difference_interval), p_value(row.p_value), count(row.gained),
+        count(row.lost),
+    ]  # fmt: skip
+
+
+def like_for_like(report: Report, quality: Quality) -> Table:
+    """Show what each candidate keeps of the baseline model in the same precision and engine."""
+    rows = [
+        [name(report, row.candidate), name(report, row.baseline), *_retained(row)]
+        for row in quality.retention
+        if row.comparison == "like_for_like"
+    ]
+    title = f"{clean(quality.name)}, like for like"
+    return plain("like-for-like", title, ("contestant", "against", *_RETENTION_HEAD), rows)
 
 
 def _note(report: Report, quality: Quality) -> str:
     sentences = [f"{quality.num_examples:,} examples of {clean(quality.data)} ({clean(quality.split)})."]
     if quality.trivial is not None:
         sentences.append(f"An answer that does not look at the text scores {score(quality.trivial)}.")
-    sentences.append(f"Kept, difference, test and same decision are against {name(report, report.baseline)}.")
+    sentences.append(f"Kept, difference, p and same decision are against {name(report, report.baseline)}.")
+    tests = list(dict.fromkeys(row.test for row in quality.retention))
+    if tests:
+        sentences.append(f"p is by {listed(tests)}: how often chance alone would part two equals so far.")
     return " ".join([*sentences, clean(quality.power.sentence)])
 
 

@@ -76,22 +76,31 @@ def _ratio_row(report: Report, row: Ratio) -> list[str]:
 
 def throughput(report: Report) -> Table:
     """Show texts per second, by batch size and callers."""
-    rows = [
-        [name(report, row.key), str(row.load), str(row.callers), number(row.texts_per_s),
-         f"{number(row.interval[0])} to {number(row.interval[1])}", ms(row.p50_ms)]
-        for row in choose.in_order(report, report.throughput)
-    ]  # fmt: skip
-    head = ("contestant", "load", "callers", "texts/s", "95 % interval", "p50 of a call, ms")
-    return plain("throughput", "Throughput", head, rows)
+    rows = choose.in_order(report, report.throughput)
+    cells = sorted({(row.callers, row.load.num_tokens or 0, row.load.batch_size) for row in rows})
+    groups = []
+    for callers, tokens, batch in cells:
+        title = f"{batch}×{tokens}, {'1 caller' if callers == 1 else f'{callers} callers'}"
+        there = [row for row in rows if (row.callers, row.load.num_tokens or 0, row.load.batch_size) == (
+            callers, tokens, batch)]  # fmt: skip
+        groups.append((title, [
+            [name(report, row.key), number(row.texts_per_s), f"{number(row.interval[0])} to {number(row.interval[1])}",
+             ms(row.p50_ms)] for row in there
+        ]))  # fmt: skip
+    return Table("throughput", "Throughput", ("contestant", "texts/s", "95 % interval", "p50 of a call, ms"), groups)
 
 
 def scaling(report: Report) -> Table:
-    """Show what more threads bring."""
-    rows = [
-        [name(report, row.key), str(row.load), str(row.threads), ms(row.p50_ms), f"{row.speedup:.2f}"]
-        for row in choose.in_order(report, report.scaling)
-    ]
-    return plain("scaling", "Thread scaling", ("contestant", "load", "threads", "p50, ms", "times as fast"), rows)
+    """Show p50 by threads, and how many times as fast as one."""
+    steps = sorted({row.threads for row in report.scaling})
+    found = {(row.key, row.threads): f"{ms(row.p50_ms)} ({row.speedup:.2f}×)" for row in report.scaling}
+    keys = list(dict.fromkeys(row.key for row in choose.in_order(report, report.scaling)))
+    rows = [[name(report, key), *(found.get((key, step), NOTHING) for step in steps)] for key in keys]
+    head = ["contestant", *(f"{step} {'thread' if step == 1 else 'threads'}, ms" for step in steps)]
+    where = listed(list(dict.fromkeys(str(row.load) for row in report.scaling)))
+    return plain(
+        "scaling", "Thread scaling", head, rows, note=f"p50 at {where}; in brackets times as fast as 1 thread."
+    )
 
 
 def memory(report: Report) -> Table:

@@ -6,10 +6,11 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from potstill.cli import bench_options as options
 from potstill.cli.settings import JsonOption, OverwriteOption
 from potstill.errors import CheckError, UsageError
 from potstill.extras import require
@@ -21,75 +22,30 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
 def bench(
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Bundles and checkpoints, each [NAME=]PLACE; a name may have one of both.", show_default=False
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for report.json, report.md, report.html.", show_default=False)
-    ] = None,
-    baseline: Annotated[
-        str | None, typer.Option(help="The model all are held against.", show_default="the first")
-    ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(help="Labelled texts: a hub id or folder; repeatable.", show_default="none, no quality"),
-    ] = None,
-    split: Annotated[str, typer.Option(help="Which split of the data is scored.")] = "validation",
-    label_column: Annotated[
-        str | None, typer.Option(help="The data's column with the label.", show_default="the usual names")
-    ] = None,
-    text_column: Annotated[
-        list[str] | None, typer.Option(help="The data's column with the text; twice for pairs.", show_default="found")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=11, help="Score only the first so many examples.")] = None,
-    suite: Annotated[
-        Path | None, typer.Option(help="YAML: for each task of a table (GLUE) its models and data.", show_default=False)
-    ] = None,
-    precision: Annotated[
-        list[str] | None,
-        typer.Option(help="fp32, int8, int8-static, fp16, bf16; repeatable.", show_default="all"),
-    ] = None,
-    runner: Annotated[
-        list[str] | None,
-        typer.Option(help="onnxruntime-cpu, torch-cuda, ...; repeatable.", show_default="onnxruntime-cpu; torch-cpu"),
-    ] = None,
-    batch_size: Annotated[list[int] | None, typer.Option(min=1, help="Repeatable.", show_default="1 8")] = None,
-    num_tokens: Annotated[list[int] | None, typer.Option(min=1, help="Repeatable.", show_default="16 128")] = None,
-    rounds: Annotated[
-        int | None, typer.Option(min=5, help="How often each model takes its turn.", show_default="12")
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(help="Time for all turns, such as 2m, spent where intervals are wide.", show_default=False),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of each model.", show_default="the cores this process may use")
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Latency and quality alone: no cold starts, throughput, scaling.")
-    ] = False,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, e.g. cold_starts=10.")
-    ] = None,
-    claims: Annotated[
-        Path | None, typer.Option(help="YAML with claims of your own, see `potstill claims`.", show_default=False)
-    ] = None,
-    required: Annotated[
-        list[str] | None,
-        typer.Option("--require", help="Exit 1 unless this claim passes; `all` for every one.", show_default=False),
-    ] = None,
-    compare: Annotated[
-        Path | None, typer.Option(help="An older report: tell what got better or worse.", show_default=False)
-    ] = None,
-    verify: Annotated[
-        Path | None,
-        typer.Option(help="Measure a sample of a report's cells again; stands alone.", show_default=False),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the inputs, the turns and the intervals.")] = 42,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a bench that was cut off.")] = False,
+    models: options.ModelsArgument = None,
+    out: options.OutOption = None,
+    baseline: options.BaselineOption = None,
+    data: options.DataOption = None,
+    split: options.SplitOption = "validation",
+    label_column: options.LabelColumnOption = None,
+    text_column: options.TextColumnOption = None,
+    limit: options.LimitOption = None,
+    suite: options.SuiteOption = None,
+    precision: options.PrecisionOption = None,
+    runner: options.RunnerOption = None,
+    batch_size: options.BatchSizeOption = None,
+    num_tokens: options.NumTokensOption = None,
+    rounds: options.RoundsOption = None,
+    budget: options.BudgetOption = None,
+    threads: options.ThreadsOption = None,
+    quick: options.QuickOption = False,
+    settings: options.SettingsOption = None,
+    claims: options.ClaimsOption = None,
+    required: options.RequiredOption = None,
+    compare: options.CompareOption = None,
+    verify: options.VerifyOption = None,
+    seed: options.SeedOption = 42,
+    resume: options.ResumeOption = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -99,51 +55,52 @@ def bench(
 
     Example: potstill bench teacher-onnx/ student-onnx/ --data nyu-mll/glue:sst2 --out report/
     """
+    given = {name: value for name, value in locals().items() if value is not None and value is not False}
     for module in ("psutil", "jinja2", "matplotlib", "scipy", "onnxruntime"):
         require(module, extra="bench")
-    if verify is not None:
-        _verify(verify, seed=seed, as_json=as_json)
-        return
-    if not models or out is None:
+    if "verify" in given:
+        _verify(given)
+    else:
+        _measure(given)
+
+
+def _measure(given: Mapping[str, Any]) -> None:
+    if not given.get("models") or "out" not in given:
         raise UsageError("name the models and a folder: potstill bench teacher-onnx/ student-onnx/ --out report/")
     from potstill import bench as benching
-
-    given = {
-        "batch_sizes": batch_size, "num_tokens": num_tokens, "precisions": precision, "runners": runner,
-        "rounds": rounds, "threads": threads, "budget_s": _seconds(budget),
-    }  # fmt: skip
-    config = _config({key: value for key, value in given.items() if value}, settings=settings or [], quick=quick)
-    reading: dict[str, Any] = {
-        "split": split,
-        "label_column": label_column,
-        "text_columns": text_column,
-        "limit": limit,
-    }
-    older = benching.read_report(compare) if compare is not None else None
     from potstill.cli.render import progress_bars
 
+    config, request = _config(given), _request(given)
+    older = benching.read_report(given["compare"]) if "compare" in given else None
     with progress_bars() as progress:
         report = benching.bench(
-            benching.Request(
-                models=benching.name_models(models),
-                baseline=baseline,
-                data=[benching.DataSet(data=name, **reading) for name in data or []],
-                suite=suite,
-                claims=claims,
-            ),
+            request,
             config=config,
-            out_dir=out,
-            seed=seed,
-            resume=resume,
-            overwrite=overwrite,
+            out_dir=given["out"],
+            seed=given["seed"],
+            resume="resume" in given,
+            overwrite="overwrite" in given,
             command=shlex.join(["potstill", *sys.argv[1:]]),
             tell=_tell,
             progress=progress,
         )
-    _show(report, out, as_json=as_json)
+    _show(report, given["out"], as_json="as_json" in given)
     if older is not None:
-        _compare(older, report)
-    _require(report, required)
+        _compare(older, report, as_json="as_json" in given)
+    _require(report, given.get("required"))
+
+
+def _request(given: Mapping[str, Any]) -> Any:
+    from potstill.bench import DataSet, Request, name_models
+
+    reading: dict[str, Any] = {name: given.get(name) for name in ("split", "label_column", "limit")}
+    return Request(
+        models=name_models(given["models"]),
+        baseline=given.get("baseline"),
+        data=[DataSet(data=name, text_columns=given.get("text_column"), **reading) for name in given.get("data", ())],
+        suite=given.get("suite"),
+        claims=given.get("claims"),
+    )
 
 
 def _tell(sentence: str) -> None:
@@ -164,11 +121,15 @@ def _show(report: "Report", out: Path, *, as_json: bool) -> None:
     stdout.print(f"Report: {out / 'report.html'}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _compare(older: "Report", report: "Report") -> None:
+def _compare(older: "Report", report: "Report", *, as_json: bool) -> None:
+    """Tell what changed; beside a JSON document on stderr, so that stdout stays one."""
     from potstill.bench.compare import compare
     from potstill.cli.render import err, print_table
 
     comparison = compare(older, report)
+    if as_json:
+        err.print(comparison.to_markdown(), highlight=False, markup=False, soft_wrap=True)
+        return
     for note in comparison.notes:
         err.print(note, highlight=False, markup=False)
     for title, (head, rows) in comparison.tables().items():
@@ -187,17 +148,22 @@ def _require(report: "Report", required: Sequence[str] | None) -> None:
         raise CheckError(f"--require {' '.join(required)}: {told}")
 
 
-def _verify(place: Path, *, seed: int, as_json: bool) -> None:
+def _verify(given: Mapping[str, Any]) -> None:
+    for name in ("models", "out", "data", "suite", "claims", "compare", "required", "resume", "overwrite"):
+        if given.get(name):
+            raise UsageError(
+                f"--verify reads everything from the report; leave {name.replace('required', 'require')} out"
+            )
     from potstill import bench as benching
     from potstill.cli.render import print_table, progress_bars
 
     with progress_bars() as progress:
-        findings = benching.verify_report(place, seed=seed, tell=_tell, progress=progress)
-    if as_json:
+        findings = benching.verify_report(given["verify"], seed=given["seed"], tell=_tell, progress=progress)
+    if "as_json" in given:
         typer.echo(json.dumps([vars(finding) for finding in findings], ensure_ascii=False))
     else:
         rows = [[row.what, row.old, row.new, row.outcome] for row in findings]
-        print_table(f"{place}, measured again", ("cell", "then", "now", ""), rows)
+        print_table(f"{given['verify']}, measured again", ("cell", "then", "now", ""), rows)
     broken = [row.what for row in findings if not row.holds]
     if broken:
         raise CheckError(f"{len(broken)} of {len(findings)} cells do not hold: {', '.join(broken)}")
@@ -213,27 +179,33 @@ def _seconds(text: str | None) -> float | None:
     return float(found[1]) * _UNITS[found[2]]
 
 
-def _config(values: Mapping[str, Any], *, settings: Sequence[str], quick: bool) -> Any:
+def _config(given: Mapping[str, Any]) -> Any:
     """Check the flags as the recipe's `bench` section is checked."""
     from pydantic import ValidationError
 
     from potstill.recipe import parse_setting
     from potstill.sections import BenchConfig
 
-    extras = {"cold_starts": 0, "throughput_batch_sizes": [], "thread_scaling": False, "compressed": False}
-    less: dict[str, Any] = extras if quick else {}
+    values = _LESS if "quick" in given else {}
+    values = values | {field: given[flag] for field, flag in _FIELDS.items() if given.get(flag)}
+    budget_s = _seconds(given.get("budget"))
+    values = values | ({} if budget_s is None else {"budget_s": budget_s})
     try:
-        return BenchConfig.model_validate(less | dict(values) | dict(map(parse_setting, settings)))
+        return BenchConfig.model_validate(values | dict(map(parse_setting, given.get("settings", ()))))
     except ValidationError as error:
         first = error.errors()[0]
-        where = str(first["loc"][0]) if first["loc"] else "--set"
+        field = str(first["loc"][0]) if first["loc"] else ""
         what = f"{first['input']!r} is not valid: {first['msg'].lower()}"
         if first["type"] == "extra_forbidden":
             what = f"is no setting of the bench; there are {', '.join(BenchConfig.model_fields)}"
-        raise UsageError(f"{_FLAGS.get(where, '--set ' + where)}: {what}") from error
+        flag = f"--{_FIELDS[field].replace('_', '-')}" if field in _FIELDS else f"--set {field}"
+        raise UsageError(f"{flag}: {what}") from error
 
 
-_FLAGS = {
-    "precisions": "--precision", "runners": "--runner", "batch_sizes": "--batch-size", "num_tokens": "--num-tokens",
-    "rounds": "--rounds", "threads": "--threads", "budget_s": "--budget",
+_FIELDS = {
+    "batch_sizes": "batch_size", "num_tokens": "num_tokens", "precisions": "precision", "runners": "runner",
+    "rounds": "rounds", "threads": "threads",
+}  # fmt: skip
+_LESS: dict[str, Any] = {
+    "cold_starts": 0, "throughput_batch_sizes": [], "thread_scaling": False, "compressed": False
 }  # fmt: skip

@@ -45,7 +45,7 @@ def _warnings(report: Report) -> Table | None:
 def _verdicts(report: Report) -> Table | None:
     rows = []
     for claim in report.claims:
-        line = Text(f"{clean(claim.claim)}: ", style="bold")
+        line = Text(_together(f"{clean(claim.claim)}: "), style="bold")
         line.append(_together(clean(claim.summary)), style="not bold")
         rows.append((claim.verdict, _STYLES[claim.verdict], line))
     return _listed(rows)
@@ -73,7 +73,8 @@ def _listed(rows: Sequence[tuple[str, str, Text]]) -> Table | None:
 def _overview(report: Report, *, width: int) -> "RenderableType":
     """Draw the table of contestants; what is kept is told without its interval, which the page has."""
     content = tables.overview(report)
-    short = {content.head.index("kept")} | ({content.head.index("times as fast")} if width < _ROOMY else set())
+    without = {"kept"} | ({"times as fast"} if width < _ROOMY else set())
+    short = {at for at, heading in enumerate(content.head) if heading in without}
     rows = [
         [_together(_short(cell) if at in short else cell) for at, cell in enumerate(row)]
         for row in content.groups[0][1]

@@ -60,33 +60,40 @@ def ask(
         DataError: if there is nothing to ask about, or texts do not fit the kind.
         UsageError: if fill-mask has a tokenizer without a mask token.
     """
-    if not texts:
-        raise DataError("there are no texts to ask about")
     size = batch_size if batch_invariant else 1
     if kind == TOKEN_CLASSIFICATION.name:
         return ask_words(session, tokenizer, texts, outputs=outputs, batch_size=size)
     asked = _texts(texts, kind)
     if kind == QUESTION_ANSWERING.name:
         pairs = [text for text in asked if isinstance(text, tuple)]
-        spans = ask_questions(session, tokenizer, pairs, outputs=outputs, batch_size=size)
-        return {"spans": spans.places, "best": spans.best, "null": spans.null}
+        found = ask_questions(session, tokenizer, pairs, outputs=outputs, batch_size=size)
+        return {"spans": found.places, "best": found.best, "null": found.null}
     if kind == FILL_MASK.name:
         return _ask_hidden(session, tokenizer, asked, output=outputs[0])
     if kind == FEATURE_EXTRACTION.name:
-        sides = [
-            _embed(session, tokenizer, side, outputs=outputs, pooling=pooling, batch_size=size)
+        one, two = (
+            _embed(session, tokenizer, list(side), outputs=outputs, pooling=pooling, batch_size=size)
             for side in zip(*asked, strict=True)
-        ]
-        return {"values": metrics.row_cosines(*sides).astype(np.float32)[:, None]}
-    rows = tokenizer.rows(asked)
+        )
+        return {"values": metrics.row_cosines(one, two).astype(np.float32)[:, None]}
+    return {"values": _ask_texts(session, tokenizer, asked, output=outputs[0], batch_size=size)}
+
+
+def _ask_texts(
+    session: Session, tokenizer: BundleTokenizer, texts: Sequence[Text], *, output: str, batch_size: int
+) -> NDArray[np.float32]:
+    """Return one row of numbers per text."""
+    rows = tokenizer.rows(texts)
     found: list[Any] = [None] * len(rows)
-    for index, own, _ in run_rows(session, tokenizer, rows, outputs=outputs[:1], batch_size=size):
-        found[index] = own[outputs[0]]
-    return {"values": np.stack(found).astype(np.float32, copy=False)}
+    for index, own, _ in run_rows(session, tokenizer, rows, outputs=[output], batch_size=batch_size):
+        found[index] = own[output]
+    return np.stack(found).astype(np.float32, copy=False)
 
 
 def _texts(texts: Sequence[Any], kind: str) -> list[Text]:
     """Return texts and pairs as a tokenizer takes them, whether they came through JSON or not."""
+    if not texts:
+        raise DataError("there are no texts to ask about")
     asked: list[Text] = [tuple(text) if isinstance(text, list) else text for text in texts]
     if kind in {QUESTION_ANSWERING.name, FEATURE_EXTRACTION.name}:
         single = next((text for text in asked if not isinstance(text, tuple)), None)

@@ -28,7 +28,7 @@ def ask_questions(
     rows, owners, offsets = _windows(tokenizer, texts)
     windows: list[Window] = []
     for index, own, tokens in run_rows(session, tokenizer, rows, outputs=outputs, batch_size=batch_size):
-        starts, ends = (own[name][tokens] for name in outputs[:2])
+        starts, ends = (own[name][tokens].astype(np.float32, copy=False) for name in outputs[:2])
         windows.append((owners[index], offsets[index][:, 0], offsets[index][:, 1], starts, ends))
     return find_spans(windows, questions=len(texts))
 

@@ -155,7 +155,7 @@ def check_servable(manifest: Manifest) -> None:
     if not get_task(manifest.task).servable or problem != SINGLE_LABEL:
         what = manifest.task if problem == SINGLE_LABEL else problem
         raise UsageError(
-            f"this bundle answers {what}, which is not ranked, benched or served yet: only classifiers with one label "
+            f"this bundle answers {what}, which is not ranked or served yet: only classifiers with one label "
             "per text are; its outputs are there for `Encoder.outputs`, and for any onnxruntime"
         )
 

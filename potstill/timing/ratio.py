@@ -2,17 +2,18 @@
 
 Nothing here draws from a global generator: every bootstrap takes the one it shall use.
 
-Why the interval is made as it is (simulated: 500 A/A runs of 12 rounds each, noise of 1.2 to 2.8 % per round):
+Why the interval is made as it is (simulated: 600 to 2000 A/A runs of 12 rounds, noise of 1.2 to 2.8 % per round):
 
 - A percentile bootstrap of the median holds the truth in 93 % of runs instead of 95 %, because resamples of n values
   vary by (n - 1) / n too little and their tails are those of the normal distribution. Taking the quantiles that an
   interval by Student's t would need ("expanded percentile", Hesterberg 2015, What Teachers Should Know About the
-  Bootstrap) makes it 95.5 %, and 96 % where one round in ten is an outlier of up to 30 %. A trimmed mean
-  or Hodges and Lehmann's estimate are 10 % narrower on clean noise, and 30 to 70 % wider with such outliers.
+  Bootstrap) makes it 96 %, and 96 % too where one round in ten is an outlier of up to 30 %. A trimmed mean or Hodges
+  and Lehmann's estimate are 10 % narrower on clean noise, but 30 to 70 % wider with such outliers; a studentised
+  bootstrap is wild below 12 rounds.
 - A process keeps the speed that its place in memory gives it, for as long as it lives: onnxruntime on one and the same
-  file differed by about 0.5 % at 1x128 and by 1 to 2 % at 1x16 from process to process. Rounds of one launch share
-  that, so a bootstrap over rounds alone held the truth in 85 to 90 % of runs, and in 76 % where the processes differed
-  more than the rounds. Drawing launches first and rounds within them makes that 93 to 98 % with 4 launches.
+  file differed by 0.5 to 1 % from process to process, at 1x16 by up to 2 % (MiniLM-L6, 2 cores). Rounds of one launch
+  share that, so a bootstrap over rounds alone held the truth in 85 to 94 % of runs, and in 77 % where the processes
+  differed more than the rounds. Drawing launches first and rounds within them makes that 94 to 99 % with 4 launches.
 - Slow drift that the turns do not cancel (half of the noise autocorrelated by 0.5) costs 6 points, here as in every
   bootstrap of so few rounds; the A/A run shows it.
 """

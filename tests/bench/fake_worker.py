@@ -1,6 +1,7 @@
 """Stand-ins for worker processes: they answer at once, and do what a test says."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from potstill.bench.contract import Load
 from potstill.bench.journal import open_journal
@@ -27,7 +28,7 @@ class FakeEntry:
 
     @property
     def precision(self):
-        return self.key.split("/")[1]
+        return self.key.split("/")[1].partition("@")[0]
 
     def load_command(self, *, seed, spinning=True):
         return {"do": "load", "key": self.key, "threads": self.threads, "seed": seed, "spinning": spinning}
@@ -102,8 +103,7 @@ class FakeWorker:
             case "memory":
                 return dict(MEMORY)
             case "answer":
-                with open(command["file"], "w") as stream:
-                    stream.write(self.key)
+                Path(command["file"]).write_text(self.key)
                 return {"texts": len(command["texts"])}
         return {}
 
@@ -125,8 +125,9 @@ def make_plan(folder, world, *, keys=("t/fp32", "s/fp32"), loads=(SHORT, LONG), 
         "num_tokens": [16, 128],
     }  # fmt: skip
     texts = settings.pop("texts", None)
+    entries = [FakeEntry(key, key.partition("@")[2] or "onnxruntime-cpu") for key in keys]
     return Plan(
-        entries=[FakeEntry(key) for key in keys], loads=loads, baseline="t/fp32",
+        entries=entries, loads=loads, baseline="t/fp32",
         config=BenchConfig(**(quiet | settings)), journal=open_journal(folder, head=dict(head)), seed=7, texts=texts,
         launch=world.launch, clock=lambda: world.clock,
     )  # fmt: skip

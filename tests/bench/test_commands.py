@@ -1,34 +1,28 @@
 import json
-import sys
-from contextlib import contextmanager
-from types import SimpleNamespace
 
 import pytest
 import typer
-from rich.console import Console
 from typer.testing import CliRunner
 
-from potstill.cli.bench import bench
+from potstill.cli.bench import _seconds, bench
 from potstill.cli.claims import claims
-from potstill.errors import UsageError
+from potstill.errors import CheckError, MissingError, UsageError
 
-QUICK = ["--batch-size", "1", "--num-tokens", "8", "--rounds", "5", "--threads", "1", "--precision", "fp32"]
-
-
-@contextmanager
-def silent_bars():
-    yield lambda stage, done, total, note: None
+QUICK = ["--batch-size", "1", "--num-tokens", "8", "--rounds", "5", "--threads", "1", "--quick"]
+QUICK += ["--set", "block_s=0.005", "--set", "warm_up_s=0.05", "--set", "resamples=200", "--set", "max_repeats=0"]
 
 
-@pytest.fixture
-def invoke(monkeypatch):
-    """Run the two commands as a root application would; the bars have their own tests."""
-    render = SimpleNamespace(progress_bars=silent_bars, out=Console(width=100), err=Console(stderr=True))
-    monkeypatch.setitem(sys.modules, "potstill.cli.render", render)
+@pytest.fixture(scope="session")
+def invoke():
+    """Run the two commands as a root application would."""
+    return lambda *arguments: CliRunner().invoke(make_app(), list(map(str, arguments)), env={"COLUMNS": "100"})
+
+
+def make_app():
     app = typer.Typer()
     app.command("bench")(bench)
     app.command("claims")(claims)
-    return lambda *arguments: CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "100"})
+    return app
 
 
 def write_data(folder, count=30):
@@ -38,29 +32,100 @@ def write_data(folder, count=30):
     return folder
 
 
-def test_bench_prints_one_json_document_with_quality_from_a_data_folder(invoke, teacher_dir, student_dir, tmp_path):
-    data = write_data(tmp_path / "data")
-    found = invoke("bench", teacher_dir, student_dir, "--data", data, "--out", tmp_path / "out", "--json", *QUICK)
+@pytest.fixture(scope="module")
+def out_dir(invoke, teacher_dir, student_dir, tmp_path_factory):
+    """Return the folder of a report that the command wrote, with what it printed in `stdout.json` beside it."""
+    folder = tmp_path_factory.mktemp("commands")
+    data, mine = write_data(folder / "words"), folder / "mine.yaml"
+    mine.write_text(
+        "claims:\n"
+        "- {id: small, claim: small, measure: file_mb, at_most: 100, where: {precision: int8}}\n"
+        "- {id: huge, claim: huge, measure: file_mb, at_least: 100, where: {precision: int8}}\n"
+    )
+    arguments = [f"teacher={teacher_dir}", f"student={student_dir}", "--data", data, "--out", folder / "out"]
+    found = invoke("bench", *arguments, "--claims", mine, "--json", *QUICK)
     assert found.exit_code == 0, found.output
-    report = json.loads(found.stdout)
-    assert report == json.loads((tmp_path / "out/report.json").read_text())
-    assert report["quality"]["num_examples"] == 30
-    assert report["config"]["rounds"] == 5
-    assert report["command"].startswith("potstill")
-    assert {(row["precision"], row["batch_size"], row["num_tokens"]) for row in report["latency"]} == {("fp32", 1, 8)}
+    (folder / "stdout.json").write_text(found.stdout)
+    return folder / "out"
 
 
-def test_bench_needs_a_place_for_its_report(invoke, teacher_dir, student_dir):
-    found = invoke("bench", teacher_dir, student_dir)
-    assert found.exit_code == 2
-    assert "--out" in found.output
+def test_bench_prints_the_report_as_one_json_document(out_dir):
+    printed = json.loads((out_dir.parent / "stdout.json").read_text())
+    assert printed == json.loads((out_dir / "report.json").read_text())
+    assert printed["quality"][0]["num_examples"] == 30
+    assert printed["config"]["rounds"] == 5
+    assert printed["command"].startswith("potstill")
+    assert {(row["key"], row["load"]["num_tokens"]) for row in printed["latency"]} >= {("teacher/fp32", 8)}
+    assert printed["throughput"] == printed["cold_start"] == printed["scaling"] == []
 
 
-def test_a_precision_that_does_not_exist_is_one_clear_error(invoke, teacher_dir, student_dir, tmp_path):
-    found = invoke("bench", teacher_dir, student_dir, "--out", tmp_path / "out", "--precision", "int4")
+def test_a_required_claim_that_does_not_pass_is_exit_code_1(invoke, teacher_dir, student_dir, out_dir):
+    again = [f"teacher={teacher_dir}", f"student={student_dir}", "--out", out_dir, "--resume", *QUICK]
+    assert invoke("bench", *again, "--require", "small").exit_code == 0
+    found = invoke("bench", *again, "--require", "small", "--require", "huge")
+    assert isinstance(found.exception, CheckError)
+    assert found.exception.exit_code == 1
+    assert "huge (student/int8) is FAIL" in str(found.exception)
+    assert isinstance(invoke("bench", *again, "--require", "all").exception, CheckError)
+    unknown = invoke("bench", *again, "--require", "sped").exception
+    assert isinstance(unknown, UsageError)
+    assert "'speed'" in str(unknown)
+
+
+def test_compare_tells_what_changed_since_an_older_report(invoke, teacher_dir, student_dir, out_dir):
+    again = [f"teacher={teacher_dir}", f"student={student_dir}", "--out", out_dir, "--resume", *QUICK]
+    found = invoke("bench", *again, "--compare", out_dir)
+    assert found.exit_code == 0
+    assert "no difference shown" in found.output
+    assert isinstance(invoke("bench", *again, "--compare", out_dir / "no.json").exception, UsageError)
+
+
+def test_verify_needs_only_the_report(invoke, out_dir):
+    found = invoke("bench", "--verify", out_dir)
+    # Times of microseconds may not hold on a busy machine; that is then exit code 1, and told.
+    assert found.exit_code == 0 or isinstance(found.exception, CheckError)
+    assert "measured again" in found.output
+    assert "holds" in found.output
+
+
+@pytest.mark.parametrize("text", ["", "0", "2x", "m", "-3s"])
+def test_a_budget_that_is_no_time_is_refused(invoke, teacher_dir, text, tmp_path):
+    found = invoke("bench", teacher_dir, "--out", tmp_path / "out", "--budget", text)
     assert isinstance(found.exception, UsageError)
-    assert "--precision: 'int4' is not valid" in str(found.exception)
-    assert not (tmp_path / "out").exists()
+    assert "--budget" in str(found.exception)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("2m", 120), ("1.5h", 5400)])
+def test_a_budget_is_read_in_seconds_minutes_or_hours(text, seconds):
+    assert _seconds(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name the models and a folder"),
+        (["TEACHER"], "name the models and a folder"),
+        (["TEACHER", "--out", "OUT", "--runner", "tensorflow"], "--runner: 'tensorflow' is not valid"),
+        (["TEACHER", "--out", "OUT", "--precision", "int4"], "has no int4; it has fp32, int8"),
+        (["TEACHER", "--out", "OUT", "--set", "roundz=3"], "is no setting of the bench"),
+        (["TEACHER", "--out", "OUT", "--set", "block_s=-1"], "block_s"),
+        (["TEACHER", "--out", "OUT", "--num-tokens", "8", "--suite", "no.yaml"], "there is no file no.yaml"),
+        (["TEACHER", "--out", "OUT", "--claims", "no.yaml"], "no.yaml cannot be read"),
+        (["--verify", "nowhere"], "does not exist"),
+    ],
+)
+def test_what_was_asked_wrongly_is_one_clear_error(invoke, teacher_dir, tmp_path, arguments, message):
+    out = tmp_path / "out"
+    found = invoke("bench", *(str({"TEACHER": teacher_dir, "OUT": out}.get(word, word)) for word in arguments))
+    assert isinstance(found.exception, UsageError), found.output
+    assert message in str(found.exception)
+    assert not out.exists()
+
+
+def test_an_engine_that_is_not_here_is_exit_code_3(invoke, teacher_dir, tmp_path):
+    found = invoke("bench", teacher_dir, "--out", tmp_path / "out", "--runner", "onnxruntime-cuda")
+    assert isinstance(found.exception, MissingError)
+    assert found.exception.exit_code == 3
 
 
 @pytest.mark.parametrize("command", ["bench", "claims"])

@@ -21,12 +21,14 @@ def test_joules_of_all_packages_are_added_and_parts_of_them_are_not(tmp_path):
     first, second = zone(tmp_path, "intel-rapl:0", microjoules=100), zone(tmp_path, "intel-rapl:1", label="package-1")
     part = zone(tmp_path, "intel-rapl:0:0", label="core")
     psys = zone(tmp_path, "intel-rapl:2", label="psys")
+    same = zone(tmp_path, "intel-rapl-mmio:0")
     meter = energy.open_meter(on_gpu=False, powercap=tmp_path)
     assert (meter.source, meter.read()) == ("rapl", 0)
     first.write_text("300100")
     second.write_text("200000")
     part.write_text("900000")
     psys.write_text("900000")
+    same.write_text("300000")
     assert meter.read() == pytest.approx(0.5)
 
 

@@ -221,10 +221,12 @@ def test_a_disturbed_load_is_measured_anew_up_to_the_limit(world, tmp_path, monk
 
 def test_what_stays_disturbed_is_flagged(world, tmp_path, monkeypatch):
     ticks = iter(range(10_000))
-    monkeypatch.setattr(
-        noise, "read_counters",
-        lambda: noise.Counters(total=(now := next(ticks)), busy=now, stolen=now * 0.1, own=now * 0.5, throttled=0, wall=now),
-    )  # fmt: skip
+
+    def busy():
+        now = next(ticks)
+        return noise.Counters(total=now, busy=now, stolen=now * 0.1, own=now * 0.5, throttled=0, wall=now)
+
+    monkeypatch.setattr(noise, "read_counters", busy)
     plan = make_plan(tmp_path, world, loads=[SHORT], max_repeats=1)
     measure(plan)
     found = compute(plan).noise

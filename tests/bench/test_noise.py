@@ -83,11 +83,9 @@ def test_flags_name_the_worst_drift_and_respect_the_floor():
 
 def test_work_of_children_is_our_own_and_that_of_others_is_not():
     burn = "import time; e = time.process_time() + {}; print('go', flush=True)\nwhile time.process_time() < e: pass\n"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn.format(0.4)!r}]); input()"
     before = noise.read_counters()
-    child = subprocess.Popen(  # a child that goes on, with a grandchild
-        [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn.format(0.4)!r}]); input()"],
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    child = subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     ended = subprocess.run([sys.executable, "-c", burn.format(0.3)], stdout=subprocess.DEVNULL, check=True)
     assert ended.returncode == 0
     deadline = time.monotonic() + 30

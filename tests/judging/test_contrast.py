@@ -47,7 +47,7 @@ def test_what_is_no_number_is_as_far_away_as_can_be():
     second["values"][0, 1] = np.nan
     data = examples(np.array([0, 1]), "ab")
     found = contrast(first, second, data, kind="single_label_classification")
-    assert [(row.distance, row.second_answer) for row in found][0] == (1.0, NO_ANSWER)
+    assert (found[0].distance, found[0].second_answer) == (1.0, NO_ANSWER)
     assert [row.text for row in contrast(second, second, data, kind="single_label_classification")] == []
 
 

@@ -1,4 +1,4 @@
-"""Write made reports for the browser: whole, with a third model, minimal, and an incomplete one with hostile names.
+"""Write made reports for the browser: a whole one, a minimal one, and an incomplete one with hostile names.
 
 python tests/page/make_reports.py OUT
 """
@@ -28,16 +28,13 @@ def hostile():
         for row in report.quality
     ]  # fmt: skip
     return report.model_copy(update={
-        "command": f"potstill bench {_LINK} \u202e {worst}", "notes": [f"</style>{_LINK}", "${7*7} {{ 7 * 7 }} $\\frac{a}{b}$"],
-        "failures": [failure], "quality": quality, "missing": [*report.missing, _LINK],
+        "command": f"potstill bench {_LINK} \u202e {worst}", "failures": [failure], "quality": quality,
+        "notes": [f"</style>{_LINK}", "${7*7} {{ 7 * 7 }} $\\frac{a}{b}$"], "missing": [*report.missing, _LINK],
     })  # fmt: skip
 
 
 def main(out):
-    reports = {
-        "whole": made.made_report(), "three": made.made_report(third=True), "minimal": made.minimal(),
-        "hostile": hostile(),
-    }  # fmt: skip
+    reports = {"whole": made.made_report(), "minimal": made.minimal(), "hostile": hostile()}
     for name, report in reports.items():
         folder = Path(out) / name
         folder.mkdir(parents=True, exist_ok=True)

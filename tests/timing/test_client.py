@@ -48,7 +48,7 @@ def test_a_command_has_its_own_limit_where_one_is_given(start):
     worker = start(ECHO, timeout_s=60)
     worker.ask({"do": "sing"})
     begin = time.monotonic()
-    with pytest.raises(WorkerHung, match="no answer within 0.2 s, killed"):
+    with pytest.raises(WorkerHung, match=r"no answer within 0\.2 s, killed"):
         worker.ask({"do": "sleep"}, timeout_s=0.2)
     assert time.monotonic() - begin < 20
     with pytest.raises(WorkerDied, match="signal 9"):
@@ -57,7 +57,7 @@ def test_a_command_has_its_own_limit_where_one_is_given(start):
 
 def test_nonsense_is_shown_and_ends_the_worker(start):
     worker = start("input(); print('Segmentation' * 30, flush=True); import time; time.sleep(60)")
-    with pytest.raises(WorkerConfused, match="answered 'Segmentation.* which is no answer") as caught:
+    with pytest.raises(WorkerConfused, match=r"answered 'Segmentation.* which is no answer") as caught:
         worker.ask({"do": "sing"})
     assert len(str(caught.value)) < 160
     with pytest.raises(WorkerDied):

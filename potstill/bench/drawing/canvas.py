@@ -45,6 +45,8 @@ _STYLE = {
     "axes.labelsize": 9,
     "axes.edgecolor": INK,
     "axes.linewidth": 0.7,
+    # Lines of single marks have this colour too, though nobody sees them.
+    "axes.prop_cycle": f"cycler('color', ['{INK}'])",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,

@@ -137,7 +137,7 @@ def peak_picture(report: Report) -> Picture | None:
             values, middle = [100 * share for share in shares[key]], MIDDLE - place
             axes.plot([min(values), max(values)], [middle] * 2, color=drawn[key].colour, linewidth=1.2, alpha=0.6)
             axes.plot(values, [middle] * len(values), linestyle="none", markersize=6, **drawn[key].marks())
-        axes.set_xlim(left=0, right=max(100.0, *(100 * row for key in keys for row in shares[key])))
+        axes.set_xlim(left=0, right=max(100.0, *(103 * row for key in keys for row in shares[key])))
         axes.set_xlabel("% of the machine's measured peak")
 
     says = "; ".join(f"{drawn[key].name}: {percent(min(shares[key]))} to {percent(max(shares[key]))}" for key in keys)

@@ -38,7 +38,9 @@ def trade_off(report: Report) -> Picture | None:
     points = _points(report)
     if load is None or not points:
         return None
-    upward = f"{quality.metric.replace('_', ' ')} on {clean(quality.name)}" if quality else "size of the files, MB"
+    upward = "size of the files, MB"
+    if quality:
+        upward = f"{quality.metric.replace('_', ' ')} on {clean(quality.name, longest=24)}"
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()

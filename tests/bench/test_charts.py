@@ -1,0 +1,197 @@
+import re
+import warnings
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from potstill.bench import contract
+from potstill.bench.charts import pictures
+from potstill.bench.drawing import canvas, labels
+from potstill.bench.drawing.speed import density
+from potstill.bench.drawing.trade_off import trade_off
+from tests.bench import made
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return made.made_report(third=True)
+
+
+@pytest.fixture(scope="module")
+def drawn(whole):
+    return {picture.name: picture for part in pictures(whole).values() for picture in part}
+
+
+def test_there_is_a_picture_of_everything_that_was_measured(drawn):
+    latency = [f"latency-{place}" for place in range(6)]
+    assert list(drawn) == [
+        "trade-off", "ratios", *latency, "throughput-1", "throughput-4", "scaling", "memory", "cold-start", "peak",
+        "quality-0", "quality-1", "quality-2", "quality-3",
+    ]  # fmt: skip
+
+
+def test_what_was_not_measured_has_no_picture():
+    found = pictures(made.minimal(latency=[], ratios=[]))
+    assert not any(found.values())
+
+
+def test_pictures_are_well_formed_and_take_their_colours_from_the_page(drawn):
+    for picture in drawn.values():
+        root = ElementTree.fromstring(picture.svg)
+        assert root.get("role") == "img"
+        assert root.get("width") is root.get("height") is None
+        assert root.get("viewBox").startswith("0 0 302.4 ")
+        assert "currentColor" in picture.svg
+        # No stand-in is left, and no colour that the page could not change but for light's own as a fallback.
+        assert not re.search(r"#010[23]\d\d", picture.svg)
+        rest = re.sub(r"var\(--[a-z0-9-]+, #[0-9a-f]+\)", "", picture.svg)
+        assert set(re.findall(r"#[0-9a-f]{6}\b", rest)) <= {"#000000"}
+
+
+def test_ids_of_two_pictures_never_meet(drawn):
+    ids = [name for picture in drawn.values() for name in re.findall(r'\bid="([^"]+)"', picture.svg)]
+    assert len(ids) == len(set(ids))
+    for name, picture in drawn.items():
+        uses = re.findall(r'(?:url\(#|href="#)([^")]+)', picture.svg)
+        assert all(use.startswith(f"{name}-") and use in ids for use in uses)
+
+
+def test_axes_have_labels_with_units(drawn):
+    for name, words in {
+        "trade-off": ["median latency, ms (1 text of 128 tokens)", "accuracy on SST-2"],
+        "ratios": ["times as fast as teacher fp32 (logarithmic)"],
+        "latency-0": ["ms per call (logarithmic)"],
+        "throughput-1": ["batch size", "texts per second (logarithmic)"],
+        "scaling": ["threads", "times as fast as 1 thread"],
+        "memory": ["MB", "interpreter", "imports", "model", "peak over it"],
+        "cold-start": ["ms", "process", "load", "first answer"],
+        "peak": ["% of the machine's measured peak"],
+        "quality-2": ["pearson"],
+    }.items():
+        text = "".join(ElementTree.fromstring(drawn[name].svg).itertext())
+        assert all(word in text for word in words), name
+
+
+def test_a_contestant_looks_the_same_everywhere_and_unlike_every_other(whole):
+    looks = canvas.looks(whole)
+    teacher, torch = looks["teacher/fp32"], looks["teacher/fp32@torch-cpu"]
+    assert (teacher.colour, teacher.marker) == (torch.colour, torch.marker)
+    assert (teacher.hollow, teacher.line, torch.hollow, torch.line) == (False, "-", True, "--")
+    assert len({(look.colour, look.marker, look.hollow) for look in looks.values()}) == len(looks)
+
+
+def test_seventh_models_and_unknown_precisions_are_drawn_too():
+    base = made.minimal()
+    first = base.contestants[0]
+    rows = [first.model_copy(update={"key": f"m{n}/int4", "model": f"m{n}", "precision": "int4"}) for n in range(8)]
+    report = base.model_copy(update={"contestants": rows, "baseline": "m0/int4"})
+    looks = list(canvas.looks(report).values())
+    assert looks[6].colour == looks[0].colour
+    assert {look.marker for look in looks} == {"X"}
+
+
+def test_the_colours_of_both_schemes_have_the_contrast_that_graphics_need():
+    def luminance(colour):
+        parts = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+        return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722)
+
+    def contrast(one, other):
+        low, high = sorted((luminance(one), luminance(other)))
+        return (high + 0.05) / (low + 0.05)
+
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    # WCAG 2.2, 1.4.11.
+    assert min(contrast(colour, "#ffffff") for colour in canvas.LIGHT) >= 3
+    assert min(contrast(colour, "#13171b") for colour in canvas.DARK) >= 3
+
+
+def test_letters_that_matplotlib_has_not_and_dollars_do_no_harm():
+    text = made.minimal().model_dump_json(by_alias=True).replace("student", r"学生 😀 $\\frac{$")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture = trade_off(contract.Report.model_validate_json(text))
+    assert r"学生 😀 $\frac{$ fp32" in picture.svg
+
+
+def test_without_quality_speed_stands_against_size():
+    picture = trade_off(made.minimal())
+    assert picture.title == "Speed against size"
+    assert "size of the files, MB" in picture.svg
+    assert "Quality was not measured" in picture.caption
+
+
+def test_where_low_is_good_the_axis_is_turned_so_that_up_is_better():
+    base = made.made_report()
+
+    def heights(quality):
+        svg = trade_off(base.model_copy(update={"quality": [quality]})).svg
+        ticks = re.findall(r'y="([\d.]+)"[^>]*>(0\.\d+)<', svg) or re.findall(
+            r'translate\([\d.]+ ([\d.]+)\)">(0\.\d+)<', svg
+        )
+        return sorted((float(value), float(where)) for where, value in ticks if value in {"0.88", "0.94"})
+
+    (_, low), (_, high) = heights(base.quality[0])
+    assert low > high
+    (_, low), (_, high) = heights(base.quality[0].model_copy(update={"lower_is_better": True}))
+    assert low < high
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "numbers"),
+    [
+        (0.8, 1200, [1, 10, 100, 1000]),
+        (1.2, 13, [2, 5, 10]),
+        (4, 120, [10, 30, 100]),
+        (20, 77, [25, 50, 75]),
+        (41, 43, [41, 42, 43]),
+        (0.31, 0.38, [0.325, 0.35, 0.375]),
+    ],
+)
+def test_logarithmic_axes_have_three_to_six_round_numbers(low, high, numbers):
+    assert canvas.round_numbers(low, high) == pytest.approx(numbers)
+
+
+def test_any_axis_has_some_numbers_and_not_too_many():
+    draw = np.random.default_rng(0)
+    for low in 10 ** draw.uniform(-3, 4, 300):
+        high = low * 10 ** draw.uniform(0.02, 4)
+        found = canvas.round_numbers(low, high)
+        assert 2 <= len(found) <= 6
+        assert all(low <= value <= high for value in found)
+        assert found == sorted(set(found))
+
+
+def test_the_density_of_quantiles_is_that_of_the_calls():
+    draw = np.random.default_rng(1)
+    quantiles = np.quantile(np.exp(draw.normal(3, 0.2, 5000)), np.linspace(0, 1, 51))
+    at = np.linspace(2.4, 3.6, 61)
+    found = density(quantiles, at)
+    normal = np.exp(-0.5 * ((at - 3) / 0.2) ** 2)
+    # 0.03 measured; the kernel widens the hill a little.
+    assert np.abs(found - normal).max() < 0.08
+    assert found.max() == 1
+    assert np.isfinite(density([5.0] * 51, np.array([np.log(5.0)]))).all()
+
+
+def test_names_cover_nothing_and_stand_beside_their_own_mark():
+    marks = [labels.Mark(50, 50, 6), labels.Mark(58, 54, 6), labels.Mark(150, 95, 5), labels.Mark(195, 20, 5)]
+    within, corner = (0, 0, 200, 100), (0, 84, 58, 100)
+    boxes = labels.place(marks, [(60, 10)] * 4, taken=[corner], lines=[(149, 60, 151, 100)], within=within)
+    for place, box in enumerate(boxes):
+        assert box[2] - box[0] == pytest.approx(60)
+        assert within[0] <= box[0] < box[2] <= within[2]
+        assert within[1] <= box[1] < box[3] <= within[3]
+        others = [*boxes[:place], *boxes[place + 1 :], corner, *(mark.box() for mark in marks)]
+        assert sum(labels.overlap(box, other) for other in others) == pytest.approx(0, abs=1e-6)
+        gaps = [labels.gap(box, mark) for mark in marks]
+        assert gaps.index(min(gaps)) == place
+
+
+def test_distances_and_overlaps_of_labels():
+    box = (0.0, 0.0, 10.0, 4.0)
+    assert labels.gap(box, labels.Mark(13, 8, 2)) == pytest.approx(5 - 2)
+    assert labels.gap(box, labels.Mark(5, 2, 2)) == -2
+    assert labels.overlap(box, (8, 1, 20, 3)) == 4
+    assert labels.overlap(box, (11, 0, 12, 4)) == 0
+    assert labels.line_end(box, labels.Mark(13, 2, 1)) == (10, 2)

@@ -1,0 +1,78 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from potstill.bench.claims import decide, load_claims
+from potstill.cli.report import render_report
+from tests.bench import made
+
+
+def drawn(report, width, **settings):
+    console = Console(width=width, file=io.StringIO(), **settings)
+    render_report(report, console)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+@pytest.mark.parametrize("make", [lambda: made.made_report(third=True), made.incomplete, made.minimal])
+def test_it_fits_the_terminal_and_never_takes_more_than_100_columns(make, width):
+    report = make()
+    text = drawn(report.model_copy(update={"claims": decide(report, load_claims(None))}), width)
+    assert max(map(len, text.splitlines())) <= min(width, 100)
+    assert "…" not in text
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_every_number_is_whole_at_both_widths(width):
+    text = drawn(made.made_report(), width)
+    for row in made.made_report().contestants:
+        assert any(line.startswith(f"{row.model} {row.precision}") for line in text.splitlines())
+    line = next(line for line in text.splitlines() if line.startswith("student int8 "))
+    times = ["4.29", "(4.23", "to", "4.36)"] if width == 100 else ["4.29"]
+    assert line.split() == ["student", "int8", "67.9", "9.85", "2.64", *times, "0.9071", "97.7%", "243"]
+
+
+def test_verdicts_come_first_each_with_its_sentence():
+    lines = drawn(made.made_report(), 100).splitlines()
+    assert lines[0].split()[0] == "FAIL"
+    assert lines[0].endswith("39.4% fewer parameters than the teacher's".ljust(0)) or "39.4% fewer" in lines[0]
+    text = " ".join(" ".join(lines).split())
+    assert "PASS 60% faster: The student answers 2.00 times as many texts per second" in text
+    assert "failed student int8-static, latency, 8×128 (out of memory): the process was killed by signal 9" in text
+    assert "Times as fast and kept against teacher fp32" in text
+
+
+def test_an_incomplete_or_disturbed_run_is_told_before_the_verdicts():
+    text = drawn(made.incomplete(), 100)
+    assert text.startswith(
+        "INCOMPLETE  The bench was interrupted. Not measured: latency of student/int8-static at 8×128;"
+    )
+    assert text.index("NOISE") < text.index("PASS")
+    assert "The container's quota held the bench back for 12% of the time." in text
+
+
+def test_colours_repeat_what_the_words_say(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    coloured = drawn(made.made_report(), 100, force_terminal=True, color_system="standard")
+    assert "\x1b[1;32mPASS" in coloured
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = drawn(made.made_report(), 100, force_terminal=True, color_system="standard")
+    assert "\x1b[1;32m" not in plain
+    assert "PASS" in plain
+
+
+def test_names_cannot_steer_the_terminal():
+    base = made.minimal()
+    rows = [row.model_copy(update={"model": f"[red]{row.model}\x1b[2J:smile:"}) for row in base.contestants]
+    text = drawn(base.model_copy(update={"contestants": rows}), 100)
+    assert "\x1b" not in text
+    assert "[red]student [2J:smile: fp32" in text
+
+
+def test_a_long_name_breaks_and_its_numbers_stay():
+    base = made.made_report()
+    rows = [row.model_copy(update={"model": "m" * 70}) for row in base.contestants]
+    text = drawn(base.model_copy(update={"contestants": rows}), 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "0.9289" in text
