@@ -80,7 +80,7 @@ def _decide(report: contract.Report, claim: Claim, pick: Selection | Nothing) ->
     answer = measure.read(report, pick)
     if isinstance(answer, str):
         return _decision(claim, pick, reason=answer)
-    floor = (report.noise.floor or 0.0) if measure.time_ratio else 0.0
+    floor = (report.noise.at(pick.load) or 0.0) if measure.time_ratio else 0.0
     found, reason = _judge(claim, answer, floor=floor)
     return _decision(claim, pick, reading=answer, found=found, reason=reason)
 

@@ -127,9 +127,8 @@ def compare(old: contract.Report, new: contract.Report) -> Comparison:
     for group, before, after in zip(_GROUPS, _tables_of(old), _tables_of(new), strict=True):
         for place in dict.fromkeys([*before, *after]):
             comparable = not (group.timed and (machine or _other_gpu(old, new, key=place[0])))
-            changes.append(
-                _change(group, place, before.get(place), after.get(place), _floors(group, old, new), comparable)
-            )
+            floors = _floors(group, old, new, where=place[1])
+            changes.append(_change(group, place, before.get(place), after.get(place), floors, comparable))
     return Comparison(notes=list(_notes(old, new)), changes=changes, verdicts=list(_verdicts(old, new)))
 
 
@@ -232,9 +231,9 @@ def _outcome(interval: contract.Interval | None, *, same: float, low_is_good: bo
     return "better" if (high < same) == low_is_good else "worse"
 
 
-def _floors(group: _Group, old: contract.Report, new: contract.Report) -> tuple[float | None, ...]:
+def _floors(group: _Group, old: contract.Report, new: contract.Report, *, where: str) -> tuple[float | None, ...]:
     if group.floor == "noise":
-        return old.noise.floor, new.noise.floor
+        return old.noise.at(where), new.noise.at(where)
     return (_MEMORY_FLOOR,) if group.floor == "memory" else ()
 
 

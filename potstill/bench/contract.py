@@ -137,7 +137,8 @@ class Ratio(Part):
 
     comparison: Literal["like_for_like", "to_baseline", "to_own_fp32", "again"]
     """`like_for_like`: the baseline model in the same precision and runner. `to_baseline`: the baseline row, whatever
-    the precision. `to_own_fp32`: the same model's fp32 in the same runner. `again`: the baseline row against a second process of itself, which shows the noise."""
+    the precision. `to_own_fp32`: the same model's fp32 in the same runner. `again`: the baseline row against a second
+    process of itself, which shows the noise."""
     baseline: str
     candidate: str
     load: Load
@@ -317,8 +318,10 @@ class Noise(Part):
     """What the machine did meanwhile, and how small a difference it lets one see."""
 
     floor: float | None
-    """Half the width, at its widest, that the baseline's interval against itself takes away from 1; None without the
-    A/A run. A ratio nearer to 1 than this shows nothing."""
+    """How far the end of the interval of the baseline against itself is from 1, on the grid where it is farthest; None
+    without the A/A run."""
+    floors: dict[str, float] = {}
+    """The same by load. A ratio nearer to 1 than this shows nothing."""
     steal_share: float | None = None
     """CPU time that the host gave to other guests."""
     throttled_share: float | None = None
@@ -328,6 +331,10 @@ class Noise(Part):
     repeated_rounds: int = 0
     flags: list[str] = []
     """Sentences: what is wrong with this run, if anything."""
+
+    def at(self, load: object) -> float | None:
+        """Return the noise floor at a load, else the widest; None where nobody knows."""
+        return self.floors.get(str(load), self.floor)
 
 
 class Peaks(Part):

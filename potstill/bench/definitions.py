@@ -71,7 +71,12 @@ def _noise(report: Report) -> list[tuple[str, str]]:
     if floor is None:
         return []
     words = (
-        "How far from 1 the baseline's ratio to a second process of itself came. Here "
-        f"{percent(floor)}: a ratio nearer to 1 shows no difference."
+        "How far from 1 the interval of the baseline against a second process of itself reaches: a ratio nearer to 1 "
+        f"shows no difference. Here {_floors(report)}."
     )
     return [("Noise floor", words)]
+
+
+def _floors(report: Report) -> str:
+    by_load = ", ".join(f"{percent(floor)} at {load}" for load, floor in report.noise.floors.items())
+    return by_load or percent(report.noise.floor)

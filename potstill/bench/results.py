@@ -100,16 +100,16 @@ def results(
     cells = {load: [_without_lost(journal, load, found) for found in kept_rounds(journal, load)] for load in loads}
     source = _Source(journal, entries, cells, baseline, config, seed)
     again = _again(source)
-    floor = _floor(again)
+    floors = _floors(again)
     return Measured(
         latency=[row for entry in entries for load in loads if (row := _latency(source, entry, load)) is not None],
-        ratios=_ratios(source, floor) + [_ratio(source, load, "again", found) for load, found in again.items()],
+        ratios=_ratios(source, floors) + [_ratio(source, load, "again", found) for load, found in again.items()],
         throughput=_throughput(source),
         scaling=[row for entry in entries for row in _scaling(source, entry)],
         memory=[Memory.model_validate(value) for value in _stored(source, "memory")],
         cold_start=[ColdStart.model_validate(value) for value in _stored(source, "cold start")],
         energy=_energy(source),
-        noise=_noise(source, floor),
+        noise=_noise(source, floors),
         failures=[_failure(value) for value in journal.parts("failure").values()],
         loaded={entry.key: value for entry in entries if (value := journal.get("load", entry.key)) is not None},
         missing=list_unfinished(journal, entries, loads, config=config),
@@ -168,19 +168,24 @@ def _again(source: _Source) -> dict[Load, Estimate]:
     return {load: found for load, found in pairs.items() if found is not None}
 
 
-def _floor(again: dict[Load, Estimate]) -> float | None:
-    """Return how far the ratio of the baseline to itself can be from 1, where it is furthest on the grid."""
-    on_grid = [found for load, found in again.items() if load.kind == "grid"] or list(again.values())
-    return max((max(abs(found.low - 1), abs(found.high - 1)) for found in on_grid), default=None)
+def _floors(again: dict[Load, Estimate]) -> dict[Load, float]:
+    """Return how far the ratio of the baseline to itself can be from 1, by load."""
+    return {load: max(abs(found.low - 1), abs(found.high - 1)) for load, found in again.items()}
 
 
-def _ratios(source: _Source, floor: float | None) -> list[Ratio]:
+def _widest(floors: dict[Load, float]) -> float | None:
+    """Return the widest floor of the grid; of all loads where there is no grid."""
+    on_grid = [floor for load, floor in floors.items() if load.kind == "grid"]
+    return max(on_grid or floors.values(), default=None)
+
+
+def _ratios(source: _Source, floors: dict[Load, float]) -> list[Ratio]:
     rows = []
     for comparison, held, candidate in list_pairs(source.entries, baseline=source.baseline):
         for load in source.cells:
             found = _estimate(source, load, held, candidate)
             if found is not None:
-                rows.append(_ratio(source, load, comparison, found, pair=(held, candidate), floor=floor))
+                rows.append(_ratio(source, load, comparison, found, pair=(held, candidate), floor=floors.get(load)))
     return rows
 
 
@@ -260,7 +265,7 @@ def _energy(source: _Source) -> Energy:
     return Energy(rows=rows, **told)
 
 
-def _noise(source: _Source, floor: float | None) -> Noise:
+def _noise(source: _Source, floors: dict[Load, float]) -> Noise:
     found = noise.shares(one.machine for rounds in source.cells.values() for one in rounds)
     drifts = {}
     for load, rounds in source.cells.items():
@@ -270,9 +275,10 @@ def _noise(source: _Source, floor: float | None) -> Noise:
                 drifts[f"{key} at {load}"] = drift
     dropped = source.journal.parts("dropped").values()
     return Noise(
-        floor=floor, steal_share=found.steal, throttled_share=found.throttled, others_share=found.others,
+        floor=_widest(floors), floors={str(load): floor for load, floor in floors.items()},
+        steal_share=found.steal, throttled_share=found.throttled, others_share=found.others,
         repeated_rounds=sum(len(value["rounds"]) for value in dropped),
-        flags=noise.flags(found, drifts, floor=floor),
+        flags=noise.flags(found, drifts, floor=_widest(floors)),
     )  # fmt: skip
 
 

@@ -202,7 +202,7 @@ def _times(
             yield Finding(what, *told, True, "not compared", f"another machine: {'; '.join(machine)}")
             continue
         _, interval = combine.ratio(now, was, widened=widened)
-        low, high = combine.with_floors(interval, report.noise.floor, fresh.noise.floor)
+        low, high = combine.with_floors(interval, report.noise.at(load), fresh.noise.at(load))
         note = f"new / old is between {low:.2f} and {high:.2f}" + (f"; {'; '.join(software)}" if software else "")
         yield _finding(what, *told, holds=low <= 1 <= high, note=note)
 
@@ -227,7 +227,8 @@ def _ratios(
             yield _lacking(fresh, what, key=row.candidate, where=str(row.load), old=old)
             continue
         (low, high), (new_low, new_high) = (
-            combine.with_floors(each.interval, side.noise.floor) for each, side in ((row, report), (again, fresh))
+            combine.with_floors(each.interval, side.noise.at(row.load))
+            for each, side in ((row, report), (again, fresh))
         )
         holds = low <= new_high and new_low <= high
         new = f"{again.value:.2f} ({bounds(again.interval)})"

@@ -38,11 +38,12 @@ def number(value: float | None) -> str:
     """Write a measured value to three digits: more are noise."""
     if value is None:
         return NOTHING
-    if value < 0:
-        return f"-{number(-value)}"
-    if value >= 100:
+    if value <= 0:
+        return f"-{number(-value)}" if value < 0 else "0"
+    # The limits are where rounding adds a digit: 99.96 is 100, not 100.0.
+    if value >= 99.95:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
+    return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}" if value >= 0.9995 else f"{value:.3f}"
 
 
 def count(value: int | None) -> str:

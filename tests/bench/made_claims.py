@@ -15,7 +15,8 @@ def decision(name, claim, verdict, **fields):
 def undecided():
     """Return the claim on quality where there is no data."""
     return decision(
-        "quality", "97 % as good", "INCONCLUSIVE", measure="score_kept", unit="share", target=0.97, value=None, interval=None,
+        "quality", "97 % as good", "INCONCLUSIVE", measure="score_kept", unit="share", target=0.97, value=None,
+        interval=None,
         definition="Score of the candidate / score of the baseline, on the same examples.",
         summary="Whether the student is 97 % as good cannot be said: no data was given.",
         reason="no data was given (--data)",
@@ -38,9 +39,11 @@ def made_claims(parameters, of, *, peak, quality, ratios):
     kept = next(r for r in quality[0].retention if r.candidate == "student/fp32")
     assert kept.kept is not None
     assert kept.kept_interval is not None
+    peak /= 1e6
     facts = [
         ("size", "40 % smaller", "encoder_parameters_saved", saved, (saved, saved), 0.40, "at_least", None, "share",
-         f"The student's encoder has {100 * saved:.1f} % fewer parameters than the teacher's ({parameters:,} against {of:,}).",
+         f"The student's encoder has {100 * saved:.1f} % fewer parameters than the teacher's "
+         f"({parameters:,} against {of:,}).",
          "1 - parameters of the candidate's encoder / the baseline's, without task heads and without rounding."),
         ("speed", "60 % faster", "speed_ratio", times.value, times.interval, 1.6, "at_least", "1×128", "×",
          f"The student answers {times.value:.2f} times as many texts per second as the teacher.",
@@ -48,8 +51,8 @@ def made_claims(parameters, of, *, peak, quality, ratios):
         ("quality", "97 % as good", "score_kept", kept.kept, kept.kept_interval, 0.97, "at_least", "SST-2", "share",
          f"The student keeps {100 * kept.kept:.1f} % of the teacher's accuracy on SST-2.",
          "Score of the candidate / score of the baseline, both fp32, on the same examples."),
-        ("memory", "at most 400 MB resident", "peak_mb", peak / 1e6, (peak / 1e6, peak / 1e6), 400.0, "at_most", None, "MB",
-         f"The student needs {peak / 1e6:.0f} MB at its peak, {peak / 1e6 - 400:.0f} MB more than allowed.",
+        ("memory", "at most 400 MB resident", "peak_mb", peak, (peak, peak), 400.0, "at_most", None, "MB",
+         f"The student needs {peak:.0f} MB at its peak, {peak - 400:.0f} MB more than allowed.",
          "The highest resident set of a process that holds this model alone."),
     ]  # fmt: skip
     return [

@@ -188,6 +188,13 @@ def test_names_cover_nothing_and_stand_beside_their_own_mark():
         assert gaps.index(min(gaps)) == place
 
 
+def test_in_a_crowd_no_name_stands_nearest_to_another_mark():
+    marks = [labels.Mark(90, 77, 4), labels.Mark(129, 48, 4), labels.Mark(107, 78, 4), labels.Mark(120, 80, 4)]
+    boxes = labels.place(marks, [(40, 10)] * 4, taken=[], lines=[], within=(0, 0, 200, 120))
+    nearest = [min(range(4), key=lambda at: labels.gap(box, marks[at])) for box in boxes]
+    assert nearest == [0, 1, 2, 3]
+
+
 def test_distances_and_overlaps_of_labels():
     box = (0.0, 0.0, 10.0, 4.0)
     assert labels.gap(box, labels.Mark(13, 8, 2)) == pytest.approx(5 - 2)

@@ -169,6 +169,8 @@ def test_a_percentile_that_the_calls_cannot_carry_says_how_many_are_missing(page
 def test_tables_name_their_columns_and_rows(tree):
     scopes = [attributes.get("scope") for tag, attributes in tree.tags if tag == "th"]
     assert set(scopes) == {"col", "row", "rowgroup"}
+    tags = [tag for tag, _ in tree.tags]
+    assert scopes.count("row") == tags.count("tr") - tags.count("thead") - scopes.count("rowgroup")
     scrolled = [attributes for tag, attributes in tree.tags if attributes.get("class") == "table"]
     assert all(a["tabindex"] == "0" and a["role"] == "region" and a["aria-label"] for a in scrolled)
 

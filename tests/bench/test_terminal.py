@@ -36,7 +36,7 @@ def test_every_number_is_whole_at_both_widths(width):
 def test_verdicts_come_first_each_with_its_sentence():
     lines = drawn(made.made_report(), 100).splitlines()
     assert lines[0].split()[0] == "FAIL"
-    assert lines[0].endswith("39.4% fewer parameters than the teacher's".ljust(0)) or "39.4% fewer" in lines[0]
+    assert "39.4% fewer" in lines[0]
     text = " ".join(" ".join(lines).split())
     assert "PASS 60% faster: The student answers 2.00 times as many texts per second" in text
     assert "failed student int8-static, latency, 8×128 (out of memory): the process was killed by signal 9" in text

@@ -96,7 +96,7 @@ def ratio_picture(report: Report) -> Picture | None:
     baseline = report.contestant(report.baseline)
     if not ratios or load is None or baseline is None:
         return None
-    drawn, floor = looks(report), report.noise.floor
+    drawn, floor = looks(report), report.noise.at(load)
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
