@@ -46,8 +46,8 @@ def run(
     """
     if not get_task(recipe.task).servable:
         raise UsageError(
-            f"task {recipe.task!r} is distilled, evaluated and exported, but not benched yet; use `potstill distill "
-            "--recipe` and `potstill export`"
+            f"task {recipe.task!r} is not run as one chain yet; use "
+            "`potstill distill --recipe`, `potstill export` and `potstill bench`"
         )
     _prepare(recipe, out_dir, resume=resume, overwrite=overwrite)
     teacher = _teacher(recipe, out_dir, progress=progress)
@@ -56,7 +56,7 @@ def run(
     return _bench(recipe, out_dir, progress=progress)
 
 
-def load_eval_examples(recipe: Recipe, *, label_names: list[str]) -> Examples:
+def load_eval_examples(recipe: Recipe, *, label_names: list[str], problem_type: str | None = None) -> Examples:
     """Load the texts on which a recipe's models are judged."""
     data = recipe.data
     return load_examples(
@@ -66,6 +66,7 @@ def load_eval_examples(recipe: Recipe, *, label_names: list[str]) -> Examples:
         text_columns=data.text_columns,
         label_column=data.label_column,
         label_names=label_names,
+        problem_type=problem_type,
         limit=data.max_eval_examples,
     )
 
@@ -137,7 +138,7 @@ def _export(recipe: Recipe, checkpoints: dict[str, str], out_dir: Path, *, progr
             continue
         from potstill.export import export_bundle, peek
 
-        _, label_names, _ = peek(checkpoint, task=recipe.task)
+        _, label_names, problem_type = peek(checkpoint, task=recipe.task)
         export_bundle(
             checkpoint,
             out_dir / role,
@@ -145,7 +146,7 @@ def _export(recipe: Recipe, checkpoints: dict[str, str], out_dir: Path, *, progr
             tokenizer=recipe.tokenizer if role == "teacher" else None,
             config=recipe.export.model_copy(update={"max_length": recipe.export.max_length or recipe.max_length}),
             calibration=_calibration(recipe),
-            examples=load_eval_examples(recipe, label_names=label_names),
+            examples=load_eval_examples(recipe, label_names=label_names, problem_type=problem_type),
             progress=progress,
         )
 

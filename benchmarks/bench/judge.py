@@ -98,7 +98,7 @@ def judge(precision, arguments):
 @contextmanager
 def worker(bundle, precision, threads, *before) -> Iterator[Worker]:
     """Run a worker of the bench with a model loaded; `before` stands before its command."""
-    process = Worker((*before, *python_module("potstill.bench.worker")))
+    process = Worker((*before, *python_module("potstill.bench.engines.worker")))
     try:
         process.ask(
             {

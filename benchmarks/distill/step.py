@@ -30,7 +30,7 @@ import numpy as np
 from step_contestants import SEED, TRIPLES, Size, compete
 
 from potstill import machine
-from potstill.bench import stats
+from potstill.bench.measuring import stats
 
 # Ratio: who is asked, against whom, and the goal on a CPU and on a GPU.
 RATIOS = {

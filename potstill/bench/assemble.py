@@ -13,19 +13,19 @@ from pathlib import Path
 import numpy as np
 
 from potstill import machine
-from potstill.bench import environment, verify
-from potstill.bench.claims import Claim, load_claims
+from potstill.bench import environment
+from potstill.bench.claims import Claim, decide, load_claims, verify
 from potstill.bench.contract import Environment, Load, Report
 from potstill.bench.datasets import DataSet, Trial, load_trials
-from potstill.bench.gather import gather_answers
-from potstill.bench.journal import FILE_NAME, Journal, open_journal
-from potstill.bench.measure import measure
-from potstill.bench.peaks import measure_peaks
+from potstill.bench.engines.peaks import measure_peaks
+from potstill.bench.engines.runners import check_runner
+from potstill.bench.engines.workload import check_loads, make_loads
+from potstill.bench.measuring.gather import gather_answers
+from potstill.bench.measuring.journal import FILE_NAME, Journal, open_journal, read_journal
+from potstill.bench.measuring.measure import measure
 from potstill.bench.report import REPORT_NAME, read_report, write_report
-from potstill.bench.runners import check_runner
 from potstill.bench.subjects import Entry, Subject, list_entries, pick_baseline, read_subjects
 from potstill.bench.summary import Setting, describe_rows, summarise
-from potstill.bench.workload import check_loads, make_loads
 from potstill.errors import CheckError, OutputError, UsageError
 from potstill.progress import Progress, silent
 from potstill.publish import check_free, new_folder
@@ -47,7 +47,7 @@ class Request:
         baseline: the model that all are held against; None takes the first.
         data: what quality is scored on; without any it stays unmeasured.
         suite: a YAML file with more data sets, each with models of its own; see `potstill.bench.suite`.
-        claims: a YAML file with claims beside the three of the package; see `potstill.bench.claimfile`.
+        claims: a YAML file with claims beside the three of the package; see `potstill.bench.claims.claimfile`.
     """
 
     models: Sequence[tuple[str, str]]
@@ -76,7 +76,7 @@ def bench(
         out_dir: gets report.json, report.md, report.html and the raw samples.
         config: what is measured, and for how long.
         seed: of the inputs, the order of turns and the bootstraps.
-        resume: go on with a bench that was interrupted, or return the report that is there.
+        resume: go on with a bench that was interrupted; of one that is finished only the claims are decided anew.
         overwrite: replace what `out_dir` holds.
         command: how to do this again, for the report.
         tell: is told, before the waiting begins, what the data can and cannot show.
@@ -90,12 +90,12 @@ def bench(
         CheckError: if no row could be measured at all.
         KeyboardInterrupt: after writing what there is.
     """
-    finished = _finished(out_dir) if resume else None
-    if finished is not None:
-        return finished
     work = _make_way(out_dir, resume=resume, overwrite=overwrite)
     claims = load_claims(request.claims)
     setting = _set_up(request, config=config or BenchConfig(), claims=claims, seed=seed, command=command)
+    finished = _finished(out_dir) if resume else None
+    if finished is not None:
+        return _decide_again(finished, setting, out_dir)
     for trial in setting.trials:
         tell(f"{trial.name}: {trial.power().sentence}")
     return _run(setting, work, out_dir, progress=progress)
@@ -141,6 +141,21 @@ def _finished(out_dir: Path) -> Report | None:
     return report if report is not None and report.complete else None
 
 
+def _decide_again(report: Report, setting: Setting, out_dir: Path) -> Report:
+    """Return a finished report with the claims as they are asked for now, which needs no new measurement."""
+    journal = read_journal(out_dir / FILE_NAME)
+    wanted = setting.head(report.environment)
+    changed = [name for name in ("models", "data", "config", "seed") if journal.head.get(name) != wanted[name]]
+    if changed:
+        raise OutputError(
+            f"{out_dir} holds a report of other {' and '.join(changed)}; pass --overwrite, or name another folder"
+        )
+    again = report.model_copy(update={"claims": decide(report, setting.claims)})
+    if again.claims != report.claims:
+        _publish(again, journal, out_dir)
+    return again
+
+
 def _make_way(out_dir: Path, *, resume: bool, overwrite: bool) -> Path:
     """Return the work folder, emptied unless it shall go on; refuse what would lose something."""
     work = out_dir.resolve().with_name(f".{out_dir.resolve().name}.bench")
@@ -150,7 +165,7 @@ def _make_way(out_dir: Path, *, resume: bool, overwrite: bool) -> Path:
             f"a bench into {out_dir} was interrupted; pass --resume to go on with it, or --overwrite to start anew"
         )
     # An incomplete report is made of what the work folder holds, so nothing is lost with it.
-    check_free(out_dir, overwrite=overwrite or (resume and interrupted))
+    check_free(out_dir, overwrite=overwrite or (resume and (interrupted or _finished(out_dir) is not None)))
     if not resume:
         shutil.rmtree(work, ignore_errors=True)
     return work

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from potstill.bench import contract
-from potstill.bench.fitness import check_examples
-from potstill.bench.plan import Plan
-from potstill.bench.power import power
+from potstill.bench.measuring.plan import Plan
+from potstill.bench.quality.fitness import check_examples
+from potstill.bench.quality.power import power
 from potstill.bench.subjects import Entry, Subject, list_entries, read_subjects
 from potstill.bench.suite import SuiteTask, read_suite
 from potstill.data import Examples, load_examples

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from potstill import machine
-from potstill.bench import noise
 from potstill.bench.contract import Environment, Peaks
-from potstill.bench.gpus import describe_gpus
-from potstill.bench.memory import container_limit
+from potstill.bench.engines.gpus import describe_gpus
+from potstill.bench.engines.memory import container_limit
+from potstill.bench.measuring import noise
 
 
 def describe(*, threads: int, load_before: list[float] | None = None, peaks: Peaks | None = None) -> Environment:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from potstill.bench import contract
-from potstill.bench.size import count_flops_per_token, embedding_parameters, positions
+from potstill.bench.engines.size import count_flops_per_token, embedding_parameters, positions
 from potstill.bundle import MANIFEST_NAME, Bundle, read_bundle
 from potstill.errors import CheckpointError, UsageError
 from potstill.sections import BenchConfig
@@ -253,7 +253,7 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _describe(checkpoint: str) -> dict[str, Any]:
     """Ask a process of its own, so that torch stays out of this one."""
-    command = (*python_module("potstill.bench.runners.torch_facts"), checkpoint)
+    command = (*python_module("potstill.bench.engines.runners.torch_facts"), checkpoint)
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["no reason given"]

@@ -12,12 +12,12 @@ from potstill.bench import environment
 from potstill.bench.claims import Claim, decide
 from potstill.bench.contract import Contestant, Environment, Failure, Latency, Load, Peaks, Report
 from potstill.bench.datasets import DataSet, Trial, split_asked
-from potstill.bench.journal import Journal
+from potstill.bench.engines.size import compressed_bytes
+from potstill.bench.measuring.journal import Journal
+from potstill.bench.measuring.plan import Plan
+from potstill.bench.measuring.results import results
 from potstill.bench.notes import list_notes
-from potstill.bench.plan import Plan
 from potstill.bench.quality import Judged, judge, summarise_glue
-from potstill.bench.results import results
-from potstill.bench.size import compressed_bytes
 from potstill.bench.subjects import Entry, Subject, list_pairs
 from potstill.progress import Progress
 from potstill.sections import BenchConfig

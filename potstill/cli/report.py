@@ -7,9 +7,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from potstill.bench import tables
 from potstill.bench.contract import Report
-from potstill.bench.wording import clean
+from potstill.bench.report import tables
+from potstill.bench.report.wording import clean
 from potstill.cli.render import MAX_WIDTH
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from potstill.bench.contract import Load
-from potstill.bench.journal import open_journal
-from potstill.bench.plan import Plan
+from potstill.bench.measuring.journal import open_journal
+from potstill.bench.measuring.plan import Plan
 from potstill.sections import BenchConfig
 from potstill.timing.client import CommandFailed, WorkerDied
 

@@ -1,6 +1,7 @@
 """The bench as a whole, on tiny bundles that really run."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from potstill.bench import DataSet, Request, bench, evaluate_bundle, name_models, read_report, verify_report
-from potstill.bench.journal import FILE_NAME
+from potstill.bench.measuring.journal import FILE_NAME
 from potstill.bundle import MANIFEST_NAME, read_bundle, record_files, sha256_of, write_manifest
 from potstill.data import load_examples
 from potstill.errors import CheckError, OutputError, TamperedError, UsageError
@@ -151,6 +152,20 @@ def test_nothing_is_measured_twice_and_a_finished_bench_is_its_own_answer(bundle
     assert (out_dir / "report.json").stat().st_mtime_ns == before
 
 
+def test_a_finished_bench_is_resumed_for_other_claims_but_not_for_other_models(bundles, data, out_dir, tmp_path):
+    copied = tmp_path / "report"
+    shutil.copytree(out_dir, copied)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("claims:\n- {id: tiny, claim: tiny, measure: file_mb, at_most: 100}\n")
+    models = [(name, str(folder)) for name, folder in bundles.items()]
+    again = Request(models=models, data=[data], claims=mine)
+    report = bench(again, config=CONFIG, out_dir=copied, seed=5, resume=True)
+    assert {claim.id for claim in report.claims} == {"size", "speed", "quality", "tiny"}
+    assert read_report(copied) == report
+    with pytest.raises(OutputError, match="other models"):
+        bench(Request(models=models[::-1][:1], data=[data]), config=CONFIG, out_dir=copied, seed=5, resume=True)
+
+
 def test_a_report_holds_when_some_of_it_is_measured_again(out_dir):
     findings = verify_report(out_dir)
     scores = [row for row in findings if "words" in row.what]
@@ -221,8 +236,6 @@ def test_a_worker_that_is_killed_costs_its_cell_alone(bundles, tmp_path):
 
 def break_at(bundle_dir, folder, tokens):
     """Copy a bundle whose logits are infinite for texts of exactly so many tokens."""
-    import shutil
-
     shutil.copytree(bundle_dir, folder)
     bundle = read_bundle(folder)
     file = bundle.model_file("fp32")

@@ -2,8 +2,8 @@ from math import inf
 
 import pytest
 
-from potstill.bench import budget
 from potstill.bench.contract import Load
+from potstill.bench.measuring import budget
 from potstill.sections import BenchConfig
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from potstill.bench import contract
-from potstill.bench.charts import pictures
-from potstill.bench.drawing import canvas, labels
-from potstill.bench.drawing.speed import density
-from potstill.bench.drawing.trade_off import trade_off
+from potstill.bench.report.charts import pictures
+from potstill.bench.report.drawing import canvas, labels
+from potstill.bench.report.drawing.speed import density
+from potstill.bench.report.drawing.trade_off import trade_off
 from tests.bench import made
 
 

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from potstill.bench.cold_start import cold_start, median_interval
+from potstill.bench.measuring.cold_start import cold_start, median_interval
 from potstill.timing.client import CommandFailed, WorkerDied
 
 # A worker whose numbers are known: each start's file says which it is.

@@ -61,6 +61,7 @@ def test_bench_prints_the_report_as_one_json_document(out_dir):
 
 def test_a_required_claim_that_does_not_pass_is_exit_code_1(invoke, teacher_dir, student_dir, out_dir):
     again = [f"teacher={teacher_dir}", f"student={student_dir}", "--out", out_dir, "--resume", *QUICK]
+    again += ["--data", out_dir.parent / "words", "--claims", out_dir.parent / "mine.yaml"]
     assert invoke("bench", *again, "--require", "small").exit_code == 0
     found = invoke("bench", *again, "--require", "small", "--require", "huge")
     assert isinstance(found.exception, CheckError)
@@ -74,6 +75,7 @@ def test_a_required_claim_that_does_not_pass_is_exit_code_1(invoke, teacher_dir,
 
 def test_compare_tells_what_changed_since_an_older_report(invoke, teacher_dir, student_dir, out_dir):
     again = [f"teacher={teacher_dir}", f"student={student_dir}", "--out", out_dir, "--resume", *QUICK]
+    again += ["--data", out_dir.parent / "words"]
     found = invoke("bench", *again, "--compare", out_dir)
     assert found.exit_code == 0
     assert "no difference shown" in found.output

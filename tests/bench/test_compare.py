@@ -2,8 +2,9 @@ from math import exp, log, sqrt
 
 import pytest
 
-from potstill.bench import combine, contract
-from potstill.bench.compare import compare
+from potstill.bench import contract
+from potstill.bench.claims import combine
+from potstill.bench.claims.compare import compare
 from tests.bench.made import made_report
 
 LOAD = contract.Load(num_tokens=128)

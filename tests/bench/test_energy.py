@@ -3,9 +3,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from potstill.bench import energy
 from potstill.bench.contract import Load
-from potstill.bench.rounds import Round
+from potstill.bench.measuring import energy
+from potstill.bench.measuring.rounds import Round
 
 
 def zone(root, name, *, label="package-0", microjoules=0, highest=999_999):

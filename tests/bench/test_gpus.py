@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from potstill.bench import gpus
+from potstill.bench.engines import gpus
 
 
 @pytest.fixture

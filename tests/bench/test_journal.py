@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from potstill.bench.journal import FILE_NAME, open_journal, read_journal
+from potstill.bench.measuring.journal import FILE_NAME, open_journal, read_journal
 from potstill.errors import OutputError
 
 HEAD = {"seed": 3, "config": {"rounds": 5}, "hashes": {"a": "0" * 64}}

@@ -2,15 +2,15 @@ import json
 
 import pytest
 
-from potstill.bench import measure as module
-from potstill.bench import noise
 from potstill.bench.contract import ColdStart
-from potstill.bench.energy import Meter
-from potstill.bench.gather import gather_answers
-from potstill.bench.journal import FILE_NAME
-from potstill.bench.measure import measure
-from potstill.bench.results import results
-from potstill.bench.rounds import all_rounds, kept_rounds
+from potstill.bench.measuring import measure as module
+from potstill.bench.measuring import noise
+from potstill.bench.measuring.energy import Meter
+from potstill.bench.measuring.gather import gather_answers
+from potstill.bench.measuring.journal import FILE_NAME
+from potstill.bench.measuring.measure import measure
+from potstill.bench.measuring.results import results
+from potstill.bench.measuring.rounds import all_rounds, kept_rounds
 from potstill.timing.client import CommandFailed, WorkerDied
 from tests.bench.fake_worker import SHORT, TEXTS, World, make_plan
 

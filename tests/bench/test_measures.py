@@ -1,8 +1,8 @@
 import pytest
 
 from potstill.bench import contract
-from potstill.bench.measures import MEASURES
-from potstill.bench.readings import Reading, Selection
+from potstill.bench.claims.measures import MEASURES
+from potstill.bench.claims.readings import Reading, Selection
 from potstill.judging.intervals import wilson
 from tests.bench.made import made_report
 

@@ -4,7 +4,7 @@ import sys
 import psutil
 import pytest
 
-from potstill.bench import memory
+from potstill.bench.engines import memory
 from potstill.timing.client import environment
 
 MIB = 2**20
@@ -123,6 +123,7 @@ def test_the_reason_behind_an_error_counts():
 
 
 def test_measuring_an_empty_interpreter_fills_it_with_nothing():
-    code = "import sys, potstill.bench.worker; print({'numpy', 'pydantic', 'psutil', 'onnxruntime'} & set(sys.modules))"
+    libraries = {"numpy", "pydantic", "psutil", "onnxruntime"}
+    code = f"import sys, potstill.bench.engines.worker; print({libraries} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
     assert done.stdout == "set()\n"

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from potstill.bench import noise
-from potstill.bench.noise import Counters, Shares
+from potstill.bench.measuring import noise
+from potstill.bench.measuring.noise import Counters, Shares
 
 STAT = """cpu  900 0 0 900 0 0 0 0 0 0
 cpu0 100 20 30 400 50 6 4 40 7 8

@@ -6,7 +6,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from potstill.bench import peaks
+from potstill.bench.engines import peaks
 from potstill.errors import CheckError
 from potstill.onnxwire import FLOAT, UINT8
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from potstill.bench.power import LOST_OF_CHANGED, power, smallest_share
+from potstill.bench.quality.power import LOST_OF_CHANGED, power, smallest_share
 from potstill.data import Examples
 from potstill.judging.answers import Answers
 from potstill.judging.intervals import bootstrap_together, mcnemar, percentiles
@@ -76,7 +76,7 @@ def test_the_loss_of_answers_is_put_into_the_metrics_unit():
 
 def test_the_loss_in_another_metric_is_that_of_the_counts():
     """Of 30 texts of class 1 and 70 of class 0, 9 in 10 are right: 27 hits, 34 given; F1 is 54 / 64."""
-    from potstill.bench.power import _score
+    from potstill.bench.quality.power import _score
 
     assert _score(np.array([70.0, 30.0]), 0.9, metric="f1") == pytest.approx(54 / 64)
     hits, total, given, wanted = 90, 100, np.array([66, 34]), np.array([70, 30])

@@ -7,8 +7,8 @@ import scipy.stats
 from potstill import metrics
 from potstill.bench import contract
 from potstill.bench.claims import GLUE_BERT, GLUE_DISTILBERT
-from potstill.bench.evaluation import evaluate_bundle
 from potstill.bench.quality import Judged, _around, judge, summarise_glue
+from potstill.bench.quality.evaluation import evaluate_bundle
 from potstill.data import Examples
 from potstill.errors import DataError, UsageError
 from potstill.judging.intervals import wilson

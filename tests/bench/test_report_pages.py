@@ -7,8 +7,8 @@ import jsonschema
 import pytest
 
 from potstill.bench import contract, report
-from potstill.bench.markdown import escape, to_markdown
-from potstill.bench.page import gauge, to_html
+from potstill.bench.report.markdown import escape, to_markdown
+from potstill.bench.report.page import gauge, to_html
 from potstill.errors import UsageError
 from tests.bench import made
 from tests.bench.made_claims import decision

@@ -1,9 +1,9 @@
 import pytest
 
 from potstill.bench.contract import Load
-from potstill.bench.journal import read_journal
-from potstill.bench.results import results
-from potstill.bench.rounds import Round, drop_rounds, kept_rounds, store_round
+from potstill.bench.measuring.journal import read_journal
+from potstill.bench.measuring.results import results
+from potstill.bench.measuring.rounds import Round, drop_rounds, kept_rounds, store_round
 from tests.bench.fake_worker import LONG, SHORT, TEXTS, World, make_plan
 
 KEYS = ("t/fp32", "t/int8", "s/fp32", "s/int8", "s/fp32@openvino-cpu")

@@ -7,10 +7,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from potstill.bench import runners
-from potstill.bench.runners import check_runner, open_runner
-from potstill.bench.runners.bundled import read_bundled
-from potstill.bench.runners.with_onnxruntime import DeviceRunner
+from potstill.bench.engines import runners
+from potstill.bench.engines.runners import check_runner, open_runner
+from potstill.bench.engines.runners.bundled import read_bundled
+from potstill.bench.engines.runners.with_onnxruntime import DeviceRunner
 from potstill.bundle import read_bundle
 from potstill.errors import (
     BundleError,
@@ -312,7 +312,7 @@ def test_torch_runs_no_int8(tiny_teacher):
 
 
 def test_a_precision_without_kernels_is_told_clearly(tiny_teacher, monkeypatch):
-    from potstill.bench.runners import with_torch
+    from potstill.bench.engines.runners import with_torch
 
     def no_kernel(*_):
         raise RuntimeError("\"addmm_impl_cpu_\" not implemented for 'Half'\nmore")
@@ -358,7 +358,7 @@ class FakeCuda:
 
 
 def test_a_timed_call_on_a_gpu_lasts_until_the_gpu_is_done(tiny_teacher):
-    from potstill.bench.runners.with_torch import TorchRunner
+    from potstill.bench.engines.runners.with_torch import TorchRunner
 
     plain, cuda = open_runner(command(tiny_teacher, runner="torch-cpu")), FakeCuda()
     runner = TorchRunner(

@@ -4,7 +4,7 @@ import zlib
 import numpy as np
 import pytest
 
-from potstill.bench.size import compressed_bytes, count_flops_per_token, embedding_parameters, positions
+from potstill.bench.engines.size import compressed_bytes, count_flops_per_token, embedding_parameters, positions
 
 BERT_BASE = {
     "model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072,

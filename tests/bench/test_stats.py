@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from potstill.bench import stats
-from potstill.bench.stats import Rounds
+from potstill.bench.measuring import stats
+from potstill.bench.measuring.stats import Rounds
 
 
 def rng(seed=0):

@@ -3,8 +3,8 @@ import time
 
 import pytest
 
-from potstill.bench.journal import open_journal
-from potstill.bench.team import classify, open_team, start_worker
+from potstill.bench.measuring.journal import open_journal
+from potstill.bench.measuring.team import classify, open_team, start_worker
 from potstill.timing.client import CommandFailed, Worker, WorkerConfused, WorkerDied, WorkerHung
 from tests.bench.fake_worker import FakeEntry, World
 

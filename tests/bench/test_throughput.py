@@ -1,9 +1,9 @@
 import pytest
 
 from potstill import machine
-from potstill.bench import throughput
 from potstill.bench.contract import Load
-from potstill.bench.results import results
+from potstill.bench.measuring import throughput
+from potstill.bench.measuring.results import results
 from potstill.timing.client import CommandFailed, WorkerDied
 from tests.bench.fake_worker import FakeEntry, World, make_plan
 

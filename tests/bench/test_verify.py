@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from potstill.bench import contract
-from potstill.bench.verify import check, plan, sample_cells
+from potstill.bench.claims.verify import check, plan, sample_cells
 from potstill.errors import UsageError
 from tests.bench.made import made_report
 

@@ -1,7 +1,17 @@
 import pytest
 
-from potstill.bench import contract, wording
-from potstill.bench.wording import bounds, clean, load_words, name_of, number, percentile, quantity, with_interval
+from potstill.bench import contract
+from potstill.bench.report import wording
+from potstill.bench.report.wording import (
+    bounds,
+    clean,
+    load_words,
+    name_of,
+    number,
+    percentile,
+    quantity,
+    with_interval,
+)
 from tests.bench import made
 
 S = "\u00a0"

@@ -10,15 +10,16 @@ import numpy as np
 import psutil
 import pytest
 
-from potstill.bench import contract, duties, worker
-from potstill.bench.duties import Duties, call_together, warm_up
-from potstill.bench.memory import Growth, OutOfMemory
+from potstill.bench import contract
+from potstill.bench.engines import duties, worker
+from potstill.bench.engines.duties import Duties, call_together, warm_up
+from potstill.bench.engines.memory import Growth, OutOfMemory
 from potstill.bundle import read_bundle
 from potstill.serve import BundleTokenizer, Encoder
 from potstill.timing import client
 from potstill.timing.client import CommandFailed, Worker, WorkerDied, python_module
 
-COMMAND = python_module("potstill.bench.worker")
+COMMAND = python_module("potstill.bench.engines.worker")
 GRID = {"kind": "grid", "batch_size": 2, "num_tokens": 16}
 
 
@@ -434,7 +435,7 @@ def test_a_parent_that_was_killed_leaves_no_worker_even_in_a_long_block(teacher_
     code = f"""
 import json, sys
 from potstill.timing.client import Worker, python_module
-worker = Worker(python_module("potstill.bench.worker"))
+worker = Worker(python_module("potstill.bench.engines.worker"))
 worker.ask({load_command(teacher_dir)!r})
 print(worker.pid, flush=True)
 worker.ask({{"do": "block", "load": {GRID!r}, "seconds": 60, "min_calls": 1}})

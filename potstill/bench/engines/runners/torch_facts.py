@@ -1,0 +1,76 @@
+"""What a checkpoint is, told by a process of its own.
+
+    python -m potstill.bench.engines.runners.torch_facts CHECKPOINT
+
+The last line of stdout is JSON: the fields of `potstill.bench.contract.Model`, and `config` as transformers has it.
+"""
+
+import json
+import sys
+from typing import Any
+
+from potstill.checkpoint import count_parameters, hash_checkpoint, load_checkpoint, load_config
+from potstill.errors import CheckpointError, PotstillError
+from potstill.task import REGRESSION, TASKS, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, Task
+
+# A tokenizer without a limit says 1e30; a text of this length is what every family takes.
+_LONGEST = 512
+
+
+def facts(name: str) -> dict[str, Any]:
+    """Return what the bench needs to know of a hub id or checkpoint folder.
+
+    Raises:
+        CheckpointError: if it cannot be loaded, or has no head of a task that potstill knows.
+    """
+    config = load_config(name)
+    task = _task(name, config.architectures or [])
+    loaded = load_checkpoint(name, task)
+    model, problem = loaded.model, None
+    if task is TEXT_CLASSIFICATION:
+        problem = config.problem_type or (REGRESSION if config.num_labels == 1 else None)
+    encoder = getattr(model, model.base_model_prefix, model)
+    return {
+        "task": task.name,
+        "problem_type": problem,
+        "labels": list(loaded.label_names) if task in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION) else [],
+        "parameters": count_parameters(model),
+        "encoder_parameters": count_parameters(encoder),
+        "architecture": {
+            "model_type": config.model_type,
+            "hidden_size": getattr(config, "hidden_size", None),
+            "vocab_size": config.vocab_size,
+            "max_position_embeddings": getattr(config, "max_position_embeddings", None),
+        },
+        "source": {"name": name, "sha256": hash_checkpoint(name), "kind": "checkpoint"},
+        "max_length": min(loaded.tokenizer.model_max_length, _LONGEST),
+        "config": json.loads(config.to_json_string(use_diff=False)),
+    }
+
+
+def _task(name: str, architectures: list[str]) -> Task:
+    for architecture in architectures:
+        for task in TASKS.values():
+            # AutoModelForTokenClassification loads BertForTokenClassification.
+            head = task.model_class.removeprefix("AutoModel")
+            if head and architecture.endswith(head):
+                return task
+    for architecture in architectures:
+        if architecture.endswith("Model"):
+            return TASKS["feature-extraction"]
+    raise CheckpointError(
+        f"{name} is a {', '.join(architectures) or 'model without a name'}, which does none of {', '.join(TASKS)}"
+    )
+
+
+def main() -> None:
+    """Print the facts of the checkpoint that the command line names."""
+    try:
+        sys.stdout.write(json.dumps(facts(sys.argv[1])) + "\n")
+    except PotstillError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Measure: processes in turns, a journal of every sample, and what a report holds of it."""

@@ -1,0 +1,258 @@
+"""Measure: fill the journal with everything that a report is made of.
+
+Everybody is started, every load is warmed up, and then all take turns in random order, one block of calls each: models
+that alternate share what the machine does meanwhile, and a random order keeps a neighbour's warm caches from favouring
+one of them (google-benchmark's random interleaving cuts the spread between runs by about 40 %). This is repeated in
+several launches, because a process keeps the speed that its place in memory gives it.
+
+Nothing here is computed from the measurements but where to go on; `potstill.bench.measuring.results` does that.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from potstill.bench.contract import Failure, Load, Memory
+from potstill.bench.engines.memory import container_limit
+from potstill.bench.measuring import noise
+from potstill.bench.measuring.budget import LAUNCHES, LEAST_ROUNDS, MIN_CALLS, next_load, split_rounds
+from potstill.bench.measuring.cold_start import cold_start
+from potstill.bench.measuring.energy import Meter, open_meter
+from potstill.bench.measuring.plan import Plan
+from potstill.bench.measuring.replies import Reply, read_block, read_warm
+from potstill.bench.measuring.rounds import (
+    Round,
+    all_rounds,
+    calls_of,
+    drop_rounds,
+    is_lost,
+    kept_rounds,
+    load_seed,
+    order_of,
+    store_round,
+)
+from potstill.bench.measuring.stats import median_interval
+from potstill.bench.measuring.team import Team, classify
+from potstill.bench.measuring.throughput import measure_scaling, measure_throughput, runs_on_processor
+from potstill.timing.client import CommandFailed
+from potstill.timing.ratio import ratio_interval
+
+_STAGE = "measure latency"
+# Resamples behind the decision where a budget goes: the interval of the report is made anew, with more.
+_ROUGH = 200
+# What a fresh process is asked where there is no data.
+_TEXT = "A pot still is heated from below, and what rises from it is caught."
+
+
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    """One life of all processes."""
+
+    plan: Plan
+    team: Team
+    number: int
+    meter: Meter | None
+
+
+def measure(plan: Plan) -> None:
+    """Measure everything that is not in the journal yet.
+
+    A fault of a row costs what it was asked and is written down. `KeyboardInterrupt` passes through once all processes
+    are ended; a round that it cuts off leaves no trace, and another call goes on there.
+    """
+    measure_latency(plan)
+    measure_throughput(plan)
+    measure_scaling(plan)
+    measure_cold_starts(plan)
+
+
+def measure_latency(plan: Plan) -> None:
+    """Make all rounds of all loads, then look at the memory of the processes that ran them last."""
+    budgeted = plan.config.budget_s is not None
+    shares = split_rounds(LEAST_ROUNDS if budgeted else plan.config.rounds, LAUNCHES)
+    meter = _find_meter(plan)
+    for number, share in enumerate(shares):
+        with plan.team(plan.everybody()) as team:
+            launch = _Launch(plan, team, number, meter)
+            for load in plan.loads:
+                _make_rounds(launch, load, share)
+            if plan.config.budget_s is not None:
+                _spend(launch, plan.config.budget_s * (number + 1) / len(shares))
+            if number + 1 == len(shares):
+                _read_memory(launch)
+    plan.progress(_STAGE, 1, 1, "")
+
+
+def measure_cold_starts(plan: Plan) -> None:
+    """Start each row's process from nothing, some times."""
+    text = next(iter(plan.texts or ()), _TEXT)
+    for number, entry in enumerate(plan.entries):
+        known = [plan.journal.get("failure", entry.key, stage, "") for stage in ("load", "cold start")]
+        if not plan.config.cold_starts or any(known) or plan.journal.get("cold start", entry.key):
+            continue
+        plan.progress("cold start", number, len(plan.entries), entry.key)
+        try:
+            found = cold_start(
+                entry, text=text, starts=plan.config.cold_starts, seed=plan.seed, timeout_s=plan.config.timeout_s
+            )
+        except CommandFailed as error:
+            failure = Failure(key=entry.key, stage="cold start", kind=classify(error), reason=str(error))
+            plan.journal.put(("failure", entry.key, "cold start", ""), failure.model_dump(mode="json"))
+        else:
+            plan.journal.put(("cold start", entry.key), found.model_dump(mode="json"))
+    plan.progress("cold start", 1, 1, "")
+
+
+def _find_meter(plan: Plan) -> Meter | None:
+    on_gpu = not all(runs_on_processor(entry) for entry in plan.entries)
+    found = open_meter(on_gpu=on_gpu)
+    told = {"source": None, "reason": found} if isinstance(found, str) else {"source": found.source, "reason": None}
+    plan.journal.once(("energy",), lambda: told)
+    return None if isinstance(found, str) else found
+
+
+def _make_rounds(launch: _Launch, load: Load, share: int) -> None:
+    """Make a launch's share of rounds at a load; what the machine disturbed is made anew, so often as is allowed."""
+    journal = launch.plan.journal
+    while True:
+        kept = [found for found in kept_rounds(journal, load) if found.launch == launch.number]
+        if len(kept) < share:
+            if not _make_round(launch, load):
+                return
+            continue
+        repeats = len(journal.parts("dropped", str(load)))
+        # Written down once: rounds that a budget adds later must not change it.
+        judge = partial(_disturbances, kept)
+        reasons = journal.once(("judged", str(load), launch.number, repeats), judge)
+        if not reasons or repeats >= launch.plan.config.max_repeats:
+            return
+        drop_rounds(journal, load, kept, reason="; ".join(reasons))
+
+
+def _disturbances(rounds: Sequence[Round]) -> list[str]:
+    return noise.shares(found.machine for found in rounds).over_limit()
+
+
+def _spend(launch: _Launch, budget_s: float) -> None:
+    """Make rounds where the intervals are widest until the seconds of all rounds so far reach the budget."""
+    plan = launch.plan
+    while True:
+        rounds = {str(load): all_rounds(plan.journal, load) for load in plan.loads}
+        left_s = budget_s - sum(found.seconds for own in rounds.values() for found in own)
+        costs_s = {load: own[-1].seconds for load, own in rounds.items() if own}
+        widths = {str(load): _width(plan, load) for load in plan.loads if str(load) in costs_s}
+        chosen = next_load(widths, costs_s, left_s=left_s)
+        if chosen is None:
+            return
+        if not _make_round(launch, next(load for load in plan.loads if str(load) == chosen)):
+            return
+
+
+def _width(plan: Plan, load: Load) -> float:
+    """Return half the width of a load's widest interval / its value: of the ratios, or of the only row's own times."""
+    rounds = kept_rounds(plan.journal, load)
+    keys = [key for key in plan.everybody() if not is_lost(plan.journal, key, load)]
+    if not keys:
+        return 0.0
+    base = plan.baseline if plan.baseline in keys else keys[0]
+    rng = np.random.default_rng([plan.seed, *load_seed(load), len(rounds)])
+    widths = []
+    for key in keys:
+        both = [found for found in rounds if base in found.calls_ms and key in found.calls_ms]
+        if len(both) < 2:
+            return inf
+        if key != base:
+            sides = ([found.calls_ms[name] for found in both] for name in (base, key))
+            launches = [found.launch for found in both]
+            estimate = ratio_interval(*sides, rng=rng, resamples=_ROUGH, launches=launches)
+        elif len(keys) == 1:
+            estimate = median_interval(calls_of(both, key), rng=rng, resamples=_ROUGH)
+        else:
+            continue
+        widths.append((estimate.high - estimate.low) / 2 / estimate.value)
+    return max(widths)
+
+
+def _make_round(launch: _Launch, load: Load) -> bool:
+    """Let everybody who still can take a turn, and write the round down; tell whether anybody could."""
+    plan, number = launch.plan, sum(found.launch == launch.number for found in all_rounds(launch.plan.journal, load))
+    _tell(plan, f"{load}, round {len(kept_rounds(plan.journal, load)) + 1}")
+    able = [name for name in launch.team.names if not is_lost(plan.journal, name, load)]
+    launch.team.start(able)
+    racing = [name for name in able if _warm(launch, load, name)]
+    before, start = noise.read_counters(), plan.clock()
+    turns: dict[str, dict[str, Any]] = {}
+    for name in order_of(racing, seed=plan.seed, load=load, launch=launch.number, number=number):
+        turn = _take_turn(launch, load, name)
+        if turn is not None:
+            turns[name] = turn
+    if not turns:
+        return False
+    found = Round(
+        launch=launch.number,
+        number=number,
+        calls_ms={name: turn["latencies_ms"] for name, turn in turns.items()},
+        cpu_s={name: turn["cpu_s"] for name, turn in turns.items()},
+        wall_s={name: turn["wall_s"] for name, turn in turns.items()},
+        joules={name: turn["joules"] for name, turn in turns.items() if "joules" in turn},
+        seconds=plan.clock() - start,
+        machine=noise.read_counters().since(before),
+    )
+    store_round(plan.journal, load, found)
+    return True
+
+
+def _warm(launch: _Launch, load: Load, name: str) -> bool:
+    """Warm a process up for a load, once; tell whether it can run there."""
+    plan = launch.plan
+    if str(load) not in launch.team.done(name):
+        command = {"do": "warm", "load": load.model_dump(), "max_s": plan.config.warm_up_s}
+        reply = launch.team.ask(name, command, read=read_warm, stage="warm-up", where=str(load))
+        if reply is None:
+            return False
+        plan.journal.put(("warm", str(load), launch.number, name), reply)
+        launch.team.done(name).add(str(load))
+    return True
+
+
+def _take_turn(launch: _Launch, load: Load, name: str) -> dict[str, Any] | None:
+    config, meter = launch.plan.config, launch.meter
+    block = {"do": "block", "load": load.model_dump(), "seconds": config.block_s, "min_calls": MIN_CALLS}
+    joules = meter.read() if meter else 0.0
+    turn = launch.team.ask(name, block, read=read_block, stage="latency", where=str(load))
+    return turn | {"joules": meter.read() - joules} if turn is not None and meter else turn
+
+
+def _read_memory(launch: _Launch) -> None:
+    """Ask everybody for its memory, once it has run all loads of the grid in this life."""
+    journal = launch.plan.journal
+    for key in (entry.key for entry in launch.plan.entries):
+        if journal.get("memory", key) is not None:
+            continue
+        for load in launch.plan.loads:
+            if str(load) not in launch.team.done(key) and not is_lost(journal, key, load):
+                command = {"do": "warm", "load": load.model_dump(), "max_s": 0.0}
+                launch.team.ask(key, command, read=read_warm, stage="memory")
+        read = partial(_memory, key, container_limit())
+        found = launch.team.ask(key, {"do": "memory"}, read=read, stage="memory")
+        if found is not None:
+            journal.put(("memory", key), found)
+
+
+def _memory(key: str, limit_bytes: int | None, reply: Reply) -> dict[str, Any]:
+    return Memory.model_validate({"key": key, "limit_bytes": limit_bytes, **reply}).model_dump(mode="json")
+
+
+def _tell(plan: Plan, note: str) -> None:
+    rounds = [all_rounds(plan.journal, load) for load in plan.loads]
+    if plan.config.budget_s is not None:
+        spent_s = sum(found.seconds for own in rounds for found in own)
+        plan.progress(_STAGE, min(round(spent_s), round(plan.config.budget_s)), round(plan.config.budget_s), note)
+        return
+    dropped = sum(len(value["rounds"]) for value in plan.journal.parts("dropped").values())
+    done = sum(map(len, rounds))
+    plan.progress(_STAGE, done, len(plan.loads) * plan.config.rounds + dropped, note)

@@ -1,0 +1,94 @@
+"""The rounds of a run as its journal holds them: their names, their order of turns, and which of them count."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, get_args
+
+import numpy as np
+
+from potstill.bench.contract import Load, LoadKind
+from potstill.bench.measuring.journal import Journal
+from potstill.bench.measuring.stats import Rounds
+
+# A second process of the baseline takes part under this name: what differs between the two is noise.
+AGAIN = "#again"
+_ORDER = 1  # keeps this seeded generator apart from those of the intervals
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One turn of everybody at one load.
+
+    Attributes:
+        launch: which launch of the processes it belongs to.
+        number: counts the rounds of that launch at that load, the dropped ones too.
+        calls_ms: key -> latencies in milliseconds; who failed is missing.
+        cpu_s: key -> CPU seconds of its process in its turn.
+        wall_s: key -> seconds of its turn.
+        joules: key -> what the machine used in its turn, where it tells.
+        seconds: of the whole round, with the waking and the bookkeeping.
+        machine: what the machine did meanwhile, as `noise.Counters.since` counts it.
+    """
+
+    launch: int
+    number: int
+    calls_ms: dict[str, list[float]]
+    cpu_s: dict[str, float]
+    wall_s: dict[str, float]
+    joules: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    machine: dict[str, float] = field(default_factory=dict)
+
+
+def store_round(journal: Journal, load: Load, found: Round) -> None:
+    """Write a round down."""
+    value = asdict(found)
+    del value["launch"], value["number"]
+    journal.put(("round", str(load), found.launch, found.number), value)
+
+
+def all_rounds(journal: Journal, load: Load | None = None) -> list[Round]:
+    """Return the rounds of one load, or of all, in the order in which they ran; the dropped ones too."""
+    named = journal.parts("round") if load is None else journal.parts("round", str(load))
+    return [Round(launch=int(name[-2]), number=int(name[-1]), **value) for name, value in named.items()]
+
+
+def kept_rounds(journal: Journal, load: Load) -> list[Round]:
+    """Return the rounds of one load that count, by launch and number."""
+    dropped = journal.parts("dropped", str(load))
+    gone = {(name[0], number) for name, value in dropped.items() for number in value["rounds"]}
+    kept = [found for found in all_rounds(journal, load) if (found.launch, found.number) not in gone]
+    return sorted(kept, key=lambda found: (found.launch, found.number))
+
+
+def drop_rounds(journal: Journal, load: Load, rounds: Sequence[Round], *, reason: str) -> None:
+    """Let some rounds of one launch count no more."""
+    numbers = [found.number for found in rounds]
+    journal.put(("dropped", str(load), rounds[0].launch, numbers[0]), {"rounds": numbers, "reason": reason})
+
+
+def calls_of(rounds: Sequence[Round], key: str) -> Rounds:
+    """Return one row's calls in those of the rounds that it took part in."""
+    own = [found for found in rounds if key in found.calls_ms]
+    return Rounds([found.calls_ms[key] for found in own], [found.launch for found in own])
+
+
+def load_seed(load: Load) -> list[int]:
+    """Return what makes a seeded generator one of this load."""
+    return [get_args(LoadKind).index(load.kind), load.batch_size, load.num_tokens or 0]
+
+
+def order_of(keys: Sequence[str], *, seed: int, load: Load, launch: int, number: int) -> list[str]:
+    """Return whose turn comes when: random, but the same for the same round, resumed or not."""
+    rng = np.random.default_rng([seed, _ORDER, *load_seed(load), launch, number])
+    return [keys[position] for position in rng.permutation(len(keys))]
+
+
+def is_lost(journal: Journal, key: str, load: Load) -> bool:
+    """Tell whether a row failed at a load, so that none of its rounds there counts."""
+    return any(journal.get("failure", key, stage, str(load)) is not None for stage in ("warm-up", "latency"))
+
+
+def failures(journal: Journal) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Return everything that failed, by key, stage and place."""
+    return journal.parts("failure")

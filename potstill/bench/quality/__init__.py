@@ -1,0 +1,219 @@
+"""How good the answers are: every contestant by the same metric on the same examples, and each against the baseline."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from potstill import metrics
+from potstill.bench import contract
+from potstill.bench.quality.contrasts import count_confusion, list_differences
+from potstill.bench.quality.fitness import check_answers, check_examples, check_same_words
+from potstill.bench.quality.power import power
+from potstill.bench.quality.retention import Pair, compare, unseen, widen
+from potstill.data import Examples
+from potstill.judging.intervals import Floats, bootstrap_together, percentiles
+from potstill.judging.marks import Arrays, Marks, agreement, mark
+from potstill.task import (
+    PROBLEM_TYPES,
+    TEXT_CLASSIFICATION,
+    get_task,
+    lower_is_better,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The quality of every contestant on one data set, and the draws behind its intervals."""
+
+    quality: contract.Quality
+    resampled: dict[str, Floats]
+    """Each contestant's score of the same draws of the examples, by its key, shape (resamples,)."""
+
+
+def judge(
+    files: Mapping[str, Path],
+    examples: Examples,
+    *,
+    name: str,
+    kind: str,
+    metric: str,
+    baseline: str,
+    pairs: Sequence[Pair],
+    seed: int,
+    resamples: int,
+) -> Judged:
+    """Score every contestant on one data set, and compare some of them.
+
+    Args:
+        files: by contestant's key, the arrays that `potstill.judging.ask.ask` returned, saved by `numpy.savez`.
+        examples: the data set; its label names are the model's.
+        name: what a table calls it.
+        kind: `potstill.task.kind_of`.
+        metric: one of those that `potstill.task.METRICS` has for the kind.
+        baseline: the key that agreement, confusion and differences are about. It may be missing from `files`.
+        pairs: (comparison, baseline's key, candidate's key); those with a contestant that has no file are left out.
+        seed: of the bootstrap.
+        resamples: how many draws of the examples are behind every interval.
+
+    Raises:
+        DataError: if the examples cannot judge such models, or a model's answers do not fit them.
+    """
+    check_examples(examples, kind)
+    answers = {key: _read(file) for key, file in files.items()}
+    for key, arrays in answers.items():
+        check_answers(arrays, examples, kind=kind, key=key)
+    check_same_words(answers)
+    marks = {key: mark(arrays, examples, kind=kind, metric=metric) for key, arrays in answers.items()}
+    resampled, calibrated = _resample(marks, name, seed=seed, resamples=resamples)
+    compared = [pair for pair in pairs if pair[1] in marks and pair[2] in marks]
+    quality = contract.Quality(
+        name=name,
+        data=examples.name,
+        split=examples.split,
+        num_examples=len(examples),
+        data_sha256=examples.sha256,
+        task=TEXT_CLASSIFICATION.name if kind in PROBLEM_TYPES else kind,
+        kind=kind,
+        metric=metric,
+        lower_is_better=lower_is_better(metric),
+        trivial=trivial_score(answers, examples, kind=kind, metric=metric),
+        scores=[
+            _score(key, mine, marks.get(baseline), metric=metric, resampled=resampled, calibrated=calibrated)
+            for key, mine in marks.items()
+        ],
+        retention=[compare(pair, marks, resampled, kind=kind, metric=metric) for pair in compared],
+        power=power(examples, kind=kind, metric=metric),
+        confusion=count_confusion(answers, examples, kind=kind, baseline=baseline),
+        differences=list_differences(answers, examples, kind=kind, baseline=baseline),
+    )
+    return Judged(quality, resampled)
+
+
+def _read(file: Path) -> Arrays:
+    with np.load(file, allow_pickle=False) as stored:
+        return dict(stored)
+
+
+def _resample(
+    marks: Mapping[str, Marks], name: str, *, seed: int, resamples: int
+) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """Return the scores and the calibration errors of the same draws of the examples, by contestant."""
+    if not marks:
+        return {}, {}
+    # Data sets of one size shall not share their draws, for they are put together in a mean.
+    rng = np.random.default_rng([seed, *name.encode()])
+    scored = {f"score {key}": mine.draws for key, mine in marks.items()}
+    calibrated = {f"calibration {key}": mine.calibration for key, mine in marks.items() if mine.calibration}
+    drawn = bootstrap_together(scored | calibrated, next(iter(marks.values())).drawn, rng=rng, resamples=resamples)
+    scores, errors = ({name.split(" ", 1)[1]: drawn[name] for name in part} for part in (scored, calibrated))
+    return scores, errors
+
+
+def _score(
+    key: str,
+    mine: Marks,
+    baseline: Marks | None,
+    *,
+    metric: str,
+    resampled: Mapping[str, Floats],
+    calibrated: Mapping[str, Floats],
+) -> contract.Score:
+    value = mine.scores[metric]
+    low, high = widen(value, percentiles(resampled[key]), unseen(mine))
+    if mine.right is not None:
+        low, high = max(-1.0 if metric == "matthews_correlation" else 0.0, low), min(1.0, high)
+    error = None if mine.calibration is None else float(mine.calibration(np.ones((1, mine.drawn)))[0])
+    return contract.Score(
+        key=key,
+        value=value,
+        interval=(low, high),
+        scores={metric: value} | mine.scores,
+        calibration_error=error,
+        calibration_interval=None if error is None else _around(error, calibrated[key]),
+        agreement=None if baseline is None else agreement(mine, baseline),
+        lost_finite=mine.lost,
+    )
+
+
+def _around(value: float, resampled: Floats) -> contract.Interval:
+    """Return the percentile interval, moved so that the resampled values' median is the value.
+
+    Resampling adds to a calibration error, which is a sum of sizes, as if the model were worse calibrated.
+    """
+    low, high = percentiles(resampled)
+    moved = value - float(np.median(resampled))
+    return max(0.0, low + moved), min(1.0, high + moved)
+
+
+def trivial_score(answers: Mapping[str, Arrays], examples: Examples, *, kind: str, metric: str) -> float | None:
+    """Return the score of an answer that is always the same."""
+    task = TEXT_CLASSIFICATION if kind in PROBLEM_TYPES else get_task(kind)
+    sizes = [int(arrays["vocabulary"]) for arrays in answers.values() if "vocabulary" in arrays]
+    floor = metrics.baseline(
+        task,
+        examples.labels,
+        problem_type=kind if kind in PROBLEM_TYPES else None,
+        label_names=examples.label_names,
+        vocab_size=max(sizes, default=None),
+    )
+    return floor.get(metric)
+
+
+def summarise_glue(judged: Sequence[Judged], *, baseline: str, candidates: Sequence[str]) -> list[contract.GlueRow]:
+    """Return each candidate's scores over several data sets, and how much of the baseline's they are.
+
+    Data sets that one of the two has no score of are left out of a row, and so are those where a low score is good. A
+    ratio is None where the baseline's score is 0 or less. No row is made of fewer than two data sets.
+
+    Args:
+        judged: one per data set.
+        baseline: a key.
+        candidates: keys.
+    """
+    rows = [_glue_row(judged, baseline=baseline, candidate=key) for key in candidates if key != baseline]
+    return [row for row in rows if len(row.scores) > 1]
+
+
+def _glue_row(judged: Sequence[Judged], *, baseline: str, candidate: str) -> contract.GlueRow:
+    shared = {
+        one.quality.name: one
+        for one in judged
+        if {baseline, candidate} <= set(one.resampled) and not one.quality.lower_is_better
+    }
+    theirs, ours = ({name: _value(one, key) for name, one in shared.items()} for key in (baseline, candidate))
+    ratios = {name: ours[name] / theirs[name] for name in shared if name != metrics.WNLI and theirs[name] > 0}
+    kept = [name for name in shared if name != metrics.WNLI]
+    whole = len(ratios) == len(kept) > 0
+    worst = min(ratios, key=lambda name: ratios[name]) if whole else None
+    return contract.GlueRow(
+        baseline=baseline,
+        candidate=candidate,
+        scores=ours,
+        baseline_scores=theirs,
+        macro_with_wnli=_ratio(ours, theirs, list(shared)) if metrics.WNLI in shared else None,
+        macro=_ratio(ours, theirs, kept),
+        mean_of_ratios=sum(ratios.values()) / len(ratios) if whole else None,
+        worst_task=ratios[worst] if worst else None,
+        worst_task_name=worst,
+        macro_interval=_macro_interval([shared[name] for name in kept], baseline=baseline, candidate=candidate),
+    )
+
+
+def _value(judged: Judged, key: str) -> float:
+    return next(row.value for row in judged.quality.scores if row.key == key)
+
+
+def _ratio(ours: Mapping[str, float], theirs: Mapping[str, float], names: Sequence[str]) -> float | None:
+    total = sum(theirs[name] for name in names)
+    return sum(ours[name] for name in names) / total if total > 0 else None
+
+
+def _macro_interval(judged: Sequence[Judged], *, baseline: str, candidate: str) -> contract.Interval | None:
+    """Return the interval of the ratio of the means: in every resample, each data set's examples are drawn anew."""
+    if not judged or sum(_value(one, baseline) for one in judged) <= 0:
+        return None
+    theirs, ours = (sum(one.resampled[key] for one in judged) for key in (baseline, candidate))
+    clear = np.asarray(theirs) > 0
+    return percentiles(np.asarray(ours)[clear] / np.asarray(theirs)[clear]) if clear.any() else None

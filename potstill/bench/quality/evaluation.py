@@ -1,0 +1,95 @@
+"""The quality of one bundle, by the same code that judges the contestants of a bench."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from potstill.bench.quality import trivial_score
+from potstill.bench.quality.fitness import check_answers, check_examples
+from potstill.data import Examples
+from potstill.judging.answers import Session
+from potstill.judging.ask import ask
+from potstill.judging.marks import mark
+from potstill.progress import Progress, silent
+from potstill.serve import Encoder
+from potstill.task import get_task, kind_of, primary_metric
+
+_STAGE = "score quality"
+
+
+def evaluate_bundle(
+    bundle_dir: Path,
+    examples: Examples,
+    *,
+    precision: str = "fp32",
+    metric: str | None = None,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Score one precision of a bundle with the tokenizer and the session that serve it.
+
+    Args:
+        bundle_dir: the bundle, of any task.
+        examples: read with the bundle's labels.
+        precision: which of its files.
+        metric: the score to put first; None takes the task's own.
+        threads: as in `potstill.serve.Encoder`.
+        progress: is told how far it is.
+
+    Returns:
+        Plain JSON values: `metric`, its `value`, all `scores`, what an answer that is always the same gets (`trivial`),
+        how many texts have an answer that is no number (`lost_finite`), and what they were measured on.
+
+    Raises:
+        BundleError, TamperedError: as `potstill.serve.Encoder`.
+        DataError: if the examples cannot judge such a model.
+        UsageError: if the metric does not judge the task.
+    """
+    encoder = Encoder(bundle_dir, precision=precision, threads=threads)
+    manifest = encoder.manifest
+    task = get_task(manifest.task)
+    kind = kind_of(task, manifest.problem_type)
+    metric = primary_metric(task, manifest.problem_type, asked=metric, num_labels=len(manifest.labels))
+    check_examples(examples, kind)
+    arrays = ask(
+        _Told(encoder.session, len(examples), precision, progress),
+        encoder.tokenizer,
+        examples.texts,
+        kind=kind,
+        outputs=manifest.outputs,
+        batch_invariant=encoder.record.batch_invariant,
+    )
+    progress(_STAGE, len(examples), len(examples), precision)
+    check_answers(arrays, examples, kind=kind, key=str(bundle_dir))
+    marks = mark(arrays, examples, kind=kind, metric=metric)
+    return {
+        "model": str(bundle_dir),
+        "precision": precision,
+        "sha256": encoder.bundle.record_of(precision).sha256,
+        "metric": metric,
+        "data": examples.name,
+        "split": examples.split,
+        "num_examples": len(examples),
+        "data_sha256": examples.sha256,
+        "trivial": trivial_score({precision: arrays}, examples, kind=kind, metric=metric),
+        "value": marks.scores[metric],
+        "scores": {metric: marks.scores[metric]} | marks.scores,
+        "lost_finite": marks.lost,
+    }
+
+
+class _Told:
+    """A session that tells how many rows it has answered; a text may be several."""
+
+    def __init__(self, session: Session, total: int, note: str, progress: Progress) -> None:
+        self._session, self._total, self._note, self._progress = session, total, note, progress
+        self._done = 0
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Answer, then tell."""
+        self._progress(_STAGE, min(self._done, self._total), self._total, self._note)
+        found = self._session.run(feeds)
+        self._done += len(feeds["input_ids"])
+        return found

@@ -1,0 +1,184 @@
+"""The report as one HTML page that needs nothing but itself: no network, no script."""
+
+from collections import Counter
+from typing import Any
+
+from potstill.bench.contract import Decision, Report
+from potstill.bench.report import tables, tables_quality, tables_speed
+from potstill.bench.report.charts import pictures
+from potstill.bench.report.definitions import VERDICTS, definitions
+from potstill.bench.report.drawing.canvas import DARK, LIGHT, MARKERS, engine_order, model_order
+from potstill.bench.report.tables import Table
+from potstill.bench.report.wording import NOTHING, clean, count, listed, mb, percent, rate
+
+# Of a gauge: what is left free at both ends, as a share of what it shows.
+_MARGIN = 0.22
+
+
+def to_html(report: Report) -> str:
+    """Draw the report as one page."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("potstill.bench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"clean": clean}
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        title=_title(report),
+        tally=_tally(report),
+        claims=[_card(report, claim) for claim in report.claims],
+        pictures=pictures(report),
+        tables=_tables(report),
+        quality=[_quality(report, place) for place in range(len(report.quality))],
+        definitions=definitions(report),
+        machine=_machine(report),
+        noise=_noise(report),
+        key=_key(report),
+        palette=list(zip(LIGHT, DARK, strict=True)),
+        settings=[(name, str(value)) for name, value in report.config.items()],
+    )
+
+
+def _title(report: Report) -> str:
+    baseline = report.contestant(report.baseline)
+    against = clean(baseline.model) if baseline else clean(report.baseline)
+    return f"{listed([clean(name) for name in report.candidates])} against {against}" if report.candidates else against
+
+
+def _tally(report: Report) -> str:
+    """Say how many claims hold: `1 claim holds, 2 do not, 1 cannot be decided`."""
+    found = Counter(claim.verdict for claim in report.claims)
+    if not found:
+        return "No claim was put to the test."
+    holds, fails, open_ = found["PASS"], found["FAIL"], found["INCONCLUSIVE"]
+    words = [f"{holds or 'no'} claim{'' if holds == 1 else 's'} hold{'s' if holds == 1 else ''}"]
+    words += [f"{fails} {'does' if fails == 1 else 'do'} not"] if fails else []
+    words += [f"{open_} cannot be decided"] if open_ else []
+    sentence = listed(words)
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def _card(report: Report, claim: Decision) -> dict[str, Any]:
+    mark, words, _ = VERDICTS[claim.verdict]
+    summary, reason = clean(claim.summary), clean(claim.reason or "")
+    return {
+        "claim": clean(claim.claim), "verdict": claim.verdict, "mark": mark, "words": words,
+        "summary": summary, "reason": "" if reason in summary else reason, "subject": tables.subject(report, claim),
+        "measured": tables.measured(claim), "asked": tables.asked(claim), "gauge": gauge(claim),
+    }  # fmt: skip
+
+
+def gauge(claim: Decision) -> dict[str, float | bool] | None:
+    """Return where value, interval and target stand on a line from 0 to 100; None where nothing was measured."""
+    if claim.value is None:
+        return None
+    low, high = claim.interval or (claim.value, claim.value)
+    ends = [low, high, claim.value, claim.target]
+    start, width = min(ends), max(ends) - min(ends) or abs(claim.target) or 1.0
+    places = {"low": low, "high": high, "value": claim.value, "target": claim.target}
+    scaled = {
+        name: round(100 * (_MARGIN + (value - start) / width * (1 - 2 * _MARGIN)), 2) for name, value in places.items()
+    }
+    return scaled | {"at_least": claim.direction == "at_least"}
+
+
+def _tables(report: Report) -> dict[str, Table]:
+    found = [
+        tables.failures(report), tables.overview(report), tables.models(report), tables.files(report), _hashes(report),
+        *(make(report) for make in (
+            tables_speed.latency, tables_speed.ratios, tables_speed.throughput, tables_speed.scaling,
+            tables_speed.memory, tables_speed.cold_start, tables_speed.energy, tables_quality.glue,
+        )),
+    ]  # fmt: skip
+    return {table.name: table for table in found}
+
+
+def _hashes(report: Report) -> Table:
+    rows = [
+        [tables.name(report, row.key), clean(file), digest]
+        for row in report.contestants
+        for file, digest in row.sha256.items()
+    ]
+    rows += [[clean(row.name), f"{clean(row.data)} ({clean(row.split)})", row.data_sha256] for row in report.quality]
+    return tables.plain("hashes", "SHA-256 of every model and data file", ("of", "file", "SHA-256"), rows)
+
+
+def _quality(report: Report, place: int) -> dict[str, Any]:
+    quality = report.quality[place]
+    confusions = [
+        {
+            "rows": "the right labels" if found.rows == "label" else tables.name(report, found.rows),
+            "columns": tables.name(report, found.columns), "labels": [clean(label) for label in found.labels],
+            "counts": [[(count(cell), _shade(cell, row)) for cell in row] for row in found.counts],
+        }
+        for found in quality.confusion
+    ]  # fmt: skip
+    pairs = list(dict.fromkeys((row.baseline, row.candidate) for row in quality.differences))
+    differences = [
+        {
+            "baseline": tables.name(report, baseline), "candidate": tables.name(report, candidate),
+            "rows": [row for row in quality.differences if (row.baseline, row.candidate) == (baseline, candidate)],
+        }
+        for baseline, candidate in pairs
+    ]  # fmt: skip
+    return {
+        "name": clean(quality.name), "id": f"data-{place}", "table": tables_quality.quality(report, quality),
+        "like_for_like": tables_quality.like_for_like(report, quality), "confusions": confusions,
+        "differences": differences,
+    }  # fmt: skip
+
+
+def _shade(cell: int, row: list[int]) -> int:
+    """Return how dark a cell is, in per cent of the ink: its share of the row; never so dark that text suffers."""
+    return round(18 * cell / sum(row)) if sum(row) else 0
+
+
+def _machine(report: Report) -> list[tuple[str, str]]:
+    machine = report.environment
+    limit = f", limited to {mb(machine.memory_limit_bytes)} MB" if machine.memory_limit_bytes else ""
+    quota = f", a quota of {machine.cpu_quota:g}" if machine.cpu_quota else ""
+    flags = {"turbo": machine.turbo, "SMT": machine.smt, "spinning": machine.spinning}
+    states = [f"{name} {'on' if value else 'off'}" for name, value in flags.items() if value is not None]
+    pairs = [
+        ("CPU", f"{clean(machine.cpu)} ({', '.join(machine.cpu_features) or 'no known features'})"),
+        ("Cores", f"{machine.cores} of {machine.cores_of_host or 'an unknown number'}{quota}"),
+        ("Threads", f"{machine.threads} per model"),
+        ("Clock", ", ".join([*([f"governor {machine.governor}"] if machine.governor else []), *states])),
+        ("Memory", f"{mb(machine.memory_bytes)} MB{limit}"),
+        *(("GPU", ", ".join(f"{name} {value}" for name, value in gpu.items())) for gpu in machine.gpus),
+        ("Load", _load(machine.load_before, machine.load_after)),
+        ("System", f"{machine.os}, Python {machine.python}"),
+        ("Packages", ", ".join(f"{name} {version}" for name, version in machine.packages.items())),
+    ]
+    peaks = machine.peaks.model_dump(exclude={"threads"}) if machine.peaks else {}
+    reached = [f"{name.split('_')[0]} {rate(value)}{name.split('_')[1].upper().rstrip('S')}/s"
+               for name, value in peaks.items() if value]  # fmt: skip
+    return [(name, clean(value)) for name, value in [*pairs, ("Peak, measured", ", ".join(reached))] if value]
+
+
+def _load(before: list[float] | None, after: list[float] | None) -> str:
+    found = [f"{loads[0]:.2f} {when}" for loads, when in ((before, "before"), (after, "after")) if loads]
+    return f"{', '.join(found)} (1 minute)" if found else ""
+
+
+def _noise(report: Report) -> list[tuple[str, str]]:
+    noise = report.noise
+    shares = [
+        ("Noise floor", noise.floor), ("Stolen by other guests", noise.steal_share),
+        ("Held back by the quota", noise.throttled_share), ("Other processes", noise.others_share),
+    ]  # fmt: skip
+    pairs = [(name, percent(share) if share is not None else f"{NOTHING} (not known)") for name, share in shares]
+    return [*pairs, ("Rounds measured anew", count(noise.repeated_rounds))]
+
+
+def _key(report: Report) -> dict[str, list[tuple[str, Any]]]:
+    """Return what colours, marks and lines stand for, as pairs of a name and how it is drawn."""
+    precisions = list(dict.fromkeys(row.precision for row in report.contestants))
+    engines = engine_order(report)
+    return {
+        "models": [(clean(name), place % len(LIGHT)) for place, name in enumerate(model_order(report))],
+        "precisions": [(name, name if name in MARKERS else "other") for name in precisions],
+        "engines": [(name, place > 0) for place, name in enumerate(engines)] if len(engines) > 1 else [],
+    }
