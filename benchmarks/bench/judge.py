@@ -28,14 +28,14 @@ from potstill.timing.client import Worker, python_module
 
 _OPTIMUM = """
 import json, sys
-from optimum_benchmark import Benchmark, BenchmarkConfig, InferenceConfig, OnnxRuntimeConfig, ProcessConfig
+from optimum_benchmark import Benchmark, BenchmarkConfig, InferenceConfig, ORTConfig, ProcessConfig
 from optimum_benchmark import InlineConfig
 folder, file, threads, batch, tokens, seconds = sys.argv[1:7]
 benchmark = Benchmark(BenchmarkConfig(
     name="judge", launcher=InlineConfig(),
     scenario=InferenceConfig(latency=True, memory=False, duration=float(seconds), iterations=10, warmup_runs=10,
         input_shapes={"batch_size": int(batch), "sequence_length": int(tokens)}),
-    backend=OnnxRuntimeConfig(model=folder, task="text-classification", library="transformers", device="cpu",
+    backend=ORTConfig(model=folder, task="text-classification", library="transformers", device="cpu",
         model_kwargs={"subfolder": "onnx", "file_name": file},
         session_options={"intra_op_num_threads": int(threads), "inter_op_num_threads": 1}),
 ))

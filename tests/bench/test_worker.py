@@ -165,7 +165,7 @@ def test_the_kernel_ends_a_worker_first_when_memory_runs_out(running, teacher_di
 
 def test_a_worker_that_runs_out_of_memory_says_so_and_lives_on(teacher_dir):
     code = (
-        "import resource; from potstill.bench import worker\n"
+        "import resource; from potstill.bench.engines import worker\n"
         "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)); worker.main()"
     )
     running = scripted(code)
@@ -194,7 +194,7 @@ def test_after_an_error_the_worker_goes_on(running, teacher_dir):
 
 def test_stray_prints_do_not_reach_the_answers():
     code = (
-        "import os; from potstill.bench import duties, worker\n"
+        "import os; from potstill.bench.engines import duties, worker\n"
         "def noisy(): print('noise'); os.system('echo noise'); return True\n"
         "duties.restart_peak = noisy; worker.main()"
     )

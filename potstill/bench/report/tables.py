@@ -118,7 +118,10 @@ def _overview_note(report: Report) -> str:
 
 def models(report: Report) -> Table:
     """Show what each model is, whatever runs it."""
-    lengths = sorted({length for model in report.models.values() for length in model.flops_per_token or {}})[-2:]
+    known = {length for model in report.models.values() for length in model.flops_per_token or {}}
+    # Those that were timed, where they are known, else the longest.
+    timed = {row.load.num_tokens for row in report.latency if row.load.num_tokens in known}
+    lengths = sorted(timed or known)[-2:]
     head = ["model", "parameters", "of the encoder", "of embeddings", *(f"FLOP per token at {at}" for at in lengths),
             "longest input", "task"]  # fmt: skip
     rows = [
