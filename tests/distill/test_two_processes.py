@@ -59,6 +59,7 @@ def recipes(models, data, *, batch_size):
                 "optimizer": "sgd",
                 "weight_decay": 0.0,
                 "warmup_steps": 0,
+                "dtype": "float32",  # bfloat16, which some CPUs train in, rounds by more than the order of sums
                 "allow_weak_teacher": True,
             },
         }

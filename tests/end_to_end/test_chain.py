@@ -15,7 +15,7 @@ SETTINGS = (
     "teacher.scratch.intermediate_size=32", "teacher.scratch.vocab_size=300", "teacher.scratch.epochs=12",
     "teacher.scratch.learning_rate=5e-3", "student.layers=1", "max_length=32", "distill.learning_rate=5e-3",
     "distill.checkpoint_every=5", "distill.epochs=30", "bench.batch_sizes=[1]", "bench.num_tokens=[16]",
-    "bench.rounds=20", "bench.block_s=0.1", "bench.min_samples=11",
+    "bench.rounds=20", "bench.block_s=0.1",
 )  # fmt: skip
 
 
@@ -90,14 +90,17 @@ def test_a_run_killed_in_every_stage_goes_on_and_ends_well(tiny_data, tmp_path):
     assert json.loads((out / "checkpoints" / "student" / "distill.json").read_text())["resumed_from"] >= 5
 
     third = Run(tiny_data, out, "--resume")
-    third.wait_until(lambda: any("measure latency" in line for line in third.said))
-    time.sleep(0.5)
+    samples = out / ".report.bench" / "samples.jsonl"
+    third.wait_until(lambda: samples.is_file() and samples.read_text().count('"round"') >= 3)
     third.kill()
     assert visible(out) == {"run.json", "checkpoints", "teacher", "student"}
+    kept = samples.read_text().splitlines()[:-1]  # the last one may be torn
 
     printed = Run(tiny_data, out, "--resume").finish()
     assert visible(out) == {"run.json", "checkpoints", "teacher", "student", "report"}
-    assert visible(out / "report") == {"report.json", "report.md", "report.html"}
+    assert visible(out / "report") == {"report.json", "report.md", "report.html", "samples.jsonl"}
+    assert (out / "report" / "samples.jsonl").read_text().splitlines()[: len(kept)] == kept
+    assert not samples.exists()
     assert not [path.name for path in out.rglob(".*.tmp-*")]
     table = [line for line in printed.splitlines() if not line.startswith(("Report:", "Serve:"))]
     assert max(map(len, table)) <= 100
@@ -109,19 +112,22 @@ def test_a_run_killed_in_every_stage_goes_on_and_ends_well(tiny_data, tmp_path):
 
 
 def _check_report(report, out):
+    rows = {row["key"]: row for row in report["contestants"]}
+    assert set(rows) == {"teacher/fp32", "teacher/int8", "student/fp32", "student/int8"}
     for role in ("teacher", "student"):
         manifest = json.loads((out / role / "potstill.json").read_text())
         model = report["models"][role]
         assert model["parameters"] == manifest["parameters"]
         for precision, record in manifest["models"].items():
-            file = out / role / record["file"]
-            assert model["precisions"][precision]["size_bytes"] == file.stat().st_size
-            assert model["precisions"][precision]["sha256"] == manifest["files"][record["file"]]["sha256"]
-    assert {row["model"] for row in report["latency"]} == {"teacher", "student"}
-    assert {"teacher/fp32", "teacher/int8", "student/fp32", "student/int8"} == set(report["quality"]["values"])
-    assert report["quality"]["num_examples"] == 80
+            file, row = out / role / record["file"], rows[f"{role}/{precision}"]
+            assert row["file_bytes"] == file.stat().st_size
+            assert row["sha256"][record["file"]] == manifest["files"][record["file"]]["sha256"]
+    (quality,) = report["quality"]
+    scores = {row["key"]: row["value"] for row in quality["scores"]}
+    assert {row["key"] for row in report["latency"]} == set(scores) == set(rows)
+    assert quality["num_examples"] == 80
     trained = json.loads((out / "checkpoints" / "student" / "distill.json").read_text())
-    assert report["quality"]["values"]["student/fp32"] == pytest.approx(trained["student"]["scores"]["accuracy"])
+    assert scores["student/fp32"] == pytest.approx(trained["student"]["scores"]["accuracy"])
     assert [claim["id"] for claim in report["claims"]] == ["size", "speed", "quality"]
     assert {claim["verdict"] for claim in report["claims"]} <= {"PASS", "FAIL", "INCONCLUSIVE"}
 
