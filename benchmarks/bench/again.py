@@ -43,7 +43,7 @@ def main() -> None:
     slowing = slow_down(arguments.bundle, slowed, num_tokens=arguments.num_tokens)
     content = {
         "environment": machine.describe(),
-        "settings": {key: str(value) for key, value in vars(arguments).items()},
+        "settings": {name: getattr(arguments, name) for name in ("runs", "rounds", "num_tokens")},
         "slowed_by": slowing,
         "same": [], "slower": [],
     }  # fmt: skip

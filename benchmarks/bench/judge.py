@@ -1,9 +1,10 @@
 """Hold the bench's figures against independent judges, on the same file, threads and input size.
 
-p50 against onnxruntime's own perf test (`onnxruntime.transformers.bert_perf_test`), in alternation, and where its
-Python is named, against optimum-benchmark; the peak of resident memory against `/usr/bin/time -v`.
+p50 against onnxruntime's own perf test (`onnxruntime.transformers.bert_perf_test`), in alternation; the peak of
+resident memory against `/usr/bin/time -v`. optimum-benchmark 0.6.0 does not start its onnxruntime backend with
+optimum-onnx 0.1.0.
 
-    python benchmarks/bench/judge.py BUNDLE --result benchmarks/results/bench-judge.json [--optimum-python PYTHON]
+    python benchmarks/bench/judge.py BUNDLE --result benchmarks/results/bench-judge.json
 
 Run it on an otherwise idle machine. About 2 minutes for a MiniLM.
 """
@@ -26,23 +27,6 @@ from potstill.bundle import read_bundle
 from potstill.publish import write_text
 from potstill.timing.client import Worker, python_module
 
-_OPTIMUM = """
-import json, sys
-from optimum_benchmark import Benchmark, BenchmarkConfig, InferenceConfig, ORTConfig, ProcessConfig
-from optimum_benchmark import InlineConfig
-folder, file, threads, batch, tokens, seconds = sys.argv[1:7]
-benchmark = Benchmark(BenchmarkConfig(
-    name="judge", launcher=InlineConfig(),
-    scenario=InferenceConfig(latency=True, memory=False, duration=float(seconds), iterations=10, warmup_runs=10,
-        input_shapes={"batch_size": int(batch), "sequence_length": int(tokens)}),
-    backend=ORTConfig(model=folder, task="text-classification", library="transformers", device="cpu",
-        model_kwargs={"subfolder": "onnx", "file_name": file},
-        session_options={"intra_op_num_threads": int(threads), "inter_op_num_threads": 1}),
-))
-report = benchmark.launch(benchmark.config)
-print(json.dumps(report.forward.latency.values))
-"""
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -53,12 +37,11 @@ def main() -> None:
     parser.add_argument("--num-tokens", type=int, default=128)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="how long each judge's turn lasts")
-    parser.add_argument("--optimum-python", type=Path, help="a Python that has optimum-benchmark and optimum-onnx")
     arguments = parser.parse_args()
     rows = [judge(precision, arguments) for precision in arguments.precision]
     content = {
         "environment": machine.describe(),
-        "settings": {k: str(v) for k, v in vars(arguments).items()},
+        "settings": {k: str(v) for k, v in vars(arguments).items() if k not in ("bundle", "result")},
         "rows": rows,
     }
     write_text(arguments.result, json.dumps(content, indent=2) + "\n")
@@ -71,15 +54,13 @@ def judge(precision, arguments):
     bundle = read_bundle(arguments.bundle)
     file, threads = bundle.model_file(precision), machine.available_cores()
     load = Load(batch_size=arguments.batch_size, num_tokens=arguments.num_tokens).model_dump()
-    p50 = {"potstill": [], "onnxruntime bert_perf_test": [], "optimum-benchmark": []}
+    p50 = {"potstill": [], "onnxruntime bert_perf_test": []}
     for _ in range(arguments.turns):
         with worker(bundle, precision, threads) as ours:
             ours.ask({"do": "warm", "load": load, "max_s": 3.0})
             reply = ours.ask({"do": "block", "load": load, "seconds": arguments.seconds, "min_calls": 11})
             p50["potstill"].append(statistics.median(reply["latencies_ms"]))
         p50["onnxruntime bert_perf_test"].append(perf_test(file, threads, arguments, calls=len(reply["latencies_ms"])))
-        if arguments.optimum_python:
-            p50["optimum-benchmark"].append(optimum(bundle, file, threads, arguments))
     medians = {name: statistics.median(turns) for name, turns in p50.items() if turns}
     return {
         "precision": precision,
@@ -134,14 +115,6 @@ def perf_test(file, threads, arguments, *, calls):
     return float(row["Latency_P50"])
 
 
-def optimum(bundle, file, threads, arguments):
-    """Return the p50 that optimum-benchmark measures, in milliseconds."""
-    command = [str(arguments.optimum_python), "-c", _OPTIMUM, str(bundle.folder), file.name, str(threads)]
-    command += [str(arguments.batch_size), str(arguments.num_tokens), str(arguments.seconds)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return 1e3 * statistics.median(json.loads(done.stdout.splitlines()[-1]))
-
-
 def peaks(bundle, precision, threads, load):
     """Return the highest resident set, as the worker tells it and as `/usr/bin/time -v` sees it."""
     with (
@@ -156,7 +129,8 @@ def peaks(bundle, precision, threads, load):
         told = process.ask({"do": "memory"})
         process.close()
         seen = re.search(r"Maximum resident set size \(kbytes\): (\d+)", Path(log.name).read_text())
-    ours, theirs = max(told["peak_bytes"], told["loading_peak_bytes"]), int(seen[1]) * 1024
+    # The worker restarts the kernel's count after loading, and `time` reads the same count.
+    ours, theirs = told["peak_bytes"], int(seen[1]) * 1024
     return {"potstill": ours, "/usr/bin/time -v": theirs, "ours_over_theirs": ours / theirs}
 
 

@@ -89,7 +89,7 @@ def name_models(places: Sequence[str]) -> list[tuple[str, str]]:
     for text in places:
         name, separator, place = text.partition("=")
         if not separator:
-            name, place = _free_name(Path(text).resolve().name, {taken for taken, _ in named}), text
+            name, place = _free_name(Path(text).name or Path(text).resolve().name, {taken for taken, _ in named}), text
         if not re.fullmatch(r"[\w.+-]+( [\w.+-]+)*", name):
             raise UsageError(
                 f"{name!r} is no name for a model; take letters, digits, dots and hyphens: teacher={place}"

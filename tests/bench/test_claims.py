@@ -173,7 +173,7 @@ def test_without_data_quality_is_inconclusive_with_a_reason():
     row = paper(minimal(), "quality")
     assert (row.verdict, row.value, row.interval) == ("INCONCLUSIVE", None, None)
     assert row.reason == "no data was given (--data)"
-    assert row.summary.endswith("not decided. no data was given (--data).")
+    assert row.summary == "Not decided for student fp32: no data was given (--data)."
 
 
 def test_every_candidate_is_decided():

@@ -140,7 +140,7 @@ def _summary(claim: Claim, pick: Selection, reading: Reading | None, reason: str
     """Tell the decision in a manager's words."""
     measure = MEASURES[claim.measure]
     if reading is None:
-        return f"{claim.claim}, for {_name(pick.key or pick.model)}: not decided. {_sentence(reason or '')}"
+        return f"Not decided for {_name(pick.key or pick.model)}: {reason}."
     told = measure.sentence.format(
         subject=_name(pick.key or pick.model),
         against=_name(pick.against),
