@@ -253,3 +253,10 @@ def test_only_what_was_measured_again_is_checked():
     findings = check(timed(1.0, ratios=made_report().ratios, quality=made_report().quality),
                      fresh.model_copy(update={"contestants": rows}))  # fmt: skip
     assert [row.what for row in findings] == ["student/fp32 p50 at 1×128"]
+
+
+def test_no_cell_is_listed_twice():
+    report = made_report()
+    found = [finding.what for finding in check(report, report)]
+    assert any("times as fast" in what for what in found)
+    assert len(found) == len(set(found))

@@ -216,13 +216,16 @@ def _side(row: contract.Latency) -> _Side | None:
 def _ratios(
     report: contract.Report, fresh: contract.Report, *, keys: Sequence[str], loads: Sequence[str]
 ) -> Iterator[Finding]:
-    after = {(row.comparison, row.baseline, row.candidate, str(row.load)): row for row in fresh.ratios}
-    for row in report.ratios:
+    # A pair that is two comparisons at once has a row for each, with the same figures.
+    before, after = (
+        {(row.baseline, row.candidate, str(row.load)): row for row in side.ratios} for side in (report, fresh)
+    )
+    for place, row in before.items():
         known = row.comparison != "again" and {row.baseline, row.candidate} <= set(keys) and str(row.load) in loads
         if not known:
             continue
         what = f"{row.candidate} times as fast as {row.baseline} at {row.load}"
-        again = after.get((row.comparison, row.baseline, row.candidate, str(row.load)))
+        again = after.get(place)
         old = f"{row.value:.2f} ({bounds(row.interval)})"
         if again is None:
             yield _lacking(fresh, what, key=row.candidate, where=str(row.load), old=old)
