@@ -1,10 +1,12 @@
 """The bench as a whole, on tiny bundles that really run."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,7 +15,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 from potstill.bench import DataSet, Request, bench, evaluate_bundle, name_models, read_report, verify_report
+from potstill.bench.claims import load_claims
 from potstill.bench.measuring.journal import FILE_NAME
+from potstill.bench.suite import read_suite
 from potstill.bundle import MANIFEST_NAME, read_bundle, record_files, sha256_of, write_manifest
 from potstill.data import load_examples
 from potstill.errors import CheckError, OutputError, TamperedError, UsageError
@@ -311,6 +315,30 @@ def test_models_are_named_by_their_folders_or_by_hand():
     for bad in ("=x", "a/b=x", "a#b=x"):
         with pytest.raises(UsageError, match="is no name for a model"):
             name_models([bad])
+
+
+def blocks(language):
+    page = (Path(__file__).parents[2] / "docs" / "bench.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+def test_the_python_of_the_page_runs(bundles, data, tmp_path, monkeypatch, capsys):
+    (block,) = blocks("python")
+    for name, folder in bundles.items():
+        (tmp_path / f"{name}-onnx").symlink_to(folder)
+    (tmp_path / "data").symlink_to(data.data)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block.replace("BenchConfig(rounds=12)", "SHORT"), "bench.md", "exec"), {"SHORT": SHORT})
+    assert "speed" in capsys.readouterr().out
+    assert read_report(tmp_path / "report").complete
+
+
+def test_the_yaml_of_the_page_is_valid(tmp_path):
+    claims, suite = blocks("yaml")
+    (tmp_path / "mine.yaml").write_text(claims)
+    (tmp_path / "suite.yaml").write_text(suite)
+    assert {claim.id for claim in load_claims(tmp_path / "mine.yaml")} >= {"size", "p95", "int8", "memory"}
+    assert set(read_suite(tmp_path / "suite.yaml", models=["teacher", "student"]).tasks) == {"SST-2", "MRPC"}
 
 
 def test_importing_the_room_loads_neither_torch_nor_the_drawing_libraries():

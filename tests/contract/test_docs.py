@@ -30,7 +30,7 @@ def test_every_command_has_help_with_an_example(command):
 
 
 def test_every_potstill_line_in_the_readme_names_real_commands_and_options():
-    pages = "\n".join((ROOT / page).read_text() for page in ("README.md", "docs/distill.md"))
+    pages = "\n".join((ROOT / page).read_text() for page in ("README.md", "docs/distill.md", "docs/bench.md"))
     lines = re.findall(r"^potstill .*(?:\\\n.*)*", pages, re.MULTILINE)
     assert len(lines) >= 5
     for line in lines:
