@@ -27,8 +27,6 @@ class Task:
     """The name of the model's first output, which is the graph's."""
     metric: str
     """The metric that decides where nothing else is asked for."""
-    servable: bool = False
-    """Whether `potstill serve` knows the task; the others train, evaluate, export and are benched."""
 
     @property
     def lower_is_better(self) -> bool:
@@ -50,7 +48,6 @@ TEXT_CLASSIFICATION = Task(
     label_columns=("label", "labels", "score"),
     output="logits",
     metric="accuracy",
-    servable=True,
 )
 TOKEN_CLASSIFICATION = Task(
     name="token-classification",

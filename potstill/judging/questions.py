@@ -9,7 +9,7 @@ from potstill.errors import DataError
 from potstill.judging.answers import Session, run_rows
 from potstill.judging.spans import LONGEST_QUESTION, STRIDE, Spans, Window, find_spans
 from potstill.serve import BundleTokenizer, Row
-from potstill.serve.tokenizer import without_surrogates
+from potstill.serve.answering.windows import window_rows
 
 
 def ask_questions(
@@ -37,28 +37,20 @@ def _windows(
     tokenizer: BundleTokenizer, texts: Sequence[tuple[str, str]]
 ) -> tuple[list[Row], list[int], list[NDArray[np.int64]]]:
     """Return every window's inputs, the number of its question, and its tokens' places in the context, (tokens, 2)."""
-    own = tokenizer.copy()
-    room = tokenizer.max_length - own.num_special_tokens_to_add(True)
-    longest = min(LONGEST_QUESTION, room // 2)
+    both = tokenizer.max_length - tokenizer.pair.size
+    longest = min(LONGEST_QUESTION, both // 2)
     if longest < 1:
         raise DataError(f"the longest input is {tokenizer.max_length} tokens; a question and its context need more")
-    direction = (own.truncation or {}).get("direction", "right")
-    own.no_truncation()
-    # Spaces in front of a question, which SQuAD has, would count as text to some tokenizers.
-    questions = [without_surrogates(question).lstrip() for question, _ in texts]
-    encoded = own.encode_batch(questions, add_special_tokens=False)
-    questions = [
-        question if len(found.ids) <= longest else question[: found.offsets[longest - 1][1]]
-        for question, found in zip(questions, encoded, strict=True)
-    ]
-    stride = min(STRIDE, (room - longest) // 2)
-    own.enable_truncation(tokenizer.max_length, stride=stride, strategy="only_second", direction=direction)
-    pairs = [(question, without_surrogates(context)) for question, (_, context) in zip(questions, texts, strict=True)]
+    stride = min(STRIDE, (both - longest) // 2)
     rows, owners, offsets = [], [], []
-    for owner, whole in enumerate(own.encode_batch(pairs)):
-        for window in (whole, *whole.overflowing):
-            rows.append(tokenizer.row_of(window))
+    for owner, (question, context) in enumerate(texts):
+        # Spaces in front of a question, which SQuAD has, would count as text to some tokenizers.
+        asked, read = tokenizer.pieces([question.lstrip(), context])
+        ids = asked.ids[:longest]
+        for row, part, inside in window_rows(tokenizer, ids, read.ids, room=both - len(ids), stride=stride):
+            places = np.full((len(row["input_ids"]), 2), -1, dtype=np.int64)
+            places[inside] = read.places[part]
+            rows.append(row)
             owners.append(owner)
-            is_context = np.array([part == 1 for part in window.sequence_ids])
-            offsets.append(np.where(is_context[:, None], np.array(window.offsets, dtype=np.int64), -1))
+            offsets.append(places)
     return rows, owners, offsets

@@ -63,9 +63,9 @@ def test_an_estimate_is_the_sum_of_what_will_be_done():
     rows = {"a": {Load(num_tokens=100): 100.0}}
     config = BenchConfig(
         rounds=10, block_s=0.5, num_tokens=[100], throughput_batch_sizes=[2], throughput_tokens=50, callers=[1, 2],
-        cold_starts=2,
+        cold_starts=2, launches=2,
     )  # fmt: skip
-    found = budget.estimate_seconds(rows, config, cores=2, scored_texts=100, launches=2)
+    found = budget.estimate_seconds(rows, config, cores=2, scored_texts=100)
     # 10 rounds of 5 calls and the one before; twice: 0.7 s to load, 0.12 s and 3 calls to warm up.
     assert found["measure latency"] == pytest.approx(10 * 0.6 + 2 * (0.7 + 0.12 + 0.3))
     # 1 ms per token: a call of 2×50 takes 0.1 s. Loading, 3 calls of warm-up, 3 turns each with 1 and 2 callers.
@@ -78,8 +78,8 @@ def test_an_estimate_is_the_sum_of_what_will_be_done():
 
 def test_a_budget_and_what_is_switched_off_cost_what_they_say():
     rows = {"a": {Load(num_tokens=100): 1.0}, "lost": {}}
-    config = BenchConfig(budget_s=50, throughput_batch_sizes=[], thread_scaling=False, cold_starts=0)
-    found = budget.estimate_seconds(rows, config, cores=8, launches=1)
+    config = BenchConfig(budget_s=50, throughput_batch_sizes=[], thread_scaling=False, cold_starts=0, launches=1)
+    found = budget.estimate_seconds(rows, config, cores=8)
     assert found == {
         "measure latency": pytest.approx(50 + 0.7 + 0.12 + 0.003), "measure throughput": 0, "scale threads": 0,
         "score quality": 0, "cold start": 0,

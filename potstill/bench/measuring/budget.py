@@ -6,9 +6,6 @@ from math import ceil, inf
 from potstill.bench.contract import Load
 from potstill.sections import BenchConfig
 
-# How often the processes are started anew during the rounds. A process keeps its own 0.5 to 2 % for life (see
-# potstill.timing.ratio); 4 launches hold the promise of the interval, and a fifth would cost 10 seconds more.
-LAUNCHES = 4
 # With a budget, every load has at least so many rounds: fewer carry no interval of 95 %.
 LEAST_ROUNDS = 5
 # Calls per turn at least: of 3 one may be an outlier.
@@ -26,7 +23,7 @@ _LOAD_S, _BESIDE_S, _WARM_S = 1.0, 0.7, 0.12
 _SCORED_TOKENS = 32
 
 
-def split_rounds(rounds: int, launches: int = LAUNCHES) -> list[int]:
+def split_rounds(rounds: int, launches: int) -> list[int]:
     """Divide rounds among launches as evenly as they go, the first ones getting more: 5 in 4 are 2, 1, 1, 1."""
     launches = min(rounds, launches)
     return [rounds // launches + (number < rounds % launches) for number in range(launches)]
@@ -53,7 +50,6 @@ def estimate_seconds(
     *,
     cores: int,
     scored_texts: int = 0,
-    launches: int = LAUNCHES,
 ) -> dict[str, float]:
     """Estimate how long each stage of a run takes.
 
@@ -62,7 +58,6 @@ def estimate_seconds(
         config: what is measured.
         cores: that threads are scaled up to.
         scored_texts: in all data sets together.
-        launches: of the processes during the rounds.
 
     Returns:
         Seconds by stage, as `progress` calls them: `measure latency`, `measure throughput`, `scale threads`,
@@ -83,7 +78,7 @@ def estimate_seconds(
         for per_token in token_ms.values()
     )
     return {
-        "measure latency": used_s + launches * (started_s + warmed_s),
+        "measure latency": used_s + config.launches * (started_s + warmed_s),
         "measure throughput": _throughput_s(token_ms.values(), config),
         "scale threads": scaled_s,
         "score quality": sum(

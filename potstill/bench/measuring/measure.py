@@ -19,7 +19,7 @@ import numpy as np
 from potstill.bench.contract import Failure, Load, Memory
 from potstill.bench.engines.memory import container_limit
 from potstill.bench.measuring import noise
-from potstill.bench.measuring.budget import LAUNCHES, LEAST_ROUNDS, MIN_CALLS, next_load, split_rounds
+from potstill.bench.measuring.budget import LEAST_ROUNDS, MIN_CALLS, next_load, split_rounds
 from potstill.bench.measuring.cold_start import cold_start
 from potstill.bench.measuring.energy import Meter, open_meter
 from potstill.bench.measuring.plan import Plan
@@ -73,7 +73,7 @@ def measure(plan: Plan) -> None:
 def measure_latency(plan: Plan) -> None:
     """Make all rounds of all loads, then look at the memory of the processes that ran them last."""
     budgeted = plan.config.budget_s is not None
-    shares = split_rounds(LEAST_ROUNDS if budgeted else plan.config.rounds, LAUNCHES)
+    shares = split_rounds(LEAST_ROUNDS if budgeted else plan.config.rounds, plan.config.launches)
     meter = _find_meter(plan)
     for number, share in enumerate(shares):
         with plan.team(plan.everybody()) as team:
