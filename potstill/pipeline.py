@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from potstill import machine
 from potstill.data import Examples, Text, load_examples, load_texts
-from potstill.errors import OutputError, UsageError
+from potstill.errors import OutputError
 from potstill.progress import Progress, silent
 from potstill.publish import check_free, write_text
 from potstill.recipe import Recipe, build_recipe
@@ -44,11 +44,6 @@ def run(
             another recipe.
         PotstillError: whatever a stage raises; what was finished before stays.
     """
-    if not get_task(recipe.task).servable:
-        raise UsageError(
-            f"task {recipe.task!r} is not run as one chain yet; use "
-            "`potstill distill --recipe`, `potstill export` and `potstill bench`"
-        )
     _prepare(recipe, out_dir, resume=resume, overwrite=overwrite)
     teacher = _teacher(recipe, out_dir, progress=progress)
     student_dir = _student(_with_teacher(recipe, teacher), out_dir, progress=progress)

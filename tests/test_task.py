@@ -40,10 +40,6 @@ def test_each_task_is_filed_under_its_name_and_judged_first_by_its_own_metric(na
     assert primary_metric(TASKS[name]) == TASKS[name].metric
 
 
-def test_only_what_can_be_served_says_so():
-    assert [task.name for task in TASKS.values() if task.servable] == ["text-classification"]
-
-
 def test_perplexity_is_better_when_it_is_lower():
     assert [task.name for task in TASKS.values() if task.lower_is_better] == ["fill-mask"]
     assert [name for names in METRICS.values() for name in names if lower_is_better(name)] == [

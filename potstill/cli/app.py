@@ -14,6 +14,7 @@ from potstill.cli import (
     export,
     finetune,
     init,
+    predict,
     recipes,
     run,
     serve,
@@ -34,6 +35,7 @@ app.command("finetune")(finetune.finetune)
 app.command("export")(export.export)
 app.command("bench")(bench.bench)
 app.command("serve")(serve.serve)
+app.command("predict")(predict.predict)
 app.command("evaluate")(evaluate.evaluate)
 app.command("show")(show.show)
 app.command("init")(init.init)

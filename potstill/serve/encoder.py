@@ -1,22 +1,32 @@
-"""Texts in, logits out: the one way in which potstill asks an exported model."""
+"""Texts in, answers out: the one way in which potstill asks an exported model."""
 
+import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from potstill import machine
-from potstill.bundle import Manifest, ModelRecord, read_bundle
+from potstill.bundle import Bundle, ModelRecord, read_bundle
 from potstill.errors import BundleError, CheckError, OtherCpuWarning, UsageError
-from potstill.serve.postprocess import Answer, rank
+from potstill.serve.answering.items import read_parameters
+from potstill.serve.answering.prepared import Outputs, Prepared
+from potstill.serve.answering.preparing import prepare
+from potstill.serve.answering.shapes import shape_of
+from potstill.serve.answering.vectors import SENTENCE_EMBEDDING
+from potstill.serve.limits import Limits
 from potstill.serve.session import OnnxSession
 from potstill.serve.tokenizer import BundleTokenizer, Row, Text
-from potstill.task import SINGLE_LABEL, TEXT_CLASSIFICATION, get_task
+from potstill.task import FILL_MASK, MULTI_LABEL, REGRESSION, TEXT_CLASSIFICATION
 
-SENTENCE_EMBEDDING = "sentence_embedding"
-"""The output of a graph that pools: one vector per text."""
+# Numbers that one run of a language model may give in `predict`, 256 MB: it answers each token with its vocabulary.
+_MOST_NUMBERS = 2**26
+_BATCH = 32
+_MOST_WINDOWS = Limits().windows
 
 
 class Encoder:
@@ -51,6 +61,7 @@ class Encoder:
         self.precision = precision
         self.record = self.bundle.model_record(precision)
         self._output = self.manifest.outputs[0]
+        self._function = _function_of(self.bundle)
         _warn_of_other_cpu(self.record, bundle_dir)
         self.tokenizer = BundleTokenizer(bundle_dir, self.manifest)
         self.session = OnnxSession(
@@ -73,18 +84,11 @@ class Encoder:
             UsageError: if `batch_size` is below 1.
             CheckError: if the model fails to run.
         """
-        rows, found = self.tokenizer.rows(texts), {}
-        for batch in self._batches(rows, batch_size):
-            feeds = self.tokenizer.pad([rows[index] for index in batch])
-            given = self.session.run(feeds)
-            padded = feeds["input_ids"].shape[1]
-            for position, index in enumerate(batch):
-                tokens = _tokens(len(rows[index]["input_ids"]), padded, left=self.manifest.padding_side == "left")
-                found[index] = {
-                    name: values[position][tokens] if self._is_per_token(name) else values[position]
-                    for name, values in given.items()
-                    if name in self.manifest.outputs
-                }
+        rows = self.tokenizer.rows(texts)
+        found = {
+            index: {name: values for name, values in own.items() if name in self.manifest.outputs}
+            for index, own in self._run_each(rows, batch_size)
+        }
         return [found[index] for index in range(len(rows))]
 
     def logits(self, texts: Sequence[Text], *, batch_size: int = 32) -> NDArray[np.float32]:
@@ -111,15 +115,95 @@ class Encoder:
             )
         return logits
 
-    def predict(self, texts: Sequence[Text], *, top_k: int | None = None) -> list[Answer]:
-        """Return each text's labels and probabilities, the most likely first.
+    def prepare(
+        self,
+        items: Sequence[Any],
+        parameters: BaseModel | Mapping[str, Any] | None = None,
+        *,
+        most_windows: int = _MOST_WINDOWS,
+    ) -> Prepared:
+        """Return a request as rows for the model, and what reads its answers; pure and safe in any thread.
+
+        Args:
+            items: what `potstill.serve.answering.shapes.shape_of(manifest).item` says: texts, pairs or questions; a
+                pair, and a question with its context, may be a tuple.
+            parameters: `shape_of(manifest).parameters`, or a mapping of them; None takes the defaults.
+            most_windows: windows that one question's context may be read in.
 
         Raises:
-            UsageError: if `top_k` is not from 1 to the number of labels, or the bundle's task is not served.
-            CheckError: as `logits`.
+            RequestError: if an item or a parameter is none of this task; no message repeats a text.
         """
-        check_servable(self.manifest)
-        return rank(self.logits(texts), self.manifest.labels, top_k=top_k)
+        return prepare(
+            self.manifest,
+            self.tokenizer,
+            items,
+            parameters,
+            function=self._function,
+            width=self._width(),
+            most_windows=most_windows,
+        )
+
+    def predict(
+        self, inputs: Any, *, parameters: BaseModel | Mapping[str, Any] | None = None, top_k: int | None = None
+    ) -> Any:
+        """Return the answer to one input, or to a list of inputs the list of their answers, as `POST /predict` does.
+
+        Args:
+            inputs: one text, (text, text_pair) or (question, context), or a list of these.
+            parameters: of the task, as in `prepare`.
+            top_k: one of the parameters, by itself.
+
+        Returns:
+            Plain JSON values, by task: labels with scores, entities, an answer, words for each mask, or a vector.
+
+        Raises:
+            UsageError: if an input or a parameter is none of this task.
+            CheckError: if the model fails, or answers NaN or infinity.
+        """
+        items = inputs if isinstance(inputs, list) else [inputs]
+        if top_k is not None:
+            model = shape_of(self.manifest).parameters
+            given = read_parameters(model, parameters).model_dump(exclude_unset=True)
+            parameters = given | {"top_k": top_k}
+        # Nothing else waits here, so a text may take as many windows as it has.
+        prepared = self.prepare(items, parameters, most_windows=2**31)
+        kept = {
+            index: prepared.keep(index, own)
+            for index, own in self._run_each(prepared.rows, self._batch_size(prepared.rows))
+        }
+        answers = prepared.read([kept[index] for index in range(len(prepared.rows))])
+        return answers if isinstance(inputs, list) else answers[0]
+
+    def unpad(self, given: Mapping[str, NDArray[Any]], rows: Sequence[Row]) -> list[Outputs]:
+        """Return the outputs of each row of a batch, padding cut off: views into the arrays that a run gave."""
+        lengths = [len(row["input_ids"]) for row in rows]
+        padded, left = max(lengths, default=0), self.manifest.padding_side == "left"
+        return [
+            {
+                name: values[place][_tokens(length, padded, left=left)] if self._is_per_token(name) else values[place]
+                for name, values in given.items()
+            }
+            for place, length in enumerate(lengths)
+        ]
+
+    def _run_each(self, rows: Sequence[Row], batch_size: int) -> Iterator[tuple[int, Outputs]]:
+        """Yield each row's number and outputs, in any order."""
+        for batch in self._batches(rows, batch_size):
+            chosen = [rows[index] for index in batch]
+            yield from zip(
+                batch.tolist(), self.unpad(self.session.run(self.tokenizer.pad(chosen)), chosen), strict=True
+            )
+
+    def _batch_size(self, rows: Sequence[Row]) -> int:
+        if self.manifest.task != FILL_MASK.name:
+            return _BATCH
+        numbers = max((len(row["input_ids"]) for row in rows), default=1) * self.tokenizer.vocabulary_size()
+        return max(1, min(_BATCH, _MOST_NUMBERS // numbers))
+
+    def _width(self) -> int | None:
+        """Return how many numbers the last output has per text or token, where the graph says so."""
+        shape = self.session.engine.get_outputs()[-1].shape
+        return shape[-1] if shape and isinstance(shape[-1], int) else None
 
     def _batches(self, rows: Sequence[Row], batch_size: int) -> Iterator[NDArray[np.intp]]:
         if batch_size < 1:
@@ -145,19 +229,21 @@ class Encoder:
             raise BundleError(f"{file} gives {', '.join(outputs)}; its manifest says {', '.join(missing)} too")
 
 
-def check_servable(manifest: Manifest) -> None:
-    """Refuse a bundle whose answers are not one label per text: it can be exported, but is not served yet.
-
-    Raises:
-        UsageError: naming what it answers.
-    """
-    problem = manifest.problem_type or SINGLE_LABEL
-    if not get_task(manifest.task).servable or problem != SINGLE_LABEL:
-        what = manifest.task if problem == SINGLE_LABEL else problem
-        raise UsageError(
-            f"this bundle answers {what}, which is not ranked or served yet: only classifiers with one label "
-            "per text are; its outputs are there for `Encoder.outputs`, and for any onnxruntime"
-        )
+def _function_of(bundle: Bundle) -> str:
+    """Return what makes scores of a classifier's logits, as transformers' pipeline chooses it."""
+    if bundle.manifest.problem_type == MULTI_LABEL:
+        return "sigmoid"
+    if bundle.manifest.problem_type != REGRESSION:
+        return "softmax"
+    # A single output is a regression to the manifest; to the pipeline only where the checkpoint says so itself.
+    file = bundle.folder / "config.json"
+    if file.name not in bundle.manifest.files:
+        return "none"
+    try:
+        config = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return "none"
+    return "none" if not isinstance(config, dict) or config.get("problem_type") else "sigmoid"
 
 
 def _warn_of_other_cpu(record: ModelRecord, folder: Path) -> None:

@@ -7,29 +7,53 @@ from potstill.errors import UsageError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Caps of a server.
+    """Caps of a server; none of them can be switched off.
 
     Raises:
-        UsageError: if a cap is below 1.
+        UsageError: if a cap is not above 0.
     """
 
     body_bytes: int = 2_000_000
     """Bytes of a request's body; text-embeddings-inference has the same default."""
     inputs: int = 64
-    """Texts or pairs in one request."""
+    """Texts, pairs or questions in one request."""
     characters_per_token: int = 250
     """Characters that one text may have, per token of the model's max length: 128,000 at 512 tokens. Truncation
     comes after tokenising, so a longer text costs time that no answer shows. text-embeddings-inference refuses at
     the same multiple; English has about 5 characters per token."""
+    windows: int = 64
+    """Windows that one question's context may be read in."""
     nesting: int = 8
-    """Depth of the JSON; what the server understands has depth 3."""
-    waiting: int = 32
-    """Requests that may wait while one is answered; more get 429 and a Retry-After."""
-    shutdown_seconds: int = 20
-    """How long SIGTERM lets accepted requests finish; Kubernetes kills after 30."""
+    """Depth of the JSON; what the server understands has depth 5."""
+    header_bytes: int = 32_768
+    """Bytes of a request's line and headers together; h11 and nginx stop at the same order."""
+    headers: int = 100
+    """Header fields of one request, as Apache's LimitRequestFields."""
+    url_bytes: int = 4_096
+    """Bytes of a request's target; our longest path has some hundred."""
+    connections: int = 2_048
+    """Open connections; beyond it the one that has been waiting longest for its client is closed."""
+    header_seconds: float = 10.0
+    """From a request's first byte (or the connection's first moment) to the end of its headers."""
+    body_seconds: float = 30.0
+    """From the end of the headers to the end of the body."""
+    idle_seconds: float = 30.0
+    """Between two requests of one connection."""
+    write_seconds: float = 30.0
+    """How long a client may leave an answer unread."""
+    request_seconds: float = 60.0
+    """The longest that a request may take once it is read, and the longest timeout that a client can ask for."""
+    wait_ms: float | None = None
+    """The longest predicted wait at which a request is still taken; None is chosen from what requests take here."""
+    drain_seconds: float = 2.0
+    """After SIGTERM, how long new requests are still answered while /health/ready says no: the time that a load
+    balancer needs to hear of it."""
+    shutdown_seconds: float = 20.0
+    """After that, how long accepted requests may take to finish; Kubernetes kills 30 s after SIGTERM."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value < 1:
-                raise UsageError(f"the limit {field.name} is {value}; it must be at least 1")
+            zero_is_fine = field.name == "drain_seconds" and value == 0
+            if value is not None and not value > 0 and not zero_is_fine:
+                raise UsageError(f"the limit {field.name} is {value}; it must be above 0")

@@ -15,7 +15,23 @@ from potstill.machine import available_cores
 _PROVIDER = "CPUExecutionProvider"
 # Operators that multiply matrices, in ONNX and in onnxruntime's own domain.
 _PRODUCT = re.compile("MatMul|Gemm|Attention")
-_ERRORS_ONLY = 3  # onnxruntime's log severity; its warnings go to stderr past Python's logging
+# onnxruntime's log severities; what it logs goes to stderr, past Python's logging.
+_ERRORS_ONLY = 3
+_NOTHING = 4
+
+
+class Stop:
+    """Ends one run from another thread, at the next operator: `OnnxSession.run` then raises."""
+
+    def __init__(self) -> None:
+        self.options = onnxruntime.RunOptions()
+        self.options.log_severity_level = _NOTHING  # that it was stopped is no news
+        self.is_set = False
+
+    def set(self) -> None:
+        """End the run that got this; a later one does not begin."""
+        self.is_set = True
+        self.options.terminate = True
 
 
 class OnnxSession:
@@ -69,18 +85,20 @@ class OnnxSession:
         """Return onnxruntime's own session."""
         return self._session
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, feeds: Mapping[str, NDArray[Any]], stop: Stop | None = None) -> dict[str, NDArray[Any]]:
         """Return every output by name; feeds that the graph does not declare are left out.
 
         Raises:
             UsageError: if an input of the graph is not among `feeds`.
-            CheckError: if the run fails, for one because an id is beyond the model's vocabulary.
+            CheckError: if the run fails, for one because an id is beyond the model's vocabulary, or was stopped.
         """
         missing = [name for name in self.inputs if name not in feeds]
         if missing:
             raise UsageError(f"{self.model_file} needs the inputs {', '.join(missing)}; given: {', '.join(feeds)}")
         try:
-            results = self._session.run(None, {name: feeds[name] for name in self.inputs})
+            results = self._session.run(
+                None, {name: feeds[name] for name in self.inputs}, None if stop is None else stop.options
+            )
         except Exception as error:  # as in _load
             raise CheckError(f"{self.model_file} failed to run: {_first_line(error)}") from error
         return dict(zip(self.outputs, map(np.asarray, results), strict=True))

@@ -1,12 +1,14 @@
 """Turn texts into a model's inputs with the `tokenizers` library alone.
 
-Truncation is configured once and padding is done here in numpy: changing a tokenizer's settings per call fails with
-"Already borrowed" as soon as two threads use it (huggingface/tokenizers#537).
+Every text is tokenised by itself, cut and framed with special tokens here in numpy. Truncation within the library cuts
+a pair of long texts into every combination of their parts: quadratic in time and memory. And changing a tokenizer's
+settings per call fails with "Already borrowed" as soon as two threads use it (huggingface/tokenizers#537).
 """
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -20,11 +22,20 @@ Text: TypeAlias = str | tuple[str, str]
 """One text, or a pair of them."""
 Row: TypeAlias = dict[str, NDArray[np.int64]]
 """One text's inputs, without padding: input name -> array of shape (tokens,)."""
+Ints: TypeAlias = NDArray[np.int64]
 
 # Input name -> the attribute of a `tokenizers.Encoding` that holds it.
 _ATTRIBUTES = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-# Texts handed to Rust at once: enough to keep its threads busy, little enough that its encodings stay small.
-_CHUNK = 1024
+# Texts and characters handed to Rust at once: enough to keep its threads busy, little enough that its encodings, of
+# some hundred bytes a token, stay small.
+_CHUNK, _CHUNK_CHARACTERS = 1024, 262_144
+# What a text is made of to see which special tokens are put around it; the first that has a token is taken.
+_PROBES = ("a", "the", "1", ".", "中")
+# What `clean_up_tokenization_spaces` does in transformers (PreTrainedTokenizerBase.clean_up_tokenization).
+_CLEAN_UP = (
+    (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"),
+    (" 've", "'ve"), (" 're", "'re"),
+)  # fmt: skip
 
 
 class TokenizerSettings(Protocol):
@@ -47,6 +58,35 @@ class TokenizerSettings(Protocol):
         """The id that fills short rows up."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """One whole text in T tokens, without special tokens and without truncation."""
+
+    ids: Ints
+    """Shape (T,)."""
+    places: Ints
+    """Where in the text each begins and ends, in characters, shape (T, 2)."""
+    words: Ints
+    """The number of each token's word, shape (T,); -1 where it belongs to none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The special tokens around one text, or around and between two."""
+
+    ids: tuple[Ints, ...]
+    """Those before the first text, those after it, and for a pair those after the second."""
+    types: tuple[Ints, ...]
+    """Their types."""
+    text_types: tuple[int, ...]
+    """The type of each text's tokens."""
+
+    @property
+    def size(self) -> int:
+        """Return how many special tokens there are."""
+        return sum(map(len, self.ids))
+
+
 class BundleTokenizer:
     """The tokenizer of one bundle; safe to use from several threads.
 
@@ -66,34 +106,108 @@ class BundleTokenizer:
         self.max_length = settings.max_length
         self._inputs = tuple(settings.inputs)
         self._pads_left = settings.padding_side == "left"
-        self._pad_values = {"input_ids": settings.pad_token_id}
+        self.pad_id = settings.pad_token_id
+        """The token that fills short rows up."""
+        self._pad_values = {"input_ids": self.pad_id}
         config = _config(folder)
-        self._tokenizer = _load(folder, settings.max_length, config)
-        self.mask_id = _mask_id(self._tokenizer, config)
+        self._tokenizer, self.truncation_side = _load(folder, config)
+        """`left` or `right`: the end of a long text that is cut."""
+        self.single, self.pair = _frame(self._tokenizer, folder, pair=False), _frame(self._tokenizer, folder, pair=True)
+        """The special tokens around one text, and those around two."""
+        if self.max_length <= self.pair.size:
+            raise BundleError(
+                f"max_length {self.max_length} leaves no room beside the {self.pair.size} special tokens of a pair"
+            )
+        self.mask_id = _token_id(self._tokenizer, config, "mask_token")
         """The token that hides a word; None where the tokenizer has none."""
+        self.first_id = _token_id(self._tokenizer, config, "cls_token")
+        """The token that opens a row and stands for all of it, [CLS]; None where the tokenizer has none."""
+        self.unknown_id = _token_id(self._tokenizer, config, "unk_token")
+        """The token of a piece that the vocabulary lacks; None where the tokenizer has none."""
+        model = self._tokenizer.model
+        self.continues_words = bool(getattr(model, "continuing_subword_prefix", None))
+        """Whether a token says itself that it goes on with a word, as WordPiece's ## does."""
+        # As transformers, which leaves byte-pair texts as they are.
+        self._cleans_up = bool(config.get("clean_up_tokenization_spaces")) and type(model).__name__ != "BPE"
 
-    def encode(self, texts: Sequence[Text]) -> dict[str, NDArray[np.int64]]:
+    def encode(self, texts: Sequence[Text]) -> dict[str, Ints]:
         """Return the inputs that the model declares, each of shape (texts, longest of them in tokens)."""
         return self.pad(self.rows(texts))
 
-    def lengths(self, texts: Sequence[Text]) -> NDArray[np.int64]:
+    def lengths(self, texts: Sequence[Text]) -> Ints:
         """Return how many tokens the model sees of each text, special tokens included; shape (texts,)."""
         return np.array([len(row["input_ids"]) for row in self.rows(texts)], dtype=np.int64)
 
-    def rows(self, texts: Sequence[Text]) -> list[Row]:
-        """Return each text's inputs without padding, in order.
+    def rows(self, texts: Sequence[Text], *, side: str | None = None) -> list[Row]:
+        """Return each text's inputs without padding, in order, cut to the longest that the model reads.
+
+        Args:
+            texts: texts and pairs; of a pair the longer text is cut first.
+            side: which end of a long text is cut, `left` or `right`; None is the tokenizer's own.
 
         Raises:
             UsageError: if `texts` is one string, or holds something that is neither a text nor a pair.
         """
         if isinstance(texts, str):
             raise UsageError("one string was given where a list of texts is expected; write [text]")
-        clean = [_clean(text) for text in texts]
-        rows: list[Row] = []
-        for start in range(0, len(clean), _CHUNK):
-            # encode_batch releases the interpreter lock, encode does not.
-            rows += [self.row_of(encoding) for encoding in self._tokenizer.encode_batch(clean[start : start + _CHUNK])]
-        return rows
+        sides = [_sides(text) for text in texts]
+        ids = self._ids([part for parts in sides for part in parts])
+        return [self._row([next(ids) for _ in parts], side or self.truncation_side) for parts in sides]
+
+    def pieces(self, texts: Sequence[str]) -> list[Pieces]:
+        """Return every token of each text, and where it stands."""
+        found = []
+        for chunk in _chunks([without_surrogates(text) for text in texts]):
+            for encoding in self._tokenizer.encode_batch(chunk, add_special_tokens=False):
+                words = [-1 if word is None else word for word in encoding.word_ids]
+                places = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+                found.append(Pieces(np.array(encoding.ids, np.int64), places, np.array(words, np.int64)))
+        return found
+
+    def frame(self, *parts: Ints) -> Row:
+        """Return the inputs of one text's ids, or of two, with the special tokens around them; nothing is cut."""
+        frame = self.single if len(parts) == 1 else self.pair
+        row: Row = {}
+        for name in self._inputs:
+            if name == "input_ids":
+                row[name] = _weave(frame.ids, parts)
+            elif name == "attention_mask":
+                row[name] = np.ones(frame.size + sum(map(len, parts)), dtype=np.int64)
+            else:
+                texts = [np.full(len(ids), kind) for ids, kind in zip(parts, frame.text_types, strict=True)]
+                row[name] = _weave(frame.types, texts)
+        return row
+
+    def kept(self, tokens: int) -> slice:
+        """Return which of a single text's tokens the model sees."""
+        room = self.max_length - self.single.size
+        return _end(tokens, room, self.truncation_side)
+
+    def token(self, number: int) -> str:
+        """Return a token's own writing, such as "##ing"; "" for a number beyond the vocabulary."""
+        return self._tokenizer.id_to_token(number) or ""
+
+    def id_of(self, token: str) -> int | None:
+        """Return the number of the token that is written so, if there is one."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
+    def vocabulary_size(self) -> int:
+        """Return how many tokens there are."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def join(self, tokens: Sequence[str]) -> str:
+        """Return tokens as the text that they write (transformers' `convert_tokens_to_string`)."""
+        decoder = self._tokenizer.decoder
+        return " ".join(tokens) if decoder is None else decoder.decode(list(tokens))
+
+    def decode(self, rows: Sequence[Sequence[int]], *, skip_special: bool = False) -> list[str]:
+        """Return the text of each row of ids (transformers' `decode`)."""
+        texts: list[str] = self._tokenizer.decode_batch([list(row) for row in rows], skip_special_tokens=skip_special)
+        if self._cleans_up:
+            for wrong, right in _CLEAN_UP:
+                texts = [text.replace(wrong, right) for text in texts]
+        return texts
 
     def pad(self, rows: Sequence[Row]) -> dict[str, NDArray[np.int64]]:
         """Stack rows into arrays of shape (rows, longest row), padded on the model's side."""
@@ -108,10 +222,11 @@ class BundleTokenizer:
         return padded
 
     def copy(self) -> Tokenizer:
-        """Return a tokenizer of one's own, for truncation other than this one's; give `row_of` what it encodes."""
+        """Return a tokenizer of one's own that cuts texts within the library; give `row_of` what it encodes."""
         own = copy.deepcopy(self._tokenizer)
         # Its JSON, by which it is copied, does not hold this one.
         own.encode_special_tokens = self._tokenizer.encode_special_tokens
+        own.enable_truncation(self.max_length, strategy="longest_first", direction=self.truncation_side)
         return own
 
     def ordinary_ids(self, vocab_size: int | None = None) -> NDArray[np.int64]:
@@ -130,30 +245,101 @@ class BundleTokenizer:
         """Return the inputs that a `tokenizers.Encoding` makes, without padding."""
         return {name: np.array(getattr(encoding, _ATTRIBUTES[name]), dtype=np.int64) for name in self._inputs}
 
+    def _ids(self, texts: Sequence[str]) -> Iterator[Ints]:
+        for chunk in _chunks(texts):
+            # A batch releases the interpreter lock, one text does not; the fast one leaves places out.
+            for encoding in self._tokenizer.encode_batch_fast(chunk, add_special_tokens=False):
+                yield np.array(encoding.ids, dtype=np.int64)
 
-def _load(folder: Path, max_length: int, config: dict[str, Any]) -> Tokenizer:
+    def _row(self, parts: Sequence[Ints], side: str) -> Row:
+        if len(parts) == 1:
+            return self.frame(parts[0][_end(len(parts[0]), self.max_length - self.single.size, side)])
+        first, second = parts
+        room = self.max_length - self.pair.size
+        if len(first) + len(second) > room:
+            sizes = _longest_first(len(first), len(second), room)
+            first, second = (part[_end(len(part), size, side)] for part, size in zip(parts, sizes, strict=True))
+        return self.frame(first, second)
+
+
+def _load(folder: Path, config: dict[str, Any]) -> tuple[Tokenizer, str]:
+    """Return the tokenizer, which neither cuts nor pads, and the end at which long texts are to be cut."""
     file = folder / "tokenizer.json"
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises nothing narrower
         raise BundleError(f"{file} cannot be loaded as a tokenizer: {error}; export the checkpoint again") from error
-    special = tokenizer.num_special_tokens_to_add(True)
-    if max_length <= special:
-        raise BundleError(f"max_length {max_length} leaves no room beside the {special} special tokens of a pair")
     # The same order as transformers: its own file first, then what tokenizer.json says.
     side = config.get("truncation_side") or (tokenizer.truncation or {}).get("direction", "right")
     tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length, strategy="longest_first", direction=side)
+    tokenizer.no_truncation()
     tokenizer.encode_special_tokens = bool(config.get("split_special_tokens", False))
-    return tokenizer
+    return tokenizer, "left" if side == "left" else "right"
 
 
-def _mask_id(tokenizer: Tokenizer, config: dict[str, Any]) -> int | None:
-    token = config.get("mask_token")
+def _frame(tokenizer: Tokenizer, folder: Path, *, pair: bool) -> Frame:
+    """Look at what the tokenizer puts around a text, or a pair."""
+    probe = next((text for text in _PROBES if tokenizer.encode(text, add_special_tokens=False).ids), _PROBES[0])
+    whole = tokenizer.encode(probe, probe if pair else None)
+    ids, types = np.array(whole.ids, dtype=np.int64), np.array(whole.type_ids, dtype=np.int64)
+    text = tokenizer.encode(probe, add_special_tokens=False).ids
+    places = [[at for at, side in enumerate(whole.sequence_ids) if side == number] for number in range(1 + pair)]
+    edges = [0]
+    for place in places:
+        is_whole = bool(place) and place == list(range(place[0], place[0] + len(text)))
+        if not is_whole or ids[place].tolist() != text or place[0] < edges[-1]:
+            raise BundleError(f"{folder / 'tokenizer.json'} does not put one text behind the other, once each")
+        edges += [place[0], place[-1] + 1]
+    edges.append(len(ids))
+    gaps = [slice(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
+    return Frame(
+        ids=tuple(ids[gap] for gap in gaps),
+        types=tuple(types[gap] for gap in gaps),
+        text_types=tuple(int(types[place[0]]) for place in places),
+    )
+
+
+def _token_id(tokenizer: Tokenizer, config: dict[str, Any], name: str) -> int | None:
+    token = config.get(name)
     # Older files describe the token, newer ones name it.
     token = token.get("content") if isinstance(token, dict) else token
     found: int | None = tokenizer.token_to_id(token) if isinstance(token, str) else None
     return found
+
+
+def _weave(frame: Sequence[Ints], parts: Sequence[Ints]) -> Ints:
+    """Put the parts between the pieces of the frame."""
+    woven = [frame[0]]
+    for part, after in zip(parts, frame[1:], strict=True):
+        woven += [part, after]
+    return np.concatenate(woven)
+
+
+def _end(tokens: int, room: int, side: str) -> slice:
+    """Return which of a text's tokens stay where there is room for `room`."""
+    return slice(max(0, tokens - room), None) if side == "left" else slice(room)
+
+
+def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """Return how many tokens of either text stay (`truncate_encodings` of the tokenizers library, longest first)."""
+    short, long = sorted((first, second))
+    long = min(long, max(short, room - short))
+    if short + long > room:
+        short, long = room // 2, room - room // 2
+    return (short, long) if first <= second else (long, short)
+
+
+def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    characters = 0
+    for text in texts:
+        if chunk and (len(chunk) == _CHUNK or characters + len(text) > _CHUNK_CHARACTERS):
+            yield chunk
+            chunk, characters = [], 0
+        chunk.append(text)
+        characters += len(text)
+    if chunk:
+        yield chunk
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -167,9 +353,9 @@ def _config(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _clean(text: Text) -> Text:
+def _sides(text: Text) -> tuple[str, ...]:
     if isinstance(text, str):
-        return without_surrogates(text)
+        return (without_surrogates(text),)
     if isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text):
         return without_surrogates(text[0]), without_surrogates(text[1])
     raise UsageError(f"a text must be a str or a (str, str) tuple, not {type(text).__name__}")

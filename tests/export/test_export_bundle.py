@@ -197,7 +197,7 @@ def test_every_task_is_exported_and_answers_like_torch(task, random_models, tmp_
 
 
 @pytest.mark.parametrize(("problem", "labels"), [("multi_label_classification", 3), ("regression", 1)])
-def test_other_problem_types_are_exported_but_not_ranked(problem, labels, tiny_teacher, tmp_path):
+def test_other_problem_types_are_exported_and_answered(problem, labels, tiny_teacher, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_teacher)
     torch.manual_seed(0)
     config = DistilBertConfig(
@@ -212,8 +212,10 @@ def test_other_problem_types_are_exported_but_not_ranked(problem, labels, tiny_t
     assert (manifest.problem_type, len(manifest.labels)) == (problem, labels)
     encoder = Encoder(tmp_path / "bundle")
     assert encoder.logits(TEXTS).shape == (5, labels)
-    with pytest.raises(UsageError, match=problem):
-        encoder.predict(TEXTS)
+    scores = np.array([[score["score"] for score in answer] for answer in encoder.predict(TEXTS)])
+    logits = np.sort(encoder.logits(TEXTS))[:, ::-1]
+    expected = logits if problem == "regression" else 1 / (1 + np.exp(-logits))
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

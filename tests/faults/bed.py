@@ -1,4 +1,4 @@
-"""What a fault is tried on: a bundle, servers that are started for it, good clients beside it, and the state after it."""
+"""What a fault is tried on: a bundle, servers started for it, good clients beside it, and the state after it."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tests.faults.rawhttp import Connection, Hang, NoAnswer, Response, predict_message
-from tests.faults.served import Server
+from tests.faults.served import Ended, Server
 
 CANARY = "kestrelcanary"
 """A word of every text that is sent; it must never come out again but in the answer to whoever sent it."""
@@ -72,14 +72,13 @@ class Bed:
         """Return a server of its own, not yet ready; its faults are switched by `Switches(server)`."""
         bundle = more.pop("bundle", self.bundle)
         faults = self.folder()
-        server = Server(
+        return Server(
             [bundle],
             options=[*self.options, *options],
             faults=faults,
             limits=json.dumps(QUICK_LIMITS | (limits or {})),
             **more,
         )
-        return server
 
     @contextmanager
     def server(self, *options: str, **more: Any) -> Iterator[tuple[Server, "Switches"]]:
@@ -218,20 +217,30 @@ def is_error(response: Response, *statuses: int) -> None:
     assert response.headers.get("content-type", "").startswith("application/json"), response.headers
 
 
+def clean_end(error: NoAnswer) -> None:
+    """Assert that a connection ended between two responses, and did not hang."""
+    assert not isinstance(error, Hang), f"hang: {error}"
+    assert not error.partial, f"half a response: {error}"
+
+
+def refused_to_start(error: Ended, *codes: int) -> None:
+    """Assert that a server that did not start ended with one of these codes and no traceback."""
+    assert error.code in codes, f"exit {error.code}: {error.stderr[-300:]}"
+    assert "Traceback" not in error.stderr, error.stderr[-600:]
+
+
 def answer_of(data: bytes, server: Server, *, seconds: float = 20.0) -> Response | None:
     """Return the response to raw bytes after which the client is silent; None if the server closed without one.
 
     Raises:
-        Hang: if neither comes.
+        AssertionError: if neither comes, or half a response.
     """
     with Connection(server.port, seconds=seconds) as connection:
         connection.send(data)
         try:
             return connection.read()
-        except Hang:
-            raise
         except NoAnswer as error:
-            assert not error.partial, f"half a response: {error}"
+            clean_end(error)
             return None
 
 

@@ -16,6 +16,7 @@ from tests.faults.bed import (
     Fault,
     Good,
     answer_of,
+    clean_end,
     good_clients,
     is_error,
     wait_for,
@@ -45,10 +46,10 @@ def trickle(server: Server, *, start: bytes, then: bytes, count: int, allowed: f
         poll.register(client.fileno(), select.EPOLLIN)
     began, position = time.monotonic(), 0
     while open_ and time.monotonic() - began < allowed:
-        byte = then[position % len(then) : position % len(then) + 1]
+        place = position % max(len(then), 1)
         for number, client in list(open_.items()):
             try:
-                client.send(byte)
+                client.send(then[place : place + 1])
             except OSError:
                 ends["reset"] += 1
                 _forget(poll, open_, number)
@@ -212,17 +213,17 @@ def reset_before_answer(bed: Bed) -> str:
 
 
 def half_close(bed: Bed) -> str:
-    """A client that has finished sending still gets its answer."""
-    server = bed.shared()
+    """A client that has finished sending looks like one that has gone: it is answered or its connection ends."""
+    server, answered = bed.shared(), 0
     for _ in range(20):
         with Connection(server.port) as connection:
             connection.send(PREDICTED)
             connection.half_close()
             try:
-                assert connection.read().status == 200
+                answered += connection.read().status == 200
             except NoAnswer as error:
-                raise AssertionError(f"a half-closed connection got no answer: {error}") from error
-    return f"20 of 20 answered; {well(server)}"
+                clean_end(error)
+    return f"{answered} of 20 answered; {well(server)}"
 
 
 def half_close_mid_body(bed: Bed) -> str:
@@ -234,8 +235,7 @@ def half_close_mid_body(bed: Bed) -> str:
             try:
                 is_error(connection.read(), 400, 408)
             except NoAnswer as error:
-                assert type(error) is NoAnswer, f"cut at {cut}: {error}"
-                assert not error.partial, f"half a response: {error}"
+                clean_end(error)
     return f"ended or refused with 400; {well(server)}"
 
 
@@ -261,7 +261,7 @@ def garbage_between_requests(bed: Bed) -> str:
         try:
             is_error(connection.read(), 400)
         except NoAnswer as error:
-            assert type(error) is NoAnswer, str(error)
+            clean_end(error)
         assert connection.ended(seconds=5), "the connection stays open after garbage"
     return f"refused and closed; {well(server)}"
 
@@ -377,7 +377,7 @@ FAULTS = [
     Fault("idle-connections-end", "closed after the idle time", idle_connections_end),
     Fault("reset-mid-body", _BESIDE + "no file descriptor is lost", reset_mid_body),
     Fault("reset-before-answer", _BESIDE + "no file descriptor is lost", reset_before_answer),
-    Fault("half-close", "a client that has finished sending is answered", half_close),
+    Fault("half-close", "answered or the end; no hang, no half response", half_close),
     Fault("half-close-mid-body", "400, 408 or the end; no hang", half_close_mid_body),
     Fault("churn", "no file descriptor and no memory is lost", churn),
     Fault("garbage-between-requests", "400 or the end, then closed", garbage_between_requests),

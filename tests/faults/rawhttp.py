@@ -40,7 +40,12 @@ class Response:
 
 
 def message(
-    method: str, path: str, body: bytes | None = None, *, headers: Mapping[str, str] | None = None, json_body: bool = True
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    *,
+    headers: Mapping[str, str] | None = None,
+    json_body: bool = True,
 ) -> bytes:
     """Return the bytes of a well-made request."""
     lines = [f"{method} {path} HTTP/1.1", "Host: localhost"]

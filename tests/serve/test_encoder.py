@@ -14,8 +14,8 @@ from potstill.bundle import MODEL_FILES
 from potstill.errors import BundleError, CheckError, OtherCpuWarning, TamperedError, UsageError
 from potstill.machine import available_cores
 from potstill.metrics import softmax
-from potstill.serve import Encoder, OnnxSession, rank
-from potstill.serve.http import create_app
+from potstill.serve import Encoder, OnnxSession
+from potstill.serve.answering.classification import rank
 
 TEXTS = [
     "a good film",
@@ -116,10 +116,22 @@ def test_ranks_are_those_computed_by_hand():
     assert [score["score"] for score in answer] == pytest.approx([0.5, 0.25, 0.25])
 
 
-@pytest.mark.parametrize("top_k", [0, -1, 4])
+@pytest.mark.parametrize("top_k", [0, -1, 1001, True, 1.5])
 def test_a_top_k_that_cannot_be_is_refused(encoder, top_k):
-    with pytest.raises(UsageError, match=f"top_k is {top_k}; it must be from 1 to 3"):
+    with pytest.raises(UsageError, match=r"parameters\.top_k"):
         encoder.predict(["good"], top_k=top_k)
+
+
+def test_more_labels_than_there_are_means_all(encoder):
+    assert encoder.predict("good", top_k=4) == encoder.predict("good")
+
+
+def test_one_input_gives_one_answer_and_a_list_gives_a_list(encoder):
+    answer = encoder.predict("good")
+    assert encoder.predict(["good"]) == [answer]
+    pair = encoder.predict(("good", "bad"))
+    assert encoder.predict([("good", "bad")]) == [pair]
+    assert encoder.predict({"text": "good", "text_pair": "bad"}) == pair
 
 
 def test_logits_that_are_not_finite_are_a_check_error(own_bundle, resealed):
@@ -270,14 +282,3 @@ def test_outputs_are_those_of_each_text_alone(encoder):
     np.testing.assert_allclose([answer["logits"] for answer in answers], encoder.logits(TEXTS), atol=PADDING_TOLERANCE)
     with pytest.raises(UsageError, match="batch_size is 0"):
         encoder.outputs(TEXTS, batch_size=0)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"problem_type": "regression"}, {"problem_type": "multi_label_classification"}, {"task": "token-classification"}],
-)
-def test_answers_that_are_not_one_label_are_not_ranked_or_served(resealed, changes):
-    encoder = Encoder(resealed(**changes), threads=1)
-    for ask in (encoder.predict, lambda _: create_app(encoder)):
-        with pytest.raises(UsageError, match=next(iter(changes.values()))):
-            ask(["good"])

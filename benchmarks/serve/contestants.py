@@ -1,0 +1,89 @@
+"""The servers that are compared: how each is started and asked, all with the same ONNX file and threads."""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.faults.rawhttp import Connection, message
+from tests.faults.served import START_SECONDS
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """One server: its command, and how it is asked."""
+
+    name: str
+    command: list[str]
+    path: str = "/predict"
+    ready: str = "/health/ready"
+    key: str = "inputs"
+    wraps: dict[str, Any] = field(default_factory=dict)
+    in_list: bool = False
+    has_probes: bool = False
+
+    def body(self, text: str) -> str:
+        return json.dumps({self.key: [text] if self.in_list else text} | self.wraps)
+
+
+class Running:
+    """A contestant's process, from ready to killed."""
+
+    def __init__(self, contestant: Contestant, *, port: int) -> None:
+        self.port = port
+        self._process = subprocess.Popen(contestant.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._ready = contestant.ready
+
+    def __enter__(self) -> "Running":
+        started = time.monotonic()
+        while time.monotonic() - started < 2 * START_SECONDS:
+            if self._process.poll() is not None:
+                raise RuntimeError(f"it ended with {self._process.returncode}")
+            try:
+                with Connection(self.port, seconds=5) as connection:
+                    if connection.ask(message("GET", self._ready)).status == 200:
+                        self.seconds_to_ready = time.monotonic() - started
+                        return self
+            except Exception:
+                time.sleep(0.05)
+        self.__exit__()
+        raise RuntimeError("it is not ready")
+
+    def __exit__(self, *_: object) -> None:
+        # LitServe has children of its own.
+        family = [psutil.Process(self._process.pid), *psutil.Process(self._process.pid).children(recursive=True)]
+        for member in reversed(family):
+            member.kill()
+        self._process.wait()
+
+
+def contestants(arguments: argparse.Namespace, *, port: int) -> list[Contestant]:
+    """Return potstill and the rivals that there are environments for."""
+    bundle, file = (
+        str(arguments.bundle),
+        "model.onnx" if arguments.precision == "fp32" else f"model_{arguments.precision}.onnx",
+    )
+    own = [sys.executable, "-m", "potstill", "serve", bundle, "--precision", arguments.precision, "--port", str(port),
+           "--threads", str(arguments.threads)]  # fmt: skip
+    found = [Contestant("potstill", own + arguments.options.split(), has_probes=True)]
+    given = ["--bundle", bundle, "--file", file, "--port", str(port), "--threads", str(arguments.threads)]
+
+    def rival(name: str, python: str, script: str, *more: str, **how: Any) -> None:
+        found.append(Contestant(name, [python, str(HERE / "rivals" / script), *given, *more], **how))
+
+    if arguments.rivals_python:
+        rival("FastAPI + pipeline", arguments.rivals_python, "fastapi_pipeline.py")
+        rival("LitServe", arguments.rivals_python, "litserve_onnx.py")
+        rival("LitServe, batches of 8", arguments.rivals_python, "litserve_onnx.py", "--batch", "8")
+    if arguments.infinity_python:
+        how = {"path": "/classify", "key": "input", "wraps": {"model": "model"}, "in_list": True, "ready": "/health"}
+        rival("infinity", arguments.infinity_python, "infinity.py", **how)
+    return found

@@ -1,0 +1,76 @@
+"""`potstill predict`: answer a whole file."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from potstill.cli.settings import JsonOption, OverwriteOption
+from potstill.errors import UsageError
+from potstill.extras import require
+
+
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="The folder that `potstill export` wrote.", show_default=False)],
+    file: Annotated[
+        str, typer.Argument(help=".jsonl, .csv, .tsv or .parquet; - is jsonl on standard input.", show_default=False)
+    ],
+    out: Annotated[str, typer.Option(help=".jsonl, .csv or .parquet; - is jsonl on standard output.")],
+    precision: Annotated[str, typer.Option(help="Which of the bundle's files answers: fp32, fp16 or int8.")] = "fp32",
+    column: Annotated[
+        list[str] | None, typer.Option(help="The text's column; twice for pairs.", show_default="the usual names")
+    ] = None,
+    parameters: Annotated[str, typer.Option(help="As in a request, e.g. '{\"top_k\": 1}'.", metavar="JSON")] = "{}",
+    answer_column: Annotated[str, typer.Option(help="The column that is added.")] = "answer",
+    on_error: Annotated[
+        Literal["fail", "skip"], typer.Option(help="At a bad row: stop, or say why in its ANSWER_error.")
+    ] = "fail",
+    threads: Annotated[
+        int | None, typer.Option(help="Texts' groups at once.", min=1, show_default="the cores this process may use")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer every row of a file, whatever its size; rows keep their columns and their order.
+
+    Killed at any moment, a run goes on with --resume. The output appears when it is whole.
+
+    Example: potstill predict student-onnx/ reviews.jsonl --out answers.jsonl --precision int8
+    """
+    for module in ("onnxruntime", "tokenizers"):
+        require(module, extra="serve")
+    from potstill.cli.render import progress_bars
+    from potstill.machine import available_cores
+    from potstill.serve import Encoder
+    from potstill.serve.bulk import BulkSettings, predict_file
+
+    workers = threads or available_cores()
+    settings = BulkSettings(
+        columns=column, parameters=_object(parameters), answer_column=answer_column, on_error=on_error, workers=workers
+    )
+    encoder = Encoder(bundle, precision=precision, threads=1, spinning=False)
+    with progress_bars() as progress:
+        report = predict_file(
+            encoder, file, out, settings=settings, resume=resume, overwrite=overwrite, progress=progress
+        )
+    for problem in report.problems:
+        typer.echo(f"warning: {problem}", err=True)
+    if as_json and out != "-":
+        content = {name: getattr(report, name) for name in ("rows", "failed", "resumed_rows", "seconds")}
+        typer.echo(json.dumps({"output": out, **content}))
+        return
+    left = f", {report.failed} of them without an answer" if report.failed else ""
+    resumed = f", {report.resumed_rows} of them earlier" if report.resumed_rows else ""
+    typer.echo(f"{report.rows} rows{left}{resumed}, in {report.seconds:.1f} s: {out}", err=out == "-")
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"--parameters is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError('--parameters must be a JSON object such as {"top_k": 1}')
+    return content

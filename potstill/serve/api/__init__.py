@@ -1,0 +1,8 @@
+"""The HTTP application in front of the engine: routes, bodies, errors, metrics and two pages.
+
+It needs the `serve` extra (starlette, prometheus_client); `potstill.serve` itself does not load it.
+"""
+
+from potstill.serve.api.app import create_app
+
+__all__ = ["create_app"]

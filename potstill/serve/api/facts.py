@@ -1,0 +1,66 @@
+"""What is served and how it was checked: plain JSON values."""
+
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import potstill
+from potstill import machine
+from potstill.serve.api.context import Context
+from potstill.serve.encoder import Encoder
+
+
+def describe_server(context: Context) -> dict[str, Any]:
+    """Return what `GET /info` says."""
+    plan = context.engine.plan
+    return {
+        "models": {name: describe_model(encoder) for name, encoder in context.models.items()},
+        "default_model": next(iter(context.models)),
+        "engine": None if plan is None else plan.describe(),
+        "settings": plain(context.engine.settings),
+        "limits": plain(context.limits),
+        "versions": machine.versions() | {"potstill": potstill.__version__},
+    }
+
+
+def describe_model(encoder: Encoder) -> dict[str, Any]:
+    """Return what is known of one model: where it came from, and how it was checked."""
+    manifest, record = encoder.manifest, encoder.record
+    file = encoder.bundle.record_of(encoder.precision)
+    return {
+        "task": manifest.task,
+        "problem_type": manifest.problem_type,
+        "labels": manifest.labels,
+        "mask_token": mask_token(encoder),
+        "precision": encoder.precision,
+        "max_length": manifest.max_length,
+        "parameters": manifest.parameters,
+        "model_file": record.file,
+        "model_sha256": file.sha256,
+        "model_size_bytes": file.size_bytes,
+        "files": {name: found.sha256 for name, found in manifest.files.items()},
+        "quantisation": record.quantisation,
+        "batch_invariant": record.batch_invariant,
+        "parity": record.parity,
+        "quality": record.quality,
+        "invariance": record.invariance,
+        "source": manifest.source,
+        "made": manifest.made,
+        "threads": encoder.session.threads,
+    }
+
+
+def mask_token(encoder: Encoder) -> str | None:
+    """Return how the model's mask is written; None where there is none."""
+    number = encoder.tokenizer.mask_id
+    return None if number is None else encoder.tokenizer.token(number)
+
+
+def plain(value: Any) -> Any:
+    """Return dataclasses as objects, and everything else as JSON has it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)

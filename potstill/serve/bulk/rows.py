@@ -1,0 +1,241 @@
+"""Read jsonl, csv and tsv row by row: each with its line, what is wrong with it, and where the next begins."""
+
+import codecs
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from potstill.errors import DataError
+
+LONGEST_LINE = 16 * 2**20
+"""Bytes of one line; a longer one is refused, because a row is held in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where reading goes on: bytes (rows, of parquet) from the beginning, and lines read so far."""
+
+    offset: int = 0
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One row of the input."""
+
+    line: int
+    """Its line, the first is 1; of parquet its number."""
+    after: Place
+    """Where the next row begins."""
+    weight: int
+    """About how many bytes it takes."""
+    values: Mapping[str, Any] | None
+    """By column; None if it could not be read."""
+    problem: str | None = None
+    """What is wrong with it."""
+    raw: bytes | None = None
+    """The JSON object as it stood in the file."""
+    block: Any = None
+    """The pyarrow record batch that holds it, and `index` its row there."""
+    index: int = 0
+
+
+class Source(Protocol):
+    """An input file."""
+
+    name: str
+    """What messages call it."""
+    unit: str
+    """What `Row.line` counts: line or row."""
+    size: int
+    """The offset at its end; 0 if nobody knows."""
+    is_stream: bool
+    """Whether it can be read only once."""
+    needed: Sequence[str] | None
+    """The columns that `Row.values` must have; None is all. Only parquet leaves the others out."""
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """The columns that every row has; None if each row names its own."""
+
+    def rows(self, start: Place) -> Iterator[Row]:
+        """Give every row from a place on; blank lines are none."""
+
+
+class JsonLines:
+    """One JSON object per line."""
+
+    unit = "line"
+    columns = None
+    needed: Sequence[str] | None = None
+
+    def __init__(self, file: Path | None, stream: BinaryIO | None = None) -> None:
+        """Read a file, or a stream that is open already and cannot be read twice."""
+        self.is_stream = stream is not None
+        self._file, self._stream = file, stream
+        self.name = str(file) if file else "standard input"
+        self.size = file.stat().st_size if file else 0
+
+    def rows(self, start: Place) -> Iterator[Row]:
+        """Give every row from a place on."""
+        with _opened(self._file, self._stream, start) as stream:
+            begin = start
+            for line, place in _lines(stream, start):
+                if line is None:
+                    yield _unreadable(place, begin, f"is over {LONGEST_LINE} bytes")
+                elif text := (line.removeprefix(codecs.BOM_UTF8) if place.line == 1 else line).strip():
+                    values, problem = _object(text)
+                    yield Row(
+                        line=place.line, after=place, weight=len(line), values=values, problem=problem,
+                        raw=None if problem else text,
+                    )  # fmt: skip
+                begin = place
+
+
+class Separated:
+    """csv, or tsv as GLUE writes it: nothing is quoted there, a quotation mark is text."""
+
+    unit = "line"
+    is_stream = False
+    needed: Sequence[str] | None = None
+
+    def __init__(self, file: Path) -> None:
+        """Read the head.
+
+        Raises:
+            DataError: if there is none, or it names a column twice.
+        """
+        self._file = file
+        self._is_tsv = file.suffix == ".tsv"
+        self.name, self.size = str(file), file.stat().st_size
+        head, self._begin = self._read_head()
+        if not head or len(set(head)) < len(head):
+            raise DataError(f"{file} line 1 is not a head of columns, each with a name of its own")
+        self.columns: tuple[str, ...] = tuple(head)
+
+    def rows(self, start: Place) -> Iterator[Row]:
+        """Give every row from a place on; the beginning is behind the head."""
+        for cells, problem, begin, after in self._records(start if start.offset else self._begin):
+            if problem is None and len(cells) != len(self.columns):
+                problem = f"has {len(cells)} columns, the head has {len(self.columns)}"
+            yield Row(
+                line=begin.line + 1, after=after, weight=after.offset - begin.offset, problem=problem,
+                values=None if problem else dict(zip(self.columns, cells, strict=True)),
+            )  # fmt: skip
+
+    def _read_head(self) -> tuple[list[str], Place]:
+        for cells, problem, _, after in self._records(Place()):
+            if problem:
+                raise DataError(f"{self.name} line 1 {problem}")
+            return cells, after
+        raise DataError(f"{self.name} is empty; it needs a head of columns")
+
+    def _records(self, start: Place) -> Iterator[tuple[list[str], str | None, Place, Place]]:
+        """Give the cells of each record, what is wrong with it, and the places before and behind it."""
+        with _opened(self._file, None, start) as stream, _long_cells():
+            feed = _Feed(_lines(stream, start), start)
+            reader = csv.reader(
+                feed, delimiter="\t" if self._is_tsv else ",", strict=True,
+                quoting=csv.QUOTE_NONE if self._is_tsv else csv.QUOTE_MINIMAL,
+            )  # fmt: skip
+            while True:
+                begin, feed.problem = feed.place, None
+                try:
+                    cells, problem = next(reader), None
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    cells, problem = [], f"is not {self._file.suffix.removeprefix('.')}: {error}"
+                if cells or problem:
+                    yield cells, feed.problem or problem, begin, feed.place
+
+
+class _Feed:
+    """Hand lines to a csv reader, which takes as many as a record has, and keep where it is."""
+
+    def __init__(self, lines: "Iterator[tuple[bytes | None, Place]]", start: Place) -> None:
+        self._lines, self.place = lines, start
+        self.problem: str | None = None
+
+    def __iter__(self) -> "_Feed":
+        return self
+
+    def __next__(self) -> str:
+        line, self.place = next(self._lines)
+        if line is None:
+            self.problem = f"is over {LONGEST_LINE} bytes"
+            return "\n"
+        try:
+            return (line.removeprefix(codecs.BOM_UTF8) if self.place.line == 1 else line).decode()
+        except UnicodeDecodeError:
+            self.problem = "is not UTF-8"
+            return line.decode(errors="replace")
+
+
+def _lines(stream: BinaryIO, start: Place) -> Iterator[tuple[bytes | None, Place]]:
+    """Give each line with the place behind it; None for one that is too long."""
+    offset, number = start.offset, start.line
+    while line := stream.readline(LONGEST_LINE + 1):
+        offset, number = offset + len(line), number + 1
+        if len(line) <= LONGEST_LINE or line.endswith(b"\n"):
+            yield line, Place(offset, number)
+            continue
+        while (rest := stream.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+            offset += len(rest)
+        offset += len(rest)
+        yield None, Place(offset, number)
+
+
+@contextmanager
+def _opened(file: Path | None, stream: BinaryIO | None, start: Place) -> Iterator[BinaryIO]:
+    if stream is not None:
+        yield stream
+        return
+    if file is None:
+        raise DataError("there is neither a file nor a stream to read")
+    with file.open("rb") as opened:
+        opened.seek(start.offset)
+        yield opened
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """Let a cell be as long as a line; the csv module stops at 131,072 characters."""
+    usual = csv.field_size_limit(LONGEST_LINE)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(usual)
+
+
+def _object(line: bytes) -> tuple[dict[str, Any] | None, str | None]:
+    try:
+        content = json.loads(line, parse_constant=_refuse_constant)
+    except UnicodeDecodeError:
+        return None, "is not UTF-8"
+    except json.JSONDecodeError as error:
+        return None, f"is not JSON: {error.msg} at character {error.pos + 1}"
+    except (ValueError, RecursionError) as error:
+        return None, f"is not JSON: {_reason(error)}"
+    return (content, None) if isinstance(content, dict) else (None, "is not an object with columns")
+
+
+def _reason(error: Exception) -> str:
+    """Say it without what the line holds: Python's own messages may quote a number."""
+    return str(error) if isinstance(error, _ConstantError) else "nested too deep, or a number too long"
+
+
+class _ConstantError(ValueError):
+    """NaN and its like, which JSON does not have."""
+
+
+def _refuse_constant(name: str) -> Any:
+    raise _ConstantError(f"it holds {name}")
+
+
+def _unreadable(after: Place, begin: Place, problem: str) -> Row:
+    return Row(line=after.line, after=after, weight=min(after.offset - begin.offset, 64), values=None, problem=problem)

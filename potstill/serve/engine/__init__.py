@@ -1,0 +1,6 @@
+"""Requests of many clients through a few threads: queue, batches, admission, deadlines. No HTTP."""
+
+from potstill.serve.engine.engine import Engine, Plan
+from potstill.serve.engine.settings import Answered, EngineSettings, Gauges, Observer, Timings, nothing
+
+__all__ = ["Answered", "Engine", "EngineSettings", "Gauges", "Observer", "Plan", "Timings", "nothing"]

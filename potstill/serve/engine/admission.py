@@ -1,0 +1,79 @@
+"""Whether a request is taken, from how long it would wait. Pure: the time is given.
+
+A queue that stands for longer than it takes to ride out a burst answers nobody sooner and everybody later (Nichols and
+Jacobson, "Controlling Queue Delay", 2012). So there are two limits for the predicted wait, both in multiples of what a
+long request of late takes: a generous one while the queue is a burst's, and a small one from the first refusal on,
+until the runners have been idle, which is the proof that the load has gone or that the small limit was too small.
+A request that costs more than most may wait longer, as it takes longer anyway.
+"""
+
+from collections import deque
+from random import Random
+
+# Multiples of a long request's cost. The small one keeps an overloaded server's answers within a few times its normal
+# ones, and still has the next batch at hand; see docs/log.md for what was tried.
+_BURST = 12.0
+_STANDING = 2.0
+# A long request: this share of the last ones cost less.
+_LONG = 0.95
+_REMEMBERED = 256
+_LEARN_EVERY = 32
+# Even for the smallest models: what an event loop's own pauses take.
+_FLOOR_S = 0.004
+_LONGEST_RETRY_S = 30.0
+# Refused work is forgotten over about this time: who was refused before has come back by now.
+_MEMORY_S = 1.0
+
+
+class Admission:
+    """The door."""
+
+    def __init__(self, *, typical_s: float, fixed_s: float | None = None, seed: int = 0) -> None:
+        """Begin with what a long request is expected to cost, as `typical_s`; `fixed_s` sets the limit by hand."""
+        self.long_s = typical_s
+        self._fixed_s = fixed_s
+        self._costs: deque[float] = deque(maxlen=_REMEMBERED)
+        self._seen = 0
+        self.is_standing = False
+        self._refused_s, self._refused_at = 0.0, 0.0
+        self._random = Random(seed)
+
+    def limit_s(self, cost_s: float) -> float:
+        """Return the longest predicted wait at which a request of this cost is taken."""
+        if self._fixed_s is not None:
+            return self._fixed_s
+        return max(_FLOOR_S, (_STANDING if self.is_standing else _BURST) * max(self.long_s, cost_s))
+
+    def refusal(self, wait_s: float, cost_s: float, *, now: float, left_s: float = float("inf")) -> float | None:
+        """Return None if a request is taken, else the seconds after which it should be sent again.
+
+        Args:
+            wait_s: how long it would wait for others.
+            cost_s: what it costs itself.
+            now: the time.
+            left_s: how long its client waits. What cannot be ready by then is refused now, unless nothing is before it.
+        """
+        limit = self.limit_s(cost_s)
+        if wait_s <= limit and (wait_s + cost_s <= left_s or wait_s <= 0):
+            return None
+        self.is_standing = self.is_standing or wait_s > limit
+        self._refused_s = self._remembered_s(now) + cost_s
+        self._refused_at = now
+        # All that were refused come back; together they should find room.
+        seconds = (wait_s - 0.5 * min(wait_s, limit) + self._refused_s) * self._random.uniform(0.8, 1.6)
+        return min(_LONGEST_RETRY_S, seconds)
+
+    def took(self, cost_s: float) -> None:
+        """Learn what a request costs, once it is tokenised."""
+        self._costs.append(cost_s)
+        self._seen += 1
+        if self._seen % _LEARN_EVERY == 0:
+            self.long_s = sorted(self._costs)[int(_LONG * len(self._costs))]
+
+    def idle(self) -> None:
+        """Hear that a runner had nothing to do."""
+        self.is_standing = False
+
+    def _remembered_s(self, now: float) -> float:
+        # Refused work decays linearly over the memory, which needs no exponent and no list.
+        return float(self._refused_s * max(0.0, 1.0 - (now - self._refused_at) / _MEMORY_S))

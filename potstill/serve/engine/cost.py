@@ -1,0 +1,99 @@
+"""What a run costs, as measured on this machine: pure numbers, no clock."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# A batch must be cheaper than its rows alone by this share; less is noise, and whoever came first waits for the rest.
+_GAIN = 0.03
+# The smallest batch is taken whose speed is this share of the best batch's: a bigger one only answers later.
+_GOOD_ENOUGH = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One measured run: `rows` of `length` tokens each took `seconds`."""
+
+    rows: int
+    length: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCost:
+    """Seconds of a run of n rows padded to l tokens: fixed + per_row n + per_token n l + per_pair n l^2.
+
+    The last term is attention's.
+    """
+
+    fixed: float
+    per_row: float
+    per_token: float
+    per_pair: float
+
+    def seconds(self, rows: int, length: int) -> float:
+        """Return the predicted seconds of one run."""
+        return self.fixed + rows * (self.per_row + length * (self.per_token + length * self.per_pair))
+
+    def pays(self, rows: int, longest: int, *, added: int) -> bool:
+        """Tell whether a row of `added` tokens is cheaper in a run of `rows` rows and `longest` tokens than alone."""
+        wider = max(longest, added)
+        extra = self.seconds(rows + 1, wider) - self.seconds(rows, longest)
+        return extra <= (1 - _GAIN) * self.seconds(1, added)
+
+
+def fit(samples: Sequence[Sample]) -> RunCost:
+    """Fit the four terms by least squares on relative errors; a term that would be negative is left out.
+
+    Raises:
+        ValueError: if there are no samples.
+    """
+    if not samples:
+        raise ValueError("there is nothing to fit a cost to")
+    rows = np.array([sample.rows for sample in samples], dtype=np.float64)
+    length = np.array([sample.length for sample in samples], dtype=np.float64)
+    seconds = np.array([sample.seconds for sample in samples], dtype=np.float64)
+    terms = np.stack([np.ones_like(rows), rows, rows * length, rows * length**2], axis=1) / seconds[:, None]
+    # Columns differ by orders of magnitude.
+    scale = terms.max(axis=0)
+    kept, found = list(range(4)), np.zeros(4)
+    while kept:
+        solution = np.linalg.lstsq(terms[:, kept] / scale[kept], np.ones_like(seconds), rcond=None)[0]
+        if (solution >= 0).all():
+            found[kept] = solution / scale[kept]
+            break
+        del kept[int(solution.argmin())]
+    fixed, per_row, per_token, per_pair = map(float, found)
+    return RunCost(fixed=fixed, per_row=per_row, per_token=per_token, per_pair=per_pair)
+
+
+def token_budget(samples: Sequence[Sample]) -> int:
+    """Return the padded tokens up to which a batch pays, over all measured lengths.
+
+    At each length it is the smallest measured batch that is nearly as fast per row as the best one; a length at which
+    no batch is faster than one row asks for none.
+    """
+    budget = 1
+    for length in {sample.length for sample in samples}:
+        per_row = {sample.rows: sample.seconds / sample.rows for sample in samples if sample.length == length}
+        best = min(per_row.values())
+        rows = min(rows for rows, seconds in per_row.items() if seconds * _GOOD_ENOUGH <= best)
+        if rows > 1:
+            budget = max(budget, rows * length)
+    return budget
+
+
+class Drift:
+    """How reality relates to the prediction: an exponential mean of actual over predicted."""
+
+    def __init__(self, *, weight: float = 0.05, most: float = 20.0) -> None:
+        self.factor = 1.0
+        self._weight, self._most = weight, most
+
+    def saw(self, *, actual_s: float, predicted_s: float) -> None:
+        """Learn from one run."""
+        if predicted_s > 0:
+            # One stall (a suspended machine) shall not close the door for long.
+            ratio = min(self._most, max(1 / self._most, actual_s / predicted_s))
+            self.factor += self._weight * (ratio - self.factor)

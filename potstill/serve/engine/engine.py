@@ -1,0 +1,356 @@
+"""The engine: requests in on the event loop, answers out, or a refusal at once."""
+
+import asyncio
+import logging
+import resource
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from potstill.errors import UsageError
+from potstill.serve.answering.prepared import Prepared
+from potstill.serve.encoder import Encoder
+from potstill.serve.engine.admission import Admission
+from potstill.serve.engine.cost import Drift
+from potstill.serve.engine.crew import Crew
+from potstill.serve.engine.jobs import Job
+from potstill.serve.engine.model import runs_of
+from potstill.serve.engine.queue import Policy, Queue
+from potstill.serve.engine.settings import Answered, EngineSettings, Gauges, Observer, Outcome, Timings, nothing
+from potstill.serve.engine.shadow import Shadow, check_pair
+from potstill.serve.engine.warmup import ModelPlan, describe, measure, row_of
+from potstill.serve.refusals import RequestError, expired, overloaded, unavailable
+
+# How often hung runs and dead threads are looked for; not in the way of any request.
+_WATCH_S = 0.5
+# A run that takes so many times what was predicted hangs; others on the machine slow it down less than this.
+_HANGS = 50.0
+_LOG = logging.getLogger("potstill.serve")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What the engine measured and chose at its start."""
+
+    models: dict[str, ModelPlan]
+    runners: int
+    threads: int
+    text_threads: int
+    wait_ms: dict[str, float]
+    """The predicted wait beyond which a request is refused: in a burst and while a queue stands."""
+    memory_bytes: int | None
+    """Resident after the largest runs: about what it stays at."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return {
+            "runners": self.runners,
+            "threads": self.threads,
+            "text_threads": self.text_threads,
+            "wait_ms": self.wait_ms,
+            "memory_bytes": self.memory_bytes,
+            "models": {name: describe(plan) for name, plan in self.models.items()},
+        }
+
+
+class Engine:
+    """Answers requests to several models with a few threads.
+
+    All methods but `warm_up` are called on the event loop's thread.
+    """
+
+    def __init__(
+        self, models: Mapping[str, Encoder], *, settings: EngineSettings, observer: Observer = nothing
+    ) -> None:
+        """Take loaded models; nothing runs before `warm_up` and `start`.
+
+        Raises:
+            UsageError: if there is no model, or the shadow's pair is not among them.
+        """
+        if not models:
+            raise UsageError("an engine needs at least one model")
+        for name in settings.shadow or ():
+            if name not in models:
+                raise UsageError(f"the shadow pair names {name}; there are {', '.join(models)}")
+        if settings.shadow is not None:
+            check_pair(models[settings.shadow[0]], models[settings.shadow[1]])
+        self.models = dict(models)
+        self.settings = settings
+        self.plan: Plan | None = None
+        self.observer = observer
+        """Who counts; may be changed until `start`."""
+        self._runs = {name: runs_of(encoder) for name, encoder in models.items()}
+        self._active: set[Job] = set()
+        self._ratio = dict.fromkeys(models, 0.25)  # tokens per character, as in English; learnt
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._watching: asyncio.TimerHandle | None = None
+        self._draining = self._dead = self._closed = False
+        self._queue: Queue
+        self._crew: Crew
+        self._door: Admission
+
+    def warm_up(self) -> Plan:
+        """Run the largest shapes, measure, and choose; blocking, before `start`.
+
+        Raises:
+            CheckError: if a model does not run.
+        """
+        plans = {}
+        for name, encoder in self.models.items():
+            alone = None
+            if not encoder.record.batch_invariant and not self.settings.allow_drift:
+                alone = "this file's answers depend on their company, so every text runs alone"
+            row = partial(row_of, encoder.session.inputs, encoder.manifest.pad_token_id)
+            plans[name] = measure(self._runs[name], max_length=encoder.manifest.max_length, row=row, alone=alone)
+        policies = {
+            name: Policy(cost=plan.cost, drift=Drift(), budget=plan.batch_tokens) for name, plan in plans.items()
+        }
+        self._queue = Queue(policies, runners=self.settings.runners)
+        limits = self.settings.limits
+        typical = max(plan.cost.seconds(1, min(64, self._length(name))) for name, plan in plans.items())
+        self._door = Admission(typical_s=typical, fixed_s=None if limits.wait_ms is None else limits.wait_ms / 1e3)
+        burst = self._door.limit_s(0.0)
+        self._door.is_standing = True
+        standing = self._door.limit_s(0.0)
+        self._door.is_standing = False
+        self.plan = Plan(
+            models=plans,
+            runners=self.settings.runners,
+            threads=next(iter(self.models.values())).session.threads,
+            text_threads=self.settings.text_threads,
+            wait_ms={"burst": round(burst * 1e3, 2), "standing": round(standing * 1e3, 2)},
+            memory_bytes=_resident_bytes(),
+        )
+        return self.plan
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the threads; answers are given to futures of this loop."""
+        if self.plan is None:
+            raise UsageError("an engine is warmed up before it starts")
+        self._loop = loop
+        self._crew = Crew(
+            self._runs,
+            self._queue,
+            runners=self.settings.runners,
+            text_threads=self.settings.text_threads,
+            done=self._done,
+            observer=self.observer,
+            idle=self._door.idle,
+            shadow=self._shadow(),
+        )
+        self._crew.start()
+        self._watching = loop.call_later(_WATCH_S, self._watch)
+
+    def drain(self) -> None:
+        """Refuse new work; finish what was accepted."""
+        self._draining = True
+
+    async def close(self, *, timeout_s: float = 5.0) -> bool:
+        """End the threads; who still waits gets 503. Tell whether all threads ended within the time."""
+        self._draining = self._closed = True
+        if self._loop is None:
+            return True
+        if self._watching is not None:
+            self._watching.cancel()
+        self._crew.close()
+        for job in list(self._active):
+            self._fail(job, unavailable("the server is ending"))
+        return await self._loop.run_in_executor(None, self._crew.join, timeout_s)
+
+    def is_idle(self) -> bool:
+        """Tell whether every accepted request is answered."""
+        return not self._active
+
+    def is_ready(self) -> bool:
+        """Tell whether requests are taken, load permitting."""
+        return self._loop is not None and not self._draining and self.is_alive()
+
+    def is_alive(self) -> bool:
+        """Tell whether the engine can still answer: False once a run hangs past its end, or a thread stays dead."""
+        return not self._dead and not self._closed
+
+    def stats(self, model: str) -> Gauges:
+        """Return one model's state now."""
+        if self._loop is None:
+            return Gauges(queued_rows=0, queued_tokens=0, running_rows=0, wait_s=0.0)
+        queue = self._queue
+        return Gauges(
+            queued_rows=queue.rows[model],
+            queued_tokens=queue.tokens[model],
+            running_rows=sum(len(batch.items) for batch in list(queue.running) if batch.model == model),
+            wait_s=queue.wait_s(self._door.long_s, now=monotonic()),
+        )
+
+    def refuse_if_full(self, model: str) -> None:
+        """Refuse before a body is read, if a short request would be refused now.
+
+        Raises:
+            RequestError: 429 or 503.
+        """
+        self._check_open(model)
+        self._admit(model, self._queue.expected_s(model, 1), left_s=self.settings.limits.request_seconds)
+
+    async def answer(
+        self,
+        model: str,
+        prepare: Callable[[], Prepared],
+        *,
+        characters: int,
+        timeout_s: float | None = None,
+        received_at: float | None = None,
+    ) -> Answered:
+        """Answer one request. Cancelling gives its place to others.
+
+        Args:
+            model: which model.
+            prepare: tokenises; called in another thread.
+            characters: of all its texts, from which its cost is guessed.
+            timeout_s: how long its client waits, from `received_at` on; the server's own limit holds too.
+            received_at: when it came, in the event loop's time.
+
+        Raises:
+            RequestError: 429 if it would wait too long, 503 if the engine ends or is dead, 504 if it was not ready
+                in time, 500 if the model failed on it, and whatever `prepare` refuses.
+        """
+        self._check_open(model)
+        loop, now, most = self._loop, monotonic(), self.settings.limits.request_seconds
+        if loop is None:
+            raise unavailable("the server is starting")
+        allowed = most if timeout_s is None else min(timeout_s, most)
+        arrived = now if received_at is None else min(received_at, now)
+        deadline = arrived + allowed
+        if deadline <= now:
+            self._count(model, "expired")
+            raise expired(allowed)
+        cost = self._guess(model, characters)
+        self._admit(model, cost, left_s=deadline - now)
+        future: asyncio.Future[Answered] = loop.create_future()
+        job = Job(
+            model=model, prepare=prepare, characters=characters, arrived=now, deadline=deadline, timeout_s=allowed,
+            future=future,
+        )  # fmt: skip
+        self._active.add(job)
+        timer = loop.call_later(deadline - now, self._expire, job)
+        self._crew.submit(job, cost_s=cost)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._count(model, "gone")
+            raise
+        finally:
+            timer.cancel()
+            self._active.discard(job)
+            if job.ended == 0.0:
+                self._crew.drop(job)
+
+    def _shadow(self) -> Shadow | None:
+        pair = self.settings.shadow
+        if pair is None:
+            return None
+        return Shadow(pair, self._runs[pair[1]], max_length=self._length(pair[1]), observer=self.observer)
+
+    def _check_open(self, model: str) -> None:
+        if self._dead:
+            self._count(model, "unavailable")
+            raise unavailable("the engine does not answer")
+        if self._draining or self._loop is None:
+            self._count(model, "unavailable")
+            raise unavailable("the server is ending" if self._draining else "the server is starting")
+
+    def _admit(self, model: str, cost: float, *, left_s: float) -> None:
+        now = monotonic()
+        retry_after = self._door.refusal(self._queue.wait_s(cost, now=now), cost, now=now, left_s=left_s)
+        if retry_after is not None:
+            self._count(model, "overloaded")
+            raise overloaded(retry_after)
+
+    def _guess(self, model: str, characters: int) -> float:
+        # At most one full row: how many texts there are is not known, and one of them is cut at the model's length.
+        tokens = min(self._length(model), 2 + int(characters * self._ratio[model]))
+        return self._queue.expected_s(model, tokens)
+
+    def _length(self, model: str) -> int:
+        return self.models[model].manifest.max_length
+
+    def _done(self, jobs: Sequence[Job]) -> None:
+        if self._loop is not None and not self._closed:
+            try:
+                self._loop.call_soon_threadsafe(self._deliver, jobs)
+            except RuntimeError:  # the loop has ended: nobody waits
+                return
+
+    def _deliver(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            if job.future is None or job.future.done():
+                continue
+            if job.error is not None:
+                self._count(job.model, _OUTCOMES.get(job.error.status, "invalid"))
+                job.future.set_exception(job.error)
+            elif job.answers is not None:
+                self._count(job.model, "answered")
+                job.future.set_result(Answered(answers=job.answers, timings=self._timings(job)))
+                self._learn(job)
+
+    def _timings(self, job: Job) -> Timings:
+        queue_s = max(0.0, job.ended - job.arrived - job.tokenise_s - job.infer_s)
+        self.observer.stage(job.model, "tokenise", job.tokenise_s)
+        self.observer.stage(job.model, "queue", queue_s)
+        self.observer.stage(job.model, "infer", job.infer_s)
+        return Timings(tokenise_s=job.tokenise_s, queue_s=queue_s, infer_s=job.infer_s, tokens=job.tokens)
+
+    def _learn(self, job: Job) -> None:
+        if job.prepared is None or not job.characters:
+            return
+        lengths = [len(row["input_ids"]) for row in job.prepared.rows]
+        self._door.took(sum(self._queue.expected_s(job.model, length) for length in lengths))
+        if max(lengths, default=0) < self._length(job.model):  # nothing was cut
+            ratio = max(0.0, job.tokens - 2 * len(lengths)) / job.characters
+            self._ratio[job.model] += 0.02 * (ratio - self._ratio[job.model])
+
+    def _expire(self, job: Job) -> None:
+        self._fail(job, expired(job.timeout_s))
+
+    def _fail(self, job: Job, error: RequestError) -> None:
+        if job.future is not None and not job.future.done():
+            self._count(job.model, _OUTCOMES.get(error.status, "failed"))
+            job.future.set_exception(error)
+        self._crew.drop(job)
+
+    def _watch(self) -> None:
+        """Stop runs that take far too long, and notice what does not stop."""
+        now, settings = monotonic(), self.settings
+        for batch in list(self._queue.running):
+            if batch.started + max(settings.hang_s, _HANGS * batch.predicted_s) < now:
+                self._crew.stop(batch)
+            if batch.stopped_at is not None and batch.stopped_at + settings.grace_s < now:
+                self._die("a run did not end when it was told to")
+        if self._crew.oldest() + settings.limits.request_seconds + settings.grace_s < now:
+            self._die("a thread has been at one thing for longer than any request may take")
+        if not self._crew.mend():
+            self._die("a thread has ended and no other could be started")
+        if self._dead:
+            for job in list(self._active):
+                self._fail(job, unavailable("the engine does not answer"))
+        elif self._loop is not None:
+            self._watching = self._loop.call_later(_WATCH_S, self._watch)
+
+    def _die(self, why: str) -> None:
+        if not self._dead:
+            _LOG.critical("the engine is dead: %s", why)
+        self._dead = True
+
+    def _count(self, model: str, name: Outcome) -> None:
+        self.observer.outcome(model, name)
+
+
+_OUTCOMES: dict[int, Outcome] = {429: "overloaded", 500: "failed", 503: "unavailable", 504: "expired"}
+
+
+def _resident_bytes() -> int | None:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return None

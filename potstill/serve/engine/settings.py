@@ -1,0 +1,110 @@
+"""What goes into an engine and what comes out of it."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
+
+from potstill.errors import UsageError
+from potstill.serve.limits import Limits
+
+Stage: TypeAlias = Literal["tokenise", "queue", "infer", "read"]
+Outcome: TypeAlias = Literal["answered", "overloaded", "expired", "gone", "invalid", "failed", "unavailable"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """How one engine works.
+
+    Raises:
+        UsageError: if a count is below 1 (text_threads: below 0).
+    """
+
+    threads: int | None = None
+    """Threads within one run, as the models were loaded with; None where they chose for themselves."""
+    runners: int = 1
+    """Runs at a time. On small models several runs of one thread each answer more than one run of several threads
+    (microsoft/onnxruntime#16304)."""
+    text_threads: int = 1
+    """Threads that only tokenise and read, while the runners run."""
+    allow_drift: bool = False
+    """Whether texts share a run even where a file's answers depend on their company (dynamic int8)."""
+    limits: Limits = field(default_factory=Limits)
+    shadow: tuple[str, str] | None = None
+    """(primary, shadow): what the primary has answered runs on the shadow too, when nothing else is to do."""
+    hang_s: float = 10.0
+    """A run that takes longer than this, and many times longer than predicted, is told to stop."""
+    grace_s: float = 5.0
+    """How long a run may go on after it was told to stop; then the engine is dead."""
+
+    def __post_init__(self) -> None:
+        if self.runners < 1 or self.text_threads < 0 or (self.threads is not None and self.threads < 1):
+            raise UsageError(
+                f"an engine needs a runner and a thread: runners {self.runners}, threads {self.threads}, "
+                f"text_threads {self.text_threads}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Where one request's time went, in seconds."""
+
+    tokenise_s: float
+    queue_s: float
+    """Neither tokenised nor run, until the answer was ready."""
+    infer_s: float
+    """All runs that held one of its rows."""
+    tokens: int
+    """Tokens that the model saw of it, without padding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """One request's answers, in the order of its inputs."""
+
+    answers: list[Any]
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gauges:
+    """One model's state now."""
+
+    queued_rows: int
+    queued_tokens: int
+    running_rows: int
+    wait_s: float
+    """The predicted wait of a short request that came now."""
+
+
+class Observer(Protocol):
+    """Whoever counts; called from any thread, and expected to be quick and to raise nothing."""
+
+    def batch(self, model: str, *, rows: int, tokens: int, padded_tokens: int, seconds: float) -> None:
+        """One run is over."""
+
+    def stage(self, model: str, name: Stage, seconds: float) -> None:
+        """One request has spent `seconds` in a stage."""
+
+    def outcome(self, model: str, name: Outcome) -> None:
+        """One request is over."""
+
+    def shadow(self, model: str, shadow: str, *, agreed: bool) -> None:
+        """The shadow has answered one input of the model's, and decided as the model did or not."""
+
+
+class Nobody:
+    """An observer that counts nothing."""
+
+    def batch(self, model: str, *, rows: int, tokens: int, padded_tokens: int, seconds: float) -> None:
+        """Do nothing."""
+
+    def stage(self, model: str, name: Stage, seconds: float) -> None:
+        """Do nothing."""
+
+    def outcome(self, model: str, name: Outcome) -> None:
+        """Do nothing."""
+
+    def shadow(self, model: str, shadow: str, *, agreed: bool) -> None:
+        """Do nothing."""
+
+
+nothing: Observer = Nobody()

@@ -1,0 +1,118 @@
+"""Before the first request: the largest run, so that memory has its size; then what runs cost here."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from potstill.serve.engine.cost import RunCost, Sample, fit, token_budget
+from potstill.serve.engine.model import Runs
+from potstill.serve.tokenizer import Row
+
+# Batches beyond this many padded tokens were never faster on the CPUs this was tried on: the products are then large
+# enough to fill a core, and the activations leave its cache.
+_MOST_TOKENS = 1024
+# Numbers in the outputs of one run: 64 MB. A vocabulary of 30,522 words fills it with 549 tokens.
+_MOST_NUMBERS = 2**24
+_LENGTHS = (8, 32, 128)
+_ROWS = (1, 2, 4, 8, 16)
+_REPEATS = 3
+# Measuring takes about this long; what is not measured by then is left out, except one row at each length.
+_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPlan:
+    """What was measured of one model, and what follows from it."""
+
+    cost: RunCost
+    samples: list[Sample]
+    batch_tokens: int
+    """Padded tokens of a batch; 1 if every text runs alone."""
+    why: str
+    largest_run: tuple[int, int]
+    """Rows and tokens of the largest run that there can be."""
+    batching_gain: float
+    """Texts per second in the best batch over texts per second alone, at the length where it is largest."""
+
+
+def measure(run: Runs, *, max_length: int, row: Callable[[int], Row], alone: str | None) -> ModelPlan:
+    """Warm a model up and measure it.
+
+    Args:
+        run: runs rows.
+        max_length: the longest row in tokens.
+        row: makes a row of so many tokens.
+        alone: why rows must run alone, or None.
+    """
+    began = perf_counter()
+    outputs = run([row(max_length)], None)
+    width = max(1, sum(values.size for values in outputs[0].values()) // max_length)
+    most = min(max(_MOST_TOKENS, max_length), max(max_length, _MOST_NUMBERS // width))
+    if alone is None:
+        for length in _lengths(max_length):
+            run([row(length)] * max(1, most // length), None)
+    began = perf_counter()
+    samples = []
+    for rows, length in _grid(max_length, most, batches=alone is None):
+        if rows == 1 or perf_counter() - began < _SECONDS:
+            samples.append(Sample(rows=rows, length=length, seconds=_seconds(run, [row(length)] * rows)))
+    budget = token_budget(samples) if alone is None else 1
+    why = alone or (f"batches of up to {budget} tokens pay" if budget > 1 else "no batch is faster than texts alone")
+    longest = max_length if budget == 1 else max(max_length, budget)
+    return ModelPlan(
+        cost=fit(samples), samples=samples, batch_tokens=budget, why=why, batching_gain=_gain(samples),
+        largest_run=(1, max_length) if longest == max_length else (budget // min(_LENGTHS), min(_LENGTHS)),
+    )  # fmt: skip
+
+
+def row_of(inputs: tuple[str, ...], token: int, length: int) -> Row:
+    """Return a row of one token, repeated."""
+    values = {"input_ids": token, "attention_mask": 1}
+    return {name: np.full(length, values.get(name, 0), dtype=np.int64) for name in inputs}
+
+
+def _lengths(max_length: int) -> list[int]:
+    return sorted({min(length, max_length) for length in (*_LENGTHS, max_length)})
+
+
+def _grid(max_length: int, most: int, *, batches: bool) -> Iterator[tuple[int, int]]:
+    """Give shapes, those first that say most about what a run costs."""
+    for rows in _ROWS if batches else _ROWS[:1]:
+        for length in _lengths(max_length):
+            if rows * length <= most:
+                yield rows, length
+
+
+def _seconds(run: Runs, rows: list[Row]) -> float:
+    best = float("inf")
+    spent = 0.0
+    for _ in range(_REPEATS):
+        began = perf_counter()
+        run(rows, None)
+        seconds = perf_counter() - began
+        best, spent = min(best, seconds), spent + seconds
+        if spent > _SECONDS / 4:
+            break
+    return best
+
+
+def _gain(samples: list[Sample]) -> float:
+    alone = {sample.length: sample.seconds for sample in samples if sample.rows == 1}
+    return max(alone[sample.length] * sample.rows / sample.seconds for sample in samples)
+
+
+def describe(plan: ModelPlan) -> dict[str, Any]:
+    """Return a plan as plain JSON values."""
+    return {
+        "batch_tokens": plan.batch_tokens,
+        "why": plan.why,
+        "batching_gain": round(plan.batching_gain, 2),
+        "largest_run": list(plan.largest_run),
+        "milliseconds": [
+            {"rows": sample.rows, "tokens": sample.length, "ms": round(sample.seconds * 1e3, 3)}
+            for sample in plan.samples
+        ],
+    }

@@ -1,0 +1,471 @@
+"""One connection: bytes in, requests one after the other, bytes out, and a deadline for whatever its client owes.
+
+It is an asyncio protocol that uvicorn takes as `http=`. It replaces uvicorn's own instead of inheriting from it: that
+one has no deadline or cap for receiving, reads the next request before the last is answered, and answers errors in
+plain text, so that little more than its constructor would be left. What it needs of uvicorn is that constructor,
+`config.loaded_app`, and of `server_state` `connections`, `default_headers` and `total_requests`.
+"""
+
+import asyncio
+import fcntl
+import socket
+import struct
+import termios
+from contextlib import suppress
+from enum import Enum, auto
+from math import inf
+from typing import Any
+
+import httptools
+
+from potstill.serve.refusals import RequestError, malformed, too_large, unavailable
+from potstill.serve.wire.exchange import Exchange
+from potstill.serve.wire.head import RULED, Head
+from potstill.serve.wire.hub import Hub
+from potstill.serve.wire.replies import error_bytes, refuse
+
+_BLANK_LINE = b"\r\n\r\n"
+_AHEAD_BYTES = 65_536
+"""Bytes that are read of the next requests while one is answered; reading goes on for the sake of the end of file."""
+_BODY_PARTS = 16_384
+"""Chunks, trailers and fragments of one body; Triton allows 65,536 of a body that may be 32 times as large as ours."""
+_LINGER_SECONDS = 2.0
+"""How long a client may go on sending after the last answer. Closing at once would reset the connection, and a reset
+can take the answer from the client before it is read (RFC 9112, section 9.6)."""
+_LINGER_BYTES = 16 << 20
+"""And how much: a client that only reads once it has sent all of its body gets its 413 up to here."""
+
+
+class Phase(Enum):
+    """What a connection is about."""
+
+    FRESH = auto()
+    """Not a byte has come yet."""
+    IDLE = auto()
+    """Between two requests."""
+    HEAD = auto()
+    BODY = auto()
+    """The request's body is coming; it may be answered already."""
+    ANSWERING = auto()
+    """The request is whole."""
+    CLOSING = auto()
+    """Nothing more is answered; what still comes is thrown away."""
+
+
+class Connection(asyncio.Protocol):
+    """The server's side of one connection."""
+
+    hub: Hub
+
+    def __init__(
+        self, config: Any, server_state: Any, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None
+    ) -> None:
+        self.deadline = inf
+        self.held = 0
+        self.phase = Phase.FRESH
+        self._app = config.loaded_app
+        self._server_state = server_state
+        self._app_state = app_state
+        self._loop = _loop or asyncio.get_event_loop()
+        self._limits = self.hub.limits
+        self._transport: asyncio.Transport = None  # type: ignore[assignment]  # until connection_made
+        self._parser: Any = None
+        self._head: Head = None  # type: ignore[assignment]  # until the first request
+        self._head_bytes = 0
+        self._begun = False
+        self._upgrade = False
+        self._exchange: Exchange | None = None
+        self._left = 0
+        self._parts = self._taken = 0
+        self._tail = b""
+        self._ahead = bytearray()
+        self._discarded = 0
+        self._reading = True
+        self._unread: asyncio.Future[None] | None = None
+        """Set while the client leaves too much unread."""
+
+    # ------------------------------------------------------------------ asyncio's side
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin."""
+        self._transport = transport
+        self._parser = httptools.HttpRequestParser(self)
+        self._client = _address(transport.get_extra_info("peername"))
+        self._server = _address(transport.get_extra_info("sockname"))
+        self._server_state.connections.add(self)
+        self.deadline = self._loop.time() + self._limits.header_seconds
+        self.hub.join(self, self._loop)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has come."""
+        phase = self.phase
+        if phase is Phase.CLOSING:
+            self._discarded += len(data)
+            if self._discarded > _LINGER_BYTES:
+                self._transport.abort()
+        elif phase is Phase.ANSWERING:
+            self._ahead += data
+            if len(self._ahead) > _AHEAD_BYTES:
+                self._pause_reading()
+        else:
+            self._feed(data)
+
+    def eof_received(self) -> None:
+        """Hear that the client sends no more; asyncio closes when this returns."""
+        # A client that closed and one that only will not send more look the same; like Go's server, take it as gone.
+        if self.phase is Phase.HEAD or (self.phase is Phase.BODY and not self._answered_early()):
+            self.refuse(malformed("the request ended early"))
+        elif self._exchange is not None:
+            self._exchange.cancel()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End: whatever was begun for this client stops."""
+        self._forget_body()
+        self.phase = Phase.CLOSING
+        self.deadline = inf
+        self.hub.leave(self)
+        self._server_state.connections.discard(self)
+        if self._exchange is not None:
+            self._exchange.cancel()
+            self._exchange = None
+        if self._unread is not None and not self._unread.done():
+            self._unread.set_result(None)
+        self._parser = None
+
+    def pause_writing(self) -> None:
+        """Hear that the client does not read."""
+        self._unread = self._loop.create_future()
+        self.deadline = min(self.deadline, self._loop.time() + self._limits.write_seconds)
+
+    def resume_writing(self) -> None:
+        """Hear that it has read."""
+        unread, self._unread = self._unread, None
+        if unread is not None and not unread.done():
+            unread.set_result(None)
+        if self.phase is Phase.ANSWERING:
+            self.deadline = inf
+            if self._exchange is not None and self._exchange.complete:
+                self._next()
+
+    def shutdown(self) -> None:
+        """Begin to end, when uvicorn asks: finish what was begun, close what waits."""
+        self.hub.draining = True
+        self.close_if_idle()
+
+    # ------------------------------------------------------------------ bytes in
+
+    def _feed(self, data: bytes) -> None:
+        """Give the parser the bytes of one request; the rest waits until that is answered."""
+        at, size = 0, len(data)
+        view = data if size < _AHEAD_BYTES else memoryview(data)
+        try:
+            while at < size and self.phase is not Phase.CLOSING:
+                if self.phase is Phase.ANSWERING:
+                    self._ahead += data[at:]
+                    break
+                if self.phase is not Phase.BODY and self.phase is not Phase.HEAD:
+                    self._begin()
+                end = self._end_of_part(data, at)
+                if self.phase is Phase.HEAD:
+                    self._head_bytes += end - at
+                    if self._head_bytes > self._limits.header_bytes:
+                        self._refuse_head(data[at:end])
+                try:
+                    self._parser.feed_data(view if end - at == size else view[at:end])
+                except httptools.HttpParserUpgrade:
+                    self._feed_without_upgrade()
+                at = end
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            self.refuse(cause if isinstance(cause, RequestError) else malformed("this is not HTTP/1.1 as it should be"))
+        except RequestError as error:
+            self.refuse(error)
+
+    def _end_of_part(self, data: bytes, at: int) -> int:
+        """Return up to where the bytes from `at` on surely belong to this request.
+
+        A head and a chunked body end with an empty line, a plain body after its length. So the parser never sees the
+        next request before this one is answered.
+        """
+        if self.phase is Phase.BODY and not self._head.chunked:
+            end = min(len(data), at + self._left)
+            self._left -= end - at
+            return end
+        if self._tail:
+            across = (self._tail + data[at : at + 3]).find(_BLANK_LINE)
+            if across >= 0:
+                end = at + across + 4 - len(self._tail)
+                self._tail = b""
+                return end
+        found = data.find(_BLANK_LINE, at)
+        end = len(data) if found < 0 else found + 4
+        self._tail = (self._tail + data[max(at, end - 3) : end])[-3:] if found < 0 else b""
+        return end
+
+    def _refuse_head(self, data: bytes) -> None:
+        over = self._head_bytes - self._limits.header_bytes
+        self._parser.feed_data(data[: len(data) - over])  # there may be more to say of what is still allowed
+        raise refuse(431, "too_large", f"line and headers are over {self._limits.header_bytes} bytes")
+
+    def _begin(self) -> None:
+        self.phase = Phase.HEAD
+        self._head = Head(self._limits)
+        self._head_bytes = 0
+        self._begun = False
+        self._upgrade = False
+        self._tail = b""
+        self.deadline = self._loop.time() + self._limits.header_seconds
+
+    def _feed_without_upgrade(self) -> None:
+        """Read the head again in a new parser: this one has taken all that follows for another protocol."""
+        head, self._head = self._head, Head(self._limits)
+        version = self._parser.get_http_version()
+        self._parser = httptools.HttpRequestParser(self)
+        self._upgrade = False
+        self._parser.feed_data(head.without_upgrade(self._method, version))
+
+    # ------------------------------------------------------------------ the parser's callbacks
+
+    def on_message_begin(self) -> None:
+        """Note that it is more than empty lines."""
+        self._begun = True
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the target."""
+        self._head.add_target(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header field."""
+        if self.phase is not Phase.HEAD:
+            self._count_part()  # a trailer: nobody needs one, and it must not pass for a header
+            return
+        name = name.lower()
+        if name in RULED:
+            value = self._head.rule(name, value)
+        fields = self._head.fields
+        fields.append((name, value))
+        if len(fields) > self._limits.headers:
+            raise refuse(431, "too_large", f"there are over {self._limits.headers} header fields")
+
+    def on_headers_complete(self) -> None:
+        """Start the application; it may answer before it has the body."""
+        parser = self._parser
+        self._method = method = parser.get_method()
+        if parser.should_upgrade() and method != b"CONNECT":
+            self._upgrade = True
+            return
+        head, now = self._head, self._loop.time()
+        scope = head.finish(method, parser.get_http_version())
+        scope["client"] = self._client
+        scope["server"] = self._server
+        scope["state"] = {**self._app_state, "received_at": now, "wire": self.hub}
+        self._left = head.length
+        self._parts = self._taken = 0
+        self.phase = Phase.BODY
+        self.deadline = now + self._limits.body_seconds
+        exchange = Exchange(
+            self, scope, keep_alive=parser.should_keep_alive(), expects_continue=head.expects_continue
+        )  # fmt: skip
+        self._exchange = exchange
+        self._server_state.total_requests += 1
+        exchange.task = self._loop.create_task(exchange.run(self._app))
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        exchange = self._exchange
+        if exchange is None or self.phase is Phase.CLOSING:
+            return
+        self._count_part()
+        self._taken += len(body)
+        if self._taken > self._limits.body_bytes:
+            raise too_large(f"the body is over {self._limits.body_bytes} bytes; send fewer texts")
+        if exchange.complete or exchange.body is None:
+            return
+        exchange.body += body
+        if self._left or self._head.chunked:  # else it is whole
+            self.held += len(body)
+            self.hub.buffer(len(body))
+
+    def on_message_complete(self) -> None:
+        """Give the application the body."""
+        exchange = self._exchange
+        if self._upgrade or exchange is None or self.phase is not Phase.BODY:
+            return
+        self._forget_body()
+        self.phase = Phase.ANSWERING
+        self.deadline = inf
+        self.hub.works(self)
+        exchange.received = True
+        if exchange.complete:
+            self._next()
+        else:
+            exchange.wake()
+
+    def _count_part(self) -> None:
+        self._parts += 1
+        if self._parts > _BODY_PARTS:
+            raise too_large(f"the body comes in over {_BODY_PARTS} parts; send larger chunks")
+
+    def _forget_body(self) -> None:
+        if self.held:
+            self.hub.buffer(-self.held)
+            self.held = 0
+
+    # ------------------------------------------------------------------ the exchange's side
+
+    def write(self, data: bytes) -> None:
+        """Send it, or keep it to be sent."""
+        self._transport.write(data)
+
+    async def writable(self) -> None:
+        """Wait until the client has read most of what was sent."""
+        if self._unread is not None:
+            await self._unread
+
+    def fields(self) -> bytes:
+        """Return the header lines that every response has."""
+        return self.hub.lines_of(self._server_state.default_headers)
+
+    def ends_after(self, exchange: Exchange) -> bool:
+        """Return whether the connection ends with this answer.
+
+        While the server drains, what has been read of further requests is still answered. A body of which the client
+        may send any amount, or none, cannot be waited for.
+        """
+        unsure = not exchange.received and (
+            self._head.chunked or exchange.expects_continue or self._head.length > self._limits.body_bytes
+        )
+        return not exchange.keep_alive or unsure or (self.hub.draining and not self._ahead)
+
+    def answered(self) -> None:
+        """Go on: to the next request, or to the end."""
+        exchange = self._exchange
+        if exchange is None:
+            return
+        if exchange.closes:
+            self._close_gently()
+        elif self.phase is Phase.ANSWERING:
+            if self._unread is None:
+                self._next()
+            else:  # the next answer would only lie on top of this one
+                self._pause_reading()
+                self.deadline = self._loop.time() + self._limits.write_seconds
+
+    def refuse(self, error: RequestError) -> None:
+        """Answer with an error and end the connection."""
+        if self.phase is Phase.CLOSING:
+            return
+        exchange = self._exchange
+        self._forget_body()
+        if exchange is not None:
+            exchange.cancel()
+            if exchange.head_sent and not exchange.complete:
+                _reset(self._transport)  # half of an answer is out, and an end could be taken for its end
+                return
+        if exchange is None or not exchange.complete:
+            self.hub.refused[error.status] += 1
+            with_body = exchange is None or exchange.scope["method"] != "HEAD"
+            self.write(error_bytes(error, fields=self.fields(), with_body=with_body))
+        self._close_gently()
+
+    def _answered_early(self) -> bool:
+        return self._exchange is not None and self._exchange.complete
+
+    def _next(self) -> None:
+        """Turn to the next request."""
+        self._exchange = None
+        self.phase = Phase.IDLE
+        self.deadline = self._loop.time() + self._limits.idle_seconds
+        self.hub.waits(self)
+        if self._ahead:
+            ahead, self._ahead = bytes(self._ahead), bytearray()
+            self._feed(ahead)
+        if not self._reading and not self._ahead and not self._transport.is_closing():
+            self._reading = True
+            self._transport.resume_reading()
+
+    def _pause_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._transport.pause_reading()
+
+    def _close_gently(self) -> None:
+        """Send what there is, say that it was the last, and wait for the client to see it."""
+        self._forget_body()
+        self.phase = Phase.CLOSING
+        self._ahead = bytearray()
+        transport = self._transport
+        seconds = self._limits.write_seconds if transport.get_write_buffer_size() else _LINGER_SECONDS
+        self.deadline = self._loop.time() + seconds
+        self.hub.ends(self)
+        if transport.is_closing():
+            return
+        transport.write_eof()
+        if not self._reading:
+            self._reading = True
+            transport.resume_reading()
+
+    # ------------------------------------------------------------------ the hub's side
+
+    def expire(self, now: float) -> None:
+        """End it: the client has had its time."""
+        self.deadline = inf
+        if self.phase is Phase.CLOSING or self._unread is not None or self._transport.get_write_buffer_size():
+            _reset(self._transport)  # else the kernel would go on offering what it has
+        elif self.phase is Phase.HEAD and self._begun:
+            self.refuse(refuse(408, "timeout", f"the headers took over {self._limits.header_seconds:g} s"))
+        elif self.phase is Phase.BODY and not self._answered_early():
+            self.refuse(refuse(408, "timeout", f"the body took over {self._limits.body_seconds:g} s"))
+        elif not self.close_if_idle():
+            self._transport.close()
+
+    def evict(self) -> None:
+        """End it: others need the place."""
+        if self.phase is Phase.CLOSING or self._unread is not None:
+            _reset(self._transport)
+        elif self.phase is Phase.IDLE:
+            self._transport.close()
+        else:
+            self.refuse(unavailable("there are too many connections"))
+
+    def close_if_idle(self) -> bool:
+        """Close it if it is between two requests and no byte of a next one has reached this machine."""
+        if self.phase is not Phase.IDLE:
+            return False
+        if _unread_bytes(self._transport):
+            self.deadline = self._loop.time() + self._limits.header_seconds  # it will be read in this turn of the loop
+        else:
+            self._transport.close()
+        return True
+
+    def finish_fresh(self, seconds: float) -> None:
+        """Give a connection without a request this much time for the first byte."""
+        if self.phase is Phase.FRESH:
+            self.deadline = min(self.deadline, self._loop.time() + seconds)
+
+    def cut(self) -> None:
+        """End it now; whoever still waits for an answer is told so."""
+        if self.phase in {Phase.FRESH, Phase.IDLE, Phase.CLOSING}:
+            self._transport.abort()
+        else:
+            self.refuse(unavailable("the server ended before this was answered"))
+
+
+def _address(name: Any) -> tuple[str, int] | None:
+    return (str(name[0]), int(name[1])) if isinstance(name, tuple) and len(name) >= 2 else None
+
+
+def _unread_bytes(transport: asyncio.Transport) -> int:
+    """Return how many bytes the kernel holds for us."""
+    try:
+        packed = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, b"\0\0\0\0")
+    except (OSError, ValueError):
+        return 0
+    return int(struct.unpack("i", packed)[0])
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    """Close it so that the client sees a reset, not an end."""
+    with suppress(OSError, AttributeError):
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()

@@ -1,0 +1,359 @@
+"""Bad input in the long run: `python -m tests.faults.fuzz` sends 200,000 inputs and counts what comes back.
+
+    python -m tests.faults.fuzz --result FILE.json          all parts, about 10 minutes
+    python -m tests.faults.fuzz --inputs 5000 --parts made
+
+Three parts: `made` (inputs.py: JSON, bytes, whole requests, the HTTP catalogue; from a seed), `hypothesis` (any bytes
+and any JSON, with Hypothesis' own search) and `schemathesis` (against /openapi.json, with all its checks). A status
+must be one that /openapi.json documents for its path, or one of those that any path may have; 5xx, hangs, half
+responses and errors of another shape are counted and fail the run. So does a server that is not well afterwards.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from potstill import machine
+from potstill.publish import write_text
+from tests.faults.bed import Bed, tiny_bundle, well
+from tests.faults.inputs import NAMES, Input, Maker
+from tests.faults.rawhttp import Connection, Hang, NoAnswer, Response, get, message
+from tests.faults.served import Server
+
+ANY_PATH = {400, 404, 405, 408, 413, 414, 415, 431, 429}
+"""What a request may get before it is known which path it is for."""
+EXAMPLES = 30
+"""Of each kind of failure, how many are kept."""
+HANG = 15.0
+
+
+@dataclass(slots=True)
+class Seen:
+    """Counts of what came back."""
+
+    inputs: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    slowest_seconds: float = 0.0
+
+    def fail(self, kind: str, one: Input, detail: str) -> None:
+        self.failures[kind] += 1
+        kept = self.examples.setdefault(kind, [])
+        if len(kept) < EXAMPLES:
+            kept.append(f"{one.kind} {one.method} {one.path}: {detail}; sent {one.data[:400]!r}")
+
+
+class Documented:
+    """The statuses that /openapi.json gives for each path."""
+
+    def __init__(self, port: int) -> None:
+        response = get(port, "/openapi.json")
+        if response.status != 200:
+            raise RuntimeError(f"/openapi.json answers {response.status}")
+        self.document = response.json()
+        self._rules: list[tuple[re.Pattern[str], dict[str, set[int]]]] = []
+        names = _model_names(port)
+        self.paths: dict[str, list[str]] = {}
+        for template, operations in self.document["paths"].items():
+            pattern = re.compile(
+                "".join("[^/]+" if part[:1] == "{" else re.escape(part) for part in re.split(r"(\{[^}]*\})", template))
+            )
+            found = {
+                method: {int(code) for code in operation["responses"] if code.isdecimal()}
+                for method, operation in operations.items()
+                if isinstance(operation, dict) and "responses" in operation
+            }
+            self._rules.append((pattern, found))
+            filled = re.sub(r"\{[^}]*\}", names[0], template, count=1)
+            self.paths[re.sub(r"\{[^}]*\}", "1", filled)] = list(found)
+
+    def allows(self, one: Input, status: int) -> bool:
+        if status in ANY_PATH or not one.well_framed:
+            return status in ANY_PATH or status in {200, 204, 422, 501, 505}
+        path = one.path.partition("?")[0].partition("#")[0]
+        for pattern, methods in self._rules:
+            if pattern.fullmatch(path) and one.method.lower() in methods:
+                return status in methods[one.method.lower()]
+        return (status in {200, 204} and one.method in {"HEAD", "OPTIONS"}) or _is_decoded(path)
+
+
+def _is_decoded(path: str) -> bool:
+    # A path with percent signs may be one of the document's once it is decoded.
+    return "%" in path or "//" in path
+
+
+def _model_names(port: int) -> list[str]:
+    try:
+        return [str(entry["id"]) for entry in get(port, "/v1/models").json()["data"]] or ["model"]
+    except Exception:
+        return ["model"]
+
+
+class Client:
+    """Sends inputs over a connection that is kept as long as the server keeps it."""
+
+    def __init__(self, server: Server, documented: Documented, seen: Seen) -> None:
+        self._server, self._documented, self._seen = server, documented, seen
+        self._connection: Connection | None = None
+
+    def send(self, one: Input) -> None:
+        started = time.monotonic()
+        self._seen.inputs[one.kind] += 1
+        if one.well_framed:
+            self._send_framed(one)
+        else:
+            self._send_loose(one)
+        self._seen.slowest_seconds = max(self._seen.slowest_seconds, time.monotonic() - started)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.socket.close()
+
+    def _send_framed(self, one: Input) -> None:
+        for attempt in (1, 2):
+            fresh = self._connection is None
+            if self._connection is None:
+                self._connection = Connection(self._server.port, seconds=HANG)
+            try:
+                response = self._connection.ask(one.data, head=one.method == "HEAD")
+            except Hang as error:
+                self._end()
+                self._seen.fail("hang", one, str(error))
+                return
+            except NoAnswer as error:
+                self._end()
+                if not error.partial and not fresh and attempt == 1:
+                    continue  # the connection had ended before: it is tried once on a new one
+                self._seen.fail("no answer", one, str(error))
+                return
+            self._check(one, response)
+            if response.closes:
+                self._end()
+            return
+
+    def _send_loose(self, one: Input) -> None:
+        """Send what may be no request, end the sending side, and read all that comes."""
+        with Connection(self._server.port, seconds=HANG) as connection:
+            connection.send(one.data)
+            connection.half_close()
+            for _ in range(50):
+                try:
+                    self._check(one, connection.read())
+                except Hang as error:
+                    self._seen.fail("hang", one, str(error))
+                    return
+                except NoAnswer as error:
+                    if error.partial:
+                        self._seen.fail("half a response", one, str(error))
+                    self._seen.statuses["end"] += 1
+                    return
+
+    def _end(self) -> None:
+        if self._connection is not None:
+            self._connection.socket.close()
+            self._connection = None
+
+    def _check(self, one: Input, response: Response) -> None:
+        seen, status = self._seen, response.status
+        seen.statuses[str(status)] += 1
+        if status >= 500 and not (status in {501, 505} and not one.well_framed):
+            seen.fail("5xx", one, f"{status} {response.body[:200]!r}")
+        elif not self._documented.allows(one, status):
+            seen.fail("not documented", one, str(status))
+        if status >= 400 and one.method != "HEAD":
+            wrong = _wrong_shape(response)
+            if wrong and response.body:
+                seen.fail("shape", one, f"{status} {wrong}")
+            elif wrong and one.well_framed:
+                seen.fail("shape", one, f"{status} without a body")
+        if status == 429 and not response.headers.get("retry-after", "").isdecimal():
+            seen.fail("retry-after", one, str(response.headers))
+
+
+def _wrong_shape(response: Response) -> str | None:
+    try:
+        content = response.json()
+    except ValueError:
+        return f"not JSON: {response.body[:100]!r}"
+    if not isinstance(content, dict) or sorted(content) != ["error", "error_type"]:
+        return f"keys {sorted(content) if isinstance(content, dict) else content!r}"
+    if not all(isinstance(value, str) and value for value in content.values()):
+        return "values that are no texts"
+    return None
+
+
+def send_made(server: Server, documented: Documented, *, count: int, seed_number: int, clients: int = 4) -> Seen:
+    """Send `count` made inputs with a few clients side by side."""
+    seen = Seen()
+
+    def run(number: int) -> None:
+        client = Client(server, documented, seen)
+        maker = Maker(seed_number * 1000 + number, documented.paths)
+        for one in islice(maker.inputs(), count // clients + (number < count % clients)):
+            if server.process.poll() is not None:
+                seen.fail("server ended", one, str(server.process.returncode))
+                return
+            client.send(one)
+        client.close()
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return seen
+
+
+_TEXT = st.text(st.characters(exclude_categories=()), max_size=40)
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | _TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(NAMES) | _TEXT, inner, max_size=5),
+    max_leaves=15,
+)
+
+
+def send_hypothesis(server: Server, documented: Documented, *, count: int, seed_number: int) -> Seen:
+    """Send any bytes, and any JSON, to every path that takes a body."""
+    seen = Seen()
+    client = Client(server, documented, seen)
+    posts = sorted(path for path, methods in documented.paths.items() if "post" in methods)
+    how = settings(
+        max_examples=max(count // 2, 10), deadline=None, database=None, phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck), derandomize=False,
+    )  # fmt: skip
+
+    def one(path: str, body: bytes) -> None:
+        client.send(Input("hypothesis", "POST", path, message("POST", path, body), well_framed=True))
+
+    @seed(seed_number)
+    @how
+    @given(st.sampled_from(posts), st.binary(max_size=300))
+    def any_bytes(path: str, body: bytes) -> None:
+        one(path, body)
+
+    @seed(seed_number)
+    @how
+    @given(st.sampled_from(posts), _JSON | st.fixed_dictionaries({"inputs": _JSON}, optional={"parameters": _JSON}))
+    def any_json(path: str, content: Any) -> None:
+        one(path, json.dumps(content).encode())
+
+    any_bytes()
+    any_json()
+    client.close()
+    return seen
+
+
+def send_schemathesis(server: Server, *, examples: int, seed_number: int) -> Seen:
+    """Run schemathesis with all checks; its failures are ours."""
+    seen = Seen()
+    with TemporaryDirectory() as folder:
+        events = Path(folder) / "events.ndjson"
+        command = [
+            sys.executable, "-m", "schemathesis.cli", "run", f"http://127.0.0.1:{server.port}/openapi.json",
+            "--checks", "all", "--max-examples", str(examples), "--seed", str(seed_number), "--continue-on-failure",
+            "--request-timeout", "15", "--no-color", "--report-ndjson-path", str(events), "--no-shrink",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+        lines = events.read_text().splitlines() if events.exists() else []
+    for line in lines:
+        _count_event(json.loads(line), seen)
+    if done.returncode != 0:
+        seen.failures["schemathesis"] += 1
+        seen.examples["schemathesis"] = [done.stdout[-6000:] + done.stderr[-1000:]]
+    return seen
+
+
+def _count_event(event: Any, seen: Seen) -> None:
+    """Count the interactions of one of schemathesis' events."""
+    finished = event.get("ScenarioFinished") if isinstance(event, dict) else None
+    for interaction in ((finished or {}).get("recorder", {}).get("interactions") or {}).values():
+        seen.inputs["schemathesis"] += 1
+        response = interaction.get("response")
+        seen.statuses[str(response["status_code"]) if response else "end"] += 1
+
+
+def together(parts: dict[str, Seen]) -> Seen:
+    total = Seen()
+    for seen in parts.values():
+        total.inputs += seen.inputs
+        total.statuses += seen.statuses
+        total.failures += seen.failures
+        for kind, examples in seen.examples.items():
+            total.examples.setdefault(kind, []).extend(examples)
+        total.slowest_seconds = max(total.slowest_seconds, seen.slowest_seconds)
+    return total
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=200_000, help="how many, over all parts")
+    parser.add_argument("--parts", nargs="+", default=["made", "hypothesis", "schemathesis"])
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--bundle", type=Path, help="a tiny classifier is made without it")
+    parser.add_argument("--options", default="", help="more arguments for potstill serve")
+    parser.add_argument("--result", type=Path, help="JSON file")
+    arguments = parser.parse_args()
+    made = tiny_bundle() if arguments.bundle is None else nullcontext(arguments.bundle)
+    parts: dict[str, Seen] = {}
+    started = time.monotonic()
+    with made as bundle, TemporaryDirectory() as scratch:
+        bed = Bed(bundle=bundle.resolve(), scratch=Path(scratch))
+        with bed.server(*arguments.options.split()) as (server, _):
+            documented = Documented(server.port)
+            if "schemathesis" in arguments.parts:
+                # Examples are per operation and phase; the count is what was really sent.
+                examples = max(arguments.inputs // 40 // max(len(documented.paths), 1), 5)
+                parts["schemathesis"] = send_schemathesis(server, examples=examples, seed_number=arguments.seed)
+            if "hypothesis" in arguments.parts:
+                count = arguments.inputs // 10
+                parts["hypothesis"] = send_hypothesis(server, documented, count=count, seed_number=arguments.seed)
+            if "made" in arguments.parts:
+                rest = arguments.inputs - sum(sum(seen.inputs.values()) for seen in parts.values())
+                parts["made"] = send_made(server, documented, count=max(rest, 0), seed_number=arguments.seed)
+            total = together(parts)
+            try:
+                print(well(server))
+            except AssertionError as error:
+                total.failures["not well afterwards"] += 1
+                total.examples["not well afterwards"] = [str(error)]
+    return report(total, arguments=arguments, seconds=time.monotonic() - started)
+
+
+def report(total: Seen, *, arguments: argparse.Namespace, seconds: float) -> int:
+    """Print the counts, write them, and return the exit code."""
+    count = sum(total.inputs.values())
+    print(f"{count} inputs in {seconds:.0f} s ({count / seconds:.0f} per second): {dict(total.inputs)}")
+    print("statuses: " + ", ".join(f"{status} {number}" for status, number in sorted(total.statuses.items())))
+    print(f"slowest {total.slowest_seconds:.2f} s; failures: {dict(total.failures) or 'none'}")
+    for kind, examples in total.examples.items():
+        print(f"\n{kind}:\n" + "\n".join(examples[:5]))
+    if arguments.result:
+        content = {
+            "date": datetime.now(UTC).date().isoformat(),
+            "environment": machine.describe(),
+            "seed": arguments.seed,
+            "seconds": seconds,
+            "count": count,
+        } | asdict(total)
+        write_text(arguments.result, json.dumps(content, indent=1) + "\n")
+    return 1 if total.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+import itertools
+
+import pytest
+
+from potstill.serve.engine.cost import Drift, RunCost, Sample, fit, token_budget
+
+TRUE = RunCost(fixed=0.001, per_row=0.0001, per_token=0.00005, per_pair=1e-8)
+
+
+SHAPES = list(itertools.product((1, 2, 4, 8), (8, 32, 128)))
+
+
+def samples(cost):
+    return [Sample(rows=rows, length=length, seconds=cost.seconds(rows, length)) for rows, length in SHAPES]
+
+
+def test_cost_is_its_four_terms():
+    assert RunCost(fixed=1, per_row=10, per_token=100, per_pair=1000).seconds(2, 3) == 1 + 20 + 600 + 18_000
+
+
+def test_fit_finds_the_cost_that_made_the_samples():
+    found = fit(samples(TRUE))
+    for rows, length in ((3, 20), (16, 64), (1, 512)):
+        assert found.seconds(rows, length) == pytest.approx(TRUE.seconds(rows, length), rel=1e-6)
+
+
+def test_fit_leaves_out_what_would_be_negative():
+    # Seconds that shrink with rows: no term may explain that by going below zero.
+    found = fit([Sample(rows=rows, length=8, seconds=0.01 / rows) for rows in (1, 2, 4)])
+    assert min(found.fixed, found.per_row, found.per_token, found.per_pair) >= 0
+    assert all(type(term) is float for term in (found.fixed, found.per_row, found.per_token, found.per_pair))
+
+
+def test_fit_of_one_sample_gives_it_back():
+    assert fit([Sample(rows=1, length=10, seconds=0.5)]).seconds(1, 10) == pytest.approx(0.5)
+
+
+def test_fit_needs_samples():
+    with pytest.raises(ValueError, match="nothing to fit"):
+        fit([])
+
+
+def test_a_batch_pays_while_it_saves_the_fixed_part():
+    assert TRUE.pays(1, 20, added=20)
+    # 100 tokens of padding cost more than the fixed part saves.
+    assert not TRUE.pays(1, 120, added=20)
+    linear = RunCost(fixed=0.0, per_row=0.0, per_token=0.00005, per_pair=0.0)
+    assert not linear.pays(1, 20, added=20)
+
+
+def test_budget_is_the_smallest_batch_that_is_nearly_the_best():
+    per_row = {1: 2.0, 2: 1.5, 4: 1.02, 8: 1.0, 16: 1.1}
+    given = [Sample(rows=rows, length=32, seconds=rows * seconds) for rows, seconds in per_row.items()]
+    assert token_budget(given) == 4 * 32
+
+
+def test_budget_is_one_where_no_batch_is_faster():
+    linear = RunCost(fixed=0.0, per_row=0.001, per_token=0.0001, per_pair=0.0)
+    assert token_budget(samples(linear)) == 1
+
+
+def test_drift_goes_to_the_ratio_and_survives_a_stall():
+    drift = Drift(weight=0.1, most=20)
+    for _ in range(200):
+        drift.saw(actual_s=3.0, predicted_s=2.0)
+    assert drift.factor == pytest.approx(1.5, rel=1e-3)
+    drift.saw(actual_s=3600.0, predicted_s=2.0)
+    assert drift.factor < 4
+    drift.saw(actual_s=1.0, predicted_s=0.0)
+    assert drift.factor < 4
