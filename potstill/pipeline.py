@@ -24,7 +24,8 @@ from potstill.errors import OutputError
 from potstill.progress import Progress, silent
 from potstill.publish import check_free, write_text
 from potstill.recipe import Recipe, build_recipe
-from potstill.task import get_task
+from potstill.sections import ExportConfig
+from potstill.task import FEATURE_EXTRACTION, get_task
 
 if TYPE_CHECKING:
     from potstill.bench.contract import Report
@@ -139,11 +140,18 @@ def _export(recipe: Recipe, checkpoints: dict[str, str], out_dir: Path, *, progr
             out_dir / role,
             task=recipe.task,
             tokenizer=recipe.tokenizer if role == "teacher" else None,
-            config=recipe.export.model_copy(update={"max_length": recipe.export.max_length or recipe.max_length}),
+            config=_export_config(recipe),
             calibration=_calibration(recipe),
             examples=load_eval_examples(recipe, label_names=label_names, problem_type=problem_type),
             progress=progress,
         )
+
+
+def _export_config(recipe: Recipe) -> ExportConfig:
+    """Return how to export: with the longest text, and the pooling, that the student was trained with."""
+    given = recipe.export
+    pooling = given.pooling or (recipe.distill.pooling if recipe.task == FEATURE_EXTRACTION.name else None)
+    return given.model_copy(update={"max_length": given.max_length or recipe.max_length, "pooling": pooling})
 
 
 def _calibration(recipe: Recipe) -> list[Text]:

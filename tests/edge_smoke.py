@@ -5,10 +5,13 @@ python tests/edge_smoke.py BUNDLE [PRECISION]
 
 import http.client
 import json
+import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from importlib.metadata import distributions
 from importlib.util import find_spec
@@ -18,6 +21,7 @@ ABSENT = (
     "torch", "transformers", "onnx", "datasets", "optimum", "accelerate", "onnxscript", "scipy", "matplotlib", "pandas",
     "pyarrow", "fastapi", "ray",
 )  # fmt: skip
+SILENT = "ORT_DISABLE_TELEMETRY"
 TOLERANCE = 1e-6  # the same file on the same machine; JSON keeps floats exactly
 START_SECONDS = 120
 TEXTS = ["a good film", "", "it was not very good, and it was much too long for what it had to say", "🙂 שלום"]
@@ -28,13 +32,16 @@ def main(bundle: Path, precision: str) -> None:
     assert not present, f"{present} can be imported; run this where only potstill[serve] is installed"
     installed = sorted({distribution.name for distribution in distributions()})
 
+    os.environ[SILENT] = "1"
     from potstill.serve import Encoder
 
     expected = Encoder(bundle, precision=precision).predict(TEXTS)
     port = free_port()
     command = [sys.executable, "-m", "potstill", "serve", str(bundle), "--precision", precision, "--port", str(port)]
     started = time.perf_counter()
-    process = subprocess.Popen(command)
+    home = Path(tempfile.mkdtemp(prefix="edge-home-"))
+    environment = {name: value for name, value in os.environ.items() if name != SILENT} | {"HOME": str(home)}
+    process = subprocess.Popen(command, env=environment)
     try:
         wait_until_ready(process, port)
         ready_seconds = time.perf_counter() - started
@@ -49,12 +56,15 @@ def main(bundle: Path, precision: str) -> None:
         process.send_signal(signal.SIGTERM)
         code = process.wait(30)
         assert code == 0, f"the server ended with {code}"
+        written = [str(path) for path in home.rglob("*") if path.is_file()]
+        assert not written, f"the server wrote {written}; onnxruntime does, unless {SILENT} is set before it is loaded"
     finally:
         process.kill()
         process.wait()
+        shutil.rmtree(home)
     print(
-        f"ok: {bundle} {precision} ready in {ready_seconds:.1f} s, answers within {max(worst, bulk):.1e}, ended with 0, "
-        f"among {len(installed)} packages"
+        f"ok: {bundle} {precision} ready in {ready_seconds:.1f} s, answers within {max(worst, bulk):.1e}, "
+        f"ended with 0, among {len(installed)} packages"
     )
 
 

@@ -2,10 +2,10 @@
 
     python -m benchmarks.serve.memory --bundle BUNDLE --result FILE.json
 
-Shapes are drawn anew for each request: 1 to 64 texts of 1 token to beyond the model's longest, small ones far more often
-(log-uniform), now and then a refused one. "After warm-up" is when the server says that it is ready. The slope is fitted
-to the second half of the samples (Theil and Sen's median of slopes), its interval by a bootstrap over blocks of ten
-samples, because neighbours are alike.
+Shapes are random: 1 to 64 texts, from one word to beyond the model's longest, small ones far more often, now and then a
+refused one. "After warm-up" is when the server says that it is ready. The slope is
+fitted to the second half of the samples (Theil and Sen's median of slopes), its interval by a bootstrap over blocks of
+ten samples, because neighbours are alike.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import time
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,8 @@ from potstill.publish import write_text
 from tests.faults.rawhttp import Connection, NoAnswer, message
 from tests.faults.served import Server
 
-WORDS = "a the film was good bad very not warm and it is long short old new never quite funny dull".split()
+WORDS = ("a", "the", "film", "was", "good", "bad", "very", "not", "warm", "and", "it", "is", "long", "never", "dull")
+MOST_TEXTS = 64
 MOST_GROWTH = 1.5
 BLOCK = 10
 DRAWS = 500
@@ -35,11 +35,12 @@ def request(draw: np.random.Generator, *, max_length: int) -> bytes:
     """Return one request of a random shape."""
     if draw.random() < 0.02:
         return message("POST", "/predict", b'{"inputs": [1, 2' if draw.random() < 0.5 else b'{"inputs": 1}')
-    count = int(np.exp(draw.uniform(0, np.log(64.99))))
-    # As many texts as allowed of the longest length each are rare: they would take all of the time.
-    longest = max(2.0, min(1.5 * max_length, 6 * max_length / count))
-    lengths = np.exp(draw.uniform(0, np.log(longest), size=count)).astype(int)
-    texts: Any = [" ".join(draw.choice(WORDS, size=length)) for length in lengths]
+    # Words in all: mostly as few as people send, one request in a hundred up to the most there can be.
+    most = draw.choice([128, 1024, MOST_TEXTS * max_length], p=[0.9, 0.09, 0.01])
+    words = int(np.exp(draw.uniform(0, np.log(most))))
+    count = int(np.exp(draw.uniform(0, np.log(min(MOST_TEXTS, words) + 0.99))))
+    lengths = 1 + draw.multinomial(words - count, draw.dirichlet(np.ones(count)))
+    texts = [" ".join(draw.choice(WORDS, size=length)) for length in lengths]
     return message("POST", "/predict", json.dumps({"inputs": texts[0] if count == 1 else texts}).encode())
 
 
@@ -70,7 +71,7 @@ def client(server: Server, *, seed: int, count: int, max_length: int, statuses: 
             time.sleep(0.05)
 
 
-def slope(samples: np.ndarray, requests: np.ndarray) -> dict[str, Any]:
+def slope(samples: np.ndarray, requests: np.ndarray) -> dict[str, float | list[float]]:
     """Return bytes per 1000 requests over the second half of the samples, with a 95 % interval."""
     half = len(samples) // 2
     y, x = samples[half:].astype(float), requests[half:] / 1e3
@@ -139,11 +140,13 @@ def main() -> int:
     mib = 2.0**20
     print(f"{total.total()} requests in {seconds:.0f} s: {dict(total)}")
     print(
-        f"resident after warm-up {warm / mib:.1f} MiB, at the end {after / mib:.1f} ({growth:.3f} times), most {peak / mib:.1f}"
+        f"resident after warm-up {warm / mib:.1f} MiB, at the end {after / mib:.1f} ({growth:.3f} times), "
+        f"most {peak / mib:.1f}"
     )
     low, high = (value / 1024 for value in found["interval"])
     print(
-        f"slope of the second half {found['value'] / 1024:.2f} KiB per 1000 requests, 95 % interval {low:.2f} to {high:.2f}"
+        f"slope of the second half {found['value'] / 1024:.2f} KiB per 1000 requests, "
+        f"95 % interval {low:.2f} to {high:.2f}"
     )
     bad = {status for status in total if status not in {"200", "400", "413", "422", "429"}}
     if bad:

@@ -1,17 +1,19 @@
 """`potstill serve`: answer over HTTP from one bundle or several."""
 
-import json
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from potstill.errors import UsageError
 from potstill.extras import require
+
+if TYPE_CHECKING:
+    from potstill.serve.engine import Plan
 
 _SPEC = re.compile(r"(?:(?P<name>[A-Za-z0-9._-]+)=)?(?P<path>.+?)(?:@(?P<precision>fp32|fp16|int8))?", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -90,7 +92,7 @@ def serve(
     from potstill.serve import Encoder
     from potstill.serve import server as serving
     from potstill.serve.api import create_app
-    from potstill.serve.engine import Engine, EngineSettings
+    from potstill.serve.engine import Engine, EngineSettings, Plan
     from potstill.serve.limits import Limits
 
     specs = read_specs(bundles, precision=precision)
@@ -112,7 +114,7 @@ def serve(
         limits=limits,
         shadow=None if shadow is None else _shadow_pair(specs, shadow),
     )
-    plans: list[object] = []
+    plans: list[Plan] = []
 
     def load() -> serving.Loaded:
         models = {
@@ -120,7 +122,7 @@ def serve(
             for spec in specs
         }  # fmt: skip
         engine = Engine(models, settings=settings)
-        plans.append(engine.warm_up().describe())
+        plans.append(engine.warm_up())
         return engine, create_app(engine, limits=limits, api_keys=keys)
 
     with serving.bind(host, port) as listener:
@@ -131,9 +133,24 @@ def serve(
             models = ", ".join(f"{spec.name} {spec.precision}" for spec in specs)
             keyed = f"{len(keys)} API keys" if keys else "no API key"
             typer.echo(f"potstill serve: {address}, {models}, {keyed}", err=True)
-            typer.echo(f"plan: {json.dumps(plans[0])}", err=True)
+            typer.echo(describe_plan(plans[0]), err=True)
 
         serving.serve(listener, load, limits=limits, on_ready=announce)
+
+
+def describe_plan(plan: "Plan") -> str:
+    """Return what the engine measured and chose, a line for all and one for each model."""
+    lines = [
+        f"plan: runs at a time {plan.runners}, threads of each {plan.threads}, 429 beyond "
+        f"{plan.wait_ms['standing']:g} ms of waiting ({plan.wait_ms['burst']:g} ms in a burst)"
+    ]
+    if plan.memory_bytes is not None:
+        lines[0] += f", memory about {plan.memory_bytes / 1e6:.0f} MB"
+    for name, model in plan.models.items():
+        alone = [sample for sample in model.samples if sample.rows == 1]
+        times = ", ".join(f"{sample.length} tokens {sample.seconds * 1e3:.1f} ms" for sample in alone)
+        lines.append(f"plan: {name}: {model.why}; {times}")
+    return "\n".join(lines)
 
 
 def read_specs(given: Sequence[str], *, precision: str) -> list[Spec]:

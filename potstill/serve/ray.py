@@ -26,6 +26,8 @@ from potstill.serve.limits import Limits
 _ONGOING = 256
 _QUEUED = 256
 """Requests that one proxy keeps while every replica is full; beyond it Ray answers 503."""
+# onnxruntime from 1.29 on reports to its makers unless told not to before it is loaded (microsoft/onnxruntime#27379).
+_ENVIRONMENT = {"ORT_DISABLE_TELEMETRY": "1"}
 
 
 class Arguments(BaseModel):
@@ -67,7 +69,8 @@ class Replica:
 
         await self._app(request.scope, request.receive, send)
         response = Response(bytes(body), status_code=started["status"])
-        response.raw_headers = list(started["headers"])
+        # Ray's proxy has given the request its id, and puts the header in front of the client.
+        response.raw_headers = [field for field in started["headers"] if field[0] != b"x-request-id"]
         return response
 
     def check_health(self) -> None:
@@ -92,7 +95,7 @@ def app(arguments: Arguments) -> Any:
         max_ongoing_requests=_ONGOING,
         max_queued_requests=_QUEUED,
         graceful_shutdown_timeout_s=Limits().shutdown_seconds,
-        ray_actor_options={"num_cpus": arguments.cpus},
+        ray_actor_options={"num_cpus": arguments.cpus, "runtime_env": {"env_vars": _ENVIRONMENT}},
     )
     return deployment.bind(arguments)
 

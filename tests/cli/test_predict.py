@@ -26,7 +26,7 @@ def test_bad_rows_are_told(potstill, tiny_bundle, tmp_path):
     file.write_text('{"text": "the sea"}\n{"text": 7}\n')
     code, out, err = potstill("predict", tiny_bundle, file, "--out", tmp_path / "out.csv")
     assert (code, out) == (2, "")
-    assert f"error: {file} line 2 column 'text' holds a int, not a text" in err
+    assert f"error: {file} line 2 column 'text' holds a number, not a text" in err
     code, out, err = potstill("predict", tiny_bundle, file, "--out", tmp_path / "out.csv", "--on-error", "skip")
     assert (code, "2 rows, 1 of them without an answer" in out) == (0, True)
     assert "warning: line 2 column 'text'" in err

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.faults.bed import CANARY, PREDICTED, Bed, Fault, good_clients, is_error, wait_for, well
+from tests.faults.bed import CANARY, PREDICTED, Bed, Fault, clean_end, good_clients, is_error, wait_for, well
 from tests.faults.ends import ENDS_WITHIN
 from tests.faults.rawhttp import Connection, NoAnswer, ask, get, predict_message
 from tests.faults.served import free_port, limit_files
@@ -21,22 +21,29 @@ FILES = 80
 
 
 def no_descriptors(bed: Bed) -> str:
-    """Every descriptor is taken: open connections are answered, the log stays short, and it recovers."""
+    """Every descriptor is taken by silent connections: who asks is answered, the log stays short, and it recovers."""
     with bed.server(prepare=limit_files(FILES), limits={"connections": 4096.0}) as (server, _):
-        with Connection(server.port) as kept, ExitStack() as stack:
-            assert kept.ask(PREDICTED).status == 200
-            taken = []
+        with ExitStack() as stack:
             for _ in range(FILES * 2):
-                client = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=5))
-                taken.append(client)
+                stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=5))
             time.sleep(0.5)
-            used = server.cpu_seconds()
+            used, began, replaced = server.cpu_seconds(), time.monotonic(), 0
+            kept = stack.enter_context(Connection(server.port, seconds=5))
             for _ in range(20):
-                assert kept.ask(PREDICTED).status == 200, "an open connection is not answered"
+                try:
+                    assert kept.ask(PREDICTED).status == 200
+                except NoAnswer as error:
+                    # Idle for a moment, it may have been the one that had to go; a new one must be answered.
+                    clean_end(error)
+                    replaced += 1
+                    kept = stack.enter_context(Connection(server.port, seconds=5))
+                    assert kept.ask(PREDICTED).status == 200
                 time.sleep(0.1)
-            busy = (server.cpu_seconds() - used) / 2
+            busy = (server.cpu_seconds() - used) / (time.monotonic() - began)
             held = server.open_files()
         assert busy < 0.7, f"{busy:.0%} of a core is burnt while no connection can be taken"
+        assert held <= FILES
+        assert replaced <= 3, f"the connection in use was closed {replaced} times in 20 requests"
         seconds = wait_for(lambda: server.is_alive() and server.predict().status == 200, seconds=10)
         lines = server.stderr.count("\n")
         assert lines < 50, f"{lines} lines in the log: {server.stderr[-300:]}"
@@ -106,21 +113,23 @@ def closed_log(bed: Bed) -> str:
 
 
 def no_memory(bed: Bed) -> str:
-    """The address space ends amid one large request: that one is told, the others and the next are answered."""
+    """The address space ends amid large requests: those are told or cut off, the process lives and recovers."""
     with bed.server() as (server, _):
-        assert server.predict(["a good film"] * 4).status == 200
         process = psutil.Process(server.process.pid)
-        room = process.memory_info().vms + (12 << 20)
-        process.rlimit(resource.RLIMIT_AS, (room, resource.RLIM_INFINITY))
+        large = predict_message([f"{CANARY} " * 500] * 64)
+        assert ask(server.port, large).status == 200
         statuses: Counter[object] = Counter()
-        text = f"{CANARY} " * 700
-        for _ in range(bed.times(quick=10, long=50)):
-            try:
-                statuses[ask(server.port, predict_message([text] * 64)).status] += 1
-            except (NoAnswer, OSError):
-                statuses["end"] += 1
-        assert server.process.poll() is None, f"ended with {server.process.returncode}: {server.stderr[-300:]}"
-        assert set(statuses) <= {200, 413, 422, 429, 500, 503, "end"}, statuses
+        for room in (4 << 20, 2 << 20, 1 << 20, 1 << 19, 1 << 18):
+            process.rlimit(resource.RLIMIT_AS, (process.memory_info().vms + room, resource.RLIM_INFINITY))
+            for _ in range(bed.times(quick=1, long=10)):
+                try:
+                    response = ask(server.port, large)
+                    if response.status != 200:
+                        is_error(response, 413, 422, 429, 500, 503)
+                    statuses[response.status] += 1
+                except (NoAnswer, OSError):
+                    statuses["end"] += 1
+            assert server.process.poll() is None, f"ended with {server.process.returncode}: {server.stderr[-300:]}"
         process.rlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         wait_for(lambda: server.predict().status == 200, seconds=10)
         return f"large requests {dict(statuses)}; {well(server)}"
@@ -211,12 +220,12 @@ def unwritable_folder(bed: Bed) -> str:
 
 
 FAULTS = [
-    Fault("no-file-descriptors", "open connections answered, no busy loop, short log, recovers", no_descriptors),
+    Fault("no-file-descriptors", "who asks is answered, no busy loop, short log, recovers", no_descriptors),
     Fault("no-file-descriptors-at-start", "an exit code", no_descriptors_at_start, quick=False),
     Fault("disk-full", "answers, refuses and ends as ever, with no place to write", full_disk),
     Fault("file-size-limit", "answers as ever", no_files_grow, quick=False),
     Fault("log-reader-gone", "answers and ends as ever", closed_log),
-    Fault("no-memory", "large requests told, the process lives, the next answered", no_memory),
+    Fault("no-memory", "large requests told or cut off, the process lives and recovers", no_memory),
     Fault("clock-jump", "hours and years, both ways: all answered", clock_jumps),
     Fault("no-threads", "answers as ever", no_threads, quick=False),
     Fault("busy-machine", "probes within 1 s, all answered", busy_machine, quick=False),

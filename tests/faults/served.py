@@ -169,6 +169,8 @@ class Server:
     def _finish(self) -> None:
         if self._piped:
             self._reader.join(5)
+            assert self.process.stderr is not None
+            self.process.stderr.close()
 
 
 def free_port() -> int:

@@ -121,7 +121,7 @@ CASES = [
         task="fill-mask",
         # RoBERTa counts positions from behind the padding's number.
         make=checkpoint("Roberta", "ForMaskedLM", byte_pairs, max_position_embeddings=LENGTH + 2),
-        asked=SINGLE,
+        asked=[*SINGLE, "wave<mask> rock"],
     ),
     Case(
         task="feature-extraction",

@@ -45,7 +45,9 @@ def on(connection, method, path, content):
     body = None if content is None else json.dumps(content)
     connection.request(method, path, body, {"Content-Type": "application/json"})
     response = connection.getresponse()
-    headers = {name.lower(): value for name, value in response.getheaders()}
+    names = [name.lower() for name, _ in response.getheaders()]
+    assert len(set(names)) == len(names), f"a header comes twice: {names}"
+    headers = dict(zip(names, (value for _, value in response.getheaders()), strict=True))
     return response.status, headers, json.loads(response.read())
 
 

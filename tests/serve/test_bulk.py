@@ -184,7 +184,7 @@ BAD = [
     (b'{"text": "\xff"}', "line 2 is not UTF-8"),
     (b"[1]", "line 2 is not an object with columns"),
     (b'{"txt": "a"}', "line 2 has no column 'text'"),
-    (b'{"text": 3}', "line 2 column 'text' holds a int, not a text"),
+    (b'{"text": 3}', "line 2 column 'text' holds a number, not a text"),
     (b'{"text": null}', "line 2 column 'text' holds nothing, not a text"),
     (b'{"text": "%s"}' % LONG.encode(), "line 2 column 'text' has 8001 characters; at most 8000 are read"),
     (b'{"text": "a", "answer": 1}', "line 2 has a column 'answer', which is the output's"),

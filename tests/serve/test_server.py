@@ -102,8 +102,9 @@ def test_a_server_answers_refuses_and_ends_with_0(bundle_dir, int8_encoder, numb
         assert [row["label"] for row in json.loads(answer.body)] == [row["label"] for row in expected]
         answer = server.ask(post(b"/predict", b'{"input": "good"}', b"Content-Type: application/json\r\n"))
         assert (answer.status, answer.error_type) == (422, "validation")
-        plan = server.process.stderr.readline()
-        assert plan.startswith("plan: ")
+        plan = server.process.stderr.readline(), server.process.stderr.readline()
+        assert plan[0].startswith("plan: runs at a time 1, threads of each 1, 429 beyond ")
+        assert plan[1].startswith("plan: tiny: this file's answers depend on their company")
         assert server.ends(number) == (0, "", "")
 
 

@@ -166,10 +166,10 @@ def test_every_pair_of_lengths_is_cut_as_the_tokenizers_library_cuts_it(own_bund
     (own_bundle / "tokenizer_config.json").write_text(json.dumps({"truncation_side": side}))
     mine = BundleTokenizer(own_bundle, read_bundle(own_bundle, verify=False).manifest)
     theirs = mine.copy()
-    for room in (4, 5, 11, 32):
+    for room in (4, 11, 32):
         mine.max_length = room
         theirs.enable_truncation(room, strategy="longest_first", direction=side)
-        for first in range(0, 36, 3):
+        for first in range(0, 36, 5):
             for second in range(36):
                 text = ("a b c d e f g h i " * 4)[: 2 * first], ("1 , . ! ? " * 8)[: 2 * second]
                 want = theirs.encode(*text)

@@ -20,10 +20,10 @@ parser.add_argument("--threads", type=int, required=True)
 arguments = parser.parse_args()
 
 folder = Path(mkdtemp()) / "model"
-(folder / "onnx").mkdir(parents=True)
+folder.mkdir(parents=True)
 for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
     shutil.copy(arguments.bundle / name, folder)
-(folder / "onnx" / "model.onnx").symlink_to((arguments.bundle / "onnx" / arguments.file).resolve())
+(folder / "model.onnx").symlink_to((arguments.bundle / "onnx" / arguments.file).resolve())
 os.environ |= {
     "OMP_NUM_THREADS": str(arguments.threads),
     "INFINITY_ANONYMOUS_USAGE_STATS": "0",
@@ -32,8 +32,10 @@ os.environ |= {
 }
 command = [
     str(Path(sys.executable).with_name("infinity_emb")), "v2",
-    "--model-id", str(folder), "--served-model-name", "model",
+    "--model-id", ".", "--served-model-name", "model",
     "--engine", "optimum", "--device", "cpu", "--host", "127.0.0.1", "--port", str(arguments.port),
     "--no-model-warmup", "--log-level", "warning",
 ]  # fmt: skip
+# It finds a file by its path and hands that to optimum as a name, so the file must lie in the current folder.
+os.chdir(folder)
 os.execv(command[0], command)

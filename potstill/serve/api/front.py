@@ -87,7 +87,7 @@ class Front:
         self._keys = keys
         self._traffic = traffic
         self._nowhere = traffic.counts("any", "none")
-        self._paths = sorted({path for path in table if "/models/" not in path})
+        self._paths = sorted(path for path in table if not path.startswith(("/models/", "/static/", "/v2/")))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; other kinds of scope are acknowledged and left."""

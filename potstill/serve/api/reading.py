@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import accumulate, islice
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -21,6 +22,10 @@ from potstill.serve.tokenizer import without_surrogates
 _Model = TypeVar("_Model", bound=BaseModel)
 _CONTAINERS = (dict, list)
 _TYPES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+# Of a request's JSON; a pair has one object, and a row of ids one list and as many values as it has tokens.
+_LISTS_PER_INPUT = 64
+_VALUES_PER_INPUT = 4_096
+_BRACKET = re.compile(rb"[\[\]{}]")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 # What pydantic found -> what was expected; `{}` is filled from its context, which holds no input.
 _EXPECTED = {
@@ -49,9 +54,9 @@ def parse_object(body: bytes, limits: Limits, *, shape: str) -> dict[str, Any]:
         shape: what to send instead, for the message.
 
     Raises:
-        RequestError: 400 if it is not JSON in UTF-8, 422 if it is not an object.
+        RequestError: 400 if it is not JSON in UTF-8, 413 if it has far too many parts, 422 if it is not an object.
     """
-    too_deep = f"the JSON is nested too deeply; at most {limits.nesting} levels are read"
+    _check_parts(body, limits)
     try:
         content = _DECODER.decode(body.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -59,14 +64,14 @@ def parse_object(body: bytes, limits: Limits, *, shape: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise malformed(f"the body is not JSON: it breaks at line {error.lineno} column {error.colno}") from None
     except RecursionError:
-        raise malformed(too_deep) from None
+        raise malformed(_too_deep(limits)) from None
     except RequestError:
         raise
     except ValueError:  # an integer of more digits than Python converts
         raise malformed("the body holds a number with too many digits") from None
     # Counting brackets is enough nearly always, and costs nothing.
     if body.count(b"[") + body.count(b"{") > limits.nesting and _is_deeper(content, limits.nesting):
-        raise malformed(too_deep)
+        raise malformed(_too_deep(limits))
     if not isinstance(content, dict):
         raise invalid(f"the body is {kind_of(content)}; {shape}")
     return {key: _clean(item) for key, item in content.items()} if _SURROGATE.search(body) else content
@@ -99,6 +104,12 @@ def validate(model: type[_Model], value: Any, where: str) -> _Model:
         raise invalid(f"{where} is {kind_of(value)}; expected an object with {_names(model)}")
     try:
         return model.model_validate(value)
+    except ValidationError:
+        pass
+    # JSON has one kind of number, and its schemas call 3.0 an integer as well.
+    whole = {key: int(found) if _is_whole(found) else found for key, found in value.items()}
+    try:
+        return model.model_validate(whole)
     except ValidationError as error:
         _explain(error, model, value, where)
 
@@ -121,6 +132,33 @@ def _explain(error: ValidationError, model: type[BaseModel], value: Mapping[str,
         inner = _child(inner, part)
     says = _EXPECTED.get(kind, "is not what was expected")
     raise invalid(f"{place} {says.format(kind=kind_of(inner), **found.get('ctx', {}))}")
+
+
+def _check_parts(body: bytes, limits: Limits) -> None:
+    """Refuse what would take the event loop half a second and 300 MB: a body of nothing but brackets and commas.
+
+    Texts may have as many of them as they like; they are counted outside of strings where there are many.
+    """
+    most_lists, most_values = _LISTS_PER_INPUT * limits.inputs, _VALUES_PER_INPUT * limits.inputs
+    if body.count(b"[") + body.count(b"{") <= most_lists and body.count(b",") <= most_values:
+        return
+    outside = b"".join(body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
+    if outside.count(b"[") + outside.count(b"{") > most_lists:
+        brackets = islice(_BRACKET.finditer(outside), most_lists)
+        depths = accumulate(1 if found[0] in b"[{" else -1 for found in brackets)
+        if max(depths) > limits.nesting:
+            raise malformed(_too_deep(limits))
+        raise too_large(f"the JSON has over {most_lists} lists and objects")
+    if outside.count(b",") > most_values:
+        raise too_large(f"the JSON has over {most_values} values")
+
+
+def _too_deep(limits: Limits) -> str:
+    return f"the JSON is nested too deeply; at most {limits.nesting} levels are read"
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer() and abs(value) < 2**53
 
 
 def _child(value: Any, part: int | str) -> Any:
@@ -156,10 +194,4 @@ def _refuse_constant(name: str) -> NoReturn:
     raise malformed(f"the body holds {name}, which JSON does not have")
 
 
-def _number(text: str) -> int | float:
-    """Return 3.0 as 3: JSON has one kind of number, and its schemas call both integers."""
-    number = float(text)
-    return int(number) if number.is_integer() and abs(number) < 2**53 else number
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_number)
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)

@@ -11,6 +11,7 @@ from potstill.task import FEATURE_EXTRACTION, QUESTION_ANSWERING, TEXT_CLASSIFIC
 
 # A data set of tags has its texts as lists of words; offsets need the text itself.
 _TEXT = (("text",), ("sentence",), ("content",))
+_KINDS = {type(None): "nothing", list: "a list", dict: "an object", **dict.fromkeys((int, float, bool), "a number")}
 
 
 def pick_columns(manifest: Manifest, have: Sequence[str], asked: Sequence[str] | None) -> tuple[str, ...]:
@@ -58,8 +59,7 @@ def item_of(
             return None, f"has no column {name!r}"
         part = values[name]
         if not isinstance(part, str):
-            kind = "nothing" if part is None else f"a {type(part).__name__}"
-            return None, f"column {name!r} holds {kind}, not a text"
+            return None, f"column {name!r} holds {_KINDS.get(type(part), 'something else')}, not a text"
         if len(part) > longest:
             return None, f"column {name!r} has {len(part)} characters; at most {longest} are read"
         parts.append(part)

@@ -11,9 +11,12 @@ from collections import deque
 from random import Random
 
 # Multiples of a long request's cost. The small one keeps an overloaded server's answers within a few times its normal
-# ones, and still has the next batch at hand; see docs/log.md for what was tried.
-_BURST = 12.0
+# ones, and still has the next batch at hand: tests/serve/engine/simulation.py tries them.
+_BURST = 10.0
 _STANDING = 2.0
+# Where runs take longer than they did at the start, because the flood itself takes the cores, the small limit does not
+# grow with them, but is not less than this: or the runners would wait for work.
+_LEAST = 1.0
 # A long request: this share of the last ones cost less.
 _LONG = 0.95
 _REMEMBERED = 256
@@ -32,6 +35,7 @@ class Admission:
         """Begin with what a long request is expected to cost, as `typical_s`; `fixed_s` sets the limit by hand."""
         self.long_s = typical_s
         self._fixed_s = fixed_s
+        self._drift = 1.0
         self._costs: deque[float] = deque(maxlen=_REMEMBERED)
         self._seen = 0
         self.is_standing = False
@@ -42,7 +46,8 @@ class Admission:
         """Return the longest predicted wait at which a request of this cost is taken."""
         if self._fixed_s is not None:
             return self._fixed_s
-        return max(_FLOOR_S, (_STANDING if self.is_standing else _BURST) * max(self.long_s, cost_s))
+        times = max(_LEAST, _STANDING / max(1.0, self._drift)) if self.is_standing else _BURST
+        return max(_FLOOR_S, times * max(self.long_s, cost_s))
 
     def refusal(self, wait_s: float, cost_s: float, *, now: float, left_s: float = float("inf")) -> float | None:
         """Return None if a request is taken, else the seconds after which it should be sent again.
@@ -63,8 +68,9 @@ class Admission:
         seconds = (wait_s - 0.5 * min(wait_s, limit) + self._refused_s) * self._random.uniform(0.8, 1.6)
         return min(_LONGEST_RETRY_S, seconds)
 
-    def took(self, cost_s: float) -> None:
-        """Learn what a request costs, once it is tokenised."""
+    def took(self, cost_s: float, *, drift: float) -> None:
+        """Learn what a request costs, once it is tokenised; `drift` times what it cost at the start."""
+        self._drift = drift
         self._costs.append(cost_s)
         self._seen += 1
         if self._seen % _LEARN_EVERY == 0:

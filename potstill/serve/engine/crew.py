@@ -215,6 +215,9 @@ class Crew:
             self.queue.put(job, lengths, now=now)
             if lengths:
                 self._ring((True,))
+        # Again, because a runner may have gone back to the shadow while this was tokenised.
+        if self._shadow is not None:
+            self._shadow.step_aside()
         if job.error is not None:
             self._end([job])
         elif not lengths:

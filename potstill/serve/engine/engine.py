@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Any
 
 from potstill.errors import UsageError
+from potstill.machine import available_cores
 from potstill.serve.answering.prepared import Prepared
 from potstill.serve.encoder import Encoder
 from potstill.serve.engine.admission import Admission
@@ -79,6 +80,8 @@ class Engine:
             check_pair(models[settings.shadow[0]], models[settings.shadow[1]])
         self.models = dict(models)
         self.settings = settings
+        threads = next(iter(models.values())).session.threads
+        self._runners = settings.runners or max(1, available_cores() // threads)
         self.plan: Plan | None = None
         self.observer = observer
         """Who counts; may be changed until `start`."""
@@ -104,11 +107,13 @@ class Engine:
             if not encoder.record.batch_invariant and not self.settings.allow_drift:
                 alone = "this file's answers depend on their company, so every text runs alone"
             row = partial(row_of, encoder.session.inputs, encoder.manifest.pad_token_id)
-            plans[name] = measure(self._runs[name], max_length=encoder.manifest.max_length, row=row, alone=alone)
+            plans[name] = measure(
+                self._runs[name], max_length=encoder.manifest.max_length, row=row, alone=alone, runners=self._runners
+            )
         policies = {
             name: Policy(cost=plan.cost, drift=Drift(), budget=plan.batch_tokens) for name, plan in plans.items()
         }
-        self._queue = Queue(policies, runners=self.settings.runners)
+        self._queue = Queue(policies, runners=self._runners)
         limits = self.settings.limits
         typical = max(plan.cost.seconds(1, min(64, self._length(name))) for name, plan in plans.items())
         self._door = Admission(typical_s=typical, fixed_s=None if limits.wait_ms is None else limits.wait_ms / 1e3)
@@ -118,7 +123,7 @@ class Engine:
         self._door.is_standing = False
         self.plan = Plan(
             models=plans,
-            runners=self.settings.runners,
+            runners=self._runners,
             threads=next(iter(self.models.values())).session.threads,
             text_threads=self.settings.text_threads,
             wait_ms={"burst": round(burst * 1e3, 2), "standing": round(standing * 1e3, 2)},
@@ -134,7 +139,7 @@ class Engine:
         self._crew = Crew(
             self._runs,
             self._queue,
-            runners=self.settings.runners,
+            runners=self._runners,
             text_threads=self.settings.text_threads,
             done=self._done,
             observer=self.observer,
@@ -305,7 +310,8 @@ class Engine:
         if job.prepared is None or not job.characters:
             return
         lengths = [len(row["input_ids"]) for row in job.prepared.rows]
-        self._door.took(sum(self._queue.expected_s(job.model, length) for length in lengths))
+        cost = sum(self._queue.expected_s(job.model, length) for length in lengths)
+        self._door.took(cost, drift=self._queue.drift(job.model))
         if max(lengths, default=0) < self._length(job.model):  # nothing was cut
             ratio = max(0.0, job.tokens - 2 * len(lengths)) / job.characters
             self._ratio[job.model] += 0.02 * (ratio - self._ratio[job.model])

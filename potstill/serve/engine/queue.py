@@ -147,6 +147,10 @@ class Queue:
         policy = self._policies[model]
         return policy.cost.seconds(1, tokens) * policy.drift.factor
 
+    def drift(self, model: str) -> float:
+        """Return how many times longer than measured at the start a model's rows take now."""
+        return self._policies[model].drift.factor
+
     def wait_s(self, cost_s: float, *, now: float) -> float:
         """Return how long a request of this cost that came now would wait for others, as predicted.
 

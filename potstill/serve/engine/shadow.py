@@ -51,22 +51,23 @@ class Shadow:
             self._cases.append(_Case(prepared, answers))
 
     def take(self) -> Task | None:
-        """Return the next row's run, or None where there is none."""
+        """Return the next row's run, or None where there is none; `step_aside` ends it from now on."""
         try:
-            return partial(self._step, self._cases.popleft())
+            case = self._cases.popleft()
         except IndexError:
             return None
+        stop = Stop()
+        self._stops.add(stop)
+        return partial(self._step, case, stop)
 
     def step_aside(self) -> None:
         """End what runs: a request has come."""
         for stop in tuple(self._stops):
             stop.set()
 
-    def _step(self, case: _Case) -> None:
+    def _step(self, case: _Case, stop: Stop) -> None:
         """Run one row; only one, because a request that comes must not wait for more."""
         place = len(case.outputs)
-        stop = Stop()
-        self._stops.add(stop)
         try:
             found = self._run([case.prepared.rows[place]], stop)[0]
         except CheckError:

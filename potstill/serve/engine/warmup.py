@@ -1,7 +1,9 @@
 """Before the first request: the largest run, so that memory has its size; then what runs cost here."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -20,7 +22,7 @@ _LENGTHS = (8, 32, 128)
 _ROWS = (1, 2, 4, 8, 16)
 _REPEATS = 3
 # Measuring takes about this long; what is not measured by then is left out, except one row at each length.
-_SECONDS = 0.5
+_SECONDS = 0.4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +40,7 @@ class ModelPlan:
     """Texts per second in the best batch over texts per second alone, at the length where it is largest."""
 
 
-def measure(run: Runs, *, max_length: int, row: Callable[[int], Row], alone: str | None) -> ModelPlan:
+def measure(run: Runs, *, max_length: int, row: Callable[[int], Row], alone: str | None, runners: int) -> ModelPlan:
     """Warm a model up and measure it.
 
     Args:
@@ -46,14 +48,21 @@ def measure(run: Runs, *, max_length: int, row: Callable[[int], Row], alone: str
         max_length: the longest row in tokens.
         row: makes a row of so many tokens.
         alone: why rows must run alone, or None.
+        runners: how many runs there may be at a time; the largest run is tried by all of them at once.
+
+    Raises:
+        CheckError: if the model does not run.
     """
-    began = perf_counter()
     outputs = run([row(max_length)], None)
     width = max(1, sum(values.size for values in outputs[0].values()) // max_length)
     most = min(max(_MOST_TOKENS, max_length), max(max_length, _MOST_NUMBERS // width))
+    largest = [[row(max_length)]]
     if alone is None:
-        for length in _lengths(max_length):
-            run([row(length)] * max(1, most // length), None)
+        # As wide and as long as it gets: what the layers take grows with the tokens, what attention takes with length.
+        largest += [[row(length)] * (most // length) for length in (min(_LENGTHS[0], max_length), max_length)]
+    with ThreadPoolExecutor(runners) as pool:
+        for given in largest:
+            list(pool.map(partial(run, given), [None] * runners))
     began = perf_counter()
     samples = []
     for rows, length in _grid(max_length, most, batches=alone is None):

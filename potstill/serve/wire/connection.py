@@ -7,12 +7,6 @@ plain text, so that little more than its constructor would be left. What it need
 """
 
 import asyncio
-import fcntl
-import socket
-import struct
-import termios
-from contextlib import suppress
-from enum import Enum, auto
 from math import inf
 from typing import Any
 
@@ -22,34 +16,9 @@ from potstill.serve.refusals import RequestError, malformed, too_large, unavaila
 from potstill.serve.wire.exchange import Exchange
 from potstill.serve.wire.head import RULED, Head
 from potstill.serve.wire.hub import Hub
+from potstill.serve.wire.parts import AHEAD_BYTES, BODY_PARTS, LINGER_BYTES, LINGER_SECONDS, EmptyLines, Phase
 from potstill.serve.wire.replies import error_bytes, refuse
-
-_BLANK_LINE = b"\r\n\r\n"
-_AHEAD_BYTES = 65_536
-"""Bytes that are read of the next requests while one is answered; reading goes on for the sake of the end of file."""
-_BODY_PARTS = 16_384
-"""Chunks, trailers and fragments of one body; Triton allows 65,536 of a body that may be 32 times as large as ours."""
-_LINGER_SECONDS = 2.0
-"""How long a client may go on sending after the last answer. Closing at once would reset the connection, and a reset
-can take the answer from the client before it is read (RFC 9112, section 9.6)."""
-_LINGER_BYTES = 16 << 20
-"""And how much: a client that only reads once it has sent all of its body gets its 413 up to here."""
-
-
-class Phase(Enum):
-    """What a connection is about."""
-
-    FRESH = auto()
-    """Not a byte has come yet."""
-    IDLE = auto()
-    """Between two requests."""
-    HEAD = auto()
-    BODY = auto()
-    """The request's body is coming; it may be answered already."""
-    ANSWERING = auto()
-    """The request is whole."""
-    CLOSING = auto()
-    """Nothing more is answered; what still comes is thrown away."""
+from potstill.serve.wire.sockets import address_of, reset, unread_bytes
 
 
 class Connection(asyncio.Protocol):
@@ -62,7 +31,7 @@ class Connection(asyncio.Protocol):
     ) -> None:
         self.deadline = inf
         self.held = 0
-        self.phase = Phase.FRESH
+        self.phase: int = Phase.FRESH
         self._app = config.loaded_app
         self._server_state = server_state
         self._app_state = app_state
@@ -77,21 +46,19 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._left = 0
         self._parts = self._taken = 0
-        self._tail = b""
+        self._lines = EmptyLines()
         self._ahead = bytearray()
         self._discarded = 0
         self._reading = True
         self._unread: asyncio.Future[None] | None = None
         """Set while the client leaves too much unread."""
 
-    # ------------------------------------------------------------------ asyncio's side
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin."""
         self._transport = transport
         self._parser = httptools.HttpRequestParser(self)
-        self._client = _address(transport.get_extra_info("peername"))
-        self._server = _address(transport.get_extra_info("sockname"))
+        self._client = address_of(transport.get_extra_info("peername"))
+        self._server = address_of(transport.get_extra_info("sockname"))
         self._server_state.connections.add(self)
         self.deadline = self._loop.time() + self._limits.header_seconds
         self.hub.join(self, self._loop)
@@ -99,13 +66,13 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take what has come."""
         phase = self.phase
-        if phase is Phase.CLOSING:
+        if phase == Phase.CLOSING:
             self._discarded += len(data)
-            if self._discarded > _LINGER_BYTES:
+            if self._discarded > LINGER_BYTES:
                 self._transport.abort()
-        elif phase is Phase.ANSWERING:
+        elif phase == Phase.ANSWERING:
             self._ahead += data
-            if len(self._ahead) > _AHEAD_BYTES:
+            if len(self._ahead) > AHEAD_BYTES:
                 self._pause_reading()
         else:
             self._feed(data)
@@ -113,7 +80,7 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> None:
         """Hear that the client sends no more; asyncio closes when this returns."""
         # A client that closed and one that only will not send more look the same; like Go's server, take it as gone.
-        if self.phase is Phase.HEAD or (self.phase is Phase.BODY and not self._answered_early()):
+        if self.phase == Phase.HEAD or (self.phase == Phase.BODY and not self._answered_early()):
             self.refuse(malformed("the request ended early"))
         elif self._exchange is not None:
             self._exchange.cancel()
@@ -142,7 +109,7 @@ class Connection(asyncio.Protocol):
         unread, self._unread = self._unread, None
         if unread is not None and not unread.done():
             unread.set_result(None)
-        if self.phase is Phase.ANSWERING:
+        if self.phase == Phase.ANSWERING:
             self.deadline = inf
             if self._exchange is not None and self._exchange.complete:
                 self._next()
@@ -152,21 +119,19 @@ class Connection(asyncio.Protocol):
         self.hub.draining = True
         self.close_if_idle()
 
-    # ------------------------------------------------------------------ bytes in
-
     def _feed(self, data: bytes) -> None:
         """Give the parser the bytes of one request; the rest waits until that is answered."""
         at, size = 0, len(data)
-        view = data if size < _AHEAD_BYTES else memoryview(data)
+        view = data if size < AHEAD_BYTES else memoryview(data)
         try:
-            while at < size and self.phase is not Phase.CLOSING:
-                if self.phase is Phase.ANSWERING:
+            while at < size and self.phase != Phase.CLOSING:
+                if self.phase == Phase.ANSWERING:
                     self._ahead += data[at:]
                     break
-                if self.phase is not Phase.BODY and self.phase is not Phase.HEAD:
+                if self.phase != Phase.BODY and self.phase != Phase.HEAD:
                     self._begin()
                 end = self._end_of_part(data, at)
-                if self.phase is Phase.HEAD:
+                if self.phase == Phase.HEAD:
                     self._head_bytes += end - at
                     if self._head_bytes > self._limits.header_bytes:
                         self._refuse_head(data[at:end])
@@ -187,20 +152,11 @@ class Connection(asyncio.Protocol):
         A head and a chunked body end with an empty line, a plain body after its length. So the parser never sees the
         next request before this one is answered.
         """
-        if self.phase is Phase.BODY and not self._head.chunked:
+        if self.phase == Phase.BODY and not self._head.chunked:
             end = min(len(data), at + self._left)
             self._left -= end - at
             return end
-        if self._tail:
-            across = (self._tail + data[at : at + 3]).find(_BLANK_LINE)
-            if across >= 0:
-                end = at + across + 4 - len(self._tail)
-                self._tail = b""
-                return end
-        found = data.find(_BLANK_LINE, at)
-        end = len(data) if found < 0 else found + 4
-        self._tail = (self._tail + data[max(at, end - 3) : end])[-3:] if found < 0 else b""
-        return end
+        return self._lines.end(data, at)
 
     def _refuse_head(self, data: bytes) -> None:
         over = self._head_bytes - self._limits.header_bytes
@@ -213,7 +169,6 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._begun = False
         self._upgrade = False
-        self._tail = b""
         self.deadline = self._loop.time() + self._limits.header_seconds
 
     def _feed_without_upgrade(self) -> None:
@@ -223,8 +178,6 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._upgrade = False
         self._parser.feed_data(head.without_upgrade(self._method, version))
-
-    # ------------------------------------------------------------------ the parser's callbacks
 
     def on_message_begin(self) -> None:
         """Note that it is more than empty lines."""
@@ -236,7 +189,7 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header field."""
-        if self.phase is not Phase.HEAD:
+        if self.phase != Phase.HEAD:
             self._count_part()  # a trailer: nobody needs one, and it must not pass for a header
             return
         name = name.lower()
@@ -273,7 +226,7 @@ class Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""
         exchange = self._exchange
-        if exchange is None or self.phase is Phase.CLOSING:
+        if exchange is None or self.phase == Phase.CLOSING:
             return
         self._count_part()
         self._taken += len(body)
@@ -289,7 +242,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """Give the application the body."""
         exchange = self._exchange
-        if self._upgrade or exchange is None or self.phase is not Phase.BODY:
+        if self._upgrade or exchange is None or self.phase != Phase.BODY:
             return
         self._forget_body()
         self.phase = Phase.ANSWERING
@@ -303,15 +256,13 @@ class Connection(asyncio.Protocol):
 
     def _count_part(self) -> None:
         self._parts += 1
-        if self._parts > _BODY_PARTS:
-            raise too_large(f"the body comes in over {_BODY_PARTS} parts; send larger chunks")
+        if self._parts > BODY_PARTS:
+            raise too_large(f"the body comes in over {BODY_PARTS} parts; send larger chunks")
 
     def _forget_body(self) -> None:
         if self.held:
             self.hub.buffer(-self.held)
             self.held = 0
-
-    # ------------------------------------------------------------------ the exchange's side
 
     def write(self, data: bytes) -> None:
         """Send it, or keep it to be sent."""
@@ -344,7 +295,7 @@ class Connection(asyncio.Protocol):
             return
         if exchange.closes:
             self._close_gently()
-        elif self.phase is Phase.ANSWERING:
+        elif self.phase == Phase.ANSWERING:
             if self._unread is None:
                 self._next()
             else:  # the next answer would only lie on top of this one
@@ -353,14 +304,14 @@ class Connection(asyncio.Protocol):
 
     def refuse(self, error: RequestError) -> None:
         """Answer with an error and end the connection."""
-        if self.phase is Phase.CLOSING:
+        if self.phase == Phase.CLOSING:
             return
         exchange = self._exchange
         self._forget_body()
         if exchange is not None:
             exchange.cancel()
             if exchange.head_sent and not exchange.complete:
-                _reset(self._transport)  # half of an answer is out, and an end could be taken for its end
+                reset(self._transport)  # half of an answer is out, and an end could be taken for its end
                 return
         if exchange is None or not exchange.complete:
             self.hub.refused[error.status] += 1
@@ -395,7 +346,7 @@ class Connection(asyncio.Protocol):
         self.phase = Phase.CLOSING
         self._ahead = bytearray()
         transport = self._transport
-        seconds = self._limits.write_seconds if transport.get_write_buffer_size() else _LINGER_SECONDS
+        seconds = self._limits.write_seconds if transport.get_write_buffer_size() else LINGER_SECONDS
         self.deadline = self._loop.time() + seconds
         self.hub.ends(self)
         if transport.is_closing():
@@ -405,34 +356,32 @@ class Connection(asyncio.Protocol):
             self._reading = True
             transport.resume_reading()
 
-    # ------------------------------------------------------------------ the hub's side
-
     def expire(self, now: float) -> None:
         """End it: the client has had its time."""
         self.deadline = inf
-        if self.phase is Phase.CLOSING or self._unread is not None or self._transport.get_write_buffer_size():
-            _reset(self._transport)  # else the kernel would go on offering what it has
-        elif self.phase is Phase.HEAD and self._begun:
+        if self.phase == Phase.CLOSING or self._unread is not None or self._transport.get_write_buffer_size():
+            reset(self._transport)  # else the kernel would go on offering what it has
+        elif self.phase == Phase.HEAD and self._begun:
             self.refuse(refuse(408, "timeout", f"the headers took over {self._limits.header_seconds:g} s"))
-        elif self.phase is Phase.BODY and not self._answered_early():
+        elif self.phase == Phase.BODY and not self._answered_early():
             self.refuse(refuse(408, "timeout", f"the body took over {self._limits.body_seconds:g} s"))
         elif not self.close_if_idle():
             self._transport.close()
 
     def evict(self) -> None:
         """End it: others need the place."""
-        if self.phase is Phase.CLOSING or self._unread is not None:
-            _reset(self._transport)
-        elif self.phase is Phase.IDLE:
+        if self.phase == Phase.CLOSING or self._unread is not None:
+            reset(self._transport)
+        elif self.phase == Phase.IDLE:
             self._transport.close()
         else:
             self.refuse(unavailable("there are too many connections"))
 
     def close_if_idle(self) -> bool:
         """Close it if it is between two requests and no byte of a next one has reached this machine."""
-        if self.phase is not Phase.IDLE:
+        if self.phase != Phase.IDLE:
             return False
-        if _unread_bytes(self._transport):
+        if unread_bytes(self._transport):
             self.deadline = self._loop.time() + self._limits.header_seconds  # it will be read in this turn of the loop
         else:
             self._transport.close()
@@ -440,7 +389,7 @@ class Connection(asyncio.Protocol):
 
     def finish_fresh(self, seconds: float) -> None:
         """Give a connection without a request this much time for the first byte."""
-        if self.phase is Phase.FRESH:
+        if self.phase == Phase.FRESH:
             self.deadline = min(self.deadline, self._loop.time() + seconds)
 
     def cut(self) -> None:
@@ -449,23 +398,3 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
         else:
             self.refuse(unavailable("the server ended before this was answered"))
-
-
-def _address(name: Any) -> tuple[str, int] | None:
-    return (str(name[0]), int(name[1])) if isinstance(name, tuple) and len(name) >= 2 else None
-
-
-def _unread_bytes(transport: asyncio.Transport) -> int:
-    """Return how many bytes the kernel holds for us."""
-    try:
-        packed = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, b"\0\0\0\0")
-    except (OSError, ValueError):
-        return 0
-    return int(struct.unpack("i", packed)[0])
-
-
-def _reset(transport: asyncio.Transport) -> None:
-    """Close it so that the client sees a reset, not an end."""
-    with suppress(OSError, AttributeError):
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    transport.abort()

@@ -2,11 +2,15 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
+from starlette.testclient import TestClient
 
 from potstill.errors import CheckError
+from potstill.serve.api import create_app
 from potstill.serve.refusals import failed, overloaded
+from tests.serve.api.conftest import LIMITS
 
 MOST_CHARACTERS = 320  # 10 for each of 32 tokens
 SECRET = "hunter2"
@@ -183,6 +187,25 @@ def test_too_much_is_a_413_that_names_the_limit(client):
         assert "has 321 characters; at most 320" in says
     assert "over 20000 bytes" in assert_error(post(client, b" " * 20_001), 413, "too_large")
     assert post(client, b'{"inputs": "good"}'.ljust(20_000)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b'{"inputs": [' + b"[]," * 300 + b"1]}", "over 256 lists and objects"),
+        (b'{"inputs": [' + b'["x"],' * 300 + b"1]}", "over 256 lists and objects"),
+        (b'{"inputs": [' + b"1," * 17_000 + b"1]}", "over 16384 values"),
+    ],
+)
+def test_a_body_of_many_parts_is_refused_before_it_is_taken_apart(engine, body, says):
+    client = TestClient(create_app(engine, limits=replace(LIMITS, body_bytes=100_000)))
+    assert says in assert_error(post(client, body), 413, "too_large")
+
+
+def test_brackets_and_commas_in_a_text_are_not_parts(engine, encoder):
+    client = TestClient(create_app(engine, limits=replace(LIMITS, body_bytes=400_000, characters_per_token=10_000)))
+    text = '[{,"\\' * 20_000
+    assert post(client, {"inputs": text}).json() == encoder.predict(text)
 
 
 def test_a_body_without_a_declared_length_is_counted_as_it_comes(client):

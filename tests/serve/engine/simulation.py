@@ -84,7 +84,7 @@ class Machine:
         if self.door.refusal(wait, cost, now=self.now) is not None:
             outcome.refused += 1
             return
-        self.door.took(cost)
+        self.door.took(cost, drift=self.queue.drift("m"))
         job = Job(
             model="m", prepare=lambda: None, characters=100, arrived=self.now, deadline=float("inf"), timeout_s=60.0
         )

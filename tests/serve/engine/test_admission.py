@@ -43,8 +43,18 @@ def test_what_cannot_be_ready_in_time_is_refused_unless_nothing_is_before_it():
 def test_the_long_cost_follows_what_comes():
     door = Admission(typical_s=5.0)
     for number in range(320):
-        door.took(0.002 if number % 20 else 0.009)
+        door.took(0.002 if number % 20 else 0.009, drift=1.0)
     assert 0.002 <= door.long_s <= 0.009
+
+
+def test_a_standing_queue_does_not_grow_with_what_slows_the_machine():
+    door = Admission(typical_s=0.010)
+    door.is_standing = True
+    calm = door.limit_s(0.010)
+    door.took(0.010, drift=1.6)
+    assert door.limit_s(0.016) == pytest.approx(calm)
+    door.took(0.010, drift=5.0)
+    assert door.limit_s(0.050) == pytest.approx(0.050)
 
 
 def test_retry_after_grows_with_what_was_refused_and_is_forgotten():
@@ -59,14 +69,14 @@ def test_retry_after_grows_with_what_was_refused_and_is_forgotten():
 
 @pytest.mark.parametrize(
     "machine",
-    [{}, {"runners": 2}, {"slower": 1.7, "noise": 0.3}, ALONE, ALONE | {"runners": 2}],
-    ids=["batches", "two runners", "slower than measured", "alone", "alone, two runners"],
+    [{}, {"runners": 2}, {"slower": 1.7, "noise": 0.3}, ALONE],
+    ids=["batches", "two runners", "slower than measured", "alone"],
 )
 def test_ten_times_the_load_keeps_goodput_and_latency(machine):
     calm = Machine(**machine).load(20, duration=20)
     assert calm.refused == 0
-    peak = max(Machine(**machine).load(rate, duration=3).goodput for rate in (700, 1100, 1700))
-    flood = Machine(**machine).load(10 * peak, duration=3)
+    peak = max(Machine(**machine).load(rate, duration=3).goodput for rate in (800, 1600))
+    flood = Machine(**machine).load(10 * peak, duration=6)
     assert flood.goodput >= 0.9 * peak
     # An answer over HTTP takes a millisecond more when nothing else goes on; without it the multiple is the harder.
     assert flood.p(99) <= 5 * (calm.p(99) + 0.001)

@@ -5,7 +5,7 @@ import json
 import re
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import monotonic, sleep
 
 from potstill.serve.limits import Limits
@@ -186,51 +186,65 @@ class Answer:
         return self.headers.get("connection") == "close"
 
 
-def read_answers(client, methods=("GET",)):
-    """Read whole answers, one per method; fewer if the server closes before."""
-    answers, buffer = [], b""
+class Reader:
+    """Reads whole answers from a socket."""
 
-    def more():
-        data = client.recv(65536)
+    def __init__(self, client):
+        self.client, self.buffer = client, b""
+
+    def more(self):
+        data = self.client.recv(65536)
         if not data:
             raise EOFError
-        return data
+        self.buffer += data
 
-    try:
+    def take(self, length):
+        while len(self.buffer) < length:
+            self.more()
+        taken, self.buffer = self.buffer[:length], self.buffer[length:]
+        return taken
+
+    def take_until(self, end):
+        while end not in self.buffer:
+            self.more()
+        return self.take(self.buffer.index(end) + len(end))
+
+    def take_all(self):
+        try:
+            while True:
+                self.more()
+        except EOFError:
+            return self.take(len(self.buffer))
+
+    def answer(self, method):
+        lines = self.take_until(b"\r\n\r\n").decode("latin-1").rstrip().split("\r\n")
+        status = int(re.fullmatch(r"HTTP/1\.1 (\d{3}) .*", lines[0])[1])
+        headers = dict(line.lower().split(": ", 1) for line in lines[1:])
+        if method == "HEAD" or status in (100, 204, 304):
+            body = b""
+        elif headers.get("transfer-encoding") == "chunked":
+            body = self.take_until(b"0\r\n\r\n")
+        elif "content-length" in headers:
+            body = self.take(int(headers["content-length"]))
+        else:
+            body = self.take_all()
+        return Answer(status, headers, body)
+
+
+def read_answers(client, methods=("GET",)):
+    """Read whole answers, one per method; fewer if the server closes before."""
+    answers, reader = [], Reader(client)
+    with suppress(EOFError, ConnectionError):
         for method in methods:
-            while b"\r\n\r\n" not in buffer:
-                buffer += more()
-            head, _, buffer = buffer.partition(b"\r\n\r\n")
-            lines = head.decode("latin-1").split("\r\n")
-            status = int(re.fullmatch(r"HTTP/1\.1 (\d{3}) .*", lines[0])[1])
-            headers = dict(line.lower().split(": ", 1) for line in lines[1:])
-            if status == 100:
-                answers.append(Answer(status, headers, b""))
-                continue
-            if method == "HEAD" or status in (204, 304):
-                length = 0
-            elif headers.get("transfer-encoding") == "chunked":
-                while not buffer.endswith(b"0\r\n\r\n"):
-                    buffer += more()
-                answers.append(Answer(status, headers, buffer))
-                buffer = b""
-                continue
-            elif "content-length" in headers:
-                length = int(headers["content-length"])
-            else:
-                try:
-                    while True:
-                        buffer += more()
-                except EOFError:
-                    length = len(buffer)
-            while len(buffer) < length:
-                buffer += more()
-            answers.append(Answer(status, headers, buffer[:length]))
-            buffer = buffer[length:]
-    except (EOFError, ConnectionError):
-        pass
-    assert buffer == b"" or len(answers) < len(methods), buffer
+            answers.append(reader.answer(method))
+    assert reader.buffer == b"" or len(answers) < len(methods), reader.buffer
     return answers
+
+
+def read_on(client):
+    """Read to the end, whatever it is."""
+    while client.recv(1 << 20):
+        pass
 
 
 def is_closed(client, within=3.0):

@@ -3,7 +3,7 @@
 import gc
 import socket
 import struct
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -11,7 +11,7 @@ import pytest
 
 from potstill.serve.limits import Limits
 from potstill.serve.wire import hub as hub_module
-from tests.serve.wire.harness import QUICK, Echo, get, is_closed, post, probing, read_answers, serving
+from tests.serve.wire.harness import QUICK, Echo, get, is_closed, post, probing, read_answers, read_on, serving
 
 CHUNKED = b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 FEW = Limits(
@@ -107,10 +107,8 @@ def test_what_is_not_http_is_refused_at_once_in_the_one_shape(server, name):
     calls = server.app.running, len(server.app.seen)
     started = monotonic()
     with server.connect() as client:
-        try:
+        with suppress(ConnectionError):
             client.sendall(raw)
-        except ConnectionError:
-            pass  # it need not read all of it
         answers = read_answers(client)
         assert is_closed(client)
     if name == "length and chunks" and not answers:
@@ -205,8 +203,7 @@ def test_a_slow_reader_is_cut_off_and_costs_no_other():
                 sleep(0.02)
         assert server.hub.connections == set()
         with pytest.raises(ConnectionResetError):
-            while client.recv(1 << 20):  # what the kernel had sent
-                pass
+            read_on(client)
 
 
 def test_a_reader_that_reads_gets_all_of_a_large_answer():
@@ -239,10 +236,8 @@ def test_a_million_chunks_of_a_byte_cost_neither_time_nor_memory(server):
     with probing(server, within=0.5):
         for _ in range(10):
             with server.connect() as client:
-                try:
+                with suppress(ConnectionError):
                     client.sendall(raw)
-                except ConnectionError:
-                    pass
                 answer = read_answers(client)[0]
             assert (answer.status, answer.error_type) == (413, "too_large")
     # The reference's bound for the same attack on another server is 1 MiB per 100 attacks.
@@ -252,10 +247,8 @@ def test_a_million_chunks_of_a_byte_cost_neither_time_nor_memory(server):
 @pytest.mark.parametrize("part", [b"0\r\n" + b"A: b\r\n" * 50_000, b"5\r\n\r\n\r\n\r\r\n" * 50_000])
 def test_trailers_and_empty_lines_without_end_are_refused(server, part):
     with probing(server), server.connect() as client:
-        try:
+        with suppress(ConnectionError):
             client.sendall(CHUNKED + part)
-        except ConnectionError:
-            pass
         assert read_answers(client)[0].status in (400, 413)
 
 

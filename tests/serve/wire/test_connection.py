@@ -7,7 +7,7 @@ from time import monotonic, sleep
 import pytest
 
 from potstill.serve.limits import Limits
-from tests.serve.wire.harness import QUICK, Echo, get, is_closed, post, read_answers, serving
+from tests.serve.wire.harness import QUICK, Echo, get, is_closed, post, read_answers, read_on, serving
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def server():
 def test_a_request_reaches_the_application_whole(server):
     before = monotonic()
     answer = server.ask(
-        b"POST /e%20c%C3%A9?q=%41&r HTTP/1.1\r\nHost: x.example:80\r\nX-Two: 1\r\nx-two:2 \r\nContent-Length: 3\r\n\r\nabc"
+        b"POST /e%20c%C3%A9?q=%41&r HTTP/1.1\r\nHost: x:80\r\nX-Two: 1\r\nx-two:2 \r\nContent-Length: 3\r\n\r\nabc"
     )
     assert (answer.status, answer.body, answer.closes) == (200, b"abc", False)
     scope = server.app.seen[-1]
@@ -28,7 +28,8 @@ def test_a_request_reaches_the_application_whole(server):
     assert (b"x-two", b"1") in scope["headers"]
     assert scope["client"][0] == scope["server"][0] == "127.0.0.1"
     assert scope["server"][1] == server.port
-    assert before <= scope["state"]["received_at"] <= monotonic()
+    # uvloop's clock has whole milliseconds, and stands still within a turn of the loop.
+    assert before - 0.01 <= scope["state"]["received_at"] <= monotonic()
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 1_999_999, 2_000_000])
@@ -131,8 +132,7 @@ def test_half_of_an_answer_is_never_taken_for_a_whole_one(server):
     with server.connect() as client:
         client.sendall(get(b"/half"))
         with pytest.raises(ConnectionResetError):
-            while client.recv(65536):
-                pass
+            read_on(client)
 
 
 def test_continue_is_sent_when_the_body_is_wanted_and_only_then(server):

@@ -1,11 +1,11 @@
 """The line in front of the door: who stands there when the server ends, and when file descriptors run out."""
 
 import asyncio
-import os
 import resource
 import socket
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from time import monotonic, sleep
 
 import pytest
@@ -98,7 +98,7 @@ def test_running_out_of_file_descriptors_keeps_open_connections_and_heals(caplog
         for client in waiting:
             stack.enter_context(client)
         try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 4, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 4, hard))
             good.sendall(get(b"/slow"))  # it works, so it is let be
             sleep(0.05)
             for client in waiting:

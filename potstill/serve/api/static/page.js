@@ -33,6 +33,7 @@ async function load() {
   by('model-part').hidden = names.length < 2;
   by('send').textContent = 'Answer';
   by('ask').hidden = false;
+  by('hint').hidden = false;
   choose();
   return true;
 }
