@@ -4,12 +4,13 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 INTEROP := .venv/interop
 PAGE := .venv/page
+SUPPLY := .venv/supply
 # An environment whose Python or packages have gone is made anew.
 WORKS := $(shell $(BIN)/python -c 'import potstill, pytest; from importlib.metadata import version as v; v("torch")' \
 	>/dev/null 2>&1 && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help install check demo test slow wheel edge interop page ci clean
+.PHONY: help install check demo test slow wheel edge interop clients page sbom audit ray ci clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -57,6 +58,7 @@ edge: install ## serve a bundle from an environment that has only the serve extr
 	.venv/edge/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[serve]'
 	cd dist && ../.venv/edge/bin/python ../tests/edge_smoke.py edge-bundle fp32
 	cd dist && ../.venv/edge/bin/python ../tests/edge_smoke.py edge-bundle int8
+	.venv/edge/bin/python benchmarks/serve/cold_start.py dist/edge-bundle
 
 interop: export HF_HUB_OFFLINE = 1
 interop: install $(addprefix $(INTEROP)/,optimum/.installed openvino/.installed js/.installed) ## load bundles, unchanged, in other tools; needs Node
@@ -74,6 +76,14 @@ interop: install $(addprefix $(INTEROP)/,optimum/.installed openvino/.installed 
 	cd dist/interop && ../../$(INTEROP)/optimum/bin/python docs-onnxruntime.py
 	cd dist/interop && ../../$(INTEROP)/openvino/bin/python docs-OpenVINO.py
 	cd dist/interop && node ../../$(INTEROP)/js/docs.mjs
+	$(BIN)/python tests/interop/question_answering.py make dist/interop-qa
+	$(INTEROP)/optimum/bin/python tests/interop/question_answering.py answer dist/interop-qa
+	$(BIN)/python tests/interop/question_answering.py compare dist/interop-qa
+
+clients: install $(INTEROP)/clients/.installed ## ask a server of all five tasks with huggingface_hub, openai, tritonclient
+	rm -rf dist/interop
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/interop/make_bundles.py dist/interop
+	$(INTEROP)/clients/bin/python tests/interop/with_clients.py dist/interop $(BIN)/potstill
 
 # Nothing is downloaded for GPUs: the library for CPUs is in onnxruntime's package.
 $(INTEROP)/js/.installed: tests/interop/package.json | $(STAMP)
@@ -97,6 +107,25 @@ $(PAGE)/.installed: tests/page/package.json | $(STAMP)
 	mkdir -p $(@D) && cp $< $(@D)
 	cd $(@D) && npm install --ignore-scripts --no-audit --no-fund --no-package-lock --loglevel error
 	touch $@
+
+sbom: edge $(SUPPLY)/.installed ## dist/sbom.cdx.json: the server's packages and a bundle's files with their hashes (BUNDLE=...)
+	$(SUPPLY)/bin/python deploy/sbom.py .venv/edge/bin/python $(or $(BUNDLE),dist/edge-bundle) --out dist/sbom.cdx.json
+
+audit: edge $(SUPPLY)/.installed ## known weaknesses of the server's packages; fails without the advisories
+	.venv/edge/bin/python -m pip freeze --exclude potstill > dist/serve-packages.txt
+	$(SUPPLY)/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r dist/serve-packages.txt
+
+$(SUPPLY)/.installed: deploy/requirements-supply.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+ray: install ## hold Ray Serve against the plain server, in an environment of its own
+	$(BIN)/python tests/tiny.py dist/edge-bundle
+	$(PYTHON) -m venv --clear .venv/ray
+	.venv/ray/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[serve]'
+	.venv/ray/bin/python -m pip install --quiet --disable-pip-version-check -r tests/interop/requirements-ray.txt
+	cd dist && ../.venv/ray/bin/python ../tests/interop/with_ray.py edge-bundle
 
 ci: check test wheel edge page ## what CI runs
 

@@ -12,6 +12,7 @@ os.environ.update(
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TRANSFORMERS_VERBOSITY": "error",
         "TQDM_DISABLE": "1",
+        "ORT_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "MPLBACKEND": "agg",
         # Tiny models lose more to waiting threads than they win by them.

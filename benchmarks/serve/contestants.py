@@ -57,11 +57,19 @@ class Running:
         self.__exit__()
         raise RuntimeError("it is not ready")
 
-    def __exit__(self, *_: object) -> None:
+    def cpu_seconds(self) -> float:
+        """Return the CPU time of the process and its children so far."""
+        return sum(sum(member.cpu_times()[:2]) for member in self._family())
+
+    def _family(self) -> list[psutil.Process]:
         # LitServe has children of its own.
-        family = [psutil.Process(self._process.pid), *psutil.Process(self._process.pid).children(recursive=True)]
-        for member in reversed(family):
-            member.kill()
+        own = psutil.Process(self._process.pid)
+        return [own, *own.children(recursive=True)]
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            for member in reversed(self._family()):
+                member.kill()
         self._process.wait()
 
 

@@ -52,8 +52,10 @@ def measure(contestant: Contestant, running: Running, raw: Raw, texts: list[str]
     result["one_client"] = added_latency(contestant, running.port, raw, texts)
     result["sweep"] = []
     for number, multiple in enumerate(MULTIPLES):
+        before = running.cpu_seconds()
         out = load(plan | {"phases": [[capacity * multiple, arguments.seconds]], "seed": seed + number})
-        result["sweep"].append({"multiple": multiple} | figures(out, seconds=arguments.seconds))
+        used = {"multiple": multiple, "server_cpu_seconds": running.cpu_seconds() - before}
+        result["sweep"].append(used | figures(out, seconds=arguments.seconds))
         time.sleep(1.0)
     flood = [[capacity * 0.3, 4.0], [capacity * 10, arguments.seconds], [capacity * 0.3, 8.0]]
     result["recovery_seconds"] = recovery(load(plan | {"phases": flood, "seed": seed + 90}), flood)
@@ -145,6 +147,7 @@ def main() -> None:
     arguments = parse()
     own_many_files()
     texts = read_texts(arguments.texts, arguments.column)
+    environment = machine.describe()  # first: its load average should be near 0
     cost = measure_cost()
     alone = raw_rates(arguments)
     best = max(alone["ways"], key=lambda way: way["texts_per_second"])
@@ -181,7 +184,7 @@ def main() -> None:
         content = {
             "about": "client and servers on the same cores; open-loop Poisson arrivals over loopback",
             "date": datetime.now(UTC).date().isoformat(),
-            "environment": machine.describe(),
+            "environment": environment,
             "bundle": {"parameters": raw.manifest["parameters"], "architecture": raw.manifest["architecture"]},
             "precision": arguments.precision, "threads": arguments.threads, "seconds": arguments.seconds,
             "deadline_seconds": DEADLINE, "patience_seconds": PATIENCE, "connections": CONNECTIONS,

@@ -53,4 +53,6 @@ _QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # Since 1.29 onnxruntime reports to its maker, and this must be set before it is loaded.
+    "ORT_DISABLE_TELEMETRY": "1",
 }

@@ -52,9 +52,11 @@ def serve(
         ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="Threads of one inference.", min=1, show_default="the cores this process may use")
+        int, typer.Option(help="Threads of one inference; more answer a lone client sooner, and a crowd later.", min=1)
+    ] = 1,
+    runners: Annotated[
+        int | None, typer.Option(help="Inferences at a time.", min=1, show_default="the cores over --threads")
     ] = None,
-    runners: Annotated[int, typer.Option(help="Inferences at a time.", min=1)] = 1,
     allow_drift: Annotated[
         bool,
         typer.Option("--allow-drift", help="Batch texts even where a file's answers depend on their company."),

@@ -1,16 +1,24 @@
-"""Run one ONNX file with onnxruntime: on the CPU, unless another provider is asked for."""
+"""Run one ONNX file with onnxruntime: on the CPU, unless another provider is asked for.
 
+This is the one import that writes to the environment: since 1.29 onnxruntime reports to its maker and leaves a file in
+the user's home, unless it is told not to before it is loaded (microsoft/onnxruntime#27379).
+"""
+
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from potstill.errors import BundleError, CheckError, UsageError
 from potstill.machine import available_cores
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime
 
 _PROVIDER = "CPUExecutionProvider"
 # Operators that multiply matrices, in ONNX and in onnxruntime's own domain.

@@ -121,8 +121,8 @@ class FakeWorker:
 def make_plan(folder, world, *, keys=("t/fp32", "s/fp32"), loads=(SHORT, LONG), head=(), **settings):
     """Return a plan of fakes; everything but latency is off unless a setting says otherwise."""
     quiet = {
-        "throughput_batch_sizes": [], "thread_scaling": False, "cold_starts": 0, "rounds": 5, "launches": 4, "max_repeats": 0,
-        "num_tokens": [16, 128],
+        "throughput_batch_sizes": [], "thread_scaling": False, "cold_starts": 0, "rounds": 5, "launches": 4,
+        "max_repeats": 0, "num_tokens": [16, 128],
     }  # fmt: skip
     texts = settings.pop("texts", None)
     entries = [FakeEntry(key, key.partition("@")[2] or "onnxruntime-cpu") for key in keys]

@@ -33,8 +33,8 @@ CONFIG = BenchConfig(
 )  # fmt: skip
 SHORT = CONFIG.model_copy(
     update={
-        "batch_sizes": [1], "launches": 2, "throughput_batch_sizes": [], "thread_scaling": False, "cold_starts": 0, "realistic": False,
-        "compressed": False,
+        "batch_sizes": [1], "launches": 2, "throughput_batch_sizes": [], "thread_scaling": False, "cold_starts": 0,
+        "realistic": False, "compressed": False,
     }
 )  # fmt: skip
 

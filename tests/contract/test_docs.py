@@ -17,7 +17,7 @@ COMMANDS = sorted(command.name for command in app.registered_commands)
 
 def test_there_are_the_agreed_commands():
     agreed = {"run", "distill", "finetune", "export", "bench", "serve", "evaluate", "show", "init"}
-    agreed |= {"recipes", "claims", "doctor"}
+    agreed |= {"recipes", "claims", "doctor", "predict"}
     assert set(COMMANDS) == agreed
 
 
@@ -29,7 +29,10 @@ def test_every_command_has_help_with_an_example(command):
 
 
 def test_every_potstill_line_in_the_readme_names_real_commands_and_options():
-    pages = "\n".join((ROOT / page).read_text() for page in ("README.md", "docs/distill.md", "docs/bench.md"))
+    pages = "\n".join(
+        (ROOT / page).read_text()
+        for page in ("README.md", "docs/distill.md", "docs/bench.md", "docs/serve.md", "docs/deploy.md")
+    )
     lines = re.findall(r"^potstill .*(?:\\\n.*)*", pages, re.MULTILINE)
     assert len(lines) >= 5
     for line in lines:
@@ -84,7 +87,7 @@ def test_every_pinned_version_satisfies_what_the_package_asks_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
     for name, extra in project["project"]["optional-dependencies"].items():
-        wanted += extra if name not in {"serve-gpu", "trackers"} else []
+        wanted += extra if name not in {"serve-gpu", "trackers", "ray"} else []
     by_name = {name.lower().replace("_", "-"): version for name, version in pins.items()}
     for requirement in map(Requirement, wanted):
         if requirement.name != "potstill":

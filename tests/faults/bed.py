@@ -41,7 +41,7 @@ class Fault:
     do: Callable[["Bed"], str]
     """Does it, says what was seen, and raises AssertionError where that is not what is expected."""
     quick: bool = True
-    """Whether it is among those of every test run."""
+    """Whether it is among those of every test run, in small numbers."""
 
 
 @dataclass(slots=True)

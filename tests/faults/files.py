@@ -63,25 +63,27 @@ def _files(bundle: Path) -> list[Path]:
 
 
 def manifest_flips(bed: Bed) -> str:
-    """One changed byte in the manifest: refused with our own error, or it says the same as before."""
+    """One changed byte in the manifest: our own error, or a bundle whose files still have the hashes of the export.
+
+    The manifest is what the others are checked against, and nothing checks its own words: a changed label is counted
+    here, not caught.
+    """
     bundle = bed.copy_of_bundle()
-    file = bundle / MANIFEST
-    content, draw, seen, wanted = (
-        file.read_bytes(),
-        random.Random(6),
-        Counter[str](),
-        Encoder(bundle, threads=1).manifest,
-    )
+    file, wanted = bundle / MANIFEST, Encoder(bundle, threads=1).manifest
+    content, draw, seen = file.read_bytes(), random.Random(6), Counter[str]()
     places = range(len(content)) if bed.long else [draw.randrange(len(content)) for _ in range(60)]
     for place in places:
         changed = bytearray(content)
         changed[place] ^= 1 << draw.randrange(8)
         file.write_bytes(changed)
         try:
-            assert Encoder(bundle, threads=1).manifest == wanted, f"byte {place} changed what the manifest says"
-            seen["says the same"] += 1
+            found = Encoder(bundle, threads=1).manifest
         except PotstillError as error:
             seen[type(error).__name__] += 1
+            continue
+        if found.files != wanted.files:
+            raise AssertionError(f"byte {place} changed which files are served")
+        seen["says the same" if found == wanted else "says something else"] += 1
     file.write_bytes(content)
     return f"{len(places)} flips: {dict(seen)}"
 
@@ -172,7 +174,7 @@ def linked_out(bed: Bed) -> str:
         bundle, outside = bed.copy_of_bundle(), bed.folder()
         model = bundle / "onnx/model.onnx"
         shutil.copy(model, outside / "model.onnx")
-        (outside / "model.onnx").open("ab").write(b"\0")
+        _extend(outside / "model.onnx")
         if kind == "parent":
             shutil.copy(bundle / "onnx/model_int8.onnx", outside)
             shutil.rmtree(bundle / "onnx")
@@ -255,12 +257,14 @@ def replaced_then_restarted(bed: Bed) -> str:
 
 FAULTS = [
     Fault("byte-flipped", "every file but the manifest: refused before it is parsed", flips),
-    Fault("manifest-flipped", "our own error, or it says the same", manifest_flips),
-    Fault("files-damaged", "cut, grown, gone, folder, pipe, device, loop: exit code and one line", damages),
+    Fault("manifest-flipped", "our own error, or the files of the export", manifest_flips),
+    Fault(
+        "files-damaged", "cut, grown, gone, folder, pipe, device, loop: exit code and one line", damages, quick=False
+    ),
     Fault("files-swapped", "refused", swapped),
     Fault("files-linked", "symbolic, parent, hard: the hash decides", linked_out),
     Fault("manifest-names-outside", "refused", named_out),
     Fault("model-replaced", "a running server answers as before", replaced_while_serving),
-    Fault("model-truncated", "a running server answers as before", overwritten_while_serving),
+    Fault("model-truncated", "a running server answers as before", overwritten_while_serving, quick=False),
     Fault("model-replaced-restart", "the next start ends with 1", replaced_then_restarted, quick=False),
 ]

@@ -220,12 +220,14 @@ def unwritable_folder(bed: Bed) -> str:
 
 
 FAULTS = [
-    Fault("no-file-descriptors", "who asks is answered, no busy loop, short log, recovers", no_descriptors),
+    Fault(
+        "no-file-descriptors", "who asks is answered, no busy loop, short log, recovers", no_descriptors, quick=False
+    ),
     Fault("no-file-descriptors-at-start", "an exit code", no_descriptors_at_start, quick=False),
     Fault("disk-full", "answers, refuses and ends as ever, with no place to write", full_disk),
     Fault("file-size-limit", "answers as ever", no_files_grow, quick=False),
     Fault("log-reader-gone", "answers and ends as ever", closed_log),
-    Fault("no-memory", "large requests told or cut off, the process lives and recovers", no_memory),
+    Fault("no-memory", "large requests told or cut off, the process lives and recovers", no_memory, quick=False),
     Fault("clock-jump", "hours and years, both ways: all answered", clock_jumps),
     Fault("no-threads", "answers as ever", no_threads, quick=False),
     Fault("busy-machine", "probes within 1 s, all answered", busy_machine, quick=False),

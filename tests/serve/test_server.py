@@ -77,7 +77,7 @@ class Process(Running):
 @contextmanager
 def running(*arguments, program=PROGRAM, **options):
     """Give the process once it answers."""
-    more = ("--port", 0, "--threads", 1) if program is PROGRAM else ()
+    more = ("--port", 0, "--runners", 1) if program is PROGRAM else ()
     process = start(*arguments, *more, program=program, **options)
     try:
         server = Process(process)

@@ -1,6 +1,6 @@
 """The HTTP application in front of the engine: routes, bodies, errors, metrics and two pages.
 
-It needs the `serve` extra (starlette, prometheus_client); `potstill.serve` itself does not load it.
+It needs prometheus_client, of the `serve` extra; `potstill.serve` itself does not load it.
 """
 
 from potstill.serve.api.app import create_app

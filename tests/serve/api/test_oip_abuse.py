@@ -118,7 +118,7 @@ def test_too_much_is_413(client):
     refused(post(client, texts(["x" * 300_000])), 413)
 
 
-@pytest.mark.parametrize(("count", "statuses"), [(100, 413), (100_000, 413)])
+@pytest.mark.parametrize(("count", "statuses"), [(100, (413, 422)), (100_000, (413, 422))])
 def test_many_outputs_or_inputs_cost_nothing(encoder, count, statuses):
     client = TestClient(create_app(FakeEngine(tiny=encoder), limits=Limits(body_bytes=10_000_000)))
     refused(post(client, texts(["a"]), outputs=[{"name": "label"}] * count), *statuses)
