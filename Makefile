@@ -96,11 +96,12 @@ $(INTEROP)/%/.installed: tests/interop/requirements-%.txt | $(STAMP)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-page: install $(PAGE)/.installed ## open made reports in a browser: messages, requests, overflow, accessibility; needs Node
+page: install $(PAGE)/.installed ## open made reports and the server's pages in a browser: messages, requests, overflow, accessibility; needs Node
 	rm -rf dist/page
 	PYTHONPATH=. $(BIN)/python tests/page/make_reports.py dist/page
-	cp tests/page/check.mjs $(PAGE)
+	cp tests/page/*.mjs $(PAGE)
 	node $(PAGE)/check.mjs dist/page/shots dist/page/*/report.html
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/page/with_server.py node $(PAGE)/check_server.mjs dist/page/shots-server
 
 # Chromium is inside a package; nothing runs at installation.
 $(PAGE)/.installed: tests/page/package.json | $(STAMP)

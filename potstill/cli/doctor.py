@@ -8,7 +8,7 @@ from potstill import machine
 from potstill.cli.settings import JsonOption
 
 _EXTRAS = {
-    "serve": ("onnxruntime", "tokenizers", "starlette", "uvicorn"),
+    "serve": ("onnxruntime", "tokenizers", "uvicorn", "httptools"),
     "bench": ("psutil", "jinja2", "matplotlib", "scipy"),
     "distill": ("torch", "transformers", "accelerate", "datasets"),
     "export": ("torch", "transformers", "optimum", "onnx", "onnxscript"),

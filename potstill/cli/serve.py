@@ -89,7 +89,7 @@ def serve(
 
     Two models by name: potstill serve student=student-onnx/@int8 teacher=teacher-onnx/ --shadow teacher
     """
-    for module in ("onnxruntime", "tokenizers", "starlette", "uvicorn", "httptools", "prometheus_client"):
+    for module in ("onnxruntime", "tokenizers", "uvicorn", "httptools", "prometheus_client"):
         require(module, extra="serve")
     from potstill.serve import Encoder
     from potstill.serve import server as serving

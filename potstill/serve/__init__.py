@@ -2,7 +2,7 @@
 
 `Encoder` is the one implementation of "texts in, answers out" in potstill: the parity checks, the benchmarks,
 `evaluate` and the server all run through it, so that what is checked and timed is what ships. The server itself
-is `potstill.serve.api` (the application) and `potstill.serve.server` (the process); they load starlette and
+is `potstill.serve.api` (the application) and `potstill.serve.server` (the process); they load httptools and
 uvicorn, and this package does not.
 """
 

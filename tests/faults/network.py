@@ -57,8 +57,9 @@ def trickle(server: Server, *, start: bytes, then: bytes, count: int, allowed: f
         pause_until = time.monotonic() + 0.2
         while (left := pause_until - time.monotonic()) > 0:
             for number, _ in poll.poll(left):
-                ends[_how_it_ended(open_[number])] += 1
-                _forget(poll, open_, number)
+                if (how := _how_it_ended(open_[number])) != "100":  # 100 Continue is no end
+                    ends[how] += 1
+                    _forget(poll, open_, number)
     left_open = len(open_)
     for number in list(open_):
         _forget(poll, open_, number)

@@ -21,7 +21,7 @@ Count = Annotated[StrictInt, Field(ge=1, le=_MOST)]
 
 
 class _Exact(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Pair(_Exact):

@@ -22,7 +22,7 @@ from potstill.serve.api.front import Endpoint, Front, Handler, Keys
 from potstill.serve.api.metrics import CONTENT_TYPE, Metrics
 from potstill.serve.api.oip import add_v2
 from potstill.serve.api.oip_document import v2_paths
-from potstill.serve.api.openai import Embeddings, list_models
+from potstill.serve.api.openai import Embeddings, describe_model, list_models
 from potstill.serve.api.openapi import document
 from potstill.serve.api.pages import pages
 from potstill.serve.api.work import Work, works
@@ -92,6 +92,7 @@ def _add_work(table: _Table, context: Context) -> None:
     table.post("/predict", first.predict)
     table.post("/tokenize", first.tokenize)
     for name, work in models.items():
+        table.post(f"/models/{name}", work.hugging_face, template="/models/{name}", model=name)
         table.post(f"/models/{name}/predict", work.predict, template="/models/{name}/predict", model=name)
         table.post(f"/models/{name}/tokenize", work.tokenize, template="/models/{name}/tokenize", model=name)
     vectors = {name: work for name, work in models.items() if _makes_vectors(context, name)}
@@ -136,6 +137,8 @@ def _add_facts(table: _Table, context: Context, metrics: Metrics) -> None:
     table.get("/metrics", measured)
     table.get("/v1/models", _constant(json_reply(list_models(context))))
     for name in context.models:
+        described = _constant(json_reply(describe_model(name)))
+        table.get(f"/v1/models/{name}", described, template="/v1/models/{name}", model=name)
         table.get(f"/models/{name}", model, template="/models/{name}", model=name)
 
 

@@ -73,11 +73,13 @@ class Embeddings:
 
 
 def list_models(context: Context) -> dict[str, Any]:
-    """Return what `GET /v1/models` says; a bundle's date is not known, and 0 stands for that."""
-    return {
-        "object": "list",
-        "data": [{"id": name, "object": "model", "created": 0, "owned_by": "potstill"} for name in context.models],
-    }
+    """Return what `GET /v1/models` says."""
+    return {"object": "list", "data": [describe_model(name) for name in context.models]}
+
+
+def describe_model(name: str) -> dict[str, Any]:
+    """Return what `GET /v1/models/NAME` says; a bundle's date is not known, and 0 stands for that."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "potstill"}
 
 
 def _floats(vector: list[float]) -> list[float]:

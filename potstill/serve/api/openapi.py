@@ -95,6 +95,10 @@ def _work_paths(context: Context) -> dict[str, Any]:
         paths["/embed"] = {"post": _embed(context.models[vectors[0]], context.limits)}
         paths["/v1/embeddings"] = {"post": _embeddings(context, vectors)}
     for name, encoder in context.models.items():
+        paths[f"/models/{name}"] = {
+            "get": _get(f"What {name} is, and how it was checked", {"type": "object"})["get"],
+            "post": _hugging_face(encoder, context.limits, name=name),
+        }
         paths[f"/models/{name}/predict"] = {"post": _predict(encoder, context.limits, name=name)}
         paths[f"/models/{name}/tokenize"] = {"post": _tokenize(encoder, context.limits, name=name)}
         if name in vectors:
@@ -121,13 +125,13 @@ def _embed(encoder: Encoder, limits: Limits, *, name: str | None = None) -> dict
     )
 
 
-def _hugging_face(encoder: Encoder, limits: Limits) -> dict[str, Any]:
+def _hugging_face(encoder: Encoder, limits: Limits, *, name: str | None = None) -> dict[str, Any]:
     task = encoder.manifest.task
     answer = _schema(shape_of(encoder.manifest).answer, mode="serialization")
     flat = task == FEATURE_EXTRACTION.name
     wrapped = flat or task == TEXT_CLASSIFICATION.name
     return _work(
-        "Predict, as the Hugging Face API does",
+        _title("Predict, as the Hugging Face API does", encoder, name),
         _body(_inputs_schema(encoder, limits, flat=flat), _example(encoder)),
         {"type": "array", "items": answer} if wrapped else _one_or_more(answer),
         description="For huggingface_hub.InferenceClient. As /predict, but one text's labels and one text's vector "
@@ -185,7 +189,7 @@ def _fact_paths(context: Context) -> dict[str, Any]:
         "/openapi.json": _get("This document", free),
     }
     for name in context.models:
-        paths[f"/models/{name}"] = _get(f"What {name} is, and how it was checked", free)
+        paths[f"/v1/models/{name}"] = _get(f"{name}, as OpenAI describes it", free)
     return paths
 
 
