@@ -4,16 +4,20 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
+from potstill.cli import serve_options as options
 from potstill.errors import UsageError
 from potstill.extras import require
+from potstill.machine import available_cores
 
 if TYPE_CHECKING:
-    from potstill.serve.engine import Plan
+    from potstill.serve import Encoder
+    from potstill.serve.engine import Engine, EngineSettings, Plan
 
 _SPEC = re.compile(r"(?:(?P<name>[A-Za-z0-9._-]+)=)?(?P<path>.+?)(?:@(?P<precision>fp32|fp16|int8))?", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -30,58 +34,23 @@ class Spec:
 
 
 def serve(
-    bundles: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="BUNDLE...",
-            help="Folders that `potstill export` wrote, each FOLDER, NAME=FOLDER or NAME=FOLDER@PRECISION. "
-            "The first one answers where a request names no model.",
-            show_default=False,
-        ),
-    ],
-    precision: Annotated[
-        str, typer.Option(help="Which of a bundle's files answers: fp32, fp16 or int8; @PRECISION says it of one.")
-    ] = "fp32",
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8000,
-    shadow: Annotated[
-        str | None,
-        typer.Option(
-            help="NAME of a second model that is asked what the first was asked, when there is time; "
-            "/metrics says how often they agree."
-        ),
-    ] = None,
-    threads: Annotated[
-        int, typer.Option(help="Threads of one inference; more answer a lone client sooner, and a crowd later.", min=1)
-    ] = 1,
-    runners: Annotated[
-        int | None, typer.Option(help="Inferences at a time.", min=1, show_default="the cores over --threads")
-    ] = None,
-    allow_drift: Annotated[
-        bool,
-        typer.Option("--allow-drift", help="Batch texts even where a file's answers depend on their company."),
-    ] = False,
-    api_key_file: Annotated[
-        Path | None,
-        typer.Option(help="One bearer key per line; POTSTILL_API_KEYS, separated by commas, adds to them."),
-    ] = None,
-    max_body_bytes: Annotated[int, typer.Option(help="Largest request body, in bytes.", min=1)] = 2_000_000,
-    max_inputs: Annotated[int, typer.Option(help="Most texts in one request.", min=1)] = 64,
-    max_characters_per_token: Annotated[
-        int, typer.Option(help="Longest text, in characters per token of the model's max length.", min=1)
-    ] = 250,
-    max_connections: Annotated[int, typer.Option(help="Most open connections.", min=1)] = 2_048,
-    max_wait_ms: Annotated[
-        float | None,
-        typer.Option(
-            help="Predicted wait beyond which a request gets 429.", show_default="chosen from what requests take"
-        ),
-    ] = None,
-    request_seconds: Annotated[float, typer.Option(help="Longest time that a request may take.")] = 60.0,
-    drain_seconds: Annotated[
-        float, typer.Option(help="After SIGTERM, time to go on answering while /health/ready says no.", min=0)
-    ] = 2.0,
-    shutdown_seconds: Annotated[float, typer.Option(help="Time to finish after that.")] = 20.0,
+    bundles: options.BundlesArgument,
+    precision: options.PrecisionOption = "fp32",
+    host: options.HostOption = "127.0.0.1",
+    port: options.PortOption = 8000,
+    shadow: options.ShadowOption = None,
+    threads: options.ThreadsOption = None,
+    runners: options.RunnersOption = None,
+    allow_drift: options.AllowDriftOption = False,
+    api_key_file: options.ApiKeyFileOption = None,
+    max_body_bytes: options.MaxBodyBytesOption = 2_000_000,
+    max_inputs: options.MaxInputsOption = 64,
+    max_characters_per_token: options.MaxCharactersPerTokenOption = 250,
+    max_connections: options.MaxConnectionsOption = 2_048,
+    max_wait_ms: options.MaxWaitMsOption = None,
+    request_seconds: options.RequestSecondsOption = 60.0,
+    drain_seconds: options.DrainSecondsOption = 2.0,
+    shutdown_seconds: options.ShutdownSecondsOption = 20.0,
 ) -> None:
     """Answer over HTTP from a bundle, without PyTorch: POST /predict, GET /docs and more.
 
@@ -91,10 +60,9 @@ def serve(
     """
     for module in ("onnxruntime", "tokenizers", "uvicorn", "httptools", "prometheus_client"):
         require(module, extra="serve")
-    from potstill.serve import Encoder
     from potstill.serve import server as serving
     from potstill.serve.api import create_app
-    from potstill.serve.engine import Engine, EngineSettings, Plan
+    from potstill.serve.engine import Engine, EngineSettings
     from potstill.serve.limits import Limits
 
     specs = read_specs(bundles, precision=precision)
@@ -116,28 +84,45 @@ def serve(
         limits=limits,
         shadow=None if shadow is None else _shadow_pair(specs, shadow),
     )
-    plans: list[Plan] = []
+    loaded: list[Engine] = []
 
     def load() -> serving.Loaded:
-        models = {
-            spec.name: Encoder(spec.folder, precision=spec.precision, threads=threads, spinning=False)
-            for spec in specs
-        }  # fmt: skip
-        engine = Engine(models, settings=settings)
-        plans.append(engine.warm_up())
-        return engine, create_app(engine, limits=limits, api_keys=keys)
+        loaded.append(_load(specs, settings))
+        return loaded[0], create_app(loaded[0], limits=limits, api_keys=keys)
 
     with serving.bind(host, port) as listener:
-        shown = f"[{host}]" if ":" in host else host
-        address = f"http://{shown}:{listener.getsockname()[1]}"
+        address = listener.getsockname()
+        say = partial(_announce, specs, loaded, address, keys=len(keys))
+        serving.serve(listener, load, limits=limits, on_ready=say)
 
-        def announce() -> None:
-            models = ", ".join(f"{spec.name} {spec.precision}" for spec in specs)
-            keyed = f"{len(keys)} API keys" if keys else "no API key"
-            typer.echo(f"potstill serve: {address}, {models}, {keyed}", err=True)
-            typer.echo(describe_plan(plans[0]), err=True)
 
-        serving.serve(listener, load, limits=limits, on_ready=announce)
+def _load(specs: Sequence[Spec], settings: "EngineSettings") -> "Engine":
+    from potstill.serve.engine import Engine, split_cores
+
+    first, *others = specs
+    encoder = _open(first, settings.threads or 1)
+    if settings.threads is None and settings.runners is None:
+        encoder = split_cores(encoder, cores=available_cores(), allow_drift=settings.allow_drift)
+    models = {first.name: encoder} | {spec.name: _open(spec, encoder.session.threads) for spec in others}
+    engine = Engine(models, settings=settings)
+    engine.warm_up()
+    return engine
+
+
+def _announce(specs: Sequence[Spec], loaded: Sequence["Engine"], address: tuple[str, int], *, keys: int) -> None:
+    host = f"[{address[0]}]" if ":" in address[0] else address[0]
+    models = ", ".join(f"{spec.name} {spec.precision}" for spec in specs)
+    keyed = f"{keys} API keys" if keys else "no API key"
+    typer.echo(f"potstill serve: http://{host}:{address[1]}, {models}, {keyed}", err=True)
+    for engine in loaded:
+        if engine.plan is not None:
+            typer.echo(describe_plan(engine.plan), err=True)
+
+
+def _open(spec: Spec, threads: int) -> "Encoder":
+    from potstill.serve import Encoder
+
+    return Encoder(spec.folder, precision=spec.precision, threads=threads, spinning=False)
 
 
 def describe_plan(plan: "Plan") -> str:

@@ -17,6 +17,9 @@ _STANDING = 2.0
 # Where runs take longer than they did at the start, because the flood itself takes the cores, the small limit does not
 # grow with them, but is not less than this: or the runners would wait for work.
 _LEAST = 1.0
+# And at least so many of the batches that pay: with less behind it a runner finds half a batch, which is slower per
+# text, which keeps the queue standing.
+_BATCHES_BURST, _BATCHES_STANDING = 6.0, 1.5
 # A long request: this share of the last ones cost less.
 _LONG = 0.95
 _REMEMBERED = 256
@@ -31,10 +34,17 @@ _MEMORY_S = 1.0
 class Admission:
     """The door."""
 
-    def __init__(self, *, typical_s: float, fixed_s: float | None = None, seed: int = 0) -> None:
-        """Begin with what a long request is expected to cost, as `typical_s`; `fixed_s` sets the limit by hand."""
+    def __init__(self, *, typical_s: float, batch_s: float = 0.0, fixed_s: float | None = None, seed: int = 0) -> None:
+        """Begin.
+
+        Args:
+            typical_s: what a long request is expected to cost.
+            batch_s: what a full batch takes; 0 if none is formed.
+            fixed_s: the limit, set by hand.
+            seed: of the jitter in what the refused are told.
+        """
         self.long_s = typical_s
-        self._fixed_s = fixed_s
+        self._batch_s, self._fixed_s = batch_s, fixed_s
         self._drift = 1.0
         self._costs: deque[float] = deque(maxlen=_REMEMBERED)
         self._seen = 0
@@ -47,7 +57,8 @@ class Admission:
         if self._fixed_s is not None:
             return self._fixed_s
         times = max(_LEAST, _STANDING / max(1.0, self._drift)) if self.is_standing else _BURST
-        return max(_FLOOR_S, times * max(self.long_s, cost_s))
+        batches = _BATCHES_STANDING if self.is_standing else _BATCHES_BURST
+        return max(_FLOOR_S, times * max(self.long_s, cost_s), batches * self._batch_s)
 
     def refusal(self, wait_s: float, cost_s: float, *, now: float, left_s: float = float("inf")) -> float | None:
         """Return None if a request is taken, else the seconds after which it should be sent again.

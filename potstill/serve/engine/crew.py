@@ -186,7 +186,7 @@ class Crew:
                 return partial(self._read, [job])
             raw = queue.next_raw(long=self._takes_long(worker))
             if raw is not None:
-                return partial(self._prepare, raw)
+                return partial(self._prepare, raw, by_runner=worker.runs)
             if worker.runs:
                 self._on_idle()
                 task = self._shadow.take() if self._shadow is not None else None
@@ -198,7 +198,7 @@ class Crew:
     def _takes_long(self, worker: _Worker) -> bool:
         return not (worker.runs and self._has_text_threads)
 
-    def _prepare(self, job: Job) -> None:
+    def _prepare(self, job: Job, *, by_runner: bool) -> None:
         began = monotonic()
         if job.deadline <= began:
             return  # its own timer answers
@@ -213,7 +213,8 @@ class Crew:
         job.tokens, job.left, job.outputs = sum(lengths), len(lengths), [None] * len(lengths)
         with self._lock:
             self.queue.put(job, lengths, now=now)
-            if lengths:
+            # A runner runs a single row itself, at once: to wake another for it costs both of them time.
+            if len(lengths) > by_runner:
                 self._ring((True,))
         # Again, because a runner may have gone back to the shadow while this was tokenised.
         if self._shadow is not None:

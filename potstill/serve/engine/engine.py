@@ -116,7 +116,11 @@ class Engine:
         self._queue = Queue(policies, runners=self._runners)
         limits = self.settings.limits
         typical = max(plan.cost.seconds(1, min(64, self._length(name))) for name, plan in plans.items())
-        self._door = Admission(typical_s=typical, fixed_s=None if limits.wait_ms is None else limits.wait_ms / 1e3)
+        self._door = Admission(
+            typical_s=typical,
+            batch_s=max(plan.batch_s for plan in plans.values()),
+            fixed_s=None if limits.wait_ms is None else limits.wait_ms / 1e3,
+        )
         burst = self._door.limit_s(0.0)
         self._door.is_standing = True
         standing = self._door.limit_s(0.0)

@@ -1,6 +1,6 @@
 """Before the first request: the largest run, so that memory has its size; then what runs cost here."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +19,11 @@ _MOST_TOKENS = 1024
 # Numbers in the outputs of one run: 64 MB. A vocabulary of 30,522 words fills it with 549 tokens.
 _MOST_NUMBERS = 2**24
 _LENGTHS = (8, 32, 128)
-_ROWS = (1, 2, 4, 8, 16)
+# Batches of short texts say most: they are the most frequent, and those that pay.
+_BATCHES = ((2, 32), (4, 32), (8, 32), (4, 8), (16, 8), (2, 128), (4, 128), (16, 32))
 _REPEATS = 3
 # Measuring takes about this long; what is not measured by then is left out, except one row at each length.
-_SECONDS = 0.4
+_SECONDS = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,8 @@ class ModelPlan:
     why: str
     largest_run: tuple[int, int]
     """Rows and tokens of the largest run that there can be."""
+    batch_s: float
+    """What a full batch of short texts takes; 0 if none is formed."""
     batching_gain: float
     """Texts per second in the best batch over texts per second alone, at the length where it is largest."""
 
@@ -65,16 +68,25 @@ def measure(run: Runs, *, max_length: int, row: Callable[[int], Row], alone: str
             list(pool.map(partial(run, given), [None] * runners))
     began = perf_counter()
     samples = []
-    for rows, length in _grid(max_length, most, batches=alone is None):
+    shapes = [(1, length) for length in _lengths(max_length)]
+    if alone is None:
+        shapes += [(rows, length) for rows, length in _BATCHES if length <= max_length and rows * length <= most]
+    for rows, length in shapes:
         if rows == 1 or perf_counter() - began < _SECONDS:
             samples.append(Sample(rows=rows, length=length, seconds=_seconds(run, [row(length)] * rows)))
     budget = token_budget(samples) if alone is None else 1
     why = alone or (f"batches of up to {budget} tokens pay" if budget > 1 else "no batch is faster than texts alone")
     longest = max_length if budget == 1 else max(max_length, budget)
+    cost, short = fit(samples), min(32, max_length)
     return ModelPlan(
-        cost=fit(samples), samples=samples, batch_tokens=budget, why=why, batching_gain=_gain(samples),
+        cost=cost,
+        samples=samples,
+        batch_tokens=budget,
+        batch_s=cost.seconds(max(2, budget // short), short) if budget > 1 else 0.0,
+        why=why,
+        batching_gain=_gain(samples),
         largest_run=(1, max_length) if longest == max_length else (budget // min(_LENGTHS), min(_LENGTHS)),
-    )  # fmt: skip
+    )
 
 
 def row_of(inputs: tuple[str, ...], token: int, length: int) -> Row:
@@ -87,14 +99,6 @@ def _lengths(max_length: int) -> list[int]:
     return sorted({min(length, max_length) for length in (*_LENGTHS, max_length)})
 
 
-def _grid(max_length: int, most: int, *, batches: bool) -> Iterator[tuple[int, int]]:
-    """Give shapes, those first that say most about what a run costs."""
-    for rows in _ROWS if batches else _ROWS[:1]:
-        for length in _lengths(max_length):
-            if rows * length <= most:
-                yield rows, length
-
-
 def _seconds(run: Runs, rows: list[Row]) -> float:
     best = float("inf")
     spent = 0.0
@@ -103,7 +107,7 @@ def _seconds(run: Runs, rows: list[Row]) -> float:
         run(rows, None)
         seconds = perf_counter() - began
         best, spent = min(best, seconds), spent + seconds
-        if spent > _SECONDS / 4:
+        if spent > _SECONDS / 8:
             break
     return best
 

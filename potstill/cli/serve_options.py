@@ -1,0 +1,58 @@
+"""What `potstill serve` can be told."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+BundlesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="BUNDLE...",
+        help="Folders that `potstill export` wrote, each FOLDER, NAME=FOLDER or NAME=FOLDER@PRECISION. "
+        "The first one answers where a request names no model.",
+        show_default=False,
+    ),
+]
+PrecisionOption = Annotated[
+    str, typer.Option(help="Which of a bundle's files answers: fp32, fp16 or int8; @PRECISION says it of one.")
+]
+HostOption = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")]
+PortOption = Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)]
+ShadowOption = Annotated[
+    str | None,
+    typer.Option(
+        help="NAME of a second model that is asked what the first was asked, when there is time; "
+        "/metrics says how often they agree."
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(help="Threads of one inference.", min=1, show_default="1 or all cores, as answers more here"),
+]
+RunnersOption = Annotated[
+    int | None, typer.Option(help="Inferences at a time.", min=1, show_default="the cores over --threads")
+]
+AllowDriftOption = Annotated[
+    bool,
+    typer.Option("--allow-drift", help="Batch texts even where a file's answers depend on their company."),
+]
+ApiKeyFileOption = Annotated[
+    Path | None,
+    typer.Option(help="One bearer key per line; POTSTILL_API_KEYS, separated by commas, adds to them."),
+]
+MaxBodyBytesOption = Annotated[int, typer.Option(help="Largest request body, in bytes.", min=1)]
+MaxInputsOption = Annotated[int, typer.Option(help="Most texts in one request.", min=1)]
+MaxCharactersPerTokenOption = Annotated[
+    int, typer.Option(help="Longest text, in characters per token of the model's max length.", min=1)
+]
+MaxConnectionsOption = Annotated[int, typer.Option(help="Most open connections.", min=1)]
+MaxWaitMsOption = Annotated[
+    float | None,
+    typer.Option(help="Predicted wait beyond which a request gets 429.", show_default="chosen from what requests take"),
+]
+RequestSecondsOption = Annotated[float, typer.Option(help="Longest time that a request may take.")]
+DrainSecondsOption = Annotated[
+    float, typer.Option(help="After SIGTERM, time to go on answering while /health/ready says no.", min=0)
+]
+ShutdownSecondsOption = Annotated[float, typer.Option(help="Time to finish after that.")]
