@@ -110,6 +110,8 @@ class Manifest(_Record):
     """The checkpoint: its name and the SHA-256 over its files."""
     made: dict[str, Any] = {}
     """When, with which tool versions, by which command and recipe."""
+    digest: str | None = None
+    """SHA-256 over all that the manifest says beside it, against flipped bits; manifests made before have none."""
 
     @model_validator(mode="after")
     def _labelled(self) -> Self:
@@ -173,8 +175,15 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `potstill.json` into a folder that is about to be published."""
-    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    content = manifest.model_dump(mode="json")
+    content["digest"] = _digest_of(content)
+    text = json.dumps(content, indent=2, ensure_ascii=False)
     (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def _digest_of(content: dict[str, Any]) -> str:
+    rest = {name: value for name, value in content.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def read_bundle(folder: Path, *, verify: bool = True) -> Bundle:
@@ -198,6 +207,8 @@ def read_bundle(folder: Path, *, verify: bool = True) -> Bundle:
         if isinstance(newest, int) and newest > SCHEMA_VERSION:
             raise BundleError(f"{manifest_file} has schema {newest}, newer than {SCHEMA_VERSION}; update potstill")
         manifest = Manifest.model_validate(content)
+        if manifest.digest is not None and manifest.digest != _digest_of(content):
+            raise TamperedError(f"{manifest_file} was changed after it was written; export the bundle again")
     except (ValidationError, ValueError, RecursionError) as error:
         raise TamperedError(f"{manifest_file} is not a valid manifest: {_first_line(error)}") from error
     bundle = Bundle(folder, manifest)

@@ -13,10 +13,8 @@ import typer
 from potstill.cli import serve_options as options
 from potstill.errors import UsageError
 from potstill.extras import require
-from potstill.machine import available_cores
 
 if TYPE_CHECKING:
-    from potstill.serve import Encoder
     from potstill.serve.engine import Engine, EngineSettings, Plan
 
 _SPEC = re.compile(r"(?:(?P<name>[A-Za-z0-9._-]+)=)?(?P<path>.+?)(?:@(?P<precision>fp32|fp16|int8))?", re.DOTALL)
@@ -39,7 +37,7 @@ def serve(
     host: options.HostOption = "127.0.0.1",
     port: options.PortOption = 8000,
     shadow: options.ShadowOption = None,
-    threads: options.ThreadsOption = None,
+    threads: options.ThreadsOption = 1,
     runners: options.RunnersOption = None,
     allow_drift: options.AllowDriftOption = False,
     api_key_file: options.ApiKeyFileOption = None,
@@ -56,7 +54,7 @@ def serve(
 
     Example: potstill serve student-onnx/ --precision int8 --port 8000
 
-    Two models by name: potstill serve student=student-onnx/@int8 teacher=teacher-onnx/ --shadow teacher
+    Two models: potstill serve student=student-onnx/@int8 teacher=teacher-onnx/ --shadow teacher
     """
     for module in ("onnxruntime", "tokenizers", "uvicorn", "httptools", "prometheus_client"):
         require(module, extra="serve")
@@ -92,24 +90,23 @@ def serve(
 
     with serving.bind(host, port) as listener:
         address = listener.getsockname()
-        say = partial(_announce, specs, loaded, address, keys=len(keys))
-        serving.serve(listener, load, limits=limits, on_ready=say)
+        serving.serve(listener, load, limits=limits, on_ready=partial(_announce, specs, loaded, address, len(keys)))
 
 
 def _load(specs: Sequence[Spec], settings: "EngineSettings") -> "Engine":
-    from potstill.serve.engine import Engine, split_cores
+    from potstill.serve import Encoder
+    from potstill.serve.engine import Engine
 
-    first, *others = specs
-    encoder = _open(first, settings.threads or 1)
-    if settings.threads is None and settings.runners is None:
-        encoder = split_cores(encoder, cores=available_cores(), allow_drift=settings.allow_drift)
-    models = {first.name: encoder} | {spec.name: _open(spec, encoder.session.threads) for spec in others}
+    models = {
+        spec.name: Encoder(spec.folder, precision=spec.precision, threads=settings.threads, spinning=False)
+        for spec in specs
+    }
     engine = Engine(models, settings=settings)
     engine.warm_up()
     return engine
 
 
-def _announce(specs: Sequence[Spec], loaded: Sequence["Engine"], address: tuple[str, int], *, keys: int) -> None:
+def _announce(specs: Sequence[Spec], loaded: Sequence["Engine"], address: tuple[str, int], keys: int) -> None:
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
     models = ", ".join(f"{spec.name} {spec.precision}" for spec in specs)
     keyed = f"{keys} API keys" if keys else "no API key"
@@ -117,12 +114,6 @@ def _announce(specs: Sequence[Spec], loaded: Sequence["Engine"], address: tuple[
     for engine in loaded:
         if engine.plan is not None:
             typer.echo(describe_plan(engine.plan), err=True)
-
-
-def _open(spec: Spec, threads: int) -> "Encoder":
-    from potstill.serve import Encoder
-
-    return Encoder(spec.folder, precision=spec.precision, threads=threads, spinning=False)
 
 
 def describe_plan(plan: "Plan") -> str:

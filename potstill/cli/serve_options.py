@@ -27,8 +27,7 @@ ShadowOption = Annotated[
     ),
 ]
 ThreadsOption = Annotated[
-    int | None,
-    typer.Option(help="Threads of one inference.", min=1, show_default="1 or all cores, as answers more here"),
+    int, typer.Option(help="Threads of one inference; more answer a lone client sooner, and a crowd later.", min=1)
 ]
 RunnersOption = Annotated[
     int | None, typer.Option(help="Inferences at a time.", min=1, show_default="the cores over --threads")

@@ -3,7 +3,6 @@
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +64,13 @@ class Encoder:
         self._function = _function_of(self.bundle)
         _warn_of_other_cpu(self.record, bundle_dir)
         self.tokenizer = BundleTokenizer(bundle_dir, self.manifest)
-        self._spinning = spinning
-        self.session = self._open(threads)
+        self.session = OnnxSession(
+            self.bundle.model_file(precision),
+            threads=threads,
+            spinning=spinning,
+            disabled_optimizers=self.record.disabled_optimizers or self.manifest.disabled_optimizers,
+        )
         self._check_graph()
-
-    def with_threads(self, threads: int) -> "Encoder":
-        """Return the same precision with a session of its own; the files are not verified again."""
-        twin = copy(self)
-        twin.session = self._open(threads)
-        return twin
 
     def outputs(self, texts: Sequence[Text], *, batch_size: int = 32) -> list[dict[str, NDArray[np.float32]]]:
         """Return every output of the graph for each text, in the order given, padding cut off.
@@ -222,14 +219,6 @@ class Encoder:
         if logits.shape != expected:
             raise CheckError(f"{self.session.model_file} answers in shape {logits.shape}, not {expected}")
         return logits.astype(np.float32, copy=False)
-
-    def _open(self, threads: int | None) -> OnnxSession:
-        return OnnxSession(
-            self.bundle.model_file(self.precision),
-            threads=threads,
-            spinning=self._spinning,
-            disabled_optimizers=self.record.disabled_optimizers or self.manifest.disabled_optimizers,
-        )
 
     def _check_graph(self) -> None:
         file, inputs, outputs = self.session.model_file, self.session.inputs, self.session.outputs

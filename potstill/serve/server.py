@@ -41,6 +41,8 @@ _SPARE_FILES = 128
 _FRESH_SECONDS = 1.0
 """How long a connection that was in line when the server ended may take to send its first byte."""
 _LOOK_SECONDS = 0.02
+# How long the engine's threads may take to end once nobody waits; one that hangs does not keep the process.
+_CLOSE_SECONDS = 0.5
 _FLUSH_SECONDS = 0.5
 """How long the very last answers may take to leave."""
 
@@ -211,7 +213,7 @@ class Server(uvicorn.Server):
         for connection in self._connections():
             connection.cut()
         if self._engine is not None:
-            await self._engine.close()
+            await self._engine.close(timeout_s=_CLOSE_SECONDS)
 
     async def _finish(self, seconds: float) -> None:
         """Wait for what was begun; close what waits for a client that has sent nothing."""

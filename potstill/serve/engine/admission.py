@@ -13,13 +13,13 @@ from random import Random
 # Multiples of a long request's cost. The small one keeps an overloaded server's answers within a few times its normal
 # ones, and still has the next batch at hand: tests/serve/engine/simulation.py tries them.
 _BURST = 10.0
-_STANDING = 2.0
+_STANDING = 1.5
 # Where runs take longer than they did at the start, because the flood itself takes the cores, the small limit does not
 # grow with them, but is not less than this: or the runners would wait for work.
 _LEAST = 1.0
 # And at least so many of the batches that pay: with less behind it a runner finds half a batch, which is slower per
 # text, which keeps the queue standing.
-_BATCHES_BURST, _BATCHES_STANDING = 6.0, 1.5
+_BATCHES_BURST, _BATCHES_STANDING = 5.0, 0.8
 # A long request: this share of the last ones cost less.
 _LONG = 0.95
 _REMEMBERED = 256

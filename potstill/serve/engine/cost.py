@@ -9,6 +9,8 @@ import numpy as np
 _GAIN = 0.03
 # The smallest batch is taken whose speed is this share of the best batch's: a bigger one only answers later.
 _GOOD_ENOUGH = 0.9
+# Texts are not all of one length: of so many times the tokens a batch of that many rows can be had.
+_SLACK = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +82,7 @@ def token_budget(samples: Sequence[Sample]) -> int:
         best = min(per_row.values())
         rows = min(rows for rows, seconds in per_row.items() if seconds * _GOOD_ENOUGH <= best)
         if rows > 1:
-            budget = max(budget, rows * length)
+            budget = max(budget, round(_SLACK * rows * length))
     return budget
 
 

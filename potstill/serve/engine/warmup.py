@@ -1,9 +1,10 @@
 """Before the first request: the largest run, so that memory has its size; then what runs cost here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from time import perf_counter
 from typing import Any
 
@@ -64,16 +65,14 @@ def measure(run: Runs, *, max_length: int, row: Callable[[int], Row], alone: str
         # As wide and as long as it gets: what the layers take grows with the tokens, what attention takes with length.
         largest += [[row(length)] * (most // length) for length in (min(_LENGTHS[0], max_length), max_length)]
     with ThreadPoolExecutor(runners) as pool:
+
+        def everywhere(rows: list[Row]) -> float:
+            """Run the same on all runners at once, as under load: they share the memory's bandwidth."""
+            return max(pool.map(partial(_seconds, run, rows), range(runners)))
+
         for given in largest:
-            list(pool.map(partial(run, given), [None] * runners))
-    began = perf_counter()
-    samples = []
-    shapes = [(1, length) for length in _lengths(max_length)]
-    if alone is None:
-        shapes += [(rows, length) for rows, length in _BATCHES if length <= max_length and rows * length <= most]
-    for rows, length in shapes:
-        if rows == 1 or perf_counter() - began < _SECONDS:
-            samples.append(Sample(rows=rows, length=length, seconds=_seconds(run, [row(length)] * rows)))
+            everywhere(given)
+        samples = _measure(everywhere, row, shapes(max_length, most, batches=alone is None))
     budget = token_budget(samples) if alone is None else 1
     why = alone or (f"batches of up to {budget} tokens pay" if budget > 1 else "no batch is faster than texts alone")
     longest = max_length if budget == 1 else max(max_length, budget)
@@ -95,21 +94,40 @@ def row_of(inputs: tuple[str, ...], token: int, length: int) -> Row:
     return {name: np.full(length, values.get(name, 0), dtype=np.int64) for name in inputs}
 
 
-def _lengths(max_length: int) -> list[int]:
-    return sorted({min(length, max_length) for length in (*_LENGTHS, max_length)})
+def shapes(max_length: int, most: int, *, batches: bool) -> list[tuple[int, int]]:
+    """Return the rows and lengths that are measured, those first that say most."""
+    lengths = sorted({min(length, max_length) for length in (*_LENGTHS, max_length)})
+    found = [(1, length) for length in lengths]
+    if batches:
+        found += [(rows, length) for rows, length in _BATCHES if length <= max_length and rows * length <= most]
+    return found
 
 
-def _seconds(run: Runs, rows: list[Row]) -> float:
-    best = float("inf")
-    spent = 0.0
+def _measure(
+    everywhere: Callable[[list[Row]], float], row: Callable[[int], Row], wanted: Iterable[tuple[int, int]]
+) -> list[Sample]:
+    began = perf_counter()
+    samples = []
+    for rows, length in wanted:
+        if rows == 1 or perf_counter() - began < _SECONDS:
+            samples.append(Sample(rows=rows, length=length, seconds=_best(everywhere, [row(length)] * rows)))
+    return samples
+
+
+def _best(everywhere: Callable[[list[Row]], float], rows: list[Row]) -> float:
+    best, spent = inf, 0.0
     for _ in range(_REPEATS):
-        began = perf_counter()
-        run(rows, None)
-        seconds = perf_counter() - began
+        seconds = everywhere(rows)
         best, spent = min(best, seconds), spent + seconds
         if spent > _SECONDS / 8:
             break
     return best
+
+
+def _seconds(run: Runs, rows: list[Row], _: int) -> float:
+    began = perf_counter()
+    run(rows, None)
+    return perf_counter() - began
 
 
 def _gain(samples: list[Sample]) -> float:

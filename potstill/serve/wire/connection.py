@@ -142,6 +142,8 @@ class Connection(asyncio.Protocol):
                 at = end
         except httptools.HttpParserError as error:
             cause = error.__context__
+            if isinstance(cause, MemoryError):
+                cause = unavailable("there is no memory for this request")
             self.refuse(cause if isinstance(cause, RequestError) else malformed("this is not HTTP/1.1 as it should be"))
         except RequestError as error:
             self.refuse(error)
