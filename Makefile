@@ -5,12 +5,13 @@ STAMP := .venv/.installed
 INTEROP := .venv/interop
 PAGE := .venv/page
 SUPPLY := .venv/supply
+RIVALS := .venv/rivals
 # An environment whose Python or packages have gone is made anew.
 WORKS := $(shell $(BIN)/python -c 'import potstill, pytest; from importlib.metadata import version as v; v("torch")' \
 	>/dev/null 2>&1 && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help install check demo test slow wheel edge interop clients page sbom audit ray ci clean
+.PHONY: help install check demo test slow wheel edge interop clients page sbom audit ray faults fuzz serving ci clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -127,6 +128,22 @@ ray: install ## hold Ray Serve against the plain server, in an environment of it
 	.venv/ray/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[serve]'
 	.venv/ray/bin/python -m pip install --quiet --disable-pip-version-check -r tests/interop/requirements-ray.txt
 	cd dist && ../.venv/ray/bin/python ../tests/interop/with_ray.py edge-bundle
+
+faults: install ## the whole fault matrix against real server processes
+	$(BIN)/python -m tests.faults --result benchmarks/results/serve-faults.json
+
+fuzz: install ## 200,000 bad inputs to a real server process
+	$(BIN)/python -m tests.faults.fuzz --result benchmarks/results/serve-fuzz.json
+
+serving: install $(RIVALS)/rivals/.installed $(RIVALS)/infinity/.installed ## the server beside others and under load: BUNDLE=folder TEXTS=file.jsonl
+	$(BIN)/python -m benchmarks.serve.speed --bundle $(BUNDLE) --texts $(TEXTS) --rivals-python $(RIVALS)/rivals/bin/python \
+		--infinity-python $(RIVALS)/infinity/bin/python --result benchmarks/results/serve-speed.json
+	$(BIN)/python -m benchmarks.serve.memory --bundle $(BUNDLE) --result benchmarks/results/serve-memory.json
+
+$(RIVALS)/%/.installed: benchmarks/serve/requirements-%.txt | $(STAMP)
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
 
 ci: check test wheel edge page ## what CI runs
 

@@ -59,6 +59,7 @@ def edit(folder, change):
     """Change the manifest as JSON."""
     file = folder / MANIFEST_NAME
     content = json.loads(file.read_text())
+    content.pop("digest", None)  # as whoever edits it on purpose would
     change(content)
     file.write_text(json.dumps(content))
 

@@ -41,6 +41,22 @@ def test_a_manifest_written_again_is_the_same_bytes(folder):
     assert before.endswith(b"}\n")
 
 
+def test_no_flipped_bit_of_the_manifest_goes_unnoticed(folder):
+    file = folder / MANIFEST_NAME
+    whole = file.read_bytes()
+    for place in range(len(whole)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 7]) + whole[place + 1 :])
+        with pytest.raises((TamperedError, BundleError)):
+            read_bundle(folder, verify=False)
+    file.write_bytes(whole)
+    read_bundle(folder)
+
+
+def test_a_manifest_from_before_there_were_digests_is_read(folder):
+    edit(folder, lambda content: None)
+    assert read_bundle(folder).manifest.digest is None
+
+
 def test_labels_are_readable_in_the_manifest(folder):
     edit(folder, lambda content: content.update(labels=["très bien"]))
     write_manifest(folder, read_bundle(folder).manifest)

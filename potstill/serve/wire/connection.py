@@ -65,12 +65,11 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what has come."""
-        phase = self.phase
-        if phase == Phase.CLOSING:
+        if self.phase == Phase.CLOSING:
             self._discarded += len(data)
             if self._discarded > LINGER_BYTES:
                 self._transport.abort()
-        elif phase == Phase.ANSWERING:
+        elif self.phase == Phase.ANSWERING:
             self._ahead += data
             if len(self._ahead) > AHEAD_BYTES:
                 self._pause_reading()
@@ -218,9 +217,8 @@ class Connection(asyncio.Protocol):
         self._parts = self._taken = 0
         self.phase = Phase.BODY
         self.deadline = now + self._limits.body_seconds
-        exchange = Exchange(
-            self, scope, keep_alive=parser.should_keep_alive(), expects_continue=head.expects_continue
-        )  # fmt: skip
+        keep_alive = parser.should_keep_alive()
+        exchange = Exchange(self, scope, keep_alive=keep_alive, expects_continue=head.expects_continue)
         self._exchange = exchange
         self._server_state.total_requests += 1
         exchange.task = self._loop.create_task(exchange.run(self._app))
