@@ -56,8 +56,8 @@ class Engine(Protocol):
     def drain(self) -> None:
         """Take no more."""
 
-    async def close(self) -> Any:
-        """End."""
+    async def close(self, *, timeout_s: float) -> Any:
+        """End, within about this time."""
 
 
 Loaded: TypeAlias = tuple[Engine, App]

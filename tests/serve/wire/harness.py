@@ -25,7 +25,7 @@ class NoEngine:
     def drain(self):
         self.drained = True
 
-    async def close(self):
+    async def close(self, *, timeout_s):
         self.closed = True
 
 
