@@ -297,7 +297,7 @@ class BenchConfig(Section):
     launches: int = Field(default=6, ge=1)
     """How often all processes are started anew during the rounds. A process keeps its own 0.5 to 2 % for life. Of 20
     runs of a bundle against itself, 4 launches kept 18 within 3 %, 6 launches 19; each costs 8 to 10 seconds."""
-    block_s: PositiveFloat = 0.1
+    block_s: PositiveFloat = 0.25
     """How long one model's turn lasts at least, in seconds."""
     budget_s: PositiveFloat | None = None
     """Seconds for all rounds together: after 5 of each cell they go where the intervals are widest. None makes
@@ -320,7 +320,7 @@ class BenchConfig(Section):
     """Whether one thread, two, four and so on up to all cores are compared."""
     compressed: bool = True
     """Whether the files are compressed too, to tell how small a download is; it takes 1 to 2 seconds for each."""
-    cold_starts: int = Field(default=3, ge=0)
+    cold_starts: int = Field(default=2, ge=0)
     """Fresh processes per model; 0 measures none."""
     timeout_s: PositiveFloat = 120.0
     """A model that does not answer for so long has hung, and is restarted for the next cell."""

@@ -85,7 +85,7 @@ def test_a_load_is_warmed_up_once_per_process_and_texts_are_sent_once(world, tmp
     warm = next(command for _, _, command in world.said if command["do"] == "warm")
     assert (warm["max_s"], warm["load"]["num_tokens"]) == (3.0, 16)
     block = next(command for _, _, command in world.said if command["do"] == "block")
-    assert (block["seconds"], block["min_calls"]) == (0.1, 3)
+    assert (block["seconds"], block["min_calls"]) == (0.25, 3)
 
 
 def test_a_crash_in_one_cell_costs_that_cell_only(world, tmp_path):
