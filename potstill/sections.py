@@ -292,11 +292,11 @@ class BenchConfig(Section):
     """fp32, fp16, bf16, int8, int8-static; None takes what each bundle has, and fp32 of a checkpoint."""
     runners: list[Runner] | None = Field(default=None, min_length=1)
     """Which engines run the models; None takes onnxruntime on the CPU for bundles, torch on the CPU for checkpoints."""
-    rounds: int = Field(default=18, ge=5)
+    rounds: int = Field(default=12, ge=5)
     """How often all models take their turn in each cell; the intervals come from the rounds."""
     launches: int = Field(default=6, ge=1)
     """How often all processes are started anew during the rounds. A process keeps its own 0.5 to 2 % for life. Of 20
-    runs of a bundle against itself, 4 launches kept 18 within 3 %, 6 launches 19; each costs 8 to 10 seconds."""
+    runs of a bundle against itself, 4 launches kept 18 within 3 %, 6 launches (18 rounds) 19; each costs 8 to 10 s."""
     block_s: PositiveFloat = 0.25
     """How long one model's turn lasts at least, in seconds."""
     budget_s: PositiveFloat | None = None

@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--result", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=18)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--num-tokens", type=int, default=128)
     parser.add_argument("--only-same", action="store_true", help="leave the slowed copy out")
     arguments = parser.parse_args()
