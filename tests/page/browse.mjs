@@ -58,7 +58,9 @@ export async function violations(page) {
   return result.violations.map((rule) => `axe ${rule.id}: ${rule.help}: ${rule.nodes.slice(0, 3).map((node) => node.target.join(' ')).join('; ')}`);
 }
 
+// Pictures are for people, and take longer than the checks: SHOTS=no leaves them out.
 export async function shoot(page, folder, label, width) {
+  if (process.env.SHOTS === 'no') return;
   const height = await page.evaluate(() => document.documentElement.scrollHeight);
   for (let top = 0, part = 0; top < height; top += SLICE, part += 1) {
     const clip = { x: 0, y: top, width, height: Math.min(SLICE, height - top) };
