@@ -311,7 +311,7 @@ class BenchConfig(Section):
     realistic: bool = True
     """Whether the data's own texts are a load too, with and without tokenisation."""
     realistic_texts: int = Field(default=128, ge=1)
-    throughput_batch_sizes: list[PositiveInt] = [1, 4, 16]
+    throughput_batch_sizes: list[PositiveInt] = [1, 16]
     """Empty measures no throughput."""
     throughput_tokens: PositiveInt = 64
     callers: list[PositiveInt] = Field(default=[1, 4], min_length=1)

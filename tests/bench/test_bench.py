@@ -28,12 +28,13 @@ from potstill.task import TEXT_CLASSIFICATION
 from .conftest import LABELS, WORDS, write_bundle
 
 CONFIG = BenchConfig(
-    batch_sizes=[1, 2], num_tokens=[8, 32], threads=1, rounds=5, block_s=0.005, warm_up_s=0.05, resamples=200,
-    throughput_batch_sizes=[2], throughput_tokens=8, callers=[1, 2], cold_starts=1, realistic_texts=16, max_repeats=0,
+    batch_sizes=[1, 2], num_tokens=[8, 32], threads=1, rounds=5, launches=2, block_s=0.005,
+    warm_up_s=0.05, resamples=200, throughput_batch_sizes=[2], throughput_tokens=8, callers=[1, 2], cold_starts=1,
+    realistic_texts=16, max_repeats=0,
 )  # fmt: skip
 SHORT = CONFIG.model_copy(
     update={
-        "batch_sizes": [1], "launches": 2, "throughput_batch_sizes": [], "thread_scaling": False, "cold_starts": 0,
+        "batch_sizes": [1], "throughput_batch_sizes": [], "thread_scaling": False, "cold_starts": 0,
         "realistic": False, "compressed": False,
     }
 )  # fmt: skip

@@ -70,8 +70,8 @@ def test_an_estimate_is_the_sum_of_what_will_be_done():
     assert found["measure latency"] == pytest.approx(10 * 0.6 + 2 * (0.7 + 0.12 + 0.3))
     # 1 ms per token: a call of 2×50 takes 0.1 s. Loading, 3 calls of warm-up, 3 turns each with 1 and 2 callers.
     assert found["measure throughput"] == pytest.approx(1.0 + 0.3 + 3 * (0.2 + 0.3) + 3 * (0.4 + 0.3))
-    # One and two threads: loading, and 3 turns of 3 calls and the one before.
-    assert found["scale threads"] == pytest.approx(2 * (1.0 + 3 * 0.4))
+    # One and two threads: loading, and 5 turns of 3 calls and the one before.
+    assert found["scale threads"] == pytest.approx(2 * (1.0 + 5 * 0.4))
     assert found["score quality"] == pytest.approx(1.0 + 100 * 32 * 0.001)
     assert found["cold start"] == pytest.approx(2.0)
 

@@ -15,7 +15,7 @@ THROUGHPUT_TURNS, THROUGHPUT_S = 3, 0.3
 # Where the turns of all rows so far took longer than this, 2 of each must do.
 THROUGHPUT_SLOW_S, THROUGHPUT_SLOW_TURNS = 4.0, 2
 # Rounds of each number of threads, and how long a turn lasts at least.
-SCALING_ROUNDS, SCALING_S = 3, 0.2
+SCALING_ROUNDS, SCALING_S = 5, 0.2
 # Seconds of a process from its start to its first block, measured with MiniLM-L6 (onnxruntime, 2 cores): 1 to load,
 # which is 0.7 where others begin meanwhile, and 0.12 of warm-up per load.
 _LOAD_S, _BESIDE_S, _WARM_S = 1.0, 0.7, 0.12
