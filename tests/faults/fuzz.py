@@ -18,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -189,7 +189,9 @@ class Client:
     def _check(self, one: Input, response: Response) -> None:
         seen, status = self._seen, response.status
         seen.statuses[str(status)] += 1
-        if status >= 500 and not (status in {501, 505} and not one.well_framed):
+        # Who gives the server a millisecond is told the truth.
+        hurried = status == 504 and b"x-request-timeout-ms" in one.data.lower()
+        if status >= 500 and not hurried and not (status in {501, 505} and not one.well_framed):
             seen.fail("5xx", one, f"{status} {response.body[:200]!r}")
         elif not self._documented.allows(one, status):
             seen.fail("not documented", one, str(status))
@@ -368,7 +370,13 @@ def report(total: Seen, *, arguments: argparse.Namespace, seconds: float) -> int
             "seed": arguments.seed,
             "seconds": seconds,
             "count": count,
-        } | asdict(total)
+            # Not asdict: it makes a Counter of a Counter's pairs.
+            "inputs": dict(total.inputs),
+            "statuses": dict(total.statuses),
+            "failures": dict(total.failures),
+            "examples": total.examples,
+            "slowest_seconds": total.slowest_seconds,
+        }
         write_text(arguments.result, json.dumps(content, indent=1) + "\n")
     return 1 if total.failures else 0
 
