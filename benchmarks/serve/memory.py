@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +97,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--requests", type=int, default=200_000)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1)
@@ -104,12 +105,25 @@ def main() -> int:
     parser.add_argument("--result", type=Path, help="JSON file")
     arguments = parser.parse_args()
     manifest = json.loads((arguments.bundle / "potstill.json").read_text())
+    found = measure(arguments, max_length=manifest["max_length"])
+    growth, bad = report(found)
+    if arguments.result:
+        content = {
+            "date": datetime.now(UTC).date().isoformat(), "environment": machine.describe(),
+            "precision": arguments.precision, "threads": arguments.threads,
+            "architecture": manifest["architecture"], "max_length": manifest["max_length"], "growth": growth,
+        } | found  # fmt: skip
+        write_text(arguments.result, json.dumps(content, indent=1) + "\n")
+    return 0 if growth <= MOST_GROWTH and not bad else 1
+
+
+def measure(arguments: argparse.Namespace, *, max_length: int) -> dict[str, Any]:
+    """Send the requests, and return what came back and how the resident set went meanwhile."""
     statuses: list[Counter[str]] = [Counter() for _ in range(arguments.clients)]
     options = ["--precision", arguments.precision, "--threads", str(arguments.threads), *arguments.options.split()]
     started = time.monotonic()
     with Server([arguments.bundle], options=options) as server:
-        warm = server.rss()
-        said = server.stderr
+        warm, said = server.rss(), server.stderr
         threads = [
             threading.Thread(
                 target=client,
@@ -117,7 +131,7 @@ def main() -> int:
                 kwargs={
                     "seed": arguments.seed * 100 + number,
                     "count": arguments.requests // arguments.clients,
-                    "max_length": manifest["max_length"],
+                    "max_length": max_length,
                     "statuses": statuses[number],
                 },
             )
@@ -133,35 +147,34 @@ def main() -> int:
                 counts.append(done)
             time.sleep(0.02)
         after = server.rss()
-    seconds = time.monotonic() - started
     total = sum(statuses, Counter[str]())
-    found = slope(np.array([*sizes, after]), np.array([*counts, total.total()]))
-    peak, growth = max([*sizes, after]), after / warm
-    mib = 2.0**20
-    print(f"{total.total()} requests in {seconds:.0f} s: {dict(total)}")
+    return {
+        "seconds": time.monotonic() - started, "statuses": dict(total),
+        "warm_bytes": warm, "end_bytes": after, "peak_bytes": max([*sizes, after]),
+        "slope_bytes_per_1000_requests": slope(np.array([*sizes, after]), np.array([*counts, total.total()])),
+        "samples": {"requests": counts, "bytes": sizes},
+        "said_at_start": [line.split("http://")[0] if "http://" in line else line for line in said.splitlines()],
+    }  # fmt: skip
+
+
+def report(found: dict[str, Any]) -> tuple[float, set[str]]:
+    """Print what was found; return the growth, and the statuses that nobody expected."""
+    mib, statuses, growth = 2.0**20, found["statuses"], found["end_bytes"] / found["warm_bytes"]
+    print(f"{sum(statuses.values())} requests in {found['seconds']:.0f} s: {statuses}")
     print(
-        f"resident after warm-up {warm / mib:.1f} MiB, at the end {after / mib:.1f} ({growth:.3f} times), "
-        f"most {peak / mib:.1f}"
+        f"resident after warm-up {found['warm_bytes'] / mib:.1f} MiB, at the end {found['end_bytes'] / mib:.1f} "
+        f"({growth:.3f} times), most {found['peak_bytes'] / mib:.1f}"
     )
-    low, high = (value / 1024 for value in found["interval"])
+    trend = found["slope_bytes_per_1000_requests"]
+    low, high = (value / 1024 for value in trend["interval"])
     print(
-        f"slope of the second half {found['value'] / 1024:.2f} KiB per 1000 requests, "
+        f"slope of the second half {trend['value'] / 1024:.2f} KiB per 1000 requests, "
         f"95 % interval {low:.2f} to {high:.2f}"
     )
-    bad = {status for status in total if status not in {"200", "400", "413", "422", "429"}}
+    bad = {status for status in statuses if status not in {"200", "400", "413", "422", "429"}}
     if bad:
         print(f"unexpected: {sorted(bad)}", file=sys.stderr)
-    if arguments.result:
-        content = {
-            "date": datetime.now(UTC).date().isoformat(), "environment": machine.describe(),
-            "precision": arguments.precision, "threads": arguments.threads, "seconds": seconds,
-            "architecture": manifest["architecture"], "max_length": manifest["max_length"], "statuses": total,
-            "warm_bytes": warm, "end_bytes": after, "peak_bytes": peak, "growth": growth,
-            "slope_bytes_per_1000_requests": found, "samples": {"requests": counts, "bytes": sizes},
-            "said_at_start": [line.split("http://")[0] if "http://" in line else line for line in said.splitlines()],
-        }  # fmt: skip
-        write_text(arguments.result, json.dumps(content, indent=1) + "\n")
-    return 0 if growth <= MOST_GROWTH and not bad else 1
+    return growth, bad
 
 
 if __name__ == "__main__":

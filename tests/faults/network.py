@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from tests.faults.bed import (
@@ -183,34 +184,32 @@ def idle_connections_end(bed: Bed) -> str:
         return f"both were closed; {well(server)}"
 
 
-def reset_mid_body(bed: Bed) -> str:
-    count = bed.times(quick=200, long=5000)
-    server = bed.shared()
-    files = server.open_files()
-    with good_clients(server) as good:
-        for _ in range(count):
-            connection = Connection(server.port)
-            connection.send(PREDICTED[:HALF])
-            connection.reset()
-    assert good.share >= SUCCESS, f"{good}: {good.failures[:3]}"
-    wait_for(lambda: server.open_files() <= files + 5, seconds=10)
-    return f"{good}; {count} resets; {well(server)}"
-
-
-def reset_before_answer(bed: Bed) -> str:
+def _resets(bed: Bed, ask: Callable[[Connection, int], None]) -> str:
+    """Clients that ask and reset cost the others nothing, and leave no connection behind."""
     count = bed.times(quick=200, long=5000)
     server = bed.shared()
     files = server.open_files()
     with good_clients(server) as good:
         for number in range(count):
             connection = Connection(server.port)
-            connection.send(PREDICTED)
-            if number % 2:
-                time.sleep(0.002)
+            ask(connection, number)
             connection.reset()
     assert good.share >= SUCCESS, f"{good}: {good.failures[:3]}"
     wait_for(lambda: server.open_files() <= files + 5, seconds=10)
-    return f"{good}; {count} hung up before the answer; {well(server)}"
+    return f"{good}; {count} resets; {well(server)}"
+
+
+def reset_mid_body(bed: Bed) -> str:
+    return _resets(bed, lambda connection, _: connection.send(PREDICTED[:HALF]))
+
+
+def reset_before_answer(bed: Bed) -> str:
+    def ask(connection: Connection, number: int) -> None:
+        connection.send(PREDICTED)
+        if number % 2:
+            time.sleep(0.002)
+
+    return _resets(bed, ask)
 
 
 def half_close(bed: Bed) -> str:

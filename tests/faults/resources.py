@@ -11,10 +11,10 @@ from pathlib import Path
 
 import psutil
 
-from tests.faults.bed import CANARY, PREDICTED, Bed, Fault, clean_end, good_clients, is_error, wait_for, well
+from tests.faults.bed import CANARY, PREDICTED, Bed, Fault, Switches, clean_end, good_clients, is_error, wait_for, well
 from tests.faults.ends import ENDS_WITHIN
 from tests.faults.rawhttp import Connection, NoAnswer, ask, get, predict_message
-from tests.faults.served import free_port, limit_files
+from tests.faults.served import Server, free_port, limit_files
 
 FILES = 80
 """File descriptors that a starved server may have; loading a bundle takes about 25."""
@@ -62,6 +62,18 @@ def no_descriptors_at_start(bed: Bed) -> str:
     return f"exit {code}"
 
 
+def _errors_without_a_log(server: Server, switches: Switches) -> str:
+    """Let the model fail where its failures cannot be written; the server answers, and ends as it should."""
+    switches.on("raise", CANARY)
+    for _ in range(20):
+        is_error(server.predict(CANARY), 500)
+    switches.off("raise")
+    said = well(server)
+    code = server.terminate(seconds=ENDS_WITHIN)
+    assert code == 0, f"exit code {code}"
+    return f"{said}, exit 0"
+
+
 def full_disk(bed: Bed) -> str:
     """Nothing can be written: not the log, not a temporary file, not the current folder."""
     port, full = free_port(), os.open("/dev/full", os.O_WRONLY)
@@ -69,15 +81,8 @@ def full_disk(bed: Bed) -> str:
         with bed.server(
             "--port", str(port), stderr=full, environment={"TMPDIR": "/dev/full", "HOME": "/nonexistent"}
         ) as (server, switches):
-            switches.on("raise", CANARY)
-            for _ in range(20):
-                is_error(server.predict(CANARY), 500)
-            switches.off("raise")
             assert ask(port, b"GET /\x00 HTTP/1.1\r\n\r\n").status == 400
-            said = well(server)
-            code = server.terminate(seconds=ENDS_WITHIN)
-            assert code == 0, f"exit code {code}"
-            return f"{said}, exit 0"
+            return _errors_without_a_log(server, switches)
     finally:
         os.close(full)
 
@@ -100,14 +105,7 @@ def closed_log(bed: Bed) -> str:
     try:
         with bed.server("--port", str(port), stderr=writing) as (server, switches):
             os.close(reading)
-            switches.on("raise", CANARY)
-            for _ in range(20):
-                is_error(server.predict(CANARY), 500)
-            switches.off("raise")
-            said = well(server)
-            code = server.terminate(seconds=ENDS_WITHIN)
-            assert code == 0, f"exit code {code}"
-            return f"{said}, exit 0"
+            return _errors_without_a_log(server, switches)
     finally:
         os.close(writing)
 

@@ -13,12 +13,13 @@ protocol's. Source: https://github.com/kserve/open-inference-protocol and Triton
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
 import potstill
-from potstill.errors import CheckError, UsageError
+from potstill.errors import CheckError
 from potstill.serve.answering.prepared import Outputs, Prepared
 from potstill.serve.answering.shapes import Pair, Question, shape_of
 from potstill.serve.api.context import Context
@@ -142,15 +143,7 @@ class Model:
         elif "question" in columns:
             asks = zip(columns["question"], columns["context"], strict=True)
             items = [Question(question=question, context=context) for question, context in asks]
-
-        def prepare() -> Prepared:
-            try:
-                return encoder.prepare(items, parameters, most_windows=windows)
-            except RequestError:
-                raise
-            except UsageError as error:
-                raise invalid(str(error)) from None
-
+        prepare = partial(encoder.prepare, items, parameters, most_windows=windows)
         return prepare, sum(len(text) for column in columns.values() for text in column)
 
     def _ids(self, asked: Asked) -> tuple[Callable[[], Prepared], int]:

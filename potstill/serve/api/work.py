@@ -1,11 +1,11 @@
 """The endpoints that ask a model: predict, embed, tokenize, and Hugging Face's root."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel
 
-from potstill.errors import UsageError
 from potstill.serve.answering.prepared import Prepared
 from potstill.serve.api.asked import Reader, TextReader
 from potstill.serve.api.context import Context
@@ -21,7 +21,6 @@ from potstill.serve.api.exchange import (
 )
 from potstill.serve.api.tokens import Tokens
 from potstill.serve.engine.settings import Answered
-from potstill.serve.refusals import RequestError, invalid
 from potstill.task import FEATURE_EXTRACTION, TEXT_CLASSIFICATION
 
 # The tasks in which the Hugging Face API answers one text with a list of one.
@@ -60,7 +59,9 @@ class Work:
 
     async def answer(self, call: Call, items: Sequence[Any], parameters: BaseModel, *, characters: int) -> Answered:
         """Let the engine answer checked items."""
-        return await self.run(call, self._prepare(items, parameters), characters=characters)
+        windows = self._context.limits.windows
+        prepare = partial(self._encoder.prepare, items, parameters, most_windows=windows)
+        return await self.run(call, prepare, characters=characters)
 
     async def run(self, call: Call, prepare: Callable[[], Prepared], *, characters: int) -> Answered:
         """Let the engine run `prepare` and what it asks of the model."""
@@ -84,19 +85,6 @@ class Work:
         answered = await self.answer(call, asked.items, asked.parameters, characters=asked.characters)
         content = answered.answers if asked.is_list or wrapped else answered.answers[0]
         return json_reply(content, fields=timing_fields(answered))
-
-    def _prepare(self, items: Sequence[Any], parameters: BaseModel) -> Callable[[], Prepared]:
-        encoder, windows = self._encoder, self._context.limits.windows
-
-        def prepare() -> Prepared:
-            try:
-                return encoder.prepare(items, parameters, most_windows=windows)
-            except RequestError:
-                raise
-            except UsageError as error:
-                raise invalid(str(error)) from None
-
-        return prepare
 
 
 def works(context: Context) -> Mapping[str, Work]:

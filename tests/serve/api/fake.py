@@ -2,7 +2,9 @@
 
 from types import SimpleNamespace
 
+from potstill.errors import UsageError
 from potstill.serve.engine.settings import Answered, EngineSettings, Gauges, Timings, nothing
+from potstill.serve.refusals import RequestError, invalid
 
 
 class FakeEngine:
@@ -27,7 +29,12 @@ class FakeEngine:
         )
         if self.failure is not None:
             raise self.failure
-        prepared = prepare()
+        try:
+            prepared = prepare()
+        except RequestError:
+            raise
+        except UsageError as error:  # as the engine does
+            raise invalid(str(error)) from None
         encoder = self.models[model]
         outputs = []
         for index, row in enumerate(prepared.rows):
