@@ -6,9 +6,11 @@
 Client and servers share this machine's cores, and each server has the same threads and the same ONNX file. Loads are
 multiples of what the model does in process at best (`raw.py`), so they are at least that multiple of what any server
 can. Arrivals are open-loop (`load.py`): a latency counts from the moment a request was due. Goodput is what was
-answered with 200 within the deadline of 1 s, per second; what is answered later is of no use to most callers.
+answered with 200 within the deadline of 1 s, per second; what is answered later is of no use to most callers. Its
+share of what the model does alone is taken against measurements of the model right before and after each load, because
+a shared machine's speed changes within minutes.
 
-It takes about 80 s per server and round.
+It takes about 110 s per server and round.
 """
 
 import argparse
@@ -39,9 +41,10 @@ TOLERANCE = 0.02
 
 
 def measure(contestant: Contestant, running: Running, raw: Raw, texts: list[str], *, arguments: argparse.Namespace,
-            capacity: float, seed: int) -> dict[str, Any]:  # fmt: skip
+            best: dict[str, Any], seed: int) -> dict[str, Any]:  # fmt: skip
     """Return one round's figures of one server."""
     difference = check_answers(contestant, running.port, raw, texts)
+    capacity = best["texts_per_second"]
     plan = {
         "port": running.port, "path": contestant.path, "bodies": [contestant.body(text) for text in texts],
         "connections": CONNECTIONS, "patience": PATIENCE,
@@ -51,12 +54,15 @@ def measure(contestant: Contestant, running: Running, raw: Raw, texts: list[str]
     result: dict[str, Any] = {"seconds_to_ready": running.seconds_to_ready, "difference_from_raw": difference}
     result["one_client"] = added_latency(contestant, running.port, raw, texts)
     result["sweep"] = []
+    alone = [raw_rate(arguments, best)]
     for number, multiple in enumerate(MULTIPLES):
         before = running.cpu_seconds()
         out = load(plan | {"phases": [[capacity * multiple, arguments.seconds]], "seed": seed + number})
         used = {"multiple": multiple, "server_cpu_seconds": running.cpu_seconds() - before}
+        time.sleep(0.5)
+        alone.append(raw_rate(arguments, best))
+        used["raw_per_second"] = sum(alone[-2:]) / 2
         result["sweep"].append(used | figures(out, seconds=arguments.seconds))
-        time.sleep(1.0)
     flood = [[capacity * 0.3, 4.0], [capacity * 10, arguments.seconds], [capacity * 0.3, 8.0]]
     result["recovery_seconds"] = recovery(load(plan | {"phases": flood, "seed": seed + 90}), flood)
     return result
@@ -117,11 +123,18 @@ def added_latency(contestant: Contestant, port: int, raw: Raw, texts: list[str])
     }
 
 
-def raw_rates(arguments: argparse.Namespace) -> dict[str, Any]:
+def raw_rates(arguments: argparse.Namespace, *more: str) -> Any:
+    """Return what the model does alone, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.serve.raw", "--bundle", str(arguments.bundle), "--texts",
                str(arguments.texts), "--column", arguments.column, "--precision", arguments.precision, "--threads",
-               str(arguments.threads), "--seconds", str(arguments.raw_seconds)]  # fmt: skip
+               str(arguments.threads), "--seconds", str(arguments.raw_seconds), *more]  # fmt: skip
     return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+
+
+def raw_rate(arguments: argparse.Namespace, way: dict[str, Any]) -> float:
+    """Return texts per second of one way, now."""
+    one = {key: way[key] for key in ("callers", "threads", "batch_size", "spinning")}
+    return float(raw_rates(arguments, "--way", json.dumps(one)))
 
 
 def parse() -> argparse.Namespace:
@@ -151,12 +164,9 @@ def main() -> None:
     cost = measure_cost()
     alone = raw_rates(arguments)
     best = max(alone["ways"], key=lambda way: way["texts_per_second"])
-    capacity = best["texts_per_second"]
     way = f"{best['callers']} callers x {best['threads']} threads, batches of {best['batch_size']}"
-    print(
-        f"the model alone: {capacity:.0f} texts/s with {way}; the client costs {cost * 1e6:.0f} µs per request",
-        flush=True,
-    )
+    print(f"the model alone: {best['texts_per_second']:.0f} texts/s with {way}", flush=True)
+    print(f"the client costs {cost * 1e6:.0f} µs per request", flush=True)
     names = [one.name for one in contestants(arguments, port=0) if one.name in (arguments.only or [one.name])]
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     missed: dict[str, str] = {}
@@ -168,14 +178,12 @@ def main() -> None:
             contestant = next(one for one in contestants(arguments, port=port) if one.name == name)
             try:
                 with Running(contestant, port=port) as running:
-                    found = measure(
-                        contestant, running, raw, texts, arguments=arguments, capacity=capacity, seed=1000 * number
-                    )
+                    found = measure(contestant, running, raw, texts, arguments=arguments, best=best, seed=1000 * number)
                 rounds[name].append(found)
             except (RuntimeError, OSError, KeyError, subprocess.CalledProcessError) as error:
                 missed[name] = f"{type(error).__name__}: {error}"
                 print(f"{name}: {missed[name]}", file=sys.stderr, flush=True)
-    summary = {name: merge(found, capacity) for name, found in rounds.items() if found}
+    summary = {name: merge(found) for name, found in rounds.items() if found}
     print(table(summary))
     goals = judge(summary["potstill"]) if "potstill" in summary else []
     for row in goals:

@@ -14,6 +14,8 @@ from random import Random
 # ones, and still has the next batch at hand: tests/serve/engine/simulation.py tries them.
 _BURST = 10.0
 _STANDING = 1.5
+# But a burst's wait is not to outlast what people wait for an answer, however long a model's runs are.
+_LONGEST_BURST_S = 0.4
 # Where runs take longer than they did at the start, because the flood itself takes the cores, the small limit does not
 # grow with them, but is not less than this: or the runners would wait for work.
 _LEAST = 1.0
@@ -56,9 +58,12 @@ class Admission:
         """Return the longest predicted wait at which a request of this cost is taken."""
         if self._fixed_s is not None:
             return self._fixed_s
-        times = max(_LEAST, _STANDING / max(1.0, self._drift)) if self.is_standing else _BURST
-        batches = _BATCHES_STANDING if self.is_standing else _BATCHES_BURST
-        return max(_FLOOR_S, times * max(self.long_s, cost_s), batches * self._batch_s)
+        long_s = max(self.long_s, cost_s)
+        times = max(_LEAST, _STANDING / max(1.0, self._drift))
+        standing = max(_FLOOR_S, times * long_s, _BATCHES_STANDING * self._batch_s)
+        if self.is_standing:
+            return standing
+        return max(standing, min(_LONGEST_BURST_S, max(_BURST * long_s, _BATCHES_BURST * self._batch_s)))
 
     def refusal(self, wait_s: float, cost_s: float, *, now: float, left_s: float = float("inf")) -> float | None:
         """Return None if a request is taken, else the seconds after which it should be sent again.

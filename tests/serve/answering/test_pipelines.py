@@ -42,6 +42,20 @@ def close(ours, theirs):
         assert type(ours) is type(theirs)
 
 
+def close_but_for_ties(ours, theirs):
+    """Compare words for masks: those whose scores are nearly one may stand in either order, or be cut off."""
+    if isinstance(theirs[0], list):
+        for one, other in zip(ours, theirs, strict=True):
+            close_but_for_ties(one, other)
+        return
+    close([answer["score"] for answer in ours], [answer["score"] for answer in theirs])
+    by_token = {answer["token"]: answer for answer in ours}
+    assert len(by_token) == len(ours)
+    for answer in theirs:
+        if answer["score"] > theirs[-1]["score"] * (1 + TOLERANCE):
+            close(by_token[answer["token"]], answer)
+
+
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
@@ -123,10 +137,10 @@ def test_words_for_masks(name, tmp_path):
     for text in texts:
         for settings in ({}, {"top_k": 1}, {"top_k": 37}, {"targets": ["good", "film", "good"]}):
             want = theirs(text, tokenizer_kwargs={"truncation": True}, **settings)
-            close(encoder.predict(text, parameters=settings), want)
+            close_but_for_ties(encoder.predict(text, parameters=settings), want)
     targets = ["good", "film", "Babbage's", "zzz", "東京", tokenizer.unk_token]
     want = theirs(texts[2], targets=targets, top_k=3)
-    close(encoder.predict(texts[2], parameters={"targets": targets, "top_k": 3}), want)
+    close_but_for_ties(encoder.predict(texts[2], parameters={"targets": targets, "top_k": 3}), want)
 
 
 @pytest.mark.parametrize(("mode", "normalize"), [("mean", True), ("cls", False)])

@@ -23,7 +23,16 @@ def test_a_burst_may_wait_longer_than_a_standing_queue():
 
 def test_who_costs_more_may_wait_longer():
     door = Admission(typical_s=0.010)
-    assert door.limit_s(1.0) == pytest.approx(100 * door.limit_s(0.001))
+    assert door.limit_s(0.030) == pytest.approx(3 * door.limit_s(0.001))
+    door.is_standing = True
+    assert door.limit_s(0.030) == pytest.approx(3 * door.limit_s(0.001))
+
+
+def test_a_burst_of_long_runs_does_not_wait_for_longer_than_people_do():
+    door = Admission(typical_s=0.090, batch_s=0.200)
+    assert door.limit_s(0.090) == pytest.approx(0.4)
+    slow = Admission(typical_s=0.900)
+    assert slow.limit_s(0.900) == pytest.approx(1.35)  # one more than runs already is always taken
 
 
 def test_a_limit_by_hand_holds():
