@@ -1,4 +1,4 @@
-"""The servers that are compared: how each is started and asked, all with the same ONNX file and threads."""
+"""The servers that are compared: how each is started and asked, all with the same ONNX file and as many threads."""
 
 import argparse
 import json
@@ -29,6 +29,8 @@ class Contestant:
     wraps: dict[str, Any] = field(default_factory=dict)
     in_list: bool = False
     has_probes: bool = False
+    run_threads: int = 1
+    """Threads of one inference: what a lone client waits for."""
 
     def body(self, text: str) -> str:
         return json.dumps({self.key: [text] if self.in_list else text} | self.wraps)
@@ -79,13 +81,15 @@ def contestants(arguments: argparse.Namespace, *, port: int) -> list[Contestant]
         str(arguments.bundle),
         "model.onnx" if arguments.precision == "fp32" else f"model_{arguments.precision}.onnx",
     )
+    # As it would choose on that many cores: as many runs at a time, a thread for each.
     own = [sys.executable, "-m", "potstill", "serve", bundle, "--precision", arguments.precision, "--port", str(port),
-           "--threads", str(arguments.threads)]  # fmt: skip
+           "--threads", "1", "--runners", str(arguments.threads)]  # fmt: skip
     found = [Contestant("potstill", own + arguments.options.split(), has_probes=True)]
     given = ["--bundle", bundle, "--file", file, "--port", str(port), "--threads", str(arguments.threads)]
 
     def rival(name: str, python: str, script: str, *more: str, **how: Any) -> None:
-        found.append(Contestant(name, [python, str(HERE / "rivals" / script), *given, *more], **how))
+        command = [python, str(HERE / "rivals" / script), *given, *more]
+        found.append(Contestant(name, command, run_threads=arguments.threads, **how))
 
     if arguments.rivals_python:
         rival("FastAPI + pipeline", arguments.rivals_python, "fastapi_pipeline.py")

@@ -40,9 +40,11 @@ TOLERANCE = 0.02
 """Served against raw probabilities; int8 may depend on its batch. It shows that the same model answers."""
 
 
-def measure(contestant: Contestant, running: Running, raw: Raw, texts: list[str], *, arguments: argparse.Namespace,
+def measure(contestant: Contestant, running: Running, texts: list[str], *, arguments: argparse.Namespace,
             best: dict[str, Any], seed: int) -> dict[str, Any]:  # fmt: skip
     """Return one round's figures of one server."""
+    # Not spinning: its threads would take the cores from the server, whose turn comes next.
+    raw = Raw(arguments.bundle, precision=arguments.precision, threads=contestant.run_threads, spinning=False)
     difference = check_answers(contestant, running.port, raw, texts)
     capacity = best["texts_per_second"]
     plan = {
@@ -99,7 +101,10 @@ def load(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def added_latency(contestant: Contestant, port: int, raw: Raw, texts: list[str]) -> dict[str, Any]:
-    """Return what one client waits for beyond the call in process: text by text in turn, the order alternating."""
+    """Return what one client waits for beyond the call in process: text by text in turn, the order alternating.
+
+    The call has the threads that the server gives to one run.
+    """
     served, called = [], []
     with Connection(port) as connection:
         for number, text in enumerate(texts[:40] + texts[:400]):
@@ -170,15 +175,13 @@ def main() -> None:
     names = [one.name for one in contestants(arguments, port=0) if one.name in (arguments.only or [one.name])]
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     missed: dict[str, str] = {}
-    # Not spinning: its threads would take the cores from the server, whose turn comes next.
-    raw = Raw(arguments.bundle, precision=arguments.precision, threads=arguments.threads, spinning=False)
     for number in range(arguments.rounds):
         for name in names if number % 2 == 0 else names[::-1]:
             port = arguments.port or free_port()
             contestant = next(one for one in contestants(arguments, port=port) if one.name == name)
             try:
                 with Running(contestant, port=port) as running:
-                    found = measure(contestant, running, raw, texts, arguments=arguments, best=best, seed=1000 * number)
+                    found = measure(contestant, running, texts, arguments=arguments, best=best, seed=1000 * number)
                 rounds[name].append(found)
             except (RuntimeError, OSError, KeyError, subprocess.CalledProcessError) as error:
                 missed[name] = f"{type(error).__name__}: {error}"
@@ -189,11 +192,12 @@ def main() -> None:
     for row in goals:
         print(f"{'met   ' if row['met'] else 'MISSED'} {row['goal']}: {shown(row['value'], 2)}")
     if arguments.result:
+        manifest = json.loads((arguments.bundle / "potstill.json").read_text())
         content = {
             "about": "client and servers on the same cores; open-loop Poisson arrivals over loopback",
             "date": datetime.now(UTC).date().isoformat(),
             "environment": environment,
-            "bundle": {"parameters": raw.manifest["parameters"], "architecture": raw.manifest["architecture"]},
+            "bundle": {key: manifest[key] for key in ("parameters", "architecture")},
             "precision": arguments.precision, "threads": arguments.threads, "seconds": arguments.seconds,
             "deadline_seconds": DEADLINE, "patience_seconds": PATIENCE, "connections": CONNECTIONS,
             "client_seconds_per_request": cost, "raw": alone, "raw_best": best,

@@ -23,6 +23,7 @@ from typing import Any, Protocol, TypeAlias
 
 import uvicorn
 
+from potstill.serve.failures import log_failure
 from potstill.serve.limits import Limits
 from potstill.serve.refusals import RequestError, unavailable
 from potstill.serve.wire import Connection, guarded
@@ -171,6 +172,7 @@ class Server(uvicorn.Server):
         """Open the door, then load behind it."""
         await super().startup(sockets=[])
         self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(_log_loop_failure)
         connection = partial(
             self._protocol, config=self.config, server_state=self.server_state, app_state={}, _loop=self._loop
         )
@@ -261,6 +263,15 @@ async def _answer(send: Any, status: int, body: bytes, headers: dict[str, str]) 
     fields += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": fields})
     await send({"type": "http.response.body", "body": body})
+
+
+def _log_loop_failure(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log in one line what asyncio would log with a traceback and the data that it failed on."""
+    error = context.get("exception")
+    if error is not None:
+        log_failure("the event loop failed on a connection", error)
+    else:
+        loop.default_exception_handler(context)
 
 
 @contextmanager

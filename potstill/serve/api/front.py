@@ -6,8 +6,6 @@ refusal is decided from the path and the headers alone: no routing by patterns, 
 
 import asyncio
 import hmac
-import logging
-import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from hashlib import sha256
 from time import perf_counter
@@ -26,9 +24,9 @@ from potstill.serve.api.exchange import (
     send_reply,
 )
 from potstill.serve.api.metrics import Counts, Traffic
+from potstill.serve.failures import log_failure
 from potstill.serve.refusals import RequestError, failed
 
-_LOG = logging.getLogger("potstill.serve")
 _GONE = 499  # nginx's word for a client that hung up; only in the metrics
 Handler: TypeAlias = Callable[[Call], Awaitable[Reply]]
 
@@ -172,9 +170,7 @@ async def _guarded(handler: Handler, call: Call) -> Reply:
 def _as_request_error(error: Exception) -> RequestError:
     if isinstance(error, RequestError):
         return error
-    # The place only: an exception's message may quote the text it failed on.
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    _LOG.error("a request failed: %s at %s:%s", type(error).__name__, frame.filename, frame.lineno)
+    log_failure("a request failed", error)
     return failed()
 
 

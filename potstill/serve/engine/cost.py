@@ -8,7 +8,7 @@ import numpy as np
 # A batch must be cheaper than its rows alone by this share; less is noise, and whoever came first waits for the rest.
 _GAIN = 0.03
 # The smallest batch is taken whose speed is this share of the best batch's: a bigger one only answers later.
-_GOOD_ENOUGH = 0.8
+_GOOD_ENOUGH = 0.9
 # Texts are not all of one length: of so many times the tokens a batch of that many rows can be had.
 _SLACK = 1.5
 
@@ -73,14 +73,17 @@ def fit(samples: Sequence[Sample]) -> RunCost:
 def token_budget(samples: Sequence[Sample]) -> int:
     """Return the padded tokens up to which a batch pays, over all measured lengths.
 
-    At each length it is the smallest measured batch that is nearly as fast per row as the best one; a length at which
-    no batch is faster than one row asks for none.
+    At each length it is the smallest batch that is nearly as fast per row as the best one; a length at which batches
+    were not faster asks for none. Whether batches pay is taken from what was measured, how large they should be from
+    what was fitted to it: noise in one of the samples would double the batch, and with it the waiting.
     """
-    budget = 1
+    cost, budget = fit(samples), 1
     for length in {sample.length for sample in samples}:
         per_row = {sample.rows: sample.seconds / sample.rows for sample in samples if sample.length == length}
-        best = min(per_row.values())
-        rows = min(rows for rows, seconds in per_row.items() if seconds * _GOOD_ENOUGH <= best)
+        if per_row.get(1, 0.0) * _GOOD_ENOUGH <= min(per_row.values()):
+            continue
+        fitted = {rows: cost.seconds(rows, length) / rows for rows in per_row}
+        rows = min(rows for rows, seconds in fitted.items() if seconds * _GOOD_ENOUGH <= min(fitted.values()))
         if rows > 1:
             budget = max(budget, round(_SLACK * rows * length))
     return budget

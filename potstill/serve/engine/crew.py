@@ -7,7 +7,6 @@ one lock, around the queue; no work is done under it. A thread with nothing to d
 
 import logging
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -23,6 +22,7 @@ from potstill.serve.engine.model import Runs
 from potstill.serve.engine.queue import SHORT_CHARACTERS, Queue
 from potstill.serve.engine.settings import Observer
 from potstill.serve.engine.shadow import Shadow
+from potstill.serve.failures import log_failure
 from potstill.serve.refusals import RequestError, failed, invalid, unavailable
 from potstill.serve.tokenizer import Row
 
@@ -164,7 +164,7 @@ class Crew:
                     worker.began = monotonic()
                     task()
             except BaseException as error:  # a thread that ends would take the server with it
-                log_failure(error)
+                log_failure("the engine failed on a request", error)
             finally:
                 worker.began = 0.0
 
@@ -283,7 +283,7 @@ class Crew:
             # Whoever still waits for it, waits for a run that hung.
             self._fail([job for job in jobs if not job.dead], unavailable("the model did not answer in time"))
             return
-        log_failure(error)
+        log_failure("the engine failed on a request", error)
         if len(jobs) == 1:
             self._fail(jobs, failed())
             return
@@ -330,12 +330,5 @@ def _refusal(error: Exception) -> RequestError:
         return error
     if isinstance(error, UsageError) and not isinstance(error, CheckError):
         return invalid(str(error))
-    log_failure(error)
+    log_failure("the engine failed on a request", error)
     return failed()
-
-
-def log_failure(error: BaseException) -> None:
-    """Log what failed and where, without the message: it may quote the text it failed on."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "an unknown place"
-    _LOG.error("the engine failed on a request: %s at %s", type(error).__name__, place)

@@ -2,10 +2,10 @@
 
 import asyncio
 import logging
-import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeAlias
 
+from potstill.serve.failures import log_failure
 from potstill.serve.refusals import RequestError, unavailable
 from potstill.serve.wire.replies import CONTINUE, STATUS_LINES, refuse
 
@@ -77,18 +77,17 @@ class Exchange:
         try:
             await app(self.scope, self.receive, self.send)
             if not self.complete and not self.over:
-                self._fail("returned without a whole answer")
+                _LOG.error("the application returned without a whole answer")
+                self._fail()
         except asyncio.CancelledError:
             if not self.over and not self.complete:
                 self._line.refuse(unavailable("the server ended before this was answered"))
         except Exception as error:
             if not self.over:
-                # The place only: an exception's message may quote the text it failed on.
-                frame = traceback.extract_tb(error.__traceback__)[-1]
-                self._fail(f"raised {type(error).__name__} at {frame.filename}:{frame.lineno}")
+                log_failure("the application failed on a request", error)
+                self._fail()
 
-    def _fail(self, how: str) -> None:
-        _LOG.error("the application %s", how)
+    def _fail(self) -> None:
         if not self.complete:
             self._line.refuse(refuse(500, "backend", "the server failed on this request"))
 
