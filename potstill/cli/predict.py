@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from potstill.bundle import MODEL_FILES
 from potstill.cli.settings import JsonOption, OverwriteOption
 from potstill.errors import UsageError
 from potstill.extras import require
@@ -17,7 +18,7 @@ def predict(
         str, typer.Argument(help=".jsonl, .csv, .tsv or .parquet; - is jsonl on standard input.", show_default=False)
     ],
     out: Annotated[str, typer.Option(help=".jsonl, .csv or .parquet; - is jsonl on standard output.")],
-    precision: Annotated[str, typer.Option(help="Which of the bundle's files answers: fp32, fp16 or int8.")] = "fp32",
+    precision: Annotated[str, typer.Option(help=f"Which of the bundle's files answers: {', '.join(MODEL_FILES)}.")] = "fp32",
     column: Annotated[
         list[str] | None, typer.Option(help="The text's column; twice for pairs.", show_default="the usual names")
     ] = None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from potstill.bundle import MODEL_FILES
 from potstill.cli import serve_options as options
 from potstill.errors import UsageError
 from potstill.extras import require
@@ -17,7 +18,9 @@ from potstill.extras import require
 if TYPE_CHECKING:
     from potstill.serve.engine import Engine, EngineSettings, Plan
 
-_SPEC = re.compile(r"(?:(?P<name>[A-Za-z0-9._-]+)=)?(?P<path>.+?)(?:@(?P<precision>fp32|fp16|int8))?", re.DOTALL)
+_SPEC = re.compile(
+    rf"(?:(?P<name>[A-Za-z0-9._-]+)=)?(?P<path>.+?)(?:@(?P<precision>{'|'.join(MODEL_FILES)}))?", re.DOTALL
+)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KEY = re.compile(r"[!-~]{8,512}")
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from potstill.bundle import MODEL_FILES
+
 BundlesArgument = Annotated[
     list[str],
     typer.Argument(
@@ -15,7 +17,8 @@ BundlesArgument = Annotated[
     ),
 ]
 PrecisionOption = Annotated[
-    str, typer.Option(help="Which of a bundle's files answers: fp32, fp16 or int8; @PRECISION says it of one.")
+    str,
+    typer.Option(help=f"Which of a bundle's files answers: {', '.join(MODEL_FILES)}; @PRECISION says it of one."),
 ]
 HostOption = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")]
 PortOption = Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)]

@@ -21,7 +21,7 @@ _LONGEST_BURST_S = 0.4
 _LEAST = 1.0
 # And at least so many of the batches that pay: with less behind it a runner finds half a batch, which is slower per
 # text, which keeps the queue standing.
-_BATCHES_BURST, _BATCHES_STANDING = 5.0, 1.2
+_BATCHES_BURST, _BATCHES_STANDING = 5.0, 1.0
 # A long request: this share of the last ones cost less.
 _LONG = 0.95
 _REMEMBERED = 256

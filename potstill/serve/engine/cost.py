@@ -8,7 +8,7 @@ import numpy as np
 # A batch must be cheaper than its rows alone by this share; less is noise, and whoever came first waits for the rest.
 _GAIN = 0.03
 # The smallest batch is taken whose speed is this share of the best batch's: a bigger one only answers later.
-_GOOD_ENOUGH = 0.9
+_GOOD_ENOUGH = 0.85
 # Texts are not all of one length: of so many times the tokens a batch of that many rows can be had.
 _SLACK = 1.5
 
