@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
@@ -9,6 +10,8 @@ import numpy as np
 _GAIN = 0.03
 # The smallest batch is taken whose speed is this share of the best batch's: a bigger one only answers later.
 _GOOD_ENOUGH = 0.85
+# A batch may take so many times what a long text takes alone: whoever comes next waits for it.
+_LONGEST_BATCH, _LONG = 2.5, 64
 # Texts are not all of one length: of so many times the tokens a batch of that many rows can be had.
 _SLACK = 1.5
 
@@ -75,7 +78,8 @@ def token_budget(samples: Sequence[Sample]) -> int:
 
     At each length it is the smallest batch that is nearly as fast per row as the best one; a length at which batches
     were not faster asks for none. Whether batches pay is taken from what was measured, how large they should be from
-    what was fitted to it: noise in one of the samples would double the batch, and with it the waiting.
+    what was fitted to it: noise in one of the samples would double the batch, and with it the waiting. For the same
+    reason no batch takes much longer than a long text alone; where the fixed part of a run is large, that is many rows.
     """
     cost, budget = fit(samples), 1
     for length in {sample.length for sample in samples}:
@@ -86,7 +90,10 @@ def token_budget(samples: Sequence[Sample]) -> int:
         rows = min(rows for rows, seconds in fitted.items() if seconds * _GOOD_ENOUGH <= min(fitted.values()))
         if rows > 1:
             budget = max(budget, round(_SLACK * rows * length))
-    return budget
+    # In rows of half the length that counts as long.
+    per_token = (cost.seconds(1, _LONG // 2) - cost.fixed) / (_LONG // 2)
+    most = (_LONGEST_BATCH * cost.seconds(1, _LONG) - cost.fixed) / per_token if per_token else inf
+    return int(min(budget, most))
 
 
 class Drift:

@@ -55,6 +55,16 @@ def test_budget_is_the_smallest_batch_that_is_nearly_the_best():
     assert token_budget(list(given.values())) == 1.5 * 4 * 32
 
 
+def test_a_batch_takes_no_longer_than_a_few_long_texts():
+    cost = RunCost(fixed=0.010, per_row=0.0, per_token=0.0005, per_pair=0.0)
+    budget = token_budget(samples(cost))
+    assert 100 < budget < 1.5 * 16 * 32
+    assert cost.seconds(budget // 32, 32) <= 2.5 * cost.seconds(1, 64)
+    # Where nearly all of a run is fixed, as on a GPU, the largest batch that was measured is taken.
+    fixed = RunCost(fixed=0.010, per_row=0.0, per_token=0.000001, per_pair=0.0)
+    assert token_budget(samples(fixed)) >= 16 * 32
+
+
 def test_budget_is_one_where_no_batch_is_faster():
     linear = RunCost(fixed=0.0, per_row=0.001, per_token=0.0001, per_pair=0.0)
     assert token_budget(samples(linear)) == 1
