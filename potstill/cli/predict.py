@@ -18,7 +18,9 @@ def predict(
         str, typer.Argument(help=".jsonl, .csv, .tsv or .parquet; - is jsonl on standard input.", show_default=False)
     ],
     out: Annotated[str, typer.Option(help=".jsonl, .csv or .parquet; - is jsonl on standard output.")],
-    precision: Annotated[str, typer.Option(help=f"Which of the bundle's files answers: {', '.join(MODEL_FILES)}.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help=f"Which of the bundle's files answers: {', '.join(MODEL_FILES)}.")
+    ] = "fp32",
     column: Annotated[
         list[str] | None, typer.Option(help="The text's column; twice for pairs.", show_default="the usual names")
     ] = None,

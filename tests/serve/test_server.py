@@ -355,7 +355,8 @@ def test_the_command_has_the_defaults_of_the_limits():
 
 
 def test_models_are_named_by_folder_or_by_hand(tmp_path):
-    specs = read_specs([f"{tmp_path}/a", "b=x/y=z@int8", "c=./d@e@fp16", "g=x@y/f@bf16", "h@int8-static"], precision="fp32")
+    given = [f"{tmp_path}/a", "b=x/y=z@int8", "c=./d@e@fp16", "g=x@y/f@bf16", "h@int8-static"]
+    specs = read_specs(given, precision="fp32")
     assert [(spec.name, str(spec.folder), spec.precision) for spec in specs] == [
         ("a", f"{tmp_path}/a", "fp32"),
         ("b", "x/y=z", "int8"),
