@@ -54,8 +54,9 @@ class Running:
                     if connection.ask(message("GET", self._ready)).status == 200:
                         self.seconds_to_ready = time.monotonic() - started
                         return self
-            except Exception:
-                time.sleep(0.05)
+            except Exception:  # nobody listens, or not yet to this
+                pass
+            time.sleep(0.05)  # in any case: a server that measures itself at its start is to have the cores
         self.__exit__()
         raise RuntimeError("it is not ready")
 
