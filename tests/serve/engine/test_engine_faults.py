@@ -246,6 +246,26 @@ def test_a_run_that_cannot_be_stopped_makes_the_engine_dead(slow, monkeypatch, c
     assert "the engine is dead" in caplog.text
 
 
+def test_a_thread_that_hangs_outside_of_the_model_makes_the_engine_dead(encoder, monkeypatch, caplog):
+    monkeypatch.setattr("potstill.serve.engine.engine._WATCH_S", 0.02)
+    gate = threading.Event()
+
+    def prepare():
+        gate.wait(10)
+        return encoder.prepare(["good"])
+
+    async def main():
+        async with running(encoder, grace_s=0.1, limits=Limits(request_seconds=0.1)) as engine:
+            try:
+                await refused(504, engine.answer("m", prepare, characters=4))
+                await until(lambda: not engine.is_alive())
+            finally:
+                gate.set()
+
+    asyncio.run(main())
+    assert "a thread has been at one thing" in caplog.text
+
+
 def test_a_thread_that_dies_is_started_again(encoder, monkeypatch, caplog):
     monkeypatch.setattr("potstill.serve.engine.engine._WATCH_S", 0.02)
 

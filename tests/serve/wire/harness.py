@@ -100,6 +100,18 @@ class Echo:
         await send({"type": "http.response.body", "body": b"12345", "more_body": True})
         raise ValueError("the private text of a client")
 
+    async def endless(self, scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(64):
+            await send({"type": "http.response.body", "body": bytes(1 << 20), "more_body": True})
+
+    async def loop(self, scope, receive, send):
+        def fail():
+            raise ValueError("the private text of a client")
+
+        asyncio.get_running_loop().call_soon(fail)
+        await self.plain(scope, receive, send)
+
     async def silent(self, scope, receive, send):
         return
 

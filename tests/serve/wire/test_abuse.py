@@ -176,6 +176,16 @@ def test_slow_bodies_get_408_at_an_absolute_deadline(server, head):
     assert server.app.running == 0
 
 
+def test_a_body_has_a_time_of_its_own():
+    limits = Limits(header_seconds=0.2, body_seconds=5, drain_seconds=0.1, shutdown_seconds=3)
+    data = post(body=b"hello")
+    with serving(limits=limits) as server, server.connect() as client:
+        client.sendall(data[:-1])
+        sleep(2.5 * limits.header_seconds)
+        client.sendall(data[-1:])
+        assert read_answers(client, ["POST"])[0].status == 200
+
+
 def test_a_body_that_never_follows_its_expectation_gets_408(server):
     answers = server.ask(post(body=b"x", extra=b"Expect: 100-continue\r\n")[:-1], methods=["POST", "POST"])
     assert [answer.status for answer in answers] == [100, 408]
@@ -204,6 +214,17 @@ def test_a_slow_reader_is_cut_off_and_costs_no_other():
         assert server.hub.connections == set()
         with pytest.raises(ConnectionResetError):
             read_on(client)
+
+
+def test_a_reader_who_stops_in_a_streamed_answer_is_cut_off():
+    with serving() as server, server.connect() as client:
+        client.sendall(get(b"/endless"))
+        assert client.recv(100)
+        with probing(server):
+            started = monotonic()
+            while server.hub.connections and monotonic() - started < QUICK.write_seconds * 5:
+                sleep(0.02)
+        assert server.hub.connections == set()
 
 
 def test_a_reader_that_reads_gets_all_of_a_large_answer():

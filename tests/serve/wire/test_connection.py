@@ -117,6 +117,14 @@ def test_every_answer_has_a_date(server):
     assert server.ask(b"nonsense\r\n\r\n").headers["date"].endswith(" gmt")
 
 
+def test_a_failure_on_the_event_loop_is_one_line_without_its_message(server, caplog):
+    assert server.ask(get(b"/loop")).status == 200
+    assert server.ask(get()).status == 200
+    (line,) = caplog.messages
+    assert line.startswith("the event loop failed on a connection: ValueError at ")
+    assert "private" not in caplog.text
+
+
 @pytest.mark.parametrize("path", [b"/broken", b"/silent", b"/long", b"/split"])
 def test_a_failing_application_is_a_500_in_the_one_shape(server, caplog, path):
     answer = server.ask(get(path))
