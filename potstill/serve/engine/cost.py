@@ -10,8 +10,10 @@ import numpy as np
 _GAIN = 0.03
 # The smallest batch is taken whose speed is this share of the best batch's: a bigger one only answers later.
 _GOOD_ENOUGH = 0.85
+# Tokens of a text that counts as long before any has come.
+LONG_TOKENS = 64
 # A batch may take so many times what a long text takes alone: whoever comes next waits for it.
-_LONGEST_BATCH, _LONG = 2.5, 64
+_LONGEST_BATCH = 2.5
 # Texts are not all of one length: of so many times the tokens a batch of that many rows can be had.
 _SLACK = 1.5
 
@@ -90,9 +92,9 @@ def token_budget(samples: Sequence[Sample]) -> int:
         rows = min(rows for rows, seconds in fitted.items() if seconds * _GOOD_ENOUGH <= min(fitted.values()))
         if rows > 1:
             budget = max(budget, round(_SLACK * rows * length))
-    # In rows of half the length that counts as long.
-    per_token = (cost.seconds(1, _LONG // 2) - cost.fixed) / (_LONG // 2)
-    most = (_LONGEST_BATCH * cost.seconds(1, _LONG) - cost.fixed) / per_token if per_token else inf
+    # A token's cost in texts of common length.
+    per_token = (cost.seconds(1, LONG_TOKENS // 2) - cost.fixed) / (LONG_TOKENS // 2)
+    most = (_LONGEST_BATCH * cost.seconds(1, LONG_TOKENS) - cost.fixed) / per_token if per_token else inf
     return int(min(budget, most))
 
 

@@ -15,7 +15,7 @@ from potstill.machine import available_cores
 from potstill.serve.answering.prepared import Prepared
 from potstill.serve.encoder import Encoder
 from potstill.serve.engine.admission import Admission
-from potstill.serve.engine.cost import Drift
+from potstill.serve.engine.cost import LONG_TOKENS, Drift
 from potstill.serve.engine.crew import Crew
 from potstill.serve.engine.jobs import Job
 from potstill.serve.engine.model import runs_of
@@ -115,7 +115,7 @@ class Engine:
         }
         self._queue = Queue(policies, runners=self._runners)
         limits = self.settings.limits
-        typical = max(plan.cost.seconds(1, min(64, self._length(name))) for name, plan in plans.items())
+        typical = max(plan.cost.seconds(1, min(LONG_TOKENS, self._length(name))) for name, plan in plans.items())
         self._door = Admission(
             typical_s=typical,
             batch_s=max(plan.batch_s for plan in plans.values()),

@@ -32,7 +32,7 @@ def test_a_burst_of_long_runs_does_not_wait_for_longer_than_people_do():
     door = Admission(typical_s=0.090, batch_s=0.200)
     assert door.limit_s(0.090) == pytest.approx(0.4)
     slow = Admission(typical_s=0.900)
-    assert slow.limit_s(0.900) == pytest.approx(1.35)  # one more than runs already is always taken
+    assert slow.limit_s(0.900) == pytest.approx(1.35)  # as while a queue stands
 
 
 def test_a_limit_by_hand_holds():
