@@ -45,13 +45,12 @@ Answer: TypeAlias = Reading | str
 Read: TypeAlias = Callable[[contract.Report, Selection], Answer]
 
 
-class _Keyed(Protocol):
-    @property
-    def key(self) -> str: ...
-
-
-class Loaded(_Keyed, Protocol):
+class Loaded(Protocol):
     """A row of the report that belongs to a load."""
+
+    @property
+    def key(self) -> str:
+        """Return which contestant it is of."""
 
     @property
     def load(self) -> contract.Load:
