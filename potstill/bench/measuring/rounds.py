@@ -7,8 +7,10 @@ from typing import Any, get_args
 import numpy as np
 
 from potstill.bench.contract import Load, LoadKind
+from potstill.bench.measuring.budget import LEAST_ROUNDS
 from potstill.bench.measuring.journal import Journal
 from potstill.bench.measuring.stats import Rounds
+from potstill.sections import BenchConfig
 
 # A second process of the baseline takes part under this name: what differs between the two is noise.
 AGAIN = "#again"
@@ -59,6 +61,14 @@ def kept_rounds(journal: Journal, load: Load) -> list[Round]:
     gone = {(name[0], number) for name, value in dropped.items() for number in value["rounds"]}
     kept = [found for found in all_rounds(journal, load) if (found.launch, found.number) not in gone]
     return sorted(kept, key=lambda found: (found.launch, found.number))
+
+
+def wanted_rounds(journal: Journal, load: Load, *, config: BenchConfig) -> int:
+    """Return how many rounds of a load must count: those of the settings, and what was added for a wide interval."""
+    if config.budget_s is not None:
+        return LEAST_ROUNDS
+    added = (more["rounds"] for more in journal.parts("more").values() if str(load) in more["loads"])
+    return config.rounds + sum(added)
 
 
 def drop_rounds(journal: Journal, load: Load, rounds: Sequence[Round], *, reason: str) -> None:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from potstill import machine
 from potstill.bench.contract import Load
-from potstill.bench.measuring.budget import LEAST_ROUNDS, SCALING_ROUNDS, thread_counts
+from potstill.bench.measuring.budget import SCALING_ROUNDS, thread_counts
 from potstill.bench.measuring.journal import Journal
-from potstill.bench.measuring.rounds import is_lost, kept_rounds
+from potstill.bench.measuring.rounds import is_lost, kept_rounds, wanted_rounds
 from potstill.bench.measuring.throughput import is_enough, place, runs_on_processor, throughput_loads
 from potstill.sections import BenchConfig
 
@@ -37,9 +37,8 @@ def list_unfinished(
 def _rounds(
     journal: Journal, keys: Sequence[str], loads: Sequence[Load], *, config: BenchConfig
 ) -> Iterable[str]:  # fmt: skip
-    wanted = config.rounds if config.budget_s is None else LEAST_ROUNDS
     for load in loads:
-        made = len(kept_rounds(journal, load))
+        made, wanted = len(kept_rounds(journal, load)), wanted_rounds(journal, load, config=config)
         if made < wanted and not all(is_lost(journal, key, load) for key in keys):
             yield f"latency at {load}: {made} of {wanted} rounds"
 
