@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from potstill.bench.contract import ColdStart
+from potstill.bench.contract import ColdStart, Load
 from potstill.bench.measuring import measure as module
 from potstill.bench.measuring import noise
 from potstill.bench.measuring.energy import Meter
@@ -251,6 +251,67 @@ def test_a_budget_is_kept_within_one_round_and_goes_where_it_is_uncertain(world,
     assert 60 - 2 * cost - 4 < seconds <= 60
     assert len(long) > 20
     assert {found.launch for found in long} == {0, 1, 2, 3}
+
+
+def unsteady(turns):
+    """Return a student whose speed at 1×128 changes in so many turns, and then no more."""
+    calls = [1.0 + 0.2 * (number % 3) if number < turns else 1.0 for number in range(100)]
+    return {("s/fp32", "block", "1×128"): [{"latencies_ms": [ms] * 4, "cpu_s": 0.1, "wall_s": 0.1} for ms in calls]}
+
+
+@pytest.mark.parametrize(("most", "launches"), [(3, {4, 5, 6}), (1, {4}), (0, set())])
+def test_a_wide_interval_is_launched_again_so_often_as_is_allowed(world, tmp_path, most, launches):
+    world.faults = unsteady(100)
+    plan = make_plan(tmp_path, world, rounds=8, extra_launches=most)
+    measure(plan)
+    short, long = (kept_rounds(plan.journal, load) for load in plan.loads)
+    assert len(short) == 8  # its intervals are points
+    assert {found.launch for found in long} - {0, 1, 2, 3} == launches
+    assert len(long) == 8 + 2 * len(launches)
+    assert compute(plan).missing == []
+    assert len({process for process, _ in world.asked("load")}) == 3 * (4 + len(launches))
+
+
+def test_no_launch_is_added_once_the_interval_is_narrow(world, tmp_path):
+    world.faults = unsteady(3)
+    plan = make_plan(tmp_path, world, rounds=8, extra_launches=9)
+    measure(plan)
+    assert 8 < len(kept_rounds(plan.journal, plan.loads[1])) < 8 + 2 * 9
+    asked = plan.journal.parts("more")
+    assert [bool(value["loads"]) for value in asked.values()] == [True] * (len(asked) - 1) + [False]
+
+
+def test_at_most_the_three_widest_loads_are_launched_again(world, tmp_path):
+    loads = [Load(num_tokens=tokens) for tokens in (16, 32, 64, 128)]
+    for load, step in zip(loads, (0.3, 0.1, 0.4, 0.2), strict=True):
+        calls = [1.0 + step * (number % 3) for number in range(100)]
+        world.faults["s/fp32", "block", str(load)] = [
+            {"latencies_ms": [ms] * 4, "cpu_s": 0.1, "wall_s": 0.1} for ms in calls
+        ]
+    plan = make_plan(tmp_path, world, loads=loads, rounds=8, extra_launches=1)
+    measure(plan)
+    assert plan.journal.get("more", 4) == {"rounds": 2, "loads": ["1×64", "1×16", "1×128"]}
+    assert [len(kept_rounds(plan.journal, load)) for load in loads] == [10, 8, 10, 10]
+
+
+def test_rounds_that_were_to_be_added_are_missed(tmp_path):
+    # 4 launches: 12 loaded, 24 warm, 48 turns, 2 asked for memory; the fifth: 3 loaded, 3 warm, 3 turns and one more.
+    world = World(interrupt_at=12 + 24 + 48 + 2 + 3 + 3 + 3 + 1, faults=unsteady(100))
+    plan = make_plan(tmp_path, world, rounds=8, head={"seed": 7})
+    with pytest.raises(KeyboardInterrupt):
+        measure(plan)
+    assert compute(plan).missing == ["latency at 1×128: 9 of 10 rounds"]
+    plan.journal.finish()
+    plan = make_plan(tmp_path, World(), rounds=8, head={"seed": 7})
+    measure(plan)
+    assert compute(plan).missing == []
+
+
+def test_a_row_that_cannot_load_makes_no_interval_wide(world, tmp_path):
+    world.faults = {("s/fp32", "load", None): CommandFailed("MissingError: no CUDA device")}
+    plan = make_plan(tmp_path, world)
+    measure(plan)
+    assert list(plan.journal.parts("more").values()) == [{"rounds": 1, "loads": []}]
 
 
 def test_memory_is_that_of_processes_that_ran_the_whole_grid(world, tmp_path):

@@ -67,7 +67,7 @@ def wanted_rounds(journal: Journal, load: Load, *, config: BenchConfig) -> int:
     """Return how many rounds of a load must count: those of the settings, and what was added for a wide interval."""
     if config.budget_s is not None:
         return LEAST_ROUNDS
-    added = (more["rounds"] for more in journal.parts("more").values() if str(load) in more["loads"])
+    added = [int(more["rounds"]) for more in journal.parts("more").values() if str(load) in more["loads"]]
     return config.rounds + sum(added)
 
 
