@@ -62,8 +62,8 @@ class TokenizerSettings(Protocol):
 class Pieces:
     """One whole text in T tokens, without special tokens and without truncation."""
 
-    ids: Ints
-    """Shape (T,)."""
+    ids: list[int]
+    """T of them."""
     places: Ints
     """Where in the text each begins and ends, in characters, shape (T, 2)."""
     words: Ints
@@ -74,9 +74,9 @@ class Pieces:
 class Frame:
     """The special tokens around one text, or around and between two."""
 
-    ids: tuple[Ints, ...]
+    ids: tuple[list[int], ...]
     """Those before the first text, those after it, and for a pair those after the second."""
-    types: tuple[Ints, ...]
+    types: tuple[list[int], ...]
     """Their types."""
     text_types: tuple[int, ...]
     """The type of each text's tokens."""
@@ -161,21 +161,21 @@ class BundleTokenizer:
             for encoding in self._tokenizer.encode_batch(chunk, add_special_tokens=False):
                 words = [-1 if word is None else word for word in encoding.word_ids]
                 places = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-                found.append(Pieces(np.array(encoding.ids, np.int64), places, np.array(words, np.int64)))
+                found.append(Pieces(encoding.ids, places, np.array(words, np.int64)))
         return found
 
-    def frame(self, *parts: Ints) -> Row:
+    def frame(self, *parts: Sequence[int]) -> Row:
         """Return the inputs of one text's ids, or of two, with the special tokens around them; nothing is cut."""
         frame = self.single if len(parts) == 1 else self.pair
         row: Row = {}
         for name in self._inputs:
             if name == "input_ids":
-                row[name] = _weave(frame.ids, parts)
+                row[name] = np.array(_weave(frame.ids, parts), dtype=np.int64)
             elif name == "attention_mask":
                 row[name] = np.ones(frame.size + sum(map(len, parts)), dtype=np.int64)
             else:
-                texts = [np.full(len(ids), kind) for ids, kind in zip(parts, frame.text_types, strict=True)]
-                row[name] = _weave(frame.types, texts)
+                texts = [[kind] * len(ids) for ids, kind in zip(parts, frame.text_types, strict=True)]
+                row[name] = np.array(_weave(frame.types, texts), dtype=np.int64)
         return row
 
     def kept(self, tokens: int) -> slice:
@@ -245,13 +245,13 @@ class BundleTokenizer:
         """Return the inputs that a `tokenizers.Encoding` makes, without padding."""
         return {name: np.array(getattr(encoding, _ATTRIBUTES[name]), dtype=np.int64) for name in self._inputs}
 
-    def _ids(self, texts: Sequence[str]) -> Iterator[Ints]:
+    def _ids(self, texts: Sequence[str]) -> Iterator[list[int]]:
         for chunk in _chunks(texts):
             # A batch releases the interpreter lock, one text does not; the fast one leaves places out.
             for encoding in self._tokenizer.encode_batch_fast(chunk, add_special_tokens=False):
-                yield np.array(encoding.ids, dtype=np.int64)
+                yield encoding.ids
 
-    def _row(self, parts: Sequence[Ints], side: str) -> Row:
+    def _row(self, parts: Sequence[list[int]], side: str) -> Row:
         if len(parts) == 1:
             return self.frame(parts[0][_end(len(parts[0]), self.max_length - self.single.size, side)])
         first, second = parts
@@ -281,13 +281,13 @@ def _frame(tokenizer: Tokenizer, folder: Path, *, pair: bool) -> Frame:
     """Look at what the tokenizer puts around a text, or a pair."""
     probe = next((text for text in _PROBES if tokenizer.encode(text, add_special_tokens=False).ids), _PROBES[0])
     whole = tokenizer.encode(probe, probe if pair else None)
-    ids, types = np.array(whole.ids, dtype=np.int64), np.array(whole.type_ids, dtype=np.int64)
+    ids, types = whole.ids, whole.type_ids
     text = tokenizer.encode(probe, add_special_tokens=False).ids
     places = [[at for at, side in enumerate(whole.sequence_ids) if side == number] for number in range(1 + pair)]
     edges = [0]
     for place in places:
         is_whole = bool(place) and place == list(range(place[0], place[0] + len(text)))
-        if not is_whole or ids[place].tolist() != text or place[0] < edges[-1]:
+        if not is_whole or ids[place[0] : place[-1] + 1] != text or place[0] < edges[-1]:
             raise BundleError(f"{folder / 'tokenizer.json'} does not put one text behind the other, once each")
         edges += [place[0], place[-1] + 1]
     edges.append(len(ids))
@@ -295,7 +295,7 @@ def _frame(tokenizer: Tokenizer, folder: Path, *, pair: bool) -> Frame:
     return Frame(
         ids=tuple(ids[gap] for gap in gaps),
         types=tuple(types[gap] for gap in gaps),
-        text_types=tuple(int(types[place[0]]) for place in places),
+        text_types=tuple(types[place[0]] for place in places),
     )
 
 
@@ -307,12 +307,12 @@ def _token_id(tokenizer: Tokenizer, config: dict[str, Any], name: str) -> int | 
     return found
 
 
-def _weave(frame: Sequence[Ints], parts: Sequence[Ints]) -> Ints:
+def _weave(frame: Sequence[list[int]], parts: Sequence[Sequence[int]]) -> list[int]:
     """Put the parts between the pieces of the frame."""
-    woven = [frame[0]]
+    woven = [*frame[0]]
     for part, after in zip(parts, frame[1:], strict=True):
-        woven += [part, after]
-    return np.concatenate(woven)
+        woven += [*part, *after]
+    return woven
 
 
 def _end(tokens: int, room: int, side: str) -> slice:

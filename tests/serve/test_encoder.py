@@ -1,5 +1,6 @@
 """Sessions and encoders: the same text gets the same answer, whoever stands beside it."""
 
+import math
 import subprocess
 import sys
 import warnings
@@ -106,14 +107,29 @@ def test_predictions_are_sorted_probabilities(encoder):
     answer = encoder.predict(["a good film"])[0]
     want = softmax(logits)
     assert [score["label"] for score in answer] == [encoder.manifest.labels[index] for index in np.argsort(-want)]
-    assert [score["score"] for score in answer] == sorted(want.tolist(), reverse=True)
+    assert [score["score"] for score in answer] == pytest.approx(sorted(want.tolist(), reverse=True), rel=1e-12)
     assert encoder.predict(["a good film"], top_k=1) == [answer[:1]]
 
 
 def test_ranks_are_those_computed_by_hand():
-    answer = rank(np.log(np.array([[1.0, 2.0, 1.0]])), ["a", "b", "c"])[0]
+    answer = rank([0.0, math.log(2.0), 0.0], ["a", "b", "c"])
     assert [score["label"] for score in answer] == ["b", "a", "c"]
     assert [score["score"] for score in answer] == pytest.approx([0.5, 0.25, 0.25])
+
+
+@pytest.mark.parametrize("function", ["softmax", "sigmoid", "none"])
+@pytest.mark.parametrize("logits", [[1e4, -1e4, 0.0], [-1e4, -1e4, -1e4], [3e38, 0.0, -3e38]])
+def test_great_logits_do_not_overflow(function, logits):
+    scores = {entry["label"]: entry["score"] for entry in rank(logits, ["a", "b", "c"], function=function)}
+    with np.errstate(over="ignore"):
+        want = {"softmax": softmax(np.array(logits)), "sigmoid": 1 / (1 + np.exp(-np.array(logits))), "none": logits}
+    assert [scores[label] for label in "abc"] == pytest.approx(list(want[function]), abs=1e-12)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_logit_that_is_no_number_is_an_error(bad):
+    with pytest.raises(CheckError, match="NaN or infinity"):
+        rank([1.0, bad], ["a", "b"])
 
 
 @pytest.mark.parametrize("top_k", [0, -1, 1001, True, 1.5])

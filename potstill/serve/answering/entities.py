@@ -79,7 +79,7 @@ def _tokens(
 ) -> list[_Token]:
     """Return the text's tokens; which of them go on with a word is told as the pipeline tells it."""
     tokens = []
-    for index, (number, (start, end)) in enumerate(zip(seen.ids.tolist(), seen.places.tolist(), strict=True)):
+    for index, (number, (start, end)) in enumerate(zip(seen.ids, seen.places.tolist(), strict=True)):
         word, shown = tokenizer.token(number), text[start:end]
         if tokenizer.continues_words:
             goes_on = len(word) != len(shown)

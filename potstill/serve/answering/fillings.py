@@ -109,7 +109,7 @@ def _best(scores: NDArray[np.floating[Any]], count: int) -> NDArray[np.intp]:
 def _targets(tokenizer: BundleTokenizer, words: Sequence[str]) -> NDArray[np.int64]:
     """Return the tokens of words, ascending and once each; of a word that is no token its first one counts."""
     known = {word: tokenizer.id_of(word) for word in map(without_surrogates, words)}
-    others = [pieces.ids.tolist() for pieces in tokenizer.pieces([word for word, id_ in known.items() if id_ is None])]
+    others = [pieces.ids for pieces in tokenizer.pieces([word for word, id_ in known.items() if id_ is None])]
     # One token is left of a word that is cut to one.
     place = -1 if tokenizer.truncation_side == "left" else 0
     found = {number for number in known.values() if number is not None} | {ids[place] for ids in others if ids}

@@ -40,8 +40,13 @@ def check_finite(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         CheckError: if one of them is NaN or infinite.
     """
     if not np.isfinite(values).all():
-        raise CheckError("the model gave NaN or infinity; use another precision or export the checkpoint again")
+        raise not_finite()
     return values.astype(np.float64)
+
+
+def not_finite() -> CheckError:
+    """Return the error of numbers that are NaN or infinite."""
+    return CheckError("the model gave NaN or infinity; use another precision or export the checkpoint again")
 
 
 def check_labelled(logits: NDArray[np.floating[Any]], labels: Sequence[str]) -> NDArray[np.floating[Any]]:

@@ -1,8 +1,8 @@
 """Texts that are longer than a model reads, window by window."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from potstill.serve.tokenizer import BundleTokenizer, Ints, Row
+from potstill.serve.tokenizer import BundleTokenizer, Row
 
 
 def windows(tokens: int, *, room: int, stride: int, side: str = "right") -> Iterator[slice]:
@@ -31,7 +31,7 @@ def count_windows(tokens: int, *, room: int, stride: int) -> int:
 
 
 def window_rows(
-    tokenizer: BundleTokenizer, question: Ints, context: Ints, *, room: int, stride: int
+    tokenizer: BundleTokenizer, question: Sequence[int], context: Sequence[int], *, room: int, stride: int
 ) -> Iterator[tuple[Row, slice, slice]]:
     """Yield the inputs of a question with each window of its context; which part of the context it is, and of the row.
 
