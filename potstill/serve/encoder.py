@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Encoder:
 
     def __init__(
         self,
-        bundle_dir: Path,
+        bundle_dir: str | PathLike[str],
         *,
         precision: str = "fp32",
         threads: int | None = None,
@@ -56,6 +57,7 @@ class Encoder:
             BundleError: if the folder is not a bundle, has no such precision, or cannot be loaded.
             TamperedError: if a file is not the one that the manifest names.
         """
+        bundle_dir = Path(bundle_dir)
         self.bundle = read_bundle(bundle_dir, verify=verify)
         self.manifest = self.bundle.manifest
         self.precision = precision

@@ -42,6 +42,10 @@ def spoil(folder, name, change):
     onnx.save(model, str(file))
 
 
+def test_a_folder_may_be_named_by_a_string(encoder, bundle_dir):
+    assert Encoder(str(bundle_dir)).predict("good") == encoder.predict("good")
+
+
 def test_logits_depend_on_ids_types_and_mask(encoder):
     logits = encoder.logits(["good", "bad", ("good", "bad"), ("bad", "good")])
     assert logits.shape == (4, 3)
