@@ -273,9 +273,9 @@ class Crew:
                 job.error = _refusal(error)
         seconds = (monotonic() - began) / len(jobs)
         self._read_s += 0.1 * (seconds - self._read_s)
+        self._end(jobs)
         for job in jobs:
             self._observer.stage(job.model, "read", seconds)
-        self._end(jobs)
 
     def _failed(self, batch: Batch, jobs: Sequence[Job], error: Exception) -> None:
         """Find out whose rows a run failed on, by running each request's alone."""

@@ -292,23 +292,29 @@ class Engine:
                 return
 
     def _deliver(self, jobs: Sequence[Job]) -> None:
+        told = []
         for job in jobs:
             if job.future is None or job.future.done():
                 continue
+            told.append(job)
             if job.error is not None:
-                self._count(job.model, _OUTCOMES.get(job.error.status, "invalid"))
                 job.future.set_exception(job.error)
             elif job.answers is not None:
-                self._count(job.model, "answered")
-                job.future.set_result(Answered(answers=job.answers, timings=self._timings(job)))
-                self._learn(job)
+                job.future.set_result(Answered(answers=job.answers, timings=_timings(job)))
+        if told and self._loop is not None:
+            self._loop.call_soon(self._account, told)  # behind the answers: nobody waits for the counting
 
-    def _timings(self, job: Job) -> Timings:
-        queue_s = max(0.0, job.ended - job.arrived - job.tokenise_s - job.infer_s)
-        self.observer.stage(job.model, "tokenise", job.tokenise_s)
-        self.observer.stage(job.model, "queue", queue_s)
-        self.observer.stage(job.model, "infer", job.infer_s)
-        return Timings(tokenise_s=job.tokenise_s, queue_s=queue_s, infer_s=job.infer_s, tokens=job.tokens)
+    def _account(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            if job.error is not None:
+                self._count(job.model, _OUTCOMES.get(job.error.status, "invalid"))
+            elif job.answers is not None:
+                self._count(job.model, "answered")
+                timings = _timings(job)
+                self.observer.stage(job.model, "tokenise", timings.tokenise_s)
+                self.observer.stage(job.model, "queue", timings.queue_s)
+                self.observer.stage(job.model, "infer", timings.infer_s)
+                self._learn(job)
 
     def _learn(self, job: Job) -> None:
         if job.prepared is None or not job.characters:
@@ -357,6 +363,11 @@ class Engine:
 
 
 _OUTCOMES: dict[int, Outcome] = {429: "overloaded", 500: "failed", 503: "unavailable", 504: "expired"}
+
+
+def _timings(job: Job) -> Timings:
+    queue_s = max(0.0, job.ended - job.arrived - job.tokenise_s - job.infer_s)
+    return Timings(tokenise_s=job.tokenise_s, queue_s=queue_s, infer_s=job.infer_s, tokens=job.tokens)
 
 
 def _resident_bytes() -> int | None:
