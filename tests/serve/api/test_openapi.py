@@ -72,7 +72,10 @@ def failures(app, *, examples):
 
 @pytest.mark.parametrize(
     ("names", "examples", "least"),
-    [(("vector",), 3, 800), pytest.param(("ner", "qa", "mask", "vector", "multi"), 120, 10_000, marks=pytest.mark.slow)],
+    [
+        (("vector",), 3, 800),
+        pytest.param(("ner", "qa", "mask", "vector", "multi"), 120, 10_000, marks=pytest.mark.slow),
+    ],
 )
 def test_schemathesis_finds_nothing(encoder, task_encoder, names, examples, least):
     models = {name: task_encoder(name) for name in names}
