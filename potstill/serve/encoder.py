@@ -73,6 +73,9 @@ class Encoder:
             disabled_optimizers=self.record.disabled_optimizers or self.manifest.disabled_optimizers,
         )
         self._check_graph()
+        shape = self.session.engine.get_outputs()[-1].shape
+        # How many numbers the last output has per text or token, where the graph says so.
+        self._width: int | None = shape[-1] if shape and isinstance(shape[-1], int) else None
 
     def outputs(self, texts: Sequence[Text], *, batch_size: int = 32) -> list[dict[str, NDArray[np.float32]]]:
         """Return every output of the graph for each text, in the order given, padding cut off.
@@ -141,7 +144,7 @@ class Encoder:
             items,
             parameters,
             function=self._function,
-            width=self._width(),
+            width=self._width,
             most_windows=most_windows,
         )
 
@@ -201,11 +204,6 @@ class Encoder:
             return _BATCH
         numbers = max((len(row["input_ids"]) for row in rows), default=1) * self.tokenizer.vocabulary_size()
         return max(1, min(_BATCH, _MOST_NUMBERS // numbers))
-
-    def _width(self) -> int | None:
-        """Return how many numbers the last output has per text or token, where the graph says so."""
-        shape = self.session.engine.get_outputs()[-1].shape
-        return shape[-1] if shape and isinstance(shape[-1], int) else None
 
     def _batches(self, rows: Sequence[Row], batch_size: int) -> Iterator[NDArray[np.intp]]:
         if batch_size < 1:

@@ -122,6 +122,7 @@ class Server(uvicorn.Server):
             self._gate,
             http=protocol,
             ws="none",
+            interface="asgi3",
             lifespan="off",
             log_config=None,
             log_level="warning",
@@ -237,11 +238,14 @@ class _Gate:
         self.app: App | None = None
         self._hub = hub
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer, or let the application answer."""
+    def __call__(self, scope: Any, receive: Any, send: Any) -> Awaitable[None]:
+        """Let the application answer, or answer."""
         if self.app is not None and not (self._hub.draining and _asks_if_ready(scope["path"])):
-            await self.app(scope, receive, send)
-        elif self.app is None and scope["path"] in {"/health/live", "/v2/health/live"}:
+            return self.app(scope, receive, send)
+        return self._answer(scope, send)
+
+    async def _answer(self, scope: Any, send: Any) -> None:
+        if self.app is None and scope["path"] in {"/health/live", "/v2/health/live"}:
             await _answer(send, 200, b'{"status":"ok"}', {})
         else:
             error = unavailable("the server is ending" if self.app else "the models are being loaded")

@@ -1,8 +1,7 @@
 """A request between its two halves: what the model shall run, and how its numbers are read."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +18,7 @@ def keep_all(_: int, outputs: Outputs) -> Outputs:
     return outputs
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
+class Prepared(NamedTuple):
     """One request, tokenised."""
 
     rows: list[Row]

@@ -1,7 +1,6 @@
 """What a body asks of one model: its items and parameters, checked."""
 
-from dataclasses import dataclass
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -14,8 +13,7 @@ from potstill.serve.refusals import invalid, too_large
 _KEYS = ("inputs", "parameters")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class Asked(NamedTuple):
     """What a body asks."""
 
     items: list[Any]

@@ -116,7 +116,10 @@ class Front:
         started = perf_counter()
         status = _GONE
         try:
-            reply = await _guarded(endpoint.handler, call)
+            try:
+                reply = await endpoint.handler(call)
+            except Exception as error:
+                reply = error_reply(_as_request_error(error))
             status = reply.status
             await send_reply(reply, send, request_id=request_id, with_body=call.scope["method"] != "HEAD")
         finally:
@@ -158,13 +161,6 @@ class Front:
         return RequestError(
             f"this path answers {names}", status=405, error_type="method_not_allowed", headers={"Allow": names}
         )
-
-
-async def _guarded(handler: Handler, call: Call) -> Reply:
-    try:
-        return await handler(call)
-    except Exception as error:
-        return error_reply(_as_request_error(error))
 
 
 def _as_request_error(error: Exception) -> RequestError:

@@ -2,8 +2,9 @@
 
 No message repeats what the client sent, its key names included: they name places, types and counts instead.
 
-`json` and not pydantic's own reader takes the bytes apart, because a lone surrogate (half of an emoji that a program
-cut) is no error here: as in the tokenizer it is read as U+FFFD, the replacement character. pydantic then checks.
+What pydantic's own reader does not take is read again by `json`: to say where it breaks, and because a lone surrogate
+(half of an emoji that a program cut) is no error here: as in the tokenizer it is read as U+FFFD, the replacement
+character. pydantic then checks.
 """
 
 import json
@@ -14,6 +15,7 @@ from itertools import accumulate, islice
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
 from potstill.serve.limits import Limits
 from potstill.serve.refusals import RequestError, invalid, malformed, too_large
@@ -58,6 +60,20 @@ def parse_object(body: bytes, limits: Limits, *, shape: str) -> dict[str, Any]:
     """
     _check_parts(body, limits)
     try:
+        # Of the strings it keeps for the next body only keys are kept: values are a client's.
+        content = from_json(body, allow_inf_nan=False, cache_strings="keys")
+    except ValueError:
+        content = _read_again(body, limits)
+    # Counting brackets is enough nearly always, and costs nothing.
+    if body.count(b"[") + body.count(b"{") > limits.nesting and _is_deeper(content, limits.nesting):
+        raise malformed(_too_deep(limits))
+    if not isinstance(content, dict):
+        raise invalid(f"the body is {kind_of(content)}; {shape}")
+    return content
+
+
+def _read_again(body: bytes, limits: Limits) -> Any:
+    try:
         content = _DECODER.decode(body.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise malformed(f"the body is not UTF-8: byte {error.start} is wrong") from None
@@ -69,12 +85,9 @@ def parse_object(body: bytes, limits: Limits, *, shape: str) -> dict[str, Any]:
         raise
     except ValueError:  # an integer of more digits than Python converts
         raise malformed("the body holds a number with too many digits") from None
-    # Counting brackets is enough nearly always, and costs nothing.
-    if body.count(b"[") + body.count(b"{") > limits.nesting and _is_deeper(content, limits.nesting):
-        raise malformed(_too_deep(limits))
-    if not isinstance(content, dict):
-        raise invalid(f"the body is {kind_of(content)}; {shape}")
-    return {key: _clean(item) for key, item in content.items()} if _SURROGATE.search(body) else content
+    if not _SURROGATE.search(body) or _is_deeper(content, limits.nesting):
+        return content
+    return _clean(content)
 
 
 def check_keys(value: Iterable[str], known: Sequence[str], where: str) -> None:
@@ -186,7 +199,7 @@ def _clean(value: Any) -> Any:
     if isinstance(value, list):
         return [_clean(item) for item in value]
     if isinstance(value, dict):
-        return {key: _clean(item) for key, item in value.items()}
+        return {key: _clean(item) for key, item in value.items()}  # no key that is known has one
     return value
 
 

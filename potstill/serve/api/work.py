@@ -1,6 +1,6 @@
 """The endpoints that ask a model: predict, embed, tokenize, and Hugging Face's root."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,18 +38,18 @@ class Work:
         self._tokens = Tokens(self._encoder)
         self._texts = TextReader(self._encoder, context.limits)
 
-    async def predict(self, call: Call) -> Reply:
+    def predict(self, call: Call) -> Awaitable[Reply]:
         """Answer a list with a list, and a scalar with a scalar."""
-        return await self._reply(call)
+        return self._reply(call)
 
-    async def embed(self, call: Call) -> Reply:
+    def embed(self, call: Call) -> Awaitable[Reply]:
         """As predict, with the parameters beside the inputs."""
-        return await self._reply(call, flat=True)
+        return self._reply(call, flat=True)
 
-    async def hugging_face(self, call: Call) -> Reply:
+    def hugging_face(self, call: Call) -> Awaitable[Reply]:
         """Answer as the Hugging Face API does: one text's labels, and one text's vector, come as a list of one."""
         task = self._encoder.manifest.task
-        return await self._reply(call, flat=task == FEATURE_EXTRACTION.name, wrapped=task in _LISTS)
+        return self._reply(call, flat=task == FEATURE_EXTRACTION.name, wrapped=task in _LISTS)
 
     async def tokenize(self, call: Call) -> Reply:
         """Say how texts are cut into the tokens that the model reads."""

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TypeAlias
 
@@ -20,15 +20,17 @@ from potstill.serve.answering.prepared import Outputs
 from potstill.serve.engine.jobs import Batch, Item, Job, Task
 from potstill.serve.engine.model import Runs
 from potstill.serve.engine.queue import SHORT_CHARACTERS, Queue
-from potstill.serve.engine.settings import Observer
 from potstill.serve.engine.shadow import Shadow
 from potstill.serve.failures import log_failure
 from potstill.serve.refusals import RequestError, failed, invalid, unavailable
+from potstill.serve.session import Stop
 from potstill.serve.tokenizer import Row
 
 _LOG = logging.getLogger("potstill.serve")
 # Answers that take longer to read than this are handed to the text threads while rows wait.
 _QUICK_READ_S = 0.0003
+# An answer is out after this time.
+_CALM_S = 0.002
 
 Done: TypeAlias = Callable[[Sequence[Job]], None]
 
@@ -54,7 +56,6 @@ class Crew:
         runners: int,
         text_threads: int,
         done: Done,
-        observer: Observer,
         idle: Callable[[], None],
         shadow: Shadow | None = None,
     ) -> None:
@@ -66,18 +67,20 @@ class Crew:
             runners: threads that run models.
             text_threads: threads that do not.
             done: called from any thread with requests that are over, answered or failed.
-            observer: who counts.
             idle: called from any thread when a runner finds nothing to do.
             shadow: what runs when a runner would be idle.
         """
-        self._models, self.queue, self._observer = models, queue, observer
+        self._models, self.queue = models, queue
         self._done, self._on_idle, self._shadow = done, idle, shadow
+        self.ran: deque[tuple[Batch, float]] = deque()
+        """Runs that are over and the seconds they took, for whoever counts them; here they would hold answers up."""
         self._lock = threading.Lock()
         self._reads: deque[Job] = deque()
         self._read_s = 0.0
         self._workers = [_Worker(f"potstill-runner-{number}", runs=True) for number in range(runners)]
         self._workers += [_Worker(f"potstill-text-{number}", runs=False) for number in range(text_threads)]
         self._idle: list[_Worker] = []
+        self._stops: deque[Stop] = deque()
         self._has_text_threads = text_threads > 0
         self._closed = False
 
@@ -159,7 +162,7 @@ class Crew:
             try:
                 task = self._next(worker)
                 if task is None:
-                    worker.bell.get()
+                    self._wait(worker)
                 else:
                     worker.began = monotonic()
                     task()
@@ -176,7 +179,7 @@ class Crew:
                 and queue.has_rows()
                 and (queue.has_full_batch() or not queue.has_raw(long=self._takes_long(worker)))
             ):
-                batch = queue.next_batch(monotonic(), idle=sum(other.runs for other in self._idle))
+                batch = queue.next_batch(monotonic(), idle=sum(other.runs for other in self._idle), stop=self._stop)
                 if batch is not None:
                     if queue.has_rows():
                         self._ring((True,))
@@ -194,6 +197,24 @@ class Crew:
                     return task
             self._idle.append(worker)
             return None
+
+    def _wait(self, worker: _Worker) -> None:
+        """Sleep until the bell.
+
+        What ends the next run is made beforehand, as that takes 0.1 ms, but not before the last answer is out: its
+        thread needs the interpreter.
+        """
+        if worker.runs and not self._stops:
+            try:
+                worker.bell.get(timeout=_CALM_S)
+            except Empty:
+                self._stops.append(Stop())
+            else:
+                return
+        worker.bell.get()
+
+    def _stop(self) -> Stop:
+        return self._stops.pop() if self._stops else Stop()
 
     def _takes_long(self, worker: _Worker) -> bool:
         return not (worker.runs and self._has_text_threads)
@@ -236,13 +257,10 @@ class Crew:
             with self._lock:
                 self.queue.done(batch, now=now)
         seconds = now - batch.started
-        self._store(batch, outputs, seconds)
-        self._observer.batch(
-            batch.model, rows=len(batch.items), tokens=batch.tokens,
-            padded_tokens=batch.longest * len(batch.items), seconds=seconds,
-        )  # fmt: skip
+        self.ran.append((batch, seconds))
+        self._store(batch, jobs, outputs, seconds)
 
-    def _store(self, batch: Batch, outputs: Sequence[Outputs], seconds: float) -> None:
+    def _store(self, batch: Batch, jobs: Sequence[Job], outputs: Sequence[Outputs], seconds: float) -> None:
         ready = []
         kept = [_keep(item, found) for item, found in zip(batch.items, outputs, strict=True)]
         with self._lock:
@@ -251,7 +269,7 @@ class Crew:
                 item.job.left -= 1
                 if item.job.left == 0:
                     ready.append(item.job)
-            for job in {id(item.job): item.job for item in batch.items}.values():
+            for job in jobs:
                 job.infer_s += seconds
             if ready and self._read_s > _QUICK_READ_S and self._has_text_threads and self.queue.has_rows():
                 self._reads.extend(ready)
@@ -273,9 +291,9 @@ class Crew:
                 job.error = _refusal(error)
         seconds = (monotonic() - began) / len(jobs)
         self._read_s += 0.1 * (seconds - self._read_s)
-        self._end(jobs)
         for job in jobs:
-            self._observer.stage(job.model, "read", seconds)
+            job.read_s = seconds
+        self._end(jobs)
 
     def _failed(self, batch: Batch, jobs: Sequence[Job], error: Exception) -> None:
         """Find out whose rows a run failed on, by running each request's alone."""

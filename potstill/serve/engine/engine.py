@@ -27,6 +27,8 @@ from potstill.serve.refusals import RequestError, expired, overloaded, unavailab
 
 # How often hung runs and dead threads are looked for; not in the way of any request.
 _WATCH_S = 0.5
+# A deadline that is further away than this needs no timer of its own: it is seen to at the next watch.
+_TIMED_S = 10.0
 # A run that takes so many times what was predicted hangs; others on the machine slow it down less than this.
 _HANGS = 50.0
 _LOG = logging.getLogger("potstill.serve")
@@ -146,7 +148,6 @@ class Engine:
             runners=self._runners,
             text_threads=self.settings.text_threads,
             done=self._done,
-            observer=self.observer,
             idle=self._door.idle,
             shadow=self._shadow(),
         )
@@ -165,6 +166,7 @@ class Engine:
         if self._watching is not None:
             self._watching.cancel()
         self._crew.close()
+        self._report_runs()
         for job in list(self._active):
             self._fail(job, unavailable("the server is ending"))
         return await self._loop.run_in_executor(None, self._crew.join, timeout_s)
@@ -200,7 +202,8 @@ class Engine:
             RequestError: 429 or 503.
         """
         self._check_open(model)
-        self._admit(model, self._queue.expected_s(model, 1), left_s=self.settings.limits.request_seconds)
+        if self._active:  # else there is nothing to wait for
+            self._admit(model, self._queue.expected_s(model, 1), left_s=self.settings.limits.request_seconds)
 
     async def answer(
         self,
@@ -235,14 +238,15 @@ class Engine:
             self._count(model, "expired")
             raise expired(allowed)
         cost = self._guess(model, characters)
-        self._admit(model, cost, left_s=deadline - now)
+        if self._active:
+            self._admit(model, cost, left_s=deadline - now)
         future: asyncio.Future[Answered] = loop.create_future()
         job = Job(
             model=model, prepare=prepare, characters=characters, arrived=now, deadline=deadline, timeout_s=allowed,
             future=future,
         )  # fmt: skip
         self._active.add(job)
-        timer = loop.call_later(deadline - now, self._expire, job)
+        timer = loop.call_later(deadline - now, self._expire, job) if allowed < _TIMED_S else None
         self._crew.submit(job, cost_s=cost)
         try:
             return await future
@@ -250,7 +254,8 @@ class Engine:
             self._count(model, "gone")
             raise
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
             self._active.discard(job)
             if job.ended == 0.0:
                 self._crew.drop(job)
@@ -314,7 +319,17 @@ class Engine:
                 self.observer.stage(job.model, "tokenise", timings.tokenise_s)
                 self.observer.stage(job.model, "queue", timings.queue_s)
                 self.observer.stage(job.model, "infer", timings.infer_s)
+                self.observer.stage(job.model, "read", job.read_s)
                 self._learn(job)
+        self._report_runs()
+
+    def _report_runs(self) -> None:
+        while self._crew.ran:
+            batch, seconds = self._crew.ran.popleft()
+            rows = len(batch.items)
+            self.observer.batch(
+                batch.model, rows=rows, tokens=batch.tokens, padded_tokens=rows * batch.longest, seconds=seconds
+            )
 
     def _learn(self, job: Job) -> None:
         if job.prepared is None or not job.characters:
@@ -338,6 +353,9 @@ class Engine:
     def _watch(self) -> None:
         """Stop runs that take far too long, and notice what does not stop."""
         now, settings = monotonic(), self.settings
+        self._report_runs()
+        for job in [job for job in self._active if job.deadline <= now]:
+            self._expire(job)
         for batch in list(self._queue.running):
             if batch.started + max(settings.hang_s, _HANGS * batch.predicted_s) < now:
                 self._crew.stop(batch)

@@ -43,6 +43,7 @@ class Job:
     tokens: int = 0
     tokenise_s: float = 0.0
     infer_s: float = 0.0
+    read_s: float = 0.0
     answers: list[Any] | None = None
     error: RequestError | None = None
     ended: float = 0.0

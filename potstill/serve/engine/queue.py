@@ -11,12 +11,13 @@ row is cheaper in company than alone, up to a budget of padded tokens.
 
 import heapq
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
 
 from potstill.serve.engine.cost import Drift, RunCost
 from potstill.serve.engine.jobs import Batch, Item, Job
+from potstill.serve.session import Stop
 
 # Rows among which company is looked for. More would find little more, and takes time in front of each run.
 _WINDOW = 64
@@ -117,7 +118,7 @@ class Queue:
         job.due_s, job.later_s, job.later = 0.0, 0.0, 0
         return [batch for batch in self.running if batch.is_abandoned()]
 
-    def next_batch(self, now: float, *, idle: int = 0) -> Batch | None:
+    def next_batch(self, now: float, *, idle: int = 0, stop: Callable[[], Stop] = Stop) -> Batch | None:
         """Return the rows that run now, or None where none wait; `idle` other runners are free for the rest."""
         while self._later and self._later[0][0] <= now:
             self._due.append(self._pop_later())
@@ -131,7 +132,9 @@ class Queue:
         for item in items:
             self._leaves(item)
         predicted = policy.cost.seconds(len(items), longest) * policy.drift.factor
-        batch = Batch(model=head.job.model, items=items, longest=longest, started=now, predicted_s=predicted)
+        batch = Batch(
+            model=head.job.model, items=items, longest=longest, started=now, predicted_s=predicted, stop=stop()
+        )  # fmt: skip
         self.running[batch] = None
         return batch
 

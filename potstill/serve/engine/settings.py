@@ -1,7 +1,7 @@
 """What goes into an engine and what comes out of it."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from potstill.errors import UsageError
 from potstill.serve.limits import Limits
@@ -45,8 +45,7 @@ class EngineSettings:
             )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timings:
+class Timings(NamedTuple):
     """Where one request's time went, in seconds."""
 
     tokenise_s: float
@@ -58,8 +57,7 @@ class Timings:
     """Tokens that the model saw of it, without padding."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
+class Answered(NamedTuple):
     """One request's answers, in the order of its inputs."""
 
     answers: list[Any]
@@ -78,7 +76,7 @@ class Gauges:
 
 
 class Observer(Protocol):
-    """Whoever counts; called from any thread, and expected to be quick and to raise nothing."""
+    """Whoever counts; called on the event loop, `shadow` from any thread. It is quick and raises nothing."""
 
     def batch(self, model: str, *, rows: int, tokens: int, padded_tokens: int, seconds: float) -> None:
         """One run is over."""

@@ -13,6 +13,7 @@ from typing import Any
 import httptools
 
 from potstill.serve.refusals import RequestError, malformed, too_large, unavailable
+from potstill.serve.wire.again import Known, known
 from potstill.serve.wire.exchange import Exchange
 from potstill.serve.wire.head import RULED, Head
 from potstill.serve.wire.hub import Hub
@@ -41,6 +42,9 @@ class Connection(asyncio.Protocol):
         self._parser: Any = None
         self._head: Head = None  # type: ignore[assignment]  # until the first request
         self._head_bytes = 0
+        self._head_data = b""
+        """The head as it came, if that was in one piece."""
+        self._known: Known | None = None
         self._begun = False
         self._upgrade = False
         self._exchange: Exchange | None = None
@@ -73,7 +77,7 @@ class Connection(asyncio.Protocol):
             self._ahead += data
             if len(self._ahead) > AHEAD_BYTES:
                 self._pause_reading()
-        else:
+        elif not self._is_known(data):
             self._feed(data)
 
     def eof_received(self) -> None:
@@ -118,6 +122,18 @@ class Connection(asyncio.Protocol):
         self.hub.draining = True
         self.close_if_idle()
 
+    def _is_known(self, data: bytes) -> bool:
+        """Take a whole request whose head is the last one's again; tell whether it was one."""
+        known = self._known
+        if known is None or self.phase != Phase.IDLE:
+            return False
+        found = known.body_of(data)
+        if found is None or len(found[1]) > self._limits.body_bytes:
+            return False
+        digits, body = found
+        self._ask(known.scope_of(digits), keep_alive=known.keep_alive, body=body)
+        return True
+
     def _feed(self, data: bytes) -> None:
         """Give the parser the bytes of one request; the rest waits until that is answered."""
         at, size = 0, len(data)
@@ -131,6 +147,7 @@ class Connection(asyncio.Protocol):
                     self._begin()
                 end = self._end_of_part(data, at)
                 if self.phase == Phase.HEAD:
+                    self._head_data = data[at:end] if self._head_bytes == 0 else b""
                     self._head_bytes += end - at
                     if self._head_bytes > self._limits.header_bytes:
                         self._refuse_head(data[at:end])
@@ -177,7 +194,7 @@ class Connection(asyncio.Protocol):
         head, self._head = self._head, Head(self._limits)
         version = self._parser.get_http_version()
         self._parser = httptools.HttpRequestParser(self)
-        self._upgrade = False
+        self._upgrade, self._head_data = False, b""
         self._parser.feed_data(head.without_upgrade(self._method, version))
 
     def on_message_begin(self) -> None:
@@ -208,20 +225,35 @@ class Connection(asyncio.Protocol):
         if parser.should_upgrade() and method != b"CONNECT":
             self._upgrade = True
             return
-        head, now = self._head, self._loop.time()
+        head = self._head
         scope = head.finish(method, parser.get_http_version())
         scope["client"] = self._client
         scope["server"] = self._server
-        scope["state"] = {**self._app_state, "received_at": now, "wire": self.hub}
         self._left = head.length
         self._parts = self._taken = 0
-        self.phase = Phase.BODY
-        self.deadline = now + self._limits.body_seconds
         keep_alive = parser.should_keep_alive()
-        exchange = Exchange(self, scope, keep_alive=keep_alive, expects_continue=head.expects_continue)
+        self._known = known(self._head_data, head, scope, keep_alive=keep_alive)
+        self._ask(scope, keep_alive=keep_alive)
+
+    def _ask(self, scope: dict[str, Any], *, keep_alive: bool, body: bytes | None = None) -> None:
+        """Start the application; `body` is None where it is still to come."""
+        now = self._loop.time()
+        scope["state"] = {**self._app_state, "received_at": now, "wire": self.hub}
+        expects_continue = body is None and self._head.expects_continue
+        exchange = Exchange(self, scope, keep_alive=keep_alive, expects_continue=expects_continue, body=body)
         self._exchange = exchange
+        if body is None:
+            self.phase = Phase.BODY
+            self.deadline = now + self._limits.body_seconds
+        else:
+            self._is_answering()
         self._server_state.total_requests += 1
         exchange.task = self._loop.create_task(exchange.run(self._app))
+
+    def _is_answering(self) -> None:
+        self.phase = Phase.ANSWERING
+        self.deadline = inf
+        self.hub.works(self)
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""
@@ -245,9 +277,7 @@ class Connection(asyncio.Protocol):
         if self._upgrade or exchange is None or self.phase != Phase.BODY:
             return
         self._forget_body()
-        self.phase = Phase.ANSWERING
-        self.deadline = inf
-        self.hub.works(self)
+        self._is_answering()
         exchange.received = True
         if exchange.complete:
             self._next()

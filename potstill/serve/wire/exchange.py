@@ -47,15 +47,18 @@ class Exchange:
         "expects_continue", "keep_alive", "over", "received", "scope", "task",
     )  # fmt: skip
 
-    def __init__(self, line: Line, scope: dict[str, Any], *, keep_alive: bool, expects_continue: bool) -> None:
+    def __init__(
+        self, line: Line, scope: dict[str, Any], *, keep_alive: bool, expects_continue: bool = False,
+        body: bytes | None = None,
+    ) -> None:  # fmt: skip
         self.scope = scope
         self.keep_alive = keep_alive
         """Whether the client would have the connection go on."""
         self.expects_continue = expects_continue
         """Whether the client waits to hear that its body is wanted."""
-        self.body: bytearray | None = bytearray()
+        self.body: bytearray | bytes | None = bytearray() if body is None else body
         """What has come of the body; None once the application has it."""
-        self.received = False
+        self.received = body is not None
         """Whether all of the body has come."""
         self.complete = False
         """Whether all of the answer was handed over."""
