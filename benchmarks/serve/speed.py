@@ -15,6 +15,7 @@ It takes about 110 s per server and round.
 
 import argparse
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -103,18 +104,17 @@ def load(plan: dict[str, Any]) -> dict[str, Any]:
 def added_latency(contestant: Contestant, port: int, raw: Raw, texts: list[str]) -> dict[str, Any]:
     """Return what one client waits for beyond the call in process: text by text in turn, the order alternating.
 
-    The call has the threads that the server gives to one run.
+    The call has the threads that the server gives to one run. What the client does with an answer once its last byte is
+    here is the client's time, and is not counted.
     """
     served, called = [], []
     with Connection(port) as connection:
         for number, text in enumerate(texts[:40] + texts[:400]):
             data = message("POST", contestant.path, contestant.body(text).encode())
-            steps = (partial(connection.ask, data), partial(raw.ask, [text]))
+            steps = (partial(wait_for, connection.socket, data), partial(call, raw, text))
             seconds = [0.0, 0.0]
             for step in (0, 1) if number % 2 else (1, 0):
-                started = time.perf_counter()
-                steps[step]()
-                seconds[step] = time.perf_counter() - started
+                seconds[step] = steps[step]()
             if number >= 40:
                 served.append(seconds[0])
                 called.append(seconds[1])
@@ -126,6 +126,34 @@ def added_latency(contestant: Contestant, port: int, raw: Raw, texts: list[str])
         "in_process_ms": quantiles(np.array(called)),
         "added_ms": {"median": float(np.median(added)), "interval": [float(low), float(high)]},
     }
+
+
+def wait_for(client: socket.socket, data: bytes) -> float:
+    """Return the seconds from sending a request to the last byte of its answer, which has a Content-Length.
+
+    Raises:
+        RuntimeError: if the answer is not one with status 200.
+    """
+    answer, left = b"", 1
+    started = time.perf_counter()
+    client.sendall(data)
+    while left > 0:
+        part = client.recv(65536)
+        ended = time.perf_counter()
+        answer += part
+        head, found, body = answer.partition(b"\r\n\r\n")
+        if found:
+            left = int(head.lower().partition(b"content-length:")[2].split(b"\r", 1)[0]) - len(body)
+        if not part or (found and b" 200 " not in head[:16]):
+            raise RuntimeError(f"the server answered {answer[:100]!r}")
+    return ended - started
+
+
+def call(raw: Raw, text: str) -> float:
+    """Return the seconds of the same in process."""
+    started = time.perf_counter()
+    raw.ask([text])
+    return time.perf_counter() - started
 
 
 def raw_rates(arguments: argparse.Namespace, *more: str) -> Any:

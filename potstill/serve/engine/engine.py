@@ -19,6 +19,7 @@ from potstill.serve.engine.cost import LONG_TOKENS, Drift
 from potstill.serve.engine.crew import Crew
 from potstill.serve.engine.jobs import Job
 from potstill.serve.engine.model import runs_of
+from potstill.serve.engine.pages import collapse
 from potstill.serve.engine.queue import Policy, Queue
 from potstill.serve.engine.settings import Answered, EngineSettings, Gauges, Observer, Outcome, Timings, nothing
 from potstill.serve.engine.shadow import Shadow, check_pair
@@ -103,6 +104,7 @@ class Engine:
         Raises:
             CheckError: if a model does not run.
         """
+        collapse()  # before anything is measured
         plans = {}
         for name, encoder in self.models.items():
             alone = None
