@@ -1,8 +1,10 @@
 import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from potstill.serve.engine import warmup
 from potstill.serve.engine.cost import Drift, RunCost, Sample, fit, token_budget
 
 TRUE = RunCost(fixed=0.001, per_row=0.0001, per_token=0.00005, per_pair=1e-8)
@@ -82,3 +84,27 @@ def test_drift_goes_to_the_ratio_and_survives_a_stall():
     assert drift.factor < 4
     drift.saw(actual_s=1.0, predicted_s=0.0)
     assert drift.factor < 4
+
+
+def test_batches_are_formed_where_they_gain_little_and_none_where_they_gain_nothing():
+    """Too many batches cost a little, too few a third of the answers."""
+    little = RunCost(fixed=0.08, per_row=0.0, per_token=1 / 32, per_pair=0.0)
+    assert token_budget(samples(little)) > 1
+    nothing = RunCost(fixed=0.02, per_row=0.0, per_token=1 / 32, per_pair=0.0)
+    assert token_budget(samples(nothing)) == 1
+
+
+def test_a_slow_model_is_measured_in_a_batch_too(monkeypatch):
+    """Its texts alone take all the time that there is for measuring."""
+    clock = [0.0]
+    monkeypatch.setattr(warmup, "perf_counter", lambda: clock[0])
+
+    def run(rows, _):
+        clock[0] += 0.3 + 0.1 * len(rows)
+        return [{"logits": np.zeros(2)} for _ in rows]
+
+    plan = warmup.measure(
+        run, max_length=512, row=lambda length: {"input_ids": np.zeros(length)}, alone=None, runners=1
+    )
+    assert [(sample.rows, sample.length) for sample in plan.samples] == [(1, 8), (1, 32), (1, 128), (1, 512), (8, 32)]
+    assert plan.batch_tokens > 32

@@ -54,6 +54,21 @@ def test_a_run_goes_on_while_one_request_of_it_is_wanted(slow):
     assert asyncio.run(main()).answers == slow.predict(["good film"])
 
 
+def test_a_deadline_far_away_holds_without_a_timer_of_its_own(slow, monkeypatch):
+    monkeypatch.setattr("potstill.serve.engine.engine._TIMED_S", 0.0)
+    counts = Counts()
+
+    async def main():
+        async with running(slow, observer=counts) as engine:
+            slow.session.hold()
+            began = time.monotonic()
+            await refused(504, ask(engine, slow, ["good"], timeout_s=0.2))
+            return time.monotonic() - began
+
+    assert 0.2 <= asyncio.run(main()) < 2.0  # at the next look, each half second
+    assert counts.outcomes == ["expired"]
+
+
 def test_a_deadline_holds_in_the_queue_and_in_the_run(slow):
     counts = Counts()
 
