@@ -199,7 +199,7 @@ def _clean(value: Any) -> Any:
     if isinstance(value, list):
         return [_clean(item) for item in value]
     if isinstance(value, dict):
-        return {key: _clean(item) for key, item in value.items()}  # no key that is known has one
+        return {key: _clean(item) for key, item in value.items()}  # a key with one is not known
     return value
 
 

@@ -67,4 +67,4 @@ def known(data: bytes, head: Head, scope: Scope, *, keep_alive: bool) -> Known |
     if data[at : at + len(digits)] != digits or not after.startswith(b"\r\n"):
         return None
     place = next(number for number, (name, _) in enumerate(scope["headers"]) if name == _LENGTH)
-    return Known(before, after, scope, place, keep_alive)
+    return Known(before, after, {**scope}, place, keep_alive)  # applications write into theirs
