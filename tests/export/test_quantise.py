@@ -24,7 +24,7 @@ TEXTS = ["we saw a wave", "snow on the peak and a trail", "sail", "the old thing
 BITS = 8 if machine.has_fast_int8() else 7
 # int8 logits of the tiny teacher differ by up to 0.15 from fp32 ones, which lie around 4 apart.
 INT8_TOLERANCE = 0.4
-# Tables of embeddings alone moved them by 0.06; by 0.15 where another CPU had trained the tiny teacher.
+# Tables of embeddings alone moved one of them by 0.15 where a CPU without AVX512 had trained the tiny teacher.
 TABLES_TOLERANCE = 0.2
 # Of a masked language model with random weights the largest of 18,000 logit errors was 0.10 of their spread.
 VOCABULARY_TOLERANCE = 0.2

@@ -14,25 +14,23 @@ import httptools
 
 from potstill.serve.refusals import RequestError, malformed, too_large, unavailable
 from potstill.serve.wire.again import Known, known
+from potstill.serve.wire.ending import Ending
 from potstill.serve.wire.exchange import Exchange
 from potstill.serve.wire.head import RULED, Head
-from potstill.serve.wire.hub import Hub
-from potstill.serve.wire.parts import AHEAD_BYTES, BODY_PARTS, LINGER_BYTES, LINGER_SECONDS, EmptyLines, Phase
-from potstill.serve.wire.replies import error_bytes, refuse
-from potstill.serve.wire.sockets import address_of, reset, unread_bytes
+from potstill.serve.wire.parts import AHEAD_BYTES, BODY_PARTS, LINGER_BYTES, EmptyLines, Phase
+from potstill.serve.wire.replies import refuse
+from potstill.serve.wire.sockets import address_of
 
 
-class Connection(asyncio.Protocol):
+class Connection(Ending, asyncio.Protocol):
     """The server's side of one connection."""
-
-    hub: Hub
 
     def __init__(
         self, config: Any, server_state: Any, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None
     ) -> None:
         self.deadline = inf
         self.held = 0
-        self.phase: int = Phase.FRESH
+        self.phase = Phase.FRESH
         self._app = config.loaded_app
         self._server_state = server_state
         self._app_state = app_state
@@ -289,23 +287,10 @@ class Connection(asyncio.Protocol):
         if self._parts > BODY_PARTS:
             raise too_large(f"the body comes in over {BODY_PARTS} parts; send larger chunks")
 
-    def _forget_body(self) -> None:
-        if self.held:
-            self.hub.buffer(-self.held)
-            self.held = 0
-
-    def write(self, data: bytes) -> None:
-        """Send it, or keep it to be sent."""
-        self._transport.write(data)
-
     async def writable(self) -> None:
         """Wait until the client has read most of what was sent."""
         if self._unread is not None:
             await self._unread
-
-    def fields(self) -> bytes:
-        """Return the header lines that every response has."""
-        return self.hub.lines_of(self._server_state.default_headers)
 
     def ends_after(self, exchange: Exchange) -> bool:
         """Return whether the connection ends with this answer.
@@ -332,26 +317,6 @@ class Connection(asyncio.Protocol):
                 self._pause_reading()
                 self.deadline = self._loop.time() + self._limits.write_seconds
 
-    def refuse(self, error: RequestError) -> None:
-        """Answer with an error and end the connection."""
-        if self.phase == Phase.CLOSING:
-            return
-        exchange = self._exchange
-        self._forget_body()
-        if exchange is not None:
-            exchange.cancel()
-            if exchange.head_sent and not exchange.complete:
-                reset(self._transport)  # half of an answer is out, and an end could be taken for its end
-                return
-        if exchange is None or not exchange.complete:
-            self.hub.refused[error.status] += 1
-            with_body = exchange is None or exchange.scope["method"] != "HEAD"
-            self.write(error_bytes(error, fields=self.fields(), with_body=with_body))
-        self._close_gently()
-
-    def _answered_early(self) -> bool:
-        return self._exchange is not None and self._exchange.complete
-
     def _next(self) -> None:
         """Turn to the next request."""
         self._exchange = None
@@ -369,62 +334,3 @@ class Connection(asyncio.Protocol):
         if self._reading:
             self._reading = False
             self._transport.pause_reading()
-
-    def _close_gently(self) -> None:
-        """Send what there is, say that it was the last, and wait for the client to see it."""
-        self._forget_body()
-        self.phase = Phase.CLOSING
-        self._ahead = bytearray()
-        transport = self._transport
-        seconds = self._limits.write_seconds if transport.get_write_buffer_size() else LINGER_SECONDS
-        self.deadline = self._loop.time() + seconds
-        self.hub.ends(self)
-        if transport.is_closing():
-            return
-        transport.write_eof()
-        if not self._reading:
-            self._reading = True
-            transport.resume_reading()
-
-    def expire(self, now: float) -> None:
-        """End it: the client has had its time."""
-        self.deadline = inf
-        if self.phase == Phase.CLOSING or self._unread is not None or self._transport.get_write_buffer_size():
-            reset(self._transport)  # else the kernel would go on offering what it has
-        elif self.phase == Phase.HEAD and self._begun:
-            self.refuse(refuse(408, "timeout", f"the headers took over {self._limits.header_seconds:g} s"))
-        elif self.phase == Phase.BODY and not self._answered_early():
-            self.refuse(refuse(408, "timeout", f"the body took over {self._limits.body_seconds:g} s"))
-        elif not self.close_if_idle():
-            self._transport.close()
-
-    def evict(self) -> None:
-        """End it: others need the place."""
-        if self.phase == Phase.CLOSING or self._unread is not None:
-            reset(self._transport)
-        elif self.phase == Phase.IDLE:
-            self._transport.close()
-        else:
-            self.refuse(unavailable("there are too many connections"))
-
-    def close_if_idle(self) -> bool:
-        """Close it if it is between two requests and no byte of a next one has reached this machine."""
-        if self.phase != Phase.IDLE:
-            return False
-        if unread_bytes(self._transport):
-            self.deadline = self._loop.time() + self._limits.header_seconds  # it will be read in this turn of the loop
-        else:
-            self._transport.close()
-        return True
-
-    def finish_fresh(self, seconds: float) -> None:
-        """Give a connection without a request this much time for the first byte."""
-        if self.phase == Phase.FRESH:
-            self.deadline = min(self.deadline, self._loop.time() + seconds)
-
-    def cut(self) -> None:
-        """End it now; whoever still waits for an answer is told so."""
-        if self.phase in {Phase.FRESH, Phase.IDLE, Phase.CLOSING}:
-            self._transport.abort()
-        else:
-            self.refuse(unavailable("the server ended before this was answered"))
