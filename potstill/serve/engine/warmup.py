@@ -59,13 +59,14 @@ def measure(run: Runs, *, max_length: int, row: Callable[[int], Row], alone: str
     Raises:
         CheckError: if the model does not run.
     """
-    outputs = run([row(max_length)], None)
-    width = max(1, sum(values.size for values in outputs[0].values()) // max_length)
+    short = min(_LENGTHS[0], max_length)
+    outputs = run([row(short)], None)
+    width = max(1, sum(values.size for values in outputs[0].values()) // short)
     most = min(max(_MOST_TOKENS, max_length), max(max_length, _MOST_NUMBERS // width))
     largest = [[row(max_length)]]
     if alone is None:
         # As wide and as long as it gets: what the layers take grows with the tokens, what attention takes with length.
-        largest += [[row(length)] * (most // length) for length in (min(_LENGTHS[0], max_length), max_length)]
+        largest += [[row(length)] * (most // length) for length in (short, max_length)]
     with ThreadPoolExecutor(runners) as pool:
 
         def everywhere(rows: list[Row]) -> float:
@@ -78,12 +79,12 @@ def measure(run: Runs, *, max_length: int, row: Callable[[int], Row], alone: str
     budget = token_budget(samples) if alone is None else 1
     why = alone or (f"batches of up to {budget} tokens pay" if budget > 1 else "no batch is faster than texts alone")
     longest = max_length if budget == 1 else max(max_length, budget)
-    cost, short = fit(samples), min(32, max_length)
+    cost, common = fit(samples), min(32, max_length)
     return ModelPlan(
         cost=cost,
         samples=samples,
         batch_tokens=budget,
-        batch_s=cost.seconds(max(2, budget // short), short) if budget > 1 else 0.0,
+        batch_s=cost.seconds(max(2, budget // common), common) if budget > 1 else 0.0,
         why=why,
         batching_gain=_gain(samples),
         largest_run=(1, max_length) if longest == max_length else (budget // min(_LENGTHS), min(_LENGTHS)),
