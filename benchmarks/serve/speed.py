@@ -184,7 +184,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", help="names of servers")
     parser.add_argument("--rounds", type=int, default=2, help="each with new processes, the order turned around")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each load")
-    parser.add_argument("--raw-seconds", type=float, default=1.5)
+    parser.add_argument("--raw-seconds", type=float, default=2.5)
     parser.add_argument("--result", type=Path, help="JSON file")
     return parser.parse_args()
 

@@ -15,6 +15,11 @@ def test_version_and_help(potstill):
     assert all(word in out for word in ("distill", "export", "bench", "serve", "Example:"))
 
 
+def test_a_misspelt_command_is_told_which_was_meant(potstill):
+    code, _, err = potstill("sevre")
+    assert (code, "Did you mean 'serve'?" in err) == (2, True)
+
+
 def test_recipes_are_listed_printed_and_copied(potstill, tmp_path):
     code, out, _ = potstill("recipes")
     assert code == 0

@@ -8,11 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 import potstill
-from potstill.cli.app import app
+from potstill.cli.app import COMMANDS, app
 from potstill.recipe import load_recipe, recipe_names, recipe_text
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = sorted(command.name for command in app.registered_commands)
 
 
 def test_there_are_the_agreed_commands():

@@ -30,7 +30,12 @@ def loaded_by(code):
         ("import potstill.bench", HEAVY | SERVER | SCREEN),
         ("import potstill.timing", HEAVY | SERVER | RUNTIME | SCREEN),
         ("import potstill.bench.engines.worker", HEAVY | SERVER | SCREEN),
-        ("import potstill.cli.app", HEAVY | SERVER | RUNTIME),
+        ("import potstill.cli.app", HEAVY | SERVER | RUNTIME | {"pydantic"}),
+        (
+            "from typer.testing import CliRunner; from potstill.cli.app import app; "
+            'assert CliRunner().invoke(app, ["serve", "--help"]).exit_code == 0',
+            HEAVY | SERVER | RUNTIME | {"yaml"},
+        ),
     ],
 )
 def test_loading(code, forbidden):

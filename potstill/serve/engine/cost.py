@@ -13,7 +13,7 @@ _GAIN = 0.03
 # answers is lost. And the measurement knows the run alone: what is around it (waking threads, the interpreter's lock)
 # is paid per run too.
 _WORTH = 0.05
-# The smallest batch is taken whose speed is this share of the best batch's: a bigger one only answers later.
+# Then the smallest batch is taken whose speed is this share of the best batch's: a bigger one only answers later.
 _GOOD_ENOUGH = 0.85
 _SIZES = (1, 2, 4, 8, 16)
 # Tokens of a text that counts as long before any has come.
@@ -84,19 +84,21 @@ def fit(samples: Sequence[Sample]) -> RunCost:
 def token_budget(samples: Sequence[Sample]) -> int:
     """Return the padded tokens up to which a batch pays, over all measured lengths.
 
-    At each length it is the smallest batch that is nearly as fast per row as the best one; a length at which batches
-    were not faster asks for none. Whether batches pay is taken from what was measured, how large they should be from
+    At each length it is the smallest batch that is nearly as fast per row as the best one, which may be none, but two
+    rows at the shortest length that gains; a length at which batches were not faster asks for none. Whether batches pay is taken from what was measured, how large they should be from
     what was fitted to it: noise in one of the samples would double the batch, and with it the waiting. For the same
     reason no batch takes much longer than a long text alone; where the fixed part of a run is large, that is many rows.
     """
     cost, budget = fit(samples), 1
-    for length in {sample.length for sample in samples}:
+    for length in sorted({sample.length for sample in samples}):
         per_row = {sample.rows: sample.seconds / sample.rows for sample in samples if sample.length == length}
         if per_row.get(1, 0.0) * (1 - _WORTH) <= min(per_row.values()):
             continue
         # Also those that there was no time to measure.
         fitted = {rows: cost.seconds(rows, length) / rows for rows in _SIZES if rows <= max(per_row)}
         rows = min(rows for rows, seconds in fitted.items() if seconds * _GOOD_ENOUGH <= min(fitted.values()))
+        if budget == 1:
+            rows = max(2, rows)  # the shortest texts that gain are not left alone because others are nearly as fast so
         if rows > 1:
             budget = max(budget, round(_SLACK * rows * length))
     # A token's cost in texts of common length.

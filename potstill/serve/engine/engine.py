@@ -99,7 +99,7 @@ class Engine:
         self._door: Admission
 
     def warm_up(self) -> Plan:
-        """Run the largest shapes, measure, and choose; blocking, before `start`.
+        """Measure, choose, and run the largest shapes; blocking, before `start`.
 
         Raises:
             CheckError: if a model does not run.

@@ -1,4 +1,4 @@
-"""Before the first request: the largest run, so that memory has its size; then what runs cost here."""
+"""Before the first request: what runs cost here, and the largest run, so that memory has its size."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +47,7 @@ class ModelPlan:
 
 
 def measure(run: Runs, *, max_length: int, row: Callable[[int], Row], alone: str | None, runners: int) -> ModelPlan:
-    """Warm a model up and measure it.
+    """Measure a model, and run what may run at most: memory then has its size.
 
     Args:
         run: runs rows.
@@ -63,22 +63,20 @@ def measure(run: Runs, *, max_length: int, row: Callable[[int], Row], alone: str
     outputs = run([row(short)], None)
     width = max(1, sum(values.size for values in outputs[0].values()) // short)
     most = min(max(_MOST_TOKENS, max_length), max(max_length, _MOST_NUMBERS // width))
-    largest = [[row(max_length)]]
-    if alone is None:
-        # As wide and as long as it gets: what the layers take grows with the tokens, what attention takes with length.
-        largest += [[row(length)] * (most // length) for length in (short, max_length)]
     with ThreadPoolExecutor(runners) as pool:
 
         def everywhere(rows: list[Row]) -> float:
             """Run the same on all runners at once, as under load: they share the memory's bandwidth."""
             return max(pool.map(partial(_seconds, run, rows), range(runners)))
 
-        for given in largest:
-            everywhere(given)
         samples = _measure(everywhere, row, shapes(max_length, most, batches=alone is None))
-    budget = token_budget(samples) if alone is None else 1
+        budget = min(token_budget(samples), most) if alone is None else 1
+        # As wide and as long as it gets: what the layers take grows with the tokens, what attention takes with length.
+        # One row of the longest was measured.
+        for length in (short, max_length):
+            if budget >= 2 * length:
+                everywhere([row(length)] * (budget // length))
     why = alone or (f"batches of up to {budget} tokens pay" if budget > 1 else "no batch is faster than texts alone")
-    longest = max_length if budget == 1 else max(max_length, budget)
     cost, common = fit(samples), min(32, max_length)
     return ModelPlan(
         cost=cost,
@@ -87,7 +85,7 @@ def measure(run: Runs, *, max_length: int, row: Callable[[int], Row], alone: str
         batch_s=cost.seconds(max(2, budget // common), common) if budget > 1 else 0.0,
         why=why,
         batching_gain=_gain(samples),
-        largest_run=(1, max_length) if longest == max_length else (budget // min(_LENGTHS), min(_LENGTHS)),
+        largest_run=(budget // short, short) if budget > max_length else (1, max_length),
     )
 
 

@@ -1,4 +1,5 @@
 import itertools
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -90,7 +91,9 @@ def test_batches_are_formed_where_they_gain_little_and_none_where_they_gain_noth
     """Too many batches cost a little, too few a third of the answers."""
     little = RunCost(fixed=0.08, per_row=0.0, per_token=1 / 32, per_pair=0.0)
     assert token_budget(samples(little)) > 1
-    nothing = RunCost(fixed=0.02, per_row=0.0, per_token=1 / 32, per_pair=0.0)
+    few = [sample for sample in samples(little) if sample.rows == 1 or sample.length == 32]
+    assert token_budget(few) == 1.5 * 2 * 32  # a row alone is nearly as fast, but only nearly
+    nothing = RunCost(fixed=0.01, per_row=0.0, per_token=1 / 32, per_pair=0.0)
     assert token_budget(samples(nothing)) == 1
 
 
@@ -108,3 +111,41 @@ def test_a_slow_model_is_measured_in_a_batch_too(monkeypatch):
     )
     assert [(sample.rows, sample.length) for sample in plan.samples] == [(1, 8), (1, 32), (1, 128), (1, 512), (8, 32)]
     assert plan.batch_tokens > 32
+
+
+def test_the_largest_runs_that_there_can_be_are_run_before_the_first_request(monkeypatch):
+    clock, runs = [0.0], []
+    monkeypatch.setattr(warmup, "perf_counter", lambda: clock[0])
+
+    def run(rows, _):
+        runs.append((len(rows), len(rows[0]["input_ids"])))
+        clock[0] += TRUE.seconds(*runs[-1])
+        return [{"logits": np.zeros(2)} for _ in rows]
+
+    def measured(**more):
+        runs.clear()
+        return warmup.measure(run, row=lambda length: {"input_ids": np.zeros(length)}, runners=1, **more)
+
+    plan = measured(max_length=128, alone=None)
+    assert plan.batch_tokens >= 2 * 8
+    assert {(plan.batch_tokens // 8, 8), (1, 128)} <= set(runs)
+    plan = measured(max_length=32, alone=None)
+    assert plan.batch_tokens > 32 > plan.batch_tokens - plan.largest_run[0] * 8
+    assert runs[-1] == (plan.batch_tokens // 32, 32)
+    plan = measured(max_length=512, alone="so it is")
+    assert (plan.batch_tokens, plan.largest_run) == (1, (1, 512))
+    assert {rows for rows, _ in runs} == {1}
+
+
+def test_a_batch_of_a_model_with_wide_outputs_keeps_to_what_they_may_take():
+    """A row of such a model answers each token with its vocabulary."""
+    width = warmup._MOST_NUMBERS // 300
+
+    def run(rows, _):
+        time.sleep(0.002)  # whatever it holds, so that batches pay
+        return [{"logits": np.broadcast_to(np.float32(0), (len(row["input_ids"]), width))} for row in rows]
+
+    plan = warmup.measure(
+        run, max_length=64, row=lambda length: {"input_ids": np.zeros(length)}, alone=None, runners=1
+    )
+    assert 64 < plan.batch_tokens <= 300
