@@ -46,7 +46,8 @@ class _Commands(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
-            self.commands = {name: self.get_command(ctx, name) for name in COMMANDS}  # typer looks here for what was meant
+            # typer looks here for what was meant.
+            self.commands = {name: self.get_command(ctx, name) for name in COMMANDS}
             return None
         if cmd_name not in self.commands:
             alone = _typer()

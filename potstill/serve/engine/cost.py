@@ -84,10 +84,12 @@ def fit(samples: Sequence[Sample]) -> RunCost:
 def token_budget(samples: Sequence[Sample]) -> int:
     """Return the padded tokens up to which a batch pays, over all measured lengths.
 
-    At each length it is the smallest batch that is nearly as fast per row as the best one, which may be none, but two
-    rows at the shortest length that gains; a length at which batches were not faster asks for none. Whether batches pay is taken from what was measured, how large they should be from
-    what was fitted to it: noise in one of the samples would double the batch, and with it the waiting. For the same
-    reason no batch takes much longer than a long text alone; where the fixed part of a run is large, that is many rows.
+    At each length it is the smallest batch that is nearly as fast per row as the best one, which may be one row; but at
+    the shortest length that gains it is two at least. A length at which batches were not faster asks for none.
+
+    Whether batches pay is taken from what was measured, how large they should be from what was fitted to it: noise in
+    one of the samples would double the batch, and with it the waiting. For the same reason no batch takes much longer
+    than a long text alone; where the fixed part of a run is large, that is many rows.
     """
     cost, budget = fit(samples), 1
     for length in sorted({sample.length for sample in samples}):
