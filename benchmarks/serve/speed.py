@@ -216,9 +216,10 @@ def main() -> None:
                 print(f"{name}: {missed[name]}", file=sys.stderr, flush=True)
     summary = {name: merge(found) for name, found in rounds.items() if found}
     print(table(summary))
-    goals = judge(summary["potstill"]) if "potstill" in summary else []
-    for row in goals:
-        print(f"{'met   ' if row['met'] else 'MISSED'} {row['goal']}: {shown(row['value'], 2)}")
+    goals = {name: judge(found) for name, found in summary.items() if name.startswith("potstill")}
+    for name, rows in goals.items():
+        for row in rows:
+            print(f"{name}: {'met   ' if row['met'] else 'MISSED'} {row['goal']}: {shown(row['value'], 2)}")
     if arguments.result:
         manifest = json.loads((arguments.bundle / "potstill.json").read_text())
         content = {

@@ -41,6 +41,7 @@ def serve(
     port: options.PortOption = 8000,
     shadow: options.ShadowOption = None,
     threads: options.ThreadsOption = 1,
+    lone_threads: options.LoneThreadsOption = None,
     runners: options.RunnersOption = None,
     allow_drift: options.AllowDriftOption = False,
     api_key_file: options.ApiKeyFileOption = None,
@@ -78,6 +79,8 @@ def serve(
         shutdown_seconds=shutdown_seconds,
     )
     keys = read_keys(api_key_file, os.environ.get("POTSTILL_API_KEYS", ""))
+    if lone_threads is not None and lone_threads <= threads:
+        raise UsageError(f"--lone-threads is {lone_threads}; it must be more than --threads, which is {threads}")
     settings = EngineSettings(
         threads=threads,
         runners=runners,
@@ -88,7 +91,7 @@ def serve(
     loaded: list[Engine] = []
 
     def load() -> serving.Loaded:
-        loaded.append(_load(specs, settings))
+        loaded.append(_load(specs, settings, lone_threads))
         return loaded[0], create_app(loaded[0], limits=limits, api_keys=keys)
 
     with serving.bind(host, port) as listener:
@@ -96,12 +99,14 @@ def serve(
         serving.serve(listener, load, limits=limits, on_ready=partial(_announce, specs, loaded, address, len(keys)))
 
 
-def _load(specs: Sequence[Spec], settings: "EngineSettings") -> "Engine":
+def _load(specs: Sequence[Spec], settings: "EngineSettings", lone_threads: int | None) -> "Engine":
     from potstill.serve import Encoder
     from potstill.serve.engine import Engine
 
     models = {
-        spec.name: Encoder(spec.folder, precision=spec.precision, threads=settings.threads, spinning=False)
+        spec.name: Encoder(
+            spec.folder, precision=spec.precision, threads=settings.threads, lone_threads=lone_threads, spinning=False
+        )
         for spec in specs
     }
     engine = Engine(models, settings=settings)
@@ -130,7 +135,8 @@ def describe_plan(plan: "Plan") -> str:
     for name, model in plan.models.items():
         alone = [sample for sample in model.samples if sample.rows == 1]
         times = ", ".join(f"{sample.length} tokens {sample.seconds * 1e3:.1f} ms" for sample in alone)
-        lines.append(f"plan: {name}: {model.why}; {times}")
+        lone = "" if model.lone is None else f"; a lone text takes {model.lone:.2f} of that"
+        lines.append(f"plan: {name}: {model.why}; {times}{lone}")
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class Encoder:
         record: how that precision's file was made and checked.
         tokenizer: texts to ids.
         session: ids to logits.
+        lone: the same with more threads, for runs beside which there is no other; None unless asked for.
     """
 
     def __init__(
@@ -48,10 +50,19 @@ class Encoder:
         *,
         precision: str = "fp32",
         threads: int | None = None,
+        lone_threads: int | None = None,
         spinning: bool = True,
         verify: bool = True,
     ) -> None:
         """Load one precision of a bundle, after checking every file against its hash unless `verify` is false.
+
+        Args:
+            bundle_dir: the folder.
+            precision: which of its files answers.
+            threads: of one run; None takes the cores.
+            lone_threads: of a run in a server while no other runs, which needs the model a second time; None: no such.
+            spinning: whether idle threads wait busily.
+            verify: whether files are checked.
 
         Raises:
             BundleError: if the folder is not a bundle, has no such precision, or cannot be loaded.
@@ -66,12 +77,14 @@ class Encoder:
         self._function = _function_of(self.bundle)
         _warn_of_other_cpu(self.record, bundle_dir)
         self.tokenizer = BundleTokenizer(bundle_dir, self.manifest)
-        self.session = OnnxSession(
+        load = partial(
+            OnnxSession,
             self.bundle.model_file(precision),
-            threads=threads,
             spinning=spinning,
             disabled_optimizers=self.record.disabled_optimizers or self.manifest.disabled_optimizers,
         )
+        self.session = load(threads=threads)
+        self.lone = None if lone_threads is None else load(threads=lone_threads)
         self._check_graph()
         shape = self.session.engine.get_outputs()[-1].shape
         # How many numbers the last output has per text or token, where the graph says so.

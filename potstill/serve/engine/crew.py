@@ -57,6 +57,7 @@ class Crew:
         text_threads: int,
         done: Done,
         idle: Callable[[], None],
+        lone: Mapping[str, Runs] | None = None,
         shadow: Shadow | None = None,
     ) -> None:
         """Set up; `start` begins.
@@ -68,9 +69,10 @@ class Crew:
             text_threads: threads that do not.
             done: called from any thread with requests that are over, answered or failed.
             idle: called from any thread when a runner finds nothing to do.
+            lone: what runs rows that nothing else runs or waits beside, of the models whose policy says so.
             shadow: what runs when a runner would be idle.
         """
-        self._models, self.queue = models, queue
+        self._models, self._lone, self.queue = models, lone or {}, queue
         self._done, self._on_idle, self._shadow = done, idle, shadow
         self.ran: deque[tuple[Batch, float]] = deque()
         """Runs that are over and the seconds they took, for whoever counts them; here they would hold answers up."""
@@ -248,7 +250,8 @@ class Crew:
     def _run(self, batch: Batch) -> None:
         jobs = list(dict.fromkeys(item.job for item in batch.items))
         try:
-            outputs = self._models[batch.model]([_row(item) for item in batch.items], batch.stop)
+            models = self._lone if batch.is_lone else self._models
+            outputs = models[batch.model]([_row(item) for item in batch.items], batch.stop)
         except Exception as error:
             self._failed(batch, jobs, error)
             return

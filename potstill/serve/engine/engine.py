@@ -88,7 +88,8 @@ class Engine:
         self.plan: Plan | None = None
         self.observer = observer
         """Who counts; may be changed until `start`."""
-        self._runs = {name: runs_of(encoder) for name, encoder in models.items()}
+        self._runs = {name: runs_of(encoder, encoder.session) for name, encoder in models.items()}
+        self._lone = {name: runs_of(encoder, encoder.lone) for name, encoder in models.items() if encoder.lone}
         self._active: set[Job] = set()
         self._ratio = dict.fromkeys(models, 0.25)  # tokens per character, as in English; learnt
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -112,10 +113,14 @@ class Engine:
                 alone = "this file's answers depend on their company, so every text runs alone"
             row = partial(row_of, encoder.session.inputs, encoder.manifest.pad_token_id)
             plans[name] = measure(
-                self._runs[name], max_length=encoder.manifest.max_length, row=row, alone=alone, runners=self._runners
-            )
+                self._runs[name], max_length=encoder.manifest.max_length, row=row, alone=alone, runners=self._runners,
+                lone=self._lone.get(name),
+            )  # fmt: skip
+            if plans[name].lone is None and self._lone.pop(name, None) is not None:
+                encoder.lone = None  # it would only take memory
         policies = {
-            name: Policy(cost=plan.cost, drift=Drift(), budget=plan.batch_tokens) for name, plan in plans.items()
+            name: Policy(cost=plan.cost, drift=Drift(), budget=plan.batch_tokens, lone=plan.lone)
+            for name, plan in plans.items()
         }
         self._queue = Queue(policies, runners=self._runners)
         limits = self.settings.limits
@@ -151,6 +156,7 @@ class Engine:
             text_threads=self.settings.text_threads,
             done=self._done,
             idle=self._door.idle,
+            lone=self._lone,
             shadow=self._shadow(),
         )
         self._crew.start()

@@ -69,6 +69,8 @@ class Batch:
     """Tokens of the longest row: what the others are padded to."""
     started: float
     predicted_s: float
+    is_lone: bool = False
+    """Nothing else ran or waited when it began, and the model has a session for that."""
     stop: Stop = field(default_factory=Stop)
     stopped_at: float | None = None
 

@@ -34,6 +34,8 @@ class Policy:
     drift: Drift
     budget: int
     """Padded tokens of a batch; a single row may have more. 1: every row runs alone."""
+    lone: float | None = None
+    """A run's time on the session for lone runs, as a share of its time on a runner's; None if there is no such."""
 
 
 class Queue:
@@ -132,8 +134,12 @@ class Queue:
         for item in items:
             self._leaves(item)
         predicted = policy.cost.seconds(len(items), longest) * policy.drift.factor
+        is_lone = policy.lone is not None and not self.running and not self.has_rows() and not self.has_raw(long=True)
+        if is_lone and policy.lone is not None:
+            predicted *= policy.lone
         batch = Batch(
-            model=head.job.model, items=items, longest=longest, started=now, predicted_s=predicted, stop=stop()
+            model=head.job.model, items=items, longest=longest, started=now, predicted_s=predicted, is_lone=is_lone,
+            stop=stop(),
         )  # fmt: skip
         self.running[batch] = None
         return batch
@@ -142,8 +148,9 @@ class Queue:
         """Forget a batch that has run."""
         self.running.pop(batch, None)
         policy = self._policies[batch.model]
-        alone = sum(policy.cost.seconds(1, item.tokens) for item in batch.items)
-        policy.drift.saw(actual_s=now - batch.started, predicted_s=alone)
+        if not batch.is_lone:  # which says nothing of runs that share the cores
+            alone = sum(policy.cost.seconds(1, item.tokens) for item in batch.items)
+            policy.drift.saw(actual_s=now - batch.started, predicted_s=alone)
 
     def expected_s(self, model: str, tokens: int) -> float:
         """Return what one row of so many tokens is expected to take."""

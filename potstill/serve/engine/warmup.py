@@ -24,6 +24,8 @@ _BATCHES = ((8, 32), (4, 32), (2, 32), (2, 128), (4, 8), (16, 8), (16, 32))
 _REPEATS, _ENOUGH_S = 5, 0.05
 # A run that takes longer than this is long enough to be believed at once.
 _LONG_S = 0.4
+# A session for lone runs is used if they take less than this share of the time.
+_LONE_WORTH = 0.9
 # Measuring takes about this long; what is not measured by then is left out, except one row at each length and the
 # first batch: a model for which these take longer is the one that needs its batches most.
 _SECONDS = 1.5
@@ -44,9 +46,19 @@ class ModelPlan:
     """What a full batch of short texts takes; 0 if none is formed."""
     batching_gain: float
     """Texts per second in the best batch over texts per second alone, at the length where it is largest."""
+    lone: float | None
+    """A short text's time on the session for lone runs as a share of a runner's; None if there is none, or no gain."""
 
 
-def measure(run: Runs, *, max_length: int, row: Callable[[int], Row], alone: str | None, runners: int) -> ModelPlan:
+def measure(
+    run: Runs,
+    *,
+    max_length: int,
+    row: Callable[[int], Row],
+    alone: str | None,
+    runners: int,
+    lone: Runs | None = None,
+) -> ModelPlan:
     """Measure a model, and run what may run at most: memory then has its size.
 
     Args:
@@ -55,6 +67,7 @@ def measure(run: Runs, *, max_length: int, row: Callable[[int], Row], alone: str
         row: makes a row of so many tokens.
         alone: why rows must run alone, or None.
         runners: how many runs there may be at a time; the largest run is tried by all of them at once.
+        lone: runs rows while nothing else runs.
 
     Raises:
         CheckError: if the model does not run.
@@ -73,11 +86,17 @@ def measure(run: Runs, *, max_length: int, row: Callable[[int], Row], alone: str
         budget = min(token_budget(samples), most) if alone is None else 1
         # As wide and as long as it gets: what the layers take grows with the tokens, what attention takes with length.
         # One row of the longest was measured.
-        for length in (short, max_length):
-            if budget >= 2 * length:
-                everywhere([row(length)] * (budget // length))
-    why = alone or (f"batches of up to {budget} tokens pay" if budget > 1 else "no batch is faster than texts alone")
+        largest = [[row(length)] * max(1, budget // length) for length in (short, max_length)]
+        for rows in largest:
+            if len(rows) > 1:
+                everywhere(rows)
     cost, common = fit(samples), min(32, max_length)
+    share = None
+    if lone is not None:
+        for rows in largest:
+            lone(rows, None)
+        share = _lone_share(run, lone, [row(common)])
+    why = alone or (f"batches of up to {budget} tokens pay" if budget > 1 else "no batch is faster than texts alone")
     return ModelPlan(
         cost=cost,
         samples=samples,
@@ -85,6 +104,7 @@ def measure(run: Runs, *, max_length: int, row: Callable[[int], Row], alone: str
         batch_s=cost.seconds(max(2, budget // common), common) if budget > 1 else 0.0,
         why=why,
         batching_gain=_gain(samples),
+        lone=share,
         largest_run=(budget // short, short) if budget > max_length else (1, max_length),
     )
 
@@ -129,6 +149,13 @@ def _seconds(run: Runs, rows: list[Row], _: int) -> float:
     return perf_counter() - began
 
 
+def _lone_share(run: Runs, lone: Runs, rows: list[Row]) -> float | None:
+    """Return a lone run's time over the same run's on a runner's session, in turns; None if nothing is gained."""
+    seconds = [(_seconds(lone, rows, 0), _seconds(run, rows, 0)) for _ in range(_REPEATS)]
+    share = min(pair[0] for pair in seconds) / min(pair[1] for pair in seconds)
+    return share if share < _LONE_WORTH else None
+
+
 def _gain(samples: list[Sample]) -> float:
     alone = {sample.length: sample.seconds for sample in samples if sample.rows == 1}
     return max(alone[sample.length] * sample.rows / sample.seconds for sample in samples)
@@ -141,6 +168,7 @@ def describe(plan: ModelPlan) -> dict[str, Any]:
         "why": plan.why,
         "batching_gain": round(plan.batching_gain, 2),
         "largest_run": list(plan.largest_run),
+        "lone_share": None if plan.lone is None else round(plan.lone, 2),
         "milliseconds": [
             {"rows": sample.rows, "tokens": sample.length, "ms": round(sample.seconds * 1e3, 3)}
             for sample in plan.samples

@@ -145,7 +145,5 @@ def test_a_batch_of_a_model_with_wide_outputs_keeps_to_what_they_may_take():
         time.sleep(0.002)  # whatever it holds, so that batches pay
         return [{"logits": np.broadcast_to(np.float32(0), (len(row["input_ids"]), width))} for row in rows]
 
-    plan = warmup.measure(
-        run, max_length=64, row=lambda length: {"input_ids": np.zeros(length)}, alone=None, runners=1
-    )
+    plan = warmup.measure(run, max_length=64, row=lambda length: {"input_ids": np.zeros(length)}, alone=None, runners=1)
     assert 64 < plan.batch_tokens <= 300
