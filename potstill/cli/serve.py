@@ -69,20 +69,14 @@ def serve(
 
     specs = read_specs(bundles, precision=precision)
     limits = Limits(
-        body_bytes=max_body_bytes,
-        inputs=max_inputs,
-        characters_per_token=max_characters_per_token,
-        connections=max_connections,
-        wait_ms=max_wait_ms,
-        request_seconds=request_seconds,
-        drain_seconds=drain_seconds,
-        shutdown_seconds=shutdown_seconds,
-    )
+        body_bytes=max_body_bytes, inputs=max_inputs, characters_per_token=max_characters_per_token,
+        connections=max_connections, wait_ms=max_wait_ms, request_seconds=request_seconds,
+        drain_seconds=drain_seconds, shutdown_seconds=shutdown_seconds,
+    )  # fmt: skip
     keys = read_keys(api_key_file, os.environ.get("POTSTILL_API_KEYS", ""))
-    if lone_threads is not None and lone_threads <= threads:
-        raise UsageError(f"--lone-threads is {lone_threads}; it must be more than --threads, which is {threads}")
     settings = EngineSettings(
         threads=threads,
+        lone_threads=lone_threads,
         runners=runners,
         allow_drift=allow_drift,
         limits=limits,
@@ -91,7 +85,7 @@ def serve(
     loaded: list[Engine] = []
 
     def load() -> serving.Loaded:
-        loaded.append(_load(specs, settings, lone_threads))
+        loaded.append(_load(specs, settings))
         return loaded[0], create_app(loaded[0], limits=limits, api_keys=keys)
 
     with serving.bind(host, port) as listener:
@@ -99,13 +93,17 @@ def serve(
         serving.serve(listener, load, limits=limits, on_ready=partial(_announce, specs, loaded, address, len(keys)))
 
 
-def _load(specs: Sequence[Spec], settings: "EngineSettings", lone_threads: int | None) -> "Engine":
+def _load(specs: Sequence[Spec], settings: "EngineSettings") -> "Engine":
     from potstill.serve import Encoder
     from potstill.serve.engine import Engine
 
     models = {
         spec.name: Encoder(
-            spec.folder, precision=spec.precision, threads=settings.threads, lone_threads=lone_threads, spinning=False
+            spec.folder,
+            precision=spec.precision,
+            threads=settings.threads,
+            lone_threads=settings.lone_threads,
+            spinning=False,
         )
         for spec in specs
     }

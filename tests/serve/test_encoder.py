@@ -1,9 +1,12 @@
 """Sessions and encoders: the same text gets the same answer, whoever stands beside it."""
 
 import math
+import os
 import subprocess
 import sys
+import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -30,6 +33,7 @@ TEXTS = [
 ]
 # Batches of another size go through other matrix kernels: 1.9e-6 was measured here, on logits of up to 8.3.
 PADDING_TOLERANCE = 1e-5
+TASKS = Path("/proc/self/task")
 
 
 def spoil(folder, name, change):
@@ -302,3 +306,25 @@ def test_outputs_are_those_of_each_text_alone(encoder):
     np.testing.assert_allclose([answer["logits"] for answer in answers], encoder.logits(TEXTS), atol=PADDING_TOLERANCE)
     with pytest.raises(UsageError, match="batch_size is 0"):
         encoder.outputs(TEXTS, batch_size=0)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinities")
+def test_helpers_that_sleep_keep_to_one_half_of_the_cores(bundle_dir, encoder):
+    def helpers(**how):
+        before = set(TASKS.iterdir())
+        session = OnnxSession(bundle_dir / MODEL_FILES["fp32"], **how)
+        assert session.run(encoder.tokenizer.encode(["good"]))["logits"].shape == (1, 3)
+        time.sleep(0.2)  # each sets its own
+        return [os.sched_getaffinity(int(task.name)) for task in set(TASKS.iterdir()) - before]
+
+    cores = sorted(os.sched_getaffinity(0))
+    assert helpers(threads=3, spinning=False) == [set(cores[len(cores) // 2 :])] * 2
+    assert helpers(threads=2, spinning=True) == [set(cores)]
+
+
+def test_lone_is_a_session_of_the_same_file_with_its_own_threads(bundle_dir):
+    assert Encoder(bundle_dir).lone is None
+    encoder = Encoder(bundle_dir, threads=1, lone_threads=2)
+    assert (encoder.session.threads, encoder.lone.threads) == (1, 2)
+    feeds = encoder.tokenizer.pad(encoder.tokenizer.rows(["a good film"]))
+    assert encoder.lone.run(feeds)["logits"] == pytest.approx(encoder.session.run(feeds)["logits"], abs=1e-6)

@@ -56,12 +56,22 @@ class Admission:
 
     def limit_s(self, cost_s: float) -> float:
         """Return the longest predicted wait at which a request of this cost is taken."""
+        return self._limit_s(cost_s, is_standing=self.is_standing)
+
+    def limits_ms(self) -> dict[str, float]:
+        """Return the limits for a short request: in a burst, and while a queue stands."""
+        return {
+            name: round(self._limit_s(0.0, is_standing=is_standing) * 1e3, 2)
+            for name, is_standing in (("burst", False), ("standing", True))
+        }
+
+    def _limit_s(self, cost_s: float, *, is_standing: bool) -> float:
         if self._fixed_s is not None:
             return self._fixed_s
         long_s = max(self.long_s, cost_s)
         times = max(_LEAST, _STANDING / max(1.0, self._drift))
         standing = max(_FLOOR_S, times * long_s, _BATCHES_STANDING * self._batch_s)
-        if self.is_standing:
+        if is_standing:
             return standing
         return max(standing, min(_LONGEST_BURST_S, max(_BURST * long_s, _BATCHES_BURST * self._batch_s)))
 

@@ -130,16 +130,12 @@ class Engine:
             batch_s=max(plan.batch_s for plan in plans.values()),
             fixed_s=None if limits.wait_ms is None else limits.wait_ms / 1e3,
         )
-        burst = self._door.limit_s(0.0)
-        self._door.is_standing = True
-        standing = self._door.limit_s(0.0)
-        self._door.is_standing = False
         self.plan = Plan(
             models=plans,
             runners=self._runners,
             threads=next(iter(self.models.values())).session.threads,
             text_threads=self.settings.text_threads,
-            wait_ms={"burst": round(burst * 1e3, 2), "standing": round(standing * 1e3, 2)},
+            wait_ms=self._door.limits_ms(),
             memory_bytes=_resident_bytes(),
         )
         return self.plan

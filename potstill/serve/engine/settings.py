@@ -15,11 +15,13 @@ class EngineSettings:
     """How one engine works.
 
     Raises:
-        UsageError: if a count is below 1 (text_threads: below 0).
+        UsageError: if a count is below 1 (text_threads: below 0), or lone_threads are no more than threads.
     """
 
     threads: int | None = None
     """Threads within one run, as the models were loaded with; None where they chose for themselves."""
+    lone_threads: int | None = None
+    """Threads within a run while nothing else runs, as the models were loaded with; None: as any other."""
     runners: int | None = None
     """Runs at a time; None: the cores over the threads of one run. Several runs of one thread each answer more than
     one run of several threads (microsoft/onnxruntime#16304); an int8 student of 1 ms took 1.3 times the CPU with two
@@ -43,6 +45,8 @@ class EngineSettings:
                 f"an engine needs a runner and a thread: runners {self.runners}, threads {self.threads}, "
                 f"text_threads {self.text_threads}"
             )
+        if self.lone_threads is not None and self.lone_threads <= (self.threads or 1):
+            raise UsageError(f"lone_threads is {self.lone_threads}; it must be more than threads, {self.threads or 1}")
 
 
 class Timings(NamedTuple):

@@ -12,7 +12,7 @@ from potstill.serve.answering.prepared import Prepared
 from potstill.serve.engine import Engine, EngineSettings
 from potstill.serve.refusals import invalid
 from tests.serve.engine.helpers import TEXTS, Counts, ask, occupy, refused, running, start, until
-from tests.serve.engine.scripted import scripted
+from tests.serve.engine.scripted import ScriptedSession, scripted
 
 
 @pytest.mark.parametrize(("runners", "text_threads"), [(1, 1), (1, 0), (2, 1), (3, 2)])
@@ -77,6 +77,43 @@ def test_texts_wait_for_the_model_and_then_run_together(slow):
     assert {name: counts.stages.count(name) for name in set(counts.stages)} == dict.fromkeys(
         ("tokenise", "queue", "infer", "read"), 9
     )
+
+
+def test_a_text_that_nothing_is_beside_runs_on_the_session_for_that(slow, encoder):
+    slow.lone = ScriptedSession(encoder.session)
+    slow.session.seconds = 0.02  # so that it pays
+
+    async def main():
+        async with running(slow, runners=2) as engine:
+            assert engine.plan.models["m"].lone < 0.5
+            assert engine.plan.describe()["models"]["m"]["lone_share"] < 0.5
+            slow.session.runs.clear()
+            slow.lone.runs.clear()
+            first = await ask(engine, slow, TEXTS[:1])
+            assert (len(slow.lone.runs), len(slow.session.runs)) == (1, 0)
+            slow.lone.hold()
+            waiting = start(engine, slow, [TEXTS[:1]])
+            await until(lambda: engine.stats("m").running_rows == 1)
+            second = await ask(engine, slow, TEXTS[1:2])
+            slow.lone.gate.set()
+            await asyncio.gather(*waiting)
+            assert (len(slow.lone.runs), len(slow.session.runs)) == (2, 1)
+            return first, second
+
+    first, second = asyncio.run(main())
+    assert first.answers + second.answers == [encoder.predict(text) for text in TEXTS[:2]]
+
+
+def test_a_session_for_lone_texts_that_gains_nothing_is_not_kept(slow, encoder):
+    slow.lone = ScriptedSession(encoder.session)
+    slow.lone.seconds = 0.02
+
+    async def main():
+        async with running(slow) as engine:
+            assert (engine.plan.models["m"].lone, slow.lone) == (None, None)
+            return (await ask(engine, slow, TEXTS)).answers
+
+    assert asyncio.run(main()) == encoder.predict(TEXTS)
 
 
 def test_what_depends_on_its_company_runs_alone_unless_drift_is_allowed(int8_encoder):
@@ -188,8 +225,8 @@ def test_settings_and_models_are_checked(encoder):
         Engine({}, settings=EngineSettings())
     with pytest.raises(UsageError, match="names twin; there are m"):
         Engine({"m": encoder}, settings=EngineSettings(shadow=("m", "twin")))
-    for wrong in ({"runners": 0}, {"threads": 0}, {"text_threads": -1}):
-        with pytest.raises(UsageError, match="needs a runner"):
+    for wrong in ({"runners": 0}, {"threads": 0}, {"text_threads": -1}, {"threads": 2, "lone_threads": 2}):
+        with pytest.raises(UsageError, match=r"needs a runner|more than threads, 2"):
             EngineSettings(**wrong)
     with pytest.raises(UsageError, match="warmed up"):
         Engine({"m": encoder}, settings=EngineSettings()).start(None)

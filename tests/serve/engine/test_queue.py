@@ -13,8 +13,9 @@ from potstill.serve.engine.queue import SHORT_CHARACTERS, Policy, Queue
 UNIT = RunCost(fixed=0.001, per_row=0.0, per_token=0.001, per_pair=0.0)
 
 
-def queue_of(*, budget=1, cost=UNIT, models=("m",), runners=1):
-    return Queue({name: Policy(cost=cost, drift=Drift(), budget=budget) for name in models}, runners=runners)
+def queue_of(*, budget=1, cost=UNIT, models=("m",), runners=1, lone=None):
+    policies = {name: Policy(cost=cost, drift=Drift(), budget=budget, lone=lone) for name in models}
+    return Queue(policies, runners=runners)
 
 
 def job_of(*, at=0.0, model="m", deadline=math.inf, characters=10):
@@ -197,6 +198,42 @@ def test_drift_is_learnt_from_runs():
         batch = queue.next_batch(float(turn))
         queue.done(batch, now=turn + 0.030)  # predicted 10 ms
     assert queue.expected_s("m", 9) == pytest.approx(0.030, rel=1e-3)
+
+
+def test_a_run_is_lone_while_nothing_else_runs_or_waits():
+    queue = queue_of(lone=0.5)
+    put(queue, [9])
+    first = queue.next_batch(0.0)
+    assert (first.is_lone, first.predicted_s) == (True, pytest.approx(0.005))
+    put(queue, [9])
+    second = queue.next_batch(0.001)  # the first still runs
+    assert (second.is_lone, second.predicted_s) == (False, pytest.approx(0.010))
+    queue.done(first, now=0.002)
+    queue.done(second, now=0.003)
+    put(queue, [9, 9])
+    third = queue.next_batch(0.004)  # its other row waits
+    assert not third.is_lone
+    queue.done(third, now=0.005)
+    queue.add(job_of(), cost_s=0.0)
+    fourth = queue.next_batch(0.006)  # somebody's text is not tokenised yet
+    assert not fourth.is_lone
+    queue.done(fourth, now=0.007)
+    queue.next_raw(long=True)
+    put(queue, [9])
+    assert queue.next_batch(0.008).is_lone
+
+
+def test_no_run_is_lone_without_a_session_for_it():
+    queue = queue_of()
+    put(queue, [9])
+    assert not queue.next_batch(0.0).is_lone
+
+
+def test_lone_runs_teach_nothing_of_those_that_share_the_cores():
+    queue = queue_of(lone=0.5)
+    put(queue, [9])
+    queue.done(queue.next_batch(0.0), now=0.030)
+    assert queue.expected_s("m", 9) == pytest.approx(0.010)
 
 
 REQUESTS = st.lists(
