@@ -84,7 +84,7 @@ class Encoder:
             disabled_optimizers=self.record.disabled_optimizers or self.manifest.disabled_optimizers,
         )
         self.session = load(threads=threads)
-        self.lone = None if lone_threads is None else load(threads=lone_threads)
+        self.lone = None if lone_threads is None else load(threads=lone_threads, apart=True)
         self._check_graph()
         shape = self.session.engine.get_outputs()[-1].shape
         # How many numbers the last output has per text or token, where the graph says so.

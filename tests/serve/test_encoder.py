@@ -309,7 +309,8 @@ def test_outputs_are_those_of_each_text_alone(encoder):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinities")
-def test_helpers_that_sleep_keep_to_one_half_of_the_cores(bundle_dir, encoder):
+@pytest.mark.skipif(available_cores() < 2, reason="there is one core")
+def test_helpers_keep_to_one_half_of_the_cores_and_their_caller_to_the_other(bundle_dir, encoder):
     def helpers(**how):
         before = set(TASKS.iterdir())
         session = OnnxSession(bundle_dir / MODEL_FILES["fp32"], **how)
@@ -318,8 +319,21 @@ def test_helpers_that_sleep_keep_to_one_half_of_the_cores(bundle_dir, encoder):
         return [os.sched_getaffinity(int(task.name)) for task in set(TASKS.iterdir()) - before]
 
     cores = sorted(os.sched_getaffinity(0))
-    assert helpers(threads=3, spinning=False) == [set(cores[len(cores) // 2 :])] * 2
-    assert helpers(threads=2, spinning=True) == [set(cores)]
+    assert helpers(threads=3, apart=True) == [set(cores[len(cores) // 2 :])] * 2
+    assert helpers(threads=2) == [set(cores)]
+    session = OnnxSession(bundle_dir / MODEL_FILES["fp32"], threads=2, apart=True)
+    seen = []
+
+    class Breaks:
+        def run(self, *_):
+            seen.append(os.sched_getaffinity(0))
+            raise RuntimeError("broken")
+
+    session._session = Breaks()
+    with pytest.raises(CheckError, match="broken"):
+        session.run(encoder.tokenizer.encode(["good"]))
+    assert seen == [set(cores[: len(cores) // 2])]
+    assert os.sched_getaffinity(0) == set(cores)
 
 
 def test_lone_is_a_session_of_the_same_file_with_its_own_threads(bundle_dir):
