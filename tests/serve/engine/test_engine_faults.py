@@ -69,6 +69,35 @@ def test_a_deadline_far_away_holds_without_a_timer_of_its_own(slow, monkeypatch)
     assert counts.outcomes == ["expired"]
 
 
+def test_a_deadline_that_is_near_does_not_wait_for_the_next_look(slow, monkeypatch):
+    monkeypatch.setattr("potstill.serve.engine.engine._WATCH_S", 60.0)
+
+    async def main():
+        async with running(slow) as engine:
+            slow.session.hold()
+            await asyncio.wait_for(refused(504, ask(engine, slow, ["good"], timeout_s=0.1)), timeout=10)
+
+    asyncio.run(main())
+
+
+def test_a_run_that_nobody_waited_for_is_counted_when_the_engine_ends(slow, monkeypatch):
+    monkeypatch.setattr("potstill.serve.engine.engine._WATCH_S", 60.0)
+    counts, run = Counts(), slow.session.run
+    slow.session.deaf = True
+    monkeypatch.setattr(slow.session, "run", lambda feeds, stop: run(feeds))  # it was over when it was told to stop
+
+    async def main():
+        async with running(slow, observer=counts) as engine:
+            gone = await occupy(engine, slow)
+            gone.cancel()
+            slow.session.gate.set()
+            await until(lambda: engine.stats("m").running_rows == 0 and engine._crew.ran)
+            assert counts.batches == []
+
+    asyncio.run(main())
+    assert counts.batches == [1]
+
+
 def test_a_deadline_holds_in_the_queue_and_in_the_run(slow):
     counts = Counts()
 
