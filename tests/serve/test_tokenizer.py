@@ -224,3 +224,13 @@ def test_a_tokenizer_that_does_not_put_one_text_behind_the_other_is_refused(own_
     whole.save(str(own_bundle / "tokenizer.json"))
     with pytest.raises(BundleError, match="does not put one text behind the other"):
         BundleTokenizer(own_bundle, read_bundle(own_bundle, verify=False).manifest)
+
+
+def test_masks_are_shared_so_nobody_may_write_to_them_and_as_long_as_the_ids(encoder):
+    tokenizer = encoder.tokenizer
+    row = tokenizer.frame([5] * 4)
+    with pytest.raises(ValueError, match="read-only"):
+        row["attention_mask"][0] = 0
+    longer = tokenizer.frame([5] * (2 * tokenizer.max_length))  # `frame` cuts nothing
+    assert {len(values) for values in longer.values()} == {2 * tokenizer.max_length + tokenizer.single.size}
+    assert longer["attention_mask"].all()
