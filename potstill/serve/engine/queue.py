@@ -133,12 +133,11 @@ class Queue:
             longest = self._company(items, policy, most=-(-self.rows[head.job.model] // (1 + idle)))
         for item in items:
             self._leaves(item)
-        predicted = policy.cost.seconds(len(items), longest) * policy.drift.factor
-        is_lone = policy.lone is not None and not self.running and not self.has_rows() and not self.has_raw(long=True)
-        if is_lone and policy.lone is not None:
-            predicted *= policy.lone
+        is_beside = bool(self.running) or self.has_rows() or self.has_raw(long=True)
+        lone = None if is_beside else policy.lone
+        predicted = policy.cost.seconds(len(items), longest) * policy.drift.factor * (lone or 1.0)
         batch = Batch(
-            model=head.job.model, items=items, longest=longest, started=now, predicted_s=predicted, is_lone=is_lone,
+            model=head.job.model, items=items, longest=longest, started=now, predicted_s=predicted, is_lone=lone is not None,
             stop=stop(),
         )  # fmt: skip
         self.running[batch] = None
