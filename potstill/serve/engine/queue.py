@@ -137,8 +137,8 @@ class Queue:
         lone = None if is_beside else policy.lone
         predicted = policy.cost.seconds(len(items), longest) * policy.drift.factor * (lone or 1.0)
         batch = Batch(
-            model=head.job.model, items=items, longest=longest, started=now, predicted_s=predicted, is_lone=lone is not None,
-            stop=stop(),
+            model=head.job.model, items=items, longest=longest, started=now, predicted_s=predicted,
+            is_lone=lone is not None, stop=stop(),
         )  # fmt: skip
         self.running[batch] = None
         return batch
