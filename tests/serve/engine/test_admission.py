@@ -103,3 +103,12 @@ def test_it_recovers_at_once():
     after = machine.load(100, duration=5)
     assert after.refused == 0
     assert after.p(99) <= 3 * Machine().load(100, duration=5).p(99)
+
+
+def test_limits_are_told_for_a_burst_and_for_a_queue_that_stands():
+    door = Admission(typical_s=0.010)
+    burst = door.limit_s(0.0) * 1e3
+    door.is_standing = True
+    standing = door.limit_s(0.0) * 1e3
+    assert door.limits_ms() == {"burst": burst, "standing": standing}
+    assert burst > standing

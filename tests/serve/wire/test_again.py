@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -227,3 +228,16 @@ def test_no_byte_is_read_otherwise_than_the_parser_reads_it():
 
     asyncio.run(main())
     assert 50 < same < 1_950
+
+
+def test_a_body_that_looks_like_the_request_before_is_a_body(server):
+    """Its parts come by themselves, so each could be taken for a whole request."""
+    request = HEADS[0] % b"3" + b"abc"
+    with server.connect() as client:
+        client.sendall(request)
+        assert [answer.body for answer in read_answers(client, ["POST"])] == [b"abc"]
+        client.sendall(HEADS[0] % str(2 * len(request)).encode())
+        for _ in range(2):
+            time.sleep(0.1)
+            client.sendall(request)
+        assert [answer.body for answer in read_answers(client, ["POST"])] == [2 * request]
