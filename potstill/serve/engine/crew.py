@@ -42,6 +42,7 @@ class _Worker:
         self.name, self.runs = name, runs
         self.began = 0.0  # when it got what it does; 0 while it has nothing to do
         self.bell: SimpleQueue[None] = SimpleQueue()
+        self.wakes: float | None = None  # when it looks again, although no bell has rung
         self.thread: threading.Thread | None = None
 
 
@@ -174,6 +175,7 @@ class Crew:
                 worker.began = 0.0
 
     def _next(self, worker: _Worker) -> Task | None:
+        worker.wakes = None
         with self._lock:
             queue = self.queue
             if (
@@ -181,7 +183,12 @@ class Crew:
                 and queue.has_rows()
                 and (queue.has_full_batch() or not queue.has_raw(long=self._takes_long(worker)))
             ):
-                batch = queue.next_batch(monotonic(), idle=sum(other.runs for other in self._idle), stop=self._stop)
+                now = monotonic()
+                worker.wakes = queue.held_until(now)
+                if worker.wakes is not None:
+                    self._idle.append(worker)
+                    return None
+                batch = queue.next_batch(now, idle=sum(other.runs for other in self._idle), stop=self._stop)
                 if batch is not None:
                     if queue.has_rows():
                         self._ring((True,))
@@ -201,7 +208,7 @@ class Crew:
             return None
 
     def _wait(self, worker: _Worker) -> None:
-        """Sleep until the bell.
+        """Sleep until the bell, or until there is something to do at a time.
 
         What ends the next run is made beforehand, as that takes 0.1 ms, but not before the last answer is out: its
         thread needs the interpreter.
@@ -213,7 +220,14 @@ class Crew:
                 self._stops.append(Stop())
             else:
                 return
-        worker.bell.get()
+        try:
+            worker.bell.get(timeout=None if worker.wakes is None else max(0.0, worker.wakes - monotonic()))
+        except Empty:
+            with self._lock:
+                if worker in self._idle:
+                    self._idle.remove(worker)
+                else:  # it rang just now
+                    worker.bell.get()
 
     def _stop(self) -> Stop:
         return self._stops.pop() if self._stops else Stop()

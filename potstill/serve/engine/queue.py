@@ -7,6 +7,10 @@ due at a fixed time, and nothing that becomes due later overtakes it except as c
 
 The batches. The row that is due first always runs; rows of similar length join it while the measured cost says that a
 row is cheaper in company than alone, up to a budget of padded tokens.
+
+The lone runs. Where a model has a session with more threads for them, a row beside which nothing runs or waits runs
+there. A single row that comes during such a run had often better wait for its end, and run in the same way, than run
+beside it on cores that are in use.
 """
 
 import heapq
@@ -119,6 +123,23 @@ class Queue:
         self._spread -= job.later > 0
         job.due_s, job.later_s, job.later = 0.0, 0.0, 0
         return [batch for batch in self.running if batch.is_abandoned()]
+
+    def held_until(self, now: float) -> float | None:
+        """Return until when the only row that waits is better off waiting for a lone run's end; None if it is not.
+
+        It waits no longer than it would gain. A run that takes longer than predicted, or hangs, holds it no longer.
+        """
+        waiting = len(self._due) + len(self._later)
+        if len(self.running) != 1 or waiting != 1 or self.has_raw(long=True) or self._runners == 1:
+            return None
+        batch = next(iter(self.running))
+        item = self._due[0] if self._due else self._later[0][2]
+        lone = self._policies[item.job.model].lone
+        if not batch.is_lone or lone is None or item.job.dead:
+            return None
+        # Beside the run, until this ends, the row would have its part of the cores: with two, one for both.
+        until = item.job.arrived + (1 - lone) * item.cost_s / (1 - 1 / self._runners)
+        return until if max(now, batch.started + batch.predicted_s) < until else None
 
     def next_batch(self, now: float, *, idle: int = 0, stop: Callable[[], Stop] = Stop) -> Batch | None:
         """Return the rows that run now, or None where none wait; `idle` other runners are free for the rest."""

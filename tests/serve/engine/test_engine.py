@@ -10,6 +10,7 @@ from potstill.errors import UsageError
 from potstill.machine import available_cores
 from potstill.serve.answering.prepared import Prepared
 from potstill.serve.engine import Engine, EngineSettings
+from potstill.serve.engine.cost import RunCost
 from potstill.serve.refusals import invalid
 from tests.serve.engine.helpers import TEXTS, Counts, ask, occupy, refused, running, start, until
 from tests.serve.engine.scripted import ScriptedSession, scripted
@@ -98,6 +99,42 @@ def test_a_text_that_nothing_is_beside_runs_on_the_session_for_that(slow, encode
             slow.lone.gate.set()
             await asyncio.gather(*waiting)
             assert (len(slow.lone.runs), len(slow.session.runs)) == (2, 1)
+            workers = engine._crew._workers
+            await until(lambda: len(engine._crew._idle) == len(workers))
+            assert set(engine._crew._idle) == set(workers)  # also the runner that held the text
+            return first, second
+
+    first, second = asyncio.run(main())
+    assert first.answers + second.answers == [encoder.predict(text) for text in TEXTS[:2]]
+
+
+def test_a_text_waits_for_a_lone_run_that_ends_soon_and_is_lone_itself(slow, encoder):
+    slow.lone = ScriptedSession(encoder.session)
+    slow.session.seconds = 0.02
+
+    async def main():
+        async with running(slow, runners=2) as engine:
+            # A wait of 60 s pays, and is not refused.
+            engine._queue._policies["m"].cost = RunCost(fixed=60.0, per_row=0.0, per_token=0.0, per_pair=0.0)
+            engine._admit = lambda *_, **__: None
+            slow.session.runs.clear()
+            slow.lone.runs.clear()
+            slow.lone.hold()
+            waiting = start(engine, slow, [TEXTS[:1]])
+            await until(lambda: engine.stats("m").running_rows == 1)
+            waiting += start(engine, slow, [TEXTS[1:2]])
+            await until(lambda: len(engine._crew._idle) == 1 + 1 and engine.stats("m").queued_rows == 1)
+            slow.lone.gate.set()
+            first, second = await asyncio.gather(*waiting)
+            assert (len(slow.lone.runs), len(slow.session.runs)) == (2, 0)
+            crew = engine._crew
+            await until(lambda: len(crew._idle) == len(crew._workers))
+            with crew._lock:
+                for _ in range(2):
+                    crew._ring((True,))
+            # The runner that held the text, and is woken for nothing, sleeps without an end.
+            await until(lambda: len(crew._idle) == len(crew._workers))
+            assert {worker.wakes for worker in crew._workers} == {None}
             return first, second
 
     first, second = asyncio.run(main())

@@ -229,6 +229,101 @@ def test_no_run_is_lone_without_a_session_for_it():
     assert not queue.next_batch(0.0).is_lone
 
 
+def lone_running(tokens, *, runners=2, **about):
+    queue = queue_of(lone=0.5, runners=runners, **about)
+    put(queue, [tokens])
+    assert queue.next_batch(0.0).is_lone
+    return queue
+
+
+@pytest.mark.parametrize(
+    ("runners", "running", "tokens", "until"),
+    [
+        # 10 ms alone, 5 ms lone; beside the other run, until this ends, at half the speed.
+        (2, 9, 9, 0.001 + 2 * 0.005),
+        (2, 20, 9, 0.001 + 2 * 0.005),  # which ends at 10.5 ms
+        (2, 22, 9, None),  # at 11.5 ms
+        (2, 22, 10, 0.001 + 2 * 0.0055),
+        # With more cores the two are less in each other's way.
+        (4, 9, 9, 0.001 + 4 / 3 * 0.005),
+        (4, 15, 9, None),
+    ],
+)
+def test_a_row_waits_for_a_lone_run_if_it_is_through_sooner(runners, running, tokens, until):
+    queue = lone_running(running, runners=runners)
+    put(queue, [tokens], at=0.001)
+    assert queue.held_until(0.001) == (until and pytest.approx(until))
+
+
+def test_a_row_waits_for_a_lone_run_no_longer_than_it_would_gain():
+    queue = lone_running(9)
+    put(queue, [9], at=0.001)
+    assert queue.held_until(0.0109) == pytest.approx(0.011)
+    assert queue.held_until(0.0111) is None  # the run takes longer than predicted
+
+
+def test_what_a_row_waits_for_follows_the_drift():
+    queue = lone_running(9)
+    for _ in range(200):
+        queue._policies["m"].drift.saw(actual_s=3.0, predicted_s=1.0)
+    put(queue, [9], at=0.001)
+    assert queue.held_until(0.001) == pytest.approx(0.001 + 3 * 2 * 0.005, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        lambda queue: put(queue, [9], at=0.001),
+        lambda queue: put(queue, [9], at=1.0, now=0.001),  # not due yet
+        lambda queue: queue.add(job_of(), cost_s=0.0),
+        lambda queue: queue.add(job_of(characters=SHORT_CHARACTERS + 1), cost_s=0.0),
+        lambda queue: queue.next_batch(0.001),
+        lambda queue: queue.done(next(iter(queue.running)), now=0.001),
+        lambda queue: queue.drop(queue._due[0].job),
+    ],
+    ids=["another row", "a later row", "a text", "a long text", "nothing waits", "nothing runs", "given up"],
+)
+def test_only_a_single_row_waits_for_a_lone_run(beside):
+    queue = lone_running(9)
+    put(queue, [9], at=0.001)
+    assert queue.held_until(0.001) is not None
+    beside(queue)
+    assert queue.held_until(0.001) is None
+
+
+def test_a_row_that_is_not_due_yet_waits_as_well():
+    queue = lone_running(9)
+    put(queue, [9], at=0.002, now=0.001)
+    assert queue.held_until(0.001) == pytest.approx(0.002 + 2 * 0.005)
+
+
+def test_nothing_waits_for_runs_that_are_not_lone():
+    queue = queue_of(runners=2)
+    put(queue, [9])
+    assert not queue.next_batch(0.0).is_lone
+    put(queue, [9], at=0.001)
+    assert queue.held_until(0.001) is None
+    queue = queue_of(lone=0.1, runners=2)
+    put(queue, [9, 9])
+    assert not queue.next_batch(0.0).is_lone
+    assert queue.held_until(0.0) is None
+
+
+def test_a_model_without_lone_runs_does_not_wait_for_anothers():
+    queue = queue_of(lone=0.5, runners=2, models=("m", "n"))
+    queue._policies["n"].lone = None
+    put(queue, [9], model="m")
+    assert queue.next_batch(0.0).is_lone
+    put(queue, [9], model="n", at=0.001)
+    assert queue.held_until(0.001) is None
+
+
+def test_with_one_runner_nobody_else_could_begin():
+    queue = lone_running(9, runners=1)
+    put(queue, [9], at=0.001)
+    assert queue.held_until(0.001) is None
+
+
 def test_lone_runs_teach_nothing_of_those_that_share_the_cores():
     queue = queue_of(lone=0.5)
     put(queue, [9])
