@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from time import perf_counter
 from typing import Any
 
@@ -25,7 +26,7 @@ _REPEATS, _ENOUGH_S = 5, 0.05
 # A run that takes longer than this is long enough to be believed at once.
 _LONG_S = 0.4
 # A session for lone runs is used if they take less than this share of the time.
-_LONE_WORTH = 0.9
+_LONE_WORTH, _LONE_TRIES = 0.9, 4
 # Measuring takes about this long; what is not measured by then is left out, except one row at each length and the
 # first batch: a model for which these take longer is the one that needs its batches most.
 _SECONDS = 1.5
@@ -150,10 +151,18 @@ def _seconds(run: Runs, rows: list[Row], _: int) -> float:
 
 
 def _lone_share(run: Runs, lone: Runs, rows: list[Row]) -> float | None:
-    """Return a lone run's time over the same run's on a runner's session, in turns; None if nothing is gained."""
-    seconds = [(_seconds(lone, rows, 0), _seconds(run, rows, 0)) for _ in range(_REPEATS)]
-    share = min(pair[0] for pair in seconds) / min(pair[1] for pair in seconds)
-    return share if share < _LONE_WORTH else None
+    """Return a lone run's time over the same run's on a runner's session, in turns; None if nothing is gained.
+
+    A neighbour that has one of the cores hides the gain, and nothing feigns one: where there seems to be none, it is
+    looked for again.
+    """
+    best_lone = best_run = inf
+    for _ in range(_LONE_TRIES):
+        for _ in range(_REPEATS):
+            best_lone, best_run = min(best_lone, _seconds(lone, rows, 0)), min(best_run, _seconds(run, rows, 0))
+        if best_lone < _LONE_WORTH * best_run:
+            return best_lone / best_run
+    return None
 
 
 def _gain(samples: list[Sample]) -> float:

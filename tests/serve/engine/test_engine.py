@@ -141,6 +141,19 @@ def test_a_text_waits_for_a_lone_run_that_ends_soon_and_is_lone_itself(slow, enc
     assert first.answers + second.answers == [encoder.predict(text) for text in TEXTS[:2]]
 
 
+def test_a_neighbour_at_the_start_does_not_cost_the_session_for_lone_texts(slow, encoder):
+    slow.lone = ScriptedSession(encoder.session)
+    slow.session.seconds = 0.02
+    slow.lone.breaks = lambda feeds: time.sleep(0.02 if len(slow.lone.runs) < 12 else 0.0)
+
+    async def main():
+        async with running(slow) as engine:
+            assert engine.plan.models["m"].lone < 0.5
+            assert slow.lone is not None
+
+    asyncio.run(main())
+
+
 def test_a_session_for_lone_texts_that_gains_nothing_is_not_kept(slow, encoder):
     slow.lone = ScriptedSession(encoder.session)
     slow.lone.seconds = 0.02
