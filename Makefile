@@ -135,9 +135,11 @@ faults: install ## the whole fault matrix against real server processes
 fuzz: install ## 200,000 bad inputs to a real server process
 	$(BIN)/python -m tests.faults.fuzz --result benchmarks/results/serve-fuzz.json
 
+serving: SERVERS = --bundle $(BUNDLE) --texts $(TEXTS) --rivals-python $(RIVALS)/rivals/bin/python \
+	--infinity-python $(RIVALS)/infinity/bin/python
 serving: install $(RIVALS)/rivals/.installed $(RIVALS)/infinity/.installed ## the server beside others and under load: BUNDLE=folder TEXTS=file.jsonl
-	$(BIN)/python -m benchmarks.serve.speed --bundle $(BUNDLE) --texts $(TEXTS) --rivals-python $(RIVALS)/rivals/bin/python \
-		--infinity-python $(RIVALS)/infinity/bin/python --result benchmarks/results/serve-speed.json
+	$(BIN)/python -m benchmarks.serve.speed $(SERVERS) --result benchmarks/results/serve-speed.json
+	$(BIN)/python -m benchmarks.serve.turns $(SERVERS) --result benchmarks/results/serve-turns.json
 	$(BIN)/python -m benchmarks.serve.memory --bundle $(BUNDLE) --result benchmarks/results/serve-memory.json
 
 $(RIVALS)/%/.installed: benchmarks/serve/requirements-%.txt | $(STAMP)

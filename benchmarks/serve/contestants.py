@@ -60,6 +60,16 @@ class Running:
         self.__exit__()
         raise RuntimeError("it is not ready")
 
+    def pause(self) -> None:
+        """Stop the process and its children, until `resume`: they then take nothing from others."""
+        for member in self._family():
+            member.suspend()
+
+    def resume(self) -> None:
+        """Let them go on."""
+        for member in reversed(self._family()):
+            member.resume()
+
     def cpu_seconds(self) -> float:
         """Return the CPU time of the process and its children so far."""
         return sum(sum(member.cpu_times()[:2]) for member in self._family())

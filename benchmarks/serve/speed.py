@@ -183,22 +183,28 @@ def raw_rate(arguments: argparse.Namespace, way: dict[str, Any]) -> float:
     return float(raw_rates(arguments, "--way", json.dumps(one)))
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def common_arguments(about: str | None) -> argparse.ArgumentParser:
+    """Return what all comparisons of servers are told."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--texts", type=Path, required=True, help="jsonl file; its lengths are those of the load")
     parser.add_argument("--column", default="sentence")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--threads", type=int, default=2, help="of every server and of the model alone")
     parser.add_argument("--options", default="", help="more arguments for potstill serve")
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--rivals-python", help="the Python of an environment with requirements-rivals.txt")
     parser.add_argument("--infinity-python", help="the Python of an environment with requirements-infinity.txt")
     parser.add_argument("--only", nargs="+", help="names of servers")
-    parser.add_argument("--rounds", type=int, default=2, help="each with new processes, the order turned around")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each load")
     parser.add_argument("--raw-seconds", type=float, default=2.5)
     parser.add_argument("--result", type=Path, help="JSON file")
+    return parser
+
+
+def parse() -> argparse.Namespace:
+    parser = common_arguments(__doc__)
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--rounds", type=int, default=2, help="each with new processes, the order turned around")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each load")
     return parser.parse_args()
 
 
