@@ -70,7 +70,7 @@ class Crew:
             text_threads: threads that do not.
             done: called from any thread with requests that are over, answered or failed.
             idle: called from any thread when a runner finds nothing to do.
-            lone: what runs rows that nothing else runs or waits beside, of the models whose policy says so.
+            lone: what runs rows while nothing else runs and little waits, of the models whose policy says so.
             shadow: what runs when a runner would be idle.
         """
         self._models, self._lone, self.queue = models, lone or {}, queue

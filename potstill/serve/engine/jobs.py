@@ -70,7 +70,7 @@ class Batch:
     started: float
     predicted_s: float
     is_lone: bool = False
-    """Nothing else ran or waited when it began, and the model has a session for that."""
+    """Nothing else ran and little waited when it began, and the model has a session for that."""
     stop: Stop = field(default_factory=Stop)
     stopped_at: float | None = None
 

@@ -8,9 +8,9 @@ due at a fixed time, and nothing that becomes due later overtakes it except as c
 The batches. The row that is due first always runs; rows of similar length join it while the measured cost says that a
 row is cheaper in company than alone, up to a budget of padded tokens.
 
-The lone runs. Where a model has a session with more threads for them, a row beside which nothing runs or waits runs
-there. A single row that comes during such a run had often better wait for its end, and run in the same way, than run
-beside it on cores that are in use.
+The lone runs. Where a model has a session with more threads for them, rows run there while nothing runs beside them
+and few wait: one after the other, a few rows are through nearly as soon as side by side, and most of them sooner. A row
+that comes during such a run had often better wait for its end than run beside it on cores that are in use.
 """
 
 import heapq
@@ -25,6 +25,12 @@ from potstill.serve.session import Stop
 
 # Rows among which company is looked for. More would find little more, and takes time in front of each run.
 _WINDOW = 64
+
+# So many rows at most are run one after the other; more gain by batches. The last of them may be this much later than
+# if they ran side by side.
+_LONE_ROWS, _LATER = 3, 1.25
+# Rows wait for a lone run until it has taken so many times what was predicted.
+_PATIENCE = 3
 
 # Requests with more characters take longer to tokenise than a thread takes to wake.
 SHORT_CHARACTERS = 4_000
@@ -125,21 +131,22 @@ class Queue:
         return [batch for batch in self.running if batch.is_abandoned()]
 
     def held_until(self, now: float) -> float | None:
-        """Return until when the only row that waits is better off waiting for a lone run's end; None if it is not.
+        """Return until when the next row is better off waiting for a lone run's end; None if it is not.
 
-        It waits no longer than it would gain. A run that takes longer than predicted, or hangs, holds it no longer.
+        A run that takes far longer than predicted, or hangs, holds it no longer.
         """
-        waiting = len(self._due) + len(self._later)
-        if len(self.running) != 1 or waiting != 1 or self.has_raw(long=True) or self._runners == 1:
+        if len(self.running) != 1 or not self.has_rows() or self.has_raw(long=True) or self._runners == 1:
             return None
         batch = next(iter(self.running))
         item = self._due[0] if self._due else self._later[0][2]
         lone = self._policies[item.job.model].lone
-        if not batch.is_lone or lone is None or item.job.dead:
+        if not batch.is_lone or lone is None or item.job.dead or not self._in_turn(self._waiting(), lone):
             return None
-        # Beside the run, until this ends, the row would have its part of the cores: with two, one for both.
-        until = item.job.arrived + (1 - lone) * item.cost_s / (1 - 1 / self._runners)
-        return until if max(now, batch.started + batch.predicted_s) < until else None
+        # Beside it a row shares the cores with all of the run's threads: with two cores it takes about twice as long.
+        left = batch.started + batch.predicted_s - now
+        pays = left + lone * item.cost_s < self._runners / (self._runners - 1) * item.cost_s
+        until = batch.started + _PATIENCE * batch.predicted_s
+        return until if pays and now < until else None
 
     def next_batch(self, now: float, *, idle: int = 0, stop: Callable[[], Stop] = Stop) -> Batch | None:
         """Return the rows that run now, or None where none wait; `idle` other runners are free for the rest."""
@@ -154,8 +161,9 @@ class Queue:
             longest = self._company(items, policy, most=-(-self.rows[head.job.model] // (1 + idle)))
         for item in items:
             self._leaves(item)
-        is_beside = bool(self.running) or self.has_rows() or self.has_raw(long=True)
-        lone = None if is_beside else policy.lone
+        lone = None if self.running or self.has_raw(long=True) else policy.lone
+        if lone is not None and not self._in_turn(1 + self._waiting(), lone):
+            lone = None
         predicted = policy.cost.seconds(len(items), longest) * policy.drift.factor * (lone or 1.0)
         batch = Batch(
             model=head.job.model, items=items, longest=longest, started=now, predicted_s=predicted,
@@ -189,6 +197,13 @@ class Queue:
         running = sum(max(0.0, batch.started + batch.predicted_s - now) for batch in list(self.running))
         waiting = self.due_s + min(self.later_s, self._spread * cost_s)
         return max(0.0, running + waiting) / self._runners
+
+    def _waiting(self) -> int:
+        return len(self._due) + len(self._later)
+
+    def _in_turn(self, rows: int, lone: float) -> bool:
+        """Tell whether so many rows are through about as soon in lone runs, one after the other, as side by side."""
+        return rows <= _LONE_ROWS and rows * lone <= _LATER * -(-rows // self._runners)
 
     def _head(self, now: float) -> Item | None:
         while self._due or self._later:
