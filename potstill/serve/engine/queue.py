@@ -29,8 +29,6 @@ _WINDOW = 64
 # So many rows at most are run one after the other; more gain by batches. The last of them may be this much later than
 # if they ran side by side.
 _LONE_ROWS, _LATER = 3, 1.25
-# Rows wait for a lone run until it has taken so many times what was predicted.
-_PATIENCE = 3
 
 # Requests with more characters take longer to tokenise than a thread takes to wake.
 SHORT_CHARACTERS = 4_000
@@ -133,7 +131,7 @@ class Queue:
     def held_until(self, now: float) -> float | None:
         """Return until when the next row is better off waiting for a lone run's end; None if it is not.
 
-        A run that takes far longer than predicted, or hangs, holds it no longer.
+        For a run that is late, or hangs, it waits no longer than it takes itself.
         """
         if len(self.running) != 1 or not self.has_rows() or self.has_raw(long=True) or self._runners == 1:
             return None
@@ -143,9 +141,9 @@ class Queue:
         if not batch.is_lone or lone is None or item.job.dead or not self._in_turn(self._waiting(), lone):
             return None
         # Beside it a row shares the cores with all of the run's threads: with two cores it takes about twice as long.
-        left = batch.started + batch.predicted_s - now
-        pays = left + lone * item.cost_s < self._runners / (self._runners - 1) * item.cost_s
-        until = batch.started + _PATIENCE * batch.predicted_s
+        ends = batch.started + batch.predicted_s
+        pays = ends - now + lone * item.cost_s < self._runners / (self._runners - 1) * item.cost_s
+        until = ends + item.cost_s
         return until if pays and now < until else None
 
     def next_batch(self, now: float, *, idle: int = 0, stop: Callable[[], Stop] = Stop) -> Batch | None:
@@ -199,6 +197,7 @@ class Queue:
         return max(0.0, running + waiting) / self._runners
 
     def _waiting(self) -> int:
+        """Return how many rows wait; those of abandoned requests count."""
         return len(self._due) + len(self._later)
 
     def _in_turn(self, rows: int, lone: float) -> bool:

@@ -257,15 +257,16 @@ def lone_running(tokens, *, runners=2, **about):
 def test_a_row_waits_for_a_lone_run_if_it_is_through_sooner(runners, running, tokens, waits):
     queue = lone_running(running, runners=runners)
     put(queue, [tokens], at=0.001)
-    until = 3 * (running + 1) * 0.0005
+    until = (running + 1) * 0.0005 + (tokens + 1) * 0.001
     assert queue.held_until(0.001) == (pytest.approx(until) if waits else None)
 
 
-def test_a_row_waits_until_a_lone_run_has_taken_three_times_what_was_predicted():
-    queue = lone_running(9)
-    put(queue, [9], at=0.001)
-    assert queue.held_until(0.0149) == pytest.approx(0.015)
-    assert queue.held_until(0.0151) is None
+@pytest.mark.parametrize(("running", "tokens", "until"), [(9, 9, 0.015), (499, 9, 0.260), (9, 499, 0.505)])
+def test_a_row_waits_for_a_late_run_no_longer_than_it_takes_itself(running, tokens, until):
+    queue = lone_running(running)
+    put(queue, [tokens], at=0.001)
+    assert queue.held_until(until - 0.0001) == pytest.approx(until)
+    assert queue.held_until(until + 0.0001) is None
 
 
 def test_what_a_row_waits_for_follows_the_drift():
