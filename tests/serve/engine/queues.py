@@ -1,0 +1,29 @@
+"""Queues of one cost, and requests in them."""
+
+import math
+
+from potstill.serve.engine.cost import Drift, RunCost
+from potstill.serve.engine.jobs import Job
+from potstill.serve.engine.queue import Policy, Queue
+
+# One millisecond a run and one a token: sums can be done in the head.
+UNIT = RunCost(fixed=0.001, per_row=0.0, per_token=0.001, per_pair=0.0)
+
+
+def queue_of(*, budget=1, cost=UNIT, models=("m",), runners=1, lone=None):
+    policies = {name: Policy(cost=cost, drift=Drift(), budget=budget, lone=lone) for name in models}
+    return Queue(policies, runners=runners)
+
+
+def job_of(*, at=0.0, model="m", deadline=math.inf, characters=10):
+    return Job(
+        model=model, prepare=lambda: None, characters=characters, arrived=at, deadline=deadline, timeout_s=60.0
+    )  # fmt: skip
+
+
+def put(queue, lengths, *, at=0.0, now=None, **about):
+    job = job_of(at=at, **about)
+    queue.add(job, cost_s=0.0)
+    assert queue.next_raw(long=True) is job
+    queue.put(job, list(lengths), now=at if now is None else now)
+    return job
