@@ -67,7 +67,8 @@ class OnnxSession:
                 are shared.
             apart: whether threads that help keep to one half of the cores, and whoever calls `run` to the other. A
                 thread that slept is woken on its caller's core and shares it for a whole run while another is idle
-                (after a pause of 0.1 s a run of 15 ms took 26). For runs that have the cores to themselves.
+                (after a pause of 0.1 s a run of 15 ms took 26). For runs that have the cores to themselves, so the
+                helpers wait busily too, but only while something runs.
             disabled_optimizers: names of onnxruntime's graph optimisers to leave out.
             optimise: whether onnxruntime may rewrite the graph at all.
             providers: onnxruntime's execution providers; the first is the one that must run the model.
@@ -86,6 +87,8 @@ class OnnxSession:
             _want_provider(model_file, options, providers[0])
         self._halves = _halves() if apart and self.threads > 1 else None
         if self._halves is not None:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+            options.add_session_config_entry("session.force_spinning_stop", "1")
             helpers = ",".join(str(core + 1) for core in self._halves[1])
             options.add_session_config_entry(
                 "session.intra_op_thread_affinities", ";".join([helpers] * (self.threads - 1))

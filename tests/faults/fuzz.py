@@ -42,7 +42,7 @@ EXAMPLES = 30
 HANG = 15.0
 SCHEMATHESIS = """
 [checks]
-# 504 is the answer to a deadline of a few milliseconds, which schemathesis sends.
+# 504 is the answer to a deadline that was missed, and schemathesis sends the shortest there are.
 not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "504"]
 # 413 is the answer to more or longer texts than are allowed, which schemathesis does not expect.
 negative_data_rejection.expected-statuses = [
@@ -189,7 +189,7 @@ class Client:
     def _check(self, one: Input, response: Response) -> None:
         seen, status = self._seen, response.status
         seen.statuses[str(status)] += 1
-        # Who gives the server a millisecond is told the truth.
+        # Who gives the server ten milliseconds is told if they were not enough.
         hurried = status == 504 and b"x-request-timeout-ms" in one.data.lower()
         if status >= 500 and not hurried and not (status in {501, 505} and not one.well_framed):
             seen.fail("5xx", one, f"{status} {response.body[:200]!r}")

@@ -52,8 +52,9 @@ HEADERS = (
 )  # fmt: skip
 VALUES = (
     "application/json", "application/json; charset=utf-8", "application/json;charset=latin-1", "text/plain", "gzip",
-    "identity", "chunked", "0", "1", "5", "-1", "nan", "1e9", "99999999999999999999", "*/*", "close", "keep-alive",
-    "Upgrade", "h2c", "100-continue", "bytes=0-0,-1", "Bearer x", "Basic eDp5", "localhost", "\xff\xfe", "", "x" * 500,
+    "identity", "chunked", "0", "1", "5", "10", "-1", "nan", "1e9", "99999999999999999999", "*/*", "close",
+    "keep-alive", "Upgrade", "h2c", "100-continue", "bytes=0-0,-1", "Bearer x", "Basic eDp5", "localhost", "\xff\xfe",
+    "", "x" * 500,
 )  # fmt: skip
 
 

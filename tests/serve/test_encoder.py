@@ -310,6 +310,21 @@ def test_outputs_are_those_of_each_text_alone(encoder):
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinities")
 @pytest.mark.skipif(available_cores() < 2, reason="there is one core")
+def test_helpers_that_keep_apart_wait_busily_but_only_while_something_runs(bundle_dir):
+    def says(name, **how):
+        options = OnnxSession(bundle_dir / MODEL_FILES["fp32"], threads=2, **how).engine.get_session_options()
+        return options.get_session_config_entry(f"session.{name}")
+
+    for how in ({"apart": True}, {"apart": True, "spinning": False}):
+        assert says("intra_op.allow_spinning", **how) == "1"
+        assert says("force_spinning_stop", **how) == "1"
+    assert says("intra_op.allow_spinning", spinning=False) == "0"
+    with pytest.raises(RuntimeError, match="force_spinning_stop"):  # it is not set
+        says("force_spinning_stop")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinities")
+@pytest.mark.skipif(available_cores() < 2, reason="there is one core")
 def test_helpers_keep_to_one_half_of_the_cores_and_their_caller_to_the_other(bundle_dir, encoder):
     def helpers(**how):
         before = set(TASKS.iterdir())

@@ -22,8 +22,9 @@ Fields: TypeAlias = list[tuple[bytes, bytes]]
 
 _JSON = (b"content-type", b"application/json")
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-LONGEST_TIMEOUT_MS = 86_400_000
-"""What X-Request-Timeout-Ms may say; the server's own limit is less, and then counts."""
+SHORTEST_TIMEOUT_MS, LONGEST_TIMEOUT_MS = 10, 86_400_000
+"""What X-Request-Timeout-Ms may say. Less than the shortest is what any process is paused for now and then: nothing can
+be promised in it. The server's own limit is less than the longest, and then counts."""
 _TIMEOUT = re.compile(rb"[0-9]{1,8}")
 _PLAIN_JSON = frozenset({b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-8"})
 _run, _numbers = token_hex(6).encode(), count(1)
@@ -83,13 +84,16 @@ def timeout_of(headers: Mapping[bytes, bytes], limits: Limits) -> float | None:
     """Return the seconds that the client gives the request, at most the server's own; None if it does not say.
 
     Raises:
-        RequestError: 422 if X-Request-Timeout-Ms is not a whole number above 0.
+        RequestError: 422 if X-Request-Timeout-Ms is not a whole number, or out of bounds.
     """
     given = headers.get(b"x-request-timeout-ms")
     if given is None:
         return None
-    if not _TIMEOUT.fullmatch(given) or not 1 <= int(given) <= LONGEST_TIMEOUT_MS:
-        raise invalid(f"X-Request-Timeout-Ms must be a whole number of milliseconds from 1 to {LONGEST_TIMEOUT_MS}")
+    if not _TIMEOUT.fullmatch(given) or not SHORTEST_TIMEOUT_MS <= int(given) <= LONGEST_TIMEOUT_MS:
+        raise invalid(
+            "X-Request-Timeout-Ms must be a whole number of milliseconds"
+            f" from {SHORTEST_TIMEOUT_MS} to {LONGEST_TIMEOUT_MS}"
+        )
     return min(int(given) / 1e3, limits.request_seconds)
 
 

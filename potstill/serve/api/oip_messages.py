@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
+from potstill.serve.api.exchange import SHORTEST_TIMEOUT_MS
+
 Datatype = Literal["INT32", "INT64", "FP32", "BYTES"]
 LONGEST_ID = 1_024
 """Characters of a request's id, which comes back with its answer."""
@@ -101,7 +103,7 @@ class RequestParameters(BaseModel):
 
     binary_data_output: StrictBool = False
     """Whether outputs come behind the JSON, unless they say otherwise themselves."""
-    timeout: StrictInt | None = Field(default=None, ge=1)
+    timeout: StrictInt | None = Field(default=None, ge=SHORTEST_TIMEOUT_MS * 1000)
     """Microseconds that the client gives the request; as X-Request-Timeout-Ms, of which the shorter counts."""
     priority: StrictInt = Field(default=0, ge=0)
     """Not looked at: requests are answered as they come."""

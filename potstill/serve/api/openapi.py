@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 import potstill
 from potstill.serve.answering.shapes import shape_of
 from potstill.serve.api.context import Context
-from potstill.serve.api.exchange import LONGEST_TIMEOUT_MS
+from potstill.serve.api.exchange import LONGEST_TIMEOUT_MS, SHORTEST_TIMEOUT_MS
 from potstill.serve.api.facts import mask_token
 from potstill.serve.api.openai import EmbeddingsBody
 from potstill.serve.api.tokens import Tokenized
@@ -40,7 +40,7 @@ _TIMEOUT = {
     "name": "X-Request-Timeout-Ms",
     "in": "header",
     "description": "Milliseconds after which the answer is of no use: the work is then dropped, and a 504 sent.",
-    "schema": {"type": "integer", "minimum": 1, "maximum": LONGEST_TIMEOUT_MS},
+    "schema": {"type": "integer", "minimum": SHORTEST_TIMEOUT_MS, "maximum": LONGEST_TIMEOUT_MS},
 }
 
 

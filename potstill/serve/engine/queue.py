@@ -9,8 +9,8 @@ The batches. The row that is due first always runs; rows of similar length join 
 row is cheaper in company than alone, up to a budget of padded tokens.
 
 The lone runs. Where a model has a session with more threads for them, rows run there while nothing runs beside them
-and few wait: one after the other, a few rows are through nearly as soon as side by side, and most of them sooner. A row
-that comes during such a run had often better wait for its end than run beside it on cores that are in use.
+and few wait: one after the other, a few rows are through nearly as soon as side by side, and most of them sooner. Rows
+that come during such a run had often better wait for its end than run beside it on cores that are in use.
 """
 
 import heapq
@@ -138,11 +138,12 @@ class Queue:
         batch = next(iter(self.running))
         item = self._due[0] if self._due else self._later[0][2]
         lone = self._policies[item.job.model].lone
-        if not batch.is_lone or lone is None or item.job.dead or not self._in_turn(self._waiting(), lone):
+        if not batch.is_lone or lone is None or item.job.dead:
             return None
         # Beside it a row shares the cores with all of the run's threads: with two cores it takes about twice as long.
         ends = batch.started + batch.predicted_s
-        pays = ends - now + lone * item.cost_s < self._runners / (self._runners - 1) * item.cost_s
+        then = lone if self._in_turn(self._waiting(), lone) else 1.0
+        pays = ends - now + then * item.cost_s < self._runners / (self._runners - 1) * item.cost_s
         until = ends + item.cost_s
         return until if pays and now < until else None
 

@@ -290,8 +290,10 @@ def test_a_timeout_in_microseconds_is_the_clients_deadline(client, engine):
     assert asked() is None
     assert asked(parameters={"timeout": 250_000}) == 0.25
     assert asked(parameters={"timeout": 10**12}) == Limits().request_seconds
+    assert asked(parameters={"timeout": 10_000}) == 0.01
     client.headers["x-request-timeout-ms"] = "100"
     assert asked(parameters={"timeout": 250_000}) == 0.1
+    assert post(client, texts(["good"]), parameters={"timeout": 9_999}).status_code == 422
 
 
 def test_what_other_clients_of_the_protocol_add_is_taken(client):

@@ -88,23 +88,43 @@ def test_what_a_row_waits_for_follows_the_drift():
 @pytest.mark.parametrize(
     "beside",
     [
-        lambda queue: put(queue, [9], at=0.001),
-        lambda queue: put(queue, [9], at=1.0, now=0.001),  # not due yet
         lambda queue: queue.add(job_of(), cost_s=0.0),
         lambda queue: queue.add(job_of(characters=SHORT_CHARACTERS + 1), cost_s=0.0),
         lambda queue: [queue.next_batch(0.001) for _ in range(3)],
         lambda queue: queue.done(next(iter(queue.running)), now=0.001),
         lambda queue: queue.drop(queue._due[0].job),
     ],
-    ids=["another row", "a later row", "a text", "a long text", "nothing waits", "nothing runs", "given up"],
+    ids=["a text", "a long text", "nothing waits", "nothing runs", "given up"],
 )
-def test_only_few_rows_wait_for_a_lone_run(beside):
+def test_nothing_waits_where_there_is_other_work_or_none(beside):
     queue = lone_running(9)
     for _ in range(3):
         put(queue, [9], at=0.001)
     assert queue.held_until(0.001) is not None
     beside(queue)
     assert queue.held_until(0.001) is None
+
+
+@pytest.mark.parametrize(
+    ("running", "rows", "waits"),
+    [
+        # Up to three have the session for lone runs after it: 5 ms each, and it has to end within 15.
+        (30, 3, True),
+        (32, 3, False),
+        # More run side by side after it, for 10 ms instead of 20 beside it, which has to end within 10.
+        (20, 4, True),
+        (22, 4, False),
+        (20, 40, True),
+        (22, 40, False),
+    ],
+)
+@pytest.mark.parametrize("is_due", [True, False])
+def test_many_rows_wait_less_long_than_few(running, rows, waits, is_due):
+    queue = lone_running(running)
+    put(queue, [9], at=0.001)
+    for _ in range(rows - 1):
+        put(queue, [9], at=0.001 if is_due else 1.0, now=0.001)
+    assert (queue.held_until(0.001) is not None) is waits
 
 
 def test_a_row_that_is_not_due_yet_waits_as_well():
