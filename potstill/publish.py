@@ -13,13 +13,23 @@ from pathlib import Path
 
 from potstill.errors import OutputError
 
+# Bytes of a folder's name: most file systems allow 255, and the hidden sibling's name is longer.
+_LONGEST_NAME = 230
+
 
 def check_free(out_dir: Path, *, overwrite: bool) -> None:
     """Refuse an output folder that already holds something, after clearing up behind runs that died.
 
     Raises:
-        OutputError: if `out_dir` is a file, or a folder with content and `overwrite` is false.
+        OutputError: if `out_dir` is a file, or a folder with content and `overwrite` is false, or the current folder or
+            one above it, or has a name that is too long.
     """
+    if Path.cwd().is_relative_to(out_dir.resolve()):
+        raise OutputError(
+            f"{out_dir} is the folder you are in, or one above it; name a folder to be made, as --out out"
+        )
+    if len(os.fsencode(out_dir.name)) > _LONGEST_NAME:
+        raise OutputError(f"the name {out_dir.name[:20]}... has more than {_LONGEST_NAME} bytes; take a shorter one")
     _remove_leftovers(out_dir.resolve())  # first: it may bring back a folder that must not be lost
     if out_dir.is_file():
         raise OutputError(f"{out_dir} is a file; name a folder with --out")
@@ -32,7 +42,7 @@ def new_folder(out_dir: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary folder that becomes `out_dir` when the block ends well, and vanishes when it does not.
 
     Raises:
-        OutputError: if `out_dir` has content and `overwrite` is false.
+        OutputError: as `check_free`.
     """
     out_dir = out_dir.resolve()  # a link to a folder stays a link
     check_free(out_dir, overwrite=overwrite)

@@ -55,6 +55,29 @@ def live_pid():
     kill(process)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("out", [".", "..", "/", "../here", "link"])
+def test_the_folder_that_one_is_in_is_not_replaced(tmp_path, monkeypatch, out, overwrite):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    if out == "link":
+        out = tmp_path / "link"
+        out.symlink_to(here)
+    with pytest.raises(OutputError, match="is the folder you are in, or one above it"):
+        check_free(Path(out), overwrite=overwrite)
+    check_free(Path("out"), overwrite=overwrite)
+    check_free(Path("../her"), overwrite=overwrite)
+
+
+def test_a_name_may_be_as_long_as_its_hidden_sibling_allows(tmp_path):
+    with new_folder(tmp_path / ("x" * 228 + "\u00e4")):
+        pass
+    for name in ("x" * 231, "\u00e4" * 116):
+        with pytest.raises(OutputError, match="more than 230 bytes; take a shorter one"):
+            check_free(tmp_path / name, overwrite=False)
+
+
 def test_a_folder_appears_when_the_block_ends_and_not_before(tmp_path):
     out = tmp_path / "deep" / "out"
     with new_folder(out) as building:
