@@ -82,12 +82,11 @@ class OnnxSession:
         if self.threads < 1:
             raise UsageError(f"threads is {threads}; it must be at least 1")
         self.model_file = model_file
-        options = _options(self.threads, spinning=spinning, optimise=optimise)
+        self._halves = _halves() if apart and self.threads > 1 else None
+        options = _options(self.threads, spinning=spinning or self._halves is not None, optimise=optimise)
         if providers[0] != _PROVIDER:
             _want_provider(model_file, options, providers[0])
-        self._halves = _halves() if apart and self.threads > 1 else None
         if self._halves is not None:
-            options.add_session_config_entry("session.intra_op.allow_spinning", "1")
             options.add_session_config_entry("session.force_spinning_stop", "1")
             helpers = ",".join(str(core + 1) for core in self._halves[1])
             options.add_session_config_entry(

@@ -310,7 +310,7 @@ def test_outputs_are_those_of_each_text_alone(encoder):
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinities")
 @pytest.mark.skipif(available_cores() < 2, reason="there is one core")
-def test_helpers_that_keep_apart_wait_busily_but_only_while_something_runs(bundle_dir):
+def test_helpers_that_keep_apart_wait_busily_but_only_while_something_runs(bundle_dir, capfd):
     def says(name, **how):
         options = OnnxSession(bundle_dir / MODEL_FILES["fp32"], threads=2, **how).engine.get_session_options()
         return options.get_session_config_entry(f"session.{name}")
@@ -321,6 +321,7 @@ def test_helpers_that_keep_apart_wait_busily_but_only_while_something_runs(bundl
     assert says("intra_op.allow_spinning", spinning=False) == "0"
     with pytest.raises(RuntimeError, match="force_spinning_stop"):  # it is not set
         says("force_spinning_stop")
+    assert capfd.readouterr() == ("", "")  # onnxruntime has nothing to say
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinities")
