@@ -271,7 +271,7 @@ def is_closed(client, within=3.0):
 
 
 @contextmanager
-def probing(running, *, within=1.0):
+def probing(running, *, within=3.0):
     """Ask /health/live all the while; every answer must be there in time."""
     stop, worst, failures = threading.Event(), [0.0, 0], []
 
