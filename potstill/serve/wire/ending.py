@@ -79,7 +79,7 @@ class Ending:
             self._reading = True
             transport.resume_reading()
 
-    def expire(self, now: float) -> None:
+    def expire(self) -> None:
         """End it: the client has had its time."""
         self.deadline = inf
         if self.phase == Phase.CLOSING or self._unread is not None or self._transport.get_write_buffer_size():

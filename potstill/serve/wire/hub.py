@@ -20,7 +20,7 @@ class Member(Protocol):
     held: int
     """Bytes that it holds of a body that is not whole yet."""
 
-    def expire(self, now: float) -> None:
+    def expire(self) -> None:
         """End it: the deadline is over."""
 
     def evict(self) -> None:
@@ -114,5 +114,5 @@ class Hub:
         now = loop.time()
         for member in tuple(self.connections):
             if member.deadline <= now:
-                member.expire(now)
+                member.expire()
         self._timer = loop.call_later(self._tick, self._sweep, loop) if self.connections else None

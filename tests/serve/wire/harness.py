@@ -71,6 +71,10 @@ class Echo:
         await asyncio.sleep(0.3)
         await self.answer(send, b"slow")
 
+    async def stall(self, scope, receive, send):
+        sleep(0.6)
+        await self.answer(send, b"stalled")
+
     async def held(self, scope, receive, send):
         await receive()
         await asyncio.sleep(30)
@@ -133,8 +137,10 @@ class Echo:
 class Running:
     """A server in a thread of this process."""
 
+    limits = Limits()
+
     def __init__(self, app, limits, load=None):
-        self.app = app
+        self.app, self.limits = app, limits
         self.listener = bind("127.0.0.1", 0)
         self.port = self.listener.getsockname()[1]
         listen(self.listener)
@@ -160,9 +166,13 @@ class Running:
 
     def ask(self, raw, *, methods=("GET",), timeout=5.0):
         """Send bytes, and read as many answers as methods."""
-        with self.connect(timeout) as client:
-            client.sendall(raw)
-            answers = read_answers(client, methods)
+        answers, late = [], True
+        while late and not answers:  # on a full machine this thread may be late itself, and is hung up on then
+            started = monotonic()
+            with self.connect(timeout) as client:
+                client.sendall(raw)
+                late = monotonic() - started >= self.limits.header_seconds
+                answers = read_answers(client, methods)
         return answers[0] if len(answers) == 1 else answers
 
 

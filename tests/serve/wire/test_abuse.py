@@ -176,6 +176,18 @@ def test_slow_bodies_get_408_at_an_absolute_deadline(server, head):
     assert server.app.running == 0
 
 
+@pytest.mark.parametrize("start", [b"", post()[:10], post()[:-2]])
+def test_a_pause_of_the_process_is_not_its_clients_fault(server, start):
+    with server.connect() as client, server.connect() as pausing:
+        client.sendall(start)
+        sleep(QUICK.header_seconds / 4)
+        pausing.sendall(get(b"/stall"))
+        sleep(QUICK.header_seconds / 4)
+        client.sendall(post()[len(start) :])
+        assert [answer.body for answer in read_answers(client)] == [b"hello"]
+        assert [answer.body for answer in read_answers(pausing)] == [b"stalled"]
+
+
 def test_a_body_has_a_time_of_its_own():
     limits = Limits(header_seconds=0.2, body_seconds=5, drain_seconds=0.1, shutdown_seconds=3)
     data = post(body=b"hello")
