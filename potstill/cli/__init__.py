@@ -3,6 +3,7 @@
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 
@@ -20,6 +21,7 @@ def main() -> None:
         require("rich", extra="cli")
         from potstill.cli.app import app
 
+        _require_folder()
         app(prog_name="potstill")
     except PotstillError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -31,6 +33,15 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+def _require_folder() -> None:
+    from potstill.errors import UsageError
+
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:  # torch would end the process over it, without a word of use
+        raise UsageError("the folder you are in no longer exists; change to another one, as cd ~") from error
 
 
 def _warn_in_one_line() -> None:

@@ -20,6 +20,14 @@ def test_a_misspelt_command_is_told_which_was_meant(potstill):
     assert (code, "Did you mean 'serve'?" in err) == (2, True)
 
 
+def test_a_folder_that_was_removed_under_the_process_is_named(potstill, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    code, _, err = potstill("export", "student", "--out", "bundle")
+    assert (code, err) == (2, "error: the folder you are in no longer exists; change to another one, as cd ~\n")
+
+
 def test_recipes_are_listed_printed_and_copied(potstill, tmp_path):
     code, out, _ = potstill("recipes")
     assert code == 0
