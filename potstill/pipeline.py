@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from potstill import machine
 from potstill.data import Examples, Text, load_examples, load_texts
 from potstill.errors import OutputError
-from potstill.progress import Progress, silent
+from potstill.progress import Announce, Progress, keep_quiet, silent
 from potstill.publish import check_free, write_text
 from potstill.recipe import Recipe, build_recipe
 from potstill.sections import ExportConfig
@@ -36,9 +36,23 @@ _NOT_THE_RECIPE = {"output_dir", "resume"}
 
 
 def run(
-    recipe: Recipe, out_dir: Path, *, resume: bool = False, overwrite: bool = False, progress: Progress = silent
+    recipe: Recipe,
+    out_dir: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    announce: Announce = keep_quiet,
 ) -> "Report":
     """Run every stage of a recipe that `out_dir` does not hold yet, and return the report.
+
+    Args:
+        recipe: what to make, and of what.
+        out_dir: holds everything the run makes.
+        resume: go on with the run that `out_dir` holds.
+        overwrite: replace what `out_dir` holds.
+        progress: is told how far each stage is.
+        announce: is told the plan of a training before it starts, and its pace after the first steps.
 
     Raises:
         OutputError: if `out_dir` has content and neither `resume` nor `overwrite` is given, or if it holds a run of
@@ -46,8 +60,8 @@ def run(
         PotstillError: whatever a stage raises; what was finished before stays.
     """
     _prepare(recipe, out_dir, resume=resume, overwrite=overwrite)
-    teacher = _teacher(recipe, out_dir, progress=progress)
-    student_dir = _student(_with_teacher(recipe, teacher), out_dir, progress=progress)
+    teacher = _teacher(recipe, out_dir, progress=progress, announce=announce)
+    student_dir = _student(_with_teacher(recipe, teacher), out_dir, progress=progress, announce=announce)
     _export(recipe, {"teacher": teacher, "student": str(student_dir)}, out_dir, progress=progress)
     return _bench(recipe, out_dir, progress=progress)
 
@@ -103,7 +117,7 @@ def _check_same_recipe(recipe: Recipe, run_file: Path) -> None:
         )
 
 
-def _teacher(recipe: Recipe, out_dir: Path, *, progress: Progress) -> str:
+def _teacher(recipe: Recipe, out_dir: Path, *, progress: Progress, announce: Announce) -> str:
     """Return where the teacher is, trained first if the recipe says so."""
     if recipe.teacher.model is not None:
         return recipe.teacher.model
@@ -111,7 +125,7 @@ def _teacher(recipe: Recipe, out_dir: Path, *, progress: Progress) -> str:
     if not folder.is_dir():
         from potstill.distill import finetune
 
-        finetune(recipe, folder, resume=True, progress=progress)
+        finetune(recipe, folder, resume=True, progress=progress, announce=announce)
     return str(folder)
 
 
@@ -119,12 +133,12 @@ def _with_teacher(recipe: Recipe, teacher: str) -> Recipe:
     return recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"model": teacher, "scratch": None})})
 
 
-def _student(recipe: Recipe, out_dir: Path, *, progress: Progress) -> Path:
+def _student(recipe: Recipe, out_dir: Path, *, progress: Progress, announce: Announce) -> Path:
     folder = out_dir / "checkpoints" / "student"
     if not folder.is_dir():
         from potstill.distill import distill
 
-        distill(recipe, folder, resume=True, progress=progress)
+        distill(recipe, folder, resume=True, progress=progress, announce=announce)
     return folder
 
 

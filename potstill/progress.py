@@ -11,5 +11,13 @@ from typing import TypeAlias
 Progress: TypeAlias = Callable[[str, int, int, str], None]
 
 
+Announce: TypeAlias = Callable[[str, dict[str, object]], None]
+"""Called with a headline and figures by name, once for each: what a training will take, and how fast it is."""
+
+
 def silent(stage: str, done: int, total: int, note: str) -> None:
     """Listen to nothing."""
+
+
+def keep_quiet(headline: str, figures: dict[str, object]) -> None:
+    """Ignore every announcement."""

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +15,8 @@ from rich.table import Table
 from potstill.progress import Progress
 
 MAX_WIDTH = 100
+_LINE_SECONDS = 60.0
+"""Between two lines about one stage, where there is no terminal to draw bars on."""
 
 out = Console(width=None if sys.stdout.isatty() else MAX_WIDTH, soft_wrap=False)
 err = Console(stderr=True)
@@ -21,7 +24,7 @@ err = Console(stderr=True)
 
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
-    """Give a listener that draws a bar with the time left for each stage, or, off a terminal, one line per stage."""
+    """Give a listener that draws a bar with the time left for each stage, or, off a terminal, a line a minute."""
     if not err.is_terminal:
         yield _StageLines()
         return
@@ -45,20 +48,36 @@ def progress_bars() -> Iterator[Progress]:
 
 
 class _StageLines:
-    """Say when a stage begins and when it is done, with nothing between: logs are read later."""
+    """Say when a stage begins and when it is done, and between them how far it is, once a minute."""
 
     def __init__(self) -> None:
-        self._begun: set[str] = set()
+        self._begun: dict[str, tuple[float, int]] = {}
         self._ended: set[str] = set()
+        self._last = 0.0
 
     def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        now, noted = monotonic(), f" ({note})" if note else ""
         if stage not in self._begun:
-            self._begun.add(stage)
-            sys.stderr.write(f"{stage} ...\n")
-        if total and done >= total and stage not in self._ended:
-            self._ended.add(stage)
-            sys.stderr.write(f"{stage}: done{f' ({note})' if note else ''}\n")
+            self._begun[stage] = now, done
+            self._say(f"{stage} ...", now)
+        if total and done >= total:
+            if stage not in self._ended:
+                self._ended.add(stage)
+                self._say(f"{stage}: done{noted}", now)
+        elif now - self._last >= _LINE_SECONDS:
+            since, first = self._begun[stage]
+            left = f", about {duration((now - since) / (done - first) * (total - done))} to go" if done > first else ""
+            self._say(f"{stage}: {done:,}{f' of {total:,}' if total else ''}{noted}{left if total else ''}", now)
+
+    def _say(self, line: str, now: float) -> None:
+        self._last = now
+        sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
+
+
+def duration(seconds: float) -> str:
+    """Return a time as a person would say it."""
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 def print_json(content: Any) -> None:

@@ -28,11 +28,17 @@ def run(
     from potstill.cli.render import out as stdout
     from potstill.cli.render import progress_bars
     from potstill.cli.report import render_report
+    from potstill.cli.training import announce
     from potstill.pipeline import run as run_pipeline
 
     with progress_bars() as progress:
         report = run_pipeline(
-            resolved, folder, resume=resume or resolved.resume, overwrite=overwrite, progress=progress
+            resolved,
+            folder,
+            resume=resume or resolved.resume,
+            overwrite=overwrite,
+            progress=progress,
+            announce=announce,
         )
     if as_json:
         typer.echo(report.model_dump_json(by_alias=True))

@@ -67,9 +67,10 @@ def _plan(figures: dict[str, Any]) -> list[str]:
 
 
 def _pace(figures: dict[str, Any]) -> list[str]:
-    minutes = figures["seconds_left"] / 60
-    left = f"{minutes:.0f} min" if minutes >= 2 else f"{figures['seconds_left']:.0f} s"
-    return [f"time        about {left} to go ({figures['seconds_per_step']:.2f} s a step, scoring not counted)"]
+    from potstill.cli.render import duration
+
+    left, step = duration(figures["seconds_left"]), figures["seconds_per_step"]
+    return [f"time        about {left} to go ({step:.2f} s a step, scoring not counted)"]
 
 
 _LINES = {"plan": _plan, "pace": _pace}

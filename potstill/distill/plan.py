@@ -1,13 +1,13 @@
 """What a distillation will cost, told before it starts: parameters, tokens, steps, memory, and soon the time."""
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
 from transformers import PreTrainedModel
 
 from potstill.checkpoint import count_parameters
+from potstill.progress import Announce
 from potstill.sections import DistillConfig
 
 # Weights, gradients and AdamW's two moments, float32.
@@ -18,13 +18,6 @@ _BYTES_PER_FROZEN = 4
 _KEPT_WIDTHS, _KEPT_FEED_FORWARD = 12, 3
 # Steps before the pace is told: the first ones allocate memory and fill caches.
 _WARM_STEPS, _MEASURED_STEPS = 3, 10
-
-Announce = Callable[[str, dict[str, object]], None]
-"""Called with a headline and figures by name."""
-
-
-def keep_quiet(headline: str, figures: dict[str, object]) -> None:
-    """Ignore every announcement."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

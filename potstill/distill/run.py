@@ -20,7 +20,7 @@ from potstill.distill.controls import train_controls
 from potstill.distill.evaluate import problem_type_of
 from potstill.distill.examples import LENGTH_COLUMN
 from potstill.distill.methods.objective import Objective
-from potstill.distill.plan import Announce, keep_quiet, make_plan
+from potstill.distill.plan import make_plan
 from potstill.distill.prepare import (
     Material,
     load_material,
@@ -33,7 +33,7 @@ from potstill.distill.prepare import (
 from potstill.distill.student import best_layers, choose_layers, create_student
 from potstill.distill.trainer import Job, TrainingResult, train
 from potstill.errors import CheckpointError, RecipeError
-from potstill.progress import Progress, silent
+from potstill.progress import Announce, Progress, keep_quiet, silent
 from potstill.publish import check_free, new_folder
 from potstill.recipe import Recipe, build_recipe
 from potstill.task import FEATURE_EXTRACTION, FILL_MASK, REGRESSION, Task, get_task

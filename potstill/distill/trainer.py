@@ -37,10 +37,10 @@ from potstill.distill.keeper import (
     step_of,
 )
 from potstill.distill.methods.objective import Objective
-from potstill.distill.plan import Announce, Pace, keep_quiet
+from potstill.distill.plan import Pace
 from potstill.errors import TrainingError
 from potstill.extras import require
-from potstill.progress import Progress
+from potstill.progress import Announce, Progress, keep_quiet
 from potstill.sections import DistillConfig
 
 Collator = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]

@@ -91,6 +91,8 @@ def test_a_run_killed_in_every_stage_goes_on_and_ends_well(tiny_data, tmp_path):
     second.kill()
     assert visible(out) == {"run.json", "checkpoints", "teacher"}
     assert json.loads((out / "checkpoints" / "student" / "distill.json").read_text())["resumed_from"] >= 5
+    said = "".join(second.said)
+    assert all(part in said for part in ("\nsteps  ", "\ntime        about ", "\ndistil the student: done"))
 
     third = Run(tiny_data, out, "--resume")
     samples = out / ".report.bench" / "samples.jsonl"
