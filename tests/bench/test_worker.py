@@ -218,11 +218,11 @@ def test_the_time_since_the_start_is_the_askers_or_the_kernels():
 
 
 def test_a_load_reply_adds_the_engines_import_to_the_workers_own(runner, monkeypatch):
-    monkeypatch.setattr(duties, "find_opener", lambda name: time.sleep(0.05) or (lambda command: runner))
+    monkeypatch.setattr(duties, "find_opener", lambda name: time.sleep(0.5) or (lambda command: runner))
     reply = Duties(Growth(interpreter_rss_bytes=1), process_ms=4, import_ms=1000).answer(load_command("anywhere"))
     assert (reply["process_ms"], reply["device"], reply["sha256"]) == (4, "cpu", {"model": "5ha"})
-    assert 1050 <= reply["import_ms"] < 2000
-    assert reply["load_ms"] < 50
+    assert reply["import_ms"] >= 1500
+    assert reply["load_ms"] < 500
 
 
 def test_blocks_go_round_the_texts_and_on_where_the_last_one_ended(at_work, runner):

@@ -41,7 +41,7 @@ def test_answers_are_those_of_the_encoder_in_any_company(encoder, runners, text_
 
 
 def test_timings_add_up(slow):
-    slow.session.seconds = 0.05
+    slow.session.seconds = 0.3
 
     async def main():
         async with running(slow) as engine:
@@ -52,10 +52,10 @@ def test_timings_add_up(slow):
             return await first, second, time.monotonic() - began
 
     first, second, whole = asyncio.run(main())
-    assert first.timings.infer_s == pytest.approx(0.05, abs=0.04)
-    assert second.timings.queue_s > 0.02
+    assert first.timings.infer_s >= 0.3
     spent = second.timings
-    assert 0 <= whole - (spent.tokenise_s + spent.queue_s + spent.infer_s) < 0.05
+    assert spent.queue_s > 0.1
+    assert 0.6 * whole < spent.tokenise_s + spent.queue_s + spent.infer_s <= whole
 
 
 def test_texts_wait_for_the_model_and_then_run_together(slow):

