@@ -102,7 +102,6 @@ def _load(specs: Sequence[Spec], settings: "EngineSettings") -> "Engine":
             spec.folder,
             precision=spec.precision,
             threads=settings.threads,
-            lone_threads=settings.lone_threads,
             spinning=False,
         )
         for spec in specs

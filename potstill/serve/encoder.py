@@ -41,7 +41,7 @@ class Encoder:
         record: how that precision's file was made and checked.
         tokenizer: texts to ids.
         session: ids to logits.
-        lone: the same with more threads, for runs beside which there is no other; None unless asked for.
+        lone: the same with more threads, for runs beside which there is no other; None until `load_lone`.
     """
 
     def __init__(
@@ -50,7 +50,6 @@ class Encoder:
         *,
         precision: str = "fp32",
         threads: int | None = None,
-        lone_threads: int | None = None,
         spinning: bool = True,
         verify: bool = True,
     ) -> None:
@@ -60,7 +59,6 @@ class Encoder:
             bundle_dir: the folder.
             precision: which of its files answers.
             threads: of one run; None takes the cores.
-            lone_threads: of a run in a server while no other runs, which needs the model a second time; None: no such.
             spinning: whether idle threads wait busily.
             verify: whether files are checked.
 
@@ -77,18 +75,33 @@ class Encoder:
         self._function = _function_of(self.bundle)
         _warn_of_other_cpu(self.record, bundle_dir)
         self.tokenizer = BundleTokenizer(bundle_dir, self.manifest)
-        load = partial(
+        self._load = partial(
             OnnxSession,
             self.bundle.model_file(precision),
             spinning=spinning,
             disabled_optimizers=self.record.disabled_optimizers or self.manifest.disabled_optimizers,
         )
-        self.session = load(threads=threads)
-        self.lone = None if lone_threads is None else load(threads=lone_threads, apart=True)
+        self.session = self._load(threads=threads)
+        self.lone: OnnxSession | None = None
         self._check_graph()
         shape = self.session.engine.get_outputs()[-1].shape
         # How many numbers the last output has per text or token, where the graph says so.
         self._width: int | None = shape[-1] if shape and isinstance(shape[-1], int) else None
+
+    @property
+    def model_bytes(self) -> int:
+        """Return the size of the precision's file, with the weights that lie beside it."""
+        files = self.manifest.files.items()
+        return sum(record.size_bytes for name, record in files if name.startswith(self.record.file))
+
+    def load_lone(self, threads: int) -> OnnxSession:
+        """Load the model a second time, for runs of so many threads while no other runs; return its session, `lone`.
+
+        Raises:
+            BundleError: if onnxruntime cannot load it again.
+        """
+        self.lone = self._load(threads=threads, apart=True)
+        return self.lone
 
     def outputs(self, texts: Sequence[Text], *, batch_size: int = 32) -> list[dict[str, NDArray[np.float32]]]:
         """Return every output of the graph for each text, in the order given, padding cut off.

@@ -2,13 +2,9 @@
 
 import asyncio
 import logging
-import resource
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from threading import Thread
 from time import monotonic
-from typing import Any
 
 from potstill.errors import UsageError
 from potstill.machine import available_cores
@@ -18,12 +14,12 @@ from potstill.serve.engine.admission import Admission
 from potstill.serve.engine.cost import LONG_TOKENS, Drift
 from potstill.serve.engine.crew import Crew
 from potstill.serve.engine.jobs import Job
-from potstill.serve.engine.model import runs_of
+from potstill.serve.engine.model import Runs, runs_of
 from potstill.serve.engine.pages import collapse
+from potstill.serve.engine.plan import Plan, measure_models, resident_bytes
 from potstill.serve.engine.queue import Policy, Queue
 from potstill.serve.engine.settings import Answered, EngineSettings, Gauges, Observer, Outcome, Timings, nothing
 from potstill.serve.engine.shadow import Shadow, check_pair
-from potstill.serve.engine.warmup import ModelPlan, describe, measure, row_of
 from potstill.serve.refusals import RequestError, expired, overloaded, unavailable
 
 # How often hung runs and dead threads are looked for; not in the way of any request.
@@ -33,31 +29,6 @@ _TIMED_S = 10.0
 # A run that takes so many times what was predicted hangs; others on the machine slow it down less than this.
 _HANGS = 50.0
 _LOG = logging.getLogger("potstill.serve")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What the engine measured and chose at its start."""
-
-    models: dict[str, ModelPlan]
-    runners: int
-    threads: int
-    text_threads: int
-    wait_ms: dict[str, float]
-    """The predicted wait beyond which a request is refused: in a burst and while a queue stands."""
-    memory_bytes: int | None
-    """Resident after the largest runs: about what it stays at."""
-
-    def describe(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
-        return {
-            "runners": self.runners,
-            "threads": self.threads,
-            "text_threads": self.text_threads,
-            "wait_ms": self.wait_ms,
-            "memory_bytes": self.memory_bytes,
-            "models": {name: describe(plan) for name, plan in self.models.items()},
-        }
 
 
 class Engine:
@@ -83,13 +54,13 @@ class Engine:
             check_pair(models[settings.shadow[0]], models[settings.shadow[1]])
         self.models = dict(models)
         self.settings = settings
-        threads = next(iter(models.values())).session.threads
-        self._runners = settings.runners or max(1, available_cores() // threads)
+        self._threads = next(iter(models.values())).session.threads
+        self._runners = settings.runners or max(1, available_cores() // self._threads)
         self.plan: Plan | None = None
         self.observer = observer
         """Who counts; may be changed until `start`."""
         self._runs = {name: runs_of(encoder, encoder.session) for name, encoder in models.items()}
-        self._lone = {name: runs_of(encoder, encoder.lone) for name, encoder in models.items() if encoder.lone}
+        self._lone: dict[str, Runs] = {}
         self._active: set[Job] = set()
         self._ratio = dict.fromkeys(models, 0.25)  # tokens per character, as in English; learnt
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -106,18 +77,9 @@ class Engine:
             CheckError: if a model does not run.
         """
         collapse()  # before anything is measured
-        plans = {}
-        for name, encoder in self.models.items():
-            alone = None
-            if not encoder.record.batch_invariant and not self.settings.allow_drift:
-                alone = "this file's answers depend on their company, so every text runs alone"
-            row = partial(row_of, encoder.session.inputs, encoder.manifest.pad_token_id)
-            plans[name] = measure(
-                self._runs[name], max_length=encoder.manifest.max_length, row=row, alone=alone, runners=self._runners,
-                lone=self._lone.get(name),
-            )  # fmt: skip
-            if plans[name].lone is None and self._lone.pop(name, None) is not None:
-                encoder.lone = None  # it would only take memory
+        plans, self._lone = measure_models(
+            self.models, self._runs, settings=self.settings, threads=self._threads, runners=self._runners
+        )
         policies = {
             name: Policy(cost=plan.cost, drift=Drift(), budget=plan.batch_tokens, lone=plan.lone)
             for name, plan in plans.items()
@@ -133,10 +95,10 @@ class Engine:
         self.plan = Plan(
             models=plans,
             runners=self._runners,
-            threads=next(iter(self.models.values())).session.threads,
+            threads=self._threads,
             text_threads=self.settings.text_threads,
             wait_ms=self._door.limits_ms(),
-            memory_bytes=_resident_bytes(),
+            memory_bytes=resident_bytes(),
         )
         return self.plan
 
@@ -156,6 +118,8 @@ class Engine:
             shadow=self._shadow(),
         )
         self._crew.start()
+        if self._lone:  # their weights, while others answer: a server is ready sooner so
+            Thread(target=collapse, name="potstill-pages", daemon=True).start()
         self._watching = loop.call_later(_WATCH_S, self._watch)
 
     def drain(self) -> None:
@@ -390,10 +354,3 @@ _OUTCOMES: dict[int, Outcome] = {429: "overloaded", 500: "failed", 503: "unavail
 def _timings(job: Job) -> Timings:
     queue_s = max(0.0, job.ended - job.arrived - job.tokenise_s - job.infer_s)
     return Timings(tokenise_s=job.tokenise_s, queue_s=queue_s, infer_s=job.infer_s, tokens=job.tokens)
-
-
-def _resident_bytes() -> int | None:
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    except OSError:
-        return None

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from time import perf_counter
@@ -20,6 +20,8 @@ _MOST_TOKENS = 1024
 # Numbers in the outputs of one run: 64 MB. A vocabulary of 30,522 words fills it with 549 tokens.
 _MOST_NUMBERS = 2**24
 _LENGTHS = (8, 32, 128)
+# As long as most texts are, where one length has to stand for all.
+_COMMON = 32
 # Batches of short texts say most: they are the most frequent, and those that pay. Without the first nothing is known.
 _BATCHES = ((8, 32), (4, 32), (2, 32), (2, 128), (4, 8), (16, 8), (16, 32))
 _REPEATS, _ENOUGH_S = 5, 0.05
@@ -47,7 +49,7 @@ class ModelPlan:
     """What a full batch of short texts takes; 0 if none is formed."""
     batching_gain: float
     """Texts per second in the best batch over texts per second alone, at the length where it is largest."""
-    lone: float | None
+    lone: float | None = None
     """A short text's time on the session for lone runs as a share of a runner's; None if there is none, or no gain."""
 
 
@@ -58,7 +60,6 @@ def measure(
     row: Callable[[int], Row],
     alone: str | None,
     runners: int,
-    lone: Runs | None = None,
 ) -> ModelPlan:
     """Measure a model, and run what may run at most: memory then has its size.
 
@@ -68,7 +69,6 @@ def measure(
         row: makes a row of so many tokens.
         alone: why rows must run alone, or None.
         runners: how many runs there may be at a time; the largest run is tried by all of them at once.
-        lone: runs rows while nothing else runs.
 
     Raises:
         CheckError: if the model does not run.
@@ -85,18 +85,10 @@ def measure(
 
         samples = _measure(everywhere, row, shapes(max_length, most, batches=alone is None))
         budget = min(token_budget(samples), most) if alone is None else 1
-        # As wide and as long as it gets: what the layers take grows with the tokens, what attention takes with length.
-        # One row of the longest was measured.
-        largest = [[row(length)] * max(1, budget // length) for length in (short, max_length)]
-        for rows in largest:
-            if len(rows) > 1:
+        for rows in _largest(row, budget, max_length):
+            if len(rows) > 1:  # one row of the longest was measured
                 everywhere(rows)
-    cost, common = fit(samples), min(32, max_length)
-    share = None
-    if lone is not None:
-        for rows in largest:
-            lone(rows, None)
-        share = _lone_share(run, lone, [row(common)])
+    cost, common = fit(samples), min(_COMMON, max_length)
     why = alone or (f"batches of up to {budget} tokens pay" if budget > 1 else "no batch is faster than texts alone")
     return ModelPlan(
         cost=cost,
@@ -105,9 +97,44 @@ def measure(
         batch_s=cost.seconds(max(2, budget // common), common) if budget > 1 else 0.0,
         why=why,
         batching_gain=_gain(samples),
-        lone=share,
         largest_run=(budget // short, short) if budget > max_length else (1, max_length),
     )
+
+
+def measure_lone(run: Runs, lone: Runs, *, plan: ModelPlan, max_length: int, row: Callable[[int], Row]) -> ModelPlan:
+    """Measure a session for lone runs, and run what may run there at most; return the plan with what it gains.
+
+    A neighbour that has one of the cores hides the gain, and nothing feigns one: where there seems to be none, it is
+    looked for again.
+
+    Args:
+        run: runs rows on a runner's session.
+        lone: runs rows while nothing else runs.
+        plan: what was measured of the model.
+        max_length: the longest row in tokens.
+        row: makes a row of so many tokens.
+
+    Raises:
+        CheckError: if the model does not run.
+    """
+    for rows in _largest(row, plan.batch_tokens, max_length):
+        lone(rows, None)
+    common = [row(min(_COMMON, max_length))]
+    best_lone = best_run = inf
+    for _ in range(_LONE_TRIES):
+        for _ in range(_REPEATS):
+            best_lone, best_run = min(best_lone, _seconds(lone, common, 0)), min(best_run, _seconds(run, common, 0))
+        if best_lone < _LONE_WORTH * best_run:
+            return replace(plan, lone=best_lone / best_run)
+    return plan
+
+
+def _largest(row: Callable[[int], Row], budget: int, max_length: int) -> list[list[Row]]:
+    """Return the largest runs: as wide and as long as it gets.
+
+    What the layers take grows with the tokens, what attention takes with the length.
+    """
+    return [[row(length)] * max(1, budget // length) for length in (min(_LENGTHS[0], max_length), max_length)]
 
 
 def row_of(inputs: tuple[str, ...], token: int, length: int) -> Row:
@@ -148,21 +175,6 @@ def _seconds(run: Runs, rows: list[Row], _: int) -> float:
     began = perf_counter()
     run(rows, None)
     return perf_counter() - began
-
-
-def _lone_share(run: Runs, lone: Runs, rows: list[Row]) -> float | None:
-    """Return a lone run's time over the same run's on a runner's session, in turns; None if nothing is gained.
-
-    A neighbour that has one of the cores hides the gain, and nothing feigns one: where there seems to be none, it is
-    looked for again.
-    """
-    best_lone = best_run = inf
-    for _ in range(_LONE_TRIES):
-        for _ in range(_REPEATS):
-            best_lone, best_run = min(best_lone, _seconds(lone, rows, 0)), min(best_run, _seconds(run, rows, 0))
-        if best_lone < _LONE_WORTH * best_run:
-            return best_lone / best_run
-    return None
 
 
 def _gain(samples: list[Sample]) -> float:

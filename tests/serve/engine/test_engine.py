@@ -10,10 +10,11 @@ from potstill.errors import UsageError
 from potstill.machine import available_cores
 from potstill.serve.answering.prepared import Prepared
 from potstill.serve.engine import Engine, EngineSettings
+from potstill.serve.engine import plan as plan_module
 from potstill.serve.engine.cost import RunCost
 from potstill.serve.refusals import invalid
 from tests.serve.engine.helpers import TEXTS, Counts, ask, occupy, refused, running, start, until
-from tests.serve.engine.scripted import ScriptedSession, scripted
+from tests.serve.engine.scripted import scripted, with_lone
 
 
 @pytest.mark.parametrize(("runners", "text_threads"), [(1, 1), (1, 0), (2, 1), (3, 2)])
@@ -81,11 +82,11 @@ def test_texts_wait_for_the_model_and_then_run_together(slow):
 
 
 def test_a_text_that_nothing_is_beside_runs_on_the_session_for_that(slow, encoder):
-    slow.lone = ScriptedSession(encoder.session)
+    with_lone(slow)
     slow.session.seconds = 0.02  # so that it pays
 
     async def main():
-        async with running(slow, runners=2) as engine:
+        async with running(slow, runners=2, lone_threads=2) as engine:
             assert engine.plan.models["m"].lone < 0.5
             assert engine.plan.describe()["models"]["m"]["lone_share"] < 0.5
             slow.session.runs.clear()
@@ -109,11 +110,11 @@ def test_a_text_that_nothing_is_beside_runs_on_the_session_for_that(slow, encode
 
 
 def test_a_text_waits_for_a_lone_run_that_ends_soon_and_is_lone_itself(slow, encoder):
-    slow.lone = ScriptedSession(encoder.session)
+    with_lone(slow)
     slow.session.seconds = 0.02
 
     async def main():
-        async with running(slow, runners=2) as engine:
+        async with running(slow, runners=2, lone_threads=2) as engine:
             # A wait of 60 s pays, and is not refused.
             engine._queue._policies["m"].cost = RunCost(fixed=60.0, per_row=0.0, per_token=0.0, per_pair=0.0)
             engine._admit = lambda *_, **__: None
@@ -142,28 +143,45 @@ def test_a_text_waits_for_a_lone_run_that_ends_soon_and_is_lone_itself(slow, enc
 
 
 def test_a_neighbour_at_the_start_does_not_cost_the_session_for_lone_texts(slow, encoder):
-    slow.lone = ScriptedSession(encoder.session)
+    lone = with_lone(slow)
     slow.session.seconds = 0.02
-    slow.lone.breaks = lambda feeds: time.sleep(0.02 if len(slow.lone.runs) < 12 else 0.0)
+    lone.breaks = lambda feeds: time.sleep(0.02 if len(lone.runs) < 12 else 0.0)
 
     async def main():
-        async with running(slow) as engine:
+        async with running(slow, lone_threads=2) as engine:
             assert engine.plan.models["m"].lone < 0.5
-            assert slow.lone is not None
+            assert slow.lone is lone
 
     asyncio.run(main())
 
 
 def test_a_session_for_lone_texts_that_gains_nothing_is_not_kept(slow, encoder):
-    slow.lone = ScriptedSession(encoder.session)
+    with_lone(slow)
     slow.lone.seconds = 0.02
 
     async def main():
-        async with running(slow) as engine:
+        async with running(slow, lone_threads=2) as engine:
             assert (engine.plan.models["m"].lone, slow.lone) == (None, None)
             return (await ask(engine, slow, TEXTS)).answers
 
     assert asyncio.run(main()) == encoder.predict(TEXTS)
+
+
+@pytest.mark.parametrize(("memory", "loaded"), [(2**33, [2, 2]), (2**10, [])])
+def test_every_model_is_loaded_again_for_lone_runs_if_there_is_room(encoder, int8_encoder, monkeypatch, memory, loaded):
+    seen = []
+
+    def load_lone(threads):
+        seen.append(threads)
+        return encoder.session
+
+    monkeypatch.setattr(plan_module, "available_cores", lambda: 2)
+    monkeypatch.setattr(plan_module, "memory_limit_bytes", lambda: memory)
+    models = {"a": scripted(encoder), "b": scripted(int8_encoder)}
+    for model in models.values():
+        model.load_lone = load_lone
+    Engine(models, settings=EngineSettings(lone_threads=None)).warm_up()
+    assert seen == loaded
 
 
 def test_what_depends_on_its_company_runs_alone_unless_drift_is_allowed(int8_encoder):
@@ -275,8 +293,9 @@ def test_settings_and_models_are_checked(encoder):
         Engine({}, settings=EngineSettings())
     with pytest.raises(UsageError, match="names twin; there are m"):
         Engine({"m": encoder}, settings=EngineSettings(shadow=("m", "twin")))
-    for wrong in ({"runners": 0}, {"threads": 0}, {"text_threads": -1}, {"threads": 2, "lone_threads": 2}):
-        with pytest.raises(UsageError, match=r"needs a runner|more than threads, 2"):
+    for wrong in ({"runners": 0}, {"threads": 0}, {"text_threads": -1}, {"threads": 2, "lone_threads": 2},
+                  {"lone_threads": 0}):  # fmt: skip
+        with pytest.raises(UsageError, match=r"needs a runner|more than threads, [12]"):
             EngineSettings(**wrong)
     with pytest.raises(UsageError, match="warmed up"):
         Engine({"m": encoder}, settings=EngineSettings()).start(None)

@@ -1,0 +1,95 @@
+"""What an engine measures and chooses at its start."""
+
+import resource
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from potstill.machine import available_cores, memory_limit_bytes
+from potstill.serve.encoder import Encoder
+from potstill.serve.engine.model import Runs, runs_of
+from potstill.serve.engine.settings import EngineSettings
+from potstill.serve.engine.warmup import ModelPlan, describe, measure, measure_lone, row_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What the engine measured and chose at its start."""
+
+    models: dict[str, ModelPlan]
+    runners: int
+    threads: int
+    text_threads: int
+    wait_ms: dict[str, float]
+    """The predicted wait beyond which a request is refused: in a burst and while a queue stands."""
+    memory_bytes: int | None
+    """Resident after the largest runs: about what it stays at."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return {
+            "runners": self.runners,
+            "threads": self.threads,
+            "text_threads": self.text_threads,
+            "wait_ms": self.wait_ms,
+            "memory_bytes": self.memory_bytes,
+            "models": {name: describe(plan) for name, plan in self.models.items()},
+        }
+
+
+def measure_models(
+    models: Mapping[str, Encoder], runs: Mapping[str, Runs], *, settings: EngineSettings, threads: int, runners: int
+) -> tuple[dict[str, ModelPlan], dict[str, Runs]]:
+    """Measure every model, and load each a second time if lone runs are to have more threads.
+
+    Args:
+        models: what is measured; those that gain by lone runs keep the session for them.
+        runs: what runs rows of each.
+        settings: say whether texts may share a run, and the threads of a lone one.
+        threads: of any other run.
+        runners: how many runs there may be at a time.
+
+    Returns:
+        The plan of each model, and what makes lone runs, of those that gain by them.
+
+    Raises:
+        CheckError: if a model does not run.
+    """
+    rows = {name: partial(row_of, model.session.inputs, model.manifest.pad_token_id) for name, model in models.items()}
+    plans: dict[str, ModelPlan] = {}
+    lone: dict[str, Runs] = {}
+    for name, model in models.items():
+        alone = None
+        if not model.record.batch_invariant and not settings.allow_drift:
+            alone = "this file's answers depend on their company, so every text runs alone"
+        plans[name] = measure(
+            runs[name], max_length=model.manifest.max_length, row=rows[name], alone=alone, runners=runners
+        )
+    more = settings.choose_lone_threads(
+        sum(model.model_bytes for model in models.values()),
+        threads=threads,
+        cores=available_cores(),
+        memory_bytes=memory_limit_bytes(),
+    )
+    if more == 1:
+        return plans, lone
+    for name, model in models.items():
+        again = runs_of(model, model.load_lone(more))
+        plans[name] = measure_lone(
+            runs[name], again, plan=plans[name], max_length=model.manifest.max_length, row=rows[name]
+        )
+        if plans[name].lone is None:
+            model.lone = None  # it would only take memory
+        else:
+            lone[name] = again
+    return plans, lone
+
+
+def resident_bytes() -> int | None:
+    """Return how much memory this process has; None where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return None
