@@ -92,14 +92,14 @@ def contestants(arguments: argparse.Namespace, *, port: int) -> list[Contestant]
         str(arguments.bundle),
         "model.onnx" if arguments.precision == "fp32" else f"model_{arguments.precision}.onnx",
     )
-    # As it would choose on that many cores: as many runs at a time, a thread for each, and all for a lone run.
+    # As it would choose on that many cores: as many runs at a time, a thread for each.
     own = [sys.executable, "-m", "potstill", "serve", bundle, "--precision", arguments.precision, "--port", str(port),
            "--threads", "1", "--runners", str(arguments.threads)]  # fmt: skip
     own += arguments.options.split()
-    lone = [*own, "--lone-threads", str(arguments.threads)]
-    found = [Contestant("potstill", lone, has_probes=True, run_threads=arguments.threads)]
+    found = [Contestant("potstill", own, has_probes=True)]
     if arguments.threads > 1:
-        found.append(Contestant("potstill, model once", [*own, "--lone-threads", "1"], has_probes=True))
+        lone = [*own, "--lone-threads", str(arguments.threads)]
+        found.append(Contestant("potstill, lone threads", lone, has_probes=True, run_threads=arguments.threads))
     given = ["--bundle", bundle, "--file", file, "--port", str(port), "--threads", str(arguments.threads)]
 
     def rival(name: str, python: str, script: str, *more: str, **how: Any) -> None:

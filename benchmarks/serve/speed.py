@@ -230,6 +230,7 @@ def main() -> None:
                 with Running(contestant, port=port) as running:
                     found = measure(contestant, running, texts, arguments=arguments, best=best, seed=1000 * number)
                 rounds[name].append(found)
+                print(f"round {number + 1} of {arguments.rounds}: {name} is measured", flush=True)
             except (RuntimeError, OSError, KeyError, subprocess.CalledProcessError) as error:
                 missed[name] = f"{type(error).__name__}: {error}"
                 print(f"{name}: {missed[name]}", file=sys.stderr, flush=True)

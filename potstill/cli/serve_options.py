@@ -36,9 +36,9 @@ LoneThreadsOption = Annotated[
     int | None,
     typer.Option(
         help="Threads of an inference while nothing else runs: a lone client is answered sooner, and a crowd no later, "
-        "but the model is in memory twice; 1 for none.",
-        min=1,
-        show_default="up to 4 cores, if the models are under an eighth of the memory",
+        "but the model is in memory twice.",
+        min=2,
+        show_default="no such",
     ),
 ]
 RunnersOption = Annotated[

@@ -88,12 +88,6 @@ class Encoder:
         # How many numbers the last output has per text or token, where the graph says so.
         self._width: int | None = shape[-1] if shape and isinstance(shape[-1], int) else None
 
-    @property
-    def model_bytes(self) -> int:
-        """Return the size of the precision's file, with the weights that lie beside it."""
-        files = self.manifest.files.items()
-        return sum(record.size_bytes for name, record in files if name.startswith(self.record.file))
-
     def load_lone(self, threads: int) -> OnnxSession:
         """Load the model a second time, for runs of so many threads while no other runs; return its session, `lone`.
 

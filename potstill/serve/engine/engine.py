@@ -77,9 +77,7 @@ class Engine:
             CheckError: if a model does not run.
         """
         collapse()  # before anything is measured
-        plans, self._lone = measure_models(
-            self.models, self._runs, settings=self.settings, threads=self._threads, runners=self._runners
-        )
+        plans, self._lone = measure_models(self.models, self._runs, settings=self.settings, runners=self._runners)
         policies = {
             name: Policy(cost=plan.cost, drift=Drift(), budget=plan.batch_tokens, lone=plan.lone)
             for name, plan in plans.items()

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from potstill.machine import available_cores, memory_limit_bytes
 from potstill.serve.encoder import Encoder
 from potstill.serve.engine.model import Runs, runs_of
 from potstill.serve.engine.settings import EngineSettings
@@ -40,7 +39,7 @@ class Plan:
 
 
 def measure_models(
-    models: Mapping[str, Encoder], runs: Mapping[str, Runs], *, settings: EngineSettings, threads: int, runners: int
+    models: Mapping[str, Encoder], runs: Mapping[str, Runs], *, settings: EngineSettings, runners: int
 ) -> tuple[dict[str, ModelPlan], dict[str, Runs]]:
     """Measure every model, and load each a second time if lone runs are to have more threads.
 
@@ -48,7 +47,6 @@ def measure_models(
         models: what is measured; those that gain by lone runs keep the session for them.
         runs: what runs rows of each.
         settings: say whether texts may share a run, and the threads of a lone one.
-        threads: of any other run.
         runners: how many runs there may be at a time.
 
     Returns:
@@ -67,16 +65,10 @@ def measure_models(
         plans[name] = measure(
             runs[name], max_length=model.manifest.max_length, row=rows[name], alone=alone, runners=runners
         )
-    more = settings.choose_lone_threads(
-        sum(model.model_bytes for model in models.values()),
-        threads=threads,
-        cores=available_cores(),
-        memory_bytes=memory_limit_bytes(),
-    )
-    if more == 1:
+    if settings.lone_threads is None:
         return plans, lone
     for name, model in models.items():
-        again = runs_of(model, model.load_lone(more))
+        again = runs_of(model, model.load_lone(settings.lone_threads))
         plans[name] = measure_lone(
             runs[name], again, plan=plans[name], max_length=model.manifest.max_length, row=rows[name]
         )

@@ -6,10 +6,6 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 from potstill.errors import UsageError
 from potstill.serve.limits import Limits
 
-_MOST_LONE_THREADS = 4
-# The memory must be this many times the models, or they are not loaded a second time without being asked for.
-_LONE_MEMORY = 8
-
 Stage: TypeAlias = Literal["tokenise", "queue", "infer", "read"]
 Outcome: TypeAlias = Literal["answered", "overloaded", "expired", "gone", "invalid", "failed", "unavailable"]
 
@@ -19,14 +15,13 @@ class EngineSettings:
     """How one engine works.
 
     Raises:
-        UsageError: if a count is below 1 (text_threads: below 0), or lone_threads is neither 1 nor more than threads.
+        UsageError: if a count is below 1 (text_threads: below 0), or lone_threads are no more than threads.
     """
 
     threads: int | None = None
     """Threads within one run, as the models were loaded with; None where they chose for themselves."""
-    lone_threads: int | None = 1
-    """Threads within a run while nothing else runs, for which the models are in memory twice; 1: as in any other run.
-    None chooses: see `choose_lone_threads`."""
+    lone_threads: int | None = None
+    """Threads within a run while nothing else runs, for which the models are loaded a second time; None: no such."""
     runners: int | None = None
     """Runs at a time; None: the cores over the threads of one run. Several runs of one thread each answer more than
     one run of several threads (microsoft/onnxruntime#16304); an int8 student of 1 ms took 1.3 times the CPU with two
@@ -50,28 +45,8 @@ class EngineSettings:
                 f"an engine needs a runner and a thread: runners {self.runners}, threads {self.threads}, "
                 f"text_threads {self.text_threads}"
             )
-        if self.lone_threads not in {None, 1} and self.lone_threads <= (self.threads or 1):
-            raise UsageError(
-                f"lone_threads is {self.lone_threads}; it must be more than threads, {self.threads or 1}, or 1 for none"
-            )
-
-    def choose_lone_threads(self, model_bytes: int, *, threads: int, cores: int, memory_bytes: int | None) -> int:
-        """Return the threads of a run while nothing else runs; 1 where no model is to be loaded a second time.
-
-        Where nobody said, it is up to four of the cores, if the engine may have them all, and if the models are a small
-        part of the memory.
-
-        Args:
-            model_bytes: of all models that the engine has.
-            threads: of any other run.
-            cores: that this process may use.
-            memory_bytes: that this process may use; None if nobody knows.
-        """
-        if self.lone_threads is not None:
-            return self.lone_threads
-        most = min(_MOST_LONE_THREADS, cores)
-        is_free = self.runners is None and model_bytes * _LONE_MEMORY <= (memory_bytes or 0)
-        return most if is_free and most > threads else 1
+        if self.lone_threads is not None and self.lone_threads <= (self.threads or 1):
+            raise UsageError(f"lone_threads is {self.lone_threads}; it must be more than threads, {self.threads or 1}")
 
 
 class Timings(NamedTuple):

@@ -10,7 +10,6 @@ from potstill.errors import UsageError
 from potstill.machine import available_cores
 from potstill.serve.answering.prepared import Prepared
 from potstill.serve.engine import Engine, EngineSettings
-from potstill.serve.engine import plan as plan_module
 from potstill.serve.engine.cost import RunCost
 from potstill.serve.refusals import invalid
 from tests.serve.engine.helpers import TEXTS, Counts, ask, occupy, refused, running, start, until
@@ -165,23 +164,6 @@ def test_a_session_for_lone_texts_that_gains_nothing_is_not_kept(slow, encoder):
             return (await ask(engine, slow, TEXTS)).answers
 
     assert asyncio.run(main()) == encoder.predict(TEXTS)
-
-
-@pytest.mark.parametrize(("memory", "loaded"), [(2**33, [2, 2]), (2**10, [])])
-def test_every_model_is_loaded_again_for_lone_runs_if_there_is_room(encoder, int8_encoder, monkeypatch, memory, loaded):
-    seen = []
-
-    def load_lone(threads):
-        seen.append(threads)
-        return encoder.session
-
-    monkeypatch.setattr(plan_module, "available_cores", lambda: 2)
-    monkeypatch.setattr(plan_module, "memory_limit_bytes", lambda: memory)
-    models = {"a": scripted(encoder), "b": scripted(int8_encoder)}
-    for model in models.values():
-        model.load_lone = load_lone
-    Engine(models, settings=EngineSettings(lone_threads=None)).warm_up()
-    assert seen == loaded
 
 
 def test_what_depends_on_its_company_runs_alone_unless_drift_is_allowed(int8_encoder):

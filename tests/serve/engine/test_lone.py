@@ -3,7 +3,6 @@
 import pytest
 
 from potstill.serve.engine.queue import SHORT_CHARACTERS
-from potstill.serve.engine.settings import EngineSettings
 from tests.serve.engine.queues import job_of, put, queue_of
 
 
@@ -189,33 +188,3 @@ def test_lone_runs_teach_nothing_of_those_that_share_the_cores():
     put(queue, [9])
     queue.done(queue.next_batch(0.0), now=0.030)
     assert queue.expected_s("m", 9) == pytest.approx(0.010)
-
-
-MIB, GIB = 2**20, 2**30
-
-
-@pytest.mark.parametrize(
-    ("given", "cores", "memory", "chosen"),
-    [
-        ({}, 2, 8 * GIB, 2),
-        ({}, 16, 8 * GIB, 4),  # more threads gain little on a text
-        ({}, 1, 8 * GIB, 1),
-        ({}, 2, 2 * GIB, 2),
-        ({}, 2, 2 * GIB - 1, 1),
-        ({}, 2, None, 1),
-        ({"runners": 1}, 2, 8 * GIB, 1),  # the other cores are somebody else's
-        ({"threads": 2}, 2, 8 * GIB, 1),
-        ({"threads": 2}, 8, 8 * GIB, 4),
-        ({"threads": 8}, 8, 8 * GIB, 1),
-        ({"lone_threads": 1}, 2, 8 * GIB, 1),
-        ({"lone_threads": 8, "runners": 1}, 2, 1 * GIB, 8),
-    ],
-)
-def test_a_model_is_loaded_for_lone_runs_where_memory_and_cores_are_free(given, cores, memory, chosen):
-    settings = EngineSettings(**{"lone_threads": None, **given})
-    threads = settings.threads or 1
-    assert settings.choose_lone_threads(256 * MIB, threads=threads, cores=cores, memory_bytes=memory) == chosen
-
-
-def test_nobody_who_does_not_ask_has_lone_runs():
-    assert EngineSettings().choose_lone_threads(1, threads=1, cores=8, memory_bytes=8 * GIB) == 1
