@@ -12,7 +12,7 @@ from random import Random
 
 # Multiples of a long request's cost. The small one keeps an overloaded server's answers within a few times its normal
 # ones, and still has the next batch at hand: tests/serve/engine/simulation.py tries them.
-_BURST = 10.0
+_BURST = 9.0
 _STANDING = 1.5
 # But a burst's wait is not to outlast what people wait for an answer, however long a model's runs are.
 _LONGEST_BURST_S = 0.4
@@ -21,7 +21,7 @@ _LONGEST_BURST_S = 0.4
 _LEAST = 1.0
 # And at least so many of the batches that pay: with less behind it a runner finds half a batch, which is slower per
 # text, which keeps the queue standing.
-_BATCHES_BURST, _BATCHES_STANDING = 5.0, 1.0
+_BATCHES_BURST, _BATCHES_STANDING = 3.0, 1.0
 # A long request: this share of the last ones cost less.
 _LONG = 0.95
 _REMEMBERED = 256

@@ -54,7 +54,7 @@ def test_a_batch_pays_while_it_saves_the_fixed_part():
 
 def test_budget_is_the_smallest_batch_that_is_nearly_the_best():
     cost = RunCost(fixed=0.8, per_row=0.0, per_token=1 / 32, per_pair=0.0)
-    given = samples(cost)
+    given = [sample for sample in samples(cost) if sample.length < 128]
     assert token_budget(given) == 1.5 * 4 * 32  # texts are not all of one length
     (place,) = (place for place, sample in enumerate(given) if (sample.rows, sample.length) == (4, 32))
     given[place] = replace(given[place], seconds=1.2 * given[place].seconds)  # a neighbour had the core
