@@ -2,7 +2,7 @@ import pytest
 
 from potstill.serve.engine.admission import Admission
 from potstill.serve.engine.cost import RunCost
-from tests.serve.engine.simulation import Machine
+from tests.serve.engine.simulation import DISTILBERT, Machine
 
 # Dynamic int8 of the same student: every text alone.
 ALONE = {"cost": RunCost(fixed=0.0002, per_row=0.0, per_token=0.00002, per_pair=5e-8), "budget": 1}
@@ -95,6 +95,12 @@ def test_bursts_at_a_normal_load_are_absorbed():
     machine = Machine()
     normal = machine.load(350, duration=20)  # of about 550 a second
     assert normal.refused == 0
+
+
+def test_what_came_before_the_first_refusal_of_a_flood_waits_for_three_batches_at_most():
+    batch_s = DISTILBERT.seconds(5, 32)
+    flood = Machine(cost=DISTILBERT, budget=190, runners=2, batch_s=batch_s).load(1700, duration=5)
+    assert flood.p(99) <= 3 * batch_s
 
 
 def test_it_recovers_at_once():

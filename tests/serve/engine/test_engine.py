@@ -10,6 +10,7 @@ from potstill.errors import UsageError
 from potstill.machine import available_cores
 from potstill.serve.answering.prepared import Prepared
 from potstill.serve.engine import Engine, EngineSettings
+from potstill.serve.engine import engine as engine_module
 from potstill.serve.engine.cost import RunCost
 from potstill.serve.refusals import invalid
 from tests.serve.engine.helpers import TEXTS, Counts, ask, occupy, refused, running, start, until
@@ -152,6 +153,20 @@ def test_a_neighbour_at_the_start_does_not_cost_the_session_for_lone_texts(slow,
             assert slow.lone is lone
 
     asyncio.run(main())
+
+
+def test_pages_of_a_second_session_are_made_huge_beside_the_first_answers(slow, monkeypatch):
+    where = []
+    monkeypatch.setattr(engine_module, "collapse", lambda: where.append(threading.current_thread().name))
+    with_lone(slow)
+    slow.session.seconds = 0.02
+
+    async def main():
+        async with running(slow, lone_threads=2):
+            await until(lambda: len(where) == 2)
+
+    asyncio.run(main())
+    assert where == ["MainThread", "potstill-pages"]
 
 
 def test_a_session_for_lone_texts_that_gains_nothing_is_not_kept(slow, encoder):
