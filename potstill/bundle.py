@@ -64,6 +64,8 @@ class ModelRecord(_Record):
     batch_invariant: bool = True
     """Whether a text's answer is independent of its batch mates. Dynamic int8 has one activation scale for the
     whole batch, so it is not (microsoft/onnxruntime#10111)."""
+    unpadded: bool = False
+    """Whether its products leave padding out, so that a batch costs what its tokens cost and not its longest text."""
     disabled_optimizers: list[str] = []
     """onnxruntime graph optimisers that the session switches off for this file, because measuring said so."""
     fusion: dict[str, Any] = {}

@@ -249,6 +249,9 @@ class ExportConfig(Section):
     """The operator of every layer: onnxruntime's own, or the standard's of opset 23, which other runtimes know too."""
     opset: int | None = Field(default=None, ge=18, le=23)
     """None takes 20, or 23 for the standard operator."""
+    unpad: bool | None = None
+    """Leave padding out of the products of fp32 and int8-static, so that batches cost what their tokens cost. Not for
+    engines that must know every shape beforehand; None does so with fused attention, which is onnxruntime's own."""
     max_length: PositiveInt | None = None
     """Longest text in tokens; None takes the tokenizer's own, at most the model's positions."""
     allow_unfused: bool = False

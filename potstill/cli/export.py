@@ -13,7 +13,7 @@ from potstill.extras import require
 from potstill.sections import ExportConfig
 
 _CONFIG = (
-    "precision", "attention", "opset", "max_length", "allow_unfused", "pooling", "normalize", "calibration_texts",
+    "precision", "attention", "opset", "unpad", "max_length", "allow_unfused", "pooling", "normalize", "calibration_texts",
     "judged_texts", "max_loss", "max_fp32_layers", "tune", "rounds",
 )  # fmt: skip
 
@@ -51,6 +51,14 @@ Attention = Annotated[
     str | None, typer.Option(help="fused (onnxruntime's) or onnx (the standard's).", show_default="fused")
 ]
 Opset = Annotated[int | None, typer.Option(help="ONNX operator set.", show_default="20, or 23 for --attention onnx")]
+Unpad = Annotated[
+    bool | None,
+    typer.Option(
+        "--unpad/--no-unpad",
+        help="Leave padding out of fp32's and int8-static's products: batches cost what their tokens cost.",
+        show_default="yes, with --attention fused",
+    ),
+]
 AllowUnfused = Annotated[bool | None, typer.Option("--allow-unfused", help="Take a graph without fused attention.")]
 MaxLoss = Annotated[
     float | None, typer.Option(help="What int8 may lose, as a share of the score.", show_default="0.01")
@@ -84,6 +92,7 @@ def export(
     normalize: Normalize = None,
     attention: Attention = None,
     opset: Opset = None,
+    unpad: Unpad = None,
     allow_unfused: AllowUnfused = None,
     max_loss: MaxLoss = None,
     max_fp32_layers: MaxFp32Layers = None,

@@ -41,6 +41,41 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
 
 
+def tensor_shapes(model: onnx.ModelProto, batch_size: int, num_tokens: int) -> dict[str, list[int | None]]:
+    """Return the dimensions of every tensor of an encoder's graph for so many texts of so many tokens.
+
+    With sizes, because inference does not know that a table of positions is cut to the length of the texts.
+
+    Args:
+        model: is not changed, and may be larger than protobuf's 2 GiB.
+        batch_size: the first dimension of every input.
+        num_tokens: the second one.
+
+    Returns:
+        None stands for an unknown dimension; a tensor without a known rank is not there.
+
+    Raises:
+        ParityError: if there is an operator that nobody can infer through.
+    """
+    slim = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    graph = model.graph
+    slim.graph.CopyFrom(onnx.GraphProto(name=graph.name, node=graph.node, input=graph.input, output=graph.output))
+    for value in slim.graph.input:
+        for dim, size in zip(value.type.tensor_type.shape.dim, (batch_size, num_tokens), strict=True):
+            dim.dim_value = size
+    for tensor in graph.initializer:
+        # Vectors may be sizes, whose values count.
+        outline = onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+        slim.graph.initializer.append(outline if len(tensor.dims) > 1 else tensor)
+    inferred = infer_shapes(slim).graph
+    found: dict[str, list[int | None]] = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    for value in (*inferred.input, *inferred.value_info, *inferred.output):
+        if value.type.tensor_type.HasField("shape"):
+            dims = value.type.tensor_type.shape.dim
+            found[value.name] = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
+    return found
+
+
 def _standard(node: onnx.NodeProto, local: set[tuple[str, str]]) -> list[onnx.NodeProto]:
     """Return standard operators that give the shapes which `node` gives."""
     if node.domain in _STANDARD_DOMAINS or (node.domain, node.op_type) in local:

@@ -26,6 +26,7 @@ from potstill.export.saturation import saturation
 from potstill.export.source import Source
 from potstill.export.speed import compare_speed
 from potstill.export.texts import Probe
+from potstill.export.unpad import unpad
 from potstill.judging.answers import Answers, collect
 from potstill.onnxwire import read_outline
 from potstill.precision import count_products
@@ -68,14 +69,20 @@ class Workshop:
             ParityError: if it is not a valid graph, lacks a fused operator, or answers otherwise.
         """
         self._graph = graph
-        file = self.file("fp32")
-        side = save_model(graph, file)[1:]
+        file, served = self.file("fp32"), self._unpadded(graph)
+        side = save_model(served, file)[1:]
         check_model(file)
         lint(file, "fp32")
         receipt = fusion_receipt(graph, self.source.config)
         if not self.config.allow_unfused and self.source.existing is None:
             check_fusion(receipt)
-        return self._record("fp32", side, fusion=receipt, parity=check_parity(self.source, self.fp32_session()))
+        return self._record(
+            "fp32",
+            side,
+            fusion=receipt,
+            unpadded=served is not graph,
+            parity=check_parity(self.source, self.fp32_session()),
+        )
 
     def make_fp16(self) -> ModelRecord:
         """Write the half-size file for GPUs, and judge it here through casts to float32.
@@ -116,10 +123,15 @@ class Workshop:
         """
         self.say(f"{precision}: quantise")
         static, file = recipe.method == "static", self.file(precision)
-        batch_size = 8 if static else 1
+        batch_size, unpadded = 8 if static else 1, False
 
         def attempt(keep: frozenset[str]) -> dict[str, Any]:
-            save_model(quantise(self.prepared, recipe, keep=keep), file)
+            nonlocal unpadded
+            plain = quantise(self.prepared, recipe, keep=keep)
+            # One text at a time, which is how dynamic files are served, has no padding.
+            served = self._unpadded(plain) if static else plain
+            unpadded = served is not plain
+            save_model(served, file)
             return self._judge(self._open(file, disabled_optimizers), batch_size=batch_size)
 
         kept, evidence, steps = fall_back(
@@ -148,6 +160,7 @@ class Workshop:
             | count_products(outline),
             disabled_optimizers=disabled_optimizers,
             batch_invariant=static,
+            unpadded=unpadded,
             fusion=fusion_receipt(onnx.load(file, load_external_data=False), self.source.config),
             parity=measure_difference(self.source, session, self.fp32_session()),
             quality=evidence,
@@ -192,6 +205,11 @@ class Workshop:
             self.tokenizer.pad(rows[start : start + _CALIBRATION_BATCH])
             for start in range(0, len(rows), _CALIBRATION_BATCH)
         ]
+
+    def _unpadded(self, graph: onnx.ModelProto) -> onnx.ModelProto:
+        """Leave padding out of a graph of ours, if that is wanted."""
+        wanted = self.config.attention == "fused" if self.config.unpad is None else self.config.unpad
+        return unpad(graph) if wanted and self.source.existing is None else graph
 
     def _open(self, file: Path, disabled_optimizers: Sequence[str]) -> OnnxSession:
         """Open a file as it will be served, without spinning threads that slow torch down beside it."""

@@ -37,27 +37,34 @@ class Sample:
 class RunCost:
     """Seconds of a run of n rows padded to l tokens: fixed + per_row n + per_token n l + per_pair n l^2.
 
-    The last term is attention's.
+    The last term is attention's. A file without padding in its products has their tokens in place of n l.
     """
 
     fixed: float
     per_row: float
     per_token: float
     per_pair: float
+    unpadded: bool = False
 
-    def seconds(self, rows: int, length: int) -> float:
-        """Return the predicted seconds of one run."""
-        return self.fixed + rows * (self.per_row + length * (self.per_token + length * self.per_pair))
+    def seconds(self, rows: int, longest: int, tokens: int | None = None) -> float:
+        """Return the predicted seconds of one run; without its `tokens` all rows are as long as the longest."""
+        padded = rows * longest
+        counted = tokens if self.unpadded and tokens is not None else padded
+        return self.fixed + rows * self.per_row + counted * self.per_token + padded * longest * self.per_pair
 
-    def pays(self, rows: int, longest: int, *, added: int) -> bool:
-        """Tell whether a row of `added` tokens is cheaper in a run of `rows` rows and `longest` tokens than alone."""
+    def pays(self, rows: int, longest: int, tokens: int, *, added: int) -> bool:
+        """Tell whether a row of `added` tokens is cheaper in a run than alone; what the run has is told without it."""
         wider = max(longest, added)
-        extra = self.seconds(rows + 1, wider) - self.seconds(rows, longest)
+        extra = self.seconds(rows + 1, wider, tokens + added) - self.seconds(rows, longest, tokens)
         return extra <= (1 - _GAIN) * self.seconds(1, added)
 
 
-def fit(samples: Sequence[Sample]) -> RunCost:
+def fit(samples: Sequence[Sample], *, unpadded: bool = False) -> RunCost:
     """Fit the four terms by least squares on relative errors; a term that would be negative is left out.
+
+    Args:
+        samples: runs of rows of one length.
+        unpadded: whether the file leaves padding out of its products.
 
     Raises:
         ValueError: if there are no samples.
@@ -78,11 +85,11 @@ def fit(samples: Sequence[Sample]) -> RunCost:
             break
         del kept[int(solution.argmin())]
     fixed, per_row, per_token, per_pair = map(float, found)
-    return RunCost(fixed=fixed, per_row=per_row, per_token=per_token, per_pair=per_pair)
+    return RunCost(fixed=fixed, per_row=per_row, per_token=per_token, per_pair=per_pair, unpadded=unpadded)
 
 
 def token_budget(samples: Sequence[Sample]) -> int:
-    """Return the padded tokens up to which a batch pays, over all measured lengths.
+    """Return the tokens up to which a batch pays, over all measured lengths.
 
     At each length it is the smallest batch that is nearly as fast per row as the best one, which may be one row; but at
     the shortest length that gains it is two at least. A length at which batches were not faster asks for none.

@@ -79,7 +79,9 @@ class Engine:
         collapse()  # before anything is measured
         plans, self._lone = measure_models(self.models, self._runs, settings=self.settings, runners=self._runners)
         policies = {
-            name: Policy(cost=plan.cost, drift=Drift(), budget=plan.batch_tokens, lone=plan.lone)
+            name: Policy(
+                cost=plan.cost, drift=Drift(), budget=plan.batch_tokens, padded=plan.padded_tokens, lone=plan.lone
+            )
             for name, plan in plans.items()
         }
         self._queue = Queue(policies, runners=self._runners)

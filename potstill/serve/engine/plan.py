@@ -63,7 +63,12 @@ def measure_models(
         if not model.record.batch_invariant and not settings.allow_drift:
             alone = "this file's answers depend on their company, so every text runs alone"
         plans[name] = measure(
-            runs[name], max_length=model.manifest.max_length, row=rows[name], alone=alone, runners=runners
+            runs[name],
+            max_length=model.manifest.max_length,
+            row=rows[name],
+            alone=alone,
+            runners=runners,
+            unpadded=model.record.unpadded,
         )
     if settings.lone_threads is None:
         return plans, lone

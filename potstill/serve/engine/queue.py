@@ -5,8 +5,9 @@ order in which they became due, and rows that are not due yet run when nothing i
 machine while it is free, and does not stand in the way of a single text that comes after it. Nothing starves: a row is
 due at a fixed time, and nothing that becomes due later overtakes it except as company that makes a batch cheaper.
 
-The batches. The row that is due first always runs; rows of similar length join it while the measured cost says that a
-row is cheaper in company than alone, up to a budget of padded tokens.
+The batches. The row that is due first always runs; others join it while the measured cost says that a row is cheaper in
+company than alone, up to a budget of tokens. Where padding is computed like text, it counts, and those of similar length
+come first; where the file leaves it out, those that are due first.
 
 The lone runs. Where a model has a session with more threads for them, rows run there while nothing runs beside them
 and few wait: one after the other, a few rows are through nearly as soon as side by side, and most of them sooner. Rows
@@ -41,9 +42,15 @@ class Policy:
     cost: RunCost
     drift: Drift
     budget: int
-    """Padded tokens of a batch; a single row may have more. 1: every row runs alone."""
+    """Tokens of a batch; a single row may have more. 1: every row runs alone."""
+    padded: int = 0
+    """Tokens of a batch with its padding, if that may be more: where the file leaves padding out of its products."""
     lone: float | None = None
     """A run's time on the session for lone runs, as a share of its time on a runner's; None if there is no such."""
+
+    def fits(self, rows: int, longest: int, tokens: int) -> bool:
+        """Tell whether rows may be a batch."""
+        return tokens <= self.budget and rows * longest <= max(self.budget, self.padded)
 
 
 class Queue:
@@ -163,7 +170,11 @@ class Queue:
         lone = None if self.running or self.has_raw(long=True) else policy.lone
         if lone is not None and not self._in_turn(1 + self._waiting(), lone):
             lone = None
-        predicted = policy.cost.seconds(len(items), longest) * policy.drift.factor * (lone or 1.0)
+        predicted = (
+            policy.cost.seconds(len(items), longest, sum(item.tokens for item in items))
+            * policy.drift.factor
+            * (lone or 1.0)
+        )
         batch = Batch(
             model=head.job.model, items=items, longest=longest, started=now, predicted_s=predicted,
             is_lone=lone is not None, stop=stop(),
@@ -218,21 +229,23 @@ class Queue:
     def _company(self, items: list[Item], policy: Policy, *, most: int) -> int:
         """Add rows to a batch of one; return the longest's tokens."""
         head = items[0]
-        longest = head.tokens
+        longest = tokens = head.tokens
 
         def joins(item: Item) -> bool:
             wider = max(longest, item.tokens)
-            fits = len(items) < most and (len(items) + 1) * wider <= policy.budget
-            return fits and policy.cost.pays(len(items), longest, added=item.tokens)
+            fits = len(items) < most and policy.fits(len(items) + 1, wider, tokens + item.tokens)
+            return fits and policy.cost.pays(len(items), longest, tokens, added=item.tokens)
 
         window = [self._due.popleft() for _ in range(min(_WINDOW, len(self._due)))]
         near = [item for item in window if item.job.model == head.job.model and not item.job.dead]
         taken = set()
-        for item in sorted(near, key=lambda item: abs(item.tokens - head.tokens)):
+        if not policy.cost.unpadded:
+            near.sort(key=lambda item: abs(item.tokens - head.tokens))
+        for item in near:
             if joins(item):
                 items.append(item)
                 taken.add(id(item))
-                longest = max(longest, item.tokens)
+                longest, tokens = max(longest, item.tokens), tokens + item.tokens
         self._due.extendleft(item for item in reversed(window) if id(item) not in taken)
         # Of rows that are not due only the next ones: to put others back would change the order.
         while self._later and not self._due:
@@ -240,7 +253,7 @@ class Queue:
             if item.job.dead or item.job.model != head.job.model or not joins(item):
                 break
             items.append(self._pop_later())
-            longest = max(longest, item.tokens)
+            longest, tokens = max(longest, item.tokens), tokens + item.tokens
         return longest
 
     def _pop_later(self) -> Item:

@@ -17,6 +17,8 @@ from potstill.serve.tokenizer import Row
 # Batches beyond this many padded tokens were never faster on the CPUs this was tried on: the products are then large
 # enough to fill a core, and the activations leave its cache.
 _MOST_TOKENS = 1024
+# Where only attention sees padding, a batch may have so many times its tokens with it, which memory must hold.
+_MOST_PADDED = 3
 # Numbers in the outputs of one run: 64 MB. A vocabulary of 30,522 words fills it with 549 tokens.
 _MOST_NUMBERS = 2**24
 _LENGTHS = (8, 32, 128)
@@ -41,7 +43,9 @@ class ModelPlan:
     cost: RunCost
     samples: list[Sample]
     batch_tokens: int
-    """Padded tokens of a batch; 1 if every text runs alone."""
+    """Tokens of a batch; 1 if every text runs alone."""
+    padded_tokens: int
+    """Tokens of a batch with its padding."""
     why: str
     largest_run: tuple[int, int]
     """Rows and tokens of the largest run that there can be."""
@@ -60,6 +64,7 @@ def measure(
     row: Callable[[int], Row],
     alone: str | None,
     runners: int,
+    unpadded: bool = False,
 ) -> ModelPlan:
     """Measure a model, and run what may run at most: memory then has its size.
 
@@ -69,6 +74,7 @@ def measure(
         row: makes a row of so many tokens.
         alone: why rows must run alone, or None.
         runners: how many runs there may be at a time; the largest run is tried by all of them at once.
+        unpadded: whether the file leaves padding out of its products.
 
     Raises:
         CheckError: if the model does not run.
@@ -85,15 +91,17 @@ def measure(
 
         samples = _measure(everywhere, row, shapes(max_length, most, batches=alone is None))
         budget = min(token_budget(samples), most) if alone is None else 1
-        for rows in _largest(row, budget, max_length):
+        padded = max(budget, min(_MOST_PADDED * budget, most)) if unpadded and budget > 1 else budget
+        for rows in _largest(row, budget, padded, max_length):
             if len(rows) > 1:  # one row of the longest was measured
                 everywhere(rows)
-    cost, common = fit(samples), min(_COMMON, max_length)
+    cost, common = fit(samples, unpadded=unpadded), min(_COMMON, max_length)
     why = alone or (f"batches of up to {budget} tokens pay" if budget > 1 else "no batch is faster than texts alone")
     return ModelPlan(
         cost=cost,
         samples=samples,
         batch_tokens=budget,
+        padded_tokens=padded,
         batch_s=cost.seconds(max(2, budget // common), common) if budget > 1 else 0.0,
         why=why,
         batching_gain=_gain(samples),
@@ -117,7 +125,7 @@ def measure_lone(run: Runs, lone: Runs, *, plan: ModelPlan, max_length: int, row
     Raises:
         CheckError: if the model does not run.
     """
-    for rows in _largest(row, plan.batch_tokens, max_length):
+    for rows in _largest(row, plan.batch_tokens, plan.padded_tokens, max_length):
         lone(rows, None)
     common = [row(min(_COMMON, max_length))]
     best_lone = best_run = inf
@@ -129,12 +137,20 @@ def measure_lone(run: Runs, lone: Runs, *, plan: ModelPlan, max_length: int, row
     return plan
 
 
-def _largest(row: Callable[[int], Row], budget: int, max_length: int) -> list[list[Row]]:
-    """Return the largest runs: as wide and as long as it gets.
+def _largest(row: Callable[[int], Row], budget: int, padded: int, max_length: int) -> list[list[Row]]:
+    """Return the largest runs: as wide and as long as it gets, and with as much padding.
 
-    What the layers take grows with the tokens, what attention takes with the length.
+    What the layers take grows with the tokens, what attention takes with the padded length and its square.
     """
-    return [[row(length)] * max(1, budget // length) for length in (min(_LENGTHS[0], max_length), max_length)]
+    short = min(_LENGTHS[0], max_length)
+    runs = [[row(length)] * max(1, budget // length) for length in (short, max_length)]
+    if padded > budget:
+        mixed = [
+            (rows, min(max_length, padded // rows, budget - (rows - 1) * short)) for rows in range(2, budget // short)
+        ]
+        rows, length = max(mixed, key=lambda shape: shape[0] * shape[1] ** 2, default=(1, short))
+        runs.append([row(length)] + [row(short)] * (rows - 1))
+    return runs
 
 
 def row_of(inputs: tuple[str, ...], token: int, length: int) -> Row:
@@ -186,6 +202,7 @@ def describe(plan: ModelPlan) -> dict[str, Any]:
     """Return a plan as plain JSON values."""
     return {
         "batch_tokens": plan.batch_tokens,
+        "padded_tokens": plan.padded_tokens,
         "why": plan.why,
         "batching_gain": round(plan.batching_gain, 2),
         "largest_run": list(plan.largest_run),
