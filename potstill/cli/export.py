@@ -13,8 +13,8 @@ from potstill.extras import require
 from potstill.sections import ExportConfig
 
 _CONFIG = (
-    "precision", "attention", "opset", "unpad", "max_length", "allow_unfused", "pooling", "normalize", "calibration_texts",
-    "judged_texts", "max_loss", "max_fp32_layers", "tune", "rounds",
+    "precision", "attention", "opset", "unpad", "max_length", "allow_unfused", "pooling", "normalize",
+    "calibration_texts", "judged_texts", "max_loss", "max_fp32_layers", "tune", "rounds",
 )  # fmt: skip
 
 

@@ -27,6 +27,8 @@ _FIRST_ORDINARY_ID = 5
 _DIFFERENT_TEXTS = 4
 # A logit per vocabulary entry and token: a batch of 8 long texts would take gigabytes.
 _MOST_NUMBERS = 2**27
+# Outputs with a number for each token; other outputs of two dimensions are of texts.
+_OF_TOKENS = ("start_logits", "end_logits")
 
 Answer = Mapping[str, NDArray[np.float32]]
 
@@ -107,7 +109,7 @@ def compare_over_grid(
             feeds = {name: values[picked] for name, values in row.feeds.items()}
             found = session.run(feeds)
             outputs = [
-                _compare(values[picked], found[name], seen=_seen(feeds, values), has_labels=has_labels)
+                _compare(values[picked], found[name], seen=_seen(feeds, name, values), has_labels=has_labels)
                 for name, values in row.expected.items()
             ]
             yield {
@@ -155,10 +157,10 @@ def _token_types(source: Source, shape: tuple[int, int]) -> NDArray[np.int64]:
     return types
 
 
-def _seen(feeds: Feeds, expected: NDArray[np.float32]) -> Any:
-    """Return which entries of an output are answers: those of seen tokens where each has a vector, else all."""
+def _seen(feeds: Feeds, name: str, expected: NDArray[np.float32]) -> Any:
+    """Return which entries of an output are answers: those of seen tokens where each has its own, else all."""
     mask = feeds.get("attention_mask")
-    per_token = mask is not None and expected.ndim == 3 and expected.shape[1] == mask.shape[1]
+    per_token = mask is not None and (expected.ndim == 3 or name in _OF_TOKENS) and expected.shape[1] == mask.shape[1]
     return mask.astype(bool) if mask is not None and per_token else slice(None)
 
 

@@ -33,8 +33,8 @@ _ELEMENTWISE = frozenset(
      "QuantizeLinear", "QuickGelu", "Relu", "Sigmoid", "Sub", "Tanh"}
 )  # fmt: skip
 _ALONG_WIDTH = frozenset({"LayerNormalization", "Split"})
+# The batch's size; of each token its position in the batch; of each position its token, or the last one before it.
 _SIZE, _INDEX, _ROW = "unpad/size", "unpad/index", "unpad/row"
-
 # Sizes that no width of a model has both of.
 _TEXTS, _LENGTH = 11, 13
 
@@ -77,7 +77,7 @@ class _Tokens:
 
     def rewritten(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """Return what takes the place of a node: itself on tokens or on rows, and in front of it what makes these."""
-        if node.input and all(name in self._constants or not name for name in node.input):
+        if all(name in self._constants or not name for name in node.input):
             self._constants.update(node.output)
         before: list[onnx.NodeProto] = []
         # In a quantised graph a product's input is quantised first, and the two must stay side by side.
@@ -122,23 +122,26 @@ class _Tokens:
 
     def _unpad(self, name: str) -> list[onnx.NodeProto]:
         self.is_used = True
-        flat, listed = f"{name}/flat", f"{name}/tokens"
-        self._listed[name] = listed
+        self._listed[name] = f"{name}/tokens"
         self._padded.add(name)
-        shape = self._constant(f"unpad/{self._shapes[name][2]}", [-1, self._shapes[name][2]])
-        return [
-            helper.make_node("Reshape", [name, shape], [flat], name=flat),
-            helper.make_node("Gather", [flat, _INDEX], [listed], name=listed, axis=0),
-        ]
+        return self._take(name, name, _INDEX, self._listed[name])
 
     def _pad(self, name: str) -> list[onnx.NodeProto]:
         if name not in self._listed or name in self._padded:
             return []
         self._padded.add(name)
-        flat, shape = f"{name}/list", self._constant(f"unpad/{self._shapes[name][2]}", [-1, self._shapes[name][2]])
+        return self._take(name, self._listed[name], _ROW, name)
+
+    def _take(self, name: str, source: str, places: str, target: str) -> list[onnx.NodeProto]:
+        """Lay the vectors of `source` one below the other, and take those at `places`."""
+        width = self._shapes[name][2]
+        shape, flat = f"unpad/width_{width}", f"{source}/flat"
+        if shape not in self._constants:
+            self._constants.add(shape)
+            self._graph.initializer.append(_numbers(shape, [-1, width]))
         return [
-            helper.make_node("Reshape", [self._listed[name], shape], [flat], name=flat),
-            helper.make_node("Gather", [flat, _ROW], [name], name=f"{name}/padded", axis=0),
+            helper.make_node("Reshape", [source, shape], [flat], name=flat),
+            helper.make_node("Gather", [flat, places], [target], name=f"{target}/taken", axis=0),
         ]
 
     def _on_tokens(self, node: onnx.NodeProto) -> onnx.NodeProto:
@@ -153,12 +156,6 @@ class _Tokens:
         """Pad what the graph gives."""
         given = {value.name for value in self._graph.output}
         return [part for name in node.output if name in given for part in self._pad(name)]
-
-    def _constant(self, name: str, values: object) -> str:
-        if name not in self._constants:
-            self._graph.initializer.append(numpy_helper.from_array(np.array(values, dtype=np.int64), name))
-            self._constants.add(name)
-        return name
 
 
 def _is_along_width(node: onnx.NodeProto) -> bool:
@@ -175,9 +172,7 @@ def _list_tokens(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
         "unpad/0": 0, "unpad/1": 1, "unpad/starts": [1], "unpad/ends": [np.iinfo(np.int64).max], "unpad/axes": [1],
         "unpad/all": [-1], "unpad/front": [0, 1, 0, 0],
     }  # fmt: skip
-    graph.initializer.extend(
-        numpy_helper.from_array(np.array(values, dtype=np.int64), name) for name, values in constants.items()
-    )
+    graph.initializer.extend(_numbers(name, values) for name, values in constants.items())
 
     def node(operator: str, inputs: list[str], output: str, **attributes: int) -> onnx.NodeProto:
         return helper.make_node(operator, inputs, [output], name=output, **attributes)
@@ -194,3 +189,7 @@ def _list_tokens(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
         node("Sub", ["unpad/count", "unpad/1"], "unpad/number"),
         node("Reshape", ["unpad/number", _SIZE], _ROW),
     ]
+
+
+def _numbers(name: str, values: object) -> TensorProto:
+    return numpy_helper.from_array(np.array(values, dtype=np.int64), name)

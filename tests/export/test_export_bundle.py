@@ -92,8 +92,13 @@ def test_a_bundle_holds_the_hub_layout_and_a_true_manifest(full_bundle, tiny_tea
     assert {name: record.batch_invariant for name, record in manifest.models.items()} == {
         "fp32": True, "fp16": True, "int8": False, "int8-static": True,
     }  # fmt: skip
-    for record in manifest.models.values():
+    assert {name: record.unpadded for name, record in manifest.models.items()} == {
+        "fp32": True, "fp16": False, "int8": False, "int8-static": True,
+    }  # fmt: skip
+    for precision, record in manifest.models.items():
         assert record.fusion["attention_found"] == 4
+        operators = {node.op_type for node in onnx.load(full_bundle / record.file).graph.node}
+        assert ("NonZero" in operators) == record.unpadded, precision
     fp32, fp16 = manifest.models["fp32"], manifest.models["fp16"]
     assert fp32.parity["max_abs_difference"] < 1e-4
     assert fp32.quality is None
@@ -273,11 +278,21 @@ def test_an_existing_onnx_file_gets_a_manifest_gates_and_int8(full_bundle, tmp_p
 def test_the_standard_attention_operator_is_another_file_with_the_same_answers(tiny_teacher, full_bundle, tmp_path):
     manifest = export(tiny_teacher, tmp_path / "bundle", attention="onnx", precisions=["fp32"])
     assert manifest.models["fp32"].fusion["attention"] == "onnx"
+    assert not manifest.models["fp32"].unpadded  # for engines that must know every shape
     domains = {node.domain for node in onnx.load(tmp_path / "bundle" / "onnx" / "model.onnx").graph.node}
     assert domains <= {"", "ai.onnx"}
     np.testing.assert_allclose(
         Encoder(tmp_path / "bundle").logits(TEXTS), Encoder(full_bundle).logits(TEXTS), atol=1e-4
     )
+
+
+@pytest.mark.parametrize(("attention", "wanted"), [("fused", False), ("onnx", True)])
+def test_padding_is_left_out_or_not_as_it_is_asked(attention, wanted, tiny_teacher, full_bundle, tmp_path):
+    folder = tmp_path / "bundle"
+    manifest = export(tiny_teacher, folder, attention=attention, unpad=wanted, precisions=["fp32"])
+    assert manifest.models["fp32"].unpadded is wanted
+    assert ("NonZero" in {node.op_type for node in onnx.load(folder / "onnx" / "model.onnx").graph.node}) is wanted
+    np.testing.assert_allclose(Encoder(folder).logits(TEXTS), Encoder(full_bundle).logits(TEXTS), atol=1e-4)
 
 
 def _broken_graph(monkeypatch, fault):

@@ -7,7 +7,13 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from transformers import AlbertConfig, AlbertForSequenceClassification, BertConfig, BertForMaskedLM
+from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+)
 
 from potstill import machine
 from potstill.export.graph import build_graph
@@ -43,8 +49,9 @@ def feeds(encoder):
 
 
 @pytest.fixture(scope="module")
-def prepared(tiny_bundle, feeds):
-    return prepare(load_model(tiny_bundle / "onnx" / "model.onnx"), [feeds])
+def prepared(tiny_teacher, feeds):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_teacher).eval()
+    return prepare(build_graph(model, inputs=list(feeds), outputs=["logits"]), [feeds])
 
 
 def answer(model, feeds, folder, *, precision=None):

@@ -20,7 +20,8 @@ _SIZES = (1, 2, 4, 8, 16)
 LONG_TOKENS = 64
 # A batch may take so many times what a long text takes alone: whoever comes next waits for it.
 _LONGEST_BATCH = 2.5
-# Texts are not all of one length: of so many times the tokens a batch of that many rows can be had.
+# Texts are not all of one length: where padding is computed like text, of so many times the tokens a batch of that
+# many rows can be had.
 _SLACK = 1.5
 
 
@@ -88,7 +89,7 @@ def fit(samples: Sequence[Sample], *, unpadded: bool = False) -> RunCost:
     return RunCost(fixed=fixed, per_row=per_row, per_token=per_token, per_pair=per_pair, unpadded=unpadded)
 
 
-def token_budget(samples: Sequence[Sample]) -> int:
+def token_budget(samples: Sequence[Sample], *, unpadded: bool = False) -> int:
     """Return the tokens up to which a batch pays, over all measured lengths.
 
     At each length it is the smallest batch that is nearly as fast per row as the best one, which may be one row; but at
@@ -109,7 +110,7 @@ def token_budget(samples: Sequence[Sample]) -> int:
         if budget == 1:
             rows = max(2, rows)  # the shortest texts that gain are not left alone because others are nearly as fast so
         if rows > 1:
-            budget = max(budget, round(_SLACK * rows * length))
+            budget = max(budget, round((1.0 if unpadded else _SLACK) * rows * length))
     # A token's cost in texts of common length.
     per_token = (cost.seconds(1, LONG_TOKENS // 2) - cost.fixed) / (LONG_TOKENS // 2)
     most = (_LONGEST_BATCH * cost.seconds(1, LONG_TOKENS) - cost.fixed) / per_token if per_token else inf

@@ -5,9 +5,9 @@ order in which they became due, and rows that are not due yet run when nothing i
 machine while it is free, and does not stand in the way of a single text that comes after it. Nothing starves: a row is
 due at a fixed time, and nothing that becomes due later overtakes it except as company that makes a batch cheaper.
 
-The batches. The row that is due first always runs; others join it while the measured cost says that a row is cheaper in
-company than alone, up to a budget of tokens. Where padding is computed like text, it counts, and those of similar length
-come first; where the file leaves it out, those that are due first.
+The batches. The row that is due first always runs; others join it while the measured cost says that a row is cheaper
+in company than alone, up to a budget of tokens. Where padding is computed like text, it counts, and rows of similar
+length come first; where the file leaves it out, those that are due first.
 
 The lone runs. Where a model has a session with more threads for them, rows run there while nothing runs beside them
 and few wait: one after the other, a few rows are through nearly as soon as side by side, and most of them sooner. Rows

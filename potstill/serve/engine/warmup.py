@@ -90,7 +90,7 @@ def measure(
             return max(pool.map(partial(_seconds, run, rows), range(runners)))
 
         samples = _measure(everywhere, row, shapes(max_length, most, batches=alone is None))
-        budget = min(token_budget(samples), most) if alone is None else 1
+        budget = min(token_budget(samples, unpadded=unpadded), most) if alone is None else 1
         padded = max(budget, min(_MOST_PADDED * budget, most)) if unpadded and budget > 1 else budget
         for rows in _largest(row, budget, padded, max_length):
             if len(rows) > 1:  # one row of the longest was measured

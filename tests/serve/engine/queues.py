@@ -10,8 +10,8 @@ from potstill.serve.engine.queue import Policy, Queue
 UNIT = RunCost(fixed=0.001, per_row=0.0, per_token=0.001, per_pair=0.0)
 
 
-def queue_of(*, budget=1, cost=UNIT, models=("m",), runners=1, lone=None):
-    policies = {name: Policy(cost=cost, drift=Drift(), budget=budget, lone=lone) for name in models}
+def queue_of(*, budget=1, cost=UNIT, models=("m",), runners=1, lone=None, padded=0):
+    policies = {name: Policy(cost=cost, drift=Drift(), budget=budget, padded=padded, lone=lone) for name in models}
     return Queue(policies, runners=runners)
 
 

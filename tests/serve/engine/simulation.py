@@ -40,11 +40,12 @@ class Machine:
     """Runners that take what the model of their cost says, times a factor and some noise."""
 
     def __init__(
-        self, *, cost=STUDENT, budget=256, runners=1, slower=1.0, noise=0.1, fixed_s=None, batch_s=0.0, seed=0
-    ):
+        self, *, cost=STUDENT, budget=256, padded=0, runners=1, slower=1.0, noise=0.1, fixed_s=None, batch_s=0.0,
+        seed=0,
+    ):  # fmt: skip
         self.draw = np.random.default_rng(seed)
         self.cost, self.slower, self.noise = cost, slower, noise
-        self.queue = Queue({"m": Policy(cost=cost, drift=Drift(), budget=budget)}, runners=runners)
+        self.queue = Queue({"m": Policy(cost=cost, drift=Drift(), budget=budget, padded=padded)}, runners=runners)
         self.door = Admission(typical_s=cost.seconds(1, 64), batch_s=batch_s, fixed_s=fixed_s)
         self.free = runners
         self.now = 0.0
@@ -75,7 +76,7 @@ class Machine:
                 self.free -= 1
                 order += 1
                 noise = self.draw.lognormal(0, self.noise)
-                seconds = self.cost.seconds(len(batch.items), batch.longest) * self.slower * noise
+                seconds = self.cost.seconds(len(batch.items), batch.longest, batch.tokens) * self.slower * noise
                 outcome.batches.append(len(batch.items))
                 heapq.heappush(events, (self.now + seconds, order, batch))
         return outcome

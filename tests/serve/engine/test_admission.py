@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from potstill.serve.engine.admission import Admission
@@ -101,6 +103,17 @@ def test_what_came_before_the_first_refusal_of_a_flood_waits_for_three_batches_a
     batch_s = DISTILBERT.seconds(5, 32)
     flood = Machine(cost=DISTILBERT, budget=190, runners=2, batch_s=batch_s).load(1700, duration=5)
     assert flood.p(99) <= 3 * batch_s
+
+
+def test_a_file_without_padding_answers_more_and_sooner():
+    at_edge = {"cost": DISTILBERT, "budget": 190, "runners": 2, "batch_s": DISTILBERT.seconds(5, 32)}
+    lean = {
+        "cost": replace(DISTILBERT, unpadded=True), "budget": 128, "padded": 384, "runners": 2,
+        "batch_s": DISTILBERT.seconds(4, 32),
+    }  # fmt: skip
+    padded, unpadded = (Machine(**machine).load(400, duration=10) for machine in (at_edge, lean))
+    assert unpadded.goodput >= 1.05 * padded.goodput
+    assert unpadded.p(99) <= 0.8 * padded.p(99)
 
 
 def test_it_recovers_at_once():

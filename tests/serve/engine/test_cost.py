@@ -22,6 +22,13 @@ def test_cost_is_its_four_terms():
     assert RunCost(fixed=1, per_row=10, per_token=100, per_pair=1000).seconds(2, 3) == 1 + 20 + 600 + 18_000
 
 
+def test_without_padding_its_tokens_count_and_attention_sees_the_padded_rows():
+    cost = RunCost(fixed=1, per_row=10, per_token=100, per_pair=1000, unpadded=True)
+    assert cost.seconds(2, 3, 4) == 1 + 20 + 400 + 18_000
+    assert cost.seconds(2, 3) == 1 + 20 + 600 + 18_000  # rows of one length
+    assert replace(cost, unpadded=False).seconds(2, 3, 4) == cost.seconds(2, 3)
+
+
 def test_fit_finds_the_cost_that_made_the_samples():
     found = fit(samples(TRUE))
     for rows, length in ((3, 20), (16, 64), (1, 512)):
@@ -45,17 +52,19 @@ def test_fit_needs_samples():
 
 
 def test_a_batch_pays_while_it_saves_the_fixed_part():
-    assert TRUE.pays(1, 20, added=20)
+    assert TRUE.pays(1, 20, 20, added=20)
     # 100 tokens of padding cost more than the fixed part saves.
-    assert not TRUE.pays(1, 120, added=20)
+    assert not TRUE.pays(1, 120, 120, added=20)
+    assert replace(TRUE, unpadded=True).pays(1, 120, 120, added=20)
     linear = RunCost(fixed=0.0, per_row=0.0, per_token=0.00005, per_pair=0.0)
-    assert not linear.pays(1, 20, added=20)
+    assert not linear.pays(1, 20, 20, added=20)
 
 
 def test_budget_is_the_smallest_batch_that_is_nearly_the_best():
     cost = RunCost(fixed=0.8, per_row=0.0, per_token=1 / 32, per_pair=0.0)
     given = [sample for sample in samples(cost) if sample.length < 128]
     assert token_budget(given) == 1.5 * 4 * 32  # texts are not all of one length
+    assert token_budget(given, unpadded=True) == 4 * 32
     (place,) = (place for place, sample in enumerate(given) if (sample.rows, sample.length) == (4, 32))
     given[place] = replace(given[place], seconds=1.2 * given[place].seconds)  # a neighbour had the core
     assert token_budget(given) == pytest.approx(1.5 * 4 * 32, rel=0.1)
@@ -154,6 +163,34 @@ def test_the_largest_runs_that_there_can_be_are_run_before_the_first_request(mon
     assert {rows for rows, _ in runs} == {1}
 
 
+def test_a_batch_with_the_most_padding_is_run_before_the_first_request(monkeypatch):
+    clock, runs = [0.0], []
+    monkeypatch.setattr(warmup, "perf_counter", lambda: clock[0])
+
+    def run(rows, _):
+        runs.append([len(row["input_ids"]) for row in rows])
+        clock[0] += TRUE.seconds(len(rows), max(runs[-1]))
+        return [{"logits": np.zeros(2)} for _ in rows]
+
+    about = {"max_length": 128, "row": lambda length: {"input_ids": np.zeros(length)}, "alone": None, "runners": 1}
+    plan = warmup.measure(run, unpadded=True, **about)
+    assert plan.padded_tokens == 3 * plan.batch_tokens
+    mixed = runs[-1]
+    assert sum(mixed) <= plan.batch_tokens
+    assert len(mixed) * max(mixed) <= plan.padded_tokens
+    # No batch that fits has more for attention to do.
+    fitting = [(rows, length) for rows in range(2, 64) for length in range(8, 129)
+               if rows * length <= plan.padded_tokens and length + 8 * (rows - 1) <= plan.batch_tokens]  # fmt: skip
+    assert len(mixed) * max(mixed) ** 2 == max(rows * length**2 for rows, length in fitting)
+    runs.clear()
+    warmup.measure_lone(run, run, plan=plan, **{name: about[name] for name in ("max_length", "row")})
+    assert mixed in runs
+    padded = warmup.measure(run, **about)
+    assert padded.padded_tokens == padded.batch_tokens
+    alone = warmup.measure(run, unpadded=True, **about | {"alone": "so it is"})
+    assert (alone.batch_tokens, alone.padded_tokens) == (1, 1)
+
+
 def test_the_largest_runs_are_run_on_the_session_for_lone_runs_too(monkeypatch):
     clock, runs = [0.0], []
     monkeypatch.setattr(warmup, "perf_counter", lambda: clock[0])
@@ -185,3 +222,7 @@ def test_a_batch_of_a_model_with_wide_outputs_keeps_to_what_they_may_take():
 
     plan = warmup.measure(run, max_length=64, row=lambda length: {"input_ids": np.zeros(length)}, alone=None, runners=1)
     assert 64 < plan.batch_tokens <= 300
+    lean = warmup.measure(
+        run, max_length=64, row=lambda length: {"input_ids": np.zeros(length)}, alone=None, runners=1, unpadded=True
+    )
+    assert 64 < lean.padded_tokens <= 300

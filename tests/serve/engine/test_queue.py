@@ -72,6 +72,35 @@ def test_rows_of_similar_length_share_a_run_within_the_budget():
     assert all(len(batch) * max((10, 30, 11, 29, 9, 10)[index] for index in batch) <= 40 for batch in together)
 
 
+UNPADDED = RunCost(fixed=0.010, per_row=0.0, per_token=0.001, per_pair=0.0, unpadded=True)
+
+
+def test_where_padding_costs_nothing_rows_run_in_the_order_they_came():
+    queue = queue_of(budget=80, padded=200, cost=UNPADDED)
+    lengths = (10, 30, 11, 29, 9, 10)
+    jobs = [put(queue, [length], at=index / 1000) for index, length in enumerate(lengths)]
+    batch = queue.next_batch(1.0)
+    # 10 + 30 + 11 + 29 are the 80 tokens; with padding they are 120.
+    assert [jobs.index(item.job) for item in batch.items] == [0, 1, 2, 3]
+    assert batch.predicted_s == pytest.approx(0.010 + 0.080)
+    assert [jobs.index(item.job) for item in queue.next_batch(1.0).items] == [4, 5]
+
+
+def test_padding_that_only_attention_sees_is_bounded_too():
+    queue = queue_of(budget=100, padded=120, cost=UNPADDED)
+    for length in (50, 10, 10, 10):
+        put(queue, [length])
+    assert [len(batch) for batch in drain(queue)] == [2, 2]  # three rows of 50 are more than 120
+
+
+def test_a_short_row_does_not_join_a_long_one_where_attention_costs_more_than_a_run():
+    cost = RunCost(fixed=0.010, per_row=0.0, per_token=0.001, per_pair=1e-6, unpadded=True)
+    queue = queue_of(budget=1000, padded=3000, cost=cost)
+    for length in (200, 10, 10):
+        put(queue, [length])
+    assert sorted(len(batch) for batch in drain(queue)) == [1, 2]
+
+
 def test_a_row_over_the_budget_runs_alone():
     queue = queue_of(budget=16)
     put(queue, [100])
