@@ -170,11 +170,8 @@ class Queue:
         lone = None if self.running or self.has_raw(long=True) else policy.lone
         if lone is not None and not self._in_turn(1 + self._waiting(), lone):
             lone = None
-        predicted = (
-            policy.cost.seconds(len(items), longest, sum(item.tokens for item in items))
-            * policy.drift.factor
-            * (lone or 1.0)
-        )
+        cost_s = policy.cost.seconds(len(items), longest, sum(item.tokens for item in items))
+        predicted = cost_s * policy.drift.factor * (lone or 1.0)
         batch = Batch(
             model=head.job.model, items=items, longest=longest, started=now, predicted_s=predicted,
             is_lone=lone is not None, stop=stop(),
