@@ -73,6 +73,8 @@ def _row(bundle: Bundle, precision: str, record: ModelRecord) -> list[str]:
 def _facts(record: ModelRecord) -> Iterator[tuple[str, str]]:
     """Yield what there is to say of one file, by name."""
     recipe = record.quantisation
+    if record.unpadded:
+        yield "padding", "left out of the products: a batch costs what its tokens cost"
     if recipe:
         yield "recipe", _recipe(recipe)
     if recipe and recipe.get("fp32_layers"):

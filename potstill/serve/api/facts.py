@@ -40,6 +40,7 @@ def describe_model(encoder: Encoder) -> dict[str, Any]:
         "files": {name: found.sha256 for name, found in manifest.files.items()},
         "quantisation": record.quantisation,
         "batch_invariant": record.batch_invariant,
+        "unpadded": record.unpadded,
         "parity": record.parity,
         "quality": record.quality,
         "invariance": record.invariance,

@@ -106,7 +106,7 @@ class Watch:
         )  # fmt: skip
         run = Histogram("potstill_run_seconds", "One run of the model.", ["model"], buckets=_SECONDS, registry=registry)
         tokens = Counter(
-            "potstill_tokens", "Tokens that the model read, by kind.", ["model", "kind"], registry=registry
+            "potstill_tokens", "Tokens of runs, of texts and of padding.", ["model", "kind"], registry=registry
         )
         shadow = Counter(
             "potstill_shadow_answers", "Answers that the shadow gave too, by whether it agreed.",
@@ -125,7 +125,7 @@ class Watch:
         self._outcomes = {(name, word): outcomes.labels(name, word) for name in names for word in get_args(Outcome)}
 
     def batch(self, model: str, *, rows: int, tokens: int, padded_tokens: int, seconds: float) -> None:
-        """Count one run; `padded_tokens` are rows times the longest row."""
+        """Count one run; `padded_tokens` are rows times the longest row, which an unpadded file does not compute."""
         self._rows[model].observe(rows)
         self._run[model].observe(seconds)
         self._real[model].inc(tokens)
