@@ -74,7 +74,8 @@ def main() -> None:
             parser.error(f"{folder} is not {name}; export it with{'' if wanted else ' --no-unpad'}")
     environment = machine.describe()
     encoders = {
-        name: Encoder(getattr(arguments, name), precision=arguments.precision, threads=1) for name in ("plain", "unpadded")
+        name: Encoder(getattr(arguments, name), precision=arguments.precision, threads=1)
+        for name in ("plain", "unpadded")
     }
     texts = read_texts(arguments.texts, arguments.column)
     found = []

@@ -14,6 +14,7 @@ from potstill.precision import count_products
 from tests.export import families, small
 
 from .test_families import EXPORTS as OTHERS
+from .test_families import MATRIX
 from .test_graph import EXPORTS as PLAIN
 
 case = families.cases(PLAIN | OTHERS)
@@ -32,8 +33,8 @@ def weighted(graph):
     return [node for node in graph.graph.node if node.op_type == "MatMul" and node.input[1] in matrices]
 
 
-def test_every_family_answers_as_before_where_there_is_a_token(case):
-    _, model, graph = case
+def check_answers(model, graph):
+    """Assert that a graph answers as before over the grid, wherever the mask shows a token."""
     lean = unpad(graph)
     assert lean is not graph
     onnx.checker.check_model(lean, full_check=True)
@@ -48,6 +49,17 @@ def test_every_family_answers_as_before_where_there_is_a_token(case):
             assert np.isfinite(found).all()
             difference = np.abs(found - wanted)[seen].max() / max(1.0, np.abs(wanted).max())
             assert difference < families.TOLERANCE, f"{entry.name} at {name} differs by {difference:.2g}"
+
+
+def test_every_family_answers_as_before_where_there_is_a_token(case):
+    _, model, graph = case
+    check_answers(model, graph)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "task"), MATRIX)
+def test_every_family_and_task_answers_as_before(family, task):
+    check_answers(*families.exported(family, task))
 
 
 def test_every_product_of_tokens_with_a_weight_has_tokens_only(case):
