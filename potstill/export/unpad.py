@@ -110,8 +110,8 @@ class _Tokens:
         if not any(name in self._listed for name in moving):
             return False
         fixed = [name for name in node.input if name in self._constants]
-        if any(len(self._shapes.get(name, [None, None])) > 1 for name in fixed):
-            return False
+        if any(size != 1 for name in fixed for size in self._shapes.get(name, [None, None])[:-1]):
+            return False  # something else for each position
         # A mask must not be applied to the list: what it hides would come back when the list is padded again.
         return all(name in self._listed or (node.op_type == "Add" and self._is_rows(name)) for name in moving)
 

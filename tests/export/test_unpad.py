@@ -204,6 +204,15 @@ def test_a_split_along_the_texts_is_not_one_of_tokens():
         np.testing.assert_allclose(run(unpad(graph), feeds)["out"], run(graph, feeds)["out"], atol=1e-6)
 
 
+def test_a_table_of_positions_is_not_added_to_a_list_of_tokens():
+    graph = graph_of(helper.make_node("Add", ["product", "places"], ["out"]))
+    places = np.random.default_rng(1).normal(size=(13, WIDTH)).astype(np.float32)
+    graph.graph.initializer.append(numpy_helper.from_array(places, "places"))
+    mask = np.arange(13)[None] < np.array([[13], [6]])
+    wanted, found = (run(one, feeds_of(mask.astype(np.int64)))["out"] for one in (graph, unpad(graph)))
+    np.testing.assert_allclose(found[mask], wanted[mask], atol=1e-6)
+
+
 def test_an_output_is_padded_and_the_residual_is_added_to_tokens():
     graph = graph_of(helper.make_node("Add", ["rows", "product"], ["out"]))
     lean = unpad(graph)
