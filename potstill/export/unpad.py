@@ -65,6 +65,11 @@ def unpad(model: onnx.ModelProto) -> onnx.ModelProto:
     return copied
 
 
+def is_unpadded(model: onnx.ModelProto) -> bool:
+    """Tell whether `unpad` made a graph, or what it was made of."""
+    return any(_INDEX in node.output for node in model.graph.node)
+
+
 class _Tokens:
     """Which tensors exist as a list of tokens, and as padded rows."""
 
@@ -118,7 +123,7 @@ class _Tokens:
     def _is_rows(self, name: str) -> bool:
         """Tell whether a tensor has one vector for each token, padding too."""
         dims = self._shapes.get(name, [])
-        return len(dims) == 3 and dims[:2] == [_TEXTS, _LENGTH] and (dims[2] or 0) > 1
+        return len(dims) == 3 and dims[:2] == [_TEXTS, _LENGTH] and dims[2] is not None
 
     def _unpad(self, name: str) -> list[onnx.NodeProto]:
         self.is_used = True

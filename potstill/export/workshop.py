@@ -26,7 +26,7 @@ from potstill.export.saturation import saturation
 from potstill.export.source import Source
 from potstill.export.speed import compare_speed
 from potstill.export.texts import Probe
-from potstill.export.unpad import unpad
+from potstill.export.unpad import is_unpadded, unpad
 from potstill.judging.answers import Answers, collect
 from potstill.onnxwire import read_outline
 from potstill.precision import count_products
@@ -80,7 +80,7 @@ class Workshop:
             "fp32",
             side,
             fusion=receipt,
-            unpadded=served is not graph,
+            unpadded=is_unpadded(served),
             parity=check_parity(self.source, self.fp32_session()),
         )
 
@@ -123,15 +123,12 @@ class Workshop:
         """
         self.say(f"{precision}: quantise")
         static, file = recipe.method == "static", self.file(precision)
-        batch_size, unpadded = 8 if static else 1, False
+        batch_size = 8 if static else 1
 
         def attempt(keep: frozenset[str]) -> dict[str, Any]:
-            nonlocal unpadded
             plain = quantise(self.prepared, recipe, keep=keep)
             # One text at a time, which is how dynamic files are served, has no padding.
-            served = self._unpadded(plain) if static else plain
-            unpadded = served is not plain
-            save_model(served, file)
+            save_model(self._unpadded(plain) if static else plain, file)
             return self._judge(self._open(file, disabled_optimizers), batch_size=batch_size)
 
         kept, evidence, steps = fall_back(
@@ -151,7 +148,7 @@ class Workshop:
                 f"{invariance['max_drift']:.2g}; nothing was published"
             )
         self.say(f"{precision}: speed")
-        outline = read_outline(file)
+        outline, graph = read_outline(file), onnx.load(file, load_external_data=False)
         return self._record(
             precision,
             sorted(file.parent / location for location in outline.locations),
@@ -160,8 +157,8 @@ class Workshop:
             | count_products(outline),
             disabled_optimizers=disabled_optimizers,
             batch_invariant=static,
-            unpadded=unpadded,
-            fusion=fusion_receipt(onnx.load(file, load_external_data=False), self.source.config),
+            unpadded=is_unpadded(graph),
+            fusion=fusion_receipt(graph, self.source.config),
             parity=measure_difference(self.source, session, self.fp32_session()),
             quality=evidence,
             invariance=invariance,

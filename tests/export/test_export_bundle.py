@@ -295,6 +295,18 @@ def test_padding_is_left_out_or_not_as_it_is_asked(attention, wanted, tiny_teach
     np.testing.assert_allclose(Encoder(folder).logits(TEXTS), Encoder(full_bundle).logits(TEXTS), atol=1e-4)
 
 
+def test_another_tools_file_is_published_as_it_is(tiny_teacher, full_bundle, tmp_path):
+    export(tiny_teacher, tmp_path / "plain", unpad=False, precisions=["fp32"])
+    for source, is_lean in ((full_bundle, True), (tmp_path / "plain", False)):
+        file = source / "onnx" / "model.onnx"
+        manifest = export(file, tmp_path / "copy", overwrite=True, precisions=["fp32"])
+        assert manifest.models["fp32"].unpadded is is_lean
+        operators = [
+            [node.op_type for node in onnx.load(one).graph.node] for one in (file, tmp_path / "copy/onnx/model.onnx")
+        ]
+        assert operators[0] == operators[1]
+
+
 def _broken_graph(monkeypatch, fault):
     original = exporting.build_graph
 
@@ -344,7 +356,8 @@ def test_percentile_calibration_is_caught_by_the_gate(outlier_teacher, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sensitive_layers_go_back_to_fp32(tiny_teacher, tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", ["int8", "int8-static"])
+def test_sensitive_layers_go_back_to_fp32(precision, tiny_teacher, tmp_path, monkeypatch):
     """One layer's products come out large and with the wrong sign: only that layer needs floats."""
     spoilt = "bert.encoder.layer.0.attention.output.dense"
     original = quantise._quantise_layer
@@ -356,7 +369,8 @@ def test_sensitive_layers_go_back_to_fp32(tiny_teacher, tmp_path, monkeypatch):
             scale.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scale) * np.float32(-9), scale.name))
 
     monkeypatch.setattr(quantise, "_quantise_layer", spoil)
-    record = export(tiny_teacher, tmp_path / "bundle", precisions=["int8-static"]).models["int8-static"]
+    record = export(tiny_teacher, tmp_path / "bundle", precisions=[precision]).models[precision]
+    assert record.unpadded is (precision == "int8-static")  # dynamic int8 has one text per run
     assert record.quantisation["fp32_layers"] == [spoilt]
     assert [step["added"] for step in record.quantisation["steps"]] == [None, spoilt]
     assert record.quantisation["steps"][0]["verdict"] == "FAIL"

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from potstill.bundle import Pooling
 from potstill.export.graph import SENTENCE_EMBEDDING, build_graph
 from potstill.export.quantise import int8_recipe, prepare, quantise
-from potstill.export.unpad import unpad
+from potstill.export.unpad import is_unpadded, unpad
 from potstill.onnxwire import read_outline
 from potstill.precision import count_products
 from tests.export import families, small
@@ -240,6 +240,8 @@ def test_the_graph_that_is_given_is_not_changed():
     _, graph = families.exported("bert", "text-classification")
     before = graph.SerializeToString()
     lean = unpad(graph)
+    assert (is_unpadded(graph), is_unpadded(lean)) == (False, True)
+    assert unpad(lean) is lean
     assert graph.SerializeToString() == before
     kept = {tensor.name: numpy_helper.to_array(tensor) for tensor in lean.graph.initializer}
     for tensor in graph.graph.initializer:

@@ -6,8 +6,10 @@ import time
 import numpy as np
 import pytest
 
+from potstill.bundle import MODEL_FILES, ModelRecord
 from potstill.errors import UsageError
 from potstill.machine import available_cores
+from potstill.serve import Encoder
 from potstill.serve.answering.prepared import Prepared
 from potstill.serve.engine import Engine, EngineSettings
 from potstill.serve.engine import engine as engine_module
@@ -324,6 +326,17 @@ def test_the_plan_says_what_was_measured(encoder):
     assert model["largest_run"][0] * model["largest_run"][1] <= 1024
     lengths = {found["tokens"] for found in model["milliseconds"]}
     assert lengths == {8, 32}  # the model reads no more
+
+
+def test_the_bundle_says_whether_padding_counts(encoder, resealed):
+    record = ModelRecord(file=MODEL_FILES["fp32"], unpadded=True)
+    lean = Encoder(resealed(models={"fp32": record}))
+    for model, unpadded in ((encoder, False), (lean, True)):
+        engine = Engine({"m": model}, settings=EngineSettings(runners=1))
+        plan = engine.warm_up().models["m"]
+        policy = engine._queue._policies["m"]
+        assert plan.cost.unpadded is policy.cost.unpadded is unpadded
+        assert policy.padded == plan.padded_tokens >= plan.batch_tokens
 
 
 def test_outputs_are_cut_and_kept_as_asked(encoder):
