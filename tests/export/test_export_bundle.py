@@ -92,13 +92,10 @@ def test_a_bundle_holds_the_hub_layout_and_a_true_manifest(full_bundle, tiny_tea
     assert {name: record.batch_invariant for name, record in manifest.models.items()} == {
         "fp32": True, "fp16": True, "int8": False, "int8-static": True,
     }  # fmt: skip
-    assert {name: record.unpadded for name, record in manifest.models.items()} == {
-        "fp32": True, "fp16": False, "int8": False, "int8-static": True,
-    }  # fmt: skip
     for precision, record in manifest.models.items():
         assert record.fusion["attention_found"] == 4
         operators = {node.op_type for node in onnx.load(full_bundle / record.file).graph.node}
-        assert ("NonZero" in operators) == record.unpadded, precision
+        assert ("NonZero" in operators) == record.unpadded == (precision in {"fp32", "int8-static"})
     fp32, fp16 = manifest.models["fp32"], manifest.models["fp16"]
     assert fp32.parity["max_abs_difference"] < 1e-4
     assert fp32.quality is None
@@ -284,27 +281,6 @@ def test_the_standard_attention_operator_is_another_file_with_the_same_answers(t
     np.testing.assert_allclose(
         Encoder(tmp_path / "bundle").logits(TEXTS), Encoder(full_bundle).logits(TEXTS), atol=1e-4
     )
-
-
-@pytest.mark.parametrize(("attention", "wanted"), [("fused", False), ("onnx", True)])
-def test_padding_is_left_out_or_not_as_it_is_asked(attention, wanted, tiny_teacher, full_bundle, tmp_path):
-    folder = tmp_path / "bundle"
-    manifest = export(tiny_teacher, folder, attention=attention, unpad=wanted, precisions=["fp32"])
-    assert manifest.models["fp32"].unpadded is wanted
-    assert ("NonZero" in {node.op_type for node in onnx.load(folder / "onnx" / "model.onnx").graph.node}) is wanted
-    np.testing.assert_allclose(Encoder(folder).logits(TEXTS), Encoder(full_bundle).logits(TEXTS), atol=1e-4)
-
-
-def test_another_tools_file_is_published_as_it_is(tiny_teacher, full_bundle, tmp_path):
-    export(tiny_teacher, tmp_path / "plain", unpad=False, precisions=["fp32"])
-    for source, is_lean in ((full_bundle, True), (tmp_path / "plain", False)):
-        file = source / "onnx" / "model.onnx"
-        manifest = export(file, tmp_path / "copy", overwrite=True, precisions=["fp32"])
-        assert manifest.models["fp32"].unpadded is is_lean
-        operators = [
-            [node.op_type for node in onnx.load(one).graph.node] for one in (file, tmp_path / "copy/onnx/model.onnx")
-        ]
-        assert operators[0] == operators[1]
 
 
 def _broken_graph(monkeypatch, fault):

@@ -6,11 +6,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from potstill.bundle import Pooling
+from potstill.export import export_bundle
 from potstill.export.graph import SENTENCE_EMBEDDING, build_graph
 from potstill.export.quantise import int8_recipe, prepare, quantise
 from potstill.export.unpad import is_unpadded, unpad
 from potstill.onnxwire import read_outline
 from potstill.precision import count_products
+from potstill.serve import Encoder
+from tests import tiny
 from tests.export import families, small
 
 from .test_families import EXPORTS as OTHERS
@@ -246,3 +249,28 @@ def test_the_graph_that_is_given_is_not_changed():
     kept = {tensor.name: numpy_helper.to_array(tensor) for tensor in lean.graph.initializer}
     for tensor in graph.graph.initializer:
         np.testing.assert_array_equal(kept[tensor.name], numpy_helper.to_array(tensor))
+
+
+def export(source, out, **settings):
+    config = tiny.export_config().model_copy(update={"precisions": ["fp32"]} | settings)
+    manifest = export_bundle(str(source), out, config=config, calibration=tiny.texts(80), overwrite=True)
+    operators = [node.op_type for node in onnx.load(out / "onnx" / "model.onnx").graph.node]
+    assert manifest.models["fp32"].unpadded is ("NonZero" in operators)
+    return operators
+
+
+@pytest.mark.parametrize(("attention", "wanted"), [("fused", False), ("onnx", True)])
+def test_padding_is_left_out_or_not_as_it_is_asked(attention, wanted, tiny_teacher, tiny_bundle, tmp_path):
+    operators = export(tiny_teacher, tmp_path / "bundle", attention=attention, unpad=wanted)
+    assert ("NonZero" in operators) is wanted
+    texts = tiny.texts(20)
+    found, expected = (Encoder(folder).logits(texts) for folder in (tmp_path / "bundle", tiny_bundle))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_another_tools_file_is_published_as_it_is(tiny_teacher, tiny_bundle, tmp_path):
+    export(tiny_teacher, tmp_path / "plain", unpad=False)
+    for source in (tiny_bundle, tmp_path / "plain"):
+        file = source / "onnx" / "model.onnx"
+        expected = [node.op_type for node in onnx.load(file).graph.node]
+        assert export(file, tmp_path / "copy") == expected
