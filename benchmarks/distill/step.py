@@ -30,7 +30,7 @@ import numpy as np
 from step_contestants import SEED, TRIPLES, Size, compete
 
 from potstill import machine
-from potstill.bench.measuring import stats
+from potstill.timing import Estimate, ratio_interval, verdict
 
 # Ratio: who is asked, against whom, and the goal on a CPU and on a GPU.
 RATIOS = {
@@ -74,7 +74,7 @@ def summarise(reports, best):
     def speed(what, clock):
         costs = [[report[clock] / report[what]] for report in reports]
         ones = [[1.0]] * len(costs)
-        return asdict(stats.ratio_interval(ones, costs, rng=np.random.default_rng(SEED)))
+        return asdict(ratio_interval(ones, costs, rng=np.random.default_rng(SEED)))
 
     flops = {clock: speed("flops", clock) for clock in best}
     return {
@@ -100,10 +100,10 @@ def compare(reports, device):
         row = {"contestant": name, "against": other, "goal": goal}
         for clock in ("wall", "cpu"):
             costs = [[[each[clock] / each["tokens"]] for each in reports[who]] for who in (other, name)]
-            ratio = stats.ratio_interval(*costs, rng=np.random.default_rng(SEED))
+            ratio = ratio_interval(*costs, rng=np.random.default_rng(SEED))
             row[clock] = asdict(ratio)
             if clock == "wall":
-                row["verdict"] = stats.verdict(ratio, goal) if goal else None
+                row["verdict"] = verdict(ratio, goal) if goal else None
         rows.append(row)
     return rows
 
@@ -197,8 +197,8 @@ def main():
     result |= {"peak_flops_per_second": best, "products": products}
     result["share_of_peak"] = None
     if "potstill" in contestants:
-        share, goal = stats.Estimate(**contestants["potstill"]["share_of_peak"]), PEAK_GOALS[size.device]
-        result["share_of_peak"] = asdict(share) | {"goal": goal, "verdict": stats.verdict(share, goal)}
+        share, goal = Estimate(**contestants["potstill"]["share_of_peak"]), PEAK_GOALS[size.device]
+        result["share_of_peak"] = asdict(share) | {"goal": goal, "verdict": verdict(share, goal)}
     result["seconds"] = time.perf_counter() - started
     show(result)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
