@@ -9,7 +9,7 @@ import json
 import sys
 from typing import Any
 
-from potstill.checkpoint import count_parameters, hash_checkpoint, load_checkpoint, load_config
+from potstill.checkpoint.loading import count_parameters, hash_checkpoint, load_checkpoint, load_config
 from potstill.errors import CheckpointError, PotstillError
 from potstill.task import REGRESSION, TASKS, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, Task
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from transformers.utils import cached_file
 
 from potstill.bundle import sha256_of
-from potstill.checkpoint import accepted_inputs, load_checkpoint
+from potstill.checkpoint.loading import accepted_inputs, load_checkpoint
 from potstill.errors import CheckError, CheckpointError, MissingError, UsageError
 from potstill.serve import BundleTokenizer
 from potstill.task import QUESTION_ANSWERING, Task, get_task
