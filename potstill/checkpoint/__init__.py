@@ -17,6 +17,8 @@ if TYPE_CHECKING:
         load_checkpoint,
         load_config,
         load_tokenizer,
+        reference_tokenizer,
+        save_tokenizer,
     )
 
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
     "load_config",
     "load_tokenizer",
     "read_folder",
+    "reference_tokenizer",
+    "save_tokenizer",
     "task_of",
     "usable_positions",
 ]

@@ -26,7 +26,7 @@ _RELATIVE = frozenset({"deberta", "deberta-v2"})
 # What a tokenizer without a limit says (transformers' VERY_LARGE_INTEGER is 1e30).
 _NO_LIMIT = 10**9
 # A text of this length is what a model with relative positions is given where nothing else is said.
-_USUAL_LENGTH = 512
+USUAL_LENGTH = 512
 # transformers 4 computed `relative_key` and `relative_key_query`; 5 leaves their weights out without an error.
 _POSITION_KINDS = (None, "absolute")
 _WORD_EMBEDDINGS = ("word_embeddings.weight", "tok_embeddings.weight", "embed_tokens.weight")
@@ -84,19 +84,17 @@ class Folder:
     @property
     def longest(self) -> int | None:
         """How many tokens of one text it reads: the smaller of its positions and the tokenizer's limit, if any."""
-        limits = [limit for limit in (self.usable_positions, self.tokenizer_limit) if limit]
-        return min(limits, default=None)
+        return longest_text(self.config, self.tokenizer_config.get("model_max_length"))
 
     @property
     def usual_length(self) -> int:
         """The longest text in tokens where nobody asks for another."""
-        return self.longest or self.config.get("max_position_embeddings") or _USUAL_LENGTH
+        return self.longest or self.config.get("max_position_embeddings") or USUAL_LENGTH
 
     @property
     def tokenizer_limit(self) -> int | None:
         """`model_max_length` of tokenizer_config.json; None where there is none."""
-        limit = self.tokenizer_config.get("model_max_length")
-        return int(limit) if isinstance(limit, int | float) and 0 < limit < _NO_LIMIT else None
+        return _limit(self.tokenizer_config.get("model_max_length"))
 
     @property
     def vocabulary_rows(self) -> int | None:
@@ -136,9 +134,9 @@ class Folder:
             return
         if self.longest == self.usable_positions:
             positions = self.config["max_position_embeddings"]
-            why = f"{self.name} has {self.longest} usable positions"
+            why = f"{self.name} has {positions} positions"
             if positions != self.longest:
-                why += f" ({positions} less the {positions - self.longest} up to its padding's)"
+                why += f", of which {self.longest} can be used: they begin behind the padding's"
         else:
             why = f"the tokenizer of {self.name} has model_max_length {self.longest}"
         raise CheckpointError(f"{option} is {asked} and {why}; set {option} to {self.longest} or less")
@@ -160,15 +158,39 @@ def read_folder(name: str | Path) -> Folder:
             as the rows of its head; or if it asks for positions that transformers no longer computes.
     """
     path = find_folder(str(name))
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"{name} has no config.json, so it is not a transformers checkpoint")
     config = read_json(path / "config.json")
     if not config.get("model_type"):
         raise CheckpointError(f"{path / 'config.json'} has no model_type, so it is no transformers checkpoint")
-    tokenizer_config = _read_if_there(path / "tokenizer_config.json")
-    _check_code(path, {"config.json": config, "tokenizer_config.json": tokenizer_config})
+    _check_code(path / "config.json", config)
     _check_kind(path, config)
-    folder = Folder(str(name), path, config, tokenizer_config, read_tensor_shapes(path))
+    folder = Folder(str(name), path, config, read_tokenizer_config(path), read_tensor_shapes(path))
     _check_labels(folder)
     return folder
+
+
+def read_tokenizer_folder(name: str | Path) -> Folder:
+    """Read what a tokenizer is loaded by: of a folder that may have no config.json and no weights.
+
+    Raises:
+        CheckpointError: if there is no such folder, a file is no JSON, or the tokenizer needs code of its own.
+    """
+    path = find_folder(str(name))
+    config = path / "config.json"
+    return Folder(str(name), path, read_json(config) if config.is_file() else {}, read_tokenizer_config(path))
+
+
+def read_tokenizer_config(path: Path) -> dict[str, Any]:
+    """Return tokenizer_config.json, empty where there is none.
+
+    Raises:
+        CheckpointError: if it is no JSON, or asks for code of its own.
+    """
+    file = path / "tokenizer_config.json"
+    content = read_json(file) if file.is_file() else {}
+    _check_code(file, content)
+    return content
 
 
 def task_of(name: str | Path) -> Task | None:
@@ -210,6 +232,23 @@ def usable_positions(config: Mapping[str, Any]) -> int | None:
     return int(longest)
 
 
+def longest_text(config: Mapping[str, Any], tokenizer_limit: Any) -> int | None:
+    """Return how many tokens of one text a model reads with its tokenizer.
+
+    Args:
+        config: as in `usable_positions`.
+        tokenizer_limit: the tokenizer's `model_max_length`, which may be huge or missing.
+
+    Returns:
+        The smaller of the usable positions and the tokenizer's limit; None where neither ends.
+    """
+    return min(filter(None, (usable_positions(config), _limit(tokenizer_limit))), default=None)
+
+
+def _limit(value: Any) -> int | None:
+    return int(value) if isinstance(value, int | float) and 0 < value < _NO_LIMIT else None
+
+
 def find_folder(name: str) -> Path:
     """Return the folder of a checkpoint; of a hub id the one in the hub's cache, after fetching its small files.
 
@@ -218,8 +257,6 @@ def find_folder(name: str) -> Path:
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise CheckpointError(f"{name} has no config.json, so it is not a transformers checkpoint")
         return path
     if path.exists():
         raise CheckpointError(f"{name} is a file; name the checkpoint folder that it lies in, or a hub id")
@@ -234,14 +271,11 @@ def _fetch(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model"]))
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model"]))
     except Exception as error:  # of several libraries: an unknown name, no network, no permission
         raise CheckpointError(
             f"there is no folder {name}, and the hub gives no such checkpoint: {first_line(error)}"
         ) from error
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{name} has no config.json on the hub, so it is not a transformers checkpoint")
-    return folder
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -310,18 +344,13 @@ def first_line(error: Exception) -> str:
     return (lines[0] if lines else type(error).__name__)[:300]
 
 
-def _read_if_there(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.is_file() else {}
-
-
-def _check_code(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_code(file: Path, content: Mapping[str, Any]) -> None:
     """Refuse a checkpoint that only code of its own reads rightly; that code is never run."""
-    for name, content in files.items():
-        if content.get("auto_map"):
-            raise CheckpointError(
-                f"{path / name} asks for code of its own (auto_map), which potstill never runs; take a checkpoint of "
-                "a family that transformers has, or remove auto_map if the model is one"
-            )
+    if content.get("auto_map"):
+        raise CheckpointError(
+            f"{file} asks for code of its own (auto_map), which potstill never runs; take a checkpoint of a family "
+            "that transformers has, or remove auto_map if this is one"
+        )
 
 
 def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
