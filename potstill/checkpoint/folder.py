@@ -104,9 +104,11 @@ class Folder:
 
     @property
     def token_type_rows(self) -> int | None:
-        """The rows of the token type embeddings, 0 or None where the model has none."""
+        """The rows of the token type embeddings, 0 where the model has none; None where nothing says so."""
         shape = self._shape_of(("token_type_embeddings.weight",))
-        return shape[0] if shape else self.config.get("type_vocab_size")
+        if shape or self.tensors is not None:
+            return shape[0] if shape else 0
+        return self.config.get("type_vocab_size")
 
     @cached_property
     def head_rows(self) -> int | None:

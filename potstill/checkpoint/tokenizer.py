@@ -7,17 +7,23 @@ is the tokenizer, and the class only says which special tokens and which inputs 
 
 import inspect
 import json
+import unicodedata
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import transformers
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import SLOW_TO_FAST_CONVERTERS
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
 from potstill.checkpoint.folder import Folder, first_line, read_json, read_tokenizer_folder
 from potstill.errors import CheckpointError
+from potstill.extras import require
 
 _TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _INPUTS = ("input_ids", "token_type_ids", "attention_mask")
@@ -27,6 +33,8 @@ _KEPT = (
     "never_split", "remove_space", "split_by_punct", "split_special_tokens", "strip_accents", "tokenize_chinese_chars",
     "trim_offsets", "vocab_type",
 )  # fmt: skip
+# fairseq's models put tokens of their own before those of sentencepiece.
+_SENTENCEPIECE_OFFSETS = {"XLMRobertaTokenizer": 1, "CamembertTokenizer": 4}
 # What a tokenizer of another class, or another normaliser, reads otherwise.
 PROBES = (
     "hello world", "Hello, World!", "The film isn't good - it is 5/10.", " leading and trailing ", "two  spaces",
@@ -138,6 +146,10 @@ def _from_file(folder: Folder) -> PreTrainedTokenizerBase:
 
 
 def _convert(folder: Folder) -> PreTrainedTokenizerBase:
+    pieces = next(iter(sorted(folder.path.glob("*.model"))), None)
+    if pieces is not None:  # without them transformers takes the file for one of tiktoken's
+        for module in ("sentencepiece", "google.protobuf"):
+            require(module, extra="distill")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder.path), trust_remote_code=False)
     except Exception as error:
@@ -147,7 +159,51 @@ def _convert(folder: Folder) -> PreTrainedTokenizerBase:
         ) from error
     if not tokenizer.is_fast:
         raise CheckpointError(f"{folder.name!r} has only a slow tokenizer; convert it to tokenizer.json first")
+    if pieces is not None:
+        _hold_against_sentencepiece(tokenizer, pieces, folder)
     return tokenizer
+
+
+def _hold_against_sentencepiece(tokenizer: PreTrainedTokenizerBase, file: Path, folder: Folder) -> None:
+    """Give a converted tokenizer the normaliser of the sentencepiece model where transformers 5 leaves it out.
+
+    Raises:
+        CheckpointError: if it still reads a text otherwise than sentencepiece.
+    """
+    name = type(tokenizer).__name__
+    settings = {"do_lower_case": name == "AlbertTokenizer", "keep_accents": False, "split_by_punct": False}
+    settings |= {key: folder.tokenizer_config[key] for key in settings if key in folder.tokenizer_config}
+    wrong = _read_otherwise(tokenizer, file, settings)
+    if wrong is not None and name in SLOW_TO_FAST_CONVERTERS:
+        converter = SLOW_TO_FAST_CONVERTERS[name](SimpleNamespace(vocab_file=str(file), **settings))
+        with suppress(AttributeError):  # of a slow tokenizer of another family, which is told below
+            tokenizer.backend_tokenizer.normalizer = converter.normalizer(converter.proto)
+            wrong = _read_otherwise(tokenizer, file, settings)
+    if wrong is not None:
+        raise CheckpointError(
+            f"transformers {transformers.__version__} makes a tokenizer of {file} that reads {wrong!r} otherwise than "
+            "sentencepiece does; save a tokenizer.json beside it with the version that the checkpoint was made with"
+        )
+
+
+def _read_otherwise(tokenizer: PreTrainedTokenizerBase, file: Path, settings: Mapping[str, Any]) -> str | None:
+    """Return a text for which the ids are not those of sentencepiece, None if there is none."""
+    from sentencepiece import SentencePieceProcessor
+
+    name = type(tokenizer).__name__
+    pieces = SentencePieceProcessor(model_file=str(file))
+    offset = _SENTENCEPIECE_OFFSETS.get(name, 0)
+    for text in PROBES:
+        if settings["split_by_punct"] or "▁" in text:  # of which sentencepiece knows nothing, or which is its space
+            continue
+        clean = text
+        if name == "AlbertTokenizer" and not settings["keep_accents"]:
+            clean = "".join(one for one in unicodedata.normalize("NFKD", clean) if not unicodedata.combining(one))
+        clean = clean.lower() if settings["do_lower_case"] else clean
+        expected = [tokenizer.unk_token_id if one == pieces.unk_id() else one + offset for one in pieces.encode(clean)]
+        if tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids != expected:
+            return text
+    return None
 
 
 def _class_name(folder: Folder) -> str:
@@ -184,15 +240,18 @@ def _content(token: Any) -> str | None:
 def _input_names(folder: Folder, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return what the tokenizer gives a model: token types where its files or its class say so, or the file's matter.
 
-    A RoBERTa has one token type, and its class leaves them out whatever the file says of a pair's second text.
+    A RoBERTa has one token type, and its class leaves them out whatever the file says of a pair's second text. An
+    ALBERT has two, and its class in transformers 5 leaves them out all the same.
     """
     declared = folder.tokenizer_config.get("model_input_names")
     if isinstance(declared, list) and "input_ids" in declared:
         return [str(name) for name in declared]
     kind = _class_of(folder)
     names = list(getattr(kind, "model_input_names", _INPUTS))
-    types = largest_type(tokenizer)
-    if "token_type_ids" not in names and 0 < types < (folder.token_type_rows or 0):
+    rows = folder.token_type_rows
+    if rows is None and folder.model_type in CONFIG_MAPPING:  # an older file that leaves defaults out
+        rows = getattr(CONFIG_MAPPING[folder.model_type](), "type_vocab_size", 0)
+    if "token_type_ids" not in names and 0 < largest_type(tokenizer) < (rows or 0):
         names.append("token_type_ids")
     return names
 
