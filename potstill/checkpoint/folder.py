@@ -341,9 +341,10 @@ def _read_header(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, 300 characters at most."""
+    """Return the first line of an error's message, and the next where that one only announces it; 300 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+    said = " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else type(error).__name__
+    return said[:300]
 
 
 def _check_code(file: Path, content: Mapping[str, Any]) -> None:

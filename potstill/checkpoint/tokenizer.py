@@ -146,6 +146,7 @@ def _from_file(folder: Folder) -> PreTrainedTokenizerBase:
 
 
 def _convert(folder: Folder) -> PreTrainedTokenizerBase:
+    _check_files(folder)
     pieces = next(iter(sorted(folder.path.glob("*.model"))), None)
     if pieces is not None:  # without them transformers takes the file for one of tiktoken's
         for module in ("sentencepiece", "google.protobuf"):
@@ -162,6 +163,18 @@ def _convert(folder: Folder) -> PreTrainedTokenizerBase:
     if pieces is not None:
         _hold_against_sentencepiece(tokenizer, pieces, folder)
     return tokenizer
+
+
+def _check_files(folder: Folder) -> None:
+    """Refuse a folder without a tokenizer; transformers would make one that knows no word."""
+    named = getattr(_class_of(folder), "vocab_files_names", {})
+    needed = [file for name, file in named.items() if name != "tokenizer_file"] or ["tokenizer.json"]
+    missing = [name for name in needed if not (folder.path / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder.name} has neither tokenizer.json nor {', '.join(missing)}, so there is no tokenizer; copy the "
+            "checkpoint's tokenizer files there, or name another folder that has them (--set tokenizer=...)"
+        )
 
 
 def _hold_against_sentencepiece(tokenizer: PreTrainedTokenizerBase, file: Path, folder: Folder) -> None:
