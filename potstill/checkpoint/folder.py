@@ -32,6 +32,13 @@ _POSITION_KINDS = (None, "absolute")
 _WORD_EMBEDDINGS = ("word_embeddings.weight", "tok_embeddings.weight", "embed_tokens.weight")
 _HEADS = ("classifier.weight", "classifier.out_proj.weight")
 _LABELLED = (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION)
+_EXPORTED = "bert, roberta, distilbert, electra, albert, mobilebert, mpnet, modernbert or deberta-v2"
+# Encoders whose tokens are pooled, hashed, looked at in windows or padded from the left, and decoders.
+_NOT_EXPORTED = frozenset(
+    {
+        "bart", "flaubert", "funnel", "gpt2", "led", "longformer", "mbart", "reformer", "t5", "xlm", "xlnet",
+    }
+)  # fmt: skip
 _MOST_HEADER_BYTES = 100 * 2**20  # as the safetensors library
 
 
@@ -121,6 +128,24 @@ class Folder:
         """Return the path of tokenizer.json, if there is one."""
         file = self.path / "tokenizer.json"
         return file if file.is_file() else None
+
+    def check_encoder(self) -> None:
+        """Refuse a family that cannot be exported, before its weights are read.
+
+        Raises:
+            CheckpointError: naming the family, and some that can.
+        """
+        config = self.config
+        if config.get("is_decoder"):
+            what = f"{self.name} is set up as a decoder (is_decoder in its config.json), which is"
+        elif config.get("is_encoder_decoder") or self.model_type in _NOT_EXPORTED:
+            what = f"{self.name} is a {self.model_type} model; these are"
+        else:
+            return
+        raise CheckpointError(
+            f"{what} not exported: only encoders with one attention of all tokens to all are, such as {_EXPORTED}; "
+            "fine-tune or distil one of these for the task, or export this model with optimum"
+        )
 
     def check_length(self, asked: int, *, option: str = "max_length") -> None:
         """Refuse a length that the checkpoint does not read.

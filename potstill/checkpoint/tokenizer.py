@@ -104,6 +104,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     # As transformers 4 and transformers.js call it.
     if extra := content.pop("extra_special_tokens", None):
         content["additional_special_tokens"] = extra
+    content.pop("backend", None)
     content["model_input_names"] = list(tokenizer.model_input_names)
     # transformers 4 writes this one into the pipeline.
     pipeline = read_json(file).get("pre_tokenizer") or {}
@@ -273,6 +274,21 @@ def largest_type(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the largest token type of a text or pair."""
     encodings = tokenizer.backend_tokenizer.encode_batch(["a", ("a", "a")])
     return max((kind for encoding in encodings for kind in encoding.type_ids), default=0)
+
+
+def glues_words(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether a tokenizer marks a word by the space before it, so that a list of words would be glued together."""
+    return _is_byte_level(json.loads(tokenizer.backend_tokenizer.to_str()).get("pre_tokenizer"))
+
+
+def _is_byte_level(part: Any) -> bool:
+    if isinstance(part, list):
+        return any(map(_is_byte_level, part))
+    if not isinstance(part, dict):
+        return False
+    if part.get("type") == "ByteLevel" and not part.get("add_prefix_space"):
+        return True
+    return any(_is_byte_level(value) for value in part.values() if isinstance(value, list | dict))
 
 
 def largest_id(tokenizer: PreTrainedTokenizerBase) -> int:

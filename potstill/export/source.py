@@ -17,6 +17,7 @@ from potstill.checkpoint import (
     load_checkpoint,
     load_config,
     load_tokenizer,
+    read_folder,
 )
 from potstill.checkpoint.folder import USUAL_LENGTH, longest_text
 from potstill.errors import CheckpointError, UsageError
@@ -162,6 +163,7 @@ def load_source(
     wanted = get_task(task or TEXT_CLASSIFICATION.name)
     if pooling is not None and wanted is not FEATURE_EXTRACTION:
         raise UsageError(f"pooling makes one vector of a text; {wanted.name} has none, so leave it out")
+    read_folder(name).check_encoder()
     checkpoint = load_checkpoint(name, wanted, tokenizer=tokenizer)
     model = checkpoint.model
     return Source(

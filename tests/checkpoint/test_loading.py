@@ -181,3 +181,20 @@ def test_a_folder_without_any_tokenizer_is_refused(folder):
 def test_a_tokenizer_file_that_is_none_is_named(folder):
     (folder / "tokenizer.json").write_text("{")
     assert "tokenizer.json cannot be loaded as a tokenizer" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"model_type": "funnel"}, "is a funnel model; these are not exported"),
+        ({"model_type": "longformer"}, "is a longformer model; these are not exported"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "is a t5 model; these are not exported"),
+        ({"is_decoder": True}, "is set up as a decoder"),
+    ],
+)
+def test_a_family_that_is_not_exported_is_named_before_its_weights_are_read(folder, keys, said):
+    change(folder, **keys)
+    change_weights(folder, lambda weights: weights.clear())
+    with pytest.raises(CheckpointError, match=said) as caught:
+        load_source(str(folder))
+    assert "modernbert or deberta-v2" in str(caught.value)

@@ -173,3 +173,15 @@ def test_a_tokenizer_that_needs_code_of_its_own_is_refused(tmp_path):
     )
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json asks for code of its own \(auto_map\)"):
         load_tokenizer(str(folder))
+
+
+def test_words_are_not_glued_together_by_a_byte_level_tokenizer(tmp_path):
+    folder = made.write_checkpoint(tmp_path / "model", "byte-level BPE as RobertaTokenizer")
+    words = Examples(name="", split="", texts=[["good", "film"]], labels=None, label_names=(), sha256="")
+    with pytest.raises(CheckpointError, match="marks a word by the space before it"):
+        tokenize(words, load_tokenizer(str(folder)), max_length=made.LONGEST)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["pre_tokenizer"]["add_prefix_space"] = True
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    rows = tokenize(words, load_tokenizer(str(folder)), max_length=made.LONGEST)
+    assert rows["input_ids"][0] == made.reference(folder).encode("good film").ids
