@@ -105,7 +105,7 @@ class Manifest(_Record):
     pooling: Pooling | None = None
     """How the graph makes one vector of a text's tokens, where it does."""
     tokenizer_parity: dict[str, Any] = {}
-    """The bundle's tokenizer held against transformers'."""
+    """The bundle's tokenizer held against the checkpoint's file."""
     disabled_optimizers: list[str] = []
     """Of schema 1: what every file's session switches off."""
     source: dict[str, Any] = {}

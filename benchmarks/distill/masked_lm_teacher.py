@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from potstill.checkpoint import load_checkpoint
+from potstill.checkpoint import load_checkpoint, save_tokenizer
 from potstill.distill.prepare import load_material, make_labels_objective, score_of
 from potstill.distill.trainer import Job, train
 from potstill.progress import silent
@@ -89,7 +89,7 @@ def main():
             stages.append(learn(teacher, recipe=recipe, work_dir=work_dir, only_head=only_head))
             print(json.dumps(stages[-1]), flush=True)
     teacher.model.save_pretrained(asked.out)
-    teacher.tokenizer.save_pretrained(asked.out)
+    save_tokenizer(teacher.tokenizer, asked.out)
     (asked.out / "RESULTS.json").write_text(json.dumps(stages, indent=2) + "\n", encoding="utf-8")
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from potstill.bench import contract
-from potstill.bench.engines.size import count_flops_per_token, embedding_parameters, positions
+from potstill.bench.engines.size import count_flops_per_token, embedding_parameters
 from potstill.bundle import MANIFEST_NAME, Bundle, read_bundle
+from potstill.checkpoint import usable_positions
 from potstill.errors import CheckpointError, UsageError
 from potstill.sections import BenchConfig
 from potstill.timing.client import environment, python_module
@@ -220,7 +221,7 @@ def _subject(name: str, found: Mapping[str, str]) -> Subject:
         assert described is not None
         config = described.pop("config")
         facts = contract.Model(checkpoint=found["checkpoint"], **described, **_sizes(config))
-    return Subject(name=name, facts=facts, bundle=bundle, positions=positions(config) or facts.max_length)
+    return Subject(name=name, facts=facts, bundle=bundle, positions=usable_positions(config) or facts.max_length)
 
 
 def _bundle_facts(bundle: Bundle, config: Mapping[str, Any], *, checkpoint: str | None) -> contract.Model:

@@ -1,7 +1,11 @@
-"""Load and hash transformers checkpoints, with errors that say what to do. Needs torch and transformers."""
+"""Load and hash transformers checkpoints, with errors that say what to do. Needs torch and transformers.
+
+No code of a checkpoint is ever run: `trust_remote_code` is False at every load, so nobody is asked either.
+"""
 
 import hashlib
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +13,53 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from potstill.bundle import sha256_of
+from potstill.checkpoint.folder import Folder, first_line, read_folder
+from potstill.checkpoint.tokenizer import (
+    largest_id,
+    largest_type,
+    load_tokenizer,
+    reference_tokenizer,
+    save_tokenizer,
+)
 from potstill.errors import CheckpointError
 from potstill.task import FEATURE_EXTRACTION, Task
 
+__all__ = [
+    "Checkpoint",
+    "accepted_inputs",
+    "count_parameters",
+    "hash_checkpoint",
+    "load_checkpoint",
+    "load_config",
+    "load_tokenizer",
+    "reference_tokenizer",
+    "save_tokenizer",
+]
+
 # Everything that decides how a checkpoint answers; training states beside it do not.
 _HASHED_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model")
+# Settings that only steer the forward pass or how weights are held; here they are always the defaults.
+_STEERING = (
+    "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "attn_implementation",
+    "dtype", "gradient_checkpointing", "output_attentions", "output_hidden_states", "reference_compile", "return_dict",
+    "torch_dtype", "torchscript", "use_bfloat16", "use_cache", "use_flash_attn", "use_return_dict",
+)  # fmt: skip
+# Weights that a model of one task has no use for: poolers, heads of pre-training and of other tasks, and buffers that
+# older versions of transformers saved.
+_UNUSED = re.compile(
+    r"((^|\.)pooler\."
+    r"|^(cls|lm_head|classifier|pre_classifier|qa_outputs|sequence_summary|predictions|sop_classifier|vocab_transform"
+    r"|vocab_layer_norm|vocab_projector|lm_predictions|mask_predictions|discriminator_predictions"
+    r"|generator_predictions|generator_lm_head)\."
+    r"|(^|\.)(position_ids|token_type_ids|inv_freq)$)"
+)
+# ModernBERT's heads, whose names mean something else in other families.
+_UNUSED_BY_FAMILY = {"modernbert": re.compile(r"^(head|decoder)\.")}
+_SHOWN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,48 +90,42 @@ def load_checkpoint(
             refuses a checkpoint without a trained head.
 
     Raises:
-        CheckpointError: if it does not exist, cannot be read, or has no trained head for the task.
+        CheckpointError: if it does not exist, cannot be read, has no trained head for the task, has weights that the
+            model does not use, or weights that are no numbers; or if its tokenizer gives ids or token types that the
+            model has no row for.
     """
-    _check_folder(name)
+    folder = read_folder(name)
+    loaded_tokenizer = load_tokenizer(tokenizer or folder)
+    if folder.tensors is not None:  # known before the weights are read
+        _check_rows(folder, loaded_tokenizer, ids=folder.vocabulary_rows)
+    config = _make_config(folder, new_head or {})
     try:
-        config = AutoConfig.from_pretrained(name, **(new_head or {}))
         model, loading = getattr(transformers, task.model_class).from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True
+            str(folder.path) if Path(name).expanduser().is_dir() else name,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
+            # A head for other labels is made anew; whether it was more than the head is looked at below.
+            ignore_mismatched_sizes=new_head is not None,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"cannot load {name!r} for {task.name}: {_short(error)}") from error
+    except Exception as error:  # whatever a broken file makes transformers, torch or safetensors raise
+        raise CheckpointError(f"cannot load {name!r} for {task.name}: {first_line(error)}") from error
     _check_weights(name, task, model, loading, head_may_be_new=new_head is not None)
+    _check_unused(folder, task, loading)
+    _check_numbers(name, model)
+    _check_rows(folder, loaded_tokenizer, ids=model.get_input_embeddings().weight.shape[0])
     model.eval()
-    return Checkpoint(name, model, load_tokenizer(tokenizer or name))
+    return Checkpoint(name, model, loaded_tokenizer)
 
 
 def load_config(name: str) -> PretrainedConfig:
-    """Load the configuration of a hub id or checkpoint folder.
+    """Load the configuration of a hub id or checkpoint folder, without what only steers the forward pass.
 
     Raises:
         CheckpointError: if there is none, or none that transformers reads.
     """
-    _check_folder(name)
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"cannot load the configuration of {name!r}: {_short(error)}") from error
-    return config
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load the fast tokenizer of a hub id or folder.
-
-    Raises:
-        CheckpointError: if there is none; a bundle needs tokenizer.json, which only fast tokenizers have.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"cannot load the tokenizer of {name!r}: {_short(error)}") from error
-    if not tokenizer.is_fast:
-        raise CheckpointError(f"{name!r} has only a slow tokenizer; convert it to tokenizer.json first")
-    return tokenizer
+    return _make_config(read_folder(name), {})
 
 
 def count_parameters(model: torch.nn.Module) -> int:
@@ -113,31 +150,80 @@ def accepted_inputs(model: torch.nn.Module) -> list[str]:
     return [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in parameters]
 
 
-def _check_folder(name: str) -> None:
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise CheckpointError(f"{name} has no config.json, so it is not a transformers checkpoint")
-    elif path.is_absolute() or name.startswith((".", "~")) or name.endswith("/") or name.count("/") > 1:
-        raise CheckpointError(f"there is no checkpoint folder {name}; name a folder or a hub id")
+def _make_config(folder: Folder, changes: Mapping[str, Any]) -> PretrainedConfig:
+    file = folder.path / "config.json"
+    if folder.model_type not in CONFIG_MAPPING:
+        raise CheckpointError(
+            f"{file} has model_type {folder.model_type!r}, which transformers {transformers.__version__} does not "
+            "know; take a checkpoint of a family that it knows"
+        )
+    content = {name: value for name, value in folder.config.items() if name not in _STEERING}
+    if "id2label" in changes:
+        content = {name: value for name, value in content.items() if name not in ("label2id", "num_labels")}
+    try:
+        config: PretrainedConfig = CONFIG_MAPPING[folder.model_type].from_dict(content | dict(changes))
+    except Exception as error:
+        raise CheckpointError(f"{file} cannot be read by transformers: {first_line(error)}") from error
+    return config
 
 
 def _check_weights(
     name: str, task: Task, model: PreTrainedModel, loading: dict[str, Any], *, head_may_be_new: bool
 ) -> None:
     """Refuse weights that would be random, except where they are no part of the answer or are about to be trained."""
+    encoder = f"{model.base_model_prefix}."
+    resized = sorted(str(key[0]) for key in loading["mismatched_keys"])
+    if any(key.startswith(encoder) for key in resized):
+        raise CheckpointError(
+            f"{name} has weights of other sizes than its config.json says: {', '.join(resized[:_SHOWN])}; fetch both "
+            "from one place"
+        )
     missing = sorted(str(key) for key in loading["missing_keys"])
     if task is FEATURE_EXTRACTION:  # pooled by us, from the tokens
         missing = [key for key in missing if not key.startswith("pooler.")]
-    encoder = f"{model.base_model_prefix}."
     lost = [key for key in missing if key.startswith(encoder) and ".pooler." not in key]
     if missing and (lost or not head_may_be_new):
         raise CheckpointError(
-            f"{name} has no trained weights for {', '.join((lost or missing)[:4])}: it is not fine-tuned for "
+            f"{name} has no trained weights for {', '.join((lost or missing)[:_SHOWN])}: it is not fine-tuned for "
             f"{task.name}; fine-tune it first (`potstill finetune`) or name another checkpoint"
         )
 
 
-def _short(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+def _check_unused(folder: Folder, task: Task, loading: dict[str, Any]) -> None:
+    """Refuse weights that the checkpoint has and the model does not use, since it answers otherwise without them."""
+    other = _UNUSED_BY_FAMILY.get(folder.model_type or "")
+    unused = sorted(
+        name
+        for name in map(str, loading["unexpected_keys"])
+        if not _UNUSED.search(name) and not (other and other.search(name))
+    )
+    if unused:
+        more = f" and {len(unused) - _SHOWN} more" if len(unused) > _SHOWN else ""
+        raise CheckpointError(
+            f"{folder.name} has weights that transformers {transformers.__version__} does not use in a model of "
+            f"{folder.model_type} for {task.name}: {', '.join(unused[:_SHOWN])}{more}; without them it answers "
+            "otherwise, so take a checkpoint whose layers transformers has"
+        )
+
+
+def _check_numbers(name: str, model: PreTrainedModel) -> None:
+    for key, values in model.named_parameters():
+        if not torch.isfinite(values).all():
+            raise CheckpointError(f"{name} has NaN or infinity in {key}; fetch it again, or take an earlier checkpoint")
+
+
+def _check_rows(folder: Folder, tokenizer: PreTrainedTokenizerBase, *, ids: int | None) -> None:
+    """Refuse a tokenizer that gives ids or token types for which the model has no row."""
+    largest = largest_id(tokenizer)
+    if ids is not None and largest >= ids:
+        raise CheckpointError(
+            f"the tokenizer of {folder.name} gives ids up to {largest} and the model has {ids} rows of word "
+            "embeddings; take the model's own tokenizer, or give the model the rows (resize_token_embeddings)"
+        )
+    kinds, rows = largest_type(tokenizer), folder.token_type_rows
+    if "token_type_ids" in tokenizer.model_input_names and rows and kinds >= rows:
+        raise CheckpointError(
+            f"the tokenizer of {folder.name} gives token types up to {kinds} and the model has {rows} rows for them; "
+            'take the model\'s own tokenizer, or set "model_input_names": ["input_ids", "attention_mask"] in '
+            "tokenizer_config.json"
+        )

@@ -44,7 +44,7 @@ def _about(manifest: Manifest) -> dict[str, Any]:
         "texts": f"up to {manifest.max_length} tokens, padded on the {manifest.padding_side}",
         "graph": f"{', '.join(manifest.inputs)} -> {', '.join(manifest.outputs)}",
         "pooling": f"{pooling.mode}, {'length 1' if pooling.normalize else 'not normalised'}" if pooling else None,
-        "tokenizer": f"the ids of transformers' on {tokens['texts']} texts, {tokens['nasty']} of them nasty"
+        "tokenizer": f"the ids of the checkpoint's on {tokens['texts']} texts, {tokens['nasty']} of them nasty"
         if tokens
         else None,
         "made from": _source(manifest.source),

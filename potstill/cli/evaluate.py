@@ -7,12 +7,13 @@ from typing import Annotated, Any
 import typer
 
 from potstill.bundle import MANIFEST_NAME, read_bundle
+from potstill.checkpoint import read_folder
 from potstill.cli import glue as glue_cli
 from potstill.cli.settings import JsonOption, ResumeOption
 from potstill.errors import UsageError
 from potstill.extras import require
 
-_DEFAULTS = {"split": "validation", "task": "text-classification", "pooling": "mean", "max_length": 128}
+_DEFAULTS = {"split": "validation", "task": "text-classification", "pooling": "mean", "max_length": None}
 _LARGEST_MATRIX = 12
 _CORNER = "label \\ prediction"
 
@@ -36,7 +37,10 @@ def evaluate(
     metric: Annotated[str | None, typer.Option(help="The score to put first.", show_default="the task's own")] = None,
     pooling: Annotated[str | None, typer.Option(help="mean or cls, for embeddings.", show_default="mean")] = None,
     max_length: Annotated[
-        int | None, typer.Option(help="Longest text for a checkpoint; a bundle knows.", min=8, show_default="128")
+        int | None,
+        typer.Option(
+            help="Longest text for a checkpoint; a bundle knows.", min=8, show_default="128, or what the model reads"
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Score only the first so many texts.", min=1)] = None,
     confusion: Annotated[Path | None, typer.Option(help="Draw the confusion matrix: FILE.png or FILE.svg.")] = None,
@@ -179,6 +183,9 @@ def _score_checkpoint(given: Mapping[str, Any], reading: dict[str, Any]) -> dict
     from potstill.errors import OutputError
     from potstill.task import TEXT_CLASSIFICATION
 
+    checkpoint = read_folder(given["model"])
+    if "max_length" in given:
+        checkpoint.check_length(given["max_length"], option="--max-length")
     require("torch", extra="distill")
     require("transformers", extra="distill")
     from potstill.cli.render import progress_bars

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.checkpoint import load_checkpoint
+from potstill.checkpoint.folder import USUAL_LENGTH, longest_text
 from potstill.data import Examples
 from potstill.distill.anatomy import base, masked_lm_head, model_inputs
 from potstill.errors import RecipeError
@@ -82,7 +83,7 @@ def propose(
     """Return the words that are one piece, by number, and the likeliest other words in the place of each."""
     if not words:
         return [], []
-    longest = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    longest = longest_text(model.config.to_dict(), tokenizer.model_max_length) or USUAL_LENGTH
     encoded = tokenizer(
         [list(words)], is_split_into_words=True, truncation=True, max_length=longest, return_tensors="pt"
     )

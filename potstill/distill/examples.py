@@ -7,6 +7,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from potstill.checkpoint.tokenizer import glues_words
 from potstill.data import Examples
 from potstill.distill.masking import IGNORED
 from potstill.errors import CheckpointError, DataError
@@ -67,12 +68,12 @@ def _texts(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length
 
 
 def _words(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> dict[str, Any]:
-    try:
-        encoded = tokenizer(list(examples.texts), is_split_into_words=True, truncation=True, max_length=max_length)
-    except AssertionError as error:  # byte-level tokenizers mark a word by the space before it
+    if glues_words(tokenizer):
         raise CheckpointError(
-            f"this tokenizer cannot take words: {str(error)[:200]}; save it with add_prefix_space=True"
-        ) from error
+            "this tokenizer marks a word by the space before it, so it cannot take lists of words; set "
+            '"add_prefix_space": true in the pre_tokenizer of its tokenizer.json'
+        )
+    encoded = tokenizer(list(examples.texts), is_split_into_words=True, truncation=True, max_length=max_length)
     columns: dict[str, Any] = {**encoded, WORD_STARTS: []}
     if examples.labels is not None:
         columns[LABELS] = []

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from potstill import metrics
-from potstill.checkpoint import Checkpoint, load_checkpoint
+from potstill.checkpoint import Checkpoint, load_checkpoint, read_folder
 from potstill.data import Examples, load_examples
 from potstill.distill.corpus import load_corpus
 from potstill.distill.evaluate import Answers, Scores, evaluate_words, predict_answers, problem_type_of, score_answers
@@ -27,6 +27,8 @@ from potstill.task import (
     primary_metric,
 )
 
+_USUAL_LENGTH = 128
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
@@ -44,7 +46,7 @@ def evaluate(
     data: str | Path,
     task: str = "text-classification",
     metric: str | None = None,
-    max_length: int = 128,
+    max_length: int | None = None,
     reading: Reading | None = None,
     pooling: str = "mean",
     keep_predictions: bool = False,
@@ -61,7 +63,7 @@ def evaluate(
         data: a hub id or folder of labelled texts; running text for fill-mask.
         task: the hub's name of the task.
         metric: the score to put first; None takes the task's own.
-        max_length: longest text in tokens.
+        max_length: longest text in tokens; None takes 128, or what the checkpoint reads if that is less.
         reading: which split and columns; None takes the validation split and the usual names.
         pooling: for feature-extraction, `mean` or `cls`.
         keep_predictions: also return `predictions`, one row per example: what was asked (`text`, `tokens` or
@@ -75,6 +77,10 @@ def evaluate(
     kind, reading = get_task(task), reading or Reading()
     if kind is FILL_MASK and keep_predictions:
         raise UsageError("fill-mask guesses words by the thousand and has no answer per example to keep")
+    folder = read_folder(model)
+    if max_length is None:
+        max_length = min(_USUAL_LENGTH, folder.longest or _USUAL_LENGTH)
+    folder.check_length(max_length)
     checkpoint = load_checkpoint(str(model), kind)
     num_labels = checkpoint.model.config.num_labels
     first = primary_metric(kind, problem_type_of(checkpoint.model), asked=metric, num_labels=num_labels)

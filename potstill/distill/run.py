@@ -12,7 +12,15 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
-from potstill.checkpoint import Checkpoint, count_parameters, hash_checkpoint, load_checkpoint, load_tokenizer
+from potstill.checkpoint import (
+    Checkpoint,
+    count_parameters,
+    hash_checkpoint,
+    load_checkpoint,
+    load_tokenizer,
+    read_folder,
+    save_tokenizer,
+)
 from potstill.distill import scratch
 from potstill.distill.arguments import count_steps, resolve_dtype
 from potstill.distill.batches import read_column
@@ -77,12 +85,12 @@ def distill(
     """
     recipe, out_dir = _as_recipe(what, data, settings), Path(out_dir)
     check_free(out_dir, overwrite=overwrite)
+    recipe = fit_length(recipe)
     started = time.perf_counter()
     processes = _processes()
     if not processes.is_main_process:
         progress, announce = silent, keep_quiet
     teacher = _load_teacher(recipe)
-    _check_length(recipe, teacher)
     teacher.model.to(processes.device)
     job = _job(recipe, out_dir, resume=resume, stage="distil the student", progress=progress)
     with processes.main_process_first():
@@ -125,6 +133,7 @@ def finetune(
     check_free(out_dir, overwrite=overwrite)
     if get_task(recipe.task) is FEATURE_EXTRACTION:
         raise RecipeError("a sentence encoder is not fine-tuned on labels; distil one with method embedding")
+    recipe = fit_length(recipe)
     started = time.perf_counter()
     task, config = get_task(recipe.task), recipe.teacher.scratch
     teacher = _new_teacher(recipe, task) if config is None else scratch.new_teacher(recipe, config)
@@ -166,6 +175,22 @@ def read_report(checkpoint_dir: Path) -> dict[str, Any] | None:
     file = checkpoint_dir / "distill.json"
     content: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     return content
+
+
+def fit_length(recipe: Recipe) -> Recipe:
+    """Hold `max_length` against the positions of the recipe's models; where nobody set it, it becomes what they read.
+
+    Raises:
+        CheckpointError: if it was set, and is more than teacher or student read; or as `read_folder`.
+    """
+    was_set = "max_length" in recipe.model_fields_set
+    for name in filter(None, (recipe.teacher.model, recipe.student.model)):
+        folder = read_folder(name)
+        if was_set:
+            folder.check_length(recipe.max_length)
+        elif folder.longest is not None and folder.longest < recipe.max_length:
+            recipe = recipe.model_copy(update={"max_length": folder.longest})
+    return recipe
 
 
 def _as_recipe(what: Recipe | str, data: str | None, settings: Mapping[str, Any] | None) -> Recipe:
@@ -222,7 +247,7 @@ def _publish(checkpoint: Checkpoint, out_dir: Path, *, report: dict[str, Any], o
     if processes.is_main_process:
         with new_folder(out_dir, overwrite=overwrite) as folder:
             checkpoint.model.save_pretrained(folder)
-            checkpoint.tokenizer.save_pretrained(folder)
+            save_tokenizer(checkpoint.tokenizer, folder)
             (folder / "distill.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     processes.wait_for_everyone()
     return report
@@ -236,9 +261,7 @@ def _processes() -> PartialState:
 def _load_teacher(recipe: Recipe) -> Checkpoint:
     if recipe.teacher.model is None:
         raise CheckpointError("name a teacher: teacher.model is a hub id or a checkpoint folder")
-    teacher = load_checkpoint(recipe.teacher.model, get_task(recipe.task), tokenizer=recipe.tokenizer)
-    _check_vocabulary(teacher)
-    return teacher
+    return load_checkpoint(recipe.teacher.model, get_task(recipe.task), tokenizer=recipe.tokenizer)
 
 
 def _new_teacher(recipe: Recipe, task: Task) -> Checkpoint:
@@ -257,28 +280,7 @@ def _new_teacher(recipe: Recipe, task: Task) -> Checkpoint:
             head = scratch.labels_config(examples.label_names) | ({"problem_type": problem} if problem else {})
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        teacher = load_checkpoint(recipe.teacher.model, task, tokenizer=recipe.tokenizer, new_head=head)
-    _check_vocabulary(teacher)
-    _check_length(recipe, teacher)
-    return teacher
-
-
-def _check_vocabulary(teacher: Checkpoint) -> None:
-    config = teacher.model.config
-    if len(teacher.tokenizer) > config.vocab_size:
-        raise CheckpointError(
-            f"the tokenizer has {len(teacher.tokenizer)} entries and the teacher {config.vocab_size}; "
-            "use the teacher's own tokenizer"
-        )
-
-
-def _check_length(recipe: Recipe, teacher: Checkpoint) -> None:
-    longest = getattr(teacher.model.config, "max_position_embeddings", None)
-    if longest is not None and recipe.max_length > longest:
-        raise CheckpointError(
-            f"max_length is {recipe.max_length} and the teacher has {longest} positions; "
-            f"set max_length to {longest} or less"
-        )
+        return load_checkpoint(recipe.teacher.model, task, tokenizer=recipe.tokenizer, new_head=head)
 
 
 def _check_teacher(scores: dict[str, float], material: Material, recipe: Recipe) -> None:

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from potstill import machine
 from potstill.bundle import Manifest, ModelRecord, Pooling, Precision, record_files, write_manifest
+from potstill.checkpoint import reference_tokenizer, save_tokenizer
 from potstill.data import Examples, Text
 from potstill.errors import CheckpointError
 from potstill.export.graph import build_graph
@@ -79,7 +78,8 @@ def export_bundle(
             judged_texts=config.judged_texts,
         )
         ours = BundleTokenizer(folder, draft_manifest(source))
-        parity = check_tokens(ours, source.tokenizer, probe.judged, max_length=source.max_length)
+        reference = reference_tokenizer(source.tokenizer)
+        parity = check_tokens(ours, reference, probe.judged, max_length=source.max_length)
         shop = Workshop(source, folder, tokenizer=ours, probe=probe, config=config, say=steps.next)
         models = _make_models(shop, steps=steps)
         steps.next("hash")
@@ -141,20 +141,9 @@ def _write_about(source: Source, folder: Path) -> None:
     if source.tokenizer.pad_token_id is None:
         raise CheckpointError(f"the tokenizer of {source.name} has no padding token; give it one, and export again")
     source.config.save_pretrained(folder)
-    source.tokenizer.save_pretrained(folder)
-    _name_tokenizer_for_everybody(source.tokenizer, folder / "tokenizer_config.json")
+    save_tokenizer(source.tokenizer, folder)
     if source.pooling is not None:
         _write_modules(source.pooling, folder, width=source.config.hidden_size)
-
-
-def _name_tokenizer_for_everybody(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
-    """Write a nameless tokenizer's class and extra tokens as transformers 4 and transformers.js read them too."""
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if content.get("tokenizer_class") == "TokenizersBackend":
-        content["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(content.get("extra_special_tokens"), list):
-        content["additional_special_tokens"] = content.pop("extra_special_tokens")
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _write_modules(pooling: Pooling, folder: Path, *, width: int) -> None:

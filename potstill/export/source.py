@@ -17,7 +17,9 @@ from potstill.checkpoint import (
     load_checkpoint,
     load_config,
     load_tokenizer,
+    read_folder,
 )
+from potstill.checkpoint.folder import USUAL_LENGTH, longest_text
 from potstill.errors import CheckpointError, UsageError
 from potstill.export.existing import ExistingModel, find_existing
 from potstill.export.graph import SENTENCE_EMBEDDING, pool
@@ -161,6 +163,7 @@ def load_source(
     wanted = get_task(task or TEXT_CLASSIFICATION.name)
     if pooling is not None and wanted is not FEATURE_EXTRACTION:
         raise UsageError(f"pooling makes one vector of a text; {wanted.name} has none, so leave it out")
+    read_folder(name).check_encoder()
     checkpoint = load_checkpoint(name, wanted, tokenizer=tokenizer)
     model = checkpoint.model
     return Source(
@@ -209,19 +212,11 @@ def _output_names(task: Task, pooling: Pooling | None) -> tuple[str, ...]:
 
 
 def _longest(name: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, *, asked: int | None) -> int:
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions and config.model_type in _POSITIONS_AFTER_PADDING:
-        positions -= config.pad_token_id + 1
-    longest = min(limit for limit in (tokenizer.model_max_length, positions) if limit)
-    if asked is not None and not 1 <= asked <= longest:
+    longest = longest_text(config.to_dict(), tokenizer.model_max_length)
+    if asked is not None and not 1 <= asked <= (longest or asked):
         raise CheckpointError(f"max_length is {asked}; {name} reads 1 to {longest} tokens")
-    return int(asked or longest)
-
-
-# Their first position is the one after the padding's, so that they read fewer tokens than they have positions.
-_POSITIONS_AFTER_PADDING = frozenset(
-    {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "roberta-prelayernorm", "data2vec-text"}
-)
+    # Relative positions end nowhere; the model is known to work on texts of the length that it was made for.
+    return int(asked or longest or getattr(config, "max_position_embeddings", None) or USUAL_LENGTH)
 
 
 def _torch_reference(model: PreTrainedModel, outputs: tuple[str, ...], pooling: Pooling | None) -> Reference:

@@ -4,7 +4,7 @@ import zlib
 import numpy as np
 import pytest
 
-from potstill.bench.engines.size import compressed_bytes, count_flops_per_token, embedding_parameters, positions
+from potstill.bench.engines.size import compressed_bytes, count_flops_per_token, embedding_parameters
 
 BERT_BASE = {
     "model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072,
@@ -95,13 +95,6 @@ def test_lengths_end_at_the_models_positions():
     assert list(count_flops_per_token(BERT_BASE)) == [1, 8, 16, 32, 64, 128, 256, 512]
     roberta = BERT_BASE | {"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}
     assert list(count_flops_per_token(roberta, [512, 513])) == [512]
-
-
-def test_roberta_reads_two_tokens_fewer_than_it_has_positions():
-    assert positions({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}) == 512
-    assert positions({"model_type": "xlm-roberta", "max_position_embeddings": 514}) == 512
-    assert positions({"model_type": "bert", "max_position_embeddings": 512, "pad_token_id": 0}) == 512
-    assert positions({"model_type": "bert"}) is None
 
 
 def test_compressed_bytes_are_zlibs_of_each_file(tmp_path):

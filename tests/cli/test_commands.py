@@ -114,7 +114,7 @@ def test_a_bundle_is_shown_so_that_a_person_understands_it(potstill, tiny_teache
     assert code == 0, err
     assert potstill("show", bundle)[1] == out
     for words in (
-        "text-classification: mountain, sea", "bert, 4 layers of 32", "the ids of transformers' on 2000 texts",
+        "text-classification: mountain, sea", "bert, 4 layers of 32", "the ids of the checkpoint's on 2000 texts",
         "4 of 4", "static, ", "fitted to texts of the task", "of accuracy", "the same answer alone and in batches",
         "without VNNI", "than fp32: ", "Tuned on", "integer attention", "kept",
     ):  # fmt: skip

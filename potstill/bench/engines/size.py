@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from potstill.checkpoint import usable_positions
 from potstill.machine import available_cores
 
 Config = Mapping[str, Any]
@@ -27,10 +28,6 @@ _LIKE_BERT = frozenset(
     }
 )  # fmt: skip
 _RELATIVE = frozenset({"deberta", "deberta-v2"})
-# Their first position is the one after the padding's, so that they read fewer tokens than they have positions.
-_POSITIONS_AFTER_PADDING = frozenset(
-    {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "roberta-prelayernorm", "data2vec-text"}
-)
 # DistilBERT calls its sizes by other names.
 _NAMES = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "intermediate_size": "hidden_dim"}
 _LEVEL = 6  # zlib's default, which a container's layers and most downloads are packed with
@@ -65,7 +62,7 @@ def count_flops_per_token(config: Config, lengths: Sequence[int] = LENGTHS) -> d
         config: the configuration.
         lengths: those above the model's positions are left out.
     """
-    anatomy, limit = _anatomy(config), positions(config)
+    anatomy, limit = _anatomy(config), usable_positions(config)
     if anatomy is None:
         return None
     found = {}
@@ -95,17 +92,6 @@ def embedding_parameters(config: Config) -> int | None:
     if family in _RELATIVE and not config.get("position_biased_input", True):
         places = 0
     return int((vocabulary + places + kinds) * width)
-
-
-def positions(config: Config) -> int | None:
-    """Return the longest text that a model has positions for, in tokens; None where its configuration says nothing."""
-    longest = config.get("max_position_embeddings")
-    if not longest:
-        return None
-    if config.get("model_type") in _POSITIONS_AFTER_PADDING:
-        # 1 is what transformers takes for all of these where a configuration leaves it out.
-        longest -= config.get("pad_token_id", 1) + 1
-    return int(longest)
 
 
 def compressed_bytes(files: Iterable[Path]) -> int:

@@ -9,9 +9,10 @@ import json
 import sys
 from typing import Any
 
-from potstill.checkpoint import count_parameters, hash_checkpoint, load_checkpoint, load_config
+from potstill.checkpoint.folder import longest_text, task_of_architectures
+from potstill.checkpoint.loading import count_parameters, hash_checkpoint, load_checkpoint, load_config
 from potstill.errors import CheckpointError, PotstillError
-from potstill.task import REGRESSION, TASKS, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, Task
+from potstill.task import REGRESSION, TASKS, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 
 # A tokenizer without a limit says 1e30; a text of this length is what every family takes.
 _LONGEST = 512
@@ -24,7 +25,10 @@ def facts(name: str) -> dict[str, Any]:
         CheckpointError: if it cannot be loaded, or has no head of a task that potstill knows.
     """
     config = load_config(name)
-    task = _task(name, config.architectures or [])
+    task = task_of_architectures(tuple(config.architectures or ()))
+    if task is None:
+        named = ", ".join(config.architectures or []) or "model without a name"
+        raise CheckpointError(f"{name} is a {named}, which does none of {', '.join(TASKS)}")
     loaded = load_checkpoint(name, task)
     model, problem = loaded.model, None
     if task is TEXT_CLASSIFICATION:
@@ -43,24 +47,9 @@ def facts(name: str) -> dict[str, Any]:
             "max_position_embeddings": getattr(config, "max_position_embeddings", None),
         },
         "source": {"name": name, "sha256": hash_checkpoint(name), "kind": "checkpoint"},
-        "max_length": min(loaded.tokenizer.model_max_length, _LONGEST),
+        "max_length": min(longest_text(config.to_dict(), loaded.tokenizer.model_max_length) or _LONGEST, _LONGEST),
         "config": json.loads(config.to_json_string(use_diff=False)),
     }
-
-
-def _task(name: str, architectures: list[str]) -> Task:
-    for architecture in architectures:
-        for task in TASKS.values():
-            # AutoModelForTokenClassification loads BertForTokenClassification.
-            head = task.model_class.removeprefix("AutoModel")
-            if head and architecture.endswith(head):
-                return task
-    for architecture in architectures:
-        if architecture.endswith("Model"):
-            return TASKS["feature-extraction"]
-    raise CheckpointError(
-        f"{name} is a {', '.join(architectures) or 'model without a name'}, which does none of {', '.join(TASKS)}"
-    )
 
 
 def main() -> None:

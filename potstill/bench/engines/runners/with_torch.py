@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from transformers.utils import cached_file
 
 from potstill.bundle import sha256_of
-from potstill.checkpoint import accepted_inputs, load_checkpoint
+from potstill.checkpoint.folder import USUAL_LENGTH, longest_text
+from potstill.checkpoint.loading import accepted_inputs, load_checkpoint, save_tokenizer
 from potstill.errors import CheckError, CheckpointError, MissingError, UsageError
 from potstill.serve import BundleTokenizer
 from potstill.task import QUESTION_ANSWERING, Task, get_task
@@ -61,8 +62,8 @@ def open_runner(command: Mapping[str, Any]) -> "TorchRunner":
     model = checkpoint.model.to(device="cuda:0" if on_gpu else "cpu", dtype=_TYPES[command["precision"]])
     settings = _settings(model, checkpoint.tokenizer, max_length=command.get("max_length"))
     with tempfile.TemporaryDirectory() as folder:
-        # As transformers answers with it; the checkpoint's own file may say otherwise, or be missing.
-        checkpoint.tokenizer.save_pretrained(folder)
+        # The checkpoint's own file, or what an older checkpoint without one is converted to.
+        save_tokenizer(checkpoint.tokenizer, Path(folder))
         tokenizer = BundleTokenizer(Path(folder), settings)
     runner = TorchRunner(
         model,
@@ -179,8 +180,8 @@ def _try(runner: TorchRunner, command: Mapping[str, Any]) -> None:
 def _settings(model: Any, tokenizer: Any, *, max_length: int | None) -> Settings:
     if tokenizer.pad_token_id is None:
         raise CheckpointError(f"the tokenizer of {model.name_or_path} has no padding token; give it one")
-    positions = getattr(model.config, "max_position_embeddings", None)
-    longest = min(limit for limit in (tokenizer.model_max_length, positions, max_length) if limit)
+    limits = (longest_text(model.config.to_dict(), tokenizer.model_max_length), max_length)
+    longest = min(filter(None, limits), default=USUAL_LENGTH)
     return Settings(
         # A model that can take token types need not have a tokenizer that makes them: RoBERTa's does not.
         inputs=tuple(name for name in accepted_inputs(model) if name in tokenizer.model_input_names),
