@@ -31,6 +31,7 @@ MODEL_FILES: dict[str, str] = {
     "int8": "onnx/model_int8.onnx",
     "int8-static": "onnx/model_int8_static.onnx",
 }
+POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 
 class _Record(BaseModel):
@@ -47,8 +48,16 @@ class FileRecord(_Record):
 class Pooling(_Record):
     """How one vector is made of a text's token vectors."""
 
-    mode: Literal["mean", "cls", "max"]
+    mode: str = Field(pattern=rf"^({'|'.join(POOLING_MODES)})(\+({'|'.join(POOLING_MODES)}))*$")
+    """`mean`, `cls`, `max`, or one of sentence-transformers' rarer ones; several side by side are joined by +."""
     normalize: bool = True
+    projected: bool = False
+    """Whether layers of the model's own follow the pooling, whose weights are in the graph alone."""
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether a vector can be made of the token vectors without the graph."""
+        return self.mode in {"mean", "cls", "max"} and not self.projected
 
 
 class ModelRecord(_Record):

@@ -14,16 +14,15 @@ modules is another vector.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias
 
-from potstill.errors import CheckpointError
+from potstill.bundle import POOLING_MODES
+from potstill.errors import CheckpointError, UsageError
 
 MODULES_FILE = "modules.json"
 PROMPTS_FILE = "config_sentence_transformers.json"
-PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
-POOLING_MODES: tuple[str, ...] = get_args(PoolingMode)
 # The flags of files before sentence-transformers 6, in the order in which several of them are concatenated.
-_FLAGS = {
+POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean",
@@ -102,15 +101,17 @@ class SentenceTransformers:
             has no pooling, so that the token vectors are its answer.
         layers: what follows the pooling, in order.
         max_seq_length: the longest text in tokens, special ones among them; None leaves that to the tokenizer.
+        encoder_file: the file that says so.
         prompts: by name, those that are not empty; what a user puts before a text.
         include_prompt: whether the tokens of a prompt are pooled as well.
     """
 
     folder: Path
     encoder_path: str = ""
-    pooling: tuple[PoolingMode, ...] = ("mean",)
+    pooling: tuple[str, ...] = ("mean",)
     layers: tuple[Layer, ...] = ()
     max_seq_length: int | None = None
+    encoder_file: Path | None = None
     prompts: dict[str, str]
     include_prompt: bool = True
 
@@ -125,9 +126,14 @@ class SentenceTransformers:
         return bool(self.layers) and isinstance(self.layers[-1], Normalize)
 
     @property
-    def is_simple(self) -> bool:
-        """Whether the pooling is all that makes a vector, but for its length."""
-        return len(self.pooling) == 1 and all(isinstance(layer, Normalize) for layer in self.layers)
+    def mode(self) -> str:
+        """The pooling in one word: several modes are joined by +."""
+        return "+".join(self.pooling)
+
+    @property
+    def is_projected(self) -> bool:
+        """Whether layers with weights follow the pooling, or the length is taken away before the end."""
+        return any(not isinstance(layer, Normalize) for layer in self.layers)
 
     def notes(self) -> list[str]:
         """Return in words what a user must know to get the vectors that sentence-transformers gives."""
@@ -152,8 +158,8 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformers | None:
         first = modules[0][0] if modules else "nothing"
         raise CheckpointError(f"{file} begins with {first}; only vectors that a Transformer makes are known")
     encoder_path = modules[0][1]
-    max_seq_length = _read_encoder(folder / encoder_path, folder)
-    modes: tuple[PoolingMode, ...] = ()
+    encoder_file, max_seq_length = _read_encoder(folder / encoder_path)
+    modes: tuple[str, ...] = ()
     include_prompt, width = True, None
     layers: list[Layer] = []
     for kind, path in modules[1:]:
@@ -178,9 +184,26 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformers | None:
         pooling=modes,
         layers=tuple(layers),
         max_seq_length=max_seq_length,
+        encoder_file=encoder_file,
         prompts=_read_prompts(folder),
         include_prompt=include_prompt,
     )
+
+
+def check_pooling(found: SentenceTransformers, *, pooling: str | None, normalize: bool | None) -> None:
+    """Refuse to make other vectors than a folder describes; None asks for nothing.
+
+    Raises:
+        UsageError: naming the file that says otherwise.
+    """
+    if not found.pooling:
+        return
+    file = found.folder / MODULES_FILE
+    if pooling is not None and pooling != found.mode:
+        raise UsageError(f"pooling is {pooling}, and {file} pools by {found.mode}; leave --pooling out")
+    if normalize is not None and normalize != found.normalize:
+        says = "gives vectors length 1" if found.normalize else "leaves vectors their length"
+        raise UsageError(f"--{'' if normalize else 'no-'}normalize contradicts {file}, which {says}; leave it out")
 
 
 def _read_modules(file: Path) -> list[tuple[str, str]]:
@@ -204,11 +227,11 @@ def _read_modules(file: Path) -> list[tuple[str, str]]:
     return found
 
 
-def _read_encoder(encoder: Path, folder: Path) -> int | None:
-    """Return the longest text; refuse what the tokenizer would have to do and does not."""
+def _read_encoder(encoder: Path) -> tuple[Path | None, int | None]:
+    """Return the encoder's file and the longest text; refuse what the tokenizer would have to do and does not."""
     file = next((encoder / name for name in _ENCODER_FILES if (encoder / name).is_file()), None)
     if file is None:
-        return None
+        return None, None
     settings = _read_object(file)
     task = settings.get("transformer_task", "feature-extraction")
     if task != "feature-extraction":
@@ -222,7 +245,7 @@ def _read_encoder(encoder: Path, folder: Path) -> int | None:
     longest = settings.get("max_seq_length")
     if longest is not None and (not isinstance(longest, int) or isinstance(longest, bool) or longest < 1):
         raise CheckpointError(f"{file} has max_seq_length {longest!r}; expected a number of tokens, or null")
-    return longest
+    return file, longest
 
 
 def _lowers(tokenizer: Path) -> bool:
@@ -239,15 +262,17 @@ def _lowers(tokenizer: Path) -> bool:
     return False
 
 
-def _read_pooling(file: Path, settings: dict[str, Any]) -> tuple[tuple[PoolingMode, ...], int | None]:
+def _read_pooling(file: Path, settings: dict[str, Any]) -> tuple[tuple[str, ...], int | None]:
     """Return the modes and the width of what comes out; without a file it is sentence-transformers' own mean."""
     named = settings.get("pooling_mode")
     if named is None:
-        modes = [mode for flag, mode in _FLAGS.items() if settings.get(flag)] or ["mean"]
+        modes = [mode for flag, mode in POOLING_FLAGS.items() if settings.get(flag)] or ["mean"]
     else:
         modes = [named] if isinstance(named, str) else named if isinstance(named, list) else [named]
     # A flag that is not known would be a part of the vector.
-    foreign = [key for key, value in settings.items() if key.startswith("pooling_mode_") and key not in _FLAGS and value]
+    foreign = [
+        key for key, value in settings.items() if key.startswith("pooling_mode_") and key not in POOLING_FLAGS and value
+    ]
     unknown = [*foreign, *(mode for mode in modes if mode not in POOLING_MODES)]
     if unknown or not modes:
         asked = ", ".join(map(str, unknown)) or "nothing"

@@ -16,10 +16,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from potstill import machine
-from potstill.bundle import Manifest, ModelRecord, Pooling, Precision, record_files, write_manifest
+from potstill.bundle import Manifest, ModelRecord, Precision, record_files, write_manifest
+from potstill.checkpoint.sentence_head import write_sentence_transformers
+from potstill.checkpoint.sentence_transformers import PROMPTS_FILE
 from potstill.data import Examples, Text
 from potstill.errors import CheckpointError
-from potstill.export.graph import build_graph
+from potstill.export.graph import append_head, build_graph
 from potstill.export.onnxfile import load_model
 from potstill.export.source import Source, load_source, peek
 from potstill.export.texts import make_probe
@@ -67,8 +69,14 @@ def export_bundle(
     config = config or ExportConfig()
     steps = _Steps(f"export {out_dir.name}", progress, total=3 + 3 * len(config.precisions))
     steps.next("load")
-    pooling = Pooling(mode=config.pooling, normalize=config.normalize) if config.pooling else None
-    source = load_source(checkpoint, task=task, tokenizer=tokenizer, max_length=config.max_length, pooling=pooling)
+    source = load_source(
+        checkpoint,
+        task=task,
+        tokenizer=tokenizer,
+        max_length=config.max_length,
+        pooling=config.pooling,
+        normalize=config.normalize,
+    )
     with new_folder(out_dir, overwrite=overwrite) as folder:
         _write_about(source, folder)
         probe = make_probe(
@@ -113,12 +121,14 @@ def _make_models(shop: Workshop, *, steps: _Steps) -> dict[Precision, ModelRecor
             inputs=source.inputs,
             outputs=source.task_outputs,
             attention=config.attention,
-            pooling=source.pooling,
+            head=source.head,
             opset=config.opset,
         )
     else:
         assert source.existing is not None
         graph = load_model(source.existing.file)
+        if source.head is not None:
+            graph = append_head(graph, source.head, width=source.config.hidden_size)
     steps.next("fp32: compare with torch" if source.model is not None else "fp32: compare with the file")
     made: dict[Precision, ModelRecord] = {"fp32": shop.make_fp32(graph)}
     for precision in config.precisions:
@@ -143,8 +153,11 @@ def _write_about(source: Source, folder: Path) -> None:
     source.config.save_pretrained(folder)
     source.tokenizer.save_pretrained(folder)
     _name_tokenizer_for_everybody(source.tokenizer, folder / "tokenizer_config.json")
-    if source.pooling is not None:
-        _write_modules(source.pooling, folder, width=source.config.hidden_size)
+    if source.head is not None:
+        prompts = source.vectors.folder / PROMPTS_FILE if source.vectors else None
+        write_sentence_transformers(
+            source.head, folder, width=source.config.hidden_size, max_length=source.max_length, prompts=prompts
+        )
 
 
 def _name_tokenizer_for_everybody(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
@@ -155,21 +168,6 @@ def _name_tokenizer_for_everybody(tokenizer: PreTrainedTokenizerBase, file: Path
     if isinstance(content.get("extra_special_tokens"), list):
         content["additional_special_tokens"] = content.pop("extra_special_tokens")
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _write_modules(pooling: Pooling, folder: Path, *, width: int) -> None:
-    """Write what sentence-transformers reads, so that it pools as the graph does."""
-    kinds = ["Transformer", "Pooling", *(["Normalize"] if pooling.normalize else [])]
-    modules = [
-        {"idx": number, "name": str(number), "path": "" if number == 0 else f"{number}_{kind}",
-         "type": f"sentence_transformers.models.{kind}"}
-        for number, kind in enumerate(kinds)
-    ]  # fmt: skip
-    modes = {f"pooling_mode_{name}_tokens": pooling.mode == name for name in ("mean", "max")}
-    settings = {"word_embedding_dimension": width, "pooling_mode_cls_token": pooling.mode == "cls"} | modes
-    (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_contract(
@@ -195,7 +193,8 @@ def _write_contract(
         models=models,
         files=record_files(folder),
         tokenizer_parity=tokenizer_parity,
-        source={"name": source.name, "sha256": source.sha256, "kind": "checkpoint" if source.model else "onnx"},
+        source={"name": source.name, "sha256": source.sha256, "kind": "checkpoint" if source.model else "onnx"}
+        | ({"notes": list(source.notes)} if source.notes else {}),
         made={
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": shlex.join(["potstill", *sys.argv[1:]]),
