@@ -56,7 +56,7 @@ class UnitLength(nn.Module):
 
     def forward(self, vector: Tensor) -> Tensor:
         """Return (B, E) of (B, E)."""
-        return nn.functional.normalize(vector, dim=-1, eps=_SHORTEST_VECTOR)
+        return vector / vector.norm(dim=-1, keepdim=True).clamp_min(_SHORTEST_VECTOR)
 
 
 class DenseLayer(nn.Module):
@@ -106,8 +106,9 @@ def pool(states: Tensor, attention_mask: Tensor, mode: str) -> Tensor:
     weights = tokens
     if mode in {"lasttoken", "weightedmean"}:
         # The first token counts once, the second twice, and so on; as shares of the length, whose sum float16 holds.
-        places = torch.arange(1, states.shape[1] + 1, device=states.device).to(states.dtype) / states.shape[1]
-        weights = tokens * places[None, :, None]
+        # A cumulative sum, because old operator sets have no range of a length that is yet to be seen.
+        places = (tokens * 0 + 1).cumsum(1)
+        weights = tokens * places / places.amax(1, keepdim=True)
     if mode == "lasttoken":
         return (states * tokens * (weights == weights.amax(1, keepdim=True)).to(states.dtype)).sum(1)
     count = weights.sum(1).clamp(min=_FEWEST_TOKENS)

@@ -31,8 +31,8 @@ OPSETS: dict[str, int] = {"fused": 20, "onnx": 23}
 _KNOWN = "bert, roberta, distilbert, electra, albert, mobilebert, mpnet, modernbert or deberta-v2"
 # Sizes of the example that is traced: 0 and 1 would be taken for constants.
 _EXAMPLE_BATCH, _EXAMPLE_LENGTH = 2, 16
-# torch's exporter writes these opsets; what is older comes out of onnx's converter.
-_OLDEST_TRACED, _NEWEST_TRACED = 18, 23
+# torch's exporter writes these opsets; onnx's converter goes down to 14, where it loses the way back of Mul.
+_OLDEST_TRACED, _NEWEST_TRACED, _OLDEST_CONVERTED = 18, 23, 14
 
 
 def build_graph(
@@ -117,7 +117,8 @@ def append_head(model: onnx.ModelProto, head: SentenceHead, *, width: int) -> on
     """Add to a finished graph what makes one vector of its token vectors, as the output "sentence_embedding".
 
     Args:
-        model: with the input `attention_mask` and the output `last_hidden_state`; it is changed and returned.
+        model: with the input `attention_mask` and the output `last_hidden_state`; it may be changed, take what is
+            returned.
         head: what follows the token vectors.
         width: of a token's vector.
 
@@ -151,12 +152,19 @@ def append_head(model: onnx.ModelProto, head: SentenceHead, *, width: int) -> on
     added = clean(program.model_proto)
     if opset < _OLDEST_TRACED:
         try:
-            added = onnx.version_converter.convert_version(added, opset)
+            if opset < _OLDEST_CONVERTED:
+                model = onnx.version_converter.convert_version(model, _OLDEST_CONVERTED)
+            added = onnx.version_converter.convert_version(added, max(opset, _OLDEST_CONVERTED))
         except Exception as error:  # the converter's own errors have no name
             raise CheckpointError(
                 f"the graph is of opset {opset}, in which its token vectors cannot be pooled ({_cause(error)}); export "
                 "the checkpoint itself"
             ) from error
+        for node in added.graph.node:  # the converter leaves an attribute behind that these operators did not have
+            if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum":
+                kept = [attribute for attribute in node.attribute if attribute.name != "noop_with_empty_axes"]
+                del node.attribute[:]
+                node.attribute.extend(kept)
     prefixed = onnx.compose.add_prefix(added, "pooling/", rename_inputs=False, rename_outputs=False)
     states = next(value for value in model.graph.output if value.name == entry)
     given = entry

@@ -14,7 +14,15 @@ from potstill.checkpoint.sentence_head import (
 )
 from potstill.checkpoint.sentence_transformers import check_pooling, read_sentence_transformers
 from potstill.errors import CheckpointError, UsageError
-from tests.checkpoint.sentence_folders import OLD_FLAGS, dense, make_folder, new_pooling, old_pooling, pooled, write_json
+from tests.checkpoint.sentence_folders import (
+    OLD_FLAGS,
+    dense,
+    make_folder,
+    new_pooling,
+    old_pooling,
+    pooled,
+    write_json,
+)
 
 MODES = tuple(OLD_FLAGS)
 WIDTH = 6
@@ -99,7 +107,9 @@ def test_layers_apply_in_the_order_of_the_file_without_bias_with_residual_and_la
         vector = pooled(text, "max")
         vector = vector / vector.norm()
         vector = torch.tanh(first[2]["linear.weight"].double() @ vector) + vector
-        weight, bias, residual = (second[2][name].double() for name in ("linear.weight", "linear.bias", "residual.weight"))
+        weight, bias, residual = (
+            second[2][name].double() for name in ("linear.weight", "linear.bias", "residual.weight")
+        )
         vector = weight @ vector + bias + residual @ vector
         centred = vector - vector.mean()
         vector = centred / (centred.square().mean() + 1e-5).sqrt() * torch.tensor([1.0, 2.0, 3.0]) + 1
@@ -187,8 +197,16 @@ def change(content, **values):
         ("1_Pooling/config.json", {"pooling_mode": 3}, "pools by 3"),
         ("1_Pooling/config.json", old_pooling("mean", "max", width=32), "takes vectors of 32 numbers, and what .* 64"),
         ("2_Dense/config.json", {"in_features": 32}, "has out_features None"),
-        ("2_Dense/config.json", change(dense(32, 4)[1], activation_function="mine.Act"), "activation_function mine.Act"),
-        ("2_Dense/config.json", change(dense(32, 4)[1], module_input_name="token_embeddings"), "token_embeddings as in"),
+        (
+            "2_Dense/config.json",
+            change(dense(32, 4)[1], activation_function="mine.Act"),
+            "activation_function mine.Act",
+        ),
+        (
+            "2_Dense/config.json",
+            change(dense(32, 4)[1], module_input_name="token_embeddings"),
+            "token_embeddings as in",
+        ),
         ("2_Dense/config.json", change(dense(32, 4)[1], rank=3), "settings rank"),
         ("sentence_bert_config.json", {"max_seq_length": "many"}, "max_seq_length 'many'"),
         ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "transformer_task 'fill-mask'"),

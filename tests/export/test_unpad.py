@@ -90,7 +90,10 @@ def test_every_product_of_tokens_with_a_weight_has_tokens_only(case):
 def test_what_stands_at_padding_is_not_pooled(mode):
     model = families.build("bert", "feature-extraction")
     graph = build_graph(
-        model, inputs=["input_ids", "attention_mask"], outputs=["last_hidden_state"], head=simple_head(mode, normalize=True)
+        model,
+        inputs=["input_ids", "attention_mask"],
+        outputs=["last_hidden_state"],
+        head=simple_head(mode, normalize=True),
     )
     lean = unpad(graph)
     for _, feeds in families.grid(model, ["input_ids", "attention_mask"]):
