@@ -129,6 +129,8 @@ def _make_models(shop: Workshop, *, steps: _Steps) -> dict[Precision, ModelRecor
         graph = load_model(source.existing.file)
         if source.head is not None:
             graph = append_head(graph, source.head, width=source.config.hidden_size)
+    if source.existing is not None and source.existing.precision != "fp32":
+        return {source.existing.precision: shop.keep_as_it_is(graph)}
     steps.next("fp32: compare with torch" if source.model is not None else "fp32: compare with the file")
     made: dict[Precision, ModelRecord] = {"fp32": shop.make_fp32(graph)}
     for precision in config.precisions:

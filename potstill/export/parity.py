@@ -67,18 +67,18 @@ def check_parity(source: Source, session: OnnxSession, *, seed: int = 0) -> dict
 
 
 def measure_difference(
-    source: Source, session: OnnxSession, reference: OnnxSession, *, seed: int = 0
+    source: Source, session: OnnxSession, reference: Reference, *, against: str = "fp32", seed: int = 0
 ) -> dict[str, Any]:
     """Measure how far a file of lower precision is from fp32 on the grid; random ids are harder than real texts.
 
     Raises:
         ParityError: if an answer is not a number.
     """
-    cells = list(compare_over_grid(source, reference.run, session, seed=seed))
+    cells = list(compare_over_grid(source, reference, session, seed=seed))
     broken = next((cell for cell in cells if not np.isfinite(cell["max_abs_difference"])), None)
     if broken is not None:
         raise ParityError(f"{session.model_file.name} answers with no number at {_name(broken)}; nothing was published")
-    return summary(cells, reference="fp32") | {"inputs": "random token ids"}
+    return summary(cells, reference=against) | {"inputs": "random token ids"}
 
 
 def summary(cells: list[dict[str, Any]], *, reference: str) -> dict[str, Any]:

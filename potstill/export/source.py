@@ -222,6 +222,12 @@ def _existing_source(
     config = existing.config
     loaded = load_tokenizer(tokenizer or str(existing.folder))
     longest, notes = _within(found, _longest(name, config, loaded), asked=max_length, name=name)
+    if existing.precision != "fp32":
+        stored = " (its weights are stored so, and multiplied as floats)" if existing.weight_only else ""
+        notes = (
+            f"{existing.file} is {existing.precision} already{stored}, so it is published as that and nothing else",
+            *notes,
+        )
     return Source(
         name=name,
         task=get_task(existing.task),

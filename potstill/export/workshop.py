@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from potstill import machine
-from potstill.bundle import MODEL_FILES, Manifest, ModelRecord, Precision
+from potstill.bundle import MODEL_FILES, WEIGHT_ONLY, Manifest, ModelRecord, Precision
 from potstill.errors import ParityError
 from potstill.export.fallback import fall_back, sensitivity
 from potstill.export.half import to_half
@@ -29,7 +29,7 @@ from potstill.export.texts import Probe
 from potstill.export.unpad import is_unpadded, unpad
 from potstill.judging.answers import Answers, collect
 from potstill.onnxwire import read_outline
-from potstill.precision import count_products
+from potstill.precision import DYNAMIC, count_products
 from potstill.sections import ExportConfig
 from potstill.serve import BundleTokenizer, OnnxSession, Row
 
@@ -103,9 +103,56 @@ class Workshop:
             "fp16",
             side,
             fusion=fusion_receipt(half, self.source.config),
-            parity=measure_difference(self.source, session, self.fp32_session())
+            parity=measure_difference(self.source, session, self.fp32_session().run)
             | {"checked_on": "CPU, through casts to float32", "gpu": "unchecked"},
             quality=evidence,
+        )
+
+    def keep_as_it_is(self, graph: onnx.ModelProto) -> ModelRecord:
+        """Write a file that is of a lower precision already, and hold it against itself without any optimisation.
+
+        Raises:
+            ParityError: if it is not a valid graph, or onnxruntime's optimisations change more than is allowed.
+        """
+        existing = self.source.existing
+        assert existing is not None
+        precision, file = existing.precision, self.file(existing.precision)
+        self.say(f"{precision}: compare with the file")
+        side = save_model(graph, file)[1:]
+        check_model(file)
+        lint(file, precision, weight_only=existing.weight_only)
+        outline, session = read_outline(file), self._open(file, DISABLED_OPTIMIZERS)
+        dynamic = any(node.op_type in DYNAMIC for node in outline.nodes)
+        batch_size = 1 if dynamic else 8
+        plain = self._answers(OnnxSession(file, spinning=False, optimise=False), self.rows, batch_size=batch_size)
+        evidence = judge(
+            plain, self._answers(session, self.rows, batch_size=batch_size), max_loss=self.config.max_loss,
+            labels=self.probe.labels, label_names=self.source.labels,
+        ) | {"on": self.probe.origin["judged"]}  # fmt: skip
+        if not evidence["holds"]:
+            raise ParityError(
+                f"{existing.file} loses {evidence['loss']:.2%} by onnxruntime's own optimisations, where "
+                f"{self.config.max_loss:.2%} is allowed; nothing was published"
+            )
+        self.say(f"{precision}: compare answers in batches")
+        invariance = self._invariance(session)
+        about: dict[str, Any] = {}
+        if precision in {"int8", "int8-static"}:
+            method = WEIGHT_ONLY if existing.weight_only else "dynamic" if dynamic else "static"
+            about["quantisation"] = {"method": method, "made_by": "another tool"} | count_products(outline)
+            about["batch_invariant"] = bool(invariance["invariant"]) and not dynamic
+        if existing.weight_only:
+            about["saturation"] = {"breaks_without_vnni": False, "share": 0.0}  # nothing is summed in integers
+        return self._record(
+            precision,
+            side,
+            fusion=fusion_receipt(graph, self.source.config),
+            parity=measure_difference(
+                self.source, session, self.source.reference(), against="the file it was made from"
+            ),
+            quality=evidence,
+            invariance=invariance,
+            **about,
         )
 
     def default_recipe(self, precision: Precision) -> Int8Recipe:
@@ -159,7 +206,7 @@ class Workshop:
             batch_invariant=static,
             unpadded=is_unpadded(graph),
             fusion=fusion_receipt(graph, self.source.config),
-            parity=measure_difference(self.source, session, self.fp32_session()),
+            parity=measure_difference(self.source, session, self.fp32_session().run),
             quality=evidence,
             invariance=invariance,
             saturation=saturation(file, self.batches(self.probe.judged[: _CALIBRATION_BATCH * _SATURATION_BATCHES])),
