@@ -75,6 +75,8 @@ def _facts(record: ModelRecord) -> Iterator[tuple[str, str]]:
     recipe = record.quantisation
     if record.unpadded:
         yield "padding", "left out of the products: a batch costs what its tokens cost"
+    if record.parity.get("left_out"):
+        yield "not compared", record.parity["left_out"]
     if recipe:
         yield "recipe", _recipe(recipe)
     if recipe and recipe.get("fp32_layers"):

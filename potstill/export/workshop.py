@@ -15,7 +15,7 @@ from potstill.bundle import MODEL_FILES, WEIGHT_ONLY, Manifest, ModelRecord, Pre
 from potstill.errors import ParityError
 from potstill.export.fallback import fall_back, sensitivity
 from potstill.export.half import to_half
-from potstill.export.invariance import measure_invariance
+from potstill.export.invariance import BATCH_SIZES, measure_invariance
 from potstill.export.onnxfile import check_model, lint, save_model
 from potstill.export.parity import check_parity, measure_difference
 from potstill.export.products import Feeds
@@ -23,6 +23,7 @@ from potstill.export.quality import judge
 from potstill.export.quantise import Int8Recipe, Prepared, int8_recipe, prepare, quantise
 from potstill.export.receipt import check_fusion, fusion_receipt
 from potstill.export.saturation import saturation
+from potstill.export.scores import longest_text, most_texts
 from potstill.export.source import Source
 from potstill.export.speed import compare_speed
 from potstill.export.texts import Probe
@@ -245,10 +246,9 @@ class Workshop:
     def batches(self, texts: Sequence[Any]) -> list[Feeds]:
         """Return texts as inputs of the graph, a few at once."""
         rows = self.tokenizer.rows(texts)
-        return [
-            self.tokenizer.pad(rows[start : start + _CALIBRATION_BATCH])
-            for start in range(0, len(rows), _CALIBRATION_BATCH)
-        ]
+        longest = max((len(row["input_ids"]) for row in rows), default=1)
+        size = most_texts(_CALIBRATION_BATCH, heads=self.source.config.num_attention_heads, length=longest)
+        return [self.tokenizer.pad(rows[start : start + size]) for start in range(0, len(rows), size)]
 
     def _unpadded(self, graph: onnx.ModelProto) -> onnx.ModelProto:
         """Leave padding out of a graph of ours, if that is wanted."""
@@ -260,6 +260,8 @@ class Workshop:
         return OnnxSession(file, spinning=False, disabled_optimizers=disabled_optimizers)
 
     def _answers(self, session: OnnxSession, rows: Sequence[Row], *, batch_size: int) -> Answers:
+        longest = max((len(row["input_ids"]) for row in rows), default=1)
+        batch_size = most_texts(batch_size, heads=self.source.config.num_attention_heads, length=longest)
         return collect(
             session, self.tokenizer, rows, kind=self.source.kind, outputs=self.source.outputs, batch_size=batch_size,
             mask_id=self.source.tokenizer.mask_token_id,
@@ -298,8 +300,11 @@ class Workshop:
         return [layer for layer, _ in sensitivity(layers, counted)]
 
     def _invariance(self, session: OnnxSession) -> dict[str, Any]:
+        # Longer texts are cut: what others in the batch do to a text shows on its first tokens as well.
+        longest = longest_text(max(BATCH_SIZES), heads=self.source.config.num_attention_heads)
+        rows = [{name: values[:longest] for name, values in row.items()} for row in self.rows]
         return measure_invariance(
-            session, self.tokenizer, self.rows, outputs=self.source.outputs, kind=self.source.kind,
+            session, self.tokenizer, rows, outputs=self.source.outputs, kind=self.source.kind,
             mask_id=self.source.tokenizer.mask_token_id,
         )  # fmt: skip
 

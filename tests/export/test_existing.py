@@ -323,5 +323,7 @@ def test_a_quantised_file_is_published_as_what_it_is_whatever_is_asked_for(tiny_
     feeds = {entry.name: np.array([known[entry.name]]) for entry in plain.get_inputs()}
     logits = plain.run(None, feeds)[0][0]
     expected = np.exp(logits) / np.exp(logits).sum()
-    scores = {answer["label"]: answer["score"] for answer in Encoder(tmp_path / "bundle", precision="int8").predict(text)}
+    scores = {
+        answer["label"]: answer["score"] for answer in Encoder(tmp_path / "bundle", precision="int8").predict(text)
+    }
     np.testing.assert_allclose([scores[label] for label in manifest.labels], expected, atol=1e-5)
