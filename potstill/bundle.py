@@ -31,6 +31,9 @@ MODEL_FILES: dict[str, str] = {
     "int8": "onnx/model_int8.onnx",
     "int8-static": "onnx/model_int8_static.onnx",
 }
+WEIGHT_ONLY = "weight-only"
+"""The method of an int8 file, in its record's `quantisation`, that stores integers and multiplies floats."""
+POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 
 class _Record(BaseModel):
@@ -47,8 +50,16 @@ class FileRecord(_Record):
 class Pooling(_Record):
     """How one vector is made of a text's token vectors."""
 
-    mode: Literal["mean", "cls", "max"]
+    mode: str = Field(pattern=rf"^({'|'.join(POOLING_MODES)})(\+({'|'.join(POOLING_MODES)}))*$")
+    """`mean`, `cls`, `max`, or one of sentence-transformers' rarer ones; several side by side are joined by +."""
     normalize: bool = True
+    projected: bool = False
+    """Whether layers of the model's own follow the pooling, whose weights are in the graph alone."""
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether a vector can be made of the token vectors without the graph."""
+        return self.mode in {"mean", "cls", "max"} and not self.projected
 
 
 class ModelRecord(_Record):
@@ -257,7 +268,8 @@ def _verify_model(folder: Path, precision: str, record: ModelRecord) -> None:
     for name in record.external_data:
         if (folder / name).is_symlink() or (folder / name).stat().st_nlink > 1:
             raise TamperedError(f"{folder / name} is a link, so its weights may change from elsewhere; copy it here")
-    untruth = find_untruth(outline, precision)
+    weight_only = (record.quantisation or {}).get("method") == WEIGHT_ONLY
+    untruth = find_untruth(outline, precision, weight_only=weight_only)
     if untruth:
         raise TamperedError(f"{file} is not {precision}: {untruth}; export the bundle again")
 

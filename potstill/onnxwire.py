@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeAlias
 
 from potstill.errors import BundleError, TamperedError
 
-FLOAT, UINT8, INT8, FLOAT16, DOUBLE, BFLOAT16 = 1, 2, 3, 10, 11, 16
+FLOAT, UINT8, INT8, INT32, FLOAT16, DOUBLE, BFLOAT16, UINT4, INT4 = 1, 2, 3, 6, 10, 11, 16, 21, 22
 """Element types, by their numbers in TensorProto.DataType."""
 
 # Which field of which message holds which message (onnx/onnx.proto); tensors sit in all of these places.

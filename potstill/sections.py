@@ -257,9 +257,9 @@ class ExportConfig(Section):
     allow_unfused: bool = False
     """Publish a graph in which a layer has no fused attention operator."""
     pooling: Literal["mean", "cls", "max"] | None = None
-    """One vector per text within a feature extractor's graph."""
-    normalize: bool = True
-    """Whether that vector has length 1."""
+    """One vector per text within a feature extractor's graph; None does what a sentence-transformers folder says."""
+    normalize: bool | None = None
+    """Whether that vector has length 1; None does what the folder says, and elsewhere yes."""
     calibration_texts: int = Field(default=256, ge=0)
     """How many texts int8 may see to balance outliers and, if static, to fix its scales; 0 quantises blindly."""
     judged_texts: int = Field(default=1000, ge=1)

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from potstill.onnxwire import Node, Outline, read_outline
-from potstill.precision import count_products, find_untruth
+from potstill.precision import count_parameters, count_products, find_untruth
 from tests import onnx_graphs as graphs
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8-static")
@@ -75,9 +75,9 @@ def transposed(number, x, weight, y, *, late):
         (graphs.dynamic_product, 4, 0, {"int8"}),
         (graphs.static_product, 4, 0, {"int8", "int8-static"}),
         (graphs.folded_product, 0, 4, set()),
-        (graphs.cast_product, 0, 0, {"fp32"}),
+        (graphs.cast_product, 0, 4, set()),
         (partial(transposed, late=False), 4, 0, {"int8", "int8-static"}),
-        (partial(transposed, late=True), 0, 0, set()),
+        (partial(transposed, late=True), 0, 4, set()),
         (gemm(), 4, 0, {"int8", "int8-static"}),
         (gemm(zero_point=False), 3, 0, {"int8", "int8-static"}),
         (gemm(bias="db"), 4, 0, {"int8", "int8-static"}),
@@ -173,3 +173,97 @@ def test_operators_that_go_round_in_circles_end():
         Node("MatMul", (), ()),
     )
     assert count_products(Outline(nodes, ()))["float"] == 0
+
+
+def table_in_int8(graph):
+    """Store the table of words in int8 with one scale per row, looked up like the words, as potstill does."""
+    words = next(tensor for tensor in graph.graph.initializer if tensor.name == "words")
+    values = onnx.numpy_helper.to_array(words)
+    scales = (np.abs(values).max(axis=1, keepdims=True) / 127).astype(np.float32)
+    words.CopyFrom(onnx.numpy_helper.from_array(np.rint(values / scales).astype(np.int8), "words"))
+    graph.graph.initializer.append(onnx.numpy_helper.from_array(scales, "words_scale"))
+    node = helper.make_node
+    nodes = [
+        node("Gather", ["words", "input_ids"], ["rows"]),
+        node("Gather", ["words_scale", "input_ids"], ["scales"]),
+        node("Cast", ["rows"], ["floats"], to=TensorProto.FLOAT),
+        node("Mul", ["floats", "scales"], ["hidden0"]),
+        *list(graph.graph.node)[1:],
+    ]
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
+    return graph
+
+
+def shifted_product(number, x, weight, y):
+    """An int8 weight with a zero point and a scale per column, by Cast, Sub and Mul."""
+    values, scale = graphs.int8(weight)
+    node, n = helper.make_node, number
+    columns = weight.shape[1]
+    nodes = [
+        node("Cast", [f"w{n}"], [f"c{n}"], to=TensorProto.FLOAT),
+        node("Cast", [f"z{n}"], [f"cz{n}"], to=TensorProto.FLOAT),
+        node("Sub", [f"c{n}", f"cz{n}"], [f"m{n}"]),
+        node("Mul", [f"m{n}", f"ws{n}"], [f"dw{n}"]),
+        node("MatMul", [x, f"dw{n}"], [y]),
+    ]
+    arrays = {f"w{n}": values, f"z{n}": np.zeros(columns, np.int8), f"ws{n}": np.full(columns, scale, np.float32)}
+    return nodes, arrays
+
+
+def blockwise_product(number, x, weight, y):
+    """MatMulNBits of 8 bits: every column in blocks of 16."""
+    (inner, columns), n = weight.shape, number
+    values, scale = graphs.int8(weight)
+    arrays = {
+        f"w{n}": (values.T.reshape(columns, 1, inner).astype(np.int16) + 128).astype(np.uint8),
+        f"ws{n}": np.full((columns, 1), scale, np.float32),
+    }
+    settings = {"K": inner, "N": columns, "bits": 8, "block_size": 16, "domain": "com.microsoft"}
+    return [helper.make_node("MatMulNBits", [x, f"w{n}", f"ws{n}"], [y], **settings)], arrays
+
+
+def with_bias(number, x, weight, y):
+    """A float product and a bias, which is a weight as well."""
+    nodes, arrays = graphs.float_product(number, x, weight, f"p{number}")
+    arrays[f"b{number}"] = np.zeros(weight.shape[1], np.float32)
+    return [*nodes, helper.make_node("Add", [f"p{number}", f"b{number}"], [y])], arrays
+
+
+WEIGHTS = sum(weight.size for weight in graphs.weights().values())
+BIASES = 3 * graphs.HIDDEN + graphs.LABELS
+
+
+@pytest.mark.parametrize(
+    ("graph", "expected"),
+    [
+        (graphs.classifier(), WEIGHTS),
+        (graphs.classifier(dtype=np.float16), WEIGHTS),
+        (graphs.classifier(with_bias), WEIGHTS + BIASES),
+        (graphs.classifier(graphs.dynamic_product), WEIGHTS),
+        (graphs.classifier(graphs.static_product), WEIGHTS),
+        (graphs.classifier(graphs.folded_product), WEIGHTS),
+        (graphs.classifier(graphs.cast_product), WEIGHTS),
+        (graphs.classifier(shifted_product), WEIGHTS),
+        (graphs.classifier(blockwise_product), WEIGHTS),
+        (table_in_int8(graphs.classifier(graphs.dynamic_product)), WEIGHTS),
+        (table_in_int8(graphs.classifier(graphs.cast_product)), WEIGHTS),
+    ],
+)
+def test_weights_are_counted_whatever_they_are_stored_in_and_scales_are_none(tmp_path, graph, expected):
+    assert count_parameters(outline_of(graph, tmp_path)) == expected
+
+
+@pytest.mark.parametrize(
+    "product",
+    [graphs.folded_product, graphs.cast_product, shifted_product, blockwise_product, partial(transposed, late=True)],
+)
+def test_int8_that_multiplies_floats_is_int8_where_it_says_so_and_nothing_else(tmp_path, product):
+    outline = outline_of(graphs.classifier(product), tmp_path)
+    assert {name for name in PRECISIONS if find_untruth(outline, name) is None} == set()
+    assert find_untruth(outline, "int8", weight_only=True) is None
+    plain = outline_of(graphs.classifier(), tmp_path)
+    total = WEIGHTS
+    assert find_untruth(plain, "int8", weight_only=True) == (
+        f"0 of its {total} weights are stored as int8; expected most of them"
+    )

@@ -139,8 +139,10 @@ def hash_checkpoint(name: str) -> str | None:
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
-    for file in sorted(path for path in folder.iterdir() if path.suffix in _HASHED_SUFFIXES):
-        digest.update(f"{file.name} {sha256_of(file)}\n".encode())
+    # The modules of sentence-transformers, such as 2_Dense, decide the answer too.
+    found = [*folder.iterdir(), *folder.glob("[0-9]*_*/*")]
+    for file in sorted(path for path in found if path.suffix in _HASHED_SUFFIXES and path.is_file()):
+        digest.update(f"{file.relative_to(folder).as_posix()} {sha256_of(file)}\n".encode())
     return digest.hexdigest()
 
 

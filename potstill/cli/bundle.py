@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from potstill.bundle import Bundle, Manifest, ModelRecord, read_bundle
+from potstill.bundle import WEIGHT_ONLY, Bundle, Manifest, ModelRecord, read_bundle
 
 _MB = 1e6
 _MOST_NAMES = 8
@@ -75,6 +75,8 @@ def _facts(record: ModelRecord) -> Iterator[tuple[str, str]]:
     recipe = record.quantisation
     if record.unpadded:
         yield "padding", "left out of the products: a batch costs what its tokens cost"
+    if record.parity.get("left_out"):
+        yield "not compared", record.parity["left_out"]
     if recipe:
         yield "recipe", _recipe(recipe)
     if recipe and recipe.get("fp32_layers"):
@@ -85,7 +87,7 @@ def _facts(record: ModelRecord) -> Iterator[tuple[str, str]]:
         yield "in batches", _invariance(record.invariance)
     if record.saturation:
         yield "other CPUs", _saturation(record.saturation)
-    if recipe:
+    if recipe and not recipe.get("made_by"):
         yield "speed", _speed(record.speed)
         yield "made for", f"{', '.join(record.cpu_features) or 'a CPU of unknown features'}"
     if "gpu" in record.parity:
@@ -93,6 +95,10 @@ def _facts(record: ModelRecord) -> Iterator[tuple[str, str]]:
 
 
 def _recipe(recipe: Mapping[str, Any]) -> str:
+    if recipe.get("made_by"):
+        how = "int8 weights, products of floats" if recipe["method"] == WEIGHT_ONLY else str(recipe["method"])
+        counts = f"{recipe['integer']} of {recipe['integer'] + recipe['float']} products of integers"
+        return f"quantised by {recipe['made_by']}: {how}, {counts}"
     parts = [
         str(recipe.get("method")),
         f"{recipe.get('weight_bits', 8)}-bit weights with one scale per "

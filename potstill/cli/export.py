@@ -42,10 +42,17 @@ TextColumn = Annotated[
 LabelColumn = Annotated[str | None, typer.Option(help="The data's column with the label.", show_default="found")]
 MaxLength = Annotated[int | None, typer.Option(help="Longest text in tokens.", show_default="the tokenizer's own")]
 Pooling = Annotated[
-    str | None, typer.Option(help="mean, cls or max: one vector per text, in the graph.", show_default="none")
+    str | None,
+    typer.Option(
+        help="mean, cls or max: one vector per text, in the graph.",
+        show_default="what a sentence-transformers folder says, else none",
+    ),
 ]
 Normalize = Annotated[
-    bool | None, typer.Option("--normalize/--no-normalize", help="Give that vector length 1.", show_default="yes")
+    bool | None,
+    typer.Option(
+        "--normalize/--no-normalize", help="Give that vector length 1.", show_default="as the folder says, else yes"
+    ),
 ]
 Attention = Annotated[
     str | None, typer.Option(help="fused (onnxruntime's) or onnx (the standard's).", show_default="fused")
@@ -133,6 +140,8 @@ def export(
         print_json(manifest.model_dump(mode="json"))
     else:
         print_bundle(out)
+    for note in manifest.source.get("notes", ()):
+        typer.echo(f"potstill: {note}", err=True)
     _warn_of_slow(manifest)
 
 

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from potstill import machine
-from potstill.bundle import Manifest, ModelRecord, Pooling, Precision, record_files, write_manifest
+from potstill.bundle import Manifest, ModelRecord, Precision, record_files, write_manifest
 from potstill.checkpoint import reference_tokenizer, save_tokenizer
+from potstill.checkpoint.sentence_head import write_sentence_transformers
+from potstill.checkpoint.sentence_transformers import PROMPTS_FILE
 from potstill.data import Examples, Text
 from potstill.errors import CheckpointError
-from potstill.export.graph import build_graph
+from potstill.export.graph import append_head, build_graph
 from potstill.export.onnxfile import load_model
 from potstill.export.source import Source, load_source, peek
 from potstill.export.texts import make_probe
@@ -66,8 +68,14 @@ def export_bundle(
     config = config or ExportConfig()
     steps = _Steps(f"export {out_dir.name}", progress, total=3 + 3 * len(config.precisions))
     steps.next("load")
-    pooling = Pooling(mode=config.pooling, normalize=config.normalize) if config.pooling else None
-    source = load_source(checkpoint, task=task, tokenizer=tokenizer, max_length=config.max_length, pooling=pooling)
+    source = load_source(
+        checkpoint,
+        task=task,
+        tokenizer=tokenizer,
+        max_length=config.max_length,
+        pooling=config.pooling,
+        normalize=config.normalize,
+    )
     with new_folder(out_dir, overwrite=overwrite) as folder:
         _write_about(source, folder)
         probe = make_probe(
@@ -113,12 +121,16 @@ def _make_models(shop: Workshop, *, steps: _Steps) -> dict[Precision, ModelRecor
             inputs=source.inputs,
             outputs=source.task_outputs,
             attention=config.attention,
-            pooling=source.pooling,
+            head=source.head,
             opset=config.opset,
         )
     else:
         assert source.existing is not None
         graph = load_model(source.existing.file)
+        if source.head is not None:
+            graph = append_head(graph, source.head, width=source.config.hidden_size)
+    if source.existing is not None and source.existing.precision != "fp32":
+        return {source.existing.precision: shop.keep_as_it_is(graph)}
     steps.next("fp32: compare with torch" if source.model is not None else "fp32: compare with the file")
     made: dict[Precision, ModelRecord] = {"fp32": shop.make_fp32(graph)}
     for precision in config.precisions:
@@ -142,23 +154,11 @@ def _write_about(source: Source, folder: Path) -> None:
         raise CheckpointError(f"the tokenizer of {source.name} has no padding token; give it one, and export again")
     source.config.save_pretrained(folder)
     save_tokenizer(source.tokenizer, folder)
-    if source.pooling is not None:
-        _write_modules(source.pooling, folder, width=source.config.hidden_size)
-
-
-def _write_modules(pooling: Pooling, folder: Path, *, width: int) -> None:
-    """Write what sentence-transformers reads, so that it pools as the graph does."""
-    kinds = ["Transformer", "Pooling", *(["Normalize"] if pooling.normalize else [])]
-    modules = [
-        {"idx": number, "name": str(number), "path": "" if number == 0 else f"{number}_{kind}",
-         "type": f"sentence_transformers.models.{kind}"}
-        for number, kind in enumerate(kinds)
-    ]  # fmt: skip
-    modes = {f"pooling_mode_{name}_tokens": pooling.mode == name for name in ("mean", "max")}
-    settings = {"word_embedding_dimension": width, "pooling_mode_cls_token": pooling.mode == "cls"} | modes
-    (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    if source.head is not None:
+        prompts = source.vectors.folder / PROMPTS_FILE if source.vectors else None
+        write_sentence_transformers(
+            source.head, folder, width=source.config.hidden_size, max_length=source.max_length, prompts=prompts
+        )
 
 
 def _write_contract(
@@ -184,7 +184,8 @@ def _write_contract(
         models=models,
         files=record_files(folder),
         tokenizer_parity=tokenizer_parity,
-        source={"name": source.name, "sha256": source.sha256, "kind": "checkpoint" if source.model else "onnx"},
+        source={"name": source.name, "sha256": source.sha256, "kind": "checkpoint" if source.model else "onnx"}
+        | ({"notes": list(source.notes)} if source.notes else {}),
         made={
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": shlex.join(["potstill", *sys.argv[1:]]),

@@ -9,18 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnx import TensorProto
+from onnx import GraphProto, TensorProto, helper
 from transformers import AutoConfig
 
+from potstill.bundle import Precision
 from potstill.errors import CheckpointError
 from potstill.export.onnxfile import load_graph, read_safe
-from potstill.onnxwire import BFLOAT16, DOUBLE, FLOAT, FLOAT16, Outline
-from potstill.precision import find_untruth
+from potstill.onnxwire import INT4, UINT4, Outline
+from potstill.precision import count_parameters, find_untruth
 from potstill.task import FEATURE_EXTRACTION, TASKS, Task, get_task
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-_FLOATS = frozenset({FLOAT, FLOAT16, DOUBLE, BFLOAT16})
 _TOKENIZER_OUTPUTS = ("input_ids", "attention_mask", "token_type_ids")
+# What only shows by int8-static's rule is int8 by the other, too, so it is asked first.
+_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8-static", "int8")
+_BLOCKWISE = frozenset({"MatMulNBits", "GatherBlockQuantized"})
+_FOUR_BITS = frozenset({INT4, UINT4})
 # Task -> its outputs and how many axes they have.
 _OUTPUTS: dict[str, dict[str, int]] = {
     "text-classification": {"logits": 2},
@@ -38,7 +42,7 @@ _BESIDE = ("pooler_output", "hidden_states", "attentions")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExistingModel:
-    """An fp32 ONNX file with the files that a bundle takes from beside it.
+    """An ONNX file with the files that a bundle takes from beside it.
 
     Attributes:
         file: the ONNX file; its weights may lie in further files of the same folder.
@@ -48,7 +52,9 @@ class ExistingModel:
         inputs: the graph's inputs, all of them made by a tokenizer.
         outputs: the graph's outputs that the task needs.
         labels: in the order of the outputs.
-        parameters: how many float weights the file has.
+        parameters: how many weights the file has, whatever they are stored in.
+        precision: what the file is; anything but fp32 can only be published as it is.
+        weight_only: whether an int8 file stores integers and multiplies floats.
     """
 
     file: Path
@@ -59,6 +65,8 @@ class ExistingModel:
     outputs: tuple[str, ...]
     labels: tuple[str, ...]
     parameters: int
+    precision: Precision = "fp32"
+    weight_only: bool = False
 
 
 def find_existing(source: str | Path, *, task: str | None = None) -> ExistingModel | None:
@@ -73,7 +81,7 @@ def find_existing(source: str | Path, *, task: str | None = None) -> ExistingMod
 
     Raises:
         CheckpointError: if it is not clear which file is meant, if config.json or tokenizer.json is missing, or if the
-            file is not an fp32 encoder with free batch and length that potstill's tasks know.
+            file is not an encoder with free batch and length that potstill's tasks know, in fp32, fp16 or int8.
         TamperedError: if the file is cut short, or keeps weights outside of its folder.
         BundleError: if it is no ONNX file.
         UsageError: if `task` is not known.
@@ -83,8 +91,9 @@ def find_existing(source: str | Path, *, task: str | None = None) -> ExistingMod
         return None
     folder = _folder_of(file)
     outline = read_safe(file)
-    _check_fp32(file, outline)
     graph = load_graph(file).graph
+    packed = _packed(file, graph)
+    precision, weight_only = _precision(file, outline)
     constants = {tensor.name for tensor in graph.initializer}  # old files list these as inputs too
     config = _config(folder)
     outputs = {value.name: value.type.tensor_type for value in graph.output}
@@ -98,7 +107,9 @@ def find_existing(source: str | Path, *, task: str | None = None) -> ExistingMod
         inputs=_inputs(file, [value for value in graph.input if value.name not in constants]),
         outputs=_outputs(file, outputs, task=chosen, num_labels=len(labels)),
         labels=labels,
-        parameters=sum(tensor.size for tensor in outline.tensors if tensor.data_type in _FLOATS and tensor.dims),
+        parameters=count_parameters(outline, packed),
+        precision=precision,
+        weight_only=weight_only,
     )
 
 
@@ -136,10 +147,49 @@ def _config(folder: Path) -> Any:
         raise CheckpointError(f"{folder / 'config.json'} cannot be read by transformers: {reason}") from error
 
 
-def _check_fp32(file: Path, outline: Outline) -> None:
-    untruth = find_untruth(outline, "fp32")
-    if untruth:
-        raise CheckpointError(f"{file} is not fp32: {untruth}; name the fp32 file, the others are made from it")
+def _precision(file: Path, outline: Outline) -> tuple[Precision, bool]:
+    """Return what a file is, and whether its int8 weights are multiplied as floats.
+
+    Raises:
+        CheckpointError: if it is none of the precisions that a bundle has.
+    """
+    for precision in _PRECISIONS:
+        if find_untruth(outline, precision) is None:
+            return precision, False
+    if find_untruth(outline, "int8", weight_only=True) is None:
+        return "int8", True
+    raise CheckpointError(
+        f"{file} is not fp32: {find_untruth(outline, 'fp32')}; nor is it fp16 or int8, which a bundle also holds "
+        f"({find_untruth(outline, 'int8')}); name the fp32 file, the others are made from it"
+    )
+
+
+def _packed(file: Path, graph: GraphProto) -> dict[str, int]:
+    """Return how many weights the constants hold that are read in blocks.
+
+    Raises:
+        CheckpointError: if weights have fewer bits than 8.
+    """
+    found = {}
+    for node in graph.node:
+        if node.op_type not in _BLOCKWISE:
+            continue
+        settings = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        bits = settings.get("bits", 4)
+        if bits != 8:
+            raise CheckpointError(
+                f"{file} has weights of {bits} bits ({node.op_type}); a bundle holds fp32, fp16 and int8; name the "
+                "fp32 file, int8 is made from it"
+            )
+        if node.op_type == "MatMulNBits":
+            found[node.input[1]] = settings["K"] * settings["N"]
+    small = sorted({kind for tensor in graph.initializer if (kind := tensor.data_type) in _FOUR_BITS})
+    if small:
+        raise CheckpointError(
+            f"{file} has weights of {TensorProto.DataType.Name(small[0]).lower()}; a bundle holds fp32, fp16 and int8; "
+            "name the fp32 file, int8 is made from it"
+        )
+    return found
 
 
 def _task_of(file: Path, config: Any, outputs: Mapping[str, Any]) -> Task:

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import onnx
+import onnx.compose
+import onnx.version_converter
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from potstill.bundle import Pooling
+from potstill.checkpoint.sentence_head import SentenceHead
 from potstill.errors import CheckpointError, UsageError
 from potstill.export.attention import Attention
 from potstill.export.clean import clean, drop_dead
@@ -29,8 +31,8 @@ OPSETS: dict[str, int] = {"fused": 20, "onnx": 23}
 _KNOWN = "bert, roberta, distilbert, electra, albert, mobilebert, mpnet, modernbert or deberta-v2"
 # Sizes of the example that is traced: 0 and 1 would be taken for constants.
 _EXAMPLE_BATCH, _EXAMPLE_LENGTH = 2, 16
-# As sentence-transformers' Pooling, and torch's normalize, have them.
-_FEWEST_TOKENS, _SHORTEST_VECTOR, _NO_MAXIMUM = 1e-9, 1e-12, -1e9
+# torch's exporter writes these opsets; onnx's converter goes down to 14, where it loses the way back of Mul.
+_OLDEST_TRACED, _NEWEST_TRACED, _OLDEST_CONVERTED = 18, 23, 14
 
 
 def build_graph(
@@ -39,7 +41,7 @@ def build_graph(
     inputs: Sequence[str],
     outputs: Sequence[str],
     attention: Attention = "fused",
-    pooling: Pooling | None = None,
+    head: SentenceHead | None = None,
     opset: int | None = None,
 ) -> onnx.ModelProto:
     """Trace `model` (float32, eval mode) into an ONNX graph with one attention operator per layer.
@@ -49,8 +51,8 @@ def build_graph(
         inputs: what the graph takes, int64 tensors (batch_size, sequence_length) with both dimensions free.
         outputs: what it gives, by their names in the model's own output.
         attention: which operator, see `potstill.export.attention`.
-        pooling: how to make one vector per text of `last_hidden_state`, as the further output "sentence_embedding",
-            float32 (batch_size, hidden).
+        head: makes one vector per text of `last_hidden_state`, as the further output "sentence_embedding", float32
+            (batch_size, width).
         opset: None is 20, or 23 for the standard operator.
 
     Returns:
@@ -64,8 +66,8 @@ def build_graph(
     if attention == "onnx" and opset < OPSETS[attention]:
         raise UsageError(f"opset {opset} has no Attention operator; take opset 23, or attention 'fused'")
     check_encoder(model)
-    wrapper = _Positional(model, inputs, outputs, pooling).eval()
-    names = [*outputs, *([SENTENCE_EMBEDDING] if pooling else [])]
+    wrapper = _Positional(model, inputs, outputs, head).eval()
+    names = [*outputs, *([SENTENCE_EMBEDDING] if head else [])]
     with traceable(model, attention), _quiet_exporter(), torch.no_grad():
         graph = _trace(wrapper, inputs=inputs, outputs=names, opset=opset)
     return clean(graph)
@@ -93,10 +95,10 @@ class _Positional(torch.nn.Module):
     """A model that takes its inputs by position and gives a tuple of tensors, as the exporter likes it."""
 
     def __init__(
-        self, model: PreTrainedModel, inputs: Sequence[str], outputs: Sequence[str], pooling: Pooling | None
+        self, model: PreTrainedModel, inputs: Sequence[str], outputs: Sequence[str], head: SentenceHead | None
     ) -> None:
         super().__init__()
-        self.model, self._inputs, self._outputs, self._pooling = model, tuple(inputs), tuple(outputs), pooling
+        self.model, self._inputs, self._outputs, self.head = model, tuple(inputs), tuple(outputs), head
         self._needs_types = "token_type_ids" in inspect.signature(model.forward).parameters
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -106,21 +108,76 @@ class _Positional(torch.nn.Module):
             given["token_type_ids"] = torch.zeros((1, 1), dtype=torch.int64)
         answer = self.model(**given)
         results = [getattr(answer, name) for name in self._outputs]
-        if self._pooling is not None:
-            results.append(pool(answer.last_hidden_state, given["attention_mask"], self._pooling))
+        if self.head is not None:
+            results.append(self.head(answer.last_hidden_state, given["attention_mask"]))
         return tuple(results)
 
 
-def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
-    """Make one vector per text, (B, H), of its tokens' vectors, (B, T, H), as sentence-transformers does."""
-    tokens = mask[:, :, None].to(hidden.dtype)
-    if pooling.mode == "mean":
-        vector = (hidden * tokens).sum(1) / tokens.sum(1).clamp(min=_FEWEST_TOKENS)
-    elif pooling.mode == "max":
-        vector = hidden.masked_fill(tokens == 0, _NO_MAXIMUM).amax(1)
-    else:
-        vector = hidden[:, 0]
-    return torch.nn.functional.normalize(vector, dim=-1, eps=_SHORTEST_VECTOR) if pooling.normalize else vector
+def append_head(model: onnx.ModelProto, head: SentenceHead, *, width: int) -> onnx.ModelProto:
+    """Add to a finished graph what makes one vector of its token vectors, as the output "sentence_embedding".
+
+    Args:
+        model: with the input `attention_mask` and the output `last_hidden_state`; it may be changed, take what is
+            returned.
+        head: what follows the token vectors.
+        width: of a token's vector.
+
+    Raises:
+        CheckpointError: if the graph has no mask, or its opset is too old for the head.
+    """
+    entry = "last_hidden_state"
+    if "attention_mask" not in {value.name for value in model.graph.input}:
+        raise CheckpointError(
+            "the graph has no input attention_mask to pool its token vectors by; export the checkpoint"
+        )
+    opset = next((known.version for known in model.opset_import if known.domain in {"", "ai.onnx"}), 0)
+    example = (
+        torch.zeros((_EXAMPLE_BATCH, _EXAMPLE_LENGTH, width)),
+        torch.ones((_EXAMPLE_BATCH, _EXAMPLE_LENGTH), dtype=torch.int64),
+    )
+    axes = {0: torch.export.Dim("batch_size"), 1: torch.export.Dim("sequence_length")}
+    with _quiet_exporter(), torch.no_grad():
+        program = torch.onnx.export(
+            head,
+            example,
+            dynamo=True,
+            verbose=False,
+            input_names=["token_vectors", "token_mask"],
+            output_names=[SENTENCE_EMBEDDING],
+            opset_version=min(max(opset, _OLDEST_TRACED), _NEWEST_TRACED),
+            dynamic_shapes=(axes, axes),
+            external_data=False,
+        )
+    assert program is not None
+    added = clean(program.model_proto)
+    if opset < _OLDEST_TRACED:
+        try:
+            if opset < _OLDEST_CONVERTED:
+                model = onnx.version_converter.convert_version(model, _OLDEST_CONVERTED)
+            added = onnx.version_converter.convert_version(added, max(opset, _OLDEST_CONVERTED))
+        except Exception as error:  # the converter's own errors have no name
+            raise CheckpointError(
+                f"the graph is of opset {opset}, in which its token vectors cannot be pooled ({_cause(error)}); export "
+                "the checkpoint itself"
+            ) from error
+        for node in added.graph.node:  # the converter leaves an attribute behind that these operators did not have
+            if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum":
+                kept = [attribute for attribute in node.attribute if attribute.name != "noop_with_empty_axes"]
+                del node.attribute[:]
+                node.attribute.extend(kept)
+    prefixed = onnx.compose.add_prefix(added, "pooling/", rename_inputs=False, rename_outputs=False)
+    states = next(value for value in model.graph.output if value.name == entry)
+    given = entry
+    if states.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+        given = f"pooling/{entry}"
+        model.graph.node.append(onnx.helper.make_node("Cast", [entry], [given], name=given, to=onnx.TensorProto.FLOAT))
+    names = {"token_vectors": given, "token_mask": "attention_mask"}
+    for node in prefixed.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+    model.graph.node.extend(prefixed.graph.node)
+    model.graph.initializer.extend(prefixed.graph.initializer)
+    model.graph.output.extend(prefixed.graph.output)
+    return model
 
 
 def _trace(wrapper: _Positional, *, inputs: Sequence[str], outputs: Sequence[str], opset: int) -> onnx.ModelProto:

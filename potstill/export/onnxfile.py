@@ -93,14 +93,14 @@ def check_model(file: Path) -> None:
             )
 
 
-def lint(file: Path, precision: str) -> None:
+def lint(file: Path, precision: str, *, weight_only: bool = False) -> None:
     """Check that a file is of the precision that its name says.
 
     Raises:
         ParityError: saying what it is instead.
         TamperedError: as `load_model`.
     """
-    untruth = find_untruth(read_safe(file), precision)
+    untruth = find_untruth(read_safe(file), precision, weight_only=weight_only)
     if untruth:
         raise ParityError(f"{file} is not {precision}: {untruth}")
 

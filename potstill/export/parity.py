@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill.errors import ParityError
+from potstill.export.scores import MOST_BYTES, longest_text, most_texts
 from potstill.export.source import Feeds, Reference, Source
 from potstill.serve import OnnxSession
 from potstill.task import FEATURE_EXTRACTION
@@ -35,7 +36,7 @@ Answer = Mapping[str, NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """Four texts of one length under one kind of mask, with the reference's answers."""
+    """Up to four texts of one length under one kind of mask, with the reference's answers."""
 
     length: int
     mask: str
@@ -63,22 +64,22 @@ def check_parity(source: Source, session: OnnxSession, *, seed: int = 0) -> dict
                 "was published"
             )
         cells.append(cell)
-    return summary(cells, reference=what) | {"tolerance": FP32_TOLERANCE}
+    return summary(cells, reference=what) | {"tolerance": FP32_TOLERANCE} | left_out(source)
 
 
 def measure_difference(
-    source: Source, session: OnnxSession, reference: OnnxSession, *, seed: int = 0
+    source: Source, session: OnnxSession, reference: Reference, *, against: str = "fp32", seed: int = 0
 ) -> dict[str, Any]:
     """Measure how far a file of lower precision is from fp32 on the grid; random ids are harder than real texts.
 
     Raises:
         ParityError: if an answer is not a number.
     """
-    cells = list(compare_over_grid(source, reference.run, session, seed=seed))
+    cells = list(compare_over_grid(source, reference, session, seed=seed))
     broken = next((cell for cell in cells if not np.isfinite(cell["max_abs_difference"])), None)
     if broken is not None:
         raise ParityError(f"{session.model_file.name} answers with no number at {_name(broken)}; nothing was published")
-    return summary(cells, reference="fp32") | {"inputs": "random token ids"}
+    return summary(cells, reference=against) | {"inputs": "random token ids"} | left_out(source)
 
 
 def summary(cells: list[dict[str, Any]], *, reference: str) -> dict[str, Any]:
@@ -92,6 +93,37 @@ def summary(cells: list[dict[str, Any]], *, reference: str) -> dict[str, Any]:
     }
 
 
+def plan(source: Source) -> list[tuple[int, tuple[int, ...]]]:
+    """Return each length of the grid in tokens with the batch sizes whose attention scores fit into memory.
+
+    The longest text that a model reads is among the lengths, or the longest of which one fits.
+    """
+    heads = source.config.num_attention_heads
+    longest = min(source.max_length, longest_text(1, heads=heads))
+    return [
+        (length, tuple(size for size in BATCH_SIZES if size <= most_texts(size, heads=heads, length=length)))
+        for length in sorted({length for length in (*LENGTHS, longest) if length <= longest})
+    ]
+
+
+def left_out(source: Source) -> dict[str, Any]:
+    """Return in words what the grid leaves out, as `left_out`; nothing where it is whole."""
+    planned = plan(source)
+    parts = [
+        f"batch {' and '.join(map(str, missing))} of {length} tokens"
+        for length, sizes in planned
+        if (missing := [size for size in BATCH_SIZES if size not in sizes])
+    ]
+    longest = planned[-1][0]
+    if longest < source.max_length:
+        parts.append(f"texts of more than {longest} tokens")
+    if not parts:
+        return {}
+    return {
+        "left_out": f"{', '.join(parts)}: a layer's attention scores would take more than {MOST_BYTES / 1e9:.1f} GB"
+    }
+
+
 def compare_over_grid(
     source: Source, reference: Reference, session: OnnxSession, *, seed: int
 ) -> Iterator[dict[str, Any]]:
@@ -100,12 +132,14 @@ def compare_over_grid(
     Differences count where the mask lets a token be seen; what stands at padding is nobody's answer.
     """
     has_labels = source.task is not FEATURE_EXTRACTION
+    fitting = dict(plan(source))
     for row in _rows(source, reference, seed=seed):
-        width = max(values.size for values in row.expected.values()) // _DIFFERENT_TEXTS
-        for batch_size in BATCH_SIZES:
+        texts = len(row.feeds["input_ids"])
+        width = max(values.size for values in row.expected.values()) // texts
+        for batch_size in fitting[row.length]:
             if batch_size > 1 and batch_size * width > _MOST_NUMBERS:
                 continue  # the same length stands in the grid with fewer texts
-            picked = np.arange(batch_size) % _DIFFERENT_TEXTS
+            picked = np.arange(batch_size) % texts
             feeds = {name: values[picked] for name, values in row.feeds.items()}
             found = session.run(feeds)
             outputs = [
@@ -137,9 +171,10 @@ def masks(texts: int, length: int, generator: np.random.Generator) -> Iterator[t
 
 def _rows(source: Source, reference: Reference, *, seed: int) -> Iterator[_Row]:
     generator = np.random.default_rng(seed)
-    for length in sorted({length for length in (*LENGTHS, source.max_length) if length <= source.max_length}):
-        for mask_name, mask in masks(_DIFFERENT_TEXTS, length, generator):
-            shape = (_DIFFERENT_TEXTS, length)
+    for length, _ in plan(source):
+        texts = most_texts(_DIFFERENT_TEXTS, heads=source.config.num_attention_heads, length=length)
+        for mask_name, mask in masks(texts, length, generator):
+            shape = (texts, length)
             known = {
                 "input_ids": generator.integers(_FIRST_ORDINARY_ID, source.config.vocab_size, size=shape),
                 "attention_mask": mask,

@@ -117,6 +117,36 @@ def _attention(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     return [*_product(product, like=3), helper.make_node("Split", [merged], parts, axis=-1, num_outputs=3)]
 
 
+def _blockwise_product(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """MatMulNBits(A, B, scales, ...): A, (..., K), times a matrix of K rows and N columns that is read in blocks."""
+    settings = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    sizes, matrix = f"{node.output[0]}/sizes", f"{node.output[0]}/matrix"
+    return [
+        helper.make_node("Constant", [], [sizes], value_ints=[settings["K"], settings["N"]]),
+        helper.make_node("ConstantOfShape", [sizes], [matrix]),
+        *_product(onnx.NodeProto(name=node.name, input=[node.input[0], matrix], output=node.output), like=0),
+    ]
+
+
+def _quantised_product(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """QGemm(A, scale, zero, B, scale, zero, C, ...): the result is quantised if it has a scale, else float."""
+    turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    right = f"{node.output[0]}/turned" if turned else node.input[3]
+    product, scale = f"{node.output[0]}/product", node.input[7] if len(node.input) > 7 else ""
+    return [
+        *([helper.make_node("Transpose", [node.input[3]], [right], perm=[1, 0])] if turned else []),
+        *_product(
+            onnx.NodeProto(name=node.name, input=[node.input[0], right, node.input[1]], output=[product]), like=2
+        ),
+        helper.make_node("CastLike", [product, node.input[0] if scale else node.input[1]], [node.output[0]]),
+    ]
+
+
+def _of_both(operator: str) -> Callable[[onnx.NodeProto], list[onnx.NodeProto]]:
+    """QLinearAdd and its like (A, scale, zero, B, scale, zero, ...): of the type of A."""
+    return lambda node: [helper.make_node(operator, [node.input[0], node.input[3]], [node.output[0]], name=node.name)]
+
+
 def _renamed(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     standard = onnx.NodeProto()
     standard.CopyFrom(node)
@@ -131,8 +161,15 @@ _STAND_INS: dict[str, Callable[[onnx.NodeProto], list[onnx.NodeProto]]] = {
     "FastGelu": _like_first,
     "Gelu": _like_first,
     "MatMulIntegerToFloat": lambda node: _product(node, like=2),
+    "MatMulNBits": _blockwise_product,
     "MultiHeadAttention": _like_first,
     "QAttention": _attention,
+    "QGemm": _quantised_product,
+    "QLinearAdd": _of_both("Add"),
+    "QLinearLeakyRelu": _like_first,
+    "QLinearMul": _of_both("Mul"),
+    "QLinearSigmoid": _like_first,
+    "QLinearSoftmax": _like_first,
     "QuantizeLinear": _renamed,
     "QuickGelu": _like_first,
     "RotaryEmbedding": _like_first,

@@ -11,11 +11,11 @@ import onnx
 from numpy.typing import NDArray
 
 from potstill import machine
-from potstill.bundle import MODEL_FILES, Manifest, ModelRecord, Precision
+from potstill.bundle import MODEL_FILES, WEIGHT_ONLY, Manifest, ModelRecord, Precision
 from potstill.errors import ParityError
 from potstill.export.fallback import fall_back, sensitivity
 from potstill.export.half import to_half
-from potstill.export.invariance import measure_invariance
+from potstill.export.invariance import BATCH_SIZES, measure_invariance
 from potstill.export.onnxfile import check_model, lint, save_model
 from potstill.export.parity import check_parity, measure_difference
 from potstill.export.products import Feeds
@@ -23,13 +23,14 @@ from potstill.export.quality import judge
 from potstill.export.quantise import Int8Recipe, Prepared, int8_recipe, prepare, quantise
 from potstill.export.receipt import check_fusion, fusion_receipt
 from potstill.export.saturation import saturation
+from potstill.export.scores import longest_text, most_texts
 from potstill.export.source import Source
 from potstill.export.speed import compare_speed
 from potstill.export.texts import Probe
 from potstill.export.unpad import is_unpadded, unpad
 from potstill.judging.answers import Answers, collect
 from potstill.onnxwire import read_outline
-from potstill.precision import count_products
+from potstill.precision import DYNAMIC, count_products
 from potstill.sections import ExportConfig
 from potstill.serve import BundleTokenizer, OnnxSession, Row
 
@@ -114,9 +115,56 @@ class Workshop:
             "fp16",
             side,
             fusion=fusion_receipt(half, self.source.config),
-            parity=measure_difference(self.source, session, self.fp32_session())
+            parity=measure_difference(self.source, session, self.fp32_session().run)
             | {"checked_on": "CPU, through casts to float32", "gpu": "unchecked"},
             quality=evidence,
+        )
+
+    def keep_as_it_is(self, graph: onnx.ModelProto) -> ModelRecord:
+        """Write a file that is of a lower precision already, and hold it against itself without any optimisation.
+
+        Raises:
+            ParityError: if it is not a valid graph, or onnxruntime's optimisations change more than is allowed.
+        """
+        existing = self.source.existing
+        assert existing is not None
+        precision, file = existing.precision, self.file(existing.precision)
+        self.say(f"{precision}: compare with the file")
+        side = save_model(graph, file)[1:]
+        check_model(file)
+        lint(file, precision, weight_only=existing.weight_only)
+        outline, session = read_outline(file), self._open(file, DISABLED_OPTIMIZERS)
+        dynamic = any(node.op_type in DYNAMIC for node in outline.nodes)
+        batch_size = 1 if dynamic else 8
+        plain = self._answers(OnnxSession(file, spinning=False, optimise=False), self.rows, batch_size=batch_size)
+        evidence = judge(
+            plain, self._answers(session, self.rows, batch_size=batch_size), max_loss=self.config.max_loss,
+            labels=self.probe.labels, label_names=self.source.labels,
+        ) | {"on": self.probe.origin["judged"]}  # fmt: skip
+        if not evidence["holds"]:
+            raise ParityError(
+                f"{existing.file} loses {evidence['loss']:.2%} by onnxruntime's own optimisations, where "
+                f"{self.config.max_loss:.2%} is allowed; nothing was published"
+            )
+        self.say(f"{precision}: compare answers in batches")
+        invariance = self._invariance(session)
+        about: dict[str, Any] = {}
+        if precision in {"int8", "int8-static"}:
+            method = WEIGHT_ONLY if existing.weight_only else "dynamic" if dynamic else "static"
+            about["quantisation"] = {"method": method, "made_by": "another tool"} | count_products(outline)
+            about["batch_invariant"] = bool(invariance["invariant"]) and not dynamic
+        if existing.weight_only:
+            about["saturation"] = {"breaks_without_vnni": False, "share": 0.0}  # nothing is summed in integers
+        return self._record(
+            precision,
+            side,
+            fusion=fusion_receipt(graph, self.source.config),
+            parity=measure_difference(
+                self.source, session, self.source.reference(), against="the file it was made from"
+            ),
+            quality=evidence,
+            invariance=invariance,
+            **about,
         )
 
     def default_recipe(self, precision: Precision) -> Int8Recipe:
@@ -167,7 +215,7 @@ class Workshop:
             batch_invariant=static,
             unpadded=is_unpadded(graph),
             fusion=fusion_receipt(graph, self.source.config),
-            parity=measure_difference(self.source, session, self.fp32_session()),
+            parity=measure_difference(self.source, session, self.fp32_session().run),
             quality=evidence,
             invariance=invariance,
             saturation=saturation(file, self.batches(self.probe.judged[: _CALIBRATION_BATCH * _SATURATION_BATCHES])),
@@ -206,10 +254,9 @@ class Workshop:
     def batches(self, texts: Sequence[Any]) -> list[Feeds]:
         """Return texts as inputs of the graph, a few at once."""
         rows = self.tokenizer.rows(texts)
-        return [
-            self.tokenizer.pad(rows[start : start + _CALIBRATION_BATCH])
-            for start in range(0, len(rows), _CALIBRATION_BATCH)
-        ]
+        longest = max((len(row["input_ids"]) for row in rows), default=1)
+        size = most_texts(_CALIBRATION_BATCH, heads=self.source.config.num_attention_heads, length=longest)
+        return [self.tokenizer.pad(rows[start : start + size]) for start in range(0, len(rows), size)]
 
     def _unpadded(self, graph: onnx.ModelProto) -> onnx.ModelProto:
         """Leave padding out of a graph of ours, if that is wanted."""
@@ -221,6 +268,8 @@ class Workshop:
         return OnnxSession(file, spinning=False, disabled_optimizers=disabled_optimizers)
 
     def _answers(self, session: OnnxSession, rows: Sequence[Row], *, batch_size: int) -> Answers:
+        longest = max((len(row["input_ids"]) for row in rows), default=1)
+        batch_size = most_texts(batch_size, heads=self.source.config.num_attention_heads, length=longest)
         return collect(
             session, self.tokenizer, rows, kind=self.source.kind, outputs=self.source.outputs, batch_size=batch_size,
             mask_id=self.source.tokenizer.mask_token_id,
@@ -259,10 +308,13 @@ class Workshop:
         return [layer for layer, _ in sensitivity(layers, counted)]
 
     def _invariance(self, session: OnnxSession, *, limit: int = 1000) -> dict[str, Any]:
+        # Longer texts are cut: what others in the batch do to a text shows on its first tokens as well.
+        longest = longest_text(max(BATCH_SIZES), heads=self.source.config.num_attention_heads)
+        rows = [{name: values[:longest] for name, values in row.items()} for row in self.rows]
         return measure_invariance(
             session,
             self.tokenizer,
-            self.rows,
+            rows,
             outputs=self.source.outputs,
             kind=self.source.kind,
             limit=limit,

@@ -2,13 +2,21 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from onnxruntime.quantization import quantize_dynamic
+from tokenizers import Tokenizer
 
+from potstill.bundle import read_bundle
 from potstill.errors import BundleError, CheckpointError, TamperedError, UsageError
+from potstill.export import export_bundle
 from potstill.export.existing import find_existing
+from potstill.sections import ExportConfig
+from potstill.serve import Encoder
 from tests import onnx_graphs as graphs
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -148,17 +156,40 @@ def test_a_configuration_never_runs_code(flat):
     assert "cannot be read by transformers" in refusal(flat)
 
 
-def test_a_quantised_file_is_refused(hub):
-    message = refusal(hub / "onnx" / "model_quantized.onnx")
-    assert "model_quantized.onnx is not fp32: it is quantised already, with DynamicQuantizeLinear" in message
-    assert message.endswith("name the fp32 file, the others are made from it")
-    assert "model_fp16.onnx is not fp32: 0 of its 1600 float weights" in refusal(hub / "onnx" / "model_fp16.onnx")
+def test_a_file_of_a_lower_precision_is_what_it_is_and_its_weights_are_counted(hub):
+    total = sum(weight.size for weight in graphs.weights().values())
+    for name, precision in (("model", "fp32"), ("model_quantized", "int8"), ("model_fp16", "fp16")):
+        found = find_existing(hub / "onnx" / f"{name}.onnx")
+        assert (found.precision, found.weight_only, found.parameters) == (precision, False, total)
+    write_model(hub / "onnx" / "other.onnx", graphs.classifier(graphs.cast_product))
+    found = find_existing(hub / "onnx" / "other.onnx")
+    assert (found.precision, found.weight_only, found.parameters) == ("int8", True, total)
+    write_model(hub / "onnx" / "other.onnx", graphs.classifier(graphs.static_product))
+    assert find_existing(hub / "onnx" / "other.onnx").precision == "int8-static"
 
 
-def test_a_folder_with_nothing_but_a_quantised_file_is_refused(hub):
+def test_a_folder_with_nothing_but_a_quantised_file_is_that(hub):
     for name in ("model", "model_fp16"):
         (hub / "onnx" / f"{name}.onnx").unlink()
-    assert "model_quantized.onnx is not fp32" in refusal(hub)
+    assert find_existing(hub).precision == "int8"
+
+
+def four_bits(number, x, weight, y):
+    (inner, columns), n = weight.shape, number
+    arrays = {f"w{n}": np.zeros((columns, 1, inner // 2), np.uint8), f"ws{n}": np.ones((columns, 1), np.float32)}
+    settings = {"K": inner, "N": columns, "bits": 4, "block_size": 16, "domain": "com.microsoft"}
+    return [helper.make_node("MatMulNBits", [x, f"w{n}", f"ws{n}"], [y], **settings)], arrays
+
+
+def test_a_precision_that_no_bundle_has_is_refused(hub):
+    write_model(hub / "onnx" / "other.onnx", graphs.classifier(four_bits))
+    assert "other.onnx has weights of 4 bits (MatMulNBits); a bundle holds fp32, fp16 and int8" in refusal(
+        hub / "onnx" / "other.onnx"
+    )
+    write_model(hub / "onnx" / "other.onnx", graphs.classifier(dtype="f8"))
+    message = refusal(hub / "onnx" / "other.onnx")
+    assert "other.onnx is not fp32: 0 of its 1600 float weights have 32 bits" in message
+    assert message.endswith("name the fp32 file, the others are made from it")
 
 
 @pytest.mark.parametrize(
@@ -257,3 +288,42 @@ def test_a_truncated_file_and_a_pointer_to_one_are_refused(flat):
     assert "model.onnx is cut short or damaged" in refusal(flat, TamperedError)
     (flat / "model.onnx").write_text("version https://git-lfs.github.com/spec/v1\n")
     assert "model.onnx is not an ONNX file" in refusal(flat, BundleError)
+
+
+@pytest.mark.usefixtures("few_texts")
+@pytest.mark.parametrize("asked", [["fp32"], ["int8-static", "fp16"]])
+def test_a_quantised_file_is_published_as_what_it_is_whatever_is_asked_for(tiny_bundle, tmp_path, asked):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_bundle / name, theirs / name)
+    quantize_dynamic(  # as another tool does it
+        tiny_bundle / "onnx" / "model.onnx",
+        theirs / "quantised.onnx",
+        op_types_to_quantize=["MatMul", "Gather", "Gemm"],
+        extra_options={"DefaultTensorType": FLOAT},
+    )
+    config = ExportConfig(precisions=asked, judged_texts=20, calibration_texts=1)
+    manifest = export_bundle(str(theirs), tmp_path / "bundle", config=config)
+    assert list(manifest.models) == ["int8"]
+    assert manifest.models["int8"].quantisation["made_by"] == "another tool"
+    assert not manifest.models["int8"].batch_invariant
+    assert manifest.parameters == read_bundle(tiny_bundle).manifest.parameters
+    assert "quantised.onnx is int8 already, so it is published as that and nothing else" in manifest.source["notes"][0]
+    plain = onnxruntime.InferenceSession(theirs / "quantised.onnx", providers=["CPUExecutionProvider"])
+    tokenizer = Tokenizer.from_file(str(theirs / "tokenizer.json"))
+    tokenizer.no_padding()
+    text = "we saw a wave and old snow"
+    encoded = tokenizer.encode(text)
+    known = {
+        "input_ids": encoded.ids,
+        "attention_mask": encoded.attention_mask,
+        "token_type_ids": encoded.type_ids,
+    }
+    feeds = {entry.name: np.array([known[entry.name]]) for entry in plain.get_inputs()}
+    logits = plain.run(None, feeds)[0][0]
+    expected = np.exp(logits) / np.exp(logits).sum()
+    scores = {
+        answer["label"]: answer["score"] for answer in Encoder(tmp_path / "bundle", precision="int8").predict(text)
+    }
+    np.testing.assert_allclose([scores[label] for label in manifest.labels], expected, atol=1e-5)

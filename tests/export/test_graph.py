@@ -18,9 +18,9 @@ from transformers import (
     T5EncoderModel,
 )
 
-from potstill.bundle import Pooling
+from potstill.checkpoint.sentence_head import simple_head
 from potstill.errors import CheckpointError
-from potstill.export.graph import build_graph, check_encoder, pool
+from potstill.export.graph import build_graph, check_encoder
 from tests.export import families
 
 EXPORTS = {"bert": "text-classification", "distilbert": "question-answering", "electra": "token-classification"}
@@ -40,7 +40,7 @@ def pooled():
         model,
         inputs=["input_ids", "attention_mask"],
         outputs=["last_hidden_state"],
-        pooling=Pooling(mode="mean", normalize=True),
+        head=simple_head("mean", normalize=True),
     )
     return model, graph
 
@@ -150,12 +150,12 @@ def test_pooling_takes_the_tokens_that_are_there(mode, normalize):
     torch.manual_seed(0)
     hidden = torch.randn(3, 5, 4)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 1, 0, 1, 0]])
-    found = pool(hidden, mask, Pooling(mode=mode, normalize=normalize))
+    found = simple_head(mode, normalize=normalize)(hidden, mask)
     torch.testing.assert_close(found, reference(hidden, mask, mode=mode, normalize=normalize))
 
 
 def test_pooling_a_text_without_tokens_divides_by_nothing():
-    found = pool(torch.ones(1, 2, 3), torch.zeros(1, 2, dtype=torch.int64), Pooling(mode="mean", normalize=True))
+    found = simple_head("mean", normalize=True)(torch.ones(1, 2, 3), torch.zeros(1, 2, dtype=torch.int64))
     assert torch.equal(found, torch.zeros(1, 3))
 
 

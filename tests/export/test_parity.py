@@ -11,7 +11,7 @@ from onnx import helper
 from potstill.errors import ParityError
 from potstill.export.graph import build_graph
 from potstill.export.onnxfile import save_model
-from potstill.export.parity import FP32_TOLERANCE, check_parity, masks, measure_difference
+from potstill.export.parity import FP32_TOLERANCE, check_parity, left_out, masks, measure_difference, plan
 from potstill.export.source import load_source
 from potstill.serve import OnnxSession
 from potstill.task import FEATURE_EXTRACTION, TOKEN_CLASSIFICATION
@@ -152,7 +152,7 @@ def test_the_longest_text_is_the_sources(source, graph, tmp_path):
 def source_of(graph, task, folder):
     """Return a source whose reference is a small graph."""
     reference = small.session(folder, graph, "reference.onnx").run
-    config = SimpleNamespace(vocab_size=len(small.VOCABULARY))
+    config = SimpleNamespace(num_attention_heads=1, vocab_size=len(small.VOCABULARY))
     return SimpleNamespace(
         task=task, model=None, config=config, inputs=small.INPUTS, max_length=33, reference=lambda: reference
     )
@@ -188,3 +188,32 @@ def test_another_clear_label_is_a_mismatch_however_small_the_difference(tmp_path
         check_parity(source, small.session(tmp_path, swapped))
     source.task = FEATURE_EXTRACTION  # whose numbers are no labels
     assert check_parity(source, small.session(tmp_path, swapped))["label_agreement"] == 1
+
+
+def sized(heads, max_length):
+    config = SimpleNamespace(num_attention_heads=heads)
+    return SimpleNamespace(config=config, max_length=max_length)
+
+
+@pytest.mark.parametrize(("heads", "longest"), [(12, 8192), (12, 512), (16, 8192), (4, 100_000), (64, 32_768)])
+def test_no_cell_of_the_grid_has_more_attention_scores_than_fit(heads, longest):
+    """ModernBERT's 8 x 12 heads x 8192 x 8192 floats are 25.8 GB."""
+    cells = [(length, size) for length, sizes in plan(sized(heads, longest)) for size in sizes]
+    assert max(4 * size * heads * length**2 for length, size in cells) <= 2**32
+    lengths = {length for length, _ in cells}
+    assert {1, 2, 33, 128} <= lengths
+    whole = 4 * heads * longest**2 <= 2**32
+    assert (longest in lengths) == whole
+    # Not one cell less than fits.
+    assert all(
+        ((length, size) in cells) == (4 * size * heads * length**2 <= 2**32) for length in lengths for size in (1, 2, 8)
+    )
+    assert ("left_out" in left_out(sized(heads, longest))) == (not whole or 4 * 8 * heads * longest**2 > 2**32)
+
+
+def test_what_the_grid_leaves_out_is_told():
+    assert left_out(sized(12, 512)) == {}
+    assert left_out(sized(12, 8192))["left_out"] == (
+        "batch 2 and 8 of 8192 tokens: a layer's attention scores would take more than 4.3 GB"
+    )
+    assert "texts of more than 8192 tokens" in left_out(sized(16, 8193))["left_out"]

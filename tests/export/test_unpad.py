@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from potstill.bundle import Pooling
+from potstill.checkpoint.sentence_head import simple_head
 from potstill.export import export_bundle
 from potstill.export.graph import SENTENCE_EMBEDDING, build_graph
 from potstill.export.quantise import int8_recipe, prepare, quantise
@@ -90,7 +90,10 @@ def test_every_product_of_tokens_with_a_weight_has_tokens_only(case):
 def test_what_stands_at_padding_is_not_pooled(mode):
     model = families.build("bert", "feature-extraction")
     graph = build_graph(
-        model, inputs=["input_ids", "attention_mask"], outputs=["last_hidden_state"], pooling=Pooling(mode=mode)
+        model,
+        inputs=["input_ids", "attention_mask"],
+        outputs=["last_hidden_state"],
+        head=simple_head(mode, normalize=True),
     )
     lean = unpad(graph)
     for _, feeds in families.grid(model, ["input_ids", "attention_mask"]):

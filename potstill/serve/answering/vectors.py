@@ -51,7 +51,7 @@ def prepare_vectors(
     if is_pooled and known.normalize and parameters.normalize is False:
         # The length that the graph took away is still in the token vectors.
         is_pooled = False
-        if all(name == SENTENCE_EMBEDDING for name in outputs):
+        if not known.is_simple or all(name == SENTENCE_EMBEDDING for name in outputs):
             raise invalid("parameters.normalize is false; this model gives vectors of length 1 and nothing else")
     wanted = known.normalize if parameters.normalize is None else parameters.normalize
     is_due = wanted and not (is_pooled and known.normalize and parameters.dimensions is None)

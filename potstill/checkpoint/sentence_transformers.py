@@ -1,0 +1,370 @@
+"""Read what a sentence-transformers folder says about its vectors: pooling, layers behind it, length and prompts.
+
+    modules.json                         which modules there are, in order, and in which folder each of them is
+    sentence_bert_config.json            of the encoder: max_seq_length, do_lower_case
+    1_Pooling/config.json                how one vector is made of a text's token vectors
+    2_Dense/config.json, its weights     a layer behind that, with its activation
+    3_Normalize                          length 1
+    config_sentence_transformers.json    prompts
+
+Nothing here needs torch or sentence-transformers. What is not known is refused, because a vector without one of its
+modules is another vector.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from potstill.bundle import POOLING_MODES
+from potstill.errors import CheckpointError, UsageError
+
+MODULES_FILE = "modules.json"
+PROMPTS_FILE = "config_sentence_transformers.json"
+# The flags of files before sentence-transformers 6, in the order in which several of them are concatenated.
+POOLING_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+# The encoder's file has had a name for each family.
+_ENCODER_FILES = tuple(
+    f"sentence_{family}_config.json"
+    for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+ACTIVATIONS = frozenset({"Identity", "Tanh", "Sigmoid", "ReLU", "GELU", "SiLU", "LeakyReLU", "ELU", "Softplus"})
+"""The classes of torch.nn that may follow a Dense layer."""
+_KEYS = {
+    "Dense": {
+        "in_features", "out_features", "bias", "activation_function", "module_input_name", "module_output_name",
+        "use_residual",
+    },
+    "LayerNorm": {"dimension"},
+    "Normalize": {"module_input_name", "module_output_name"},
+    "Dropout": {"dropout"},
+}  # fmt: skip
+_VECTOR = "sentence_embedding"
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """A linear layer with an activation.
+
+    Attributes:
+        path: its folder within the model's.
+        in_features: the width that it takes.
+        out_features: the width that it gives.
+        bias: whether it has one.
+        activation: a class of torch.nn, one of `ACTIVATIONS`.
+        residual: whether its input is added to what it gives, projected where the widths differ.
+        weights: the file with its weights.
+    """
+
+    path: str
+    in_features: int
+    out_features: int
+    bias: bool
+    activation: str
+    residual: bool
+    weights: Path
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """A layer norm over the vector."""
+
+    path: str
+    dimension: int
+    weights: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Normalize:
+    """The vector is divided by its length."""
+
+
+Layer: TypeAlias = Dense | LayerNorm | Normalize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentenceTransformers:
+    """What a sentence-transformers folder says.
+
+    Attributes:
+        folder: the folder with modules.json.
+        encoder_path: where the encoder is within it; "" is the folder itself.
+        pooling: how the token vectors become one, several modes side by side in this order; empty where the folder
+            has no pooling, so that the token vectors are its answer.
+        layers: what follows the pooling, in order.
+        max_seq_length: the longest text in tokens, special ones among them; None leaves that to the tokenizer.
+        encoder_file: the file that says so.
+        prompts: by name, those that are not empty; what a user puts before a text.
+        include_prompt: whether the tokens of a prompt are pooled as well.
+    """
+
+    folder: Path
+    encoder_path: str = ""
+    pooling: tuple[str, ...] = ("mean",)
+    layers: tuple[Layer, ...] = ()
+    max_seq_length: int | None = None
+    encoder_file: Path | None = None
+    prompts: dict[str, str]
+    include_prompt: bool = True
+
+    @property
+    def dense(self) -> tuple[Dense, ...]:
+        """The Dense layers, in order."""
+        return tuple(layer for layer in self.layers if isinstance(layer, Dense))
+
+    @property
+    def normalize(self) -> bool:
+        """Whether the vectors have length 1."""
+        return bool(self.layers) and isinstance(self.layers[-1], Normalize)
+
+    @property
+    def mode(self) -> str:
+        """The pooling in one word: several modes are joined by +."""
+        return "+".join(self.pooling)
+
+    @property
+    def is_projected(self) -> bool:
+        """Whether layers with weights follow the pooling, or the length is taken away before the end."""
+        return any(not isinstance(layer, Normalize) for layer in self.layers)
+
+    def notes(self) -> list[str]:
+        """Return in words what a user must know to get the vectors that sentence-transformers gives."""
+        if not self.prompts:
+            return []
+        named = ", ".join(f"{name} {prompt!r}" for name, prompt in self.prompts.items())
+        pooled = "" if self.include_prompt else ", whose tokens sentence-transformers leaves out of the pooling"
+        return [f"{PROMPTS_FILE} has prompts ({named}{pooled}): put them before a text yourself, none is added"]
+
+
+def read_sentence_transformers(folder: Path) -> SentenceTransformers | None:
+    """Read a folder, or return None where it has no modules.json and so is none of sentence-transformers.
+
+    Raises:
+        CheckpointError: in one line that names the file, for what is damaged, unknown or cannot be kept.
+    """
+    file = folder / MODULES_FILE
+    if not file.is_file():
+        return None
+    modules = _read_modules(file)
+    if not modules or modules[0][0] != "Transformer":
+        first = modules[0][0] if modules else "nothing"
+        raise CheckpointError(f"{file} begins with {first}; only vectors that a Transformer makes are known")
+    encoder_path = modules[0][1]
+    encoder_file, max_seq_length = _read_encoder(folder / encoder_path)
+    modes: tuple[str, ...] = ()
+    include_prompt, width = True, None
+    layers: list[Layer] = []
+    for kind, path in modules[1:]:
+        settings_file = folder / path / "config.json"
+        settings = _read_object(settings_file) if settings_file.is_file() else {}
+        if kind == "Pooling":
+            if modes:
+                raise CheckpointError(f"{file} has two poolings; one is known; export the encoder alone without it")
+            modes, width = _read_pooling(settings_file, settings)
+            include_prompt = settings.get("include_prompt", True) is not False
+            continue
+        if not modes:
+            raise CheckpointError(
+                f"{file} has {kind} before any Pooling, so it works on token vectors; only layers behind the pooling "
+                "are known"
+            )
+        layer, width = _read_layer(kind, path, folder=folder, settings=settings, width=width)
+        layers += [layer] if layer is not None else []
+    return SentenceTransformers(
+        folder=folder,
+        encoder_path=encoder_path,
+        pooling=modes,
+        layers=tuple(layers),
+        max_seq_length=max_seq_length,
+        encoder_file=encoder_file,
+        prompts=_read_prompts(folder),
+        include_prompt=include_prompt,
+    )
+
+
+def check_pooling(found: SentenceTransformers, *, pooling: str | None, normalize: bool | None) -> None:
+    """Refuse to make other vectors than a folder describes; None asks for nothing.
+
+    Raises:
+        UsageError: naming the file that says otherwise.
+    """
+    if not found.pooling:
+        return
+    file = found.folder / MODULES_FILE
+    if pooling is not None and pooling != found.mode:
+        raise UsageError(f"pooling is {pooling}, and {file} pools by {found.mode}; leave --pooling out")
+    if normalize is not None and normalize != found.normalize:
+        says = "gives vectors length 1" if found.normalize else "leaves vectors their length"
+        raise UsageError(f"--{'' if normalize else 'no-'}normalize contradicts {file}, which {says}; leave it out")
+
+
+def _read_modules(file: Path) -> list[tuple[str, str]]:
+    """Return each module's class and folder, in the order of modules.json."""
+    content = _read_json(file)
+    rows = content if isinstance(content, list) else []
+    if not rows or not all(isinstance(row, dict) and isinstance(row.get("type"), str) for row in rows):
+        raise CheckpointError(f"{file} is not a list of modules with a type each; fetch it again")
+    found = []
+    for row in rows:
+        kind, path = str(row["type"]), str(row.get("path") or "")
+        name = kind.rsplit(".", 1)[-1]
+        if not kind.startswith("sentence_transformers.") or name not in {"Transformer", "Pooling", *_KEYS}:
+            raise CheckpointError(
+                f"{file} names the module {kind}, which is not known (known are Transformer, Pooling, "
+                f"{', '.join(_KEYS)}), and without it the vectors would be others; export another model"
+            )
+        if Path(path).is_absolute() or ".." in Path(path).parts:
+            raise CheckpointError(f"{file} keeps {name} in {path!r}, which leaves the folder; expected one within it")
+        found.append((name, path))
+    return found
+
+
+def _read_encoder(encoder: Path) -> tuple[Path | None, int | None]:
+    """Return the encoder's file and the longest text; refuse what the tokenizer would have to do and does not."""
+    file = next((encoder / name for name in _ENCODER_FILES if (encoder / name).is_file()), None)
+    if file is None:
+        return None, None
+    settings = _read_object(file)
+    task = settings.get("transformer_task", "feature-extraction")
+    if task != "feature-extraction":
+        raise CheckpointError(f"{file} has transformer_task {task!r}; vectors are made of feature-extraction only")
+    if settings.get("do_lower_case") and not _lowers(encoder / "tokenizer.json"):
+        raise CheckpointError(
+            f"{file} has do_lower_case, and tokenizer.json does not lower texts, so sentence-transformers reads them "
+            "otherwise than the tokenizer; add the normalizer Lowercase to tokenizer.json and set do_lower_case to "
+            "false"
+        )
+    longest = settings.get("max_seq_length")
+    if longest is not None and (not isinstance(longest, int) or isinstance(longest, bool) or longest < 1):
+        raise CheckpointError(f"{file} has max_seq_length {longest!r}; expected a number of tokens, or null")
+    return file, longest
+
+
+def _lowers(tokenizer: Path) -> bool:
+    """Return whether the normalizer of a tokenizer.json makes texts lower case; without the file nobody can tell."""
+    if not tokenizer.is_file():
+        return False
+    pending = [_read_object(tokenizer).get("normalizer")]
+    while pending:
+        normalizer = pending.pop()
+        if isinstance(normalizer, dict):
+            if normalizer.get("type") == "Lowercase" or normalizer.get("lowercase") is True:
+                return True
+            pending += normalizer.get("normalizers") or []
+    return False
+
+
+def _read_pooling(file: Path, settings: dict[str, Any]) -> tuple[tuple[str, ...], int | None]:
+    """Return the modes and the width of what comes out; without a file it is sentence-transformers' own mean."""
+    named = settings.get("pooling_mode")
+    if named is None:
+        modes = [mode for flag, mode in POOLING_FLAGS.items() if settings.get(flag)] or ["mean"]
+    else:
+        modes = [named] if isinstance(named, str) else named if isinstance(named, list) else [named]
+    # A flag that is not known would be a part of the vector.
+    foreign = [
+        key for key, value in settings.items() if key.startswith("pooling_mode_") and key not in POOLING_FLAGS and value
+    ]
+    unknown = [*foreign, *(mode for mode in modes if mode not in POOLING_MODES)]
+    if unknown or not modes:
+        asked = ", ".join(map(str, unknown)) or "nothing"
+        raise CheckpointError(f"{file} pools by {asked}; known are {', '.join(POOLING_MODES)}")
+    width = settings.get("embedding_dimension", settings.get("word_embedding_dimension"))
+    return tuple(modes), width * len(modes) if isinstance(width, int) else None
+
+
+def _read_layer(
+    kind: str, path: str, *, folder: Path, settings: dict[str, Any], width: int | None
+) -> tuple[Layer | None, int | None]:
+    """Return a layer behind the pooling, None for one that does nothing once trained, and the width behind it."""
+    file = folder / path / "config.json"
+    strange = sorted(set(settings) - _KEYS[kind] - {"__version__"})
+    inputs = {settings.get(key) for key in ("module_input_name", "module_output_name")} - {None, _VECTOR}
+    if strange or inputs:
+        what = f"settings {', '.join(strange)}" if strange else f"{', '.join(map(str, inputs))} as in- or output"
+        raise CheckpointError(f"{file} of {kind} has {what}, which is not known; export another model")
+    if kind == "Dropout":
+        return None, width
+    if kind == "Normalize":
+        return Normalize(), width
+    weights = next((folder / path / name for name in WEIGHT_FILES if (folder / path / name).is_file()), None)
+    if weights is None:
+        raise CheckpointError(f"{folder / path} has no {' or '.join(WEIGHT_FILES)} for its {kind}; fetch it as well")
+    if kind == "LayerNorm":
+        dimension = _size(file, settings, "dimension")
+        _check_width(file, dimension, width)
+        return LayerNorm(path, dimension, weights), dimension
+    entering, leaving = (_size(file, settings, key) for key in ("in_features", "out_features"))
+    _check_width(file, entering, width)
+    function = settings.get("activation_function", "torch.nn.modules.activation.Tanh") or "torch.nn.Identity"
+    module, _, activation = str(function).rpartition(".")
+    if not (module == "torch.nn" or module.startswith("torch.nn.modules.")) or activation not in ACTIVATIONS:
+        raise CheckpointError(
+            f"{file} has the activation_function {function}; known are those of torch.nn: "
+            f"{', '.join(sorted(ACTIVATIONS))}"
+        )
+    dense = Dense(
+        path=path,
+        in_features=entering,
+        out_features=leaving,
+        bias=settings.get("bias", True) is not False,
+        activation=activation,
+        residual=bool(settings.get("use_residual")),
+        weights=weights,
+    )
+    return dense, leaving
+
+
+def _read_prompts(folder: Path) -> dict[str, str]:
+    """Return the prompts that are not empty.
+
+    Raises:
+        CheckpointError: if one of them stands before every text by itself, which nothing here does.
+    """
+    file = folder / PROMPTS_FILE
+    settings = _read_object(file) if file.is_file() else {}
+    given = settings.get("prompts") or {}
+    if not isinstance(given, dict):
+        raise CheckpointError(f"{file} has prompts {given!r}; expected names and texts")
+    prompts = {str(name): str(prompt) for name, prompt in given.items() if prompt}
+    default = settings.get("default_prompt_name")
+    if default in prompts:
+        raise CheckpointError(
+            f"{file} puts the prompt {prompts[default]!r} ({default}) before every text, which a bundle does not; set "
+            "default_prompt_name to null there, and put the prompt before the texts yourself"
+        )
+    return prompts
+
+
+def _size(file: Path, settings: dict[str, Any], key: str) -> int:
+    value = settings.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(f"{file} has {key} {value!r}; expected a width such as 384")
+    return value
+
+
+def _check_width(file: Path, entering: int, width: int | None) -> None:
+    if width is not None and entering != width:
+        raise CheckpointError(f"{file} takes vectors of {entering} numbers, and what comes before gives {width}")
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    content = _read_json(file)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} is not a JSON object; fetch it again")
+    return content
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read as JSON: {' '.join(str(error).split())[:200]}") from error
