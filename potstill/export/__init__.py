@@ -6,7 +6,6 @@ manifest = export_bundle("student", Path("student-onnx"))
 """
 
 import datetime
-import json
 import shlex
 import sys
 from collections.abc import Sequence

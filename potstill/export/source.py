@@ -282,7 +282,7 @@ def _within(
     """
     notes = list(found.notes()) if found else []
     ends = longest_text(config.to_dict(), tokenizer.model_max_length)
-    # A model with relative positions reads texts of any length, and is known to work on those of the length that it was made for.
+    # Relative positions have no end; such a model is known to work on texts of the length that it was made for.
     longest = ends or getattr(config, "max_position_embeddings", None) or USUAL_LENGTH
     if found and found.max_seq_length and found.max_seq_length < longest:
         where = f"max_seq_length of {found.encoder_file}"
