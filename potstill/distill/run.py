@@ -296,7 +296,8 @@ def _load_student(
     if wanted.model is not None:
         student = load_checkpoint(wanted.model, get_task(recipe.task))
         _check_pair(student, teacher)
-        return student, None
+        # It learns from texts as the teacher's tokenizer reads them, whose normaliser may be another.
+        return replace(student, tokenizer=teacher.tokenizer), None
     layers = recipe.student_layers
     if wanted.best_of:
         layers = _best_of(recipe, teacher.model, material)
