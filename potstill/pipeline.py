@@ -15,10 +15,12 @@ import json
 import shlex
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from potstill import machine
+from potstill.checkpoint import fit_length
 from potstill.data import Examples, Text, load_examples, load_texts
 from potstill.errors import OutputError
 from potstill.progress import Announce, Progress, keep_quiet, silent
@@ -154,18 +156,21 @@ def _export(recipe: Recipe, checkpoints: dict[str, str], out_dir: Path, *, progr
             out_dir / role,
             task=recipe.task,
             tokenizer=recipe.tokenizer if role == "teacher" else None,
-            config=_export_config(recipe),
+            config=_export_config(recipe, checkpoints.values()),
             calibration=_calibration(recipe),
             examples=load_eval_examples(recipe, label_names=label_names, problem_type=problem_type),
             progress=progress,
         )
 
 
-def _export_config(recipe: Recipe) -> ExportConfig:
+def _export_config(recipe: Recipe, checkpoints: Iterable[str]) -> ExportConfig:
     """Return how to export: with the longest text, and the pooling, that the student was trained with."""
     given = recipe.export
     pooling = given.pooling or (recipe.distill.pooling if recipe.task == FEATURE_EXTRACTION.name else None)
-    return given.model_copy(update={"max_length": given.max_length or recipe.max_length, "pooling": pooling})
+    longest = given.max_length or fit_length(
+        checkpoints, recipe.max_length, was_set="max_length" in recipe.model_fields_set
+    )
+    return given.model_copy(update={"max_length": longest, "pooling": pooling})
 
 
 def _calibration(recipe: Recipe) -> list[Text]:

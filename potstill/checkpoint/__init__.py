@@ -6,7 +6,8 @@ The facts need no torch, so checks can come before it; what loads a checkpoint i
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from potstill.checkpoint.folder import Folder, find_folder, read_folder, task_of, usable_positions
+from potstill.checkpoint.folder import Folder, find_folder, fit_length, read_folder, task_of, usable_positions
+from potstill.extras import require
 
 if TYPE_CHECKING:
     from potstill.checkpoint.loading import (
@@ -27,6 +28,7 @@ __all__ = [
     "accepted_inputs",
     "count_parameters",
     "find_folder",
+    "fit_length",
     "hash_checkpoint",
     "load_checkpoint",
     "load_config",
@@ -43,4 +45,6 @@ def __getattr__(name: str) -> Any:
     """Import what needs torch and transformers when it is asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    for module in ("torch", "transformers"):
+        require(module, extra="distill")
     return getattr(import_module("potstill.checkpoint.loading"), name)

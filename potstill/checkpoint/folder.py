@@ -4,7 +4,7 @@ Everything here takes milliseconds, so every command asks it before it loads any
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -218,6 +218,24 @@ def read_tokenizer_config(path: Path) -> dict[str, Any]:
     content = read_json(file) if file.is_file() else {}
     _check_code(file, content)
     return content
+
+
+def fit_length(names: Iterable[str], asked: int, *, was_set: bool) -> int:
+    """Return the longest text in tokens that all of these checkpoints read.
+
+    Args:
+        names: hub ids or folders.
+        asked: the length that was set, or the usual one.
+        was_set: whether somebody asked for it; then it is refused where it is too long, and else made shorter.
+
+    Raises:
+        CheckpointError: if it was set, and is more than one of them reads; or as `read_folder`.
+    """
+    for folder in map(read_folder, names):
+        if was_set:
+            folder.check_length(asked)
+        asked = min(asked, folder.longest or asked)
+    return asked
 
 
 def task_of(name: str | Path) -> Task | None:

@@ -106,8 +106,7 @@ def load_checkpoint(
             dtype=torch.float32,
             output_loading_info=True,
             trust_remote_code=False,
-            # A head for other labels is made anew; whether it was more than the head is looked at below.
-            ignore_mismatched_sizes=new_head is not None,
+            ignore_mismatched_sizes=True,  # looked at below: a head for other labels is made anew
         )
     except Exception as error:  # whatever a broken file makes transformers, torch or safetensors raise
         raise CheckpointError(f"cannot load {name!r} for {task.name}: {first_line(error)}") from error
@@ -174,11 +173,13 @@ def _check_weights(
 ) -> None:
     """Refuse weights that would be random, except where they are no part of the answer or are about to be trained."""
     encoder = f"{model.base_model_prefix}."
-    resized = sorted(str(key[0]) for key in loading["mismatched_keys"])
-    if any(key.startswith(encoder) for key in resized):
+    resized = {str(key): (tuple(found), tuple(wanted)) for key, found, wanted in loading["mismatched_keys"]}
+    lost = sorted(key for key in resized if key.startswith(encoder) or not head_may_be_new)
+    if lost:
+        found, wanted = resized[lost[0]]
         raise CheckpointError(
-            f"{name} has weights of other sizes than its config.json says: {', '.join(resized[:_SHOWN])}; fetch both "
-            "from one place"
+            f"{name} has {len(lost)} weights of other sizes than its config.json says, such as {lost[0]} with {found} "
+            f"for {wanted}; fetch both from one place"
         )
     missing = sorted(str(key) for key in loading["missing_keys"])
     if task is FEATURE_EXTRACTION:  # pooled by us, from the tokens

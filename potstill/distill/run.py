@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 from potstill.checkpoint import (
     Checkpoint,
     count_parameters,
+    fit_length,
     hash_checkpoint,
     load_checkpoint,
     load_tokenizer,
-    read_folder,
     save_tokenizer,
 )
 from potstill.distill import scratch
@@ -85,7 +85,7 @@ def distill(
     """
     recipe, out_dir = _as_recipe(what, data, settings), Path(out_dir)
     check_free(out_dir, overwrite=overwrite)
-    recipe = fit_length(recipe)
+    recipe = _fit_length(recipe)
     started = time.perf_counter()
     processes = _processes()
     if not processes.is_main_process:
@@ -133,7 +133,7 @@ def finetune(
     check_free(out_dir, overwrite=overwrite)
     if get_task(recipe.task) is FEATURE_EXTRACTION:
         raise RecipeError("a sentence encoder is not fine-tuned on labels; distil one with method embedding")
-    recipe = fit_length(recipe)
+    recipe = _fit_length(recipe)
     started = time.perf_counter()
     task, config = get_task(recipe.task), recipe.teacher.scratch
     teacher = _new_teacher(recipe, task) if config is None else scratch.new_teacher(recipe, config)
@@ -177,20 +177,11 @@ def read_report(checkpoint_dir: Path) -> dict[str, Any] | None:
     return content
 
 
-def fit_length(recipe: Recipe) -> Recipe:
-    """Hold `max_length` against the positions of the recipe's models; where nobody set it, it becomes what they read.
-
-    Raises:
-        CheckpointError: if it was set, and is more than teacher or student read; or as `read_folder`.
-    """
-    was_set = "max_length" in recipe.model_fields_set
-    for name in filter(None, (recipe.teacher.model, recipe.student.model)):
-        folder = read_folder(name)
-        if was_set:
-            folder.check_length(recipe.max_length)
-        elif folder.longest is not None and folder.longest < recipe.max_length:
-            recipe = recipe.model_copy(update={"max_length": folder.longest})
-    return recipe
+def _fit_length(recipe: Recipe) -> Recipe:
+    """Hold `max_length` against what the recipe's models read; where nobody set it, it becomes that."""
+    names = filter(None, (recipe.teacher.model, recipe.student.model))
+    fitted = fit_length(names, recipe.max_length, was_set="max_length" in recipe.model_fields_set)
+    return recipe if fitted == recipe.max_length else recipe.model_copy(update={"max_length": fitted})
 
 
 def _as_recipe(what: Recipe | str, data: str | None, settings: Mapping[str, Any] | None) -> Recipe:
@@ -305,7 +296,8 @@ def _load_student(
     if wanted.model is not None:
         student = load_checkpoint(wanted.model, get_task(recipe.task))
         _check_pair(student, teacher)
-        return student, None
+        # It learns from texts as the teacher's tokenizer reads them, whose normaliser may be another.
+        return replace(student, tokenizer=teacher.tokenizer), None
     layers = recipe.student_layers
     if wanted.best_of:
         layers = _best_of(recipe, teacher.model, material)

@@ -7,9 +7,10 @@ import sys
 import pytest
 
 from potstill.bench.engines.runners import with_torch
+from potstill.checkpoint import fit_length
 from potstill.distill import distill
 from potstill.distill.quality import evaluate
-from potstill.distill.run import finetune, fit_length
+from potstill.distill.run import finetune
 from potstill.errors import CheckpointError
 from potstill.export.source import load_source
 from potstill.recipe import build_recipe
@@ -59,7 +60,7 @@ def test_every_command_names_the_longest_that_it_reads(asked, roberta, data, tmp
 
 
 def test_without_a_length_every_command_takes_what_the_model_reads(roberta, data):
-    assert fit_length(recipe(roberta, data)).max_length == 64
+    assert fit_length([str(roberta)], 128, was_set=False) == 64
     assert load_source(str(roberta)).max_length == 64
     command = {
         "precision": "fp32", "runner": "torch-cpu", "threads": 1, "task": "text-classification", "folder": str(roberta),
@@ -99,3 +100,12 @@ def test_relative_positions_are_only_held_against_the_tokenizers_limit(tmp_path)
         else:
             with pytest.raises(CheckpointError, match=r"reads 1 to 48 tokens"):
                 load_source(str(folder), max_length=49)
+
+
+def test_a_run_without_a_length_trains_and_exports_at_what_the_teacher_reads(roberta, data, tmp_path):
+    from potstill.pipeline import _export_config
+
+    given = recipe(roberta, data, **{"distill.max_steps": 1, "distill.allow_weak_teacher": True})
+    report = distill(given, tmp_path / "student")
+    assert report["recipe"]["max_length"] == 64
+    assert _export_config(given, [str(roberta), str(tmp_path / "student")]).max_length == 64

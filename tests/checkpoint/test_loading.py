@@ -161,8 +161,10 @@ def test_a_setting_of_the_wrong_kind_is_named(folder):
 
 def test_sizes_that_do_not_fit_the_weights_are_refused_in_one_line(folder):
     change(folder, intermediate_size=64)
-    refused(folder)
-    assert "other sizes than its config.json says" in refused(folder, new_head={})
+    for options in ({}, {"new_head": {}}):
+        message = refused(folder, **options)
+        assert "3 weights of other sizes than its config.json says" in message
+        assert "bert.encoder.layer.0.intermediate.dense.bias with (32,) for (64,)" in message
 
 
 def test_a_head_for_other_labels_is_made_anew(folder):

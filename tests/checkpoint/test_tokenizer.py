@@ -3,11 +3,13 @@
 import json
 
 import pytest
+from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 from potstill.bench.engines.runners import with_torch
 from potstill.checkpoint import load_checkpoint, load_tokenizer, reference_tokenizer, save_tokenizer
 from potstill.data import Examples
+from potstill.distill import distill
 from potstill.distill.batches import make_collator, tokenize
 from potstill.distill.corpus import load_corpus
 from potstill.errors import CheckpointError
@@ -15,10 +17,12 @@ from potstill.export import export_bundle, tokens
 from potstill.export.source import load_source
 from potstill.export.tokens import check_tokens
 from potstill.export.workshop import draft_manifest
+from potstill.recipe import build_recipe
 from potstill.sections import ExportConfig
 from potstill.serve import BundleTokenizer
 from potstill.task import TEXT_CLASSIFICATION
 from tests.checkpoint import made
+from tests.tiny import write_data
 
 ALL = (*made.TEXTS, *made.PAIRS)
 WITH_TYPES = {
@@ -185,3 +189,20 @@ def test_words_are_not_glued_together_by_a_byte_level_tokenizer(tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps(content))
     rows = tokenize(words, load_tokenizer(str(folder)), max_length=made.LONGEST)
     assert rows["input_ids"][0] == made.reference(folder).encode("good film").ids
+
+
+def test_a_student_of_ones_own_is_published_with_the_tokenizer_that_it_learned_by(tmp_path):
+    tokenizer = made.word_piece()
+    for name, lowercase in (("teacher", True), ("student", False)):
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        made.write_tokenizer(tmp_path / name, tokenizer, "BertTokenizer", made.BRACKETS)
+        names = {"id2label": {"0": "mountain", "1": "sea"}, "label2id": {"mountain": 0, "sea": 1}}
+        made.write_model(tmp_path / name, "Bert", vocab_size=tokenizer.get_vocab_size(), config=names)
+    given = {
+        "teacher.model": str(tmp_path / "teacher"), "student.model": str(tmp_path / "student"),
+        "data.name": str(write_data(tmp_path / "data", train=16, validation=8)), "max_length": made.LONGEST,
+        "distill.max_steps": 1, "distill.allow_weak_teacher": True,
+    }  # fmt: skip
+    distill(build_recipe({}, overrides=list(given.items()), origin="test"), tmp_path / "out")
+    published, teachers = (tmp_path / name / "tokenizer.json" for name in ("out", "teacher"))
+    assert published.read_bytes() == teachers.read_bytes()
