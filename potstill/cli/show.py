@@ -10,6 +10,7 @@ from potstill.bundle import MANIFEST_NAME, read_bundle
 from potstill.cli.bundle import print_bundle, some
 from potstill.cli.settings import JsonOption
 from potstill.errors import UsageError
+from potstill.hub import similar
 
 _MB = 1e6
 
@@ -24,6 +25,8 @@ def show(
     """
     from potstill.cli.render import print_json
 
+    if not folder.exists():
+        raise UsageError(f"there is no folder {folder}; {similar(str(folder)) or 'name one that potstill has made'}")
     report_file = next(
         (folder / name for name in ("report.json", "report/report.json") if (folder / name).is_file()), None
     )
