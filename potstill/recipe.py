@@ -154,9 +154,12 @@ def recipe_text(name: str) -> str:
             return file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise RecipeError(f"{name} is not UTF-8 at byte {error.start}, so it is no recipe") from error
-    near = _nearest(name, recipe_names())
+    if file.is_dir():
+        raise RecipeError(f"{name} is a folder; a recipe is a YAML file, or one of {', '.join(recipe_names())}")
+    near = difflib.get_close_matches(name, recipe_names(), n=1, cutoff=0.5)
+    meant = f"; did you mean {near[0]!r}?" if near else ""
     raise RecipeError(
-        f"there is no recipe {name!r}{near}; shipped are {', '.join(recipe_names())}, or name a YAML file"
+        f"there is no recipe {name!r}{meant}; shipped are {', '.join(recipe_names())}, or name a YAML file"
     )
 
 

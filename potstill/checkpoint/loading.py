@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from potstill.bundle import sha256_of
 from potstill.errors import CheckpointError
+from potstill.hub import check_name
 from potstill.task import FEATURE_EXTRACTION, Task
 
 # Everything that decides how a checkpoint answers; training states beside it do not.
@@ -50,10 +51,16 @@ def load_checkpoint(
         CheckpointError: if it does not exist, cannot be read, or has no trained head for the task.
     """
     _check_folder(name)
+    check_name(name, "model")
     try:
         config = AutoConfig.from_pretrained(name, **(new_head or {}))
         model, loading = getattr(transformers, task.model_class).from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True
+            name,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            # A head for other labels is made anew; whether it was more than the head is looked at below.
+            ignore_mismatched_sizes=new_head is not None,
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"cannot load {name!r} for {task.name}: {_short(error)}") from error
@@ -69,6 +76,7 @@ def load_config(name: str) -> PretrainedConfig:
         CheckpointError: if there is none, or none that transformers reads.
     """
     _check_folder(name)
+    check_name(name, "model")
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
@@ -82,6 +90,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         CheckpointError: if there is none; a bundle needs tokenizer.json, which only fast tokenizers have.
     """
+    check_name(name, "model", what="the tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
@@ -126,7 +135,7 @@ def _check_weights(
     name: str, task: Task, model: PreTrainedModel, loading: dict[str, Any], *, head_may_be_new: bool
 ) -> None:
     """Refuse weights that would be random, except where they are no part of the answer or are about to be trained."""
-    missing = sorted(str(key) for key in loading["missing_keys"])
+    missing = sorted({*map(str, loading["missing_keys"]), *(str(key) for key, *_ in loading["mismatched_keys"])})
     if task is FEATURE_EXTRACTION:  # pooled by us, from the tokens
         missing = [key for key in missing if not key.startswith("pooler.")]
     encoder = f"{model.base_model_prefix}."

@@ -169,6 +169,7 @@ def run_app() -> int:
 def _usage(error: Any) -> str:
     """Return typer's complaint in our form: what is wrong, what was meant, where the options are listed."""
     message = str(error.format_message()).strip().removesuffix(".")
+    message = message.replace(": Value error, ", ": ").replace(": Input should", ": it should")
     possible = getattr(error, "possibilities", None)
     if possible:
         message = f"{error.message.strip()}; did you mean {' or '.join(sorted(possible))}?"

@@ -58,6 +58,8 @@ def bench(
     Example: potstill bench teacher-onnx/ student-onnx/ --data nyu-mll/glue:sst2 --out report/
     """
     given = {name: value for name, value in locals().items() if value is not None and value is not False}
+    if "verify" not in given:
+        _check(given)
     for module in ("psutil", "jinja2", "matplotlib", "scipy", "onnxruntime"):
         require(module, extra="bench")
     if "verify" in given:
@@ -66,14 +68,19 @@ def bench(
         _measure(given)
 
 
-def _measure(given: Mapping[str, Any]) -> None:
+def _check(given: Mapping[str, Any]) -> None:
+    """Refuse what needs no library to be refused."""
     if not given.get("models") or "out" not in given:
         raise UsageError("name the models and a folder: potstill bench teacher-onnx/ student-onnx/ --out report/")
+    _config(given)
+    check_bench(given)
+
+
+def _measure(given: Mapping[str, Any]) -> None:
     from potstill import bench as benching
     from potstill.cli.render import progress_bars
 
     config, request = _config(given), _request(given)
-    check_bench(given, request.models)
     stopping.keeps(lambda: _left(given["out"]))
     older = benching.read_report(given["compare"]) if "compare" in given else None
     with progress_bars() as progress:

@@ -256,30 +256,31 @@ def check_data(
     path = Path(name).expanduser()
     if not path.exists():
         return  # on the hub, or in its cache
+    if task in (FILL_MASK, FEATURE_EXTRACTION):
+        # Running text may be of any size and is read as a stream, by rules of its own: here only whether it is there.
+        for split in splits:
+            _split_files(path, split)
+        return
+    files = [path] if path.is_file() else [file for file in path.iterdir() if file.suffix in _DATA_SUFFIXES]
+    if sum(file.stat().st_size for file in files) > _READ_AT_ONCE_BYTES:
+        return
+    if any(file.suffix == ".parquet" for file in files) and find_spec("pyarrow") is None:
+        return
+    reading: dict[str, Any] = {"task": task, "text_columns": text_columns}
     for split in splits:
-        files = [path] if path.is_file() else _split_files(path, split)
-        if task in (FILL_MASK, FEATURE_EXTRACTION) and not needs_labels:
-            continue  # running text is read as a stream, by its own rules
-        if sum(file.stat().st_size for file in files) > _READ_AT_ONCE_BYTES or any(
-            file.suffix == ".parquet" and find_spec("pyarrow") is None for file in files
-        ):
-            continue
         if needs_labels:
             load_examples(
-                name,
-                split=split,
-                task=task,
-                text_columns=text_columns,
-                label_column=label_column,
-                label_names=label_names,
-                problem_type=problem_type,
-            )
+                name, split=split, label_column=label_column, label_names=label_names, problem_type=problem_type,
+                **reading,
+            )  # fmt: skip
         else:
-            load_texts(name, split=split, task=task, text_columns=text_columns)
+            load_texts(name, split=split, **reading)
 
 
 def _split_files(folder: Path, split: str) -> list[Path]:
     """Return the files of a split in a folder: `SPLIT.suffix`, or shards `SPLIT-*.suffix`."""
+    if folder.is_file():
+        return [folder]
     files = sorted(file for file in folder.iterdir() if file.suffix in _DATA_SUFFIXES)
     found = [file for file in files if file.stem == split or file.name.startswith(f"{split}-")]
     if not found:
@@ -382,35 +383,38 @@ def check_recipe_data(
 
 
 def check_student(recipe: Recipe, facts: Facts | None, *, flags: Mapping[str, str]) -> None:
-    """Refuse a student that cannot be cut from a teacher.
+    """Refuse a student that cannot be cut from a teacher, which may be one that the recipe trains.
 
     Raises:
         CheckpointError: with the layers that there are, or the family that fits.
     """
-    if facts is None or recipe.student.model is not None:
+    if recipe.student.model is not None:
         return
-    asked, total = recipe.student_layers, facts.layers
-    given = flags.get("student.layers", "--set student.layers=")
+    scratch = recipe.teacher.scratch
+    total = scratch.num_layers if scratch is not None else facts.layers if facts is not None else None
+    asked = recipe.student_layers
+    given = f"{flags['student.layers']} " if "student.layers" in flags else "student.layers="
     if total is not None and asked is not None:
         if isinstance(asked, int) and asked > total:
             raise CheckpointError(
-                f"{given} {asked}: a student of {asked} layers cannot be cut from a teacher with {total}; "
+                f"{given}{asked}: a student of {asked} layers cannot be cut from a teacher with {total}; "
                 f"ask for 1 to {total}"
             )
         if isinstance(asked, list) and asked[-1] >= total:
             raise CheckpointError(
-                f"{given} {','.join(map(str, asked))}: the teacher has the layers 0 to {total - 1}; name some of them"
+                f"{given}{','.join(map(str, asked))}: the teacher has the layers 0 to {total - 1}; name some of them"
             )
-    family = recipe.student.family
-    if family == "distilbert" and facts.model_type not in {"bert", "distilbert", None}:
+    layer = recipe.distill.settings().get("teacher_layer")
+    if layer is not None and total is not None and layer >= total:
+        raise CheckpointError(f"--set distill.teacher_layer={layer}: the teacher has the layers 0 to {total - 1}")
+    if facts is None:
+        return
+    if recipe.student.family == "distilbert" and facts.model_type not in {"bert", "distilbert", None}:
+        option = "--family " if "student.family" in flags else "student.family="
         raise CheckpointError(
-            f"{flags.get('student.family', '--set student.family=')} distilbert: a DistilBERT student is cut from a "
-            f"BERT, and {facts.name} is a {facts.model_type}; leave it out"
+            f"{option}distilbert: a DistilBERT student is cut from a BERT, and {facts.name} is a {facts.model_type}; "
+            "leave it out"
         )
-    settings = recipe.distill.settings()
-    layer, layers = settings.get("teacher_layer"), facts.layers
-    if layer is not None and layers is not None and layer >= layers:
-        raise CheckpointError(f"--set distill.teacher_layer={layer}: the teacher has the layers 0 to {layers - 1}")
 
 
 def check_init(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping[str, str]) -> None:
@@ -598,16 +602,15 @@ def check_run(recipe: Recipe) -> None:
     check_recipe_data(recipe, task, label_names=names, problem_type=problem, needs_labels=labelled)
 
 
-def check_bench(given: Mapping[str, Any], models: Sequence[tuple[str, str]]) -> None:
+def check_bench(given: Mapping[str, Any]) -> None:
     """Refuse what `bench` could not do.
-
-    Args:
-        given: the options by parameter.
-        models: pairs of name and place.
 
     Raises:
         PotstillError: with the first thing that is wrong.
     """
+    from potstill.bench import name_models
+
+    models = name_models(given["models"])
     out: Path = given["out"]
     # Whether an interrupted bench may go on there, the bench itself decides.
     work = out.resolve().with_name(f".{out.resolve().name}.bench")
@@ -636,7 +639,7 @@ def _check_bench_model(place: str, *, precisions: Sequence[str]) -> None:
     if (folder / MANIFEST_NAME).exists():
         from potstill.bundle import read_bundle
 
-        have = list(read_bundle(folder, verify=False).manifest.models)
+        have: list[str] = list(read_bundle(folder, verify=False).manifest.models)
         if precisions and not set(precisions) & set(have):
             raise UsageError(f"--precision: {place} has no {', '.join(precisions)}; it has {', '.join(have)}")
         return

@@ -70,7 +70,9 @@ def _print_checkpoint(folder: Path, *, as_json: bool) -> None:
         "hidden size": config.get("hidden_size", config.get("dim")),
         "labels": some([str(label) for label in (config.get("id2label") or {}).values()]),
         "weights": f"{sum(file.stat().st_size for file in weights) / _MB:.1f} MB",
-        "distilled from": report.get("teacher", {}).get("name"),
+        "fine-tuned from" if report.get("method") == "finetune" else "distilled from": report.get("teacher", {}).get(
+            "name"
+        ),
         "scores": _scores(report),
         "steps": report.get("steps"),
     }

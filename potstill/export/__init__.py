@@ -13,23 +13,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from potstill import machine
 from potstill.bundle import Manifest, ModelRecord, Pooling, Precision, record_files, write_manifest
 from potstill.data import Examples, Text
 from potstill.errors import CheckpointError
-from potstill.export.graph import build_graph
-from potstill.export.onnxfile import load_model
-from potstill.export.source import Source, load_source, peek
-from potstill.export.texts import make_probe
-from potstill.export.tokens import check_tokens
-from potstill.export.tuning import tune
-from potstill.export.workshop import Workshop, draft_manifest
+from potstill.extras import needing
 from potstill.progress import Progress, silent
 from potstill.publish import check_free, new_folder
 from potstill.sections import ExportConfig
-from potstill.serve import BundleTokenizer
+
+with needing("export"):
+    from transformers import PreTrainedTokenizerBase
+
+    from potstill.export.graph import build_graph
+    from potstill.export.onnxfile import load_model
+    from potstill.export.source import Source, load_source, peek
+    from potstill.export.texts import make_probe
+    from potstill.export.tokens import check_tokens
+    from potstill.export.tuning import tune
+    from potstill.export.workshop import Workshop, draft_manifest
+    from potstill.serve import BundleTokenizer
 
 __all__ = ["export_bundle", "peek"]
 
