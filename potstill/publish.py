@@ -110,7 +110,8 @@ def machine_failure(error: BaseException, target: Path | None = None) -> Potstil
     place = target or named
     where = f"{place} cannot be written" if place else "a file cannot be written"
     if numbers & _FULL or any(sign in words for sign in _FULL_WORDS):
-        return DiskError(f"{where}: {_full_disk(place, numbers)}; make room and try again")
+        what = "a quota or the largest size of a file" if numbers & {errno.EDQUOT, errno.EFBIG} else "the end of the disk"
+        return DiskError(f"{where}: {what} is reached; make room")
     if numbers & _FORBIDDEN and (target is not None or named is not None):
         reason = os.strerror((numbers & _FORBIDDEN).pop()).lower()
         return OutputError(f"{named or target} cannot be used: {reason}; name another place, or change its permissions")
@@ -125,15 +126,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _full_disk(place: Path | None, numbers: set[int]) -> str:
-    if numbers & {errno.EDQUOT, errno.EFBIG}:
-        return "the quota or the largest size of a file is reached"
-    folder = next((each for each in (place, *place.parents) if each.is_dir()), None) if place else None
-    if folder is None:
-        return "no space is left on the disk"
-    return f"no space is left on the disk ({shutil.disk_usage(folder).free / 1e6:,.0f} MB are free)"
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

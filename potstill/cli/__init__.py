@@ -40,7 +40,9 @@ def main() -> None:
     finally:
         restore()
     if code == stopping.INTERRUPTED:
-        sys.stderr.write(f"\n{stopping.after_signal()}\n")
+        if sys.stderr.isatty():  # behind the ^C
+            sys.stderr.write("\n")
+        sys.stderr.write(f"{stopping.after_signal()}\n")
         code = 128 + stopping.signal_number()
     sys.exit(code)
 

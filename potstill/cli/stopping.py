@@ -98,8 +98,10 @@ def after_failure(error: PotstillError) -> str:
     if not isinstance(error, DiskError) or _find is None:
         return ""
     left = _find()
-    if left.done or not left.kept:
+    if left.done:
         return ""
+    if not left.kept:
+        return f"; nothing is finished, so nothing is kept: start anew with {_command()}"
     return f"; kept: {', '.join(left.kept)}; go on with: {_command(left)}"
 
 
