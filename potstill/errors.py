@@ -12,6 +12,7 @@
     │   ├── BundleError         a folder is not a bundle, or not one for this
     │   └── OutputError         the output folder is in the way
     └── MissingError          exit 3: this machine lacks something
+        ├── DiskError           the disk is full
         └── MissingExtraError   an optional dependency is not installed
 
 A message says what was wrong with the value shown, what was expected, and what to do.
@@ -72,6 +73,10 @@ class MissingError(PotstillError):
     """This machine lacks something that the work needs."""
 
     exit_code = 3
+
+
+class DiskError(MissingError):
+    """The disk takes no more: it is full, or a quota is."""
 
 
 class MissingExtraError(MissingError):

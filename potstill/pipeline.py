@@ -33,6 +33,14 @@ if TYPE_CHECKING:
     from potstill.bench.contract import Report
 
 RUN_FILE = "run.json"
+_CHECKPOINTS = "checkpoints"
+_STAGES = {
+    "the teacher": f"{_CHECKPOINTS}/teacher",
+    "the student": f"{_CHECKPOINTS}/student",
+    "the teacher's bundle": "teacher",
+    "the student's bundle": "student",
+    "the report": "report",
+}
 # What may differ between a run and the one that resumes it.
 _NOT_THE_RECIPE = {"output_dir", "resume"}
 
@@ -62,10 +70,46 @@ def run(
         PotstillError: whatever a stage raises; what was finished before stays.
     """
     _prepare(recipe, out_dir, resume=resume, overwrite=overwrite)
-    teacher = _teacher(recipe, out_dir, progress=progress, announce=announce)
-    student_dir = _student(_with_teacher(recipe, teacher), out_dir, progress=progress, announce=announce)
-    _export(recipe, {"teacher": teacher, "student": str(student_dir)}, out_dir, progress=progress)
-    return _bench(recipe, out_dir, progress=progress)
+    try:
+        teacher = _teacher(recipe, out_dir, progress=progress, announce=announce)
+        student_dir = _student(_with_teacher(recipe, teacher), out_dir, progress=progress, announce=announce)
+        _export(recipe, {"teacher": teacher, "student": str(student_dir)}, out_dir, progress=progress)
+        return _bench(recipe, out_dir, progress=progress)
+    except BaseException:
+        if _is_bare(out_dir):  # nothing is kept that the next start would stumble over
+            shutil.rmtree(out_dir, ignore_errors=True)
+        raise
+
+
+def check_out(recipe: Recipe, out_dir: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse an output folder that is in the way, or that holds a run of another recipe.
+
+    A folder in which a run was begun and nothing finished is free.
+
+    Raises:
+        OutputError: naming the ways out.
+    """
+    run_file = out_dir / RUN_FILE
+    if run_file.is_file() and _is_bare(out_dir):
+        check_free(out_dir, overwrite=True)
+        return
+    if resume and run_file.is_file():
+        _check_same_recipe(recipe, run_file)
+        return
+    try:
+        check_free(out_dir, overwrite=overwrite)
+    except OutputError as error:
+        if run_file.is_file() and not overwrite:
+            raise OutputError(
+                f"{out_dir} holds a run already ({', '.join(finished(out_dir)) or 'its first stage is begun'}); pass "
+                "--resume to go on with it, --overwrite to start anew, or name another folder"
+            ) from error
+        raise
+
+
+def finished(out_dir: Path) -> dict[str, Path]:
+    """Return the stages of a run that are finished, in their order: what each has made, and where it is."""
+    return {what: out_dir / place for what, place in _STAGES.items() if (out_dir / place).is_dir()}
 
 
 def load_eval_examples(recipe: Recipe, *, label_names: list[str], problem_type: str | None = None) -> Examples:
@@ -84,19 +128,10 @@ def load_eval_examples(recipe: Recipe, *, label_names: list[str], problem_type: 
 
 
 def _prepare(recipe: Recipe, out_dir: Path, *, resume: bool, overwrite: bool) -> None:
+    check_out(recipe, out_dir, resume=resume, overwrite=overwrite)
     run_file = out_dir / RUN_FILE
-    if resume and run_file.is_file():
-        _check_same_recipe(recipe, run_file)
+    if resume and run_file.is_file() and not _is_bare(out_dir):
         return
-    try:
-        check_free(out_dir, overwrite=overwrite)
-    except OutputError as error:
-        if run_file.is_file():
-            raise OutputError(
-                f"{out_dir} holds a run already; pass --resume to go on with it, --overwrite to start anew, or name "
-                "another folder"
-            ) from error
-        raise
     if out_dir.is_dir():
         shutil.rmtree(out_dir)
     out_dir.mkdir(parents=True)
@@ -106,6 +141,16 @@ def _prepare(recipe: Recipe, out_dir: Path, *, resume: bool, overwrite: bool) ->
         "environment": machine.describe(),
     }
     write_text(run_file, json.dumps(content, indent=2) + "\n")
+
+
+def _is_bare(out_dir: Path) -> bool:
+    """Return whether a run was begun in a folder, and nothing of it is worth going on with."""
+    names = {path.name for path in out_dir.iterdir()} if out_dir.is_dir() else set()
+    if RUN_FILE not in names or names - {RUN_FILE, _CHECKPOINTS} or finished(out_dir):
+        return False
+    checkpoints = out_dir / _CHECKPOINTS
+    kept = (*checkpoints.glob("*.training*/checkpoint-*/COMPLETE"), *checkpoints.glob("*.training-*/*/*"))
+    return not any(path.is_file() for path in kept)
 
 
 def _check_same_recipe(recipe: Recipe, run_file: Path) -> None:

@@ -71,9 +71,19 @@ class Recipe(Section):
 
 
 def build_recipe(
-    values: Mapping[str, Any], *, overrides: Sequence[tuple[str, Any]] = (), origin: str = "the recipe"
+    values: Mapping[str, Any],
+    *,
+    overrides: Sequence[tuple[str, Any]] = (),
+    origin: str = "the recipe",
+    flags: Mapping[str, str] | None = None,
 ) -> Recipe:
     """Check `values` with `overrides` (dotted key, value) laid over them.
+
+    Args:
+        values: sections and settings.
+        overrides: dotted keys with the values that win.
+        origin: what the message of an error begins with; empty where the faults say enough.
+        flags: what a dotted key is called on the command line, for messages.
 
     Raises:
         RecipeError: with every fault, one per line.
@@ -84,12 +94,20 @@ def build_recipe(
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
-        faults = "\n".join(f"  {_describe(fault)}" for fault in error.errors())
-        raise RecipeError(f"{origin} is not valid:\n{faults}") from error
+        faults = [_describe(fault, flags or {}) for fault in error.errors()]
+        if not origin:
+            raise RecipeError("; ".join(faults)) from error
+        listed = "\n".join(f"  {fault}" for fault in faults)
+        raise RecipeError(f"{origin} is not valid:\n{listed}") from error
 
 
-def parse_section(name: str, values: Mapping[str, Any]) -> Any:
+def parse_section(name: str, values: Mapping[str, Any], *, flags: Mapping[str, str] | None = None) -> Any:
     """Check the values of one section of a recipe, such as `export`, given as flags.
+
+    Args:
+        name: of the section.
+        values: its settings.
+        flags: what a dotted key is called on the command line, for messages.
 
     Raises:
         RecipeError: with every fault.
@@ -98,11 +116,15 @@ def parse_section(name: str, values: Mapping[str, Any]) -> Any:
     try:
         return section.model_validate(dict(values))
     except ValidationError as error:
-        faults = "; ".join(_describe({**fault, "loc": (name, *fault["loc"])}) for fault in error.errors())
+        faults = "; ".join(
+            _describe({**fault, "loc": (name, *fault["loc"])}, flags or {}, section=name) for fault in error.errors()
+        )
         raise RecipeError(faults) from error
 
 
-def load_recipe(name: str, *, overrides: Sequence[tuple[str, Any]] = ()) -> Recipe:
+def load_recipe(
+    name: str, *, overrides: Sequence[tuple[str, Any]] = (), flags: Mapping[str, str] | None = None
+) -> Recipe:
     """Load a shipped recipe by its name, or one from a YAML file, with `overrides` laid over it.
 
     Raises:
@@ -115,7 +137,7 @@ def load_recipe(name: str, *, overrides: Sequence[tuple[str, Any]] = ()) -> Reci
         raise RecipeError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{name} holds no settings; `potstill recipes sst2` prints one to start from")
-    return build_recipe(values, overrides=overrides, origin=f"recipe {name}")
+    return build_recipe(values, overrides=overrides, origin=f"recipe {name}", flags=flags)
 
 
 def recipe_text(name: str) -> str:
@@ -132,9 +154,12 @@ def recipe_text(name: str) -> str:
             return file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise RecipeError(f"{name} is not UTF-8 at byte {error.start}, so it is no recipe") from error
-    near = _nearest(name, recipe_names())
+    if file.is_dir():
+        raise RecipeError(f"{name} is a folder; a recipe is a YAML file, or one of {', '.join(recipe_names())}")
+    near = difflib.get_close_matches(name, recipe_names(), n=1, cutoff=0.5)
+    meant = f"; did you mean {near[0]!r}?" if near else ""
     raise RecipeError(
-        f"there is no recipe {name!r}{near}; shipped are {', '.join(recipe_names())}, or name a YAML file"
+        f"there is no recipe {name!r}{meant}; shipped are {', '.join(recipe_names())}, or name a YAML file"
     )
 
 
@@ -178,15 +203,34 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _describe(fault: Mapping[str, Any]) -> str:
+def _describe(fault: Mapping[str, Any], flags: Mapping[str, str], *, section: str = "") -> str:
+    """Return one fault in a line, in the words of the command line for the keys that it has flags for."""
     where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         return f"{where}: unknown key{_nearest(str(fault['loc'][-1]), _known_keys(fault['loc'][:-1]))}"
+    # A list's entry is called as the list is.
+    flag = flags.get(where) or flags.get(".".join(str(part) for part in fault["loc"] if not isinstance(part, int)))
+    if flag and isinstance(fault["input"], Mapping | BaseModel):
+        return f"{flag} is missing" if fault["type"] == "missing" else f"{flag}: {_plain_message(fault)}"
+    if flag:
+        sign = "=" if flag.startswith("--set ") else " "
+        return f"{flag}{sign}{_shown(fault['input'])}: {_plain_message(fault)}"
     if fault["type"] == "missing":
         return f"{where}: is missing"
-    message = str(fault["msg"]).removeprefix("Value error, ")
+    message = _plain_message(fault)
+    if flags and where == section:  # of several options together
+        return message
     shown = "" if isinstance(fault["input"], Mapping | BaseModel) else f" (it is {fault['input']!r})"
-    return f"{where or 'recipe'}: {message[:1].lower()}{message[1:]}{shown}"
+    return f"{where or 'recipe'}: {message}{shown}"
+
+
+def _plain_message(fault: Mapping[str, Any]) -> str:
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{message[:1].lower()}{message[1:]}"
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _known_keys(location: Sequence[Any]) -> list[str]:

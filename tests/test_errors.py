@@ -17,6 +17,7 @@ CODES = {
     "BundleError": 2,
     "OutputError": 2,
     "MissingError": 3,
+    "DiskError": 3,
     "MissingExtraError": 3,
 }
 

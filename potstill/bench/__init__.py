@@ -32,4 +32,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    from potstill.extras import needing
+
+    with needing("bench"):
+        return getattr(import_module(_HOMES[name]), name)

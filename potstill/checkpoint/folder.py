@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.errors import CheckpointError
+from potstill.hub import check_name
 from potstill.task import FEATURE_EXTRACTION, TASKS, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, Task
 
 # Their position ids begin behind that of the padding, so that they read fewer tokens than they have positions.
@@ -305,10 +306,7 @@ def find_folder(name: str) -> Path:
         return path
     if path.exists():
         raise CheckpointError(f"{name} is a file; name the checkpoint folder that it lies in, or a hub id")
-    if path.is_absolute() or name.startswith((".", "~")) or name.endswith("/") or name.count("/") > 1:
-        raise CheckpointError(f"there is no checkpoint folder {name}; name a folder or a hub id")
-    if "/" in name and path.parent.is_dir():
-        raise CheckpointError(f"there is no folder {path.name} in {path.parent}; name a checkpoint folder or a hub id")
+    check_name(name, "model")
     return _fetch(name)
 
 

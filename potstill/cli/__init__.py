@@ -9,30 +9,48 @@ from typing import Any
 
 def main() -> None:
     """Run the command line, with one line per error and the exit code that belongs to it."""
+    from potstill.cli import stopping
     from potstill.errors import PotstillError
     from potstill.extras import require
+    from potstill.publish import machine_failure
 
     _warn_in_one_line()
     # Libraries draw bars and print advice of their own; ours is the only voice on this screen.
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    restore = stopping.install()
     try:
         require("typer", extra="cli")
         require("rich", extra="cli")
-        from potstill.cli.app import app
+        from potstill.cli.app import run_app
 
         _require_folder()
-        app(prog_name="potstill")
-    except PotstillError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.exit_code)
-    except SystemExit as stop:
-        if stop.code == _INTERRUPTED:  # typer has taken Ctrl-C and says nothing
-            sys.stderr.write("\nstopped; what was finished is kept\n")
-        raise
+        code = run_app()
+    except KeyboardInterrupt:
+        code = stopping.INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception as error:
+        known = error if isinstance(error, PotstillError) else machine_failure(error)
+        if known is None:  # a bug: the traceback is what helps
+            raise
+        sys.stderr.write(f"error: {in_one_line(str(known))}{stopping.after_failure(known)}\n")
+        code = known.exit_code
+    finally:
+        restore()
+    if code == stopping.INTERRUPTED:
+        if sys.stderr.isatty():  # behind the ^C
+            sys.stderr.write("\n")
+        sys.stderr.write(f"{stopping.after_signal()}\n")
+        code = 128 + stopping.signal_number()
+    sys.exit(code)
+
+
+def in_one_line(message: str) -> str:
+    """Return a message of several lines, a headline and its faults, as one."""
+    first, *rest = [" ".join(line.split()) for line in message.splitlines() if line.strip()] or [""]
+    return f"{first} {'; '.join(rest)}" if first.endswith(":") else "; ".join([first, *rest])
 
 
 def _require_folder() -> None:
@@ -56,7 +74,6 @@ def _warn_in_one_line() -> None:
     warnings.formatwarning = format_warning
 
 
-_INTERRUPTED = 128 + 2
 _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -3,6 +3,8 @@
 A command's module is loaded when the command is asked for: a server need not wait for what recipes are made of.
 """
 
+import inspect
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -11,6 +13,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from potstill import __version__
+from potstill.errors import PotstillError, UsageError
 
 COMMANDS = (
     "run",
@@ -29,10 +32,73 @@ COMMANDS = (
 )
 """Each is the function of its name in the module of its name."""
 
+# What goes into an option or argument, by the parameter's name; an option that names its own wins. Without these typer
+# would print Python's types, such as <list[str]>.
+METAVARS = {
+    "answer_column": "COLUMN",
+    "api_key_file": "FILE",
+    "attention": "KIND",
+    "baseline": "NAME",
+    "budget": "TIME",
+    "bundle": "BUNDLE",
+    "bundles": "BUNDLE",
+    "checkpoint": "CHECKPOINT",
+    "claims": "FILE.yaml",
+    "column": "COLUMN",
+    "compare": "REPORT",
+    "confusion": "FILE.png",
+    "copy": "FILE.yaml",
+    "data": "DATA",
+    "epochs": "N",
+    "family": "FAMILY",
+    "file": "FILE",
+    "folder": "FOLDER",
+    "host": "ADDRESS",
+    "judged_split": "SPLIT",
+    "label_column": "COLUMN",
+    "layers": "N|N,N,...",
+    "learning_rates": "RATE,RATE,...",
+    "max_loss": "SHARE",
+    "method": "METHOD",
+    "metric": "METRIC",
+    "model": "MODEL",
+    "models": "MODEL",
+    "name": "NAME",
+    "on_error": "fail|skip",
+    "out": "FOLDER",
+    "parameters": "JSON",
+    "pooling": "POOLING",
+    "precision": "PRECISION",
+    "predictions": "FILE.jsonl",
+    "problem_type": "TYPE",
+    "recipe": "RECIPE",
+    "reference": "FILE.json",
+    "required": "CLAIM",
+    "runner": "RUNNER",
+    "settings": "KEY=VALUE",
+    "shadow": "NAME",
+    "split": "SPLIT",
+    "suite": "FILE.yaml",
+    "task": "TASK",
+    "tasks": "TASK,TASK,...",
+    "teacher": "TEACHER",
+    "text_column": "COLUMN",
+    "tokenizer": "TOKENIZER",
+    "verify": "REPORT",
+}
+# Where one name means something else in one command.
+_OWN_METAVARS = {
+    ("evaluate", "epochs"): "N,N,...",
+    ("evaluate", "teacher"): "MODEL",
+    ("predict", "out"): "FILE",
+}
+_NUMBER = "N"
+_ANYTHING = "VALUE"
 
-def _typer(**more: Any) -> typer.Typer:
+
+def _typer(*, add_completion: bool = False, **more: Any) -> typer.Typer:
     return typer.Typer(
-        add_completion=False,
+        add_completion=add_completion,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -50,13 +116,66 @@ class _Commands(TyperGroup):
             self.commands = {name: self.get_command(ctx, name) for name in COMMANDS}
             return None
         if cmd_name not in self.commands:
-            alone = _typer()
-            alone.command(cmd_name)(getattr(import_module(f"potstill.cli.{cmd_name}"), cmd_name))
-            self.add_command(get_command(alone), cmd_name)
+            self.add_command(_load(cmd_name), cmd_name)
         return self.commands[cmd_name]
 
 
-app = _typer(no_args_is_help=True, cls=_Commands)
+def _load(name: str) -> Any:
+    """Return a command, with its first sentence for the list of commands and a word for what each option takes."""
+    function = getattr(import_module(f"potstill.cli.{name}"), name)
+    alone = _typer()
+    # Given as such, a summary is wrapped; typer cuts off its own after 45 characters.
+    alone.command(name, short_help=(inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " "))(function)
+    command = get_command(alone)
+    _name_values(name, command.params)
+    return command
+
+
+def _name_values(command: str, parameters: Iterable[Any]) -> None:
+    for parameter in parameters:
+        if parameter.metavar is None and not getattr(parameter, "is_flag", False):
+            usual = METAVARS.get(parameter.name) or (_NUMBER if _is_number(parameter) else _ANYTHING)
+            parameter.metavar = _OWN_METAVARS.get((command, parameter.name), usual)
+        if parameter.param_type_name == "argument":
+            # typer would print an argument's metavar twice, as its name and as its type.
+            parameter.display_type_rich = lambda ctx: None
+
+
+def _is_number(parameter: Any) -> bool:
+    return parameter.type_descriptor.annotation in {int, float}
+
+
+app = _typer(no_args_is_help=True, cls=_Commands, add_completion=True)
+
+
+def run_app() -> int:
+    """Run the command that the process's arguments name, and return its exit code.
+
+    Raises:
+        UsageError: if there is no such command or option, or a value does not fit; in one line.
+        PotstillError: whatever the command raises.
+    """
+    try:
+        return get_command(app).main(prog_name="potstill", standalone_mode=False) or 0
+    except typer.Abort as error:
+        raise PotstillError("stopped: standard input has ended before there was an answer") from error
+    except typer.TyperException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(error.format_message(), err=True)
+            return error.exit_code
+        raise UsageError(_usage(error)) from error
+
+
+def _usage(error: Any) -> str:
+    """Return typer's complaint in our form: what is wrong, what was meant, where the options are listed."""
+    message = str(error.format_message()).strip().removesuffix(".")
+    message = message.replace(": Value error, ", ": ").replace(": Input should", ": it should")
+    possible = getattr(error, "possibilities", None)
+    if possible:
+        message = f"{error.message.strip()}; did you mean {' or '.join(sorted(possible))}?"
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "potstill"
+    return f"{message[:1].lower()}{message[1:]}{'' if message.endswith('?') else ';'} see `{path} --help`"
 
 
 def _version(wanted: bool) -> None:

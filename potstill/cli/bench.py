@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from potstill.cli import bench_options as options
+from potstill.cli import stopping
+from potstill.cli.checks import check_bench
 from potstill.cli.settings import JsonOption, OverwriteOption
 from potstill.errors import CheckError, UsageError
 from potstill.extras import require
@@ -56,6 +58,8 @@ def bench(
     Example: potstill bench teacher-onnx/ student-onnx/ --data nyu-mll/glue:sst2 --out report/
     """
     given = {name: value for name, value in locals().items() if value is not None and value is not False}
+    if "verify" not in given:
+        _check(given)
     for module in ("psutil", "jinja2", "matplotlib", "scipy", "onnxruntime"):
         require(module, extra="bench")
     if "verify" in given:
@@ -64,13 +68,20 @@ def bench(
         _measure(given)
 
 
-def _measure(given: Mapping[str, Any]) -> None:
+def _check(given: Mapping[str, Any]) -> None:
+    """Refuse what needs no library to be refused."""
     if not given.get("models") or "out" not in given:
         raise UsageError("name the models and a folder: potstill bench teacher-onnx/ student-onnx/ --out report/")
+    _config(given)
+    check_bench(given)
+
+
+def _measure(given: Mapping[str, Any]) -> None:
     from potstill import bench as benching
     from potstill.cli.render import progress_bars
 
     config, request = _config(given), _request(given)
+    stopping.keeps(lambda: _left(given["out"]))
     older = benching.read_report(given["compare"]) if "compare" in given else None
     with progress_bars() as progress:
         report = benching.bench(
@@ -88,6 +99,19 @@ def _measure(given: Mapping[str, Any]) -> None:
     if older is not None:
         _compare(older, report, as_json="as_json" in given)
     _require(report, given.get("required"))
+
+
+def _left(out: Path) -> stopping.Left:
+    """Return what an interrupted bench has measured."""
+    work = out.resolve().with_name(f".{out.resolve().name}.bench")
+    if not work.is_dir():
+        return (
+            stopping.Left(["the report in " + str(out)], done=True)
+            if (out / "report.json").is_file()
+            else stopping.Left()
+        )
+    report = f", and a report of it in {out}" if (out / "report.json").is_file() else ""
+    return stopping.Left([f"what was measured so far{report}"])
 
 
 def _request(given: Mapping[str, Any]) -> Any:

@@ -5,7 +5,10 @@ from typing import Annotated
 
 import typer
 
+from potstill.cli import stopping
+from potstill.cli.checks import check_training
 from potstill.cli.settings import (
+    FLAGS,
     JsonOption,
     OverwriteOption,
     ResumeOption,
@@ -58,6 +61,8 @@ def distill(
     }
     resolved = resolve(recipe, flags=flags, settings=settings)
     folder = output_folder(out, resolved)
+    check_training(resolved, folder, overwrite=overwrite, flags=FLAGS, teaches=True)
+    stopping.keeps(lambda: stopping.left_by_training(folder))
     require("torch", extra="distill")
     from potstill.cli.render import print_json, progress_bars
     from potstill.cli.training import announce, print_student

@@ -6,13 +6,9 @@ from typing import Any
 
 from potstill import machine
 from potstill.cli.settings import JsonOption
+from potstill.extras import EXTRAS
 
-_EXTRAS = {
-    "serve": ("onnxruntime", "tokenizers", "uvicorn", "httptools"),
-    "bench": ("psutil", "jinja2", "matplotlib", "scipy"),
-    "distill": ("torch", "transformers", "accelerate", "datasets"),
-    "export": ("torch", "transformers", "optimum", "onnx", "onnxscript"),
-}
+_SHOWN = ("serve", "bench", "distill", "export")
 
 
 def doctor(as_json: JsonOption = False) -> None:
@@ -23,7 +19,11 @@ def doctor(as_json: JsonOption = False) -> None:
     from potstill.cli.render import print_json, print_pairs, print_table
 
     environment = machine.describe()
-    missing = {extra: [module for module in modules if find_spec(module) is None] for extra, modules in _EXTRAS.items()}
+    missing = {
+        extra: [module for module in modules if find_spec(module) is None]
+        for extra, modules in EXTRAS.items()
+        if extra in _SHOWN
+    }
     findings = environment | {
         "fast_int8": machine.has_fast_int8(),
         "fast_bf16": machine.has_fast_bf16(),

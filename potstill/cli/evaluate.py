@@ -9,6 +9,8 @@ import typer
 from potstill.bundle import MANIFEST_NAME, read_bundle
 from potstill.checkpoint import read_folder
 from potstill.cli import glue as glue_cli
+from potstill.cli import stopping
+from potstill.cli.checks import check_evaluate
 from potstill.cli.settings import JsonOption, ResumeOption
 from potstill.errors import UsageError
 from potstill.extras import require
@@ -72,6 +74,8 @@ def evaluate(
         glue_cli.run(given)
         return
     _refuse(given, glue_cli.ONLY_GLUE, "only fine-tunes with --glue; add it or leave the option out")
+    check_evaluate(given)
+    stopping.keeps(stopping.left_by_nothing)
     results, extras = _score(given)
     _show(results, extras, given)
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from potstill.bundle import Manifest
+from potstill.cli import stopping
+from potstill.cli.checks import check_export
 from potstill.cli.settings import JsonOption, OverwriteOption
 from potstill.errors import DataError
 from potstill.extras import require
@@ -117,6 +119,8 @@ def export(
     """
     given = {name: value for name, value in locals().items() if value is not None}
     config = _config(given)
+    check_export(given, pooling=config.pooling, max_length=config.max_length)
+    stopping.keeps(stopping.left_by_nothing)
     require("torch", extra="export")
     require("onnx", extra="export")
     from potstill.cli.bundle import print_bundle
@@ -151,7 +155,8 @@ def _config(given: Mapping[str, Any]) -> ExportConfig:
     settings = {name: given[name] for name in _CONFIG if name in given}
     if "precision" in settings:
         settings["precisions"] = settings.pop("precision")
-    config: ExportConfig = parse_section("export", settings)
+    flags = {f"export.{name}": f"--{name.replace('_', '-')}" for name in _CONFIG}
+    config: ExportConfig = parse_section("export", settings, flags=flags | {"export.precisions": "--precision"})
     return config
 
 

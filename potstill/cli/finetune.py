@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-from potstill.cli.settings import JsonOption, OverwriteOption, ResumeOption, SetOption, resolve
+from potstill.cli import stopping
+from potstill.cli.checks import check_training
+from potstill.cli.settings import FLAGS, JsonOption, OverwriteOption, ResumeOption, SetOption, resolve
 from potstill.extras import require
 from potstill.method import method_for
 
@@ -40,6 +42,8 @@ def finetune(
         "distill.epochs": epochs,
     }
     resolved = resolve(None, flags=flags, settings=settings)
+    check_training(resolved, out, overwrite=overwrite, flags=FLAGS, teaches=False)
+    stopping.keeps(lambda: stopping.left_by_training(out))
     require("torch", extra="distill")
     from potstill.cli.render import print_json, print_pairs, progress_bars
     from potstill.cli.training import announce

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from potstill.cli import stopping
+from potstill.cli.checks import check_glue
 from potstill.errors import UsageError
 from potstill.extras import require
 
@@ -57,6 +59,8 @@ def run(given: Mapping[str, Any]) -> None:
         "train_limit": given.get("train_limit"),
         "eval_limit": given.get("limit"),
     }
+    check_glue(given)
+    stopping.keeps(lambda: _left(given["out"]))
     require("torch", extra="distill")
     require("transformers", extra="distill")
     from potstill.cli.render import print_json, progress_bars
@@ -79,6 +83,12 @@ def run(given: Mapping[str, Any]) -> None:
     else:
         print_summary(summary)
         sys.stdout.write(f"\nSummary: {given['out'] / 'glue.json'}\n")
+
+
+def _left(out: Path) -> stopping.Left:
+    """Return how many cells of the grid are finished."""
+    cells = [file for file in out.rglob("*.json") if "seed" in file.stem]
+    return stopping.Left([f"{len(cells)} finished cells in {out}"] if cells else [], done=(out / "glue.json").is_file())
 
 
 def print_summary(summary: Mapping[str, Any]) -> None:

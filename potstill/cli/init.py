@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-from potstill.cli.settings import OverwriteOption, SetOption, parse_layers, resolve
+from potstill.cli import stopping
+from potstill.cli.checks import check_init
+from potstill.cli.settings import FLAGS, OverwriteOption, SetOption, parse_layers, resolve
 from potstill.extras import require
 from potstill.method import method_for
 
@@ -34,6 +36,8 @@ def init(
         "data.name": "none",
     }
     resolved = resolve(None, flags=flags, settings=settings)
+    check_init(resolved, out, overwrite=overwrite, flags=FLAGS)
+    stopping.keeps(stopping.left_by_nothing)
     require("torch", extra="distill")
     from potstill.cli.render import print_pairs
     from potstill.distill import init_student

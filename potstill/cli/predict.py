@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from potstill.bundle import MODEL_FILES
+from potstill.cli import stopping
+from potstill.cli.checks import check_predict
 from potstill.cli.settings import JsonOption, OverwriteOption
 from potstill.errors import UsageError
 from potstill.extras import require
@@ -42,6 +44,9 @@ def predict(
 
     Example: potstill predict student-onnx/ reviews.jsonl --out answers.jsonl --precision int8
     """
+    answer_parameters = _object(parameters)
+    check_predict(bundle, file, out, precision=precision, resume=resume, overwrite=overwrite)
+    stopping.keeps(lambda: _left(out))
     for module in ("onnxruntime", "tokenizers"):
         require(module, extra="serve")
     from potstill.cli.render import progress_bars
@@ -51,7 +56,7 @@ def predict(
 
     workers = threads or available_cores()
     settings = BulkSettings(
-        columns=column, parameters=_object(parameters), answer_column=answer_column, on_error=on_error, workers=workers
+        columns=column, parameters=answer_parameters, answer_column=answer_column, on_error=on_error, workers=workers
     )
     encoder = Encoder(bundle, precision=precision, threads=1, spinning=False)
     with progress_bars() as progress:
@@ -67,6 +72,26 @@ def predict(
     left = f", {report.failed} of them without an answer" if report.failed else ""
     resumed = f", {report.resumed_rows} of them earlier" if report.resumed_rows else ""
     typer.echo(f"{report.rows} rows{left}{resumed}, in {report.seconds:.1f} s: {out}", err=out == "-")
+
+
+def _left(out: str) -> stopping.Left:
+    """Return how many rows a stopped run has answered."""
+    if out == "-":
+        return stopping.Left()
+    path = Path(out).expanduser()
+    journal = path.with_name(f".{path.name}.journal")
+    if not journal.is_file():
+        return stopping.Left([f"all rows in {out}"], done=True) if path.is_file() else stopping.Left()
+    rows = [row["rows"] for line in journal.read_text("utf-8").splitlines() if "rows" in (row := _commit(line))]
+    return stopping.Left([f"{rows[-1]:,} rows"] if rows else [], drops=("--overwrite",))
+
+
+def _commit(line: str) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except ValueError:  # the last line, torn
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from potstill.cli.checks import check_output_file
 from potstill.cli.settings import OverwriteOption
 from potstill.errors import OutputError
 from potstill.publish import write_text
@@ -30,6 +31,7 @@ def recipes(
         typer.echo(text, nl=False)
         return
     if copy.exists() and not overwrite:
-        raise OutputError(f"{copy} exists; pass --overwrite to replace it, or name another file")
+        raise OutputError(f"--copy {copy} exists; pass --overwrite to replace it, or name another file")
+    check_output_file(copy, option="--copy")
     write_text(copy, text)
     typer.echo(f"wrote {copy}; run it with: potstill run {copy} --out FOLDER")

@@ -5,8 +5,12 @@ from typing import Annotated
 
 import typer
 
+from potstill.cli import stopping
+from potstill.cli.checks import check_run
 from potstill.cli.settings import JsonOption, OverwriteOption, ResumeOption, SetOption, output_folder, resolve
 from potstill.extras import require
+from potstill.pipeline import check_out, finished
+from potstill.recipe import Recipe
 
 
 def run(
@@ -23,6 +27,9 @@ def run(
     """
     resolved = resolve(recipe, flags={}, settings=settings)
     folder = output_folder(out, resolved)
+    check_out(resolved, folder, resume=resume or resolved.resume, overwrite=overwrite)
+    check_run(resolved)
+    stopping.keeps(lambda: _left(resolved, folder))
     for module, extra in (("torch", "distill"), ("onnx", "export"), ("psutil", "bench")):
         require(module, extra=extra)
     from potstill.cli.render import out as stdout
@@ -52,3 +59,15 @@ def run(
         highlight=False,
         markup=False,
     )
+
+
+def _left(recipe: Recipe, out: Path) -> stopping.Left:
+    """Return which stages of a run are finished, and what is kept of the one that was stopped."""
+    stages = finished(out)
+    kept = [f"{what} in {folder}" for what, folder in stages.items()]
+    for role in ("teacher", "student"):
+        if not (out / "checkpoints" / role).is_dir():
+            kept += stopping.left_by_training(out / "checkpoints" / role).kept
+    if any((out / ".report.bench").glob("*")):
+        kept.append(f"what was measured, for {out / 'report'}")
+    return stopping.Left(kept, drops=("--overwrite",), done="the report" in stages)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,8 +13,9 @@ import typer
 
 from potstill.bundle import MODEL_FILES
 from potstill.cli import serve_options as options
-from potstill.errors import UsageError
+from potstill.errors import BundleError, UsageError
 from potstill.extras import require
+from potstill.hub import similar
 
 if TYPE_CHECKING:
     from potstill.serve.engine import Engine, EngineSettings, Plan
@@ -60,6 +62,11 @@ def serve(
 
     Two models: potstill serve student=student-onnx/@int8 teacher=teacher-onnx/ --shadow teacher
     """
+    specs = read_specs(bundles, precision=precision)
+    keys = read_keys(api_key_file, os.environ.get("POTSTILL_API_KEYS", ""))
+    pair = None if shadow is None else _shadow_pair(specs, shadow)
+    for spec in specs:
+        _check_folder(spec)
     for module in ("onnxruntime", "tokenizers", "uvicorn", "httptools", "prometheus_client"):
         require(module, extra="serve")
     from potstill.serve import server as serving
@@ -67,20 +74,18 @@ def serve(
     from potstill.serve.engine import Engine, EngineSettings
     from potstill.serve.limits import Limits
 
-    specs = read_specs(bundles, precision=precision)
     limits = Limits(
         body_bytes=max_body_bytes, inputs=max_inputs, characters_per_token=max_characters_per_token,
         connections=max_connections, wait_ms=max_wait_ms, request_seconds=request_seconds,
         drain_seconds=drain_seconds, shutdown_seconds=shutdown_seconds,
     )  # fmt: skip
-    keys = read_keys(api_key_file, os.environ.get("POTSTILL_API_KEYS", ""))
     settings = EngineSettings(
         threads=threads,
         lone_threads=lone_threads,
         runners=runners,
         allow_drift=allow_drift,
         limits=limits,
-        shadow=None if shadow is None else _shadow_pair(specs, shadow),
+        shadow=pair,
     )
     loaded: list[Engine] = []
 
@@ -150,12 +155,23 @@ def read_specs(given: Sequence[str], *, precision: str) -> list[Spec]:
             raise UsageError("a bundle's folder is empty; pass the folder that `potstill export` wrote")
         folder = Path(match["path"])
         name = match["name"] or folder.resolve().name
+        ending = folder.name.rpartition("@")[2]
+        if "@" in folder.name and not folder.exists():
+            raise UsageError(f"{text} asks for the precision {ending!r}; there are {', '.join(MODEL_FILES)}")
+        otherwise = shlex.quote(f"student={folder}" + (f"@{match['precision']}" if match["precision"] else ""))
         if not _NAME.fullmatch(name):
-            raise UsageError(f"{name!r} cannot be a model's name in a URL; name it as in student={text}")
+            raise UsageError(f"{name!r} cannot be a model's name in a URL; name it as in {otherwise}")
         if any(name == spec.name for spec in specs):
-            raise UsageError(f"two models are named {name}; name them as in student={text}")
+            raise UsageError(f"two models are named {name}; name them as in {otherwise}")
         specs.append(Spec(name, folder, match["precision"] or precision))
     return specs
+
+
+def _check_folder(spec: Spec) -> None:
+    """Refuse a folder that is misspelt, before anything is loaded; what is in it is read later."""
+    near = similar(str(spec.folder))
+    if not spec.folder.exists() and near:
+        raise BundleError(f"{spec.folder} is not a folder; {near}")
 
 
 def read_keys(file: Path | None, more: str) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from potstill.cli.checks import check_task
 from potstill.errors import RecipeError
 from potstill.recipe import Recipe, build_recipe, load_recipe, parse_setting
 
@@ -18,17 +19,39 @@ ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with an inte
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
 
+FLAGS = {
+    "teacher": "TEACHER",
+    "teacher.model": "TEACHER",
+    "data": "--data",
+    "data.name": "--data",
+    "data.problem_type": "--problem-type",
+    "data.text_columns": "--text-column",
+    "data.label_column": "--label-column",
+    "task": "--task",
+    "distill.method": "--method",
+    "distill.epochs": "--epochs",
+    "student.layers": "--layers",
+    "student.family": "--family",
+}
+"""How commands call the keys of a recipe that they have options for."""
+
+
 def resolve(name: str | None, *, flags: Mapping[str, Any], settings: Sequence[str] | None) -> Recipe:
     """Build the recipe from a recipe's name (or nothing), then the flags that were given, then `--set`.
 
     Raises:
-        RecipeError: with every fault.
+        RecipeError: with every fault, in the words of the command line.
     """
     given = [(key, value) for key, value in flags.items() if value is not None]
-    given += [parse_setting(text) for text in settings or []]
-    return (
-        load_recipe(name, overrides=given) if name else build_recipe({}, overrides=given, origin="what you asked for")
-    )
+    by_set = [parse_setting(text) for text in settings or []]
+    # What comes from a recipe's file is called as it stands there, and what comes from --set as it was set.
+    asked = [key for key, _ in given] if name else [*flags, "teacher", "data"]
+    words = {key: FLAGS[key] for key in asked if key in FLAGS} | {key: f"--set {key}" for key, _ in by_set}
+    if name:
+        return load_recipe(name, overrides=[*given, *by_set], flags=words)
+    if "task" in dict(given):
+        check_task(dict(given)["task"])
+    return build_recipe({}, overrides=[*given, *by_set], origin="", flags=words)
 
 
 def output_folder(out: Path | None, recipe: Recipe) -> Path:

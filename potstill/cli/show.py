@@ -10,6 +10,7 @@ from potstill.bundle import MANIFEST_NAME, read_bundle
 from potstill.cli.bundle import print_bundle, some
 from potstill.cli.settings import JsonOption
 from potstill.errors import UsageError
+from potstill.hub import similar
 
 _MB = 1e6
 
@@ -24,6 +25,8 @@ def show(
     """
     from potstill.cli.render import print_json
 
+    if not folder.exists():
+        raise UsageError(f"there is no folder {folder}; {similar(str(folder)) or 'name one that potstill has made'}")
     report_file = next(
         (folder / name for name in ("report.json", "report/report.json") if (folder / name).is_file()), None
     )
@@ -67,7 +70,9 @@ def _print_checkpoint(folder: Path, *, as_json: bool) -> None:
         "hidden size": config.get("hidden_size", config.get("dim")),
         "labels": some([str(label) for label in (config.get("id2label") or {}).values()]),
         "weights": f"{sum(file.stat().st_size for file in weights) / _MB:.1f} MB",
-        "distilled from": report.get("teacher", {}).get("name"),
+        "fine-tuned from" if report.get("method") == "finetune" else "distilled from": report.get("teacher", {}).get(
+            "name"
+        ),
         "scores": _scores(report),
         "steps": report.get("steps"),
     }

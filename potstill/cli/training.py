@@ -58,7 +58,7 @@ def _plan(figures: dict[str, Any]) -> list[str]:
     teacher = figures["teacher_parameters"]
     of = f", teacher {teacher:,}" if teacher else ""
     return [
-        f"parameters  student {figures['student_parameters']:,}{of}",
+        f"parameters  {figures['trained']} {figures['student_parameters']:,}{of}",
         f"data        {figures['rows']:,} rows, {figures['tokens']:,} tokens a pass",
         f"steps       {figures['steps']:,} ({figures['steps_per_epoch']:,} a pass), "
         f"about {figures['tokens_per_step']:,} tokens each",
@@ -73,7 +73,17 @@ def _pace(figures: dict[str, Any]) -> list[str]:
     return [f"time        about {left} to go ({step:.2f} s a step, scoring not counted)"]
 
 
-_LINES = {"plan": _plan, "pace": _pace}
+def _head(figures: dict[str, Any]) -> list[str]:
+    before, after = figures["before"], figures["after"]
+    return [f"head        new, for {_some(after)}; the model's own is for {_some(before)} and is not used"]
+
+
+def _some(names: list[str]) -> str:
+    return f"{len(names)} labels ({', '.join(names[:_MOST_NAMES])}{', ...' if len(names) > _MOST_NAMES else ''})"
+
+
+_MOST_NAMES = 6
+_LINES = {"head": _head, "plan": _plan, "pace": _pace}
 _CONTROLS = {
     "untrained": "student, untrained",
     "no_teacher": "student, trained without a teacher",

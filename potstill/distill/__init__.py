@@ -6,9 +6,12 @@ report = distill("teacher/", "student/", data="nyu-mll/glue:sst2", settings={"st
 scores = evaluate("student/", data="nyu-mll/glue:sst2")
 """
 
-from potstill.distill.evaluate import evaluate_model
-from potstill.distill.quality import evaluate
-from potstill.distill.run import distill, finetune, init_student, read_report
-from potstill.distill.student import create_student
+from potstill.extras import needing
+
+with needing("distill"):
+    from potstill.distill.evaluate import evaluate_model
+    from potstill.distill.quality import evaluate
+    from potstill.distill.run import distill, finetune, init_student, read_report
+    from potstill.distill.student import create_student
 
 __all__ = ["create_student", "distill", "evaluate", "evaluate_model", "finetune", "init_student", "read_report"]

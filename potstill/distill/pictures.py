@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from potstill.errors import OutputError, UsageError
 from potstill.extras import require
-from potstill.publish import write_text
+from potstill.publish import write_text, writing
 
 FORMATS = (".png", ".svg")
 _DPI = 160
@@ -61,8 +61,9 @@ def draw_confusion(file: Path, matrix: ArrayLike, names: Sequence[str]) -> None:
         return
     building = file.with_name(f".{file.name}.tmp-{os.getpid()}")
     try:
-        building.write_bytes(picture)
-        building.replace(file)
+        with writing(file):
+            building.write_bytes(picture)
+            building.replace(file)
     finally:
         building.unlink(missing_ok=True)
 

@@ -160,12 +160,12 @@ def make_labels_objective(recipe: Recipe, model: PreTrainedModel) -> Objective:
 
 
 def score_of(
-    material: Material, objective: Objective, teacher: PreTrainedModel | None
+    material: Material, objective: Objective, teacher: PreTrainedModel | None, *, who: str = "student"
 ) -> Callable[[PreTrainedModel], Scores]:
-    """Return what scores a student during training: the task's score, or the loss on texts held out."""
+    """Return what scores a model during training: the task's score, or the loss on texts held out."""
     if material.score is not None:
         scorer = material.score
-        return lambda student: scorer(student, "student")
+        return lambda model: scorer(model, who)
     assert material.eval_set is not None
     assert teacher is not None
     rows, collate = material.eval_set, material.collate

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from potstill.checkpoint import (
     Checkpoint,
@@ -18,6 +18,7 @@ from potstill.checkpoint import (
     fit_length,
     hash_checkpoint,
     load_checkpoint,
+    load_config,
     load_tokenizer,
     save_tokenizer,
 )
@@ -142,6 +143,8 @@ def finetune(
     processes = _processes()
     if not processes.is_main_process:
         progress, announce = silent, keep_quiet
+    if recipe.teacher.model is not None:
+        _announce_head(load_config(recipe.teacher.model), teacher, announce)
     job = _job(recipe, out_dir, resume=resume, stage="train the teacher", progress=progress)
     names = teacher.label_names if problem_type_of(teacher.model) != REGRESSION else None
     with processes.main_process_first():
@@ -220,14 +223,15 @@ def _train(
     lengths = read_column(material.train_set, LENGTH_COLUMN).tolist()
     steps = count_steps(job.config, len(lengths), world_size=_processes().num_processes)
     plan = make_plan(student, teacher, config=job.config, lengths=lengths, steps=steps)
-    announce("plan", plan.figures())
+    announce("plan", plan.figures() | {"trained": "teacher" if teacher is None else "student"})
     return train(
         student,
         teacher=teacher,
         objective=objective,
         train_set=material.train_set,
         collate=material.collate,
-        score=score_of(material, objective, teacher),
+        # Without a teacher it is the teacher itself that is trained.
+        score=score_of(material, objective, teacher, who="teacher" if teacher is None else "student"),
         job=replace(job, announce=announce),
     )
 
@@ -272,6 +276,14 @@ def _new_teacher(recipe: Recipe, task: Task) -> Checkpoint:
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         return load_checkpoint(recipe.teacher.model, task, tokenizer=recipe.tokenizer, new_head=head)
+
+
+def _announce_head(before: PretrainedConfig, teacher: Checkpoint, announce: Announce) -> None:
+    """Tell where a head that was there gives way to a new one, because the data has another number of labels."""
+    ours = teacher.model.config
+    had_head = type(teacher.model).__name__ in (before.architectures or [])
+    if had_head and before.num_labels != ours.num_labels:
+        announce("head", {"before": list(before.id2label.values()), "after": list(ours.id2label.values())})
 
 
 def _check_teacher(scores: dict[str, float], material: Material, recipe: Recipe) -> None:

@@ -38,9 +38,10 @@ from potstill.distill.keeper import (
 )
 from potstill.distill.methods.objective import Objective
 from potstill.distill.plan import Pace
-from potstill.errors import TrainingError
+from potstill.errors import DiskError, TrainingError
 from potstill.extras import require
 from potstill.progress import Announce, Progress, keep_quiet
+from potstill.publish import writing
 from potstill.sections import DistillConfig
 
 Collator = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
@@ -260,7 +261,13 @@ class DistillationTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
             self._stop("the weights are no longer numbers")
-        super()._save_checkpoint(model, trial)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            with writing(folder):
+                super()._save_checkpoint(model, trial)
+        except DiskError:
+            shutil.rmtree(folder, ignore_errors=True)  # half a checkpoint only takes room
+            raise
 
     def _stop(self, what: str) -> None:
         raise TrainingError(

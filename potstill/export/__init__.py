@@ -14,22 +14,25 @@ from typing import Any
 
 from potstill import machine
 from potstill.bundle import Manifest, ModelRecord, Precision, record_files, write_manifest
-from potstill.checkpoint import reference_tokenizer, save_tokenizer
-from potstill.checkpoint.sentence_head import write_sentence_transformers
 from potstill.checkpoint.sentence_transformers import PROMPTS_FILE
 from potstill.data import Examples, Text
 from potstill.errors import CheckpointError
-from potstill.export.graph import append_head, build_graph
-from potstill.export.onnxfile import load_model
-from potstill.export.source import Source, load_source, peek
-from potstill.export.texts import make_probe
-from potstill.export.tokens import check_tokens
-from potstill.export.tuning import tune
-from potstill.export.workshop import Workshop, draft_manifest
+from potstill.extras import needing
 from potstill.progress import Progress, silent
 from potstill.publish import check_free, new_folder
 from potstill.sections import ExportConfig
-from potstill.serve import BundleTokenizer
+
+with needing("export"):
+    from potstill.checkpoint import reference_tokenizer, save_tokenizer
+    from potstill.checkpoint.sentence_head import write_sentence_transformers
+    from potstill.export.graph import append_head, build_graph
+    from potstill.export.onnxfile import load_model
+    from potstill.export.source import Source, load_source, peek
+    from potstill.export.texts import make_probe
+    from potstill.export.tokens import check_tokens
+    from potstill.export.tuning import tune
+    from potstill.export.workshop import Workshop, draft_manifest
+    from potstill.serve import BundleTokenizer
 
 __all__ = ["export_bundle", "peek"]
 

@@ -6,10 +6,13 @@ is `potstill.serve.api` (the application) and `potstill.serve.server` (the proce
 uvicorn, and this package does not.
 """
 
-from potstill.serve.answering.vectors import SENTENCE_EMBEDDING
-from potstill.serve.encoder import Encoder
-from potstill.serve.session import OnnxSession
-from potstill.serve.tokenizer import BundleTokenizer, Row, Text
+from potstill.extras import needing
+
+with needing("serve"):
+    from potstill.serve.answering.vectors import SENTENCE_EMBEDDING
+    from potstill.serve.encoder import Encoder
+    from potstill.serve.session import OnnxSession
+    from potstill.serve.tokenizer import BundleTokenizer, Row, Text
 
 __all__ = [
     "SENTENCE_EMBEDDING",

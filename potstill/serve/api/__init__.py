@@ -3,6 +3,9 @@
 It needs prometheus_client, of the `serve` extra; `potstill.serve` itself does not load it.
 """
 
-from potstill.serve.api.app import create_app
+from potstill.extras import needing
+
+with needing("serve"):
+    from potstill.serve.api.app import create_app
 
 __all__ = ["create_app"]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from potstill.errors import OutputError
+from potstill.publish import machine_failure
 from potstill.serve.bulk.rows import Place
 
 _SCHEMA = "potstill-predict/1"
@@ -95,7 +96,7 @@ class Journal:
         """Append finished rows, and count them once they are on the disk.
 
         Raises:
-            OutputError: if the disk takes no more; the run can go on later.
+            DiskError: if the disk takes no more; the run can go on later.
         """
         last = self.last
         commit = Commit(
@@ -107,7 +108,7 @@ class Journal:
             os.fsync(self._data)
             self._append(asdict(commit))
         except OSError as error:
-            raise OutputError(
+            raise machine_failure(error, self._out) or OutputError(
                 f"{self._partial} cannot be written: {error.strerror}; make room and go on with --resume"
             ) from error
         self.commits.append(commit)
@@ -116,7 +117,7 @@ class Journal:
         """Give the output its name, whole; `make` is `Output.finish`.
 
         Raises:
-            OutputError: if the disk takes no more.
+            DiskError: if the disk takes no more.
         """
         final = self._out.with_name(f".{self._out.name}.final")
         try:
@@ -131,7 +132,9 @@ class Journal:
                 self._partial.unlink(missing_ok=True)
             self._file.unlink()
         except OSError as error:
-            raise OutputError(f"{self._out} cannot be written: {error.strerror}; make room, then --resume") from error
+            raise machine_failure(error, self._out) or OutputError(
+                f"{self._out} cannot be written: {error.strerror}; make room, then --resume"
+            ) from error
 
     def close(self) -> None:
         """Let go of the files; a run that has finished no row leaves nothing."""

@@ -1,0 +1,688 @@
+"""What can be refused before anything heavy is loaded: names, folders, tasks, layers, lengths, splits, columns.
+
+Every command asks here first, so that a slip of the pen costs a second and not the minutes of loading a model. The
+rooms check the same and more once they have the model; nothing is decided here that they would not refuse as well.
+Nothing here loads torch, transformers or onnx.
+"""
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from potstill.bundle import MANIFEST_NAME
+from potstill.errors import (
+    BundleError,
+    CheckpointError,
+    DataError,
+    MissingExtraError,
+    OutputError,
+    RecipeError,
+    UsageError,
+)
+from potstill.hub import cached_file, check_name, similar
+from potstill.publish import check_free
+from potstill.recipe import Recipe
+from potstill.task import (
+    FEATURE_EXTRACTION,
+    FILL_MASK,
+    REGRESSION,
+    TASKS,
+    TEXT_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+    Task,
+    get_task,
+    primary_metric,
+)
+
+# Files up to this size are read as they will be read later; that takes a second at most.
+_READ_AT_ONCE_BYTES = 32 * 2**20
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+_DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+_HEADS = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMaskedLM": "fill-mask",
+    "ForPreTraining": "fill-mask",
+}
+"""What a class of transformers answers, by the end of its name."""
+_LAYERS = ("num_hidden_layers", "n_layers", "num_layers")
+# Their first position is the one after the padding's, so that they read fewer tokens than they have positions.
+_POSITIONS_AFTER_PADDING = frozenset(
+    {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "roberta-prelayernorm", "data2vec-text"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a checkpoint's config.json says; what it does not say is None."""
+
+    name: str
+    model_type: str | None
+    architecture: str | None
+    layers: int | None
+    positions: int | None
+    labels: tuple[str, ...]
+    problem_type: str | None
+
+    @property
+    def task(self) -> str | None:
+        """The task that the architecture's head is for; None where there is no head, or none that is known."""
+        return next((task for end, task in _HEADS.items() if str(self.architecture).endswith(end)), None)
+
+
+# ---- models
+
+
+def find_checkpoint(name: str, *, what: str | None = None) -> Facts | None:
+    """Return the facts of a checkpoint folder or of a hub id in the cache; None of one that is only on the hub.
+
+    Args:
+        name: a folder or hub id.
+        what: what it was given as, such as `--set student.model`; None for the command's own model.
+
+    Raises:
+        CheckpointError: if it is neither here nor on the hub, or the folder is no checkpoint.
+    """
+    prefix = f"{what}: " if what else ""
+    if not name.strip():
+        raise CheckpointError(f"{prefix}the name of a model is empty; name a checkpoint folder or a hub id")
+    check_name(name, "model", what=what)
+    folder = Path(name).expanduser()
+    if not folder.exists():
+        config = cached_file(name, "config.json")
+        return read_facts(name, config) if config else None
+    if folder.is_file():
+        raise CheckpointError(f"{prefix}{name} is a file; name the checkpoint's folder, which has config.json in it")
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{prefix}{name} has no config.json, so it is not a transformers checkpoint")
+    if not any(file.is_file() for pattern in _WEIGHTS for file in folder.glob(pattern)):
+        if (folder / MANIFEST_NAME).is_file():
+            raise CheckpointError(f"{prefix}{name} is a bundle, which is finished; name the checkpoint it came from")
+        raise CheckpointError(f"{prefix}{name} has no weights (model.safetensors); copy the checkpoint's files there")
+    return read_facts(name, folder / "config.json")
+
+
+def read_facts(name: str, file: Path) -> Facts:
+    """Read a config.json.
+
+    Raises:
+        CheckpointError: if it is no JSON object.
+    """
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is not JSON: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} is no JSON object, so {name} is not a transformers checkpoint")
+    layers = next((config[key] for key in _LAYERS if isinstance(config.get(key), int)), None)
+    positions = config.get("max_position_embeddings")
+    if isinstance(positions, int) and config.get("model_type") in _POSITIONS_AFTER_PADDING:
+        positions -= (config.get("pad_token_id") or 0) + 1
+    names = config.get("id2label") or {}
+    architectures = config.get("architectures") or [None]
+    return Facts(
+        name=name,
+        model_type=config.get("model_type"),
+        architecture=architectures[0],
+        layers=layers,
+        positions=positions if isinstance(positions, int) and positions > 0 else None,
+        labels=_in_order(names) if isinstance(names, dict) else (),
+        problem_type=config.get("problem_type") or (REGRESSION if len(names) == 1 else None),
+    )
+
+
+def _in_order(names: Mapping[str, Any]) -> tuple[str, ...]:
+    keys = sorted(names, key=int) if all(key.isdecimal() for key in names) else list(names)
+    return tuple(str(names[key]) for key in keys)
+
+
+def check_head(facts: Facts | None, task: Task, *, data: str | None = None) -> None:
+    """Refuse a checkpoint whose head is for another task, or that has none where the task needs a trained one.
+
+    Args:
+        facts: of the checkpoint.
+        task: what it is to answer.
+        data: what it could be fine-tuned on, for the command that the message prints.
+
+    Raises:
+        CheckpointError: naming the two, and the ways out.
+    """
+    if facts is None or facts.architecture is None or task is FEATURE_EXTRACTION or facts.task == task.name:
+        return
+    out = f"{Path(facts.name).name}-{task.name}"
+    train = shlex.join(
+        ["potstill", "finetune", facts.name, "--task", task.name, "--data", data or "DATA", "--out", out]
+    )
+    if facts.task is not None:
+        raise CheckpointError(
+            f"{facts.name} is made for {facts.task} ({facts.architecture}) and the task is {task.name}; pass "
+            f"--task {facts.task}, or fine-tune it first (`{train}`)"
+        )
+    if facts.architecture.endswith("Model"):
+        raise CheckpointError(
+            f"{facts.name} is an encoder without a head ({facts.architecture}): it is not fine-tuned for {task.name}; "
+            f"fine-tune it first (`{train}`) or name another checkpoint"
+        )
+
+
+def check_max_length(facts: Facts | None, asked: int, *, option: str) -> None:
+    """Refuse texts that are longer than a model reads.
+
+    Raises:
+        CheckpointError: with the longest length, as it is to be given.
+    """
+    if facts is not None and facts.positions is not None and asked > facts.positions:
+        raise CheckpointError(
+            f"the longest text is {asked} tokens and {facts.name} reads 1 to {facts.positions} tokens; "
+            f"pass {option}{facts.positions}"
+        )
+
+
+def check_task(name: str | None) -> Task:
+    """Return a task by the name that `--task` was given.
+
+    Raises:
+        UsageError: if there is none of that name.
+    """
+    try:
+        return get_task(name or TEXT_CLASSIFICATION.name)
+    except UsageError as error:
+        raise UsageError(f"--task {name}: there is no such task{meant_task(name)}; it is {_either(TASKS)}") from error
+
+
+def meant_task(name: str | None) -> str:
+    """Return ", did you mean X?" where a task is called otherwise elsewhere."""
+    plain = str(name).lower().replace("_", "-").removesuffix("s")
+    found = next((task for task, others in _OTHER_NAMES.items() if plain in others), None)
+    return f" (did you mean {found}?)" if found else ""
+
+
+_OTHER_NAMES = {
+    "text-classification": ("classification", "sequence-classification", "sentiment", "sentiment-analysis", "nli",
+                            "regression", "text-classifier"),
+    "token-classification": ("ner", "pos", "tagging", "tag", "entitie", "named-entity-recognition"),
+    "question-answering": ("qa", "squad", "question-answer", "extractive-qa"),
+    "fill-mask": ("mlm", "masked-lm", "masked-language-modeling", "lm", "mask-fill"),
+    "feature-extraction": ("embedding", "sentence-embedding", "sentence-similarity", "feature", "similarity"),
+}  # fmt: skip
+
+
+def _either(words: Iterable[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+# ---- data
+
+
+def check_data(
+    name: str,
+    splits: Sequence[str],
+    *,
+    task: Task,
+    text_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    label_names: Sequence[str] | None = None,
+    problem_type: str | None = None,
+    needs_labels: bool = True,
+) -> None:
+    """Refuse data that cannot be read: a name that is nowhere, a split without a file, a missing column, a broken row.
+
+    Args:
+        name: as on the command line.
+        splits: those that the command reads.
+        task: says which columns there must be.
+        text_columns: as asked for; None looks for the usual names.
+        label_column: likewise.
+        label_names: the model's labels, where they are known.
+        problem_type: of a text classifier.
+        needs_labels: whether texts alone are not enough.
+
+    Raises:
+        DataError: as the reader of the data says it.
+    """
+    from potstill.data import PYTHON_DOCS, load_examples, load_texts
+
+    if name == PYTHON_DOCS:
+        return
+    if not name.strip():
+        raise DataError("the name of the data is empty; name a data folder, a file, or a hub id")
+    check_name(name, "dataset")
+    path = Path(name).expanduser()
+    if not path.exists():
+        return  # on the hub, or in its cache
+    if task in (FILL_MASK, FEATURE_EXTRACTION):
+        # Running text may be of any size and is read as a stream, by rules of its own: here only whether it is there.
+        for split in splits:
+            _split_files(path, split)
+        return
+    files = [path] if path.is_file() else [file for file in path.iterdir() if file.suffix in _DATA_SUFFIXES]
+    if sum(file.stat().st_size for file in files) > _READ_AT_ONCE_BYTES:
+        return
+    if any(file.suffix == ".parquet" for file in files) and find_spec("pyarrow") is None:
+        return
+    reading: dict[str, Any] = {"task": task, "text_columns": text_columns}
+    for split in splits:
+        if needs_labels:
+            load_examples(
+                name, split=split, label_column=label_column, label_names=label_names, problem_type=problem_type,
+                **reading,
+            )  # fmt: skip
+        else:
+            load_texts(name, split=split, **reading)
+
+
+def _split_files(folder: Path, split: str) -> list[Path]:
+    """Return the files of a split in a folder: `SPLIT.suffix`, or shards `SPLIT-*.suffix`."""
+    if folder.is_file():
+        return [folder]
+    files = sorted(file for file in folder.iterdir() if file.suffix in _DATA_SUFFIXES)
+    found = [file for file in files if file.stem == split or file.name.startswith(f"{split}-")]
+    if not found:
+        have = ", ".join(file.name for file in files[:8]) or "no data files"
+        raise DataError(f"{folder} has no {split} split ({split}{{{','.join(_DATA_SUFFIXES)}}}); it has {have}")
+    return found
+
+
+# ---- outputs
+
+
+def check_output(out: Path, *, overwrite: bool) -> None:
+    """Refuse an output folder that is in the way or cannot be made.
+
+    Raises:
+        OutputError: naming what to do.
+    """
+    check_free(out, overwrite=overwrite)
+
+
+def check_output_file(file: Path, *, option: str, suffixes: Sequence[str] = ()) -> None:
+    """Refuse a file that could not be written.
+
+    Raises:
+        UsageError: if its name ends in none of the suffixes.
+        OutputError: if it is a folder, or its folder does not exist.
+    """
+    if suffixes and file.suffix not in suffixes:
+        raise UsageError(f"{option} {file}: the name must end in {_either(suffixes)}")
+    if file.is_dir():
+        raise OutputError(f"{option} {file} is a folder; name a file")
+    if not file.parent.is_dir():
+        raise OutputError(f"{option}: there is no folder {file.parent} to write {file.name} to; make it first")
+
+
+# ---- whole commands
+
+
+def check_training(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping[str, str], teaches: bool) -> None:
+    """Refuse what `distill` (which has a teacher) or `finetune` (which makes one) could not do.
+
+    Args:
+        recipe: what is asked for.
+        out: the folder to write.
+        overwrite: whether it may be replaced.
+        flags: how the recipe's keys are given on this command line; others are given by `--set`.
+        teaches: whether the recipe's teacher must be fine-tuned already.
+
+    Raises:
+        PotstillError: with the first thing that is wrong.
+    """
+    check_output(out, overwrite=overwrite)
+    task = get_task(recipe.task)
+    facts = find_checkpoint(recipe.teacher.model) if recipe.teacher.model is not None else None
+    if teaches:
+        check_head(facts, task, data=recipe.data.name)
+        check_student(recipe, facts, flags=flags)
+    elif task is FEATURE_EXTRACTION:
+        raise RecipeError(
+            "a sentence encoder is not fine-tuned on labels; distil one with `potstill distill` --task "
+            "feature-extraction --method embedding"
+        )
+    check_max_length(facts, recipe.max_length, option="--set max_length=")
+    for key, name in (
+        ("student.model", recipe.student.model if teaches else None),
+        ("tokenizer", recipe.tokenizer),
+        ("distill.augment_model", recipe.distill.augment_model),
+    ):
+        if name is not None:
+            check_tokenizer(name, what=f"--set {key}") if key == "tokenizer" else find_checkpoint(name, what=key)
+    for tracker in recipe.distill.trackers:
+        if find_spec(tracker) is None:
+            raise MissingExtraError(f"{tracker} is not installed and this needs it: pip install 'potstill[trackers]'")
+    labelled = task not in (FILL_MASK, FEATURE_EXTRACTION)
+    names, problem = (facts.labels, facts.problem_type) if teaches and facts else ((), recipe.data.problem_type)
+    if recipe.metric is not None:
+        primary_metric(task, problem if task is TEXT_CLASSIFICATION else None, asked=recipe.metric)
+    check_recipe_data(recipe, task, label_names=names, problem_type=problem, needs_labels=labelled)
+
+
+def check_recipe_data(
+    recipe: Recipe, task: Task, *, label_names: Sequence[str] = (), problem_type: str | None = None, needs_labels: bool
+) -> None:
+    """Check the two splits of a recipe's data as `check_data` does.
+
+    Raises:
+        DataError: if they cannot be read.
+    """
+    data = recipe.data
+    check_data(
+        data.name,
+        (data.train_split, data.eval_split),
+        task=task,
+        text_columns=data.text_columns,
+        label_column=data.label_column,
+        label_names=(label_names or None) if problem_type != REGRESSION else None,
+        problem_type=problem_type if task is TEXT_CLASSIFICATION else None,
+        needs_labels=needs_labels,
+    )
+
+
+def check_student(recipe: Recipe, facts: Facts | None, *, flags: Mapping[str, str]) -> None:
+    """Refuse a student that cannot be cut from a teacher, which may be one that the recipe trains.
+
+    Raises:
+        CheckpointError: with the layers that there are, or the family that fits.
+    """
+    if recipe.student.model is not None:
+        return
+    scratch = recipe.teacher.scratch
+    total = scratch.num_layers if scratch is not None else facts.layers if facts is not None else None
+    asked = recipe.student_layers
+    given = f"{flags['student.layers']} " if "student.layers" in flags else "student.layers="
+    if total is not None and asked is not None:
+        if isinstance(asked, int) and asked > total:
+            raise CheckpointError(
+                f"{given}{asked}: a student of {asked} layers cannot be cut from a teacher with {total}; "
+                f"ask for 1 to {total}"
+            )
+        if isinstance(asked, list) and asked[-1] >= total:
+            raise CheckpointError(
+                f"{given}{','.join(map(str, asked))}: the teacher has the layers 0 to {total - 1}; name some of them"
+            )
+    layer = recipe.distill.settings().get("teacher_layer")
+    if layer is not None and total is not None and layer >= total:
+        raise CheckpointError(f"--set distill.teacher_layer={layer}: the teacher has the layers 0 to {total - 1}")
+    if facts is None:
+        return
+    if recipe.student.family == "distilbert" and facts.model_type not in {"bert", "distilbert", None}:
+        option = "--family " if "student.family" in flags else "student.family="
+        raise CheckpointError(
+            f"{option}distilbert: a DistilBERT student is cut from a BERT, and {facts.name} is a {facts.model_type}; "
+            "leave it out"
+        )
+
+
+def check_init(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping[str, str]) -> None:
+    """Refuse what `init` could not do.
+
+    Raises:
+        PotstillError: with the first thing that is wrong.
+    """
+    check_output(out, overwrite=overwrite)
+    assert recipe.teacher.model is not None
+    facts = find_checkpoint(recipe.teacher.model)
+    check_head(facts, get_task(recipe.task))
+    check_student(recipe, facts, flags=flags)
+    if recipe.student.best_of:
+        raise RecipeError("--set student.best_of scores students on data, and `init` has none; name the layers")
+    if recipe.tokenizer is not None:
+        check_tokenizer(recipe.tokenizer, what="--set tokenizer")
+
+
+def check_tokenizer(name: str, *, what: str = "--tokenizer") -> None:
+    """Refuse a tokenizer that is neither a folder with one nor a hub id.
+
+    Raises:
+        CheckpointError: if it is neither.
+    """
+    check_name(name, "model", what=what)
+    folder = Path(name).expanduser()
+    if folder.is_file():
+        raise CheckpointError(f"{what}: {name} is a file; name the folder that it is in")
+    if folder.is_dir() and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        raise CheckpointError(f"{what}: {name} has no tokenizer ({', '.join(_TOKENIZER_FILES[:2])})")
+
+
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spm.model", "spiece.model",
+    "sentencepiece.bpe.model", "tokenizer.model",
+)  # fmt: skip
+
+
+def check_export(given: Mapping[str, Any], *, pooling: str | None, max_length: int | None) -> None:
+    """Refuse what `export` could not do.
+
+    Args:
+        given: the options by parameter.
+        pooling: of the checked settings.
+        max_length: likewise.
+
+    Raises:
+        PotstillError: with the first thing that is wrong.
+    """
+    task = check_task(given.get("task"))
+    check_output(given["out"], overwrite=bool(given.get("overwrite")))
+    if given.get("tokenizer") is not None:
+        check_tokenizer(given["tokenizer"])
+    facts = find_exportable(given["checkpoint"])
+    if isinstance(facts, Facts):
+        if given.get("task") is not None or facts.task is None:
+            check_head(facts, task)
+        if max_length is not None:
+            check_max_length(facts, max_length, option="--max-length ")
+        if pooling is not None and task is not FEATURE_EXTRACTION:
+            raise UsageError(f"--pooling makes one vector of a text; {task.name} has none, so leave it out")
+    if given.get("data") is None:
+        if given.get("label_column") or given.get("text_column"):
+            raise UsageError("--text-column and --label-column name columns of --data, which is missing; add it")
+        return
+    # Labels may be missing here: int8 is then judged without them.
+    check_data(given["data"], [given["split"]], task=task, text_columns=given.get("text_column"), needs_labels=False)
+
+
+def find_exportable(name: str) -> Facts | Path | None:
+    """Return a checkpoint's facts, or the ONNX file or the folder with one that somebody else has made.
+
+    Raises:
+        CheckpointError: if it is none of them.
+    """
+    path = Path(name).expanduser()
+    if path.suffix == ".onnx" and not path.is_dir():
+        if not path.is_file():
+            raise CheckpointError(f"there is no file {name}; name an ONNX file or a folder that holds one")
+        return path
+    if path.is_dir() and not any(file.is_file() for pattern in _WEIGHTS for file in path.glob(pattern)):
+        if (path / MANIFEST_NAME).is_file():
+            return path
+        if any([*path.glob("*.onnx"), *path.glob("onnx/*.onnx")]):
+            return path
+    return find_checkpoint(name)
+
+
+def check_evaluate(given: Mapping[str, Any]) -> None:
+    """Refuse what `evaluate` could not do, whether it scores a bundle or a checkpoint.
+
+    Raises:
+        PotstillError: with the first thing that is wrong.
+    """
+    if given.get("confusion") is not None:
+        check_output_file(given["confusion"], option="--confusion", suffixes=(".png", ".svg"))
+    if given.get("predictions") is not None:
+        check_output_file(given["predictions"], option="--predictions")
+    place = str(given["model"])
+    reading = {"text_columns": given.get("text_column"), "label_column": given.get("label_column")}
+    splits = [given.get("split", "validation")]
+    if (Path(place).expanduser() / MANIFEST_NAME).is_file():
+        from potstill.bundle import read_bundle
+
+        manifest = read_bundle(Path(place), verify=False).manifest
+        task, problem = get_task(manifest.task), manifest.problem_type
+        check_precisions(place, manifest.models, given.get("precision") or ())
+        primary_metric(task, problem, asked=given.get("metric"), num_labels=len(manifest.labels) or None)
+        check_data(
+            given["data"], splits, task=task, label_names=manifest.labels or None, problem_type=problem,
+            needs_labels=task is not FILL_MASK, **reading,
+        )  # fmt: skip
+        return
+    task = check_task(given.get("task"))
+    facts = find_checkpoint(place)
+    if given.get("task") is not None or (facts is not None and facts.task is None):
+        check_head(facts, task)
+    if given.get("max_length") is not None:
+        check_max_length(facts, given["max_length"], option="--max-length ")
+    if given.get("pooling") not in {None, "mean", "cls"}:
+        raise UsageError(f"--pooling {given['pooling']}: there is no such pooling; it is mean or cls")
+    found = get_task(facts.task) if facts is not None and facts.task and given.get("task") is None else task
+    problem = facts.problem_type if facts is not None and found is TEXT_CLASSIFICATION else None
+    labelled = found in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION) and facts is not None
+    if given.get("metric") is not None:
+        primary_metric(found, problem, asked=given["metric"])
+    check_data(
+        given["data"], splits, task=found, problem_type=problem,
+        label_names=facts.labels or None if facts is not None and labelled and problem != REGRESSION else None,
+        needs_labels=found not in (FILL_MASK, FEATURE_EXTRACTION), **reading,
+    )  # fmt: skip
+
+
+def check_precisions(bundle: str, have: Iterable[str], asked: Iterable[str]) -> None:
+    """Refuse a precision that a bundle has no file of.
+
+    Raises:
+        UsageError: with those that it has.
+    """
+    have = list(have)
+    for precision in asked:
+        if precision not in have:
+            raise UsageError(f"--precision {precision}: {bundle} has no {precision} model; it has {', '.join(have)}")
+
+
+def check_glue(given: Mapping[str, Any]) -> None:
+    """Refuse what `evaluate --glue` could not do.
+
+    Raises:
+        PotstillError: with the first thing that is wrong.
+    """
+    if given.get("teacher") is not None and given.get("reference") is not None:
+        raise UsageError("a teacher and a reference are two rows to compare with; give one of them")
+    out: Path = given["out"]
+    if out.is_file():
+        raise OutputError(f"--out {out} is a file; name a folder")
+    if out.is_dir() and any(out.iterdir()) and "resume" not in given:
+        raise OutputError(f"{out} is not empty; go on with its cells by --resume, or name another folder")
+    if given.get("reference") is not None and not Path(given["reference"]).is_file():
+        raise UsageError(f"--reference {given['reference']}: there is no such file; `evaluate --glue` writes glue.json")
+    find_checkpoint(str(given["model"]))
+    if given.get("teacher") is not None:
+        find_checkpoint(str(given["teacher"]), what="--teacher")
+    check_name(str(given["data"]), "dataset")
+
+
+def check_run(recipe: Recipe) -> None:
+    """Refuse what the chain of a recipe could not do; its output folder is checked by the chain itself.
+
+    Raises:
+        PotstillError: with the first thing that is wrong.
+    """
+    task = get_task(recipe.task)
+    facts = find_checkpoint(recipe.teacher.model, what="teacher.model") if recipe.teacher.model is not None else None
+    check_head(facts, task, data=recipe.data.name)
+    check_student(recipe, facts, flags={})
+    check_max_length(facts, recipe.max_length, option="--set max_length=")
+    if recipe.tokenizer is not None:
+        check_tokenizer(recipe.tokenizer, what="tokenizer")
+    if recipe.student.model is not None:
+        find_checkpoint(recipe.student.model, what="student.model")
+    names, problem = (facts.labels, facts.problem_type) if facts is not None else ((), recipe.data.problem_type)
+    labelled = task not in (FILL_MASK, FEATURE_EXTRACTION)
+    check_recipe_data(recipe, task, label_names=names, problem_type=problem, needs_labels=labelled)
+
+
+def check_bench(given: Mapping[str, Any]) -> None:
+    """Refuse what `bench` could not do.
+
+    Raises:
+        PotstillError: with the first thing that is wrong.
+    """
+    from potstill.bench import name_models
+
+    models = name_models(given["models"])
+    out: Path = given["out"]
+    # Whether an interrupted bench may go on there, the bench itself decides.
+    work = out.resolve().with_name(f".{out.resolve().name}.bench")
+    if not work.exists() and "resume" not in given:
+        check_output(out, overwrite="overwrite" in given)
+    names = list(dict.fromkeys(name for name, _ in models))
+    if "baseline" in given and given["baseline"] not in names:
+        raise UsageError(f"--baseline {given['baseline']}: no model is called so; there are {', '.join(names)}")
+    for _, place in models:
+        _check_bench_model(place, precisions=given.get("precision") or ())
+    if given.get("required"):
+        from potstill.bench.claims import load_claims
+
+        ids = [claim.id for claim in load_claims(given.get("claims"))]
+        for wanted in given["required"]:
+            if wanted not in {*ids, "all"}:
+                raise UsageError(f"--require {wanted}: there is no such claim; there are {_either([*ids, 'all'])}")
+    for data in given.get("data", ()):
+        check_name(data, "dataset", what="--data")
+        if Path(data).expanduser().is_dir():
+            _split_files(Path(data).expanduser(), given["split"])
+
+
+def _check_bench_model(place: str, *, precisions: Sequence[str]) -> None:
+    folder = Path(place).expanduser()
+    if (folder / MANIFEST_NAME).exists():
+        from potstill.bundle import read_bundle
+
+        have: list[str] = list(read_bundle(folder, verify=False).manifest.models)
+        if precisions and not set(precisions) & set(have):
+            raise UsageError(f"--precision: {place} has no {', '.join(precisions)}; it has {', '.join(have)}")
+        return
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UsageError(
+            f"{place} is neither a bundle ({MANIFEST_NAME}) nor a checkpoint (config.json); export a checkpoint first: "
+            f"potstill export CHECKPOINT --out {place}"
+        )
+    find_checkpoint(place)
+
+
+def check_predict(bundle: Path, file: str, out: str, *, precision: str, resume: bool, overwrite: bool) -> None:
+    """Refuse what `predict` could not do.
+
+    Args:
+        bundle: the folder.
+        file: the input, or `-`.
+        out: the output, or `-`.
+        precision: which of the bundle's files answers.
+        resume: whether a run goes on.
+        overwrite: whether the output may be replaced.
+
+    Raises:
+        PotstillError: with the first thing that is wrong.
+    """
+    from potstill.bundle import read_bundle
+
+    if file != "-" and not Path(file).expanduser().is_file():
+        near = similar(file)
+        raise DataError(f"there is no file {file}; {near or 'name a .jsonl, .csv, .tsv or .parquet file, or -'}")
+    if file != "-" and Path(file).suffix not in _ROWS:
+        raise DataError(f"{file} must end in {_either(_ROWS)}")
+    if out != "-":
+        path = Path(out).expanduser()
+        check_output_file(path, option="--out", suffixes=(".jsonl", ".csv", ".parquet"))
+        was_begun = path.with_name(f".{path.name}.journal").exists()
+        if path.exists() and not (overwrite or was_begun):
+            raise OutputError(f"{out} is there already; pass --overwrite to replace it, or name another file")
+    if resume and "-" in (file, out):
+        raise UsageError("a run over standard input or output cannot be resumed; name files")
+    if not bundle.is_dir() and similar(str(bundle)):
+        raise BundleError(f"there is no folder {bundle}; {similar(str(bundle))}")
+    check_precisions(str(bundle), read_bundle(bundle, verify=False).manifest.models, [precision])
+
+
+_ROWS = (".jsonl", ".csv", ".tsv", ".parquet")
