@@ -1,7 +1,9 @@
 """The tasks, as data: what goes in, what comes out, and by which number it is judged."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from potstill.errors import UsageError
 
@@ -177,6 +179,17 @@ _HEADS = {
 def task_of_architectures(names: Sequence[str]) -> Task | None:
     """Return the task that a checkpoint was trained for, by `architectures` of its configuration; None if unknown."""
     return next((task for name in names for head, task in _HEADS.items() if name.endswith(head)), None)
+
+
+def trained_task(name: str | Path) -> str | None:
+    """Return the name of the task that a checkpoint folder was trained for; None for a hub id, and if unknown."""
+    file = Path(name).expanduser() / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        found = task_of_architectures([str(each) for each in config.get("architectures") or ()])
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+    return found.name if found else None
 
 
 def lower_is_better(metric: str) -> bool:

@@ -8,7 +8,14 @@ import typer
 
 from potstill.bundle import MANIFEST_NAME, read_bundle
 from potstill.cli import glue as glue_cli
-from potstill.cli.settings import JsonOption, ResumeOption
+from potstill.cli.settings import (
+    JsonOption,
+    LabelColumnOption,
+    ResumeOption,
+    TextColumnOption,
+    say_how,
+    scored_split,
+)
 from potstill.errors import UsageError
 from potstill.extras import require
 
@@ -24,14 +31,10 @@ def evaluate(
     precision: Annotated[
         list[str] | None, typer.Option(help="Which of a bundle's files; repeatable.", show_default="all")
     ] = None,
-    label_column: Annotated[
-        str | None, typer.Option(help="The label's column.", show_default="the usual names")
-    ] = None,
-    text_column: Annotated[
-        list[str] | None, typer.Option(help="The column of the text; twice for pairs.", show_default="the usual names")
-    ] = None,
+    label_column: LabelColumnOption = None,
+    text_column: TextColumnOption = None,
     task: Annotated[
-        str | None, typer.Option(help="What a checkpoint answers.", show_default="text-classification")
+        str | None, typer.Option(help="What a checkpoint answers.", show_default="what it was trained for")
     ] = None,
     metric: Annotated[str | None, typer.Option(help="The score to put first.", show_default="the task's own")] = None,
     pooling: Annotated[str | None, typer.Option(help="mean or cls, for embeddings.", show_default="mean")] = None,
@@ -76,7 +79,7 @@ def _score(given: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[st
     """Return results by file, and what is too long to print with them."""
     folder = Path(given["model"])
     reading = {
-        "split": given.get("split", _DEFAULTS["split"]),
+        "split": scored_split(given.get("split"), given["data"], [folder]),
         "label_column": given.get("label_column"),
         "text_columns": given.get("text_column"),
         "limit": given.get("limit"),
@@ -166,6 +169,7 @@ def _score_bundle(folder: Path, given: Mapping[str, Any], reading: Mapping[str, 
         problem_type=manifest.problem_type,
         **reading,
     )
+    say_how(examples)
     with progress_bars() as progress:
         return {
             precision: evaluate_bundle(
@@ -177,7 +181,7 @@ def _score_bundle(folder: Path, given: Mapping[str, Any], reading: Mapping[str, 
 
 def _score_checkpoint(given: Mapping[str, Any], reading: dict[str, Any]) -> dict[str, Any]:
     from potstill.errors import OutputError
-    from potstill.task import TEXT_CLASSIFICATION
+    from potstill.task import TEXT_CLASSIFICATION, trained_task
 
     require("torch", extra="distill")
     require("transformers", extra="distill")
@@ -186,6 +190,7 @@ def _score_checkpoint(given: Mapping[str, Any], reading: dict[str, Any]) -> dict
     from potstill.distill.quality import Reading, evaluate
 
     settings = {name: given.get(name, default) for name, default in _DEFAULTS.items() if name != "split"}
+    settings["task"] = given.get("task") or trained_task(given["model"]) or _DEFAULTS["task"]
     if "pooling" in given and settings["task"] != "feature-extraction":
         raise UsageError(f"--pooling makes one vector of a text, which {settings['task']} does not; leave it out")
     if "confusion" in given:

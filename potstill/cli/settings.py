@@ -1,13 +1,19 @@
 """From flags to a recipe: what every command that trains has in common."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from potstill.bundle import MANIFEST_NAME
+from potstill.data import choose_splits
 from potstill.errors import RecipeError
-from potstill.recipe import Recipe, build_recipe, load_recipe, parse_setting
+from potstill.recipe import Recipe, build_recipe, load_recipe, parse_setting, with_splits
+
+if TYPE_CHECKING:
+    from potstill.data import Examples
 
 SetOption = Annotated[
     list[str] | None,
@@ -18,6 +24,59 @@ ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with an inte
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
 
+TextColumnOption = Annotated[
+    list[str] | None,
+    typer.Option(help="The data's column with the text; twice, or a,b, for pairs.", show_default="the usual names"),
+]
+LabelColumnOption = Annotated[
+    str | None,
+    typer.Option(help="The data's column with the label; a,b,c if each has its own.", show_default="the usual names"),
+]
+
+
+def column_flags(text_column: list[str] | None, label_column: str | None) -> dict[str, Any]:
+    """Return the settings that the two options stand for."""
+    return {"data.text_columns": text_column or None, "data.label_column": label_column}
+
+
+def scored_split(asked: str | None, data: str, models: Sequence[str | Path]) -> str:
+    """Return the split to score on, and say on stderr where it is not all that was named.
+
+    A file that one of the models learned from, as its `distill.json` tells, and a folder with `train` alone, are
+    scored on the part that was held out; any other file is scored whole.
+    """
+    split = asked or "validation"
+    _, chosen = choose_splits(data, train="train", evaluation=split)
+    if chosen == split or split != "validation":
+        return split
+    if Path(data).expanduser().is_file() and not any(_learned_from(model, data) for model in models):
+        return split
+    typer.echo(
+        f"potstill: the tenth of {data} that is held out is scored (--split held-out); models learn from the rest",
+        err=True,
+    )
+    return chosen
+
+
+def _learned_from(model: str | Path, data: str) -> bool:
+    """Return whether a checkpoint, or the one that a bundle was exported from, was trained on this file."""
+    folder = Path(model).expanduser()
+    try:
+        if (folder / MANIFEST_NAME).is_file():
+            source = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["source"]["name"]
+            folder = Path(source).expanduser()
+        trained = json.loads((folder / "distill.json").read_text(encoding="utf-8"))["data"]["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return Path(trained).expanduser().resolve() == Path(data).expanduser().resolve()
+
+
+def say_how(examples: "Examples") -> None:
+    """Say on stderr what a user should know of how the data was read."""
+    for note in examples.notes:
+        typer.echo(f"potstill: {note}", err=True)
+
+
 def resolve(name: str | None, *, flags: Mapping[str, Any], settings: Sequence[str] | None) -> Recipe:
     """Build the recipe from a recipe's name (or nothing), then the flags that were given, then `--set`.
 
@@ -26,9 +85,10 @@ def resolve(name: str | None, *, flags: Mapping[str, Any], settings: Sequence[st
     """
     given = [(key, value) for key, value in flags.items() if value is not None]
     given += [parse_setting(text) for text in settings or []]
-    return (
+    recipe = (
         load_recipe(name, overrides=given) if name else build_recipe({}, overrides=given, origin="what you asked for")
     )
+    return with_splits(recipe)
 
 
 def output_folder(out: Path | None, recipe: Recipe) -> Path:

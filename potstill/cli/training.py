@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from potstill.data.rows import HELD_OUT
+
 _MIB = 2**20
 
 
@@ -54,12 +56,39 @@ def _loses(report: dict[str, Any]) -> bool:
     return bool(ours >= theirs if lower_is_better(metric) else ours <= theirs)
 
 
+def _data(about: dict[str, Any]) -> list[str]:
+    """Return what the data is, as it was read or found out: a user sees here what is wrong with it."""
+    labels, columns = (
+        about.get("labels") or [],
+        {"text": about.get("text_columns"), "label": about.get("label_columns")},
+    )
+    problem = _PROBLEMS.get(about.get("problem_type") or "")
+    named = "; ".join(f"{what}: {', '.join(names)}" for what, names in columns.items() if names)
+    read = f" ({about['labels_read']})" if about.get("labels_read") and labels else ""
+    lines = [
+        f"task        {about['task']}" + (f", {problem}" if problem else ""),
+        f"columns     {named}" if named else "",
+        f"labels      {len(labels)}: {', '.join(labels[:_LABELS])}{', ...' if len(labels) > _LABELS else ''}{read}"
+        if labels
+        else "",
+        f"learn from  {about['train_examples']:,} of {about['name']} ({about.get('train_split')})",
+        f"score on    {about['examples']:,} of {about['name']} ({about['split']})",
+    ]
+    if about["split"].endswith(HELD_OUT):
+        lines.append("held out    a tenth of the texts, the same ones in every command: --split held-out scores them")
+    if about.get("shared_texts"):
+        lines.append(f"warning: {about['shared_texts']:,} of the texts to score on are among those to learn from")
+    lines += [f"warning: {note}" for note in about.get("notes", ())]
+    return [line for line in lines if line]
+
+
 def _plan(figures: dict[str, Any]) -> list[str]:
     teacher = figures["teacher_parameters"]
     of = f", teacher {teacher:,}" if teacher else ""
     return [
+        *_data(figures["data"]),
         f"parameters  student {figures['student_parameters']:,}{of}",
-        f"data        {figures['rows']:,} rows, {figures['tokens']:,} tokens a pass",
+        f"rows        {figures['rows']:,}, {figures['tokens']:,} tokens a pass",
         f"steps       {figures['steps']:,} ({figures['steps_per_epoch']:,} a pass), "
         f"about {figures['tokens_per_step']:,} tokens each",
         f"memory      about {figures['memory_bytes'] / _MIB:,.0f} MiB",
@@ -73,6 +102,12 @@ def _pace(figures: dict[str, Any]) -> list[str]:
     return [f"time        about {left} to go ({step:.2f} s a step, scoring not counted)"]
 
 
+_PROBLEMS = {
+    "single_label_classification": "one label for each text",
+    "multi_label_classification": "several labels for each text",
+    "regression": "an amount for each text",
+}
+_LABELS = 12
 _LINES = {"plan": _plan, "pace": _pace}
 _CONTROLS = {
     "untrained": "student, untrained",

@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 from potstill.data import labels
 from potstill.data.columns import LABEL_REMEDY, TEXT_REMEDY, pick_label_columns, pick_text_columns
 from potstill.data.formats import Names, Row
-from potstill.data.rows import PYTHON_DOCS, choose_splits, parse_split, read_rows, select_part
-from potstill.errors import DataError
+from potstill.data.rows import PYTHON_DOCS, choose_splits, first_row, parse_split, read_rows, select_part
+from potstill.errors import AbsentError, DataError
 from potstill.task import (
     FEATURE_EXTRACTION,
     FILL_MASK,
@@ -34,6 +34,7 @@ __all__ = [
     "Splits",
     "Text",
     "choose_splits",
+    "guess_task",
     "load_examples",
     "load_splits",
     "load_texts",
@@ -196,6 +197,24 @@ def load_texts(
     return _part(numbered, split=split, kind=kind_of(task), columns=columns, limit=limit, origin=origin)[1]
 
 
+def guess_task(name: str) -> str | None:
+    """Return the task that local data can only be for: words with tags, or questions with contexts and answers.
+
+    None where the columns leave a choice, and for hub ids, of which nothing is known before they are loaded.
+
+    Raises:
+        DataError: if the first row cannot be read.
+    """
+    row = first_row(name)
+    if row is None:
+        return None
+    for task in (TOKEN_CLASSIFICATION, QUESTION_ANSWERING):
+        has_texts = any(all(column in row for column in columns) for columns in task.text_columns)
+        if has_texts and any(column in row for column in task.label_columns):
+            return task.name
+    return None
+
+
 def _load(
     name: str,
     splits: Sequence[tuple[str, int | None]],
@@ -334,7 +353,7 @@ class _LabelReader:
         names = self._own or self._known
         bare = [row for row in rows if labels.is_unlabelled(row[1].get(self._columns[0]), names or ())]
         if bare and len(bare) == len(rows):
-            raise DataError(
+            raise AbsentError(
                 f"{origin} has no labels: column {self._column!r} holds nothing but "
                 f"{bare[0][1][self._columns[0]]}, as the test splits of GLUE do; take another split"
             )
@@ -428,6 +447,10 @@ class _LabelReader:
 
     def _take(self, naming: labels.Naming) -> None:
         self._naming, self.names, self.how = naming, naming.names, naming.how
+        # Plain positions of a model whose labels have names are what most data sets have; all else is worth a word.
+        are_numbers = all(name.lstrip("-").isdigit() for name in naming.names)
+        if "(" in naming.how and (naming.how.startswith("by name") or self._own or are_numbers):
+            self.notes.append(f"labels in column {self._column!r} are read {naming.how}")
 
 
 def _is_empty(value: Any) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from potstill.errors import DataError
+from potstill.errors import AbsentError, DataError
 from potstill.task import FEATURE_EXTRACTION, FILL_MASK, TEXT_CLASSIFICATION, Task
 
 # What tells rows apart and is no label.
@@ -98,7 +98,9 @@ def pick_label_columns(
         map(repr, dict.fromkeys([*([asked] if asked else []), *(task.label_columns if is_open else ())]))
     )
     several = "; several, as toxic,insult, if each label has its own" if task == TEXT_CLASSIFICATION else ""
-    raise DataError(f"{origin} has no column {tried}; it has {', '.join(rows[0]) or 'none'}; {LABEL_REMEDY}{several}")
+    raise (DataError if asked else AbsentError)(
+        f"{origin} has no column {tried}; it has {', '.join(rows[0]) or 'none'}; {LABEL_REMEDY}{several}"
+    )
 
 
 def _flag_columns(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.data.formats import SUFFIXES, Names, Row, label_names, read_file
-from potstill.errors import DataError
+from potstill.errors import AbsentError, DataError
 from potstill.extras import require
 from potstill.pydocs import CHAPTERS, read_python_docs
 
@@ -38,6 +38,19 @@ def read_rows(name: str, split: str) -> tuple[list[Row], Names]:
     if not rows:
         raise DataError(f"{name} has no rows in its split {base!r}")
     return rows, names
+
+
+def first_row(name: str, split: str = "train") -> Row | None:
+    """Return the first row of a local split; None of a hub id, of `python-docs`, and where there is no such split.
+
+    Raises:
+        DataError: if the path does not exist, or the row cannot be read.
+    """
+    try:
+        files = find_files(name, split)
+    except AbsentError:
+        return None
+    return next((row for file in files or () for _, row in read_file(file)), None)
 
 
 # Splits
@@ -102,7 +115,7 @@ def select_part(keys: Sequence[str], part: str | None, *, origin: str) -> list[i
 
 def is_held_out(text: str) -> bool:
     """Return whether a text of a stream is held out: about a tenth of all are."""
-    return _number_of(text) < HELD_OUT_SHARE * 2**_HASH_BITS
+    return _number_of(text) < HELD_OUT_SHARE * (1 << _HASH_BITS)
 
 
 def _number_of(key: str) -> int:
@@ -132,7 +145,7 @@ def find_files(name: str, split: str, suffixes: Sequence[str] = SUFFIXES) -> lis
         if found:
             return found
         have = ", ".join(str(file.relative_to(path)) for file in _data_files(path, suffixes)) or "no data files"
-        raise DataError(f"{path} has no {split}{{{','.join(suffixes)}}}; it has {have}")
+        raise AbsentError(f"{path} has no {split}{{{','.join(suffixes)}}}; it has {have}")
     if name.startswith((".", "/", "~")) or path.suffix in suffixes or name.count("/") > 1:
         raise DataError(
             f"there is no file or folder {name}; name a data folder, a file, or a hub id such as nyu-mll/glue:sst2"
@@ -189,7 +202,7 @@ def _read_hub(name: str, split: str) -> tuple[list[Row], Names]:
     try:
         loaded = datasets.load_dataset(repository, configuration or None, split=split)
     except Exception as error:  # the hub client raises many kinds, all meaning the same here
-        raise DataError(
+        raise AbsentError(
             f"cannot load {name!r} ({split}) from the hub: {_short(error)}; check the name and the network, "
             "or pass a folder with train and validation files"
         ) from error

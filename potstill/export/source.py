@@ -32,6 +32,7 @@ from potstill.task import (
     Task,
     get_task,
     kind_of,
+    trained_task,
 )
 
 Feeds: TypeAlias = dict[str, NDArray[np.int64]]
@@ -128,7 +129,7 @@ def peek(name: str, *, task: str | None = None) -> tuple[Task, list[str], str | 
         CheckpointError: if it has no configuration.
     """
     existing = find_existing(name, task=task)
-    wanted = get_task(existing.task if existing else task or TEXT_CLASSIFICATION.name)
+    wanted = get_task(existing.task if existing else task or trained_task(name) or TEXT_CLASSIFICATION.name)
     config = existing.config if existing else load_config(name)
     names = label_names(config) if wanted in _LABELLED else []
     return wanted, names, problem_of(config) if wanted is TEXT_CLASSIFICATION else None
@@ -146,7 +147,7 @@ def load_source(
 
     Args:
         name: which.
-        task: the name of a task; None is text-classification, and for an ONNX file what its configuration says.
+        task: the name of a task; None is what a folder's configuration says it was trained for.
         tokenizer: a hub id or folder; None takes the model's own.
         max_length: longest text in tokens; None takes the tokenizer's own, at most the model's positions.
         pooling: adds one vector per text to a feature extractor's graph.
@@ -158,7 +159,7 @@ def load_source(
     existing = find_existing(name, task=task)
     if existing is not None:
         return _existing_source(name, existing, tokenizer=tokenizer, max_length=max_length, pooling=pooling)
-    wanted = get_task(task or TEXT_CLASSIFICATION.name)
+    wanted = get_task(task or trained_task(name) or TEXT_CLASSIFICATION.name)
     if pooling is not None and wanted is not FEATURE_EXTRACTION:
         raise UsageError(f"pooling makes one vector of a text; {wanted.name} has none, so leave it out")
     checkpoint = load_checkpoint(name, wanted, tokenizer=tokenizer)
