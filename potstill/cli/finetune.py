@@ -1,6 +1,5 @@
 """`potstill finetune`: make a teacher of an encoder."""
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -66,7 +65,7 @@ def finetune(
     resolved = resolve(None, flags=flags, settings=settings)
     require("torch", extra="distill")
     from potstill.cli.render import print_json, print_pairs, progress_bars
-    from potstill.cli.training import announce
+    from potstill.cli.training import announce, print_next
     from potstill.distill import finetune as train
 
     with progress_bars() as progress:
@@ -81,9 +80,9 @@ def finetune(
             **{name: f"{value:.4f}" for name, value in report["teacher"]["scores"].items()},
             "steps": f"{report['steps']}, best at {report['best_step']}",
             "time": f"{report['seconds']:.0f} s",
-            "next": next_command(out, resolved, settings or ()),
         },
     )
+    print_next(next_command(out, resolved, settings or ()))
 
 
 def _task_for(model: str, data: str) -> str:
@@ -93,7 +92,7 @@ def _task_for(model: str, data: str) -> str:
     return guess_task(data) or usual or TEXT_CLASSIFICATION.name
 
 
-def next_command(out: Path, recipe: Recipe, settings: Sequence[str]) -> str:
+def next_command(out: Path, recipe: Recipe, settings: Sequence[str]) -> list[str]:
     """Return the command that distils the teacher on the same data, read in the same way."""
     words = ["potstill", "distill", str(out), "--data", recipe.data.name]
     for column in recipe.data.text_columns or ():
@@ -105,4 +104,4 @@ def next_command(out: Path, recipe: Recipe, settings: Sequence[str]) -> str:
     for setting in settings:
         if setting.strip().startswith(_PASSED_ON) and not setting.strip().startswith("data.problem_type"):
             words += ["--set", setting]
-    return shlex.join([*words, "--out", f"{out}-student"])
+    return [*words, "--out", f"{out}-student"]

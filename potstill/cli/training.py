@@ -1,6 +1,8 @@
 """What the commands that train have in common: the plan before, the pace soon after, and the table at the end."""
 
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,9 @@ def print_student(folder: Path, report: dict[str, Any]) -> None:
             metric: f"{new['scores'][metric]:.4f}{teacher_score} ({report['data']['examples']} examples)",
             "steps": f"{report['steps']}, best at {report['best_step']}",
             "time": f"{report['seconds']:.0f} s",
-            "next": f"potstill export {folder} --task {report['task']} --out {folder}-onnx",
         },
     )
+    print_next(["potstill", "export", str(folder), "--task", report["task"], "--out", f"{folder}-onnx"])
     if "controls" in report:
         rows = [["teacher", old["scores"]], ["student", new["scores"]]]
         rows += [[_CONTROLS[name], control["scores"]] for name, control in report["controls"].items()]
@@ -43,6 +45,11 @@ def print_student(folder: Path, report: dict[str, Any]) -> None:
             sys.stderr.write(
                 "warning: without its teacher the same student is as good or better: this distillation gains nothing\n"
             )
+
+
+def print_next(words: Sequence[str]) -> None:
+    """Print the command that comes next in one line, whatever its length, so that it runs as printed."""
+    sys.stdout.write(f"next  {shlex.join(words)}\n")
 
 
 def _loses(report: dict[str, Any]) -> bool:
@@ -64,11 +71,11 @@ def _data(about: dict[str, Any]) -> list[str]:
     )
     problem = _PROBLEMS.get(about.get("problem_type") or "")
     named = "; ".join(f"{what}: {', '.join(names)}" for what, names in columns.items() if names)
-    read = f" ({about['labels_read']})" if about.get("labels_read") and labels else ""
+    how = f" ({about['labels_read']})" if about.get("labels_read", "by name") != "by name" else ""
     lines = [
         f"task        {about['task']}" + (f", {problem}" if problem else ""),
         f"columns     {named}" if named else "",
-        f"labels      {len(labels)}: {', '.join(labels[:_LABELS])}{', ...' if len(labels) > _LABELS else ''}{read}"
+        f"labels      {len(labels)}: {', '.join(labels[:_LABELS])}{', ...' if len(labels) > _LABELS else ''}{how}"
         if labels
         else "",
         f"learn from  {about['train_examples']:,} of {about['name']} ({about.get('train_split')})",
@@ -78,16 +85,18 @@ def _data(about: dict[str, Any]) -> list[str]:
         lines.append("held out    a tenth of the texts, the same ones in every command: --split held-out scores them")
     if about.get("shared_texts"):
         lines.append(f"warning: {about['shared_texts']:,} of the texts to score on are among those to learn from")
-    lines += [f"warning: {note}" for note in about.get("notes", ())]
+    read = about.get("labels_read") or "nothing"
+    lines += [f"warning: {note}" for note in about.get("notes", ()) if not note.endswith(read)]
     return [line for line in lines if line]
 
 
 def _plan(figures: dict[str, Any]) -> list[str]:
     teacher = figures["teacher_parameters"]
-    of = f", teacher {teacher:,}" if teacher else ""
+    learns = f"{figures['student_parameters']:,}"
+    parameters = f"student {learns}, teacher {teacher:,}" if teacher else learns
     return [
         *_data(figures["data"]),
-        f"parameters  student {figures['student_parameters']:,}{of}",
+        f"parameters  {parameters}",
         f"rows        {figures['rows']:,}, {figures['tokens']:,} tokens a pass",
         f"steps       {figures['steps']:,} ({figures['steps_per_epoch']:,} a pass), "
         f"about {figures['tokens_per_step']:,} tokens each",

@@ -7,7 +7,7 @@ score quality too; only a hub id needs `datasets`.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from potstill.data import labels
@@ -176,6 +176,14 @@ def load_splits(
             f"every label in column {ours.label_columns[0]!r} of {name} is {ours.label_names[0]}: there is nothing to "
             f"tell apart; {LABEL_REMEDY}, or take data with labels"
         )
+    if ours.problem_type == SINGLE_LABEL:
+        missing = [
+            name
+            for place, name in enumerate(ours.label_names)
+            if (theirs.labels == place).any() and not (ours.labels == place).any()
+        ]
+        note = (f"no text to learn from has the label {', '.join(missing)}",) if missing else ()
+        theirs = replace(theirs, notes=(*theirs.notes, *note))
     learned = set(map(_key_of, ours.texts))
     shared = sum(_key_of(text) in learned for text in theirs.texts)
     if shared == len(theirs):

@@ -164,8 +164,8 @@ def score_of(
 ) -> Callable[[PreTrainedModel], Scores]:
     """Return what scores a student during training: the task's score, or the loss on texts held out."""
     if material.score is not None:
-        scorer = material.score
-        return lambda student: scorer(student, "student")
+        scorer, who = material.score, "student" if teacher is not None else "model"
+        return lambda student: scorer(student, who)
     assert material.eval_set is not None
     assert teacher is not None
     rows, collate = material.eval_set, material.collate

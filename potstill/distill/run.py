@@ -299,8 +299,11 @@ def _head_for(recipe: Recipe, task: Task) -> dict[str, Any]:
         names = tuple(str(config.id2label[number]) for number in range(config.num_labels))
         single = config.problem_type or (REGRESSION if config.num_labels == 1 else None)
         with contextlib.suppress(DataError):
-            read_splits(recipe, label_names=names, problem_type=single if task is TEXT_CLASSIFICATION else None)
-            return {}
+            problem = single if task is TEXT_CLASSIFICATION else None
+            found = read_splits(recipe, label_names=names, problem_type=problem).train
+            # Bare numbers have no names that the checkpoint's could be: 0 of another task is not its `negative`.
+            if found.labels_read.startswith("by name") or problem == REGRESSION:
+                return {}
     examples = read_splits(recipe, label_names=None, problem_type=declared).train
     return scratch.head_config(examples.label_names, examples.problem_type)
 
