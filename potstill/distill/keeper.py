@@ -83,6 +83,10 @@ def write_identity(work_dir: Path, identity: Mapping[str, Any]) -> None:
 def check_same_run(work_dir: Path, identity: Mapping[str, Any]) -> None:
     """Refuse to go on from the checkpoints of another run: what is trained would be neither the one nor the other.
 
+    Args:
+        work_dir: holds the checkpoints.
+        identity: what decides the weights, or a part of it as far as it is known.
+
     Raises:
         OutputError: with what differs.
     """
@@ -90,8 +94,9 @@ def check_same_run(work_dir: Path, identity: Mapping[str, Any]) -> None:
         return
     file = work_dir / _IDENTITY
     try:
-        before = _flat(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        known = json.loads(file.read_text(encoding="utf-8"))
+        before = _flat({key: value for key, value in known.items() if key in identity})
+    except (OSError, ValueError, AttributeError):
         before = {}
     ours = _flat(json.loads(json.dumps(identity)))
     differing = [key for key in ours | before if ours.get(key) != before.get(key)]

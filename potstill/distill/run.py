@@ -27,6 +27,7 @@ from potstill.distill.batches import hash_rows, read_column
 from potstill.distill.controls import train_controls
 from potstill.distill.evaluate import problem_type_of
 from potstill.distill.examples import LENGTH_COLUMN
+from potstill.distill.keeper import check_same_run
 from potstill.distill.methods.objective import Objective
 from potstill.distill.plan import make_plan
 from potstill.distill.prepare import (
@@ -98,10 +99,10 @@ def distill(
     processes = _processes()
     if not processes.is_main_process:
         progress, announce = silent, keep_quiet
+    job = _job(recipe, out_dir, resume=resume, stage="distil the student", progress=progress)
     teacher = _load_teacher(recipe)
     _check_length(recipe, teacher)
     teacher.model.to(processes.device)
-    job = _job(recipe, out_dir, resume=resume, stage="distil the student", progress=progress)
     with processes.main_process_first():
         material = load_material(recipe, teacher, work_dir=job.work_dir, progress=progress)
     teacher_scores = material.score(teacher.model, "teacher") if material.score else {}
@@ -148,13 +149,13 @@ def finetune(
     recipe = with_splits(recipe)
     started = time.perf_counter()
     task, config = get_task(recipe.task), recipe.teacher.scratch
-    teacher = _new_teacher(recipe, task) if config is None else scratch.new_teacher(recipe, config)
     if config is not None:
         recipe = recipe.model_copy(update={"distill": scratch.training_config(config, recipe.distill)})
     processes = _processes()
     if not processes.is_main_process:
         progress, announce = silent, keep_quiet
     job = _job(recipe, out_dir, resume=resume, stage="train the teacher", progress=progress)
+    teacher = _new_teacher(recipe, task) if config is None else scratch.new_teacher(recipe, config)
     names = teacher.label_names if problem_type_of(teacher.model) != REGRESSION else None
     with processes.main_process_first():
         material = load_material(recipe, teacher, work_dir=job.work_dir, label_names=names, progress=progress)
@@ -202,12 +203,20 @@ def _as_recipe(what: Recipe | str, data: str | None, settings: Mapping[str, Any]
 
 
 def _job(recipe: Recipe, out_dir: Path, *, resume: bool, stage: str, progress: Progress) -> Job:
+    """Return the training of a recipe; one that is gone on with has had the same settings.
+
+    Raises:
+        OutputError: if it had others.
+    """
+    work_dir = out_dir.with_name(f"{out_dir.name}.training")
+    if resume:
+        check_same_run(work_dir, _settings(recipe))
     return Job(
         config=recipe.distill,
         metric="loss",
         maximise=False,
         seed=recipe.seed,
-        work_dir=out_dir.with_name(f"{out_dir.name}.training"),
+        work_dir=work_dir,
         resume=resume,
         stage=stage,
         progress=progress,
@@ -216,15 +225,20 @@ def _job(recipe: Recipe, out_dir: Path, *, resume: bool, stage: str, progress: P
 
 def _identity(recipe: Recipe, material: Material, *, models: Sequence[str | None]) -> dict[str, Any]:
     """Return all that decides the weights of a training: only the same run may be gone on with."""
-    told = {"export", "bench", "output_dir", "resume"}
-    content: dict[str, Any] = recipe.model_dump(mode="json", exclude=told)
-    del content["data"]["num_proc"], content["distill"]["trackers"]
+    content = _settings(recipe)
     content["training data"] = hash_rows(material.train_set)
     content["evaluation data"] = material.about.get("sha256") or (
         hash_rows(material.eval_set) if material.eval_set is not None else None
     )
     content["checkpoints"] = [hash_checkpoint(name) or name for name in models if name is not None]
     content["processes"] = _processes().num_processes
+    return content
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings that decide the weights of a training."""
+    content: dict[str, Any] = recipe.model_dump(mode="json", exclude={"export", "bench", "output_dir", "resume"})
+    del content["data"]["num_proc"], content["distill"]["trackers"]
     return content
 
 
