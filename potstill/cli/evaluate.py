@@ -90,6 +90,8 @@ def _score(given: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[st
         return _score_bundle(folder, given, reading), {}
     _refuse(given, ("precision",), "chooses a bundle's file, and this is a checkpoint; leave the option out")
     result = _score_checkpoint(given, reading)
+    for note in result.get("notes", ()):
+        typer.echo(f"potstill: {note}", err=True)
     return {"torch": result}, {"predictions": result.pop("predictions", None)}
 
 

@@ -177,11 +177,7 @@ def load_splits(
             f"tell apart; {LABEL_REMEDY}, or take data with labels"
         )
     if ours.problem_type == SINGLE_LABEL:
-        missing = [
-            name
-            for place, name in enumerate(ours.label_names)
-            if (theirs.labels == place).any() and not (ours.labels == place).any()
-        ]
+        missing = [name for place, name in enumerate(ours.label_names) if not (ours.labels == place).any()]
         note = (f"no text to learn from has the label {', '.join(missing)}",) if missing else ()
         theirs = replace(theirs, notes=(*theirs.notes, *note))
     learned = set(map(_key_of, ours.texts))
@@ -257,8 +253,10 @@ def _load(
         own = own_names.get(label_columns[0]) if len(label_columns) == 1 else None
         reader = _LabelReader(task, label_columns, known=known, own=own, problem_type=problem_type)
         numbered = [reader.without_unlabelled(rows, origin) for rows, origin in zip(numbered, origins, strict=True)]
-        texts = [_texts(rows, kind=kind, columns=columns) for rows in numbered]
-        reader.decide([row for rows in numbered for row in rows], [text for each in texts for text in each], columns)
+        everything = [row for rows in numbered for row in rows]
+        # Only tags and answers are held against the texts that they are of.
+        is_checked = task in (TOKEN_CLASSIFICATION, QUESTION_ANSWERING)
+        reader.decide(everything, _texts(everything, kind=kind, columns=columns) if is_checked else (), columns)
     found = []
     for (split, limit), rows, origin in zip(splits, numbered, origins, strict=True):
         kept, texts_of = _part(rows, split=split, kind=kind, columns=columns, limit=limit, origin=origin)

@@ -27,6 +27,7 @@ UNLABELLED = ("-1", "-100")
 
 # Python refuses to read longer numbers from text, and no label counts as far. Spreadsheets and pandas write 1 as 1.0.
 _INTEGER = re.compile(r"\s*(-?(?:0|[1-9]\d{0,999}))(?:\.0+)?\s*")
+_LONGEST_INTEGER = 10**1000
 _GENERIC = re.compile(r"label_(\d+)", re.IGNORECASE)
 _BOOLS = ("false", "true")
 _OUTSIDE = "O"
@@ -109,7 +110,7 @@ def spell(value: Any, row: int, column: str, word: str = "label") -> str:
             return value.strip().lower()
         number = _INTEGER.fullmatch(value)
         return number[1] if number else value
-    if isinstance(value, int) and abs(value) < 10**1000:
+    if isinstance(value, int) and abs(value) < _LONGEST_INTEGER:
         return str(value)
     if isinstance(value, float) and value.is_integer():
         return str(int(value))

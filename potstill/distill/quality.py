@@ -95,7 +95,8 @@ def evaluate(
         pooling=pooling,
         progress=progress,
     )
-    counted = {"num_examples": len(examples), "data_sha256": examples.sha256}
+    counted: dict[str, Any] = {"num_examples": len(examples), "data_sha256": examples.sha256}
+    counted |= {"notes": list(examples.notes)} if examples.notes else {}
     scores = {"scores": _put_first(first, score_answers(answers, examples))}
     predictions = {"predictions": list_predictions(answers, examples)} if keep_predictions else {}
     return about | counted | scores | count_classes(answers, examples) | predictions
