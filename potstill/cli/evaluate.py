@@ -71,6 +71,7 @@ def evaluate(
         glue_cli.run(given)
         return
     _refuse(given, glue_cli.ONLY_GLUE, "only fine-tunes with --glue; add it or leave the option out")
+    given["split"] = scored_split(given.get("split"), given["data"], [given["model"]])
     results, extras = _score(given)
     _show(results, extras, given)
 
@@ -79,7 +80,7 @@ def _score(given: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[st
     """Return results by file, and what is too long to print with them."""
     folder = Path(given["model"])
     reading = {
-        "split": scored_split(given.get("split"), given["data"], [folder]),
+        "split": given["split"],
         "label_column": given.get("label_column"),
         "text_columns": given.get("text_column"),
         "limit": given.get("limit"),
@@ -125,8 +126,9 @@ def _show(results: dict[str, dict[str, Any]], extras: Mapping[str, Any], given: 
         [name, result["num_examples"], *(f"{result['scores'][key]:.4f}" for key in names)]
         for name, result in results.items()
     ]
-    split = given.get("split", _DEFAULTS["split"])
-    print_table(f"{given['model']} on {given['data']} ({split})", ["model", "texts", *names], rows)
+    whole = given["split"] == _DEFAULTS["split"] and Path(given["data"]).expanduser().is_file()
+    read = given["data"] if whole else f"{given['data']} ({given['split']})"
+    print_table(f"{given['model']} on {read}", ["model", "texts", *names], rows)
     for name, result in results.items():
         if result.get("lost_finite"):
             warning = f"{name} answered {result['lost_finite']} texts with NaN or infinity, which count as wrong"

@@ -9,6 +9,7 @@ import typer
 
 from potstill.bundle import MANIFEST_NAME
 from potstill.data import choose_splits
+from potstill.data.rows import HELD_OUT, parse_split
 from potstill.errors import RecipeError
 from potstill.recipe import Recipe, build_recipe, load_recipe, parse_setting, with_splits
 
@@ -59,16 +60,19 @@ def scored_split(asked: str | None, data: str, models: Sequence[str | Path]) -> 
 
 
 def _learned_from(model: str | Path, data: str) -> bool:
-    """Return whether a checkpoint, or the one that a bundle was exported from, was trained on this file."""
+    """Return whether a checkpoint, or the one that a bundle was exported from, was trained on a file of this name.
+
+    The name alone, for the report has the path as it was given, from a folder that may be another one by now.
+    """
     folder = Path(model).expanduser()
     try:
         if (folder / MANIFEST_NAME).is_file():
             source = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["source"]["name"]
             folder = Path(source).expanduser()
-        trained = json.loads((folder / "distill.json").read_text(encoding="utf-8"))["data"]["name"]
+        learned = json.loads((folder / "distill.json").read_text(encoding="utf-8"))["data"]
+        return Path(learned["name"]).name == Path(data).name and parse_split(learned["split"])[1] == HELD_OUT
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return Path(trained).expanduser().resolve() == Path(data).expanduser().resolve()
 
 
 def say_how(examples: "Examples") -> None:

@@ -21,7 +21,7 @@ Cells: TypeAlias = Sequence[tuple[int, Any]]
 Ids: TypeAlias = NDArray[np.int64]
 
 # More labels than this, none named and most of them seen once, are a row's own id or another text.
-MAX_UNNAMED_LABELS = 1000
+MAX_UNNAMED_LABELS = 100
 # What marks a text without a label: GLUE's test splits and SNLI's undecided pairs, and the ignored index of torch.
 UNLABELLED = ("-1", "-100")
 
