@@ -8,6 +8,7 @@
     ├── UsageError            exit 2: what was asked cannot be done as it was asked
     │   ├── RecipeError         a recipe or a setting is not valid
     │   ├── DataError           the data set is missing, empty or has other columns
+    │   │   └── AbsentError       it has no such split, or no labels
     │   ├── CheckpointError     a teacher or student cannot be loaded or cut
     │   ├── BundleError         a folder is not a bundle, or not one for this
     │   └── OutputError         the output folder is in the way
@@ -55,6 +56,10 @@ class RecipeError(UsageError):
 
 class DataError(UsageError):
     """The data set is missing, empty, or has other columns than were named."""
+
+
+class AbsentError(DataError):
+    """The data set has no such split, or no labels; what does not need them goes on without."""
 
 
 class CheckpointError(UsageError):

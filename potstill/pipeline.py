@@ -25,7 +25,7 @@ from potstill.data import Examples, Text, load_examples, load_texts
 from potstill.errors import OutputError
 from potstill.progress import Announce, Progress, keep_quiet, silent
 from potstill.publish import check_free, write_text
-from potstill.recipe import Recipe, build_recipe
+from potstill.recipe import Recipe, build_recipe, with_splits
 from potstill.sections import ExportConfig
 from potstill.task import FEATURE_EXTRACTION, get_task
 
@@ -69,6 +69,7 @@ def run(
             another recipe.
         PotstillError: whatever a stage raises; what was finished before stays.
     """
+    recipe = with_splits(recipe)
     _prepare(recipe, out_dir, resume=resume, overwrite=overwrite)
     try:
         teacher = _teacher(recipe, out_dir, progress=progress, announce=announce)

@@ -13,6 +13,7 @@ from typing import Any, Self, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from potstill.data import choose_splits
 from potstill.errors import RecipeError
 from potstill.method import METHODS, PRESET_LAYERS
 from potstill.sections import (
@@ -25,6 +26,7 @@ from potstill.sections import (
     TaskName,
     TeacherConfig,
 )
+from potstill.task import trained_task
 
 
 class Recipe(Section):
@@ -70,6 +72,15 @@ class Recipe(Section):
         return self.student.layers
 
 
+def with_splits(recipe: Recipe) -> Recipe:
+    """Return a recipe that learns from and is scored on different rows, see `potstill.data.choose_splits`."""
+    data = recipe.data
+    train, evaluation = choose_splits(data.name, train=data.train_split, evaluation=data.eval_split)
+    if (train, evaluation) == (data.train_split, data.eval_split):
+        return recipe
+    return recipe.model_copy(update={"data": data.model_copy(update={"train_split": train, "eval_split": evaluation})})
+
+
 def build_recipe(
     values: Mapping[str, Any],
     *,
@@ -91,6 +102,8 @@ def build_recipe(
     merged = _plain_copy(values)
     for key, value in overrides:
         _put(merged, key, value)
+    if "task" not in merged and (task := _infer_task(merged)):
+        merged["task"] = task
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
@@ -99,6 +112,19 @@ def build_recipe(
             raise RecipeError("; ".join(faults)) from error
         listed = "\n".join(f"  {fault}" for fault in faults)
         raise RecipeError(f"{origin} is not valid:\n{listed}") from error
+
+
+def _infer_task(values: Mapping[str, Any]) -> str | None:
+    """Return the task that the method or the teacher leaves no doubt about; None takes the default."""
+    teacher, settings = (part if isinstance(part := values.get(key), Mapping) else {} for key in ("teacher", "distill"))
+    method = METHODS.get(settings.get("method") or "task")
+    model = teacher.get("model")
+    trained = trained_task(model) if isinstance(model, str) else None
+    if method is None:
+        return None
+    if trained in method.tasks:
+        return trained
+    return method.tasks[0] if len(method.tasks) == 1 else None
 
 
 def parse_section(name: str, values: Mapping[str, Any], *, flags: Mapping[str, str] | None = None) -> Any:

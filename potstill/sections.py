@@ -106,13 +106,14 @@ class DataConfig(Section):
     """Labelled texts, or running text for the masked-language methods."""
 
     name: str
-    """A hub id (`nyu-mll/glue:sst2`), a folder with `train` and `validation` files, or `python-docs`."""
+    """A hub id (`nyu-mll/glue:sst2`), a folder with `train` and `validation` files, a file, or `python-docs`."""
     text_columns: list[str] | None = Field(default=None, min_length=1, max_length=2)
     """The column of the text, or two for pairs; None looks for the usual names."""
     label_column: str | None = None
-    """The column of the label; None looks for the task's usual names."""
+    """The column of the label, or `a,b,c` if each label has one; None looks for the task's usual names."""
     problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = None
-    """What a text classifier's labels are, to fine-tune one; a model that is fine-tuned knows."""
+    """What a text classifier's labels are, to fine-tune one; None takes what they look like, and a model that is
+    fine-tuned knows."""
     packing: Literal["none", "blocks", "texts"] = "none"
     """Running text: one text per row in batches of similar length, full blocks across texts, or whole texts packed."""
     streaming: bool = False

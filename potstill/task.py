@@ -1,6 +1,9 @@
 """The tasks, as data: what goes in, what comes out, and by which number it is judged."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from potstill.errors import UsageError
 
@@ -39,13 +42,20 @@ _PAIRS = (
     ("premise", "hypothesis"),
     ("question1", "question2"),
     ("question", "sentence"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
 )
+TEXT_NAMES = (
+    "text", "sentence", "content", "review", "comment_text", "comment", "tweet", "document", "article", "passage",
+)  # fmt: skip
+"""Column names that public data sets use for one text, tried in this order by every command."""
+_TEXTS = tuple((name,) for name in TEXT_NAMES)
 
 TEXT_CLASSIFICATION = Task(
     name="text-classification",
     model_class="AutoModelForSequenceClassification",
-    text_columns=(*_PAIRS, ("sentence",), ("text",)),
-    label_columns=("label", "labels", "score"),
+    text_columns=(*_PAIRS, *_TEXTS),
+    label_columns=("label", "labels", "score", "class", "category", "sentiment", "stars", "rating", "target"),
     output="logits",
     metric="accuracy",
 )
@@ -53,7 +63,7 @@ TOKEN_CLASSIFICATION = Task(
     name="token-classification",
     model_class="AutoModelForTokenClassification",
     text_columns=(("tokens",), ("words",)),
-    label_columns=("ner_tags", "tags", "labels"),
+    label_columns=("ner_tags", "tags", "labels", "pos_tags", "chunk_tags"),
     output="logits",
     metric="f1",
 )
@@ -68,7 +78,7 @@ QUESTION_ANSWERING = Task(
 FILL_MASK = Task(
     name="fill-mask",
     model_class="AutoModelForMaskedLM",
-    text_columns=(("text",), ("sentence",), ("content",)),
+    text_columns=_TEXTS,
     label_columns=(),
     output="logits",
     metric="perplexity",
@@ -76,7 +86,7 @@ FILL_MASK = Task(
 FEATURE_EXTRACTION = Task(
     name="feature-extraction",
     model_class="AutoModel",
-    text_columns=(*_PAIRS, ("anchor", "positive"), ("sentence",), ("text",)),
+    text_columns=(*_PAIRS, ("anchor", "positive"), *_TEXTS),
     label_columns=("score", "label", "similarity_score"),
     output="last_hidden_state",
     metric="spearman",
@@ -154,6 +164,32 @@ def primary_metric(
     if kind == SINGLE_LABEL and asked in TWO_CLASS_METRICS and num_labels not in (None, 2):
         raise UsageError(f"metric {asked!r} needs 2 labels and the model has {num_labels}; take macro_f1")
     return asked
+
+
+_HEADS = {
+    "ForSequenceClassification": TEXT_CLASSIFICATION,
+    "ForTokenClassification": TOKEN_CLASSIFICATION,
+    "ForQuestionAnswering": QUESTION_ANSWERING,
+    "ForMaskedLM": FILL_MASK,
+    "ForPreTraining": FILL_MASK,
+    "Model": FEATURE_EXTRACTION,
+}
+
+
+def task_of_architectures(names: Sequence[str]) -> Task | None:
+    """Return the task that a checkpoint was trained for, by `architectures` of its configuration; None if unknown."""
+    return next((task for name in names for head, task in _HEADS.items() if name.endswith(head)), None)
+
+
+def trained_task(name: str | Path) -> str | None:
+    """Return the name of the task that a checkpoint folder was trained for; None for a hub id, and if unknown."""
+    file = Path(name).expanduser() / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        found = task_of_architectures([str(each) for each in config.get("architectures") or ()])
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+    return found.name if found else None
 
 
 def lower_is_better(metric: str) -> bool:

@@ -13,6 +13,7 @@ CODES = {
     "UsageError": 2,
     "RecipeError": 2,
     "DataError": 2,
+    "AbsentError": 2,
     "CheckpointError": 2,
     "BundleError": 2,
     "OutputError": 2,

@@ -143,8 +143,8 @@ def test_one_label_where_a_list_belongs_is_refused(tmp_path):
 
 def test_a_label_that_the_model_has_not_is_refused_in_its_row(tmp_path):
     table = [{"text": "x", "labels": ["joy"]}, {"text": "y", "labels": ["joy", "awe"]}]
-    assert refusal(tmp_path, table, problem_type=MULTI_LABEL, label_names=["joy", "fear"]) == (
-        "row 2: label 'awe' in column 'labels' is none of the model's 2 labels (joy, fear)"
+    assert refusal(tmp_path, table, problem_type=MULTI_LABEL, label_names=["joy", "fear"]).startswith(
+        "row 2: label 'awe' in column 'labels' is none of the model's 2 labels (joy, fear); the data has awe, joy; "
     )
 
 
@@ -154,24 +154,18 @@ def test_data_without_any_label_is_refused_unless_the_model_has_names(tmp_path):
     assert several(tmp_path, [[]], label_names=["a", "b"]).labels.tolist() == [[0, 0]]
 
 
-# Ids that count too far
+# Too many to be labels
 
 
-@pytest.mark.parametrize("label", [10**15, 10**30, 10_000, "987654321"])
-def test_an_absurd_label_makes_an_error_and_no_list_of_names(tmp_path, label):
-    table = [{"text": "x", "label": 0}, {"text": "y", "label": label}]
-    assert f"row 2: label {label!r} in column 'label' would make more than 10000 labels" in refusal(tmp_path, table)
+def test_a_column_of_ids_or_texts_makes_an_error_and_no_list_of_names(tmp_path):
+    table = [{"text": "x", "label": 10**15 + number} for number in range(1001)]
+    message = refusal(tmp_path, table)
+    assert message.startswith("column 'label' holds 1001 different values in 1001 rows, such as 1000000000000000")
 
 
 def test_the_bound_is_above_real_data(tmp_path):
-    assert len(load(tmp_path, [{"text": "x", "label": 9999}]).label_names) == 10_000
-
-
-def test_a_label_of_thousands_of_digits_is_refused_in_a_short_line(tmp_path):
-    table = [{"text": "x", "label": "0"}, {"text": "y", "label": "1" * 5000}]
-    message = refusal(tmp_path, table)
-    assert message.startswith("row 2: label '111")
-    assert len(message) < 200
+    table = [{"text": "x", "label": number % 2000} for number in range(4000)]
+    assert len(load(tmp_path, table).label_names) == 2000
 
 
 # Tags of words
@@ -200,7 +194,8 @@ def test_tags_are_looked_up_in_the_models_order(tmp_path):
 def test_tags_may_be_ids(tmp_path):
     table = [{"words": ["a", "b"], "tags": [0, 3]}]
     found = tagged(tmp_path, table)
-    assert found.label_names == ("0", "1", "2", "3")
+    assert found.label_names == ("0", "3")
+    assert found.labels[0].tolist() == [0, 1]
     assert tagged(tmp_path, table, label_names=["O", "A", "B", "C"]).labels[0].tolist() == [0, 3]
 
 
@@ -215,8 +210,9 @@ def test_the_callers_default_column_finds_the_tags_too(tmp_path):
 
 def test_a_tag_that_the_model_has_not_is_refused_in_its_row(tmp_path):
     message = refusal(tmp_path, TAGGED[::-1], task=TOKEN_CLASSIFICATION, label_names=["O", "B-person", "I-person"])
-    assert message == (
-        "row 2: tag 'B-location' in column 'ner_tags' is none of the model's 3 labels (O, B-person, I-person)"
+    assert message.startswith(
+        "row 2: tag 'B-location' in column 'ner_tags' is none of the model's 3 labels (O, B-person, I-person); "
+        "the data has B-location, B-person, I-person, O; "
     )
 
 
@@ -248,7 +244,8 @@ def test_a_text_without_words_is_left_out_and_the_others_keep_their_numbers(tmp_
 
 def test_missing_tags_are_refused_with_the_names_that_were_tried(tmp_path):
     assert refusal(tmp_path, [{"tokens": ["x"]}], task=TOKEN_CLASSIFICATION) == (
-        "row 1 has no column 'ner_tags' or 'tags' or 'labels'; it has tokens; set data.label_column"
+        f"{tmp_path} (train) has no column 'ner_tags' or 'tags' or 'labels' or 'pos_tags' or 'chunk_tags'; it has "
+        "tokens; name it with --label-column"
     )
     assert "has no column 'pos'; it has" in refusal(tmp_path, TAGGED, task=TOKEN_CLASSIFICATION, label_column="pos")
 
@@ -317,9 +314,7 @@ def test_answers_change_the_hash(tmp_path):
 
 def test_a_question_needs_its_text(tmp_path):
     message = refusal(tmp_path, [{"question": "x", "answers": []}], task=QUESTION_ANSWERING, text_columns=["question"])
-    assert message == (
-        "data.text_columns names question; question-answering reads two columns such as question, context"
-    )
+    assert message == ("--text-column names question; question-answering reads two columns, such as question, context")
 
 
 # Running text
@@ -348,7 +343,7 @@ def test_text_that_is_all_empty_is_refused(tmp_path):
 
 def test_running_text_is_one_column(tmp_path):
     message = refusal(tmp_path, [PAIR], task=FILL_MASK, text_columns=["sentence1", "sentence2"])
-    assert message == "data.text_columns names sentence1, sentence2; fill-mask reads one column such as text"
+    assert message == "--text-column names sentence1, sentence2; fill-mask reads one column, such as text"
 
 
 def test_the_embedded_data_is_running_text(monkeypatch):
@@ -382,7 +377,9 @@ def test_texts_to_embed_need_no_score(tmp_path, label_column):
 
 def test_a_score_that_is_asked_for_must_be_there(tmp_path):
     message = refusal(tmp_path, [PAIR], task=FEATURE_EXTRACTION, label_column="gold")
-    assert message == "row 1 has no column 'gold'; it has sentence1, sentence2; set data.label_column"
+    assert message == (
+        f"{tmp_path} (train) has no column 'gold'; it has sentence1, sentence2; name it with --label-column"
+    )
 
 
 # Names that a data set of the hub has itself

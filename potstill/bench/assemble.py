@@ -97,7 +97,8 @@ def bench(
     if finished is not None:
         return _decide_again(finished, setting, out_dir)
     for trial in setting.trials:
-        tell(f"{trial.name}: {trial.power().sentence}")
+        for sentence in (*trial.examples.notes, trial.power().sentence):
+            tell(f"{trial.name}: {sentence}")
     return _run(setting, work, out_dir, progress=progress)
 
 

@@ -13,7 +13,7 @@ import typer
 from potstill.cli import bench_options as options
 from potstill.cli import stopping
 from potstill.cli.checks import check_bench
-from potstill.cli.settings import JsonOption, OverwriteOption
+from potstill.cli.settings import JsonOption, LabelColumnOption, OverwriteOption, TextColumnOption, scored_split
 from potstill.errors import CheckError, UsageError
 from potstill.extras import require
 
@@ -29,8 +29,8 @@ def bench(
     baseline: options.BaselineOption = None,
     data: options.DataOption = None,
     split: options.SplitOption = "validation",
-    label_column: options.LabelColumnOption = None,
-    text_column: options.TextColumnOption = None,
+    label_column: LabelColumnOption = None,
+    text_column: TextColumnOption = None,
     limit: options.LimitOption = None,
     suite: options.SuiteOption = None,
     precision: options.PrecisionOption = None,
@@ -117,11 +117,21 @@ def _left(out: Path) -> stopping.Left:
 def _request(given: Mapping[str, Any]) -> Any:
     from potstill.bench import DataSet, Request, name_models
 
-    reading: dict[str, Any] = {name: given.get(name) for name in ("split", "label_column", "limit")}
+    reading: dict[str, Any] = {name: given.get(name) for name in ("label_column", "limit")}
+    models = name_models(given["models"])
+    places = [place for _, place in models]
     return Request(
-        models=name_models(given["models"]),
+        models=models,
         baseline=given.get("baseline"),
-        data=[DataSet(data=name, text_columns=given.get("text_column"), **reading) for name in given.get("data", ())],
+        data=[
+            DataSet(
+                data=name,
+                split=scored_split(given.get("split"), name, places),
+                text_columns=given.get("text_column"),
+                **reading,
+            )
+            for name in given.get("data", ())
+        ],
         suite=given.get("suite"),
         claims=given.get("claims"),
     )

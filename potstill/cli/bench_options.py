@@ -18,12 +18,6 @@ DataOption = Annotated[
     typer.Option(help="Labelled texts: a hub id or folder; repeatable.", show_default="none, no quality"),
 ]
 SplitOption = Annotated[str, typer.Option(help="Which split of the data is scored.")]
-LabelColumnOption = Annotated[
-    str | None, typer.Option(help="The data's column with the label.", show_default="the usual names")
-]
-TextColumnOption = Annotated[
-    list[str] | None, typer.Option(help="The data's column with the text; twice for pairs.", show_default="found")
-]
 LimitOption = Annotated[int | None, typer.Option(min=11, help="Score only the first so many examples.")]
 SuiteOption = Annotated[
     Path | None, typer.Option(help="YAML: for each task of a table (GLUE) its models and data.", show_default=False)

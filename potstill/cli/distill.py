@@ -10,9 +10,12 @@ from potstill.cli.checks import check_training
 from potstill.cli.settings import (
     FLAGS,
     JsonOption,
+    LabelColumnOption,
     OverwriteOption,
     ResumeOption,
     SetOption,
+    TextColumnOption,
+    column_flags,
     output_folder,
     parse_layers,
     resolve,
@@ -23,10 +26,12 @@ from potstill.extras import require
 def distill(
     teacher: Annotated[str | None, typer.Argument(help="Hub id or checkpoint folder.", show_default=False)] = None,
     data: Annotated[
-        str | None, typer.Option(help="Hub id (nyu-mll/glue:sst2) or folder of train/validation files.")
+        str | None, typer.Option(help="Hub id (nyu-mll/glue:sst2), folder of train/validation files, or a file.")
     ] = None,
+    text_column: TextColumnOption = None,
+    label_column: LabelColumnOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the student's checkpoint.", show_default=False)] = None,
-    task: Annotated[str | None, typer.Option(help="As the hub names it.", show_default="text-classification")] = None,
+    task: Annotated[str | None, typer.Option(help="As the hub names it.", show_default="the teacher's")] = None,
     method: Annotated[
         str | None,
         typer.Option(help="task, distilbert, minilmv2, tinybert, mobilebert or embedding.", show_default="task"),
@@ -52,6 +57,7 @@ def distill(
     flags = {
         "teacher.model": teacher,
         "data.name": data,
+        **column_flags(text_column, label_column),
         "task": task,
         "distill.method": method,
         "student.layers": parse_layers(layers),

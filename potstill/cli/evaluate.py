@@ -11,7 +11,14 @@ from potstill.checkpoint import read_folder
 from potstill.cli import glue as glue_cli
 from potstill.cli import stopping
 from potstill.cli.checks import check_evaluate
-from potstill.cli.settings import JsonOption, ResumeOption
+from potstill.cli.settings import (
+    JsonOption,
+    LabelColumnOption,
+    ResumeOption,
+    TextColumnOption,
+    say_how,
+    scored_split,
+)
 from potstill.errors import UsageError
 from potstill.extras import require
 
@@ -27,14 +34,10 @@ def evaluate(
     precision: Annotated[
         list[str] | None, typer.Option(help="Which of a bundle's files; repeatable.", show_default="all")
     ] = None,
-    label_column: Annotated[
-        str | None, typer.Option(help="The label's column.", show_default="the usual names")
-    ] = None,
-    text_column: Annotated[
-        list[str] | None, typer.Option(help="The column of the text; twice for pairs.", show_default="the usual names")
-    ] = None,
+    label_column: LabelColumnOption = None,
+    text_column: TextColumnOption = None,
     task: Annotated[
-        str | None, typer.Option(help="What a checkpoint answers.", show_default="text-classification")
+        str | None, typer.Option(help="What a checkpoint answers.", show_default="what it was trained for")
     ] = None,
     metric: Annotated[str | None, typer.Option(help="The score to put first.", show_default="the task's own")] = None,
     pooling: Annotated[str | None, typer.Option(help="mean or cls, for embeddings.", show_default="mean")] = None,
@@ -76,6 +79,7 @@ def evaluate(
     _refuse(given, glue_cli.ONLY_GLUE, "only fine-tunes with --glue; add it or leave the option out")
     check_evaluate(given)
     stopping.keeps(stopping.left_by_nothing)
+    given["split"] = scored_split(given.get("split"), given["data"], [given["model"]])
     results, extras = _score(given)
     _show(results, extras, given)
 
@@ -84,7 +88,7 @@ def _score(given: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[st
     """Return results by file, and what is too long to print with them."""
     folder = Path(given["model"])
     reading = {
-        "split": given.get("split", _DEFAULTS["split"]),
+        "split": given["split"],
         "label_column": given.get("label_column"),
         "text_columns": given.get("text_column"),
         "limit": given.get("limit"),
@@ -95,6 +99,8 @@ def _score(given: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[st
         return _score_bundle(folder, given, reading), {}
     _refuse(given, ("precision",), "chooses a bundle's file, and this is a checkpoint; leave the option out")
     result = _score_checkpoint(given, reading)
+    for note in result.get("notes", ()):
+        typer.echo(f"potstill: {note}", err=True)
     return {"torch": result}, {"predictions": result.pop("predictions", None)}
 
 
@@ -128,8 +134,9 @@ def _show(results: dict[str, dict[str, Any]], extras: Mapping[str, Any], given: 
         [name, result["num_examples"], *(f"{result['scores'][key]:.4f}" for key in names)]
         for name, result in results.items()
     ]
-    split = given.get("split", _DEFAULTS["split"])
-    print_table(f"{given['model']} on {given['data']} ({split})", ["model", "texts", *names], rows)
+    whole = given["split"] == _DEFAULTS["split"] and Path(given["data"]).expanduser().is_file()
+    read = given["data"] if whole else f"{given['data']} ({given['split']})"
+    print_table(f"{given['model']} on {read}", ["model", "texts", *names], rows)
     for name, result in results.items():
         if result.get("lost_finite"):
             warning = f"{name} answered {result['lost_finite']} texts with NaN or infinity, which count as wrong"
@@ -174,6 +181,7 @@ def _score_bundle(folder: Path, given: Mapping[str, Any], reading: Mapping[str, 
         problem_type=manifest.problem_type,
         **reading,
     )
+    say_how(examples)
     with progress_bars() as progress:
         return {
             precision: evaluate_bundle(
@@ -185,7 +193,7 @@ def _score_bundle(folder: Path, given: Mapping[str, Any], reading: Mapping[str, 
 
 def _score_checkpoint(given: Mapping[str, Any], reading: dict[str, Any]) -> dict[str, Any]:
     from potstill.errors import OutputError
-    from potstill.task import TEXT_CLASSIFICATION
+    from potstill.task import TEXT_CLASSIFICATION, trained_task
 
     checkpoint = read_folder(given["model"])
     if "max_length" in given:
@@ -197,6 +205,7 @@ def _score_checkpoint(given: Mapping[str, Any], reading: dict[str, Any]) -> dict
     from potstill.distill.quality import Reading, evaluate
 
     settings = {name: given.get(name, default) for name, default in _DEFAULTS.items() if name != "split"}
+    settings["task"] = given.get("task") or trained_task(given["model"]) or _DEFAULTS["task"]
     if "pooling" in given and settings["task"] != "feature-extraction":
         raise UsageError(f"--pooling makes one vector of a text, which {settings['task']} does not; leave it out")
     if "confusion" in given:

@@ -9,8 +9,8 @@ import typer
 from potstill.bundle import Manifest
 from potstill.cli import stopping
 from potstill.cli.checks import check_export
-from potstill.cli.settings import JsonOption, OverwriteOption
-from potstill.errors import DataError
+from potstill.cli.settings import JsonOption, LabelColumnOption, OverwriteOption, TextColumnOption, say_how
+from potstill.errors import AbsentError
 from potstill.extras import require
 from potstill.sections import ExportConfig
 
@@ -24,7 +24,7 @@ Checkpoint = Annotated[
     str, typer.Argument(help="Hub id, checkpoint folder, ONNX file, or folder with one.", show_default=False)
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the bundle.", show_default=False)]
-Task = Annotated[str | None, typer.Option(help="What the model answers.", show_default="text-classification")]
+Task = Annotated[str | None, typer.Option(help="What the model answers.", show_default="what it was trained for")]
 Precision = Annotated[
     list[str] | None,
     typer.Option(help="fp32, fp16, int8 or int8-static; repeatable.", show_default="fp32 int8"),
@@ -38,10 +38,6 @@ Data = Annotated[
 ]
 Split = Annotated[str, typer.Option(help="Which split of the data int8 is fitted to.")]
 JudgedSplit = Annotated[str, typer.Option(help="Which split int8 is judged on, with its labels if it has some.")]
-TextColumn = Annotated[
-    list[str] | None, typer.Option(help="The data's column with the text; twice for pairs.", show_default="found")
-]
-LabelColumn = Annotated[str | None, typer.Option(help="The data's column with the label.", show_default="found")]
 MaxLength = Annotated[int | None, typer.Option(help="Longest text in tokens.", show_default="the tokenizer's own")]
 Pooling = Annotated[
     str | None,
@@ -94,8 +90,8 @@ def export(
     data: Data = None,
     split: Split = "train",
     judged_split: JudgedSplit = "validation",
-    text_column: TextColumn = None,
-    label_column: LabelColumn = None,
+    text_column: TextColumnOption = None,
+    label_column: LabelColumnOption = None,
     max_length: MaxLength = None,
     pooling: Pooling = None,
     normalize: Normalize = None,
@@ -172,24 +168,29 @@ def _read_data(given: Mapping[str, Any], *, enough: int) -> tuple[list[Any], Any
     """Return the texts that int8 is fitted to, and the examples that it is judged on if there is such a split."""
     if "data" not in given:
         return [], None
-    from potstill.data import load_examples, load_texts
+    from potstill.data import choose_splits, load_examples, load_texts
     from potstill.export import peek
 
     task, names, problem_type = peek(given["checkpoint"], task=given.get("task"))
     columns = given.get("text_column")
-    texts = load_texts(given["data"], split=given["split"], task=task, text_columns=columns, limit=enough)
+    fitted, judged = choose_splits(given["data"], train=given["split"], evaluation=given["judged_split"])
+    if judged != given["judged_split"]:
+        typer.echo(
+            f"potstill: a tenth of {given['data']} is held out: int8 is judged on it, fitted to the rest", err=True
+        )
+    texts = load_texts(given["data"], split=fitted, task=task, text_columns=columns, limit=enough)
     try:
-        return texts, load_examples(
+        examples = load_examples(
             given["data"],
-            split=given["judged_split"],
+            split=judged,
             task=task,
             text_columns=columns,
             label_column=given.get("label_column"),
             label_names=names or None,
             problem_type=problem_type,
         )
-    except DataError as error:
-        if given["judged_split"] == given["split"]:
-            raise
+    except AbsentError as error:
         typer.echo(f"potstill: int8 is judged without labels, on further texts of {given['split']}: {error}", err=True)
         return texts, None
+    say_how(examples)
+    return texts, examples

@@ -1,5 +1,6 @@
 """`potstill finetune`: make a teacher of an encoder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -7,21 +8,42 @@ import typer
 
 from potstill.cli import stopping
 from potstill.cli.checks import check_training
-from potstill.cli.settings import FLAGS, JsonOption, OverwriteOption, ResumeOption, SetOption, resolve
+from potstill.cli.settings import (
+    FLAGS,
+    JsonOption,
+    LabelColumnOption,
+    OverwriteOption,
+    ResumeOption,
+    SetOption,
+    TextColumnOption,
+    column_flags,
+    resolve,
+)
+from potstill.data import guess_task
 from potstill.extras import require
-from potstill.method import method_for
+from potstill.method import METHODS, method_for
+from potstill.recipe import Recipe
+from potstill.task import TEXT_CLASSIFICATION, trained_task
+
+# What was set for the fine-tuning and holds for what comes after it.
+_PASSED_ON = ("data.", "max_length=", "metric=", "tokenizer=", "seed=")
 
 
 def finetune(
     model: Annotated[str, typer.Argument(help="Hub id or checkpoint folder of an encoder.", show_default=False)],
-    data: Annotated[str, typer.Option(help="Hub id (nyu-mll/glue:sst2) or folder of train/validation files.")],
+    data: Annotated[str, typer.Option(help="Hub id (nyu-mll/glue:sst2), folder of train/validation files, or a file.")],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint.", show_default=False)],
+    text_column: TextColumnOption = None,
+    label_column: LabelColumnOption = None,
     task: Annotated[
-        str | None, typer.Option(help="What the model is to answer.", show_default="text-classification")
+        str | None, typer.Option(help="What the model is to answer.", show_default="what model and data say")
     ] = None,
     problem_type: Annotated[
         str | None,
-        typer.Option(help="regression or multi_label_classification.", show_default="single_label_classification"),
+        typer.Option(
+            help="single_label_classification, multi_label_classification or regression.",
+            show_default="what the labels say",
+        ),
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data.", show_default="3")] = None,
     settings: SetOption = None,
@@ -33,9 +55,11 @@ def finetune(
 
     Example: potstill finetune google-bert/bert-base-uncased --data nyu-mll/glue:mrpc --out teacher/
     """
+    task = task or _task_for(model, data)
     flags = {
         "teacher.model": model,
         "data.name": data,
+        **column_flags(text_column, label_column),
         "data.problem_type": problem_type,
         "task": task,
         "distill.method": method_for(task),
@@ -46,7 +70,7 @@ def finetune(
     stopping.keeps(lambda: stopping.left_by_training(out))
     require("torch", extra="distill")
     from potstill.cli.render import print_json, print_pairs, progress_bars
-    from potstill.cli.training import announce
+    from potstill.cli.training import announce, print_next
     from potstill.distill import finetune as train
 
     with progress_bars() as progress:
@@ -61,6 +85,28 @@ def finetune(
             **{name: f"{value:.4f}" for name, value in report["teacher"]["scores"].items()},
             "steps": f"{report['steps']}, best at {report['best_step']}",
             "time": f"{report['seconds']:.0f} s",
-            "next": f"potstill distill {out} --data {data} --out {out}-student",
         },
     )
+    print_next(next_command(out, resolved, settings or ()))
+
+
+def _task_for(model: str, data: str) -> str:
+    """Return what the data's columns leave no doubt about, or what the model was trained for if data can train it."""
+    trained = trained_task(model)
+    usual = trained if trained in METHODS["task"].tasks else None
+    return guess_task(data) or usual or TEXT_CLASSIFICATION.name
+
+
+def next_command(out: Path, recipe: Recipe, settings: Sequence[str]) -> list[str]:
+    """Return the command that distils the teacher on the same data, read in the same way."""
+    words = ["potstill", "distill", str(out), "--data", recipe.data.name]
+    for column in recipe.data.text_columns or ():
+        words += ["--text-column", column]
+    if recipe.data.label_column:
+        words += ["--label-column", recipe.data.label_column]
+    if recipe.task not in METHODS["task"].tasks:
+        words += ["--task", recipe.task, "--method", recipe.distill.method]
+    for setting in settings:
+        if setting.strip().startswith(_PASSED_ON) and not setting.strip().startswith("data.problem_type"):
+            words += ["--set", setting]
+    return [*words, "--out", f"{out}-student"]

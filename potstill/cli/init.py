@@ -10,6 +10,7 @@ from potstill.cli.checks import check_init
 from potstill.cli.settings import FLAGS, OverwriteOption, SetOption, parse_layers, resolve
 from potstill.extras import require
 from potstill.method import method_for
+from potstill.task import trained_task
 
 
 def init(
@@ -19,7 +20,7 @@ def init(
         str | None, typer.Option(help="A count (3) or a list (0,2,4) of teacher layers to keep.", show_default="half")
     ] = None,
     family: Annotated[str | None, typer.Option(help="same, distilbert or mobilebert.", show_default="same")] = None,
-    task: Annotated[str | None, typer.Option(help="As the hub names it.", show_default="text-classification")] = None,
+    task: Annotated[str | None, typer.Option(help="As the hub names it.", show_default="the teacher's")] = None,
     settings: SetOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -27,6 +28,7 @@ def init(
 
     Example: potstill init textattack/bert-base-uncased-SST-2 --layers 0,2,4,7,9,11 --out untrained/
     """
+    task = task or trained_task(teacher)
     flags = {
         "teacher.model": teacher,
         "student.layers": parse_layers(layers),

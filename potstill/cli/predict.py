@@ -23,8 +23,15 @@ def predict(
     precision: Annotated[
         str, typer.Option(help=f"Which of the bundle's files answers: {', '.join(MODEL_FILES)}.")
     ] = "fp32",
-    column: Annotated[
-        list[str] | None, typer.Option(help="The text's column; twice for pairs.", show_default="the usual names")
+    text_column: Annotated[
+        list[str] | None,
+        # The second is what the option was called before every command had the first.
+        typer.Option(
+            "--text-column",
+            "--column",
+            help="The file's column with the text; twice, or a,b, for pairs.",
+            show_default="the usual names",
+        ),
     ] = None,
     parameters: Annotated[str, typer.Option(help="As in a request, e.g. '{\"top_k\": 1}'.", metavar="JSON")] = "{}",
     answer_column: Annotated[str, typer.Option(help="The column that is added.")] = "answer",
@@ -56,7 +63,11 @@ def predict(
 
     workers = threads or available_cores()
     settings = BulkSettings(
-        columns=column, parameters=answer_parameters, answer_column=answer_column, on_error=on_error, workers=workers
+        columns=text_column,
+        parameters=answer_parameters,
+        answer_column=answer_column,
+        on_error=on_error,
+        workers=workers,
     )
     encoder = Encoder(bundle, precision=precision, threads=1, spinning=False)
     with progress_bars() as progress:

@@ -7,7 +7,17 @@ import typer
 
 from potstill.cli import stopping
 from potstill.cli.checks import check_run
-from potstill.cli.settings import JsonOption, OverwriteOption, ResumeOption, SetOption, output_folder, resolve
+from potstill.cli.settings import (
+    JsonOption,
+    LabelColumnOption,
+    OverwriteOption,
+    ResumeOption,
+    SetOption,
+    TextColumnOption,
+    column_flags,
+    output_folder,
+    resolve,
+)
 from potstill.extras import require
 from potstill.pipeline import check_out, finished
 from potstill.recipe import Recipe
@@ -16,6 +26,8 @@ from potstill.recipe import Recipe
 def run(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe (see `potstill recipes`) or a YAML file.")],
     out: Annotated[Path | None, typer.Option(help="Folder for everything the run makes.", show_default=False)] = None,
+    text_column: TextColumnOption = None,
+    label_column: LabelColumnOption = None,
     settings: SetOption = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -25,7 +37,7 @@ def run(
 
     Example: potstill run sst2 --out out/sst2 --set student.layers=3 --set data.name=my-data/
     """
-    resolved = resolve(recipe, flags={}, settings=settings)
+    resolved = resolve(recipe, flags=column_flags(text_column, label_column), settings=settings)
     folder = output_folder(out, resolved)
     check_out(resolved, folder, resume=resume or resolved.resume, overwrite=overwrite)
     check_run(resolved)

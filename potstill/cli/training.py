@@ -1,8 +1,12 @@
 """What the commands that train have in common: the plan before, the pace soon after, and the table at the end."""
 
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from potstill.data.rows import HELD_OUT
 
 _MIB = 2**20
 
@@ -28,9 +32,9 @@ def print_student(folder: Path, report: dict[str, Any]) -> None:
             metric: f"{new['scores'][metric]:.4f}{teacher_score} ({report['data']['examples']} examples)",
             "steps": f"{report['steps']}, best at {report['best_step']}",
             "time": f"{report['seconds']:.0f} s",
-            "next": f"potstill export {folder} --task {report['task']} --out {folder}-onnx",
         },
     )
+    print_next(["potstill", "export", str(folder), "--task", report["task"], "--out", f"{folder}-onnx"])
     if "controls" in report:
         rows = [["teacher", old["scores"]], ["student", new["scores"]]]
         rows += [[_CONTROLS[name], control["scores"]] for name, control in report["controls"].items()]
@@ -41,6 +45,11 @@ def print_student(folder: Path, report: dict[str, Any]) -> None:
             sys.stderr.write(
                 "warning: without its teacher the same student is as good or better: this distillation gains nothing\n"
             )
+
+
+def print_next(words: Sequence[str]) -> None:
+    """Print the command that comes next in one line, whatever its length, so that it runs as printed."""
+    sys.stdout.write(f"next  {shlex.join(words)}\n")
 
 
 def _loses(report: dict[str, Any]) -> bool:
@@ -54,12 +63,41 @@ def _loses(report: dict[str, Any]) -> bool:
     return bool(ours >= theirs if lower_is_better(metric) else ours <= theirs)
 
 
+def _data(about: dict[str, Any]) -> list[str]:
+    """Return what the data is, as it was read or found out: a user sees here what is wrong with it."""
+    labels, columns = (
+        about.get("labels") or [],
+        {"text": about.get("text_columns"), "label": about.get("label_columns")},
+    )
+    problem = _PROBLEMS.get(about.get("problem_type") or "")
+    named = "; ".join(f"{what}: {', '.join(names)}" for what, names in columns.items() if names)
+    how = f" ({about['labels_read']})" if about.get("labels_read", "by name") != "by name" else ""
+    lines = [
+        f"task        {about['task']}" + (f", {problem}" if problem else ""),
+        f"columns     {named}" if named else "",
+        f"labels      {len(labels)}: {', '.join(labels[:_LABELS])}{', ...' if len(labels) > _LABELS else ''}{how}"
+        if labels
+        else "",
+        f"learn from  {about['train_examples']:,} of {about['name']} ({about.get('train_split')})",
+        f"score on    {about['examples']:,} of {about['name']} ({about['split']})",
+    ]
+    if about["split"].endswith(HELD_OUT):
+        lines.append("held out    a tenth of the texts, the same ones in every command: --split held-out scores them")
+    if about.get("shared_texts"):
+        lines.append(f"warning: {about['shared_texts']:,} of the texts to score on are among those to learn from")
+    read = about.get("labels_read") or "nothing"
+    lines += [f"warning: {note}" for note in about.get("notes", ()) if not note.endswith(read)]
+    return [line for line in lines if line]
+
+
 def _plan(figures: dict[str, Any]) -> list[str]:
     teacher = figures["teacher_parameters"]
-    of = f", teacher {teacher:,}" if teacher else ""
+    learns = f"{figures['student_parameters']:,}"
+    parameters = f"student {learns}, teacher {teacher:,}" if teacher else learns
     return [
-        f"parameters  {figures['trained']} {figures['student_parameters']:,}{of}",
-        f"data        {figures['rows']:,} rows, {figures['tokens']:,} tokens a pass",
+        *_data(figures["data"]),
+        f"parameters  {parameters}",
+        f"rows        {figures['rows']:,}, {figures['tokens']:,} tokens a pass",
         f"steps       {figures['steps']:,} ({figures['steps_per_epoch']:,} a pass), "
         f"about {figures['tokens_per_step']:,} tokens each",
         f"memory      about {figures['memory_bytes'] / _MIB:,.0f} MiB",
@@ -83,6 +121,12 @@ def _some(names: list[str]) -> str:
 
 
 _MOST_NAMES = 6
+_PROBLEMS = {
+    "single_label_classification": "one label for each text",
+    "multi_label_classification": "several labels for each text",
+    "regression": "an amount for each text",
+}
+_LABELS = 12
 _LINES = {"head": _head, "plan": _plan, "pace": _pace}
 _CONTROLS = {
     "untrained": "student, untrained",

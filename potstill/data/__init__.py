@@ -7,30 +7,41 @@ score quality too; only a hub id needs `datasets`.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from potstill.data import labels
-from potstill.data.rows import PYTHON_DOCS, Row, read_rows
-from potstill.errors import DataError
+from potstill.data.columns import LABEL_REMEDY, TEXT_REMEDY, pick_label_columns, pick_text_columns
+from potstill.data.formats import Names, Row
+from potstill.data.rows import PYTHON_DOCS, choose_splits, first_row, parse_split, read_rows, select_part
+from potstill.errors import AbsentError, DataError
 from potstill.task import (
     FEATURE_EXTRACTION,
     FILL_MASK,
     MULTI_LABEL,
     QUESTION_ANSWERING,
     REGRESSION,
+    SINGLE_LABEL,
+    TEXT_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
     Task,
     kind_of,
 )
 
-__all__ = ["PYTHON_DOCS", "Examples", "Text", "load_examples", "load_texts"]
+__all__ = [
+    "PYTHON_DOCS",
+    "Examples",
+    "Splits",
+    "Text",
+    "choose_splits",
+    "guess_task",
+    "load_examples",
+    "load_splits",
+    "load_texts",
+]
 
 Text: TypeAlias = str | tuple[str, str]
 _NumberedRow: TypeAlias = tuple[int, Row]
-
-# The command line's and old recipes' default: it must not hide another task's usual names.
-_DEFAULT_LABEL_COLUMN = "label"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +67,28 @@ class Examples:
     """Names by label id; the ids in decimal where the data gives no names; empty where labels are not ids."""
     sha256: str
     """Over texts and labels in their order: the same hash is the same test."""
+    problem_type: str | None = None
+    """Of a text classifier's labels: what was asked for, or what they are."""
+    text_columns: tuple[str, ...] = ()
+    label_columns: tuple[str, ...] = ()
+    """None where no label was read, several where each label has one of its own."""
+    labels_read: str = ""
+    """How cells became ids: by name, by position, as they occur."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of how the data was read."""
 
     def __len__(self) -> int:
         return len(self.texts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Splits:
+    """What a model learns from and what it is scored on, read by the same rules."""
+
+    train: Examples
+    evaluation: Examples
+    shared: int
+    """How many of the evaluation's texts stand in the training as well."""
 
 
 def load_examples(
@@ -77,36 +107,87 @@ def load_examples(
     Args:
         name: a hub id with an optional configuration (`nyu-mll/glue:sst2`), a folder with one file per split, one
             file, or `python-docs`.
-        split: `train`, `validation`, ...; a folder's file is found by this name.
+        split: `train`, `validation`, ...; a folder's file is found by this name, and a file is all of them.
+            `held-out` is the tenth of the training texts that `choose_splits` holds out, `rest` the others.
         task: says which columns to look for, and what they hold.
         text_columns: the column of the text, or two for pairs; None looks for the task's usual names.
-        label_column: the column of the label; None, and `label` where there is no such column, look for the task's
-            usual names.
-        label_names: the model's labels in their order; string labels are looked up here. None takes the names
-            that the data gives, or the sorted strings found.
-        problem_type: what a text classifier answers, one of `potstill.task.PROBLEM_TYPES`; None is a single label.
+        label_column: the column of the label, or several with commas between them, each 0 or 1, for a label each;
+            None, and `label` where there is no such column, look for the task's usual names.
+        label_names: the model's labels in their order; what the data holds is looked up here as
+            `potstill.data.labels.name_labels` does. None takes the names that the data gives, or the values that occur.
+        problem_type: what a text classifier answers, one of `potstill.task.PROBLEM_TYPES`. None is a single label
+            where the model's labels are given, and what the values look like where they are not.
         limit: keep the first so many examples.
 
     Raises:
-        DataError: if data set, split or column is missing, a row is broken, or nothing is left.
+        DataError: if data set, split or column is missing, a row is broken, labels differ, or nothing is left.
         UsageError: if there is no such problem type.
         MissingExtraError: if a hub id or parquet file needs a library that is not installed.
     """
-    kind = kind_of(task, problem_type)
-    origin = f"{name} ({split})"
-    rows, own_names = read_rows(name, split)
-    columns = _pick_columns(rows[0], task=task, asked=text_columns, origin=origin)
-    numbered = _keep(rows, kind=kind, column=columns[0], limit=limit, origin=origin)
-    texts = _texts(numbered, kind=kind, columns=columns)
-    column = _pick_label_column(numbered[0], task=task, asked=label_column, has_pairs=len(columns) == 2)
-    found: Any = None
-    names: tuple[str, ...] = ()
-    if column is not None:
-        cells = [(number, _cell(row, column, number, setting="label_column")) for number, row in numbered]
-        found, names = _labels(
-            cells, texts, kind=kind, columns=columns, column=column, known=label_names or own_names.get(column)
+    (examples,) = _load(
+        name,
+        [(split, limit)],
+        task=task,
+        text_columns=text_columns,
+        label_column=label_column,
+        label_names=label_names,
+        problem_type=problem_type,
+    )
+    return examples
+
+
+def load_splits(
+    name: str,
+    *,
+    train: tuple[str, int | None],
+    evaluation: tuple[str, int | None],
+    task: Task,
+    text_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    label_names: Sequence[str] | None = None,
+    problem_type: str | None = None,
+) -> Splits:
+    """Load what a model learns from and what it is scored on; labels mean the same in both.
+
+    Args:
+        name: as in `load_examples`.
+        train: the split to learn from, and how many examples of it; None is all.
+        evaluation: likewise to score on. `choose_splits` names two that share no row.
+        task: as in `load_examples`.
+        text_columns: as in `load_examples`.
+        label_column: as in `load_examples`.
+        label_names: as in `load_examples`; None takes the labels of both splits.
+        problem_type: as in `load_examples`.
+
+    Raises:
+        DataError: as `load_examples`, or if there is nothing to tell apart, or every text to score on was learned.
+    """
+    ours, theirs = _load(
+        name,
+        [train, evaluation],
+        task=task,
+        text_columns=text_columns,
+        label_column=label_column,
+        label_names=label_names,
+        problem_type=problem_type,
+    )
+    if not label_names and ours.problem_type == SINGLE_LABEL and len(ours.label_names) < 2:
+        raise DataError(
+            f"every label in column {ours.label_columns[0]!r} of {name} is {ours.label_names[0]}: there is nothing to "
+            f"tell apart; {LABEL_REMEDY}, or take data with labels"
         )
-    return Examples(name=name, split=split, texts=texts, labels=found, label_names=names, sha256=_digest(texts, found))
+    if ours.problem_type == SINGLE_LABEL:
+        missing = [name for place, name in enumerate(ours.label_names) if not (ours.labels == place).any()]
+        note = (f"no text to learn from has the label {', '.join(missing)}",) if missing else ()
+        theirs = replace(theirs, notes=(*theirs.notes, *note))
+    learned = set(map(_key_of, ours.texts))
+    shared = sum(_key_of(text) in learned for text in theirs.texts)
+    if shared == len(theirs):
+        raise DataError(
+            f"every text of {name} ({theirs.split}) is in {ours.split} as well, so a score would say nothing; take "
+            "other texts to score on, or pass the training file alone, of which a tenth is held out"
+        )
+    return Splits(train=ours, evaluation=theirs, shared=shared)
 
 
 def load_texts(
@@ -115,40 +196,267 @@ def load_texts(
     """Load the texts of a split as `load_examples` does, labelled or not."""
     rows, _ = read_rows(name, split)
     origin = f"{name} ({split})"
-    columns = _pick_columns(rows[0], task=task, asked=text_columns, origin=origin)
-    numbered = _keep(rows, kind=kind_of(task), column=columns[0], limit=limit, origin=origin)
-    return _texts(numbered, kind=kind_of(task), columns=columns)
+    columns = pick_text_columns(list(rows[0]), task=task, asked=text_columns, origin=origin)
+    numbered = _numbered(rows, kind=kind_of(task), column=columns[0], origin=origin)
+    return _part(numbered, split=split, kind=kind_of(task), columns=columns, limit=limit, origin=origin)[1]
 
 
-def _pick_columns(row: Row, *, task: Task, asked: Sequence[str] | None, origin: str) -> Sequence[str]:
-    have = ", ".join(row)
-    if asked:
-        if len(asked) > 2:
-            raise DataError(f"data.text_columns names {', '.join(asked)}; a text has one column, a pair two")
-        widths = {len(columns) for columns in task.text_columns}
-        if len(asked) not in widths:
-            raise DataError(
-                f"data.text_columns names {', '.join(asked)}; {task.name} reads "
-                f"{'two columns such as ' if 2 in widths else 'one column such as '}{', '.join(task.text_columns[0])}"
+def guess_task(name: str) -> str | None:
+    """Return the task that local data can only be for: words with tags, or questions with contexts and answers.
+
+    None where the columns leave a choice, and for hub ids, of which nothing is known before they are loaded.
+
+    Raises:
+        DataError: if the first row cannot be read.
+    """
+    row = first_row(name)
+    if row is None:
+        return None
+    for task in (TOKEN_CLASSIFICATION, QUESTION_ANSWERING):
+        has_texts = any(all(column in row for column in columns) for columns in task.text_columns)
+        if has_texts and any(column in row for column in task.label_columns):
+            return task.name
+    return None
+
+
+def _load(
+    name: str,
+    splits: Sequence[tuple[str, int | None]],
+    *,
+    task: Task,
+    text_columns: Sequence[str] | None,
+    label_column: str | None,
+    label_names: Sequence[str] | None,
+    problem_type: str | None,
+) -> list[Examples]:
+    """Load splits together: what their columns and labels mean is decided on all rows of all of them."""
+    origins = [f"{name} ({split})" for split, _ in splits]
+    known = tuple(label_names) if label_names else None
+    tables, own_names = _read_tables(name, [split for split, _ in splits])
+    columns = pick_text_columns(list(tables[0][0]), task=task, asked=text_columns, origin=origins[0])
+    kind = kind_of(task, problem_type)
+    numbered = [
+        _numbered(table, kind=kind, column=columns[0], origin=origin)
+        for table, origin in zip(tables, origins, strict=True)
+    ]
+    label_columns = pick_label_columns(
+        [row for rows in numbered for _, row in rows],
+        task=task,
+        asked=label_column,
+        text_columns=columns,
+        known=known,
+        origin=origins[0],
+    )
+    if not label_columns:
+        reader = None
+    else:
+        own = own_names.get(label_columns[0]) if len(label_columns) == 1 else None
+        reader = _LabelReader(task, label_columns, known=known, own=own, problem_type=problem_type)
+        numbered = [reader.without_unlabelled(rows, origin) for rows, origin in zip(numbered, origins, strict=True)]
+        everything = [row for rows in numbered for row in rows]
+        # Only tags and answers are held against the texts that they are of.
+        is_checked = task in (TOKEN_CLASSIFICATION, QUESTION_ANSWERING)
+        reader.decide(everything, _texts(everything, kind=kind, columns=columns) if is_checked else (), columns)
+    found = []
+    for (split, limit), rows, origin in zip(splits, numbered, origins, strict=True):
+        kept, texts_of = _part(rows, split=split, kind=kind, columns=columns, limit=limit, origin=origin)
+        labels_of = reader.read(kept, texts_of) if reader else None
+        found.append(
+            Examples(
+                name=name,
+                split=split,
+                texts=texts_of,
+                labels=labels_of,
+                label_names=reader.names if reader else (),
+                sha256=_digest(texts_of, labels_of),
+                problem_type=reader.problem_type if reader else None,
+                text_columns=columns,
+                label_columns=label_columns or (),
+                labels_read=reader.how if reader else "",
+                notes=tuple(reader.notes) if reader else (),
             )
-        missing = [column for column in asked if column not in row]
-        if missing:
-            raise DataError(f"{origin} has no column {missing[0]!r}; it has {have}; set data.text_columns")
-        return asked
-    for columns in task.text_columns:
-        if all(column in row for column in columns):
-            return columns
-    raise DataError(f"{origin} has no text column that potstill knows; it has {have}; set data.text_columns")
+        )
+    return found
 
 
-def _keep(rows: Sequence[Row], *, kind: str, column: str, limit: int | None, origin: str) -> list[_NumberedRow]:
-    """Return the first `limit` rows with their numbers; running text's empty lines are no rows."""
+def _read_tables(name: str, splits: Sequence[str]) -> tuple[list[list[Row]], Names]:
+    """Read each split once, however many parts of it are asked for."""
+    read: dict[str, tuple[list[Row], Names]] = {}
+    names: dict[str, Sequence[str]] = {}
+    for split in splits:
+        base, _ = parse_split(split)
+        if base not in read:
+            read[base] = read_rows(name, split)
+        for column, found in read[base][1].items():
+            if names.setdefault(column, found) != found:
+                raise DataError(
+                    f"{name} names the labels of column {column!r} {', '.join(names[column])} in {splits[0]} and "
+                    f"{', '.join(found)} in {split}; write both with the same names"
+                )
+    return [read[parse_split(split)[0]][0] for split in splits], names
+
+
+def _numbered(rows: Sequence[Row], *, kind: str, column: str, origin: str) -> list[_NumberedRow]:
+    """Return the rows with their numbers; running text's empty lines are no rows."""
     numbered: list[_NumberedRow] = list(enumerate(rows, 1))
     if kind in (FILL_MASK.name, TOKEN_CLASSIFICATION.name):
         numbered = [(number, row) for number, row in numbered if not _is_empty(row.get(column))]
     if not numbered:
         raise DataError(f"{origin} has nothing but empty texts in column {column!r}")
-    return numbered[:limit]
+    return numbered
+
+
+def _part(
+    rows: Sequence[_NumberedRow], *, split: str, kind: str, columns: Sequence[str], limit: int | None, origin: str
+) -> tuple[list[_NumberedRow], list[Any]]:
+    """Return the rows that a split is made of, and their texts."""
+    _, part = parse_split(split)
+    if part is None:
+        kept = list(rows[:limit])
+        return kept, _texts(kept, kind=kind, columns=columns)
+    texts = _texts(rows, kind=kind, columns=columns)
+    # Questions about one text stay together: its other questions say much about the answers.
+    asks = kind == QUESTION_ANSWERING.name
+    places = select_part([_key_of(text[1] if asks else text) for text in texts], part, origin=origin)[:limit]
+    return [rows[place] for place in places], [texts[place] for place in places]
+
+
+def _key_of(text: Any) -> str:
+    return text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
+
+
+class _LabelReader:
+    """What the labels of a column are, decided once for all splits, and then read from each."""
+
+    def __init__(
+        self,
+        task: Task,
+        columns: Sequence[str],
+        *,
+        known: tuple[str, ...] | None,
+        own: Sequence[str] | None,
+        problem_type: str | None,
+    ) -> None:
+        self.names: tuple[str, ...] = ()
+        self.how = ""
+        self.notes: list[str] = []
+        self.problem_type = problem_type
+        self._task, self._columns, self._known, self._own = task, columns, known, own
+        self._naming: labels.Naming | None = None
+
+    @property
+    def _column(self) -> str:
+        return ", ".join(self._columns)
+
+    @property
+    def _kind(self) -> str:
+        return kind_of(self._task, self.problem_type)
+
+    def without_unlabelled(self, rows: list[_NumberedRow], origin: str) -> list[_NumberedRow]:
+        """Leave out the rows that say they have no label (-1), and note it; refuse if none has one."""
+        if self._kind != SINGLE_LABEL or len(self._columns) > 1:
+            return rows
+        names = self._own or self._known
+        bare = [row for row in rows if labels.is_unlabelled(row[1].get(self._columns[0]), names or ())]
+        if bare and len(bare) == len(rows):
+            raise AbsentError(
+                f"{origin} has no labels: column {self._column!r} holds nothing but "
+                f"{bare[0][1][self._columns[0]]}, as the test splits of GLUE do; take another split"
+            )
+        if not bare or not names:
+            return rows
+        self.notes.append(f"{len(bare)} of {len(rows)} rows of {origin} have no label (-1) and are left out")
+        left_out = {number for number, _ in bare}
+        return [row for row in rows if row[0] not in left_out]
+
+    def decide(self, rows: Sequence[_NumberedRow], texts: Sequence[Any], text_columns: Sequence[str]) -> None:
+        """Find out what the labels are, from all rows; every row is checked here."""
+        cells, column = self._cells(rows), self._column
+        if self._task.name == TEXT_CLASSIFICATION.name and self.problem_type is None:
+            several = len(self._columns) > 1
+            inferred = MULTI_LABEL if several else labels.infer_problem_type(cells)
+            self.problem_type = inferred if not self._known else SINGLE_LABEL
+            if self._known and inferred == MULTI_LABEL:
+                raise DataError(
+                    f"column {column!r} holds several labels per text, and the model answers one of "
+                    f"{len(self._known)} ({', '.join(self._known[:8])}); if it was trained to answer several, its "
+                    'config.json must say "problem_type": "multi_label_classification"'
+                )
+        if self._kind in (REGRESSION, FEATURE_EXTRACTION.name):
+            labels.scores(cells, column)
+            self.how = "amounts"
+        elif self._kind == QUESTION_ANSWERING.name:
+            labels.answer_spans(cells, [context for _, context in texts], column=column)
+        elif self._kind == MULTI_LABEL:
+            self._decide_sets(cells)
+        elif self._kind == TOKEN_CLASSIFICATION.name:
+            cells = labels.as_lists(cells, column, what="tags")
+            labels.check_tags(cells, texts, column=column, words_column=text_columns[0])
+            self._take(labels.name_tags(cells, column=column, known=self._known, own=self._own))
+        else:
+            self._take(labels.name_labels(cells, column=column, known=self._known, own=self._own))
+
+    def read(self, rows: Sequence[_NumberedRow], texts: Sequence[Any]) -> Any:
+        """Return the labels of some rows, see `Examples.labels`."""
+        cells, column = self._cells(rows), self._column
+        if self._kind in (REGRESSION, FEATURE_EXTRACTION.name):
+            return labels.scores(cells, column)
+        if self._kind == QUESTION_ANSWERING.name:
+            return labels.answer_spans(cells, [context for _, context in texts], column=column)
+        if self._kind == MULTI_LABEL:
+            return labels.label_sets(labels.as_lists(cells, column, what="labels"), self._naming, column)
+        assert self._naming is not None
+        if self._kind == TOKEN_CLASSIFICATION.name:
+            return labels.word_tags(labels.as_lists(cells, column, what="tags"), self._naming, column)
+        return labels.to_ids(cells, self._naming, column)
+
+    def _cells(self, rows: Sequence[_NumberedRow]) -> labels.Cells:
+        """Return what the rows hold; of a column per label the names of those that are 1."""
+        if len(self._columns) == 1:
+            column = self._columns[0]
+            return [(number, _cell(row, column, number, LABEL_REMEDY)) for number, row in rows]
+        return [
+            (
+                number,
+                [
+                    column
+                    for column in self._columns
+                    if labels.flag(_cell(row, column, number, LABEL_REMEDY), number, column)
+                ],
+            )
+            for number, row in rows
+        ]
+
+    def _decide_sets(self, cells: labels.Cells) -> None:
+        cells = labels.as_lists(cells, self._column, what="labels")
+        if len(self._columns) > 1:
+            naming = labels.name_labels(
+                [(1, name) for name in self._columns], column=self._column, known=self._known, own=None
+            )
+            if not self._known:
+                order = tuple(self._columns)
+                naming = labels.Naming(
+                    names=order, ids={name: place for place, name in enumerate(order)}, how="a column each"
+                )
+            self._take(naming)
+            return
+        # Ids of named labels are never flags; lists of 0 and 1, as many as there are labels, are.
+        width = None if self._own else labels.flag_width(cells, self._known)
+        if width is not None:
+            self.names = self._known or tuple(map(str, range(width)))
+            self.how = "by position, 0 or 1 for each"
+            return
+        flat = labels.flatten(cells)
+        if not flat and not (self._known or self._own):
+            raise DataError(f"no row has any label in column {self._column!r}; {LABEL_REMEDY}")
+        self._take(labels.name_labels(flat, column=self._column, known=self._known, own=self._own))
+
+    def _take(self, naming: labels.Naming) -> None:
+        self._naming, self.names, self.how = naming, naming.names, naming.how
+        # Plain positions of a model whose labels have names are what most data sets have; all else is worth a word.
+        are_numbers = all(name.lstrip("-").isdigit() for name in naming.names)
+        if "(" in naming.how and (naming.how.startswith("by name") or self._own or are_numbers):
+            self.notes.append(f"labels in column {self._column!r} are read {naming.how}")
 
 
 def _is_empty(value: Any) -> bool:
@@ -157,65 +465,30 @@ def _is_empty(value: Any) -> bool:
 
 def _texts(rows: Sequence[_NumberedRow], *, kind: str, columns: Sequence[str]) -> list[Any]:
     if kind == TOKEN_CLASSIFICATION.name:
-        return [_words(row, columns[0], number) for number, row in rows]
+        cells = [(number, _cell(row, columns[0], number, TEXT_REMEDY)) for number, row in rows]
+        return [_words(value, columns[0], number) for number, value in cells]
     return [_text(row, columns, number) for number, row in rows]
 
 
 def _text(row: Row, columns: Sequence[str], number: int) -> Text:
-    parts = [_cell(row, column, number, setting="text_columns") for column in columns]
+    parts = [_cell(row, column, number, TEXT_REMEDY) for column in columns]
     for column, part in zip(columns, parts, strict=True):
         if not isinstance(part, str):
             raise DataError(f"row {number}: column {column!r} holds {part!r}, not a text")
     return parts[0] if len(parts) == 1 else (parts[0], parts[1])
 
 
-def _words(row: Row, column: str, number: int) -> list[str]:
-    words = _cell(row, column, number, setting="text_columns")
+def _words(value: Any, column: str, number: int) -> list[str]:
+    words = labels.read_list(value)
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise DataError(f"row {number}: column {column!r} holds {words!r}, not a list of words")
+        raise DataError(f"row {number}: column {column!r} holds {value!r}, not a list of words")
     return words
 
 
-def _cell(row: Row, column: str, number: int, *, setting: str) -> Any:
+def _cell(row: Row, column: str, number: int, remedy: str) -> Any:
     if column not in row:
-        raise DataError(f"row {number} has no column {column!r}; it has {', '.join(row)}; set data.{setting}")
+        raise DataError(f"row {number} has no column {column!r}; it has {', '.join(row)}; {remedy}")
     return row[column]
-
-
-def _pick_label_column(first: _NumberedRow, *, task: Task, asked: str | None, has_pairs: bool) -> str | None:
-    """Return the column of the label, or None where the task needs none."""
-    if task == FILL_MASK or (task == FEATURE_EXTRACTION and not has_pairs):
-        return None
-    number, row = first
-    is_open = asked is None or asked == _DEFAULT_LABEL_COLUMN
-    tried = (*([asked] if asked else []), *(task.label_columns if is_open else []))
-    for column in tried:
-        if column in row:
-            return column
-    if task == FEATURE_EXTRACTION and is_open:
-        return None
-    listed = " or ".join(map(repr, dict.fromkeys(tried)))
-    raise DataError(f"row {number} has no column {listed}; it has {', '.join(row)}; set data.label_column")
-
-
-def _labels(
-    cells: labels.Cells,
-    texts: Sequence[Any],
-    *,
-    kind: str,
-    columns: Sequence[str],
-    column: str,
-    known: Sequence[str] | None,
-) -> tuple[Any, tuple[str, ...]]:
-    if kind == TOKEN_CLASSIFICATION.name:
-        return labels.word_tags(cells, texts, column=column, words_column=columns[0], known=known)
-    if kind == QUESTION_ANSWERING.name:
-        return labels.answer_spans(cells, [context for _, context in texts], column=column), ()
-    if kind in (REGRESSION, FEATURE_EXTRACTION.name):
-        return labels.scores(cells, column), ()
-    if kind == MULTI_LABEL:
-        return labels.label_sets(cells, column, known)
-    return labels.single_labels(cells, column, known)
 
 
 def _digest(texts: Sequence[Any], found: Any) -> str:

@@ -3,39 +3,236 @@
 Every function takes cells, pairs of a row's number (from 1, for messages) and its value, and the column's name.
 """
 
+import ast
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from potstill.data.columns import LABEL_REMEDY
 from potstill.errors import DataError
+from potstill.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 Cells: TypeAlias = Sequence[tuple[int, Any]]
 Ids: TypeAlias = NDArray[np.int64]
 
-# A number in the wrong column, such as a row's own id, would make as many labels as it counts.
-MAX_UNNAMED_LABELS = 10_000
-# Python refuses to read longer numbers from text, and no label counts as far.
-_INTEGER = re.compile(r"\s*-?\d{1,1000}\s*")
+# More labels than this, none named and most of them seen once, are a row's own id or another text.
+MAX_UNNAMED_LABELS = 100
+# What marks a text without a label: GLUE's test splits and SNLI's undecided pairs, and the ignored index of torch.
+UNLABELLED = ("-1", "-100")
+
+# Python refuses to read longer numbers from text, and no label counts as far. Spreadsheets and pandas write 1 as 1.0.
+_INTEGER = re.compile(r"\s*(-?(?:0|[1-9]\d{0,999}))(?:\.0+)?\s*")
+_LONGEST_INTEGER = 10**1000
+_GENERIC = re.compile(r"label_(\d+)", re.IGNORECASE)
+_BOOLS = ("false", "true")
 _OUTSIDE = "O"
+# The shortest beginning that stands for a name: `neg` for negative.
+_SHORTEST_STEM = 3
 
 
-def single_labels(cells: Cells, column: str, known: Sequence[str] | None) -> tuple[Ids, tuple[str, ...]]:
-    """Return one id per row, int64 of shape (rows,), and the names by id.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Naming:
+    """How the cells of a column become ids."""
+
+    names: tuple[str, ...]
+    """The labels by id."""
+    ids: Mapping[str, int]
+    """By what a cell holds, as `spell` spells it."""
+    how: str
+    """In words, for whoever wants to know: by name, by position, as they occur."""
+
+
+def name_labels(
+    cells: Cells, *, column: str, known: Sequence[str] | None, own: Sequence[str] | None, word: str = "label"
+) -> Naming:
+    """Decide what the cells of a column mean, for all splits together.
+
+    One rule, whatever the format: what stands in a cell is a name if the model (or the data set, which knows the names
+    of its own ids) has names that are all it takes; otherwise it is a position, if whole numbers can be. The data
+    set's names are looked up among the model's, never their positions. What fits neither is refused.
 
     Args:
-        cells: integers, names, or integers as text.
+        cells: names or whole numbers, in text or not, or bools.
         column: named in messages.
-        known: the names in their order; None takes the sorted names found, or the ids in decimal.
+        known: the model's labels in their order; None if a new head is to have those of the data.
+        own: the names that the data set itself gives to ids.
+        word: what messages call a label.
 
     Raises:
-        DataError: if a label is not among the names, or unnamed ids count too far.
+        DataError: with both lists, if the labels differ and no rule maps them; or if there are too many to be labels.
     """
-    names = _names(cells, column, known)
-    return _ids(cells, names, word="label", column=column), names
+    first_rows: dict[str, tuple[int, Any]] = {}
+    for row, value in cells:
+        first_rows.setdefault(spell(value, row, column, word), (row, value))
+    spelt = {text: text for text in first_rows}
+    if own:
+        spelt = {text: _own_name(text, own, first_rows, column=column, word=word) for text in first_rows}
+    found = list(dict.fromkeys(spelt.values()))
+    if not known:
+        names = tuple(own) if own else _in_order(found)
+        if not own and len(names) > MAX_UNNAMED_LABELS and 2 * len(names) > len(cells):
+            raise DataError(
+                f"column {column!r} holds {len(names)} different values in {len(cells)} rows, such as "
+                f"{_show(cells[0][1])}, which are too many to be labels; {LABEL_REMEDY}"
+            )
+        return Naming(
+            names=names,
+            ids={text: names.index(name) for text, name in spelt.items()},
+            how="as the data names them" if own else "as they occur",
+        )
+    by_name = match_names(found, known, own=own)
+    if by_name is not None:
+        others = [f"{name} is {known[place]}" for name, place in by_name.items() if name != known[place]]
+        how = "by name" + (f" ({', '.join(others)})" if others else "")
+        return Naming(names=tuple(known), ids={text: by_name[name] for text, name in spelt.items()}, how=how)
+    by_position = _positions(spelt, known, own=own)
+    if by_position is not None:
+        pairs = [f"{text} is {known[place]}" for text, place in sorted(by_position.items(), key=lambda pair: pair[1])]
+        return Naming(names=tuple(known), ids=by_position, how=f"by position ({_list(pairs)})")
+    raise _strangers(spelt, first_rows, known, own=own, column=column, word=word)
+
+
+def spell(value: Any, row: int, column: str, word: str = "label") -> str:
+    """Return what a cell holds as text, so that 1, 1.0, "1" and "1.0" are the same label, and True is true.
+
+    Raises:
+        DataError: if it can be no label.
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        if value.strip().lower() in _BOOLS:
+            return value.strip().lower()
+        number = _INTEGER.fullmatch(value)
+        return number[1] if number else value
+    if isinstance(value, int) and abs(value) < _LONGEST_INTEGER:
+        return str(value)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, float):
+        raise DataError(
+            f"row {row}: {word} {_show(value)} in column {column!r} is an amount, not one of several labels; "
+            f"for amounts the model must be a regression (potstill finetune --problem-type regression)"
+        )
+    raise DataError(f"row {row}: column {column!r} holds {_show(value)}, which is no {word}")
+
+
+def is_unlabelled(value: Any, names: Sequence[str]) -> bool:
+    """Return whether a cell says that its text has no label: -1, where no label is called so."""
+    number = _INTEGER.fullmatch(str(value)) if isinstance(value, int | float | str) else None
+    return number is not None and number[1] in UNLABELLED and number[1] not in names
+
+
+def match_names(
+    found: Sequence[str], known: Sequence[str], *, own: Sequence[str] | None = None
+) -> dict[str, int] | None:
+    """Return the place of each name among the known ones, or None if one has none.
+
+    Names are the same exactly, or but for case, spaces and hyphens; or if both sides have as many and each is the
+    beginning of just one on the other side (neg and pos, NEGATIVE and POSITIVE).
+    """
+    for same in (str.__eq__, lambda one, other: _plain(one) == _plain(other)):
+        places = {name: [place for place, other in enumerate(known) if same(name, other)] for name in found}
+        if all(len(each) == 1 for each in places.values()):
+            result = {name: each[0] for name, each in places.items()}
+            return result if len(set(result.values())) == len(result) else None
+    everything = list(dict.fromkeys(own or found))
+    stems = {name: [place for place, other in enumerate(known) if _is_stem(name, other)] for name in everything}
+    taken = [each[0] for each in stems.values() if len(each) == 1]
+    if len(everything) == len(known) == len(set(taken)):
+        return {name: stems[name][0] for name in found}
+    return None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "_", name.strip()).casefold()
+
+
+def _is_stem(one: str, other: str) -> bool:
+    short, long = sorted((_plain(one), _plain(other)), key=len)
+    return len(short) >= _SHORTEST_STEM and long.startswith(short) and not long[-1].isdigit()
+
+
+def _own_name(
+    text: str, own: Sequence[str], first_rows: Mapping[str, tuple[int, Any]], *, column: str, word: str
+) -> str:
+    """Return the name that the data set gives to a cell: numbers are its ids, texts its names."""
+    row, value = first_rows[text]
+    if text in own and isinstance(value, str):
+        return text
+    if _INTEGER.fullmatch(text) and 0 <= int(text) < len(own):
+        return own[int(text)]
+    raise DataError(
+        f"row {row}: {word} {_show(value)} in column {column!r} is none of the {len(own)} that the data set itself "
+        f"names ({_list(own)})"
+    )
+
+
+def _positions(spelt: Mapping[str, str], known: Sequence[str], *, own: Sequence[str] | None) -> dict[str, int] | None:
+    """Return positions where names say nothing: of bare numbers, or where one side's names are only numbers."""
+    if own:
+        silent = _says_nothing(known) or all(_INTEGER.fullmatch(name) for name in own)
+        return {text: own.index(name) for text, name in spelt.items()} if silent and len(own) == len(known) else None
+    if set(spelt) <= set(_BOOLS) and len(known) == 2:
+        return {text: _BOOLS.index(text) for text in spelt}
+    is_position = all(_INTEGER.fullmatch(text) and 0 <= int(text) < len(known) for text in spelt)
+    return {text: int(text) for text in spelt} if is_position else None
+
+
+def _says_nothing(names: Sequence[str]) -> bool:
+    """Return whether names are those that transformers makes up, or the positions themselves."""
+    return all(
+        name == str(place) or ((made := _GENERIC.fullmatch(name)) is not None and int(made[1]) == place)
+        for place, name in enumerate(names)
+    )
+
+
+def _strangers(
+    spelt: Mapping[str, str],
+    first_rows: Mapping[str, tuple[int, Any]],
+    known: Sequence[str],
+    *,
+    own: Sequence[str] | None,
+    column: str,
+    word: str,
+) -> DataError:
+    """Return the error that names the first label which the model lacks, and both lists."""
+    lacking = [
+        text
+        for text, name in spelt.items()
+        if match_names([name], known, own=own) is None and (own or _positions({text: text}, known, own=None) is None)
+    ]
+    # Each may be there alone, as a number and a truth are, and together they make no sense.
+    lacking += [text for text in spelt if not _INTEGER.fullmatch(text)] or list(spelt)
+    row, value = first_rows[lacking[0]]
+    ours = own or _in_order(list(spelt.values()))
+    shown = f"{_show(value)} ({spelt[lacking[0]]})" if own else _show(value)
+    return DataError(
+        f"row {row}: {word} {shown} in column {column!r} is none of the model's {len(known)} labels "
+        f"({_list(known)}); the data has {_list(ours)}; write the model's names into the data, or fine-tune an encoder "
+        "on it"
+    )
+
+
+def _in_order(names: Sequence[str]) -> tuple[str, ...]:
+    """Sort numbers as numbers, names as names."""
+    if all(_INTEGER.fullmatch(name) for name in names):
+        return tuple(sorted(names, key=int))
+    return tuple(sorted(names))
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+def to_ids(cells: Cells, naming: Naming, column: str) -> Ids:
+    """Return the id of each cell, int64 of shape (cells,)."""
+    return np.array([naming.ids[spell(value, row, column)] for row, value in cells], dtype=np.int64)
 
 
 def scores(cells: Cells, column: str) -> NDArray[np.float64]:
@@ -47,63 +244,126 @@ def scores(cells: Cells, column: str) -> NDArray[np.float64]:
     return np.array([_number(value, row, column) for row, value in cells], dtype=np.float64)
 
 
-def label_sets(cells: Cells, column: str, known: Sequence[str] | None) -> tuple[NDArray[np.float64], tuple[str, ...]]:
-    """Return 1 for every label that a row has and 0 for the others, float64 of shape (rows, labels), and the names.
-
-    Args:
-        cells: lists of names or ids. Lists that all have one entry per label, and in them nothing but 0 and 1, are
-            taken as they stand.
-        column: named in messages.
-        known: as in `single_labels`.
+def as_lists(cells: Cells, column: str, *, what: str) -> Cells:
+    """Return cells that are lists; a csv has them as the text of one, `[0, 1]` or `['joy']`.
 
     Raises:
-        DataError: if a cell is no list, a label is not among the names, or no row has any.
+        DataError: if a cell is none.
     """
-    for row, value in cells:
-        _check_list(value, row, column, what="labels")
-    width = _width(cells, known)
-    if width is not None:
-        names = tuple(known) if known else tuple(str(number) for number in range(width))
-        return np.array([value for _, value in cells], dtype=np.float64), names
-    flat = [(row, label) for row, value in cells for label in value]
-    if not flat and not known:
-        raise DataError(f"no row has any label in column {column!r}; give label names or another column")
-    names = _names(flat, column, known)
-    found = np.zeros((len(cells), len(names)))
-    at = np.repeat(np.arange(len(cells)), [len(value) for _, value in cells])
-    found[at, _ids(flat, names, word="label", column=column)] = 1.0
-    return found, names
+    read = [(row, read_list(value)) for row, value in cells]
+    for row, value in read:
+        if not isinstance(value, list):
+            raise DataError(f"row {row}: column {column!r} holds {_show(value)}, not a list of {what}")
+    return read
 
 
-def word_tags(
-    cells: Cells, words: Sequence[Sequence[str]], *, column: str, words_column: str, known: Sequence[str] | None
-) -> tuple[list[Ids], tuple[str, ...]]:
-    """Return for every row the ids of its words' tags, int64 of shape (words,), and the names by id.
+def read_list(value: Any) -> Any:
+    """Return a list that a csv had to write as text, anything else as it is."""
+    if not isinstance(value, str) or not (value.strip().startswith("[") and value.strip().endswith("]")):
+        return value
+    try:
+        return ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return value
 
-    Args:
-        cells: lists of tags, ids or names, one per word.
-        words: the rows' words.
-        column: named in messages.
-        words_column: likewise.
-        known: as in `single_labels`; where names are sorted, `O` comes first.
+
+def flag(value: Any, row: int, column: str) -> bool:
+    """Return whether a cell of a column of one label says that the text has it.
 
     Raises:
-        DataError: if a cell is no list, has another length than the row's words, or a tag is not among the names.
+        DataError: if it is neither 0 nor 1.
+    """
+    spelt = spell(value, row, column) if isinstance(value, bool | int | float | str) else ""
+    if spelt not in ("0", "1", *_BOOLS):
+        raise DataError(f"row {row}: column {column!r} holds {_show(value)}; a column of one label holds 0 or 1")
+    return spelt in ("1", "true")
+
+
+def flag_width(cells: Cells, known: Sequence[str] | None) -> int | None:
+    """Return the number of labels if all rows are lists of 0 and 1, one per label; None if they list labels."""
+    lengths = {len(value) for _, value in cells}
+    width = lengths.pop() if len(lengths) == 1 else 0
+    if width < 2 or (known and width != len(known)):
+        return None
+    flags = all(isinstance(flag, int | float) and flag in (0, 1) for _, value in cells for flag in value)
+    return width if flags else None
+
+
+def flatten(cells: Cells) -> Cells:
+    """Return every entry of cells that are lists, with its row."""
+    return [(row, entry) for row, value in cells for entry in value]
+
+
+def label_sets(cells: Cells, naming: Naming | None, column: str) -> NDArray[np.float64]:
+    """Return 1 for every label that a row has and 0 for the others, float64 of shape (rows, labels).
+
+    Args:
+        cells: lists of labels, or with no naming lists of 0 and 1, one per label.
+        naming: what the labels are.
+        column: named in messages.
+    """
+    if naming is None:
+        return np.array([value for _, value in cells], dtype=np.float64)
+    found = np.zeros((len(cells), len(naming.names)))
+    at = np.repeat(np.arange(len(cells)), [len(value) for _, value in cells])
+    found[at, to_ids(flatten(cells), naming, column)] = 1.0
+    return found
+
+
+def check_tags(cells: Cells, words: Sequence[Sequence[str]], *, column: str, words_column: str) -> None:
+    """Check that every word has one tag.
+
+    Raises:
+        DataError: if a row has more or fewer tags than words, or a tag that marks a word to be ignored.
     """
     for (row, value), spoken in zip(cells, words, strict=True):
-        _check_list(value, row, column, what="tags")
         if len(value) != len(spoken):
             raise DataError(
                 f"row {row}: {len(spoken)} words in column {words_column!r}, but {len(value)} tags in {column!r}; "
                 "every word needs one tag"
             )
-    flat = [(row, tag) for row, value in cells for tag in value]
-    names = _names(flat, column, known)
-    if not known and _OUTSIDE in names:
-        names = (_OUTSIDE, *(name for name in names if name != _OUTSIDE))
-    ids = _ids(flat, names, word="tag", column=column)
+        if any(str(tag) == "-100" for tag in value):
+            raise DataError(
+                f"row {row}: column {column!r} holds -100, which marks a token that does not count; give every word a "
+                "tag of its own, as the data had them before they were tokenised"
+            )
+
+
+def name_tags(cells: Cells, *, column: str, known: Sequence[str] | None, own: Sequence[str] | None) -> Naming:
+    """Decide what tags mean, as `name_labels` does; among those that occur `O` comes first."""
+    naming = name_labels(flatten(cells), column=column, known=known, own=own, word="tag")
+    if known or own or _OUTSIDE not in naming.names:
+        return naming
+    names = (_OUTSIDE, *(name for name in naming.names if name != _OUTSIDE))
+    return Naming(names=names, ids={name: number for number, name in enumerate(names)}, how=naming.how)
+
+
+def word_tags(cells: Cells, naming: Naming, column: str) -> list[Ids]:
+    """Return for every row the ids of its words' tags, int64 of shape (words,)."""
     ends = np.cumsum([len(value) for _, value in cells])[:-1]
-    return np.split(ids, ends), names
+    return np.split(to_ids(flatten(cells), naming, column), ends)
+
+
+def infer_problem_type(cells: Cells) -> str:
+    """Return what labels of a text classifier are, where nobody says: lists are several, fractions are amounts."""
+    values = [value for _, value in cells]
+    if all(isinstance(read_list(value), list) for value in values):
+        return MULTI_LABEL
+    numbers = [_as_float(value) for value in values]
+    is_amount = all(number is not None for number in numbers) and any(
+        number is not None and not number.is_integer() for number in numbers
+    )
+    return REGRESSION if is_amount else SINGLE_LABEL
+
+
+def _as_float(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def answer_spans(cells: Cells, contexts: Sequence[str], *, column: str) -> list[dict[str, list[Any]]]:
@@ -141,49 +401,6 @@ def _answers(value: Any, row: int, context: str, column: str) -> dict[str, list[
     return {"text": list(texts), "answer_start": list(starts)}
 
 
-def _width(cells: Cells, known: Sequence[str] | None) -> int | None:
-    """Return the number of labels if all rows are lists of 0 and 1, one per label; None if they list labels."""
-    lengths = {len(value) for _, value in cells}
-    width = lengths.pop() if len(lengths) == 1 else 0
-    if width < 2 or (known and width != len(known)):
-        return None
-    flags = all(isinstance(flag, int | float) and flag in (0, 1) for _, value in cells for flag in value)
-    return width if flags else None
-
-
-def _names(cells: Cells, column: str, known: Sequence[str] | None) -> tuple[str, ...]:
-    if known:
-        return tuple(known)
-    if all(isinstance(value, str) and not _is_integer(value) for _, value in cells):
-        return tuple(sorted({value for _, value in cells}))
-    bound = max(MAX_UNNAMED_LABELS, len(cells))
-    highest = 0
-    for row, value in cells:
-        if _is_integer(value) and int(value) >= bound:
-            raise DataError(
-                f"row {row}: label {_show(value)} in column {column!r} would make more than {bound} labels without a "
-                "name; ids count from 0: name another column, or give the labels' names"
-            )
-        highest = max(highest, int(value)) if _is_integer(value) else highest
-    return tuple(str(number) for number in range(highest + 1))
-
-
-def _ids(cells: Iterable[tuple[int, Any]], names: Sequence[str], *, word: str, column: str) -> Ids:
-    by_name = {name: number for number, name in enumerate(names)}
-    ids = []
-    for row, value in cells:
-        found = by_name.get(value) if isinstance(value, str) else None
-        if found is None and _is_integer(value):
-            found = int(value)
-        if found is None or not 0 <= found < len(names):
-            raise DataError(
-                f"row {row}: {word} {_show(value)} in column {column!r} is none of the model's {len(names)} labels "
-                f"({', '.join(names[:8])}{', ...' if len(names) > 8 else ''})"
-            )
-        ids.append(found)
-    return np.array(ids, dtype=np.int64)
-
-
 def _number(value: Any, row: int, column: str) -> float:
     try:
         number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
@@ -192,17 +409,6 @@ def _number(value: Any, row: int, column: str) -> float:
     if not math.isfinite(number):
         raise DataError(f"row {row}: label {_show(value)} in column {column!r} is not a finite number")
     return number
-
-
-def _check_list(value: Any, row: int, column: str, *, what: str) -> None:
-    if not isinstance(value, list):
-        raise DataError(f"row {row}: column {column!r} holds {_show(value)}, not a list of {what}")
-
-
-def _is_integer(value: Any) -> bool:
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, int) or (isinstance(value, str) and _INTEGER.fullmatch(value) is not None)
 
 
 def _show(value: Any) -> str:

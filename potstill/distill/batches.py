@@ -1,5 +1,6 @@
 """From rows of tokens to padded batches of similar length, in an order that a resumed run finds again."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -20,6 +21,8 @@ __all__ = [
     "LENGTH_COLUMN",
     "EpochRows",
     "LengthGroupedSampler",
+    "count_shared",
+    "hash_rows",
     "make_collator",
     "make_mlm_collator",
     "read_column",
@@ -32,6 +35,7 @@ Collator: TypeAlias = Callable[[Sequence[Row]], Batch]
 
 # Batches that are sorted by length together: enough to leave little padding, few enough to stay shuffled.
 _BATCHES_PER_POOL = 50
+_ROWS_AT_ONCE = 10_000
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "segments")
 _SPANS = ("start_positions", "end_positions")
 
@@ -121,6 +125,32 @@ def read_column(rows: Dataset, name: str) -> NDArray[Any]:
     """Return a column of numbers as one array."""
     table = rows.select_columns([name]).with_format("arrow")[:]
     return table[name].to_numpy()
+
+
+def count_shared(rows: Dataset, others: Dataset) -> int:
+    """Return how many of the first rows have the tokens of some row of the others."""
+    wanted = list(_token_rows(rows))
+    shared = set(wanted).intersection(_token_rows(others))
+    return sum(row in shared for row in wanted)
+
+
+def _token_rows(rows: Dataset) -> Iterator[bytes]:
+    for table in rows.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=_ROWS_AT_ONCE):
+        column = table["input_ids"].combine_chunks()
+        values, lengths = column.flatten().to_numpy(), column.value_lengths().to_numpy()
+        yield from (part.tobytes() for part in np.split(values, np.cumsum(lengths)[:-1]))
+
+
+def hash_rows(rows: Dataset) -> str:
+    """Return a SHA-256 over everything that rows hold, in their order."""
+    digest = hashlib.sha256()
+    for table in rows.with_format("arrow").iter(batch_size=_ROWS_AT_ONCE):
+        sink = pyarrow.BufferOutputStream()
+        plain = table.combine_chunks().replace_schema_metadata(None)
+        with pyarrow.ipc.new_stream(sink, plain.schema) as writer:
+            writer.write_table(plain)
+        digest.update(sink.getvalue())
+    return digest.hexdigest()
 
 
 def make_collator(tokenizer: PreTrainedTokenizerBase, *, pad_to_multiple_of: int = 1) -> Collator:

@@ -1,13 +1,20 @@
-"""Which checkpoints stay: those that are whole, the newest, and the best."""
+"""Which checkpoints stay: those that are whole, the newest, and the best; and of which run they are."""
 
+import json
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from potstill.errors import OutputError
+from potstill.publish import write_text
+
 _COMPLETE = "COMPLETE"
+_IDENTITY = "run.json"
+_SHOWN = 4
 
 
 class CheckpointKeeper(TrainerCallback):
@@ -65,3 +72,52 @@ def discard_incomplete(work_dir: Path) -> None:
 def step_of(checkpoint: Path) -> int:
     """Return the step after which a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])
+
+
+def write_identity(work_dir: Path, identity: Mapping[str, Any]) -> None:
+    """Write what decides the weights of the run whose checkpoints the folder will hold."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    write_text(work_dir / _IDENTITY, json.dumps(identity, indent=2) + "\n")
+
+
+def check_same_run(work_dir: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse to go on from the checkpoints of another run: what is trained would be neither the one nor the other.
+
+    Args:
+        work_dir: holds the checkpoints.
+        identity: what decides the weights, or a part of it as far as it is known.
+
+    Raises:
+        OutputError: with what differs.
+    """
+    if newest_checkpoint(work_dir) is None:
+        return
+    file = work_dir / _IDENTITY
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        before = _flat({key: value for key, value in known.items() if key in identity})
+    except (OSError, ValueError, AttributeError):
+        before = {}
+    ours = _flat(json.loads(json.dumps(identity)))
+    differing = [key for key in ours | before if ours.get(key) != before.get(key)]
+    if differing:
+        told = [f"{key} was {_show(before.get(key))} and is {_show(ours.get(key))}" for key in differing[:_SHOWN]]
+        told += [f"and {len(differing) - _SHOWN} more"] if len(differing) > _SHOWN else []
+        what = "; ".join(told) if before else f"nobody knows of which, {file.name} is missing"
+        raise OutputError(
+            f"{work_dir} holds checkpoints of another run ({what}); pass the same settings to go on with it, or leave "
+            "--resume out to start anew"
+        )
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Return nested values by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
+    return found
+
+
+def _show(value: Any) -> str:
+    shown = json.dumps(value)
+    return shown if len(shown) <= 24 else f"{shown[:20]}..."

@@ -1,6 +1,6 @@
 """From a recipe to what training needs: rows, batches, the method's loss, and the score that picks a checkpoint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill import metrics
 from potstill.checkpoint import Checkpoint
-from potstill.data import Examples, load_examples
+from potstill.data import Examples, Splits, load_examples, load_splits
 from potstill.distill.augment import augment
-from potstill.distill.batches import EpochRows, make_collator, make_mlm_collator, tokenize
+from potstill.distill.batches import EpochRows, count_shared, make_collator, make_mlm_collator, tokenize
 from potstill.distill.corpus import load_corpus
 from potstill.distill.evaluate import Scores, evaluate_model, evaluate_words, problem_type_of
 from potstill.distill.masking import token_counts
@@ -26,7 +26,7 @@ from potstill.distill.methods.task import TaskDistillation
 from potstill.distill.methods.tinybert import TinyBert, check_map, uniform_map
 from potstill.distill.packing import check_packable
 from potstill.distill.vectors import add_teacher_vectors, collate_vectors, load_single_texts
-from potstill.errors import CheckpointError, RecipeError
+from potstill.errors import CheckpointError, DataError, RecipeError
 from potstill.progress import Progress
 from potstill.recipe import Recipe
 from potstill.task import FEATURE_EXTRACTION, FILL_MASK, Task, get_task, kind_of, lower_is_better, primary_metric
@@ -205,10 +205,8 @@ def _labelled(
 ) -> Material:
     problem = problem_type_of(teacher.model)
     names = label_names or teacher.label_names
-    train_examples, eval_examples = (
-        read_examples(recipe, split=split, limit=limit, label_names=names, problem_type=problem)
-        for split, limit in _splits(recipe)
-    )
+    splits = read_splits(recipe, label_names=names, problem_type=problem)
+    train_examples, eval_examples = splits.train, splits.evaluation
     copies = recipe.distill.augment
     if copies:
         train_examples = augment(train_examples, recipe, copies=copies, progress=progress)
@@ -228,7 +226,7 @@ def _labelled(
         score=score,
         metric=primary_metric(task, problem, asked=recipe.metric, num_labels=len(names) or None),
         floor=metrics.baseline(task, eval_examples.labels, problem_type=problem, label_names=names),
-        about=_about(eval_examples) | {"train_examples": len(train_examples), "kind": kind},
+        about=_about(eval_examples) | {"train_examples": len(train_examples), "kind": kind} | _about_labels(splits),
     )
 
 
@@ -255,6 +253,8 @@ def _running_text(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progre
         if recipe.distill.method == "tinybert":
             raise RecipeError("data.packing=texts puts strangers in the attention that tinybert compares; use none")
     about = {"name": data.name, "split": data.eval_split, "examples": len(eval_set), "train_examples": len(train_set)}
+    about |= {"train_split": data.train_split, "shared_texts": count_shared(eval_set, train_set)}
+    _check_shared(about)
     if not masked:
         return Material(
             train_set=train_set,
@@ -307,7 +307,14 @@ def _pairs(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progress: Pro
         )
         for split, limit in ((train_split, train_limit), (eval_split, eval_limit))
     )
-    examples = read_examples(recipe, split=eval_split, limit=eval_limit, label_names=None, problem_type=None)
+    examples = load_examples(
+        data.name,
+        split=eval_split,
+        task=get_task(recipe.task),
+        text_columns=data.text_columns,
+        label_column=data.label_column,
+        limit=eval_limit,
+    )
     collate = collate_vectors(make_collator(tokenizer))
 
     def score(model: PreTrainedModel, who: str) -> Scores:
@@ -330,25 +337,38 @@ def _pairs(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progress: Pro
         score=score if has_scores else None,
         metric=primary_metric(FEATURE_EXTRACTION, asked=recipe.metric) if has_scores else "loss",
         floor=metrics.baseline(FEATURE_EXTRACTION, examples.labels),
-        about=_about(examples) | {"train_examples": len(train_set)},
+        about=_about(examples)
+        | {
+            "train_examples": len(train_set),
+            "train_split": train_split,
+            "text_columns": list(examples.text_columns),
+            "label_columns": list(examples.label_columns),
+        },
     )
 
 
-def read_examples(
-    recipe: Recipe, *, split: str, limit: int | None, label_names: tuple[str, ...] | None, problem_type: str | None
-) -> Examples:
-    """Load a split of the recipe's labelled data."""
+def read_splits(recipe: Recipe, *, label_names: Sequence[str] | None, problem_type: str | None) -> Splits:
+    """Load both splits of the recipe's labelled data."""
     data = recipe.data
-    return load_examples(
+    train, evaluation = _splits(recipe)
+    return load_splits(
         data.name,
-        split=split,
+        train=train,
+        evaluation=evaluation,
         task=get_task(recipe.task),
         text_columns=data.text_columns,
         label_column=data.label_column,
         label_names=label_names,
         problem_type=problem_type,
-        limit=limit,
     )
+
+
+def _check_shared(about: dict[str, Any]) -> None:
+    if about["shared_texts"] == about["examples"]:
+        raise DataError(
+            f"every text of {about['name']} ({about['split']}) is in {about['train_split']} as well, so a score would "
+            "say nothing; take other texts to score on, or pass the training file alone, of which a tenth is held out"
+        )
 
 
 def _splits(recipe: Recipe) -> tuple[tuple[str, int | None], tuple[str, int | None]]:
@@ -358,6 +378,22 @@ def _splits(recipe: Recipe) -> tuple[tuple[str, int | None], tuple[str, int | No
 
 def _about(examples: Examples) -> dict[str, Any]:
     return {"name": examples.name, "split": examples.split, "examples": len(examples), "sha256": examples.sha256}
+
+
+def _about_labels(splits: Splits) -> dict[str, Any]:
+    """Return how labelled data was read, for the plan and the report."""
+    ours, theirs = splits.train, splits.evaluation
+    return {
+        "train_split": ours.split,
+        "train_sha256": ours.sha256,
+        "problem_type": ours.problem_type,
+        "text_columns": list(ours.text_columns),
+        "label_columns": list(ours.label_columns),
+        "labels": list(ours.label_names),
+        "labels_read": ours.labels_read,
+        "shared_texts": splits.shared,
+        "notes": list(theirs.notes),
+    }
 
 
 def _kind(recipe: Recipe, model: PreTrainedModel) -> str:

@@ -21,10 +21,12 @@ from potstill.task import (
     QUESTION_ANSWERING,
     REGRESSION,
     SINGLE_LABEL,
+    TEXT_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
     Task,
     get_task,
     primary_metric,
+    trained_task,
 )
 
 _USUAL_LENGTH = 128
@@ -44,7 +46,7 @@ def evaluate(
     model: str | Path,
     *,
     data: str | Path,
-    task: str = "text-classification",
+    task: str | None = None,
     metric: str | None = None,
     max_length: int | None = None,
     reading: Reading | None = None,
@@ -61,7 +63,7 @@ def evaluate(
     Args:
         model: a hub id or checkpoint folder.
         data: a hub id or folder of labelled texts; running text for fill-mask.
-        task: the hub's name of the task.
+        task: the hub's name of the task; None takes what the checkpoint folder was trained for.
         metric: the score to put first; None takes the task's own.
         max_length: longest text in tokens; None takes 128, or what the checkpoint reads if that is less.
         reading: which split and columns; None takes the validation split and the usual names.
@@ -74,6 +76,7 @@ def evaluate(
         CheckpointError, DataError: if they cannot be loaded or do not fit.
         UsageError: if the metric does not judge the task, or predictions are wanted of masked words.
     """
+    task = task or trained_task(model) or TEXT_CLASSIFICATION.name
     kind, reading = get_task(task), reading or Reading()
     if kind is FILL_MASK and keep_predictions:
         raise UsageError("fill-mask guesses words by the thousand and has no answer per example to keep")
@@ -98,7 +101,8 @@ def evaluate(
         pooling=pooling,
         progress=progress,
     )
-    counted = {"num_examples": len(examples), "data_sha256": examples.sha256}
+    counted: dict[str, Any] = {"num_examples": len(examples), "data_sha256": examples.sha256}
+    counted |= {"notes": list(examples.notes)} if examples.notes else {}
     scores = {"scores": _put_first(first, score_answers(answers, examples))}
     predictions = {"predictions": list_predictions(answers, examples)} if keep_predictions else {}
     return about | counted | scores | count_classes(answers, examples) | predictions

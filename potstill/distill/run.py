@@ -1,9 +1,10 @@
 """Distil, fine-tune, or only cut: from a recipe to a published checkpoint with its report."""
 
+import contextlib
 import copy
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ from potstill.checkpoint import (
 )
 from potstill.distill import scratch
 from potstill.distill.arguments import count_steps, resolve_dtype
-from potstill.distill.batches import read_column
+from potstill.distill.batches import hash_rows, read_column
 from potstill.distill.controls import train_controls
 from potstill.distill.evaluate import problem_type_of
 from potstill.distill.examples import LENGTH_COLUMN
+from potstill.distill.keeper import check_same_run
 from potstill.distill.methods.objective import Objective
 from potstill.distill.plan import make_plan
 from potstill.distill.prepare import (
@@ -35,17 +37,26 @@ from potstill.distill.prepare import (
     load_material,
     make_labels_objective,
     make_objective,
-    read_examples,
+    read_splits,
     score_of,
     tokenizers_agree,
 )
 from potstill.distill.student import best_layers, choose_layers, create_student
 from potstill.distill.trainer import Job, TrainingResult, train
-from potstill.errors import CheckpointError, RecipeError
+from potstill.errors import CheckpointError, DataError, RecipeError
 from potstill.progress import Announce, Progress, keep_quiet, silent
 from potstill.publish import check_free, new_folder
-from potstill.recipe import Recipe, build_recipe
-from potstill.task import FEATURE_EXTRACTION, FILL_MASK, REGRESSION, Task, get_task
+from potstill.recipe import Recipe, build_recipe, with_splits
+from potstill.task import (
+    FEATURE_EXTRACTION,
+    FILL_MASK,
+    QUESTION_ANSWERING,
+    REGRESSION,
+    TEXT_CLASSIFICATION,
+    Task,
+    get_task,
+    task_of_architectures,
+)
 
 # How many batches a choice of layers is scored on.
 _BATCHES_TO_CHOOSE_ON = 8
@@ -84,25 +95,28 @@ def distill(
         CheckpointError, DataError: before training, if teacher, student and data do not fit.
         TrainingError: if the loss is no longer a number; nothing is published.
     """
-    recipe, out_dir = _as_recipe(what, data, settings), Path(out_dir)
+    recipe, out_dir = with_splits(_as_recipe(what, data, settings)), Path(out_dir)
     check_free(out_dir, overwrite=overwrite)
     recipe = _fit_length(recipe)
     started = time.perf_counter()
     processes = _processes()
     if not processes.is_main_process:
         progress, announce = silent, keep_quiet
+    job = _job(recipe, out_dir, resume=resume, stage="distil the student", progress=progress)
     teacher = _load_teacher(recipe)
     teacher.model.to(processes.device)
-    job = _job(recipe, out_dir, resume=resume, stage="distil the student", progress=progress)
     with processes.main_process_first():
         material = load_material(recipe, teacher, work_dir=job.work_dir, progress=progress)
     teacher_scores = material.score(teacher.model, "teacher") if material.score else {}
     _check_teacher(teacher_scores, material, recipe)
     student, layers = _load_student(recipe, teacher, material)
     objective = make_objective(recipe, teacher=teacher.model, student=student.model)
-    job = replace(job, metric=material.metric, maximise=material.maximise)
+    identity = _identity(recipe, material, models=(teacher.name, recipe.student.model))
+    job = replace(job, metric=material.metric, maximise=material.maximise, identity=identity)
     untrained = copy.deepcopy(student.model) if recipe.distill.controls else None
-    result = _train(student.model, teacher.model, objective, material=material, job=job, announce=announce)
+    result = _train(
+        student.model, teacher.model, objective, material=material, job=job, task=recipe.task, announce=announce
+    )
     report = _report(recipe, material=material, result=result) | {
         "teacher": _describe(teacher) | {"scores": teacher_scores},
         "student": _describe(student) | {"layers_kept": layers, "scores": result.metrics},
@@ -134,24 +148,25 @@ def finetune(
     check_free(out_dir, overwrite=overwrite)
     if get_task(recipe.task) is FEATURE_EXTRACTION:
         raise RecipeError("a sentence encoder is not fine-tuned on labels; distil one with method embedding")
-    recipe = _fit_length(recipe)
+    recipe = _fit_length(with_splits(recipe))
     started = time.perf_counter()
     task, config = get_task(recipe.task), recipe.teacher.scratch
-    teacher = _new_teacher(recipe, task) if config is None else scratch.new_teacher(recipe, config)
     if config is not None:
         recipe = recipe.model_copy(update={"distill": scratch.training_config(config, recipe.distill)})
     processes = _processes()
     if not processes.is_main_process:
         progress, announce = silent, keep_quiet
+    job = _job(recipe, out_dir, resume=resume, stage="train the teacher", progress=progress)
+    teacher = _new_teacher(recipe, task) if config is None else scratch.new_teacher(recipe, config)
     if recipe.teacher.model is not None:
         _announce_head(load_config(recipe.teacher.model), teacher, announce)
-    job = _job(recipe, out_dir, resume=resume, stage="train the teacher", progress=progress)
     names = teacher.label_names if problem_type_of(teacher.model) != REGRESSION else None
     with processes.main_process_first():
         material = load_material(recipe, teacher, work_dir=job.work_dir, label_names=names, progress=progress)
     objective = make_labels_objective(recipe, teacher.model)
-    job = replace(job, metric=material.metric, maximise=material.maximise)
-    result = _train(teacher.model, None, objective, material=material, job=job, announce=announce)
+    identity = _identity(recipe, material, models=(recipe.teacher.model,))
+    job = replace(job, metric=material.metric, maximise=material.maximise, identity=identity)
+    result = _train(teacher.model, None, objective, material=material, job=job, task=recipe.task, announce=announce)
     report = _report(recipe, material=material, result=result) | {
         "method": "finetune",
         "teacher": _describe(teacher) | {"scores": result.metrics},
@@ -199,16 +214,43 @@ def _as_recipe(what: Recipe | str, data: str | None, settings: Mapping[str, Any]
 
 
 def _job(recipe: Recipe, out_dir: Path, *, resume: bool, stage: str, progress: Progress) -> Job:
+    """Return the training of a recipe; one that is gone on with has had the same settings.
+
+    Raises:
+        OutputError: if it had others.
+    """
+    work_dir = out_dir.with_name(f"{out_dir.name}.training")
+    if resume:
+        check_same_run(work_dir, _settings(recipe))
     return Job(
         config=recipe.distill,
         metric="loss",
         maximise=False,
         seed=recipe.seed,
-        work_dir=out_dir.with_name(f"{out_dir.name}.training"),
+        work_dir=work_dir,
         resume=resume,
         stage=stage,
         progress=progress,
     )
+
+
+def _identity(recipe: Recipe, material: Material, *, models: Sequence[str | None]) -> dict[str, Any]:
+    """Return all that decides the weights of a training: only the same run may be gone on with."""
+    content = _settings(recipe)
+    content["training data"] = hash_rows(material.train_set)
+    content["evaluation data"] = material.about.get("sha256") or (
+        hash_rows(material.eval_set) if material.eval_set is not None else None
+    )
+    content["checkpoints"] = [hash_checkpoint(name) or name for name in models if name is not None]
+    content["processes"] = _processes().num_processes
+    return content
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings that decide the weights of a training."""
+    content: dict[str, Any] = recipe.model_dump(mode="json", exclude={"export", "bench", "output_dir", "resume"})
+    del content["data"]["num_proc"], content["distill"]["trackers"]
+    return content
 
 
 def _train(
@@ -218,12 +260,13 @@ def _train(
     *,
     material: Material,
     job: Job,
+    task: str,
     announce: Announce,
 ) -> TrainingResult:
     lengths = read_column(material.train_set, LENGTH_COLUMN).tolist()
     steps = count_steps(job.config, len(lengths), world_size=_processes().num_processes)
     plan = make_plan(student, teacher, config=job.config, lengths=lengths, steps=steps)
-    announce("plan", plan.figures() | {"trained": "teacher" if teacher is None else "student"})
+    announce("plan", plan.figures() | {"data": material.about | {"task": task}})
     return train(
         student,
         teacher=teacher,
@@ -262,20 +305,28 @@ def _load_teacher(recipe: Recipe) -> Checkpoint:
 def _new_teacher(recipe: Recipe, task: Task) -> Checkpoint:
     """Load the model to fine-tune, with a head for the data's labels if it has none yet."""
     assert recipe.teacher.model is not None
-    head: dict[str, Any] = {}
-    if task not in (FILL_MASK, FEATURE_EXTRACTION):
-        problem = recipe.data.problem_type
-        data = recipe.data
-        examples = read_examples(
-            recipe, split=data.train_split, limit=data.max_train_examples, label_names=None, problem_type=problem
-        )
-        if problem == REGRESSION:
-            head = {"num_labels": 1, "problem_type": REGRESSION}
-        elif examples.label_names:
-            head = scratch.labels_config(examples.label_names) | ({"problem_type": problem} if problem else {})
+    head = {} if task in (FILL_MASK, FEATURE_EXTRACTION, QUESTION_ANSWERING) else _head_for(recipe, task)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         return load_checkpoint(recipe.teacher.model, task, tokenizer=recipe.tokenizer, new_head=head)
+
+
+def _head_for(recipe: Recipe, task: Task) -> dict[str, Any]:
+    """Return the settings of the head that the data needs: none if the checkpoint's own has its labels already."""
+    assert recipe.teacher.model is not None
+    config = load_config(recipe.teacher.model)
+    declared = recipe.data.problem_type
+    if task_of_architectures(config.architectures or ()) is task and declared in (None, config.problem_type):
+        names = tuple(str(config.id2label[number]) for number in range(config.num_labels))
+        single = config.problem_type or (REGRESSION if config.num_labels == 1 else None)
+        with contextlib.suppress(DataError):
+            problem = single if task is TEXT_CLASSIFICATION else None
+            found = read_splits(recipe, label_names=names, problem_type=problem).train
+            # Bare numbers have no names that the checkpoint's could be: 0 of another task is not its `negative`.
+            if found.labels_read.startswith("by name") or problem == REGRESSION:
+                return {}
+    examples = read_splits(recipe, label_names=None, problem_type=declared).train
+    return scratch.head_config(examples.label_names, examples.problem_type)
 
 
 def _announce_head(before: PretrainedConfig, teacher: Checkpoint, announce: Announce) -> None:

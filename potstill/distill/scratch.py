@@ -9,10 +9,10 @@ from tokenizers.models import WordPiece
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer, PreTrainedTokenizerBase
 
 from potstill.checkpoint import Checkpoint
-from potstill.data import Text, load_examples
+from potstill.data import Text, load_splits
 from potstill.recipe import Recipe
 from potstill.sections import DistillConfig, ScratchConfig
-from potstill.task import get_task
+from potstill.task import REGRESSION, get_task
 
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -35,14 +35,15 @@ def train_tokenizer(texts: Sequence[Text], *, vocab_size: int, max_length: int) 
 def new_teacher(recipe: Recipe, config: ScratchConfig) -> Checkpoint:
     """Return a BERT classifier with random weights and a tokenizer trained on the recipe's data."""
     data = recipe.data
-    examples = load_examples(
+    examples = load_splits(
         data.name,
-        split=data.train_split,
+        train=(data.train_split, data.max_train_examples),
+        evaluation=(data.eval_split, data.max_eval_examples),
         task=get_task(recipe.task),
         text_columns=data.text_columns,
         label_column=data.label_column,
-        limit=data.max_train_examples,
-    )
+        problem_type=data.problem_type,
+    ).train
     tokenizer = train_tokenizer(examples.texts, vocab_size=config.vocab_size, max_length=recipe.max_length)
     torch.manual_seed(recipe.seed)
     model = BertForSequenceClassification(
@@ -56,16 +57,18 @@ def new_teacher(recipe: Recipe, config: ScratchConfig) -> Checkpoint:
             # BERT's 0.02 suits 768 units; in a narrow model it leaves attention silent for the first epochs.
             initializer_range=config.hidden_size**-0.5,
             pad_token_id=tokenizer.pad_token_id,
-            problem_type="single_label_classification",
-            **labels_config(examples.label_names),
+            **head_config(examples.label_names, examples.problem_type),
         )
     )
     return Checkpoint("scratch", model, tokenizer)
 
 
-def labels_config(names: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of a model's configuration that name its labels."""
-    return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+def head_config(names: Sequence[str], problem_type: str | None) -> dict[str, Any]:
+    """Return the settings of a model's configuration that say what its head answers."""
+    if problem_type == REGRESSION:
+        return {"num_labels": 1, "problem_type": REGRESSION}
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    return labels | ({"problem_type": problem_type} if problem_type else {})
 
 
 def training_config(config: ScratchConfig, base: DistillConfig) -> DistillConfig:

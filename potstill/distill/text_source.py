@@ -1,52 +1,26 @@
 """Unlabelled texts one after another, from files of any size, the hub, or Python's own documentation."""
 
-import csv
-import itertools
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow
-import pyarrow.parquet
 
-from potstill.data import PYTHON_DOCS
+from potstill.data import rows
+from potstill.data.columns import TEXT_REMEDY, find_column, split_names
+from potstill.data.formats import SUFFIXES as TABLES
+from potstill.data.formats import arrow_columns, lines_of, read_file
+from potstill.data.rows import is_held_out, parse_split
 from potstill.errors import DataError
 from potstill.pydocs import read_python_docs
+from potstill.task import TEXT_NAMES
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
-TEXT_COLUMNS = ("text", "sentence", "content", "document", "article", "passage")
-"""Column names that public corpora use for the text, tried in this order."""
-
-# Longer than any field that a reader could mean; Python's own limit (128 KiB) is shorter than some articles.
-_LONGEST_CSV_FIELD = 2**31 - 1
+SUFFIXES = (*TABLES, ".txt")
 
 
 def find_files(name: str, split: str) -> list[Path] | None:
-    """Return the files of a split in their order, or None where `name` is no path but a hub id or `python-docs`.
-
-    In a folder they are `SPLIT.suffix`, or the shards `SPLIT-*.suffix`; a file is itself.
-
-    Raises:
-        DataError: if the path does not exist, or the folder has no such file.
-    """
-    path = Path(name).expanduser()
-    if name == PYTHON_DOCS:
-        return None
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        for pattern in (f"{split}{{}}", f"{split}-*{{}}"):
-            for suffix in SUFFIXES:
-                found = sorted(path.glob(pattern.format(suffix)))
-                if found:
-                    return found
-        have = ", ".join(sorted(file.name for file in path.iterdir() if file.suffix in SUFFIXES)) or "no data files"
-        raise DataError(f"{path} has no {split}{{{','.join(SUFFIXES)}}} and no {split}-*; it has {have}")
-    if name.startswith((".", "/", "~")) or path.suffix in SUFFIXES or name.count("/") > 1:
-        raise DataError(f"there is no file or folder {name}; name a data folder, a file, or a hub id")
-    return None
+    """Return the files of a split as `potstill.data` finds them; a text file is one, too."""
+    return rows.find_files(name, parse_split(split)[0], SUFFIXES)
 
 
 def read_texts(name: str, *, split: str, files: list[Path] | None, column: str | None) -> Iterator[str]:
@@ -57,6 +31,13 @@ def read_texts(name: str, *, split: str, files: list[Path] | None, column: str |
     Raises:
         DataError: with the file and the row, at the first row that cannot be read.
     """
+    base, part = parse_split(split)
+    for text in _all_texts(base, files=files, column=column):
+        if part is None or is_held_out(text) == (part == rows.HELD_OUT):
+            yield text
+
+
+def _all_texts(split: str, *, files: list[Path] | None, column: str | None) -> Iterator[str]:
     if files is None:
         yield from (text for text, _ in read_python_docs(split))
         return
@@ -76,6 +57,8 @@ def read_hub(name: str, *, split: str, column: str | None, streaming: bool) -> t
     Raises:
         DataError: if it cannot be loaded, or has no such column.
     """
+    if parse_split(split)[1] is not None:
+        raise DataError(f"no texts can be held out of {name!r}, which is on the hub; name its split to score on")
     repository, _, configuration = name.partition(":")
     try:
         loaded = datasets.load_dataset(repository, configuration or None, split=split, streaming=streaming)
@@ -88,100 +71,31 @@ def read_hub(name: str, *, split: str, column: str | None, streaming: bool) -> t
     return loaded, pick_column(columns, column, origin=f"{name} ({split})")
 
 
-def pick_column(columns: list[str], asked: str | None, *, origin: str) -> str:
+def pick_column(columns: Sequence[str], asked: str | None, *, origin: str) -> str:
     """Return the asked column if it is there, else the first that is known to hold text.
 
     Raises:
         DataError: naming the columns that there are.
     """
-    for candidate in (asked,) if asked else TEXT_COLUMNS:
-        if candidate in columns:
-            return candidate
-    wanted = f"no column {asked!r}" if asked else f"none of the columns {', '.join(TEXT_COLUMNS)}"
-    raise DataError(f"{origin} has {wanted}; it has {', '.join(columns) or 'none'}; name the column of the text")
+    names = split_names([asked], columns) if asked else list(TEXT_NAMES)
+    for name in names:
+        found = name if asked and name in columns else find_column(name, columns)
+        if found is not None:
+            return found
+    wanted = f"no column {asked!r}" if asked else f"none of the columns {', '.join(TEXT_NAMES)}"
+    raise DataError(f"{origin} has {wanted}; it has {', '.join(columns) or 'none'}; {TEXT_REMEDY}")
 
 
 def _texts_of(file: Path, column: str | None) -> Iterator[tuple[int, Any]]:
     """Yield (row or line number from 1, text)."""
-    match file.suffix:
-        case ".txt":
-            return enumerate((line.rstrip("\r\n") for line in _lines(file)), 1)
-        case ".parquet":
-            return _parquet(file, column)
-        case ".jsonl" | ".json" | ".csv" | ".tsv":
-            return _cells(file, column)
-    raise DataError(f"{file} is not a data file; its name must end in {', '.join(SUFFIXES)}")
-
-
-def _cells(file: Path, column: str | None) -> Iterator[tuple[int, Any]]:
-    rows = {".jsonl": _json_lines, ".json": _json_array}.get(file.suffix, _separated)(file)
+    if file.suffix == ".txt":
+        yield from enumerate((line.rstrip("\r\n") for line in lines_of(file)), 1)
+        return
     chosen = ""
-    for number, row in rows:
+    if file.suffix in (".parquet", ".arrow"):
+        chosen = pick_column(arrow_columns(file), column, origin=str(file))
+    for number, row in read_file(file, [chosen] if chosen else None):
         chosen = chosen or pick_column(list(row), column, origin=f"{file} row {number}")
         if chosen not in row:
             raise DataError(f"{file} row {number} has no column {chosen!r}; it has {', '.join(row) or 'none'}")
         yield number, row[chosen]
-
-
-def _lines(file: Path) -> Iterator[str]:
-    """Yield lines, without the byte-order mark that spreadsheets write; only line feeds end one."""
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{file} line {number} is not UTF-8; convert the file first") from error
-
-
-def _json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(_lines(file), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{file} row {number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{file} row {number} is not an object with columns")
-        yield number, row
-
-
-def _json_array(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        rows = json.loads("".join(_lines(file)))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file} is not JSON: {error}") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{file} is not a JSON array of objects with columns; one object per line goes into .jsonl")
-    return enumerate(rows, 1)
-
-
-def _separated(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    # GLUE's own .tsv files quote nothing, so a lone quotation mark in them is text.
-    tabs = file.suffix == ".tsv"
-    reader = csv.DictReader(
-        _lines(file), delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    )
-    for number in itertools.count(1):
-        limit = csv.field_size_limit(_LONGEST_CSV_FIELD)  # of all readers of this process
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            raise DataError(f"{file} line {reader.line_num}: {error}") from error
-        finally:
-            csv.field_size_limit(limit)
-        if row is None:
-            return
-        if None in row or None in row.values():
-            raise DataError(f"{file} line {reader.line_num}: another number of columns than the head has")
-        yield number, row
-
-
-def _parquet(file: Path, column: str | None) -> Iterator[tuple[int, Any]]:
-    try:
-        table = pyarrow.parquet.ParquetFile(file)
-        chosen = pick_column(table.schema_arrow.names, column, origin=str(file))
-        batches = table.iter_batches(batch_size=1000, columns=[chosen])
-        yield from enumerate(itertools.chain.from_iterable(batch.column(0).to_pylist() for batch in batches), 1)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{file} is not a parquet file: {str(error)[:200]}") from error

@@ -9,7 +9,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,12 @@ from potstill.distill.arguments import training_arguments
 from potstill.distill.batches import EpochRows, LengthGroupedSampler
 from potstill.distill.keeper import (
     CheckpointKeeper,
+    check_same_run,
     complete_checkpoints,
     discard_incomplete,
     newest_checkpoint,
     step_of,
+    write_identity,
 )
 from potstill.distill.methods.objective import Objective
 from potstill.distill.plan import Pace
@@ -82,6 +84,8 @@ class Job:
     progress: Progress
     announce: Announce = keep_quiet
     """Is told the pace after the first steps."""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """All that decides the weights: a run with another one is not gone on with."""
 
 
 class Distiller(nn.Module):
@@ -129,6 +133,7 @@ def train(
         job: how and where to train.
 
     Raises:
+        OutputError: if the run to go on with had other settings, data or checkpoints.
         TrainingError: if the loss is no longer a number; the last good checkpoint stays in the work folder.
         MissingExtraError: if a tracker is not installed.
     """
@@ -138,10 +143,13 @@ def train(
     arguments = training_arguments(
         config, seed=job.seed, work_dir=job.work_dir, num_rows=len(train_set), unused=objective.has_unused_parameters
     )
+    if job.resume:
+        check_same_run(job.work_dir, job.identity)
     if arguments.should_save:
         if not job.resume:
             shutil.rmtree(job.work_dir, ignore_errors=True)
         discard_incomplete(job.work_dir)
+        write_identity(job.work_dir, job.identity)
     if config.compile:
         student.base_model.compile(dynamic=True)
     distiller = Distiller(student, objective, teacher)

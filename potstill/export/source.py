@@ -36,6 +36,7 @@ from potstill.task import (
     Task,
     get_task,
     kind_of,
+    trained_task,
 )
 
 Feeds: TypeAlias = dict[str, NDArray[np.int64]]
@@ -138,7 +139,7 @@ def peek(name: str, *, task: str | None = None) -> tuple[Task, list[str], str | 
         CheckpointError: if it has no configuration.
     """
     existing = find_existing(name, task=task)
-    wanted = get_task(existing.task if existing else task or TEXT_CLASSIFICATION.name)
+    wanted = get_task(existing.task if existing else task or trained_task(name) or TEXT_CLASSIFICATION.name)
     config = existing.config if existing else load_config(name)
     names = label_names(config) if wanted in _LABELLED else []
     return wanted, names, problem_of(config) if wanted is TEXT_CLASSIFICATION else None
@@ -157,7 +158,7 @@ def load_source(
 
     Args:
         name: which.
-        task: the name of a task; None is text-classification, and for an ONNX file what its configuration says.
+        task: the name of a task; None is what a folder's configuration says it was trained for.
         tokenizer: a hub id or folder; None takes the model's own.
         max_length: longest text in tokens; None takes the tokenizer's own, at most the model's positions.
         pooling: `mean`, `cls` or `max` adds one vector per text to a feature extractor's graph; None does what a
@@ -169,7 +170,7 @@ def load_source(
         UsageError: if pooling is asked for where there are no token vectors, or another one than the folder's.
     """
     existing = find_existing(name, task=task)
-    wanted = get_task(existing.task if existing else task or TEXT_CLASSIFICATION.name)
+    wanted = get_task(existing.task if existing else task or trained_task(name) or TEXT_CLASSIFICATION.name)
     if pooling is not None and wanted is not FEATURE_EXTRACTION:
         raise UsageError(f"pooling makes one vector of a text; {wanted.name} has none, so leave it out")
     found = find_sentence_transformers(str(existing.folder) if existing else name)

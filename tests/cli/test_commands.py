@@ -126,10 +126,13 @@ def test_a_bundle_is_shown_so_that_a_person_understands_it(potstill, tiny_teache
 
 
 def test_data_without_the_judged_split_is_said_so(potstill, tiny_teacher, tiny_data, tmp_path):
-    file = shutil.copy(tiny_data / "train.jsonl", tmp_path / "train.jsonl")
-    code, out, err = potstill("export", tiny_teacher, "--data", tmp_path, "--out", tmp_path / "bundle", *QUICK)
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("train", "other"):
+        shutil.copy(tiny_data / "train.jsonl", data / f"{name}.jsonl")
+    code, out, err = potstill("export", tiny_teacher, "--data", data, "--out", tmp_path / "bundle", *QUICK)
     assert (code, "judged without labels" in err) == (0, True), err
-    assert "other texts of the task" in " ".join(out.split()), file
+    assert "other texts of the task" in " ".join(out.split())
 
 
 BAD = [

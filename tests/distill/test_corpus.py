@@ -181,7 +181,7 @@ def test_a_data_set_of_the_hub_need_not_be_copied(tokenizer, texts, monkeypatch)
     ("file", "content", "message"),
     [
         ("train.jsonl", '{"text": "a"}\n{"text": 3}\n', "row 2: the text column holds 3"),
-        ("train.jsonl", '{"text": "a"}\n\n{"text"\n', "row 3 is not JSON"),
+        ("train.jsonl", '{"text": "a"}\n\n{"text"\n', "line 3 is not JSON"),
         ("train.jsonl", '{"words": "a"}\n', "row 1 has none of the columns text, .*; it has words"),
         ("train.jsonl", '{"text": "a"}\n{"words": "a"}\n', "row 2 has no column 'text'"),
         ("train.csv", "text,id\na\n", "line 2: another number of columns"),
@@ -232,3 +232,35 @@ def test_the_description_counts_padding_of_grouped_batches(folder, tokenizer):
     assert found["longest"] == 32
     assert 0 < found["padding"] < 0.1
     assert describe(load(folder, tokenizer, packing="blocks"), batch_size=8)["padding"] == 0
+
+
+def test_a_tenth_of_one_file_of_running_text_is_held_out(tmp_path, tokenizer, texts):
+    """What is learned from and what is scored have no text in common, and all texts are in one of them."""
+    lines = [" ".join([f"{number:03d}", *WORDS[number % 50 :][:8]]) for number in range(300)]
+    (tmp_path / "all.txt").write_text("\n".join(lines) + "\n")
+    file = tmp_path / "all.txt"
+    parts = [
+        list(text_source.read_texts(str(file), split=split, files=[file], column=None))
+        for split in ("train/rest", "train/held-out")
+    ]
+    assert sorted(parts[0] + parts[1]) == sorted(lines)
+    assert 15 <= len(parts[1]) <= 50
+    rows = [
+        load_corpus(str(tmp_path / "all.txt"), split=split, tokenizer=tokenizer, max_length=32, num_proc=1)
+        for split in ("train/rest", "train/held-out")
+    ]
+    assert [len(each) for each in rows] == [len(part) for part in parts]
+
+
+def test_rows_that_are_in_both_are_counted(tmp_path, tokenizer):
+    from potstill.distill.batches import count_shared, hash_rows
+
+    (tmp_path / "train.txt").write_text("".join(" ".join(WORDS[start:][:9]) + "\n" for start in range(6)))
+    (tmp_path / "other.txt").write_text("".join(" ".join(WORDS[start:][:9]) + "\n" for start in range(4, 9)))
+    one, other = (
+        load_corpus(str(tmp_path / f"{name}.txt"), split="train", tokenizer=tokenizer, max_length=32, num_proc=1)
+        for name in ("train", "other")
+    )
+    assert count_shared(other, one) == 2
+    assert hash_rows(one) == hash_rows(one)
+    assert hash_rows(one) != hash_rows(one.select(range(5)))

@@ -4,13 +4,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from potstill.bundle import Manifest
+from potstill.data.columns import find_column, split_names
 from potstill.errors import UsageError
 from potstill.serve.answering.shapes import Question
 from potstill.serve.limits import Limits
-from potstill.task import FEATURE_EXTRACTION, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, get_task
+from potstill.task import (
+    FEATURE_EXTRACTION,
+    QUESTION_ANSWERING,
+    TEXT_CLASSIFICATION,
+    TEXT_NAMES,
+    TOKEN_CLASSIFICATION,
+    get_task,
+)
 
 # A data set of tags has its texts as lists of words; offsets need the text itself.
-_TEXT = (("text",), ("sentence",), ("content",))
+_TEXT = tuple((name,) for name in TEXT_NAMES)
 _KINDS = {type(None): "nothing", list: "a list", dict: "an object", **dict.fromkeys((int, float, bool), "a number")}
 
 
@@ -23,18 +31,20 @@ def pick_columns(manifest: Manifest, have: Sequence[str], asked: Sequence[str] |
     task, shown = manifest.task, ", ".join(have) or "none"
     widths = {TEXT_CLASSIFICATION.name: (1, 2), QUESTION_ANSWERING.name: (2,)}.get(task, (1,))
     if asked:
+        asked = split_names(asked, have)
         if len(asked) not in widths:
             wanted = " or ".join("one column" if width == 1 else "two columns" for width in widths)
-            raise UsageError(f"{task} reads {wanted}, and --column names {', '.join(asked)}")
+            raise UsageError(f"{task} reads {wanted}, and --text-column names {', '.join(asked)}")
         missing = [name for name in asked if name not in have]
         if missing:
             raise UsageError(f"there is no column {missing[0]!r}; there are: {shown}")
         return tuple(asked)
     for names in _usual(task):
-        if len(names) in widths and all(name in have for name in names):
-            return names
+        found = [find_column(name, have) for name in names]
+        if len(names) in widths and None not in found:
+            return tuple(name for name in found if name is not None)
     raise UsageError(
-        f"no column has a name that is usual for {task}'s texts; name it with --column; there are: {shown}"
+        f"no column has a name that is usual for {task}'s texts; name it with --text-column; there are: {shown}"
     )
 
 
