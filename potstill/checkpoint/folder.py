@@ -12,7 +12,7 @@ from typing import Any
 
 from potstill.errors import CheckpointError
 from potstill.hub import check_name
-from potstill.task import FEATURE_EXTRACTION, TASKS, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, Task
+from potstill.task import TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, Task, task_of_architectures
 
 # Their position ids begin behind that of the padding, so that they read fewer tokens than they have positions.
 POSITIONS_AFTER_PADDING = frozenset(
@@ -86,6 +86,169 @@ class Folder:
 
     @property
     def usable_positions(self) -> int | None:
+        """How many tokens of one text the model has positions for; None where it needs none."""
+        return usable_positions(self.config)
+
+    @property
+    def longest(self) -> int | None:
+        """How many tokens of one text it reads: the smaller of its positions and the tokenizer's limit, if any."""
+        return longest_text(self.config, self.tokenizer_config.get("model_max_length"))
+
+    @property
+    def usual_length(self) -> int:
+        """The longest text in tokens where nobody asks for another."""
+        return self.longest or self.config.get("max_position_embeddings") or USUAL_LENGTH
+
+    @property
+    def tokenizer_limit(self) -> int | None:
+        """`model_max_length` of tokenizer_config.json; None where there is none."""
+        return _limit(self.tokenizer_config.get("model_max_length"))
+
+    @property
+    def vocabulary_rows(self) -> int | None:
+        """The rows of the word embeddings: those in the file, else those in config.json."""
+        shape = self._shape_of(_WORD_EMBEDDINGS)
+        return shape[0] if shape else self.config.get("vocab_size")
+
+    @property
+    def token_type_rows(self) -> int | None:
+        """The rows of the token type embeddings, 0 where the model has none; None where nothing says so."""
+        shape = self._shape_of(("token_type_embeddings.weight",))
+        if shape or self.tensors is not None:
+            return shape[0] if shape else 0
+        return self.config.get("type_vocab_size")
+
+    @cached_property
+    def head_rows(self) -> int | None:
+        """The rows of the classifier's last layer; None where there is none that is known."""
+        found = [(self.tensors or {}).get(name) for name in _HEADS]
+        return next((shape[0] for shape in found if shape and len(shape) == 2), None)
+
+    @property
+    def tokenizer_file(self) -> Path | None:
+        """Return the path of tokenizer.json, if there is one."""
+        file = self.path / "tokenizer.json"
+        return file if file.is_file() else None
+
+    def check_encoder(self) -> None:
+        """Refuse a family that cannot be exported, before its weights are read.
+
+        Raises:
+            CheckpointError: naming the family, and some that can.
+        """
+        config = self.config
+        if config.get("is_decoder"):
+            what = f"{self.name} is set up as a decoder (is_decoder in its config.json), which is"
+        elif config.get("is_encoder_decoder") or self.model_type in _NOT_EXPORTED:
+            what = f"{self.name} is a {self.model_type} model; these are"
+        else:
+            return
+        raise CheckpointError(
+            f"{what} not exported: only encoders with one attention of all tokens to all are, such as {_EXPORTED}; "
+            "fine-tune or distil one of these for the task, or export this model with optimum"
+        )
+
+    def check_length(self, asked: int, *, option: str = "max_length") -> None:
+        """Refuse a length that the checkpoint does not read.
+
+        Args:
+            asked: tokens of one text, special ones counted.
+            option: what the length is called where it was set.
+
+        Raises:
+            CheckpointError: naming the most that can be asked for.
+        """
+        if self.longest is None or asked <= self.longest:
+            return
+        if self.longest == self.usable_positions:
+            positions = self.config["max_position_embeddings"]
+            why = f"{self.name} has {positions} positions"
+            if positions != self.longest:
+                why += f", of which {self.longest} can be used: they begin behind the padding's"
+        else:
+            why = f"the tokenizer of {self.name} has model_max_length {self.longest}"
+        raise CheckpointError(f"{option} is {asked} and {why}; set {option} to {self.longest} or less")
+
+    def _shape_of(self, endings: tuple[str, ...]) -> tuple[int, ...] | None:
+        """Return the shape of the first tensor that is called so, the shortest name first."""
+        for name in sorted(self.tensors or {}, key=len):
+            if name.endswith(endings):
+                return (self.tensors or {})[name]
+        return None
+
+
+def read_folder(name: str | Path) -> Folder:
+    """Read the small files of a hub id or checkpoint folder, and refuse what potstill would read otherwise than meant.
+
+    Raises:
+        CheckpointError: if there is no such folder; if a file is missing, cut short or no JSON; if the checkpoint needs
+            code of its own, is quantised or an adapter; if its labels are not numbered 0 to n - 1, or are not as many
+            as the rows of its head; or if it asks for positions that transformers no longer computes.
+    """
+    path = find_folder(str(name))
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"{name} has no config.json, so it is not a transformers checkpoint")
+    config = read_json(path / "config.json")
+    if not config.get("model_type"):
+        raise CheckpointError(f"{path / 'config.json'} has no model_type, so it is no transformers checkpoint")
+    _check_code(path / "config.json", config)
+    _check_kind(path, config)
+    folder = Folder(str(name), path, config, read_tokenizer_config(path), read_tensor_shapes(path))
+    _check_labels(folder)
+    return folder
+
+
+def read_tokenizer_folder(name: str | Path) -> Folder:
+    """Read what a tokenizer is loaded by: of a folder that may have no config.json and no weights.
+
+    Raises:
+        CheckpointError: if there is no such folder, a file is no JSON, or the tokenizer needs code of its own.
+    """
+    path = find_folder(str(name))
+    config = path / "config.json"
+    return Folder(str(name), path, read_json(config) if config.is_file() else {}, read_tokenizer_config(path))
+
+
+def read_tokenizer_config(path: Path) -> dict[str, Any]:
+    """Return tokenizer_config.json, empty where there is none.
+
+    Raises:
+        CheckpointError: if it is no JSON, or asks for code of its own.
+    """
+    file = path / "tokenizer_config.json"
+    content = read_json(file) if file.is_file() else {}
+    _check_code(file, content)
+    return content
+
+
+def fit_length(names: Iterable[str], asked: int, *, was_set: bool) -> int:
+    """Return the longest text in tokens that all of these checkpoints read.
+
+    Args:
+        names: hub ids or folders.
+        asked: the length that was set, or the usual one.
+        was_set: whether somebody asked for it; then it is refused where it is too long, and else made shorter.
+
+    Raises:
+        CheckpointError: if it was set, and is more than one of them reads; or as `read_folder`.
+    """
+    for folder in map(read_folder, names):
+        if was_set:
+            folder.check_length(asked)
+        asked = min(asked, folder.longest or asked)
+    return asked
+
+
+def task_of(name: str | Path) -> Task | None:
+    """Return what a hub id or checkpoint folder was trained for; None where it names none of potstill's tasks.
+
+    Raises:
+        CheckpointError: as `read_folder`.
+    """
+    return read_folder(name).task
+
+
+def usable_positions(self) -> int | None:
         """How many tokens of one text the model has positions for; None where it needs none."""
         return usable_positions(self.config)
 

@@ -9,10 +9,10 @@ import json
 import sys
 from typing import Any
 
-from potstill.checkpoint.folder import longest_text, task_of_architectures
+from potstill.checkpoint.folder import longest_text
 from potstill.checkpoint.loading import count_parameters, hash_checkpoint, load_checkpoint, load_config
 from potstill.errors import CheckpointError, PotstillError
-from potstill.task import REGRESSION, TASKS, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
+from potstill.task import REGRESSION, TASKS, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, task_of_architectures
 
 # A tokenizer without a limit says 1e30; a text of this length is what every family takes.
 _LONGEST = 512
@@ -25,7 +25,7 @@ def facts(name: str) -> dict[str, Any]:
         CheckpointError: if it cannot be loaded, or has no head of a task that potstill knows.
     """
     config = load_config(name)
-    task = task_of_architectures(tuple(config.architectures or ()))
+    task = task_of_architectures(config.architectures or ())
     if task is None:
         named = ", ".join(config.architectures or []) or "model without a name"
         raise CheckpointError(f"{name} is a {named}, which does none of {', '.join(TASKS)}")
