@@ -82,9 +82,13 @@ def _score(given: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[st
         "limit": given.get("limit"),
     }
     if (folder / MANIFEST_NAME).exists():
-        only_checkpoints = ("task", "pooling", "max_length", "confusion", "predictions")
+        only_checkpoints = ("task", "pooling", "max_length", "confusion")
         _refuse(given, only_checkpoints, "is for checkpoints, and this is a bundle; leave the option out")
-        return _score_bundle(folder, given, reading), {}
+        _check_files(given, read_bundle(folder).manifest.task)
+        results = _score_bundle(folder, given, reading)
+        # Several files of one bundle: those written beside the scores are of the first.
+        kept = [result.pop("predictions", None) for result in results.values()]
+        return results, {"predictions": kept[0]}
     _refuse(given, ("precision",), "chooses a bundle's file, and this is a checkpoint; leave the option out")
     result = _score_checkpoint(given, reading)
     return {"torch": result}, {"predictions": result.pop("predictions", None)}
@@ -123,9 +127,13 @@ def _show(results: dict[str, dict[str, Any]], extras: Mapping[str, Any], given: 
     split = given.get("split", _DEFAULTS["split"])
     print_table(f"{given['model']} on {given['data']} ({split})", ["model", "texts", *names], rows)
     for name, result in results.items():
-        if result.get("lost_finite"):
-            warning = f"{name} answered {result['lost_finite']} texts with NaN or infinity, which count as wrong"
-            print_pairs("", {"warning": warning})
+        warnings = [f"it is {result['warning']}"] if result["warning"] else []
+        if result["lost_finite"]:
+            warnings.append(f"it answered {result['lost_finite']} texts with NaN or infinity, which count as wrong")
+        for warning in warnings:
+            print_pairs("", {f"warning ({name})" if len(results) > 1 else "warning": warning})
+    for note in dict.fromkeys(note for result in results.values() for note in result["notes"]):
+        print_pairs("", {"note": note})
     if first.get("per_class"):
         _print_classes(first)
 
@@ -169,31 +177,45 @@ def _score_bundle(folder: Path, given: Mapping[str, Any], reading: Mapping[str, 
     with progress_bars() as progress:
         return {
             precision: evaluate_bundle(
-                folder, examples, precision=precision, metric=given.get("metric"), progress=progress
+                folder,
+                examples,
+                precision=precision,
+                metric=given.get("metric"),
+                keep_predictions="predictions" in given,
+                progress=progress,
             )
             for precision in given.get("precision") or list(manifest.models)
         }
 
 
-def _score_checkpoint(given: Mapping[str, Any], reading: dict[str, Any]) -> dict[str, Any]:
+def _check_files(given: Mapping[str, Any], task: str) -> None:
+    """Refuse files beside the scores that cannot be written, before any model is loaded."""
     from potstill.errors import OutputError
-    from potstill.task import TEXT_CLASSIFICATION
+    from potstill.task import FILL_MASK, TEXT_CLASSIFICATION
 
+    if "confusion" in given:
+        require("torch", extra="distill")
+        from potstill.distill.pictures import check_picture
+
+        if task != TEXT_CLASSIFICATION.name:
+            raise UsageError(f"--confusion draws the classes of texts, and {task} has none; leave it out")
+        check_picture(given["confusion"])
+    if "predictions" in given and task == FILL_MASK.name:
+        raise UsageError("--predictions has nothing to write: fill-mask has no answer per example; leave it out")
+    if "predictions" in given and not given["predictions"].parent.is_dir():
+        raise OutputError(f"there is no folder {given['predictions'].parent} for --predictions; make it first")
+
+
+def _score_checkpoint(given: Mapping[str, Any], reading: dict[str, Any]) -> dict[str, Any]:
+    _check_files(given, given.get("task", _DEFAULTS["task"]))
     require("torch", extra="distill")
     require("transformers", extra="distill")
     from potstill.cli.render import progress_bars
-    from potstill.distill.pictures import check_picture
     from potstill.distill.quality import Reading, evaluate
 
     settings = {name: given.get(name, default) for name, default in _DEFAULTS.items() if name != "split"}
     if "pooling" in given and settings["task"] != "feature-extraction":
         raise UsageError(f"--pooling makes one vector of a text, which {settings['task']} does not; leave it out")
-    if "confusion" in given:
-        if settings["task"] != TEXT_CLASSIFICATION.name:
-            raise UsageError(f"--confusion draws the classes of texts, and {settings['task']} has none; leave it out")
-        check_picture(given["confusion"])
-    if "predictions" in given and not given["predictions"].parent.is_dir():
-        raise OutputError(f"there is no folder {given['predictions'].parent} for --predictions; make it first")
     with progress_bars() as progress:
         return evaluate(
             given["model"],

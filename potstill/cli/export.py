@@ -112,7 +112,7 @@ def export(
     config = _config(given)
     require("torch", extra="export")
     require("onnx", extra="export")
-    from potstill.cli.bundle import print_bundle
+    from potstill.cli.bundle import print_bundle, worthless
     from potstill.cli.render import print_json, progress_bars
     from potstill.export import export_bundle
 
@@ -134,6 +134,9 @@ def export(
     else:
         print_bundle(out)
     _warn_of_slow(manifest)
+    found = worthless(manifest)
+    if found is not None:
+        typer.echo(f"warning: {found}; look at the labels and the columns before you serve it", err=True)
 
 
 def _config(given: Mapping[str, Any]) -> ExportConfig:

@@ -42,7 +42,7 @@ def finetune(
     resolved = resolve(None, flags=flags, settings=settings)
     require("torch", extra="distill")
     from potstill.cli.render import print_json, print_pairs, progress_bars
-    from potstill.cli.training import announce
+    from potstill.cli.training import announce, next_or_warning
     from potstill.distill import finetune as train
 
     with progress_bars() as progress:
@@ -57,6 +57,6 @@ def finetune(
             **{name: f"{value:.4f}" for name, value in report["teacher"]["scores"].items()},
             "steps": f"{report['steps']}, best at {report['best_step']}",
             "time": f"{report['seconds']:.0f} s",
-            "next": f"potstill distill {out} --data {data} --out {out}-student",
+            **next_or_warning(f"potstill distill {out} --data {data} --out {out}-student", report["teacher"]),
         },
     )

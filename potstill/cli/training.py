@@ -28,7 +28,7 @@ def print_student(folder: Path, report: dict[str, Any]) -> None:
             metric: f"{new['scores'][metric]:.4f}{teacher_score} ({report['data']['examples']} examples)",
             "steps": f"{report['steps']}, best at {report['best_step']}",
             "time": f"{report['seconds']:.0f} s",
-            "next": f"potstill export {folder} --task {report['task']} --out {folder}-onnx",
+            **next_or_warning(f"potstill export {folder} --task {report['task']} --out {folder}-onnx", new),
         },
     )
     if "controls" in report:
@@ -41,6 +41,19 @@ def print_student(folder: Path, report: dict[str, Any]) -> None:
             sys.stderr.write(
                 "warning: without its teacher the same student is as good or better: this distillation gains nothing\n"
             )
+
+
+def next_or_warning(command: str, trained: dict[str, Any]) -> dict[str, str]:
+    """Return the row that ends a training's table: what to do next, or that the model has learnt nothing to go on with.
+
+    Args:
+        command: what to do next.
+        trained: the report's part about the model.
+    """
+    sentence = (trained.get("against_trivial") or {}).get("sentence")
+    if sentence is None:
+        return {"next": command}
+    return {"warning": f"{sentence}; look at the labels and the columns, train longer or on more data"}
 
 
 def _loses(report: dict[str, Any]) -> bool:
