@@ -73,7 +73,9 @@ def test_classes_are_scored_as_by_scikit_learn(name):
             labels, predictions, labels=range(classes), zero_division=0
         )
     assert found.scores == pytest.approx(expected, abs=1e-12)
-    for row, *theirs in zip(metrics.per_class(labels, predictions, list(map(str, range(classes)))), *table, strict=True):
+    for row, *theirs in zip(
+        metrics.per_class(labels, predictions, list(map(str, range(classes)))), *table, strict=True
+    ):
         assert [row["precision"], row["recall"], row["f1"], row["support"]] == pytest.approx(theirs)
 
 

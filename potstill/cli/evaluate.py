@@ -101,7 +101,7 @@ def _refuse(given: Mapping[str, Any], names: tuple[str, ...], why: str) -> None:
 
 
 def _show(results: dict[str, dict[str, Any]], extras: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    from potstill.cli.render import print_json, print_pairs, print_table
+    from potstill.cli.render import print_json, print_table
     from potstill.publish import write_text
 
     first = next(iter(results.values()))
@@ -116,6 +116,7 @@ def _show(results: dict[str, dict[str, Any]], extras: Mapping[str, Any], given: 
         if "confusion_matrix" not in first:
             raise UsageError("--confusion draws single labels, and this model gives several, or amounts")
         draw_confusion(given["confusion"], first["confusion_matrix"], first["labels"])
+    _warn(results)
     if "as_json" in given:
         print_json(results)
         return
@@ -126,16 +127,23 @@ def _show(results: dict[str, dict[str, Any]], extras: Mapping[str, Any], given: 
     ]
     split = given.get("split", _DEFAULTS["split"])
     print_table(f"{given['model']} on {given['data']} ({split})", ["model", "texts", *names], rows)
-    for name, result in results.items():
-        warnings = [f"it is {result['warning']}"] if result["warning"] else []
-        if result["lost_finite"]:
-            warnings.append(f"it answered {result['lost_finite']} texts with NaN or infinity, which count as wrong")
-        for warning in warnings:
-            print_pairs("", {f"warning ({name})" if len(results) > 1 else "warning": warning})
-    for note in dict.fromkeys(note for result in results.values() for note in result["notes"]):
-        print_pairs("", {"note": note})
     if first.get("per_class"):
         _print_classes(first)
+
+
+def _warn(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Say on stderr what a score alone does not show."""
+    for name, result in results.items():
+        who = f"{name} is" if len(results) > 1 else "the model is"
+        if result["warning"]:
+            typer.echo(f"warning: {who} {result['warning']}", err=True)
+        if result["lost_finite"]:
+            typer.echo(
+                f"warning: {name} answered {result['lost_finite']} texts with NaN or infinity, which count as wrong",
+                err=True,
+            )
+    for note in dict.fromkeys(note for result in results.values() for note in result["notes"]):
+        typer.echo(f"note: {note}", err=True)
 
 
 def _print_classes(result: Mapping[str, Any]) -> None:

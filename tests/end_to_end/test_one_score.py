@@ -115,7 +115,7 @@ def all_scores(task, tokenizer, data, *, metric, kind=None, tmp_path, loaded=Non
         name: found["scores"][name] for name in found["scores"]
     }
     torch = Evaluation(theirs, data, max_length=models.LONGEST, task=get_task(task), pooling="mean").score(model)
-    assert torch[metric] == pytest.approx(found["value"], abs=1e-4)
+    assert torch[metric] == pytest.approx(found["value"], rel=1e-5, abs=1e-5)
     return found["scores"], Client(encoder), encoder
 
 

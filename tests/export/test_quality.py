@@ -301,9 +301,7 @@ def test_positions_that_a_text_lacks_are_no_answers():
     first[::2, 4:] = -np.inf
     second = first + np.where(np.isfinite(first), 0.001, 0)
     texts = np.repeat(np.arange(4), 2)
-    evidence = judge_json(
-        *(answers(side, "question-answering", texts) for side in (first, second)), max_loss=0.01
-    )
+    evidence = judge_json(*(answers(side, "question-answering", texts) for side in (first, second)), max_loss=0.01)
     assert evidence["agreement"]["flips"] == 0
     assert evidence["agreement"]["max_abs_difference"] == pytest.approx(0.001, rel=1e-3)
     assert evidence["agreement"]["mean_kl"] == pytest.approx(0, abs=1e-9)
