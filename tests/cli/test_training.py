@@ -6,11 +6,17 @@ from potstill.cli.training import next_or_warning, print_student
 
 
 def report(against):
-    student = {"parameters": 1, "layers": 1, "layers_kept": [0], "scores": {"accuracy": 0.7}, "against_trivial": against}
+    student = {"parameters": 1, "layers": 1, "layers_kept": [0], "scores": {"accuracy": 0.7}}
     return {
-        "teacher": {"parameters": 2, "layers": 2, "scores": {"accuracy": 0.9}}, "student": student, "metric": "accuracy",
-        "data": {"examples": 100}, "steps": 3, "best_step": 3, "seconds": 1.0, "task": "text-classification",
-    }  # fmt: skip
+        "teacher": {"parameters": 2, "layers": 2, "scores": {"accuracy": 0.9}},
+        "student": student | {"against_trivial": against},
+        "metric": "accuracy",
+        "data": {"examples": 100},
+        "steps": 3,
+        "best_step": 3,
+        "seconds": 1.0,
+        "task": "text-classification",
+    }
 
 
 @pytest.mark.parametrize("against", [None, {"better": True, "sentence": None}])

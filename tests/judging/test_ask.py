@@ -112,7 +112,7 @@ def test_hidden_words_are_the_same_ones_and_their_surprise_is_told(tokenizer):
     texts = ["", "a b xy c d e f g h i j k l", "q"]
     found = ask(Table(logits=logits), tokenizer, texts, kind="fill-mask", outputs=["logits"])
     vocabulary = len(small.VOCABULARY)
-    # Of the words that are one token, "xy" being two: numbers 3 and 10 of the longer text, and the only one of the last.
+    # Of the words that are one token, "xy" being two: numbers 3 and 10 of the longer text, and the last.
     assert found["wanted_words"].tolist() == ["d", "k", "q"]
     assert found["texts"].tolist() == [1, 1, 2]
     assert found["choices"].tolist() == [small.MASK + 1] * 3
