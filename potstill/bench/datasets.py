@@ -6,12 +6,12 @@ from pathlib import Path
 
 from potstill.bench import contract
 from potstill.bench.measuring.plan import Plan
-from potstill.bench.quality.fitness import check_examples
 from potstill.bench.quality.power import power
 from potstill.bench.subjects import Entry, Subject, list_entries, read_subjects
 from potstill.bench.suite import SuiteTask, read_suite
 from potstill.data import Examples, load_examples
 from potstill.errors import UsageError
+from potstill.judging.fitness import check_examples
 from potstill.metrics import GLUE_METRICS, glue_task
 from potstill.sections import BenchConfig
 from potstill.task import METRICS, get_task, kind_of, primary_metric

@@ -50,7 +50,27 @@ def _about(manifest: Manifest) -> dict[str, Any]:
         "made from": _source(manifest.source),
         "made on": f"{manifest.made.get('created')}, {manifest.made.get('cpu')}",
         "by": manifest.made.get("command"),
+        "score": _score(manifest.made.get("judged")),
+        "warning": worthless(manifest),
     }
+
+
+def worthless(manifest: Manifest) -> str | None:
+    """Return what a user must be told of a model that is no better than an answer that ignores the text, if it is."""
+    sentence = (manifest.made.get("judged") or {}).get("sentence")
+    return None if sentence is None else f"fp32 is {sentence}"
+
+
+def _score(judged: Mapping[str, Any] | None) -> str | None:
+    """Tell how good fp32 is on the texts that the other files were judged on."""
+    if judged is None:
+        return None
+    low, high = judged["interval"]
+    return (
+        f"fp32 has {judged['metric'].replace('_', ' ')} {judged['value']:.4f} (95 % interval {low:.4f} to {high:.4f}) "
+        f"on {judged['num_examples']:,} texts of {judged['on']}; {judged['trivial_answer']} scores "
+        f"{judged['trivial']:.4f}"
+    )
 
 
 def _row(bundle: Bundle, precision: str, record: ModelRecord) -> list[str]:

@@ -94,9 +94,13 @@ def _score(given: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[st
         "limit": given.get("limit"),
     }
     if (folder / MANIFEST_NAME).exists():
-        only_checkpoints = ("task", "pooling", "max_length", "confusion", "predictions")
+        only_checkpoints = ("task", "pooling", "max_length", "confusion")
         _refuse(given, only_checkpoints, "is for checkpoints, and this is a bundle; leave the option out")
-        return _score_bundle(folder, given, reading), {}
+        _check_files(given, read_bundle(folder).manifest.task)
+        results = _score_bundle(folder, given, reading)
+        # Several files of one bundle: those written beside the scores are of the first.
+        kept = [result.pop("predictions", None) for result in results.values()]
+        return results, {"predictions": kept[0]}
     _refuse(given, ("precision",), "chooses a bundle's file, and this is a checkpoint; leave the option out")
     result = _score_checkpoint(given, reading)
     for note in result.get("notes", ()):
@@ -111,7 +115,7 @@ def _refuse(given: Mapping[str, Any], names: tuple[str, ...], why: str) -> None:
 
 
 def _show(results: dict[str, dict[str, Any]], extras: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    from potstill.cli.render import print_json, print_pairs, print_table
+    from potstill.cli.render import print_json, print_table
     from potstill.publish import write_text
 
     first = next(iter(results.values()))
@@ -126,6 +130,7 @@ def _show(results: dict[str, dict[str, Any]], extras: Mapping[str, Any], given: 
         if "confusion_matrix" not in first:
             raise UsageError("--confusion draws single labels, and this model gives several, or amounts")
         draw_confusion(given["confusion"], first["confusion_matrix"], first["labels"])
+    _warn(results)
     if "as_json" in given:
         print_json(results)
         return
@@ -137,12 +142,23 @@ def _show(results: dict[str, dict[str, Any]], extras: Mapping[str, Any], given: 
     whole = given["split"] == _DEFAULTS["split"] and Path(given["data"]).expanduser().is_file()
     read = given["data"] if whole else f"{given['data']} ({given['split']})"
     print_table(f"{given['model']} on {read}", ["model", "texts", *names], rows)
-    for name, result in results.items():
-        if result.get("lost_finite"):
-            warning = f"{name} answered {result['lost_finite']} texts with NaN or infinity, which count as wrong"
-            print_pairs("", {"warning": warning})
     if first.get("per_class"):
         _print_classes(first)
+
+
+def _warn(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Say on stderr what a score alone does not show."""
+    for name, result in results.items():
+        who = f"{name} is" if len(results) > 1 else "the model is"
+        if result["warning"]:
+            typer.echo(f"warning: {who} {result['warning']}", err=True)
+        if result["lost_finite"]:
+            typer.echo(
+                f"warning: {name} answered {result['lost_finite']} texts with NaN or infinity, which count as wrong",
+                err=True,
+            )
+    for note in dict.fromkeys(note for result in results.values() for note in result["notes"]):
+        typer.echo(f"note: {note}", err=True)
 
 
 def _print_classes(result: Mapping[str, Any]) -> None:
@@ -185,35 +201,51 @@ def _score_bundle(folder: Path, given: Mapping[str, Any], reading: Mapping[str, 
     with progress_bars() as progress:
         return {
             precision: evaluate_bundle(
-                folder, examples, precision=precision, metric=given.get("metric"), progress=progress
+                folder,
+                examples,
+                precision=precision,
+                metric=given.get("metric"),
+                keep_predictions="predictions" in given,
+                progress=progress,
             )
             for precision in given.get("precision") or list(manifest.models)
         }
 
 
-def _score_checkpoint(given: Mapping[str, Any], reading: dict[str, Any]) -> dict[str, Any]:
+def _check_files(given: Mapping[str, Any], task: str) -> None:
+    """Refuse files beside the scores that cannot be written, before any model is loaded."""
     from potstill.errors import OutputError
-    from potstill.task import TEXT_CLASSIFICATION, trained_task
+    from potstill.task import FILL_MASK, TEXT_CLASSIFICATION
+
+    if "confusion" in given:
+        require("torch", extra="distill")
+        from potstill.distill.pictures import check_picture
+
+        if task != TEXT_CLASSIFICATION.name:
+            raise UsageError(f"--confusion draws the classes of texts, and {task} has none; leave it out")
+        check_picture(given["confusion"])
+    if "predictions" in given and task == FILL_MASK.name:
+        raise UsageError("--predictions has nothing to write: fill-mask has no answer per example; leave it out")
+    if "predictions" in given and not given["predictions"].parent.is_dir():
+        raise OutputError(f"there is no folder {given['predictions'].parent} for --predictions; make it first")
+
+
+def _score_checkpoint(given: Mapping[str, Any], reading: dict[str, Any]) -> dict[str, Any]:
+    from potstill.task import trained_task
 
     checkpoint = read_folder(given["model"])
     if "max_length" in given:
         checkpoint.check_length(given["max_length"], option="--max-length")
+    settings = {name: given.get(name, default) for name, default in _DEFAULTS.items() if name != "split"}
+    settings["task"] = given.get("task") or trained_task(given["model"]) or _DEFAULTS["task"]
+    _check_files(given, settings["task"])
     require("torch", extra="distill")
     require("transformers", extra="distill")
     from potstill.cli.render import progress_bars
-    from potstill.distill.pictures import check_picture
     from potstill.distill.quality import Reading, evaluate
 
-    settings = {name: given.get(name, default) for name, default in _DEFAULTS.items() if name != "split"}
-    settings["task"] = given.get("task") or trained_task(given["model"]) or _DEFAULTS["task"]
     if "pooling" in given and settings["task"] != "feature-extraction":
         raise UsageError(f"--pooling makes one vector of a text, which {settings['task']} does not; leave it out")
-    if "confusion" in given:
-        if settings["task"] != TEXT_CLASSIFICATION.name:
-            raise UsageError(f"--confusion draws the classes of texts, and {settings['task']} has none; leave it out")
-        check_picture(given["confusion"])
-    if "predictions" in given and not given["predictions"].parent.is_dir():
-        raise OutputError(f"there is no folder {given['predictions'].parent} for --predictions; make it first")
     with progress_bars() as progress:
         return evaluate(
             given["model"],

@@ -119,7 +119,7 @@ def export(
     stopping.keeps(stopping.left_by_nothing)
     require("torch", extra="export")
     require("onnx", extra="export")
-    from potstill.cli.bundle import print_bundle
+    from potstill.cli.bundle import print_bundle, worthless
     from potstill.cli.render import print_json, progress_bars
     from potstill.export import export_bundle
 
@@ -143,6 +143,9 @@ def export(
     for note in manifest.source.get("notes", ()):
         typer.echo(f"potstill: {note}", err=True)
     _warn_of_slow(manifest)
+    found = worthless(manifest)
+    if found is not None:
+        typer.echo(f"warning: {found}; look at the labels and the columns before you serve it", err=True)
 
 
 def _config(given: Mapping[str, Any]) -> ExportConfig:

@@ -87,7 +87,7 @@ def finetune(
             "time": f"{report['seconds']:.0f} s",
         },
     )
-    print_next(next_command(out, resolved, settings or ()))
+    print_next(next_command(out, resolved, settings or ()), report["teacher"])
 
 
 def _task_for(model: str, data: str) -> str:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from potstill.bench.contract import Report
-from potstill.bench.report import tables
+from potstill.bench.report import tables, tables_quality
 from potstill.bench.report.wording import clean
 from potstill.cli.render import MAX_WIDTH
 
@@ -38,6 +38,7 @@ def _warnings(report: Report) -> Table | None:
     if not report.complete:
         missing = "; ".join(clean(name) for name in report.missing)
         rows.append(("INCOMPLETE", f"The bench was interrupted. Not measured: {missing or 'some of it'}."))
+    rows += [("QUALITY", line) for line in tables_quality.no_better(report)]
     rows += [("NOISE", clean(flag)) for flag in report.noise.flags]
     return _listed([(word, "bold yellow", Text(_together(line))) for word, line in rows])
 

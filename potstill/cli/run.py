@@ -44,6 +44,7 @@ def run(
     stopping.keeps(lambda: _left(resolved, folder))
     for module, extra in (("torch", "distill"), ("onnx", "export"), ("psutil", "bench")):
         require(module, extra=extra)
+    from potstill.bench.report.tables_quality import no_better
     from potstill.cli.render import out as stdout
     from potstill.cli.render import progress_bars
     from potstill.cli.report import render_report
@@ -64,9 +65,13 @@ def run(
         return
     render_report(report, stdout)
     best = "int8" if "int8" in resolved.export.precisions else "fp32"
+    lines = [f"\nReport: {folder / 'report' / 'report.html'}"]
+    if any(line.startswith("student ") for line in no_better(report)):
+        lines.append("The student is not shown to be better than an answer that ignores the text, so do not serve it.")
+    else:
+        lines.append(f"Serve:  potstill serve {folder / 'student'} --precision {best}")
     stdout.print(
-        f"\nReport: {folder / 'report' / 'report.html'}\n"
-        f"Serve:  potstill serve {folder / 'student'} --precision {best}",
+        "\n".join(lines),
         soft_wrap=True,
         highlight=False,
         markup=False,

@@ -34,7 +34,7 @@ def print_student(folder: Path, report: dict[str, Any]) -> None:
             "time": f"{report['seconds']:.0f} s",
         },
     )
-    print_next(["potstill", "export", str(folder), "--task", report["task"], "--out", f"{folder}-onnx"])
+    print_next(["potstill", "export", str(folder), "--task", report["task"], "--out", f"{folder}-onnx"], new)
     if "controls" in report:
         rows = [["teacher", old["scores"]], ["student", new["scores"]]]
         rows += [[_CONTROLS[name], control["scores"]] for name, control in report["controls"].items()]
@@ -47,9 +47,18 @@ def print_student(folder: Path, report: dict[str, Any]) -> None:
             )
 
 
-def print_next(words: Sequence[str]) -> None:
-    """Print the command that comes next in one line, whatever its length, so that it runs as printed."""
-    sys.stdout.write(f"next  {shlex.join(words)}\n")
+def print_next(words: Sequence[str], trained: dict[str, Any]) -> None:
+    """Print the command that comes next in one line, so that it runs as printed; or why there is nothing to go on with.
+
+    Args:
+        words: of the command.
+        trained: the report's part about the model that was trained.
+    """
+    sentence = (trained.get("against_trivial") or {}).get("sentence")
+    if sentence is None:
+        sys.stdout.write(f"next  {shlex.join(words)}\n")
+    else:
+        sys.stdout.write(f"warning  {sentence}; look at the labels and the columns, train longer or on more data\n")
 
 
 def _loses(report: dict[str, Any]) -> bool:

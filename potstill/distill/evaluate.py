@@ -1,7 +1,9 @@
-"""Score a torch model on any task, on the same batches as training makes."""
+"""Score a torch model on any task: asked and decoded as the server does it, with torch in place of onnxruntime."""
 
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,47 +16,87 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from potstill import metrics
 from potstill.data import Examples
 from potstill.distill.anatomy import base, masked_lm_head, model_inputs
-from potstill.distill.answers import read_answers
 from potstill.distill.batches import EpochRows, make_collator, make_mlm_collator, read_column, tokenize
-from potstill.distill.examples import LENGTH_COLUMN, WORD_STARTS
+from potstill.distill.examples import LENGTH_COLUMN
 from potstill.distill.masking import IGNORED
 from potstill.distill.methods.embedding import embed
-from potstill.errors import DataError
+from potstill.errors import CheckpointError
+from potstill.judging.ask import Arrays, ask
+from potstill.judging.fitness import check_answers, check_examples
+from potstill.judging.marks import mark
+from potstill.judging.trivial import AgainstTrivial, against_trivial
 from potstill.progress import Progress, silent
+from potstill.serve import BundleTokenizer
 from potstill.task import (
     FEATURE_EXTRACTION,
-    MULTI_LABEL,
     QUESTION_ANSWERING,
     REGRESSION,
-    SINGLE_LABEL,
     TEXT_CLASSIFICATION,
-    TOKEN_CLASSIFICATION,
     Task,
     kind_of,
+    primary_metric,
 )
 
 Scores = dict[str, float]
-Floats = NDArray[np.floating]
 
 _BATCH_SIZE = 32
 # Held-out words are masked alike for every model and at every step: scores differ by the model alone.
 _MASKING_SEED = 0
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answers:
-    """What a model answers to labelled texts, one entry per example."""
+@dataclass(frozen=True, slots=True)
+class _TokenizerSettings:
+    """What a tokenizer must know of its model (`potstill.serve.tokenizer.TokenizerSettings`)."""
 
-    kind: str
-    """What was asked: a key of `potstill.task.METRICS`."""
-    given: Any
-    """By kind, for N examples:
+    inputs: tuple[str, ...]
+    max_length: int
+    padding_side: str
+    pad_token_id: int
 
-    - text classifiers: logits, float32 of shape (N, labels), also of a regression
-    - token-classification: a list of tag names, one for every word
-    - question-answering: a list of texts, "" where there is no answer
-    - feature-extraction: the cosines of the pairs, float64 of shape (N,)
+
+class TorchSession:
+    """A torch model that answers as an `OnnxSession` does: arrays by name in, arrays by name out."""
+
+    def __init__(self, model: PreTrainedModel, task: Task, *, tell: Callable[[int], None] = lambda rows: None) -> None:
+        """Take a model of the task's class; it is put into eval mode and stays there.
+
+        Args:
+            model: on its device, in its own precision.
+            task: says which outputs there are.
+            tell: is told how many rows each run had.
+        """
+        self._model, self._tell = model.eval(), tell
+        self._call = base(model) if task is FEATURE_EXTRACTION else model
+        self.outputs = ("start_logits", "end_logits") if task is QUESTION_ANSWERING else (task.output,)
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return every output by name, as float32, for a padded batch; inputs that the model does not take are left."""
+        tensors = {name: torch.from_numpy(values).to(self._model.device) for name, values in feeds.items()}
+        with torch.inference_mode():
+            given = self._call(**model_inputs(self._call, tensors))
+        self._tell(len(feeds["input_ids"]))
+        return {name: getattr(given, name).float().cpu().numpy() for name in self.outputs}
+
+
+def serving_tokenizer(tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> BundleTokenizer:
+    """Return the tokenizer that would serve a checkpoint's texts, cut to `max_length`.
+
+    Raises:
+        CheckpointError: if it has no padding token.
     """
+    if tokenizer.pad_token_id is None:
+        raise CheckpointError("the tokenizer has no padding token; give it one")
+    settings = _TokenizerSettings(
+        inputs=tuple(name for name in _INPUTS if name in {*tokenizer.model_input_names, "attention_mask"}),
+        max_length=max_length,
+        # Encoders number positions from the left.
+        padding_side="right",
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return BundleTokenizer(Path(folder), settings)
 
 
 def problem_type_of(model: PreTrainedModel) -> str | None:
@@ -63,6 +105,88 @@ def problem_type_of(model: PreTrainedModel) -> str | None:
         return None
     declared: str | None = model.config.problem_type
     return declared or (REGRESSION if model.config.num_labels == 1 else None)
+
+
+class Evaluation:
+    """One data set and how models are asked about it, for any number of models with one tokenizer."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Examples,
+        *,
+        max_length: int,
+        task: Task = TEXT_CLASSIFICATION,
+        pooling: str = "mean",
+    ) -> None:
+        """Prepare to ask.
+
+        Args:
+            tokenizer: the models'.
+            examples: labelled, see `Examples.labels`; for feature-extraction scored pairs; texts for fill-mask.
+            max_length: longer texts are cut, contexts of questions become several windows.
+            task: what is asked; a text classifier's kind of label comes from its configuration.
+            pooling: for feature-extraction, `mean`, `cls` or `max`.
+        """
+        self.examples, self.task = examples, task
+        self._tokenizer = serving_tokenizer(tokenizer, max_length=max_length)
+        self._pooling = pooling
+
+    def predict(self, model: PreTrainedModel, *, progress: Progress = silent, who: str = "model") -> Arrays:
+        """Return a model's answers, as `potstill.judging.ask.ask` describes them.
+
+        Args:
+            model: of the task's class; it is put into eval mode and stays there.
+            progress: is told how far it is.
+            who: the name under which it is told.
+
+        Raises:
+            DataError: if the examples cannot judge such a model.
+        """
+        kind, total, done = self.kind(model), len(self.examples), 0
+        check_examples(self.examples, kind)
+
+        def tell(rows: int) -> None:
+            nonlocal done
+            done += rows
+            # A text may be several rows.
+            progress(f"score the {who}", min(done, total - 1), total, "")
+
+        session = TorchSession(model, self.task, tell=tell)
+        # As the server tells it: without a problem type of its own, a single output is a probability.
+        is_declared = kind != REGRESSION or model.config.problem_type is not None
+        arrays = ask(
+            session,
+            self._tokenizer,
+            self.examples.texts,
+            kind=kind,
+            outputs=session.outputs,
+            function=None if is_declared else "sigmoid",
+            pooling=self._pooling,
+            batch_size=_BATCH_SIZE,
+        )
+        progress(f"score the {who}", total, total, "")
+        check_answers(arrays, self.examples, kind=kind, key=f"the {who}")
+        return arrays
+
+    def score(self, model: PreTrainedModel, *, progress: Progress = silent, who: str = "model") -> Scores:
+        """Return a model's scores, the task's own first; arguments and errors as `predict`."""
+        arrays, kind = self.predict(model, progress=progress, who=who), self.kind(model)
+        metric = primary_metric(self.task, problem_type_of(model))
+        scores = mark(arrays, self.examples, kind=kind, metric=metric).scores
+        return {metric: scores[metric]} | scores
+
+    def against_trivial(
+        self, model: PreTrainedModel, *, metric: str, progress: Progress = silent, who: str = "model"
+    ) -> AgainstTrivial:
+        """Hold a model's score against that of an answer that ignores the text; arguments and errors as `predict`."""
+        arrays, kind = self.predict(model, progress=progress, who=who), self.kind(model)
+        marks = mark(arrays, self.examples, kind=kind, metric=metric)
+        return against_trivial(arrays, marks, self.examples, kind=kind, metric=metric)
+
+    def kind(self, model: PreTrainedModel) -> str:
+        """Return what a model is asked: a key of `potstill.task.METRICS`."""
+        return kind_of(self.task, problem_type_of(model))
 
 
 def evaluate_model(
@@ -81,95 +205,18 @@ def evaluate_model(
     Args:
         model: of the task's class; it is put into eval mode and stays there.
         tokenizer: the model's.
-        examples: labelled, see `Examples.labels`; for feature-extraction scored pairs.
-        max_length: longer texts are cut, contexts of questions become several windows.
-        task: what is asked; a text classifier's kind of label comes from its configuration.
-        pooling: for feature-extraction, `mean` or `cls`.
+        examples: as `Evaluation`, and so are the next three.
+        max_length: the longest text in tokens.
+        task: what is asked.
+        pooling: for feature-extraction.
         progress: is told how far it is.
         who: the name under which it is told.
 
     Raises:
-        DataError: if the examples have no labels.
+        DataError: if the examples have no labels, or others than the model's.
     """
-    answers = predict_answers(
-        model, tokenizer, examples, max_length=max_length, task=task, pooling=pooling, progress=progress, who=who
-    )
-    return score_answers(answers, examples)
-
-
-def predict_answers(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Examples,
-    *,
-    max_length: int,
-    task: Task = TEXT_CLASSIFICATION,
-    pooling: str = "mean",
-    progress: Progress = silent,
-    who: str = "model",
-) -> Answers:
-    """Return what a torch model answers to labelled texts; arguments and errors as `evaluate_model`."""
-    if examples.labels is None:
-        raise DataError(f"{examples.name} ({examples.split}) has no labels to score a model by")
-    model.eval()
-    kind, tell = kind_of(task, problem_type_of(model)), (progress, who)
-    if task is FEATURE_EXTRACTION:
-        given = _similarity(model, tokenizer, examples, max_length=max_length, pooling=pooling, tell=tell)
-        return Answers(kind=kind, given=given)
-    rows = tokenize(examples, tokenizer, max_length=max_length)
-    outputs = predict(model, rows, make_collator(tokenizer), tell=tell)
-    if task is QUESTION_ANSWERING:
-        starts, ends = ([output[key] for output in outputs] for key in ("start_logits", "end_logits"))
-        contexts = [context for _, context in examples.texts]
-        may_be_none = any(not answers["text"] for answers in examples.labels)
-        answers = read_answers(rows, starts, ends, contexts=contexts, null_threshold=0.0 if may_be_none else None)
-        return Answers(kind=kind, given=answers)
-    logits = [output["logits"] for output in outputs]
-    if task is TOKEN_CLASSIFICATION:
-        return Answers(kind=kind, given=_read_tags(rows, logits, examples.label_names))
-    return Answers(kind=kind, given=np.stack(logits))
-
-
-def score_answers(answers: Answers, examples: Examples) -> Scores:
-    """Return the scores of answers to labelled texts, the deciding metric first."""
-    labels, given = examples.labels, answers.given
-    if answers.kind == FEATURE_EXTRACTION.name:
-        scores = metrics.correlations(labels, given)
-        return {"spearman": scores["spearman"]} | scores
-    if answers.kind == TOKEN_CLASSIFICATION.name:
-        return metrics.tagging(metrics.tag_names(labels, examples.label_names), given)
-    scoring: dict[str, Callable[[Any, Any], Scores]] = {
-        QUESTION_ANSWERING.name: metrics.question_answering,
-        REGRESSION: metrics.regression,
-        MULTI_LABEL: metrics.multi_label,
-        SINGLE_LABEL: metrics.classification,
-    }
-    return scoring[answers.kind](labels, given)
-
-
-def _read_tags(rows: Dataset, logits: Sequence[Floats], names: Sequence[str]) -> list[list[str]]:
-    """Return the tag of every word of each text; a word that was cut off counts as `O`, or the first tag."""
-    outside = names.index("O") if "O" in names else 0
-    predictions = [
-        [int(scores[start].argmax()) if start >= 0 else outside for start in starts]
-        for scores, starts in zip(logits, rows[WORD_STARTS], strict=True)
-    ]
-    return metrics.tag_names(predictions, names)
-
-
-def predict(
-    model: PreTrainedModel, rows: Dataset, collate: Callable[[Any], Any], *, tell: tuple[Progress, str]
-) -> list[dict[str, Floats]]:
-    """Return the model's outputs for each row, float32, in the order of the rows; padding is cut where there is any."""
-    wanted = ("start_logits", "end_logits") if "start_positions" in rows.column_names else ("logits",)
-    found: list[dict[str, Floats]] = [{} for _ in range(len(rows))]
-    for numbers, batch in _batches(rows, collate, tell=tell):
-        with torch.inference_mode():
-            output = model(**model_inputs(model, {name: value.to(model.device) for name, value in batch.items()}))
-        for name in wanted:
-            for number, values in zip(numbers, getattr(output, name).float().cpu().numpy(), strict=True):
-                found[number][name] = values
-    return found
+    evaluation = Evaluation(tokenizer, examples, max_length=max_length, task=task, pooling=pooling)
+    return evaluation.score(model, progress=progress, who=who)
 
 
 def evaluate_words(
@@ -230,23 +277,6 @@ def embed_texts(
             on_device = {name: value.to(model.device) for name, value in batch.items()}
             vectors[numbers] = embed(model, on_device, pooling).float().cpu().numpy()
     return vectors
-
-
-def _similarity(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Examples,
-    *,
-    max_length: int,
-    pooling: str,
-    tell: tuple[Progress, str],
-) -> NDArray[np.float64]:
-    """Return the cosine of every pair."""
-    sides = [
-        embed_texts(model, tokenizer, list(side), max_length=max_length, pooling=pooling, progress=tell[0], who=tell[1])
-        for side in zip(*examples.texts, strict=True)
-    ]
-    return metrics.row_cosines(*sides)
 
 
 def _batches(

@@ -11,8 +11,10 @@ from potstill.checkpoint.tokenizer import glues_words
 from potstill.data import Examples
 from potstill.distill.masking import IGNORED
 from potstill.errors import CheckpointError, DataError
-from potstill.judging.spans import LONGEST_QUESTION, STRIDE
+from potstill.serve.answering.questions import STRIDE
+from potstill.serve.answering.shapes import QuestionParameters
 
+_LONGEST_QUESTION: int = QuestionParameters().max_question_len
 LENGTH_COLUMN = "length"
 LABELS = "labels"
 EXAMPLE = "example"
@@ -31,8 +33,8 @@ def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_leng
       all others. `word_starts` says where each word begins.
     - A question with its context becomes one row per window of the context, which share 128 tokens where there is room.
       `start_positions` and `end_positions` are the answer's first and last token, or both that of the [CLS] token
-      where the window does not hold the whole answer. `example`, `offset_starts` and `offset_ends` are for
-      `answers.read_answers`.
+      where the window does not hold the whole answer. `example`, `offset_starts` and `offset_ends` say
+      which part of which context a window holds.
 
     Token types are always there when the tokenizer makes them: a BERT teacher needs them even when its DistilBERT
     student has none.
@@ -101,7 +103,7 @@ def _token_labels(labels: Sequence[int], starts: list[int], length: int, number:
 
 def _windows(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> dict[str, Any]:
     room = max_length - tokenizer.num_special_tokens_to_add(pair=True)
-    longest = min(LONGEST_QUESTION, room // 2)
+    longest = min(_LONGEST_QUESTION, room // 2)
     if longest < 1:
         raise DataError(f"max_length is {max_length}; a question and its context need more")
     questions = _shorten([str(question) for question, _ in examples.texts], tokenizer, longest=longest)

@@ -15,7 +15,7 @@ from potstill.data import Examples, Splits, load_examples, load_splits
 from potstill.distill.augment import augment
 from potstill.distill.batches import EpochRows, count_shared, make_collator, make_mlm_collator, tokenize
 from potstill.distill.corpus import load_corpus
-from potstill.distill.evaluate import Scores, evaluate_model, evaluate_words, problem_type_of
+from potstill.distill.evaluate import Evaluation, Scores, evaluate_words, problem_type_of
 from potstill.distill.masking import token_counts
 from potstill.distill.methods.distilbert import TripleLoss
 from potstill.distill.methods.embedding import EmbeddingDistillation
@@ -47,6 +47,8 @@ class Material:
     """Rows to take the loss on where there is no score."""
     score: Callable[[PreTrainedModel, str], Scores] | None
     """Scores a model, told by its name; None where only the loss on `eval_set` says anything."""
+    evaluation: Evaluation | None = None
+    """Of labelled data: what `score` asks, for more than scores."""
     metric: str
     floor: Scores
     """What an answer scores that ignores its text; empty where there is none."""
@@ -214,16 +216,17 @@ def _labelled(
         raise RecipeError(f"data.packing={recipe.data.packing} has no effect on labelled texts; leave it out")
     kind = kind_of(task, problem)
 
+    evaluation = Evaluation(teacher.tokenizer, eval_examples, max_length=recipe.max_length, task=task)
+
     def score(model: PreTrainedModel, who: str) -> Scores:
-        return evaluate_model(
-            model, teacher.tokenizer, eval_examples, max_length=recipe.max_length, task=task, progress=progress, who=who
-        )
+        return evaluation.score(model, progress=progress, who=who)
 
     return Material(
         train_set=tokenize(train_examples, teacher.tokenizer, max_length=recipe.max_length),
         collate=make_collator(teacher.tokenizer),
         eval_set=None,
         score=score,
+        evaluation=evaluation,
         metric=primary_metric(task, problem, asked=recipe.metric, num_labels=len(names) or None),
         floor=metrics.baseline(task, eval_examples.labels, problem_type=problem, label_names=names),
         about=_about(eval_examples) | {"train_examples": len(train_examples), "kind": kind} | _about_labels(splits),
@@ -317,17 +320,10 @@ def _pairs(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progress: Pro
     )
     collate = collate_vectors(make_collator(tokenizer))
 
+    evaluation = Evaluation(tokenizer, examples, max_length=recipe.max_length, task=FEATURE_EXTRACTION, pooling=pooling)
+
     def score(model: PreTrainedModel, who: str) -> Scores:
-        return evaluate_model(
-            model,
-            tokenizer,
-            examples,
-            max_length=recipe.max_length,
-            task=FEATURE_EXTRACTION,
-            pooling=pooling,
-            progress=progress,
-            who=who,
-        )
+        return evaluation.score(model, progress=progress, who=who)
 
     has_scores = examples.labels is not None
     return Material(
@@ -335,6 +331,7 @@ def _pairs(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progress: Pro
         collate=collate,
         eval_set=eval_set,
         score=score if has_scores else None,
+        evaluation=evaluation if has_scores else None,
         metric=primary_metric(FEATURE_EXTRACTION, asked=recipe.metric) if has_scores else "loss",
         floor=metrics.baseline(FEATURE_EXTRACTION, examples.labels),
         about=_about(examples)

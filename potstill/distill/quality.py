@@ -1,33 +1,16 @@
 """Score a checkpoint by name: the task's metrics, a table per class, and every single answer."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from potstill import metrics
 from potstill.checkpoint import Checkpoint, load_checkpoint, read_folder
 from potstill.data import Examples, load_examples
-from potstill.distill.corpus import load_corpus
-from potstill.distill.evaluate import Answers, Scores, evaluate_words, predict_answers, problem_type_of, score_answers
+from potstill.distill.evaluate import Evaluation, problem_type_of
 from potstill.errors import UsageError
+from potstill.judging.summary import summarise
 from potstill.progress import Progress, silent
-from potstill.task import (
-    FEATURE_EXTRACTION,
-    FILL_MASK,
-    MULTI_LABEL,
-    QUESTION_ANSWERING,
-    REGRESSION,
-    SINGLE_LABEL,
-    TEXT_CLASSIFICATION,
-    TOKEN_CLASSIFICATION,
-    Task,
-    get_task,
-    primary_metric,
-    trained_task,
-)
+from potstill.task import FILL_MASK, TEXT_CLASSIFICATION, Task, get_task, primary_metric, trained_task
 
 _USUAL_LENGTH = 128
 
@@ -56,9 +39,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return the scores of a checkpoint on a data set, under `scores`, with what was scored beside them.
 
-    Of a classifier there is also `per_class`, rows as `metrics.per_class` makes them (entities for
-    token-classification); of one with single labels also `labels`, their names, and `confusion_matrix`, whose rows are
-    the labels and columns the predictions.
+    Texts are read and answers are decoded by the code that serves them, so a bundle of the checkpoint scores the same,
+    but for what its precision changes. Beside the scores is what `potstill.judging.summary.summarise` says of them.
 
     Args:
         model: a hub id or checkpoint folder.
@@ -87,105 +69,21 @@ def evaluate(
     checkpoint = load_checkpoint(str(model), kind)
     num_labels = checkpoint.model.config.num_labels
     first = primary_metric(kind, problem_type_of(checkpoint.model), asked=metric, num_labels=num_labels)
-    about = {"model": str(model), "task": task, "data": str(data), "split": reading.split, "metric": first}
-    if kind is FILL_MASK:
-        found = _score_words(checkpoint, str(data), reading, max_length=max_length, progress=progress)
-        return about | found | {"scores": _put_first(first, found["scores"])}
     examples = _read(checkpoint, str(data), kind, reading)
-    answers = predict_answers(
-        checkpoint.model,
-        checkpoint.tokenizer,
-        examples,
-        max_length=max_length,
-        task=kind,
-        pooling=pooling,
-        progress=progress,
-    )
-    counted: dict[str, Any] = {"num_examples": len(examples), "data_sha256": examples.sha256}
-    counted |= {"notes": list(examples.notes)} if examples.notes else {}
-    scores = {"scores": _put_first(first, score_answers(answers, examples))}
-    predictions = {"predictions": list_predictions(answers, examples)} if keep_predictions else {}
-    return about | counted | scores | count_classes(answers, examples) | predictions
-
-
-def count_classes(answers: Answers, examples: Examples) -> dict[str, Any]:
-    """Return `per_class`, and of single labels `labels` and `confusion_matrix`, as `evaluate` does; else nothing."""
-    labels, given, names = examples.labels, answers.given, examples.label_names
-    if answers.kind == TOKEN_CLASSIFICATION.name:
-        return {"per_class": metrics.per_entity(metrics.tag_names(labels, names), given)}
-    if answers.kind == MULTI_LABEL:
-        return {"per_class": metrics.per_label(labels, given, names)}
-    if answers.kind != SINGLE_LABEL:
-        return {}
-    predictions = given.argmax(axis=-1)
+    evaluation = Evaluation(checkpoint.tokenizer, examples, max_length=max_length, task=kind, pooling=pooling)
+    arrays = evaluation.predict(checkpoint.model, progress=progress)
+    notes = {"notes": list(examples.notes)} if examples.notes else {}
     return {
-        "per_class": metrics.per_class(labels, predictions, names),
-        "labels": list(names),
-        "confusion_matrix": metrics.confusion_matrix(labels, predictions, len(names)).tolist(),
-    }
-
-
-def list_predictions(answers: Answers, examples: Examples) -> list[dict[str, Any]]:
-    """Return one row per example: what was asked, the label, and the model's answer to it, as plain JSON values.
-
-    Single labels have a `probability` beside them, answers to questions their `f1` and `exact_match`.
-    """
-    rows = _ROWS[answers.kind](answers, examples)
-    asked = {TOKEN_CLASSIFICATION.name: "tokens", QUESTION_ANSWERING.name: "question"}.get(answers.kind, "text")
-    texts = [text[0] for text in examples.texts] if asked == "question" else examples.texts
-    return [{asked: text} | row for text, row in zip(texts, rows, strict=True)]
-
-
-def _name_classes(answers: Answers, examples: Examples) -> list[dict[str, Any]]:
-    names, shares = examples.label_names, metrics.softmax(answers.given)
-    chosen = shares.argmax(axis=-1)
-    return [
-        {"label": names[label], "prediction": names[choice], "probability": round(float(row[choice]), 6)}
-        for label, choice, row in zip(examples.labels, chosen, shares, strict=True)
-    ]
-
-
-def _name_sets(answers: Answers, examples: Examples) -> list[dict[str, Any]]:
-    names = examples.label_names
-
-    def of(flags: Any) -> list[str]:
-        return [name for name, flag in zip(names, flags, strict=True) if flag]
-
-    pairs = zip(examples.labels > 0.5, answers.given > 0, strict=True)
-    return [{"label": of(labels), "prediction": of(given)} for labels, given in pairs]
-
-
-def _name_tags(answers: Answers, examples: Examples) -> list[dict[str, Any]]:
-    wanted = metrics.tag_names(examples.labels, examples.label_names)
-    return [{"label": tags, "prediction": given} for tags, given in zip(wanted, answers.given, strict=True)]
-
-
-def _state_amounts(answers: Answers, examples: Examples) -> list[dict[str, Any]]:
-    given = np.asarray(answers.given, dtype=np.float64).reshape(-1)
-    pairs = zip(examples.labels.tolist(), given.tolist(), strict=True)
-    return [{"label": label, "prediction": round(value, 6)} for label, value in pairs]
-
-
-def _state_answers(answers: Answers, examples: Examples) -> list[dict[str, Any]]:
-    return [
-        {
-            "label": labels["text"],
-            "prediction": given,
-            "f1": metrics.answer_f1(labels["text"], given),
-            "exact_match": metrics.answer_exact(labels["text"], given),
-        }
-        for labels, given in zip(examples.labels, answers.given, strict=True)
-    ]
-
-
-_ROWS: dict[str, Callable[[Answers, Examples], list[dict[str, Any]]]] = {
-    SINGLE_LABEL: _name_classes,
-    MULTI_LABEL: _name_sets,
-    REGRESSION: _state_amounts,
-    TOKEN_CLASSIFICATION.name: _name_tags,
-    QUESTION_ANSWERING.name: _state_answers,
-    FEATURE_EXTRACTION.name: _state_amounts,
-}
+        "model": str(model),
+        "task": task,
+        "data": str(data),
+        "split": reading.split,
+        "num_examples": len(examples),
+        "data_sha256": examples.sha256,
+        **notes,
+    } | summarise(
+        arrays, examples, kind=evaluation.kind(checkpoint.model), metric=first, keep_predictions=keep_predictions
+    )
 
 
 def _read(checkpoint: Checkpoint, data: str, task: Task, reading: Reading) -> Examples:
@@ -199,24 +97,3 @@ def _read(checkpoint: Checkpoint, data: str, task: Task, reading: Reading) -> Ex
         problem_type=problem_type_of(checkpoint.model),
         limit=reading.limit,
     )
-
-
-def _put_first(name: str, scores: Scores) -> Scores:
-    if name not in scores:
-        raise UsageError(f"metric {name!r} is not measured here; there are {', '.join(scores)}")
-    return {name: scores[name]} | scores
-
-
-def _score_words(
-    checkpoint: Checkpoint, data: str, reading: Reading, *, max_length: int, progress: Progress
-) -> dict[str, Any]:
-    corpus = load_corpus(
-        data,
-        split=reading.split,
-        tokenizer=checkpoint.tokenizer,
-        max_length=max_length,
-        text_column=reading.text_columns[0] if reading.text_columns else None,
-        limit=reading.limit,
-    )
-    scores = evaluate_words(checkpoint.model, checkpoint.tokenizer, corpus, progress=progress)
-    return {"num_examples": len(corpus), "scores": scores}

@@ -119,7 +119,12 @@ def distill(
     )
     report = _report(recipe, material=material, result=result) | {
         "teacher": _describe(teacher) | {"scores": teacher_scores},
-        "student": _describe(student) | {"layers_kept": layers, "scores": result.metrics},
+        "student": _describe(student)
+        | {
+            "layers_kept": layers,
+            "scores": result.metrics,
+            "against_trivial": _against_trivial(material, student, "student", progress=progress),
+        },
     }
     if untrained is not None:
         report["controls"] = train_controls(recipe, untrained, teacher.model, material=material, job=job)
@@ -169,7 +174,11 @@ def finetune(
     result = _train(teacher.model, None, objective, material=material, job=job, task=recipe.task, announce=announce)
     report = _report(recipe, material=material, result=result) | {
         "method": "finetune",
-        "teacher": _describe(teacher) | {"scores": result.metrics},
+        "teacher": _describe(teacher)
+        | {
+            "scores": result.metrics,
+            "against_trivial": _against_trivial(material, teacher, "teacher", progress=progress),
+        },
         "seconds": round(time.perf_counter() - started, 1),
     }
     return _publish(teacher, out_dir, report=report, overwrite=overwrite)
@@ -277,6 +286,16 @@ def _train(
         score=score_of(material, objective, teacher, who="teacher" if teacher is None else "student"),
         job=replace(job, announce=announce),
     )
+
+
+def _against_trivial(
+    material: Material, checkpoint: Checkpoint, who: str, *, progress: Progress
+) -> dict[str, Any] | None:
+    """Return how a trained model's score stands against an answer that ignores the text; None without labels."""
+    if material.evaluation is None:
+        return None
+    evaluation, metric = material.evaluation, material.metric
+    return evaluation.against_trivial(checkpoint.model, metric=metric, progress=progress, who=who).to_json()
 
 
 def _publish(checkpoint: Checkpoint, out_dir: Path, *, report: dict[str, Any], overwrite: bool) -> dict[str, Any]:

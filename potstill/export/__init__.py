@@ -93,7 +93,9 @@ def export_bundle(
         shop = Workshop(source, folder, tokenizer=ours, probe=probe, config=config, say=steps.next)
         models = _make_models(shop, steps=steps)
         steps.next("hash")
-        manifest = _write_contract(source, folder, models=models, config=config, tokenizer_parity=parity)
+        manifest = _write_contract(
+            source, folder, models=models, config=config, tokenizer_parity=parity, judged=shop.judged()
+        )
     steps.finish()
     return manifest
 
@@ -170,6 +172,7 @@ def _write_contract(
     models: dict[Precision, ModelRecord],
     config: ExportConfig,
     tokenizer_parity: dict[str, Any],
+    judged: dict[str, Any] | None,
 ) -> Manifest:
     manifest = Manifest(
         task=source.task.name,
@@ -194,7 +197,8 @@ def _write_contract(
             "config": config.model_dump(mode="json"),
             "cpu": machine.cpu_name(),
             "packages": machine.versions(),
-        },
+        }
+        | ({} if judged is None else {"judged": judged}),
     )
     write_manifest(folder, manifest)
     return manifest

@@ -1,11 +1,11 @@
 """Is an int8 file as good as fp32? Answers to the same texts, held against each other.
 
-With labels the loss is what the score loses relatively; without, it is the share of answers that changed. The verdict
+With labels the loss is what the task's own score loses relatively, whatever the task, of the answers that would be
+served; without, it is the share of the model's decisions that changed. The verdict
 is three-way: FAIL if the loss itself is too great, PASS if even the upper end of its 95 % interval is not, and
 INCONCLUSIVE in between, where more texts would decide.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, inf, isfinite
 from typing import Any
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from potstill import metrics
 from potstill.errors import CheckError
-from potstill.judging.answers import Answers, collect, ordinary_tokens
+from potstill.judging.answers import Answers
 from potstill.judging.intervals import Floats, Statistic, bootstrap, mcnemar, percentiles, wilson, wilson_needs
-from potstill.judging.scores import LABELLED, group, pearson_draws, right, score, score_draws
+from potstill.judging.marks import Marks
+from potstill.judging.scores import group, pearson_draws
 from potstill.task import (
     FILL_MASK,
     METRICS,
@@ -27,8 +28,6 @@ from potstill.task import (
     TOKEN_CLASSIFICATION,
     lower_is_better,
 )
-
-__all__ = ["Answers", "collect", "judge", "ordinary_tokens"]
 
 _DISTRIBUTIONS = (SINGLE_LABEL, TOKEN_CLASSIFICATION.name, FILL_MASK.name, QUESTION_ANSWERING.name)
 # Rows whose logits are turned into probabilities at once, in float64.
@@ -50,9 +49,8 @@ def judge(
     candidate: Answers,
     *,
     max_loss: float,
-    labels: Any = None,
+    scored: tuple[Marks, Marks] | None = None,
     metric: str | None = None,
-    label_names: Sequence[str] = (),
     seed: int = 0,
 ) -> dict[str, Any]:
     """Return the evidence, as JSON values, of what a file loses against another.
@@ -63,7 +61,7 @@ def judge(
     - `reason`: only if an answer is not a number
     - `agreement`: `measure`, `value`, `flips` of `decisions`, `mean_kl` in nats, `max_abs_difference`
     - `labelled`: `metric`, both scores, `relative_loss` with its interval, and McNemar's `lost`, `gained`, `p_value`
-      over texts; None without labels
+      over texts where an answer is right or wrong; None without labels
 
     The value of `agreement` is the share of equal decisions (the likeliest class; of several labels each one's sign),
     for regression Pearson's correlation, for feature-extraction the mean cosine.
@@ -72,10 +70,8 @@ def judge(
         reference: fp32's answers.
         candidate: the other file's, to the same rows.
         max_loss: the greatest loss that is accepted, 0.01 for 1 %.
-        labels: as `potstill.judging.scores.score_draws`; not used for question-answering, fill-mask and
-            feature-extraction, whose labels are not one per answer.
+        scored: both files' answers to labelled texts, marked by `metric`; None where there are no labels.
         metric: by which answers are scored; None takes the kind's first.
-        label_names: the names of the tags, for token-classification with labels.
         seed: of the bootstrap.
 
     Raises:
@@ -92,11 +88,9 @@ def judge(
     rng = np.random.default_rng(seed)
     loss, agreement = _compare(reference, candidate, rng=rng, max_loss=max_loss)
     basis, labelled = "agreement", None
-    if labels is not None and reference.kind in LABELLED:
+    if scored is not None:
         metric = metric or METRICS[reference.kind][0]
-        of_score, labelled = _compare_scores(
-            reference, candidate, labels, metric=metric, names=label_names, rng=rng, max_loss=max_loss
-        )
+        of_score, labelled = _compare_scores(*scored, metric=metric, rng=rng, max_loss=max_loss)
         if of_score is not None:
             loss, basis = of_score, metric
     return about | _decide(loss, max_loss) | {"basis": basis, "agreement": agreement, "labelled": labelled}
@@ -178,40 +172,31 @@ def _compare_amounts(
 
 
 def _compare_scores(
-    reference: Answers,
-    candidate: Answers,
-    labels: Any,
-    *,
-    metric: str,
-    names: Sequence[str],
-    rng: np.random.Generator,
-    max_loss: float,
+    reference: Marks, candidate: Marks, *, metric: str, rng: np.random.Generator, max_loss: float
 ) -> tuple[_Loss | None, dict[str, Any]]:
     """Return the relative loss of the score, None where the reference has nothing to lose, and the evidence."""
-    before, after = (score(answers, labels, names=names)[metric] for answers in (reference, candidate))
+    before, after = reference.scores[metric], candidate.scores[metric]
     evidence = {"metric": metric, "reference": before, "candidate": after, "mcnemar": None}
-    sides = right(reference, labels), right(candidate, labels)
-    if sides[0] is not None and sides[1] is not None:
-        lost, gained = int((sides[0] & ~sides[1]).sum()), int((sides[1] & ~sides[0]).sum())
+    if reference.right is not None and candidate.right is not None:
+        lost = int((reference.right & ~candidate.right).sum())
+        gained = int((candidate.right & ~reference.right).sum())
         evidence["mcnemar"] = {"lost": lost, "gained": gained, "p_value": mcnemar(lost, gained)}
     if before <= 0:
         return None, evidence | {"relative_loss": None, "relative_loss_interval": None}
-    draws = [score_draws(answers, labels, metric=metric, names=names) for answers in (reference, candidate)]
     sign = -1 if lower_is_better(metric) else 1
 
     def relative_loss(counts: Floats) -> Floats:
-        first, second = (statistic(counts) for statistic in draws)
+        first, second = reference.draws(counts), candidate.draws(counts)
         # A draw in which the reference scores nothing has no ratio; it is as good as never drawn.
         return sign * (1 - second[first > 0] / first[first > 0])
 
-    unseen = 0.0 if sides[0] is None else 1 / before
     loss = _resampled(
         relative_loss,
         sign * (1 - after / before),
-        int(group(reference)[-1]) + 1,
+        reference.drawn,
         rng=rng,
         max_loss=max_loss,
-        unseen=unseen,
+        unseen=0.0 if reference.right is None else 1 / before,
     )
     return loss, evidence | {"relative_loss": loss.value, "relative_loss_interval": [loss.low, loss.high]}
 
@@ -255,7 +240,7 @@ def _finite(answers: Answers) -> NDArray[np.bool_]:
     return finite
 
 
-def _mean_kl(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> float:
+def _mean_kl(reference: NDArray[Any], candidate: NDArray[Any]) -> float:
     """Return the mean over rows of KL(reference || candidate) in nats."""
     at_once = max(1, _NUMBERS_AT_ONCE // reference.shape[1])
     total = 0.0
@@ -267,7 +252,7 @@ def _mean_kl(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> 
     return max(0.0, total / len(reference))
 
 
-def _log_softmax(logits: NDArray[np.float32]) -> Floats:
+def _log_softmax(logits: NDArray[Any]) -> Floats:
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
     result: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

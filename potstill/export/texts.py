@@ -5,7 +5,7 @@ the task's, and without labels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from potstill.data import Examples, Text
 from potstill.pydocs import read_python_docs
-from potstill.task import QUESTION_ANSWERING, TOKEN_CLASSIFICATION, Task
+from potstill.task import FEATURE_EXTRACTION, QUESTION_ANSWERING, Task
 
 # A thousand of them are read several times; about 80 tokens each.
 _LONGEST_PARAGRAPH = 400
@@ -28,8 +28,8 @@ class Probe:
     """Int8 may fit itself to these."""
     judged: list[Text]
     """Int8 is held against fp32 on these."""
-    labels: Any = None
-    """What a model should answer to the judged texts; None where nobody knows, or labels are not one per text."""
+    examples: Examples | None = None
+    """The judged texts as the data has them, with what a model should answer; None where nobody knows."""
     origin: dict[str, str]
     """`calibration` and `judged` in words."""
 
@@ -47,19 +47,21 @@ def make_probe(
         calibration_texts: how many int8 may see at most.
         judged_texts: how many it is judged on at most.
     """
-    seen = [_as_text(text) for text in calibration[:calibration_texts]]
+    seen = _as_read(calibration[:calibration_texts], task)[:calibration_texts]
     origin = {"calibration": "texts of the task" if seen else _PYTHON_DOCS if calibration_texts else "no texts"}
     if not seen:
         seen = _documentation(task, "train")[:calibration_texts]
     if examples is not None:
-        labels = examples.labels[:judged_texts] if _one_label_per_text(examples.labels, task) else None
-        judged = [_as_text(text) for text in examples.texts[:judged_texts]]
+        judged = _as_read(examples.texts[:judged_texts], task)
         origin["judged"] = f"{examples.name} ({examples.split})"
+        labels = None if examples.labels is None else examples.labels[:judged_texts]
+        examples = replace(examples, texts=examples.texts[:judged_texts], labels=labels)
     else:
-        labels, judged = None, [_as_text(text) for text in calibration[calibration_texts:][:judged_texts]]
+        judged = _as_read(calibration[calibration_texts:][:judged_texts], task)
         origin["judged"] = "other texts of the task" if judged else _PYTHON_DOCS
         judged = judged or _documentation(task, "validation")[:judged_texts]
-    return Probe(calibration=seen, judged=judged, labels=labels, origin=origin)
+    labelled = examples if examples is not None and examples.labels is not None else None
+    return Probe(calibration=seen, judged=judged, examples=labelled, origin=origin)
 
 
 def _documentation(task: Task, split: str) -> list[Text]:
@@ -72,10 +74,9 @@ def _documentation(task: Task, split: str) -> list[Text]:
     return list(texts)
 
 
-def _as_text(text: Any) -> Text:
-    """Write words as the text that they are of."""
-    return " ".join(text) if isinstance(text, list) else text
-
-
-def _one_label_per_text(labels: Any, task: Task) -> bool:
-    return labels is not None and task not in {QUESTION_ANSWERING, TOKEN_CLASSIFICATION}
+def _as_read(texts: Sequence[Any], task: Task) -> list[Text]:
+    """Return texts as a model reads them: words as the text that they are of, embedded pairs one by one."""
+    joined = [" ".join(text) if isinstance(text, list) else text for text in texts]
+    if task is not FEATURE_EXTRACTION:
+        return joined
+    return list(dict.fromkeys(part for text in joined for part in (text if isinstance(text, tuple) else (text,))))

@@ -29,10 +29,16 @@ from potstill.export.speed import compare_speed
 from potstill.export.texts import Probe
 from potstill.export.unpad import is_unpadded, unpad
 from potstill.judging.answers import Answers, collect
+from potstill.judging.ask import Arrays, ask
+from potstill.judging.fitness import check_answers, check_examples
+from potstill.judging.marks import Marks, mark
+from potstill.judging.trivial import against_trivial
 from potstill.onnxwire import read_outline
 from potstill.precision import DYNAMIC, count_products
 from potstill.sections import ExportConfig
 from potstill.serve import BundleTokenizer, OnnxSession, Row
+from potstill.serve.answering.classification import scoring_function
+from potstill.task import METRICS, PROBLEM_TYPES
 
 # onnxruntime's SkipLayerNormalization kernel is slower than the Add and LayerNormalization that it replaces: BERT-base
 # int8 1x128 took 57 ms with it and 49 ms without, 8x128 419 and 369 ms (onnxruntime 1.31.1, 2 cores, AVX512-VNNI).
@@ -63,6 +69,8 @@ class Workshop:
     ) -> None:
         self.source, self.folder, self.config, self.probe = source, folder, config, probe
         self.tokenizer, self.say = tokenizer, say
+        if probe.examples is not None:
+            check_examples(probe.examples, source.kind)
         self._graph: onnx.ModelProto | None = None
 
     def make_fp32(self, graph: onnx.ModelProto) -> ModelRecord:
@@ -136,11 +144,17 @@ class Workshop:
         outline, session = read_outline(file), self._open(file, DISABLED_OPTIMIZERS)
         dynamic = any(node.op_type in DYNAMIC for node in outline.nodes)
         batch_size = 1 if dynamic else 8
-        plain = self._answers(OnnxSession(file, spinning=False, optimise=False), self.rows, batch_size=batch_size)
+        plain, scored = OnnxSession(file, spinning=False, optimise=False), None
+        if self.probe.examples is not None:
+            # There is no fp32: what the file scores is what there is to tell.
+            self.scored = self._score(session, batch_invariant=not dynamic)
+            scored = self._score(plain, batch_invariant=not dynamic), self.scored
         evidence = judge(
-            plain, self._answers(session, self.rows, batch_size=batch_size), max_loss=self.config.max_loss,
-            labels=self.probe.labels, label_names=self.source.labels,
-        ) | {"on": self.probe.origin["judged"]}  # fmt: skip
+            self._answers(plain, self.rows, batch_size=batch_size),
+            self._answers(session, self.rows, batch_size=batch_size),
+            max_loss=self.config.max_loss,
+            scored=scored,
+        ) | {"on": self.probe.origin["judged"]}
         if not evidence["holds"]:
             raise ParityError(
                 f"{existing.file} loses {evidence['loss']:.2%} by onnxruntime's own optimisations, where "
@@ -243,6 +257,24 @@ class Workshop:
         """What fp32 answers to the judged texts."""
         return self._answers(self.fp32_session(), self.rows, batch_size=8)
 
+    @cached_property
+    def scored(self) -> Marks | None:
+        """How good fp32 is; None where the judged texts have no labels."""
+        if self.probe.examples is None:
+            return None
+        return self._score(self.fp32_session(), batch_invariant=True)
+
+    def judged(self) -> dict[str, Any] | None:
+        """Return fp32's score on the judged texts, against an answer that ignores them; None without labels.
+
+        Values as `potstill.judging.trivial.AgainstTrivial.to_json`.
+        """
+        if self.scored is None or self.probe.examples is None:
+            return None
+        kind = self.source.kind
+        found = against_trivial({}, self.scored, self.probe.examples, kind=kind, metric=METRICS[kind][0])
+        return found.to_json() | {"on": self.probe.origin["judged"]}
+
     def file(self, precision: Precision) -> Path:
         """Return where the file of a precision is written."""
         return self.folder / MODEL_FILES[precision]
@@ -275,12 +307,34 @@ class Workshop:
             mask_id=self.source.tokenizer.mask_token_id,
         )  # fmt: skip
 
+    def _ask(self, session: OnnxSession, *, batch_invariant: bool = True) -> Arrays:
+        """Return the answers to the labelled texts as they will be served."""
+        assert self.probe.examples is not None
+        kind = self.source.kind
+        arrays = ask(
+            session,
+            self.tokenizer,
+            self.probe.examples.texts,
+            kind=kind,
+            outputs=self.source.outputs,
+            function=scoring_function(kind, self.folder / "config.json") if kind in PROBLEM_TYPES else None,
+            pooling=self.source.pooling,
+            batch_invariant=batch_invariant,
+        )
+        check_answers(arrays, self.probe.examples, kind=kind, key=self.source.name)
+        return arrays
+
+    def _score(self, session: OnnxSession, *, batch_invariant: bool) -> Marks:
+        assert self.probe.examples is not None
+        arrays = self._ask(session, batch_invariant=batch_invariant)
+        return mark(arrays, self.probe.examples, kind=self.source.kind, metric=METRICS[self.source.kind][0])
+
     def _judge(self, session: OnnxSession, *, batch_size: int) -> dict[str, Any]:
         found = self._answers(session, self.rows, batch_size=batch_size)
-        evidence = judge(
-            self.expected, found, max_loss=self.config.max_loss, labels=self.probe.labels,
-            label_names=self.source.labels,
-        )  # fmt: skip
+        scored = None
+        if self.scored is not None:
+            scored = self.scored, self._score(session, batch_invariant=batch_size > 1)
+        evidence = judge(self.expected, found, max_loss=self.config.max_loss, scored=scored)
         return evidence | {"on": self.probe.origin["judged"]}
 
     def _most_sensitive(self, recipe: Int8Recipe) -> list[str]:

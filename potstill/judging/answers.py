@@ -42,8 +42,8 @@ class Session(Protocol):
 class Answers:
     """What one file answers to texts."""
 
-    values: NDArray[np.float32]
-    """Shape (rows, columns): logits, amounts or vectors. Positions that a question's text lacks are -inf."""
+    values: Floats
+    """Shape (rows, columns): logits or scores, amounts or vectors. Positions that a question's text lacks are -inf."""
     texts: NDArray[np.int64]
     """Which text each row is about, shape (rows,), ascending."""
     kind: str

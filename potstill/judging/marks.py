@@ -17,7 +17,6 @@ from potstill.data import Examples
 from potstill.judging.answers import Answers
 from potstill.judging.intervals import Floats, Statistic
 from potstill.judging.scores import calibration_draws, mean_draws, right, score, score_draws
-from potstill.judging.spans import Spans, read_spans
 from potstill.task import (
     FEATURE_EXTRACTION,
     FILL_MASK,
@@ -87,15 +86,17 @@ def agreement(ours: Marks, theirs: Marks) -> float | None:
 
 def row_texts(arrays: Arrays) -> NDArray[np.int64]:
     """Return which text each row of the answers is about."""
-    return arrays["texts"] if "texts" in arrays else np.arange(len(arrays["best" if "best" in arrays else "values"]))
+    if "texts" in arrays:
+        return arrays["texts"]
+    return np.arange(len(arrays["scores" if "scores" in arrays else "values"]))
 
 
 def lost_rows(arrays: Arrays) -> Bools:
     """Return which rows of the answers hold something that is no number."""
     if "nll" in arrays:
         return np.isnan(arrays["nll"])
-    if "best" in arrays:
-        return np.isnan(arrays["best"])
+    if "scores" in arrays:
+        return np.isnan(arrays["scores"])
     return np.asarray(~np.isfinite(arrays["values"]).all(axis=1))
 
 
@@ -117,9 +118,7 @@ def class_values(arrays: Arrays, names: Sequence[str]) -> NDArray[np.float32]:
 def answer_texts(arrays: Arrays, examples: Examples) -> list[str]:
     """Return the answers to questions, "" for none; where every question has an answer, none is left without."""
     may_be_none = any(not answers["text"] for answers in examples.labels)
-    spans = Spans(places=arrays["spans"], best=arrays["best"], null=arrays["null"])
-    contexts = [context for _, context in examples.texts]
-    return read_spans(spans, contexts, null_threshold=0.0 if may_be_none else None)
+    return [str(answer) for answer in arrays["answers_or_none" if may_be_none else "answers"]]
 
 
 def _mark_classes(arrays: Arrays, examples: Examples, *, kind: str, metric: str) -> Marks:
@@ -127,7 +126,7 @@ def _mark_classes(arrays: Arrays, examples: Examples, *, kind: str, metric: str)
     names = examples.label_names
     values = class_values(arrays, names).astype(np.float32)
     values[lost] = _wrong_classes(labels[lost], names, kind=kind)
-    answers = Answers(values=values, texts=texts, kind=kind)
+    answers = decided(values, texts, kind=kind)
     choices = answers.choices()
     assert choices is not None
     seen = arrays.get("seen", np.ones(len(lost), dtype=np.bool_))
@@ -141,6 +140,12 @@ def _mark_classes(arrays: Arrays, examples: Examples, *, kind: str, metric: str)
         lost=len(np.unique(texts[lost])),
         calibration=_calibration(values, labels, texts, ~lost & seen, kind=kind),
     )
+
+
+def decided(values: NDArray[Any], texts: NDArray[np.int64], *, kind: str) -> Answers:
+    """Return logits as answers that decide by the scores that are served: the highest, or of several above one half."""
+    shares = probabilities(values, kind=kind)
+    return Answers(values=shares - 0.5 if kind == MULTI_LABEL else shares, texts=texts, kind=kind)
 
 
 def _wrong_classes(labels: NDArray[Any], names: Sequence[str], *, kind: str) -> NDArray[Any]:
@@ -183,7 +188,7 @@ def probabilities(values: NDArray[Any], *, kind: str) -> Floats:
 
 def _mark_amounts(arrays: Arrays, examples: Examples, *, kind: str, metric: str) -> Marks:
     lost, labels = lost_rows(arrays), np.asarray(examples.labels)
-    values = arrays["values"].astype(np.float32)
+    values = arrays["values"].astype(np.float64)
     if lost.all():
         values = np.zeros_like(values)
     elif lost.any():

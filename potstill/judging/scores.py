@@ -92,7 +92,8 @@ def _classes(wanted: NDArray[np.bool_], given: NDArray[np.bool_], *, metric: str
         if metric == "accuracy":
             return accuracy
         if metric == "macro_f1":
-            return np.asarray(f1.mean(axis=1))
+            occurring = labels + predictions > 0
+            return np.asarray((f1 * occurring).sum(axis=1) / occurring.sum(axis=1))
         positive: Floats = f1[:, 1]
         return positive if metric == "f1" else (accuracy + positive) / 2
 

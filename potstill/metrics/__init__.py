@@ -6,7 +6,7 @@ where nothing else is said. Every number is a share or a correlation of at most 
 
 from potstill.metrics.amounts import correlations, masked_words, pearson, perplexity, regression, row_cosines, spearman
 from potstill.metrics.answers import answer_exact, answer_f1, normalise_answer, question_answering
-from potstill.metrics.baselines import baseline
+from potstill.metrics.baselines import Constant, baseline, best_constant, constant_answers
 from potstill.metrics.calibration import CALIBRATION_BINS, confidence_bins, expected_calibration_error
 from potstill.metrics.classes import (
     CLASSIFICATION,
@@ -18,6 +18,7 @@ from potstill.metrics.classes import (
     majority_share,
     matthews_correlation,
     multi_label,
+    occurring,
     per_class,
     per_label,
     precision_per_class,
@@ -32,14 +33,17 @@ __all__ = [
     "CLASSIFICATION",
     "GLUE_METRICS",
     "WNLI",
+    "Constant",
     "accuracy",
     "agreement",
     "answer_exact",
     "answer_f1",
     "baseline",
+    "best_constant",
     "classification",
     "confidence_bins",
     "confusion_matrix",
+    "constant_answers",
     "correlations",
     "expected_calibration_error",
     "f1_per_class",
@@ -51,6 +55,7 @@ __all__ = [
     "matthews_correlation",
     "multi_label",
     "normalise_answer",
+    "occurring",
     "pearson",
     "per_class",
     "per_entity",

@@ -1,7 +1,8 @@
 """What an answer scores that ignores its text: the floor that every model must clear."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,22 @@ from potstill.task import (
     TOKEN_CLASSIFICATION,
     Task,
     kind_of,
+    lower_is_better,
 )
 
 _OUTSIDE = "O"
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """An answer that is the same for every text."""
+
+    words: str
+    """What it answers, such as "always negative"."""
+    arrays: Mapping[str, NDArray[Any]]
+    """The answers as a model's are kept (`potstill.judging.ask.ask`)."""
+    scores: Mapping[str, float]
+    """By metric."""
 
 
 def baseline(
@@ -35,10 +49,8 @@ def baseline(
 ) -> dict[str, float]:
     """Return the scores of an answer that is always the same, by the same metrics as a model's.
 
-    That is the most frequent label (of two labels the better one by each metric: F1 asks for the positive one); each of
-    several labels that more than half of the texts have; the mean amount; `O` for every word, or the most frequent tag
-    where there is no `O`; no answer to any question; every word of the vocabulary equally likely; the same similarity
-    for every pair.
+    They are those of `constant_answers`, each metric's best one. Of fill-mask it is that every word of the vocabulary
+    is equally likely.
 
     Args:
         task: one of `potstill.task.TASKS`.
@@ -54,33 +66,75 @@ def baseline(
     kind = kind_of(task, problem_type)
     if kind == FILL_MASK.name and vocab_size:
         return {"perplexity": float(vocab_size), "loss": math.log(vocab_size), "accuracy": 1 / vocab_size}
-    if labels is None:
+    found = constant_answers(kind, labels, label_names=label_names)
+    if not found:
         return {}
+    return {metric: best_constant(found, metric).scores[metric] for metric in found[0].scores}
+
+
+def best_constant(constants: Sequence[Constant], metric: str) -> Constant:
+    """Return the one with the best score by a metric, the first of equals."""
+    sign = -1 if lower_is_better(metric) else 1
+    return max(constants, key=lambda constant: sign * constant.scores[metric])
+
+
+def constant_answers(kind: str, labels: Any, *, label_names: Sequence[str] = ()) -> list[Constant]:
+    """Return the answers that ignore their text and that a model has to beat.
+
+    - a single label: the most frequent one; of two labels each, for F1 asks for the positive one
+    - several labels: each that more than half of the texts have, and all of them, which F1 rewards
+    - regression: the mean amount; feature-extraction: the same similarity for every pair
+    - token-classification: `O` for every word, or the most frequent tag where there is no `O`
+    - question-answering: no answer
+
+    Args:
+        kind: `potstill.task.kind_of`.
+        labels: as `potstill.data.Examples.labels`; None has no such answer.
+        label_names: the model's labels, for the tasks that have some.
+    """
+    if labels is None or kind == FILL_MASK.name:
+        return []
     if kind == TOKEN_CLASSIFICATION.name:
-        return _one_tag(labels, label_names)
+        return [_one_tag(labels, label_names)]
     if kind == QUESTION_ANSWERING.name:
-        return question_answering(labels, [""] * len(labels))
+        silent = np.full(len(labels), "", dtype=np.str_)
+        arrays = {"answers": silent, "answers_or_none": silent, "scores": np.zeros(len(labels))}
+        return [Constant("no answer to any question", arrays, question_answering(labels, [""] * len(labels)))]
     if kind == MULTI_LABEL:
-        return multi_label(labels, np.broadcast_to(labels.mean(axis=0) - 0.5, labels.shape))
+        return _one_set(labels)
     if kind == REGRESSION:
-        return regression(labels, np.full(len(labels), labels.mean()))
+        mean = np.full((len(labels), 1), labels.mean())
+        return [Constant("the mean for every text", {"values": mean}, regression(labels, mean))]
     if kind == FEATURE_EXTRACTION.name:
-        return correlations(labels, np.zeros(len(labels)))
-    return _one_label(labels, num_labels=len(label_names))
+        same = np.zeros((len(labels), 1))
+        return [Constant("the same similarity for every pair", {"values": same}, correlations(labels, same))]
+    return _one_label(labels, label_names)
 
 
-def _one_label(labels: NDArray[np.int64], *, num_labels: int) -> dict[str, float]:
-    counts = np.bincount(labels, minlength=num_labels)
-    always = range(2) if len(counts) == 2 else [int(counts.argmax())]
-    scores = [
-        classification(labels, np.broadcast_to(np.eye(len(counts))[label], (len(labels), len(counts))))
-        for label in always
-    ]
-    return {metric: max(score[metric] for score in scores) for metric in scores[0]}
+def _one_label(labels: NDArray[np.int64], names: Sequence[str]) -> list[Constant]:
+    counts = np.bincount(labels, minlength=len(names))
+    found = []
+    for label in range(2) if len(counts) == 2 else [int(counts.argmax())]:
+        values = np.broadcast_to(np.eye(len(counts))[label], (len(labels), len(counts)))
+        name = names[label] if label < len(names) else str(label)
+        found.append(Constant(f"always {name}", {"values": values}, classification(labels, values)))
+    return found
 
 
-def _one_tag(labels: Sequence[Any], names: Sequence[str]) -> dict[str, float]:
-    counts = np.bincount(np.concatenate(labels), minlength=len(names))
-    always = _OUTSIDE if _OUTSIDE in names else names[int(counts.argmax())]
+def _one_set(labels: NDArray[np.float64]) -> list[Constant]:
+    sides = {"the labels that most texts have": labels.mean(axis=0) - 0.5, "every label": np.ones(labels.shape[1])}
+    both = {words: np.broadcast_to(values, labels.shape) for words, values in sides.items()}
+    return [Constant(words, {"values": values}, multi_label(labels, values)) for words, values in both.items()]
+
+
+def _one_tag(labels: Sequence[Any], names: Sequence[str]) -> Constant:
+    flat = np.concatenate(labels)
+    counts = np.bincount(flat, minlength=len(names))
+    always = names.index(_OUTSIDE) if _OUTSIDE in names else int(counts.argmax())
     wanted = tag_names(labels, names)
-    return tagging(wanted, [[always] * len(tags) for tags in wanted])
+    arrays = {
+        "values": np.broadcast_to(np.eye(len(names))[always], (len(flat), len(names))),
+        "texts": np.repeat(np.arange(len(labels)), [len(tags) for tags in labels]),
+    }
+    scores = tagging(wanted, [[names[always]] * len(tags) for tags in wanted])
+    return Constant(f"{names[always]} for every word", arrays, scores)

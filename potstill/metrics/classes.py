@@ -46,6 +46,13 @@ def recall_per_class(labels: Ints, predictions: Ints, num_classes: int) -> Float
     return _shares(np.diag(matrix), matrix.sum(axis=1))
 
 
+def occurring(labels: Ints, predictions: Ints, num_classes: int) -> NDArray[np.bool_]:
+    """Return which classes are a label or a prediction, shape (classes,)."""
+    matrix = confusion_matrix(labels, predictions, num_classes)
+    found: NDArray[np.bool_] = matrix.sum(axis=0) + matrix.sum(axis=1) > 0
+    return found
+
+
 def f1_per_class(labels: Ints, predictions: Ints, num_classes: int) -> Floats:
     """Return F1 of each class, shape (classes,); 0 for a class without labels and predictions."""
     matrix = confusion_matrix(labels, predictions, num_classes)
@@ -86,6 +93,9 @@ def matthews_correlation(labels: Ints, predictions: Ints, num_classes: int) -> f
 def classification(labels: Ints, logits: NDArray[np.floating]) -> dict[str, float]:
     """Return accuracy, macro F1 and the Matthews correlation of the most likely classes.
 
+    Macro F1 is the mean over the classes that labels or predictions have, as scikit-learn's: one that the model knows
+    and these examples do not ask for tells nothing.
+
     Of two classes there are two numbers more: `f1`, that of the positive class 1 alone, and `accuracy_and_f1`, the
     mean of both, which is GLUE's number for MRPC and QQP (Wang et al. 2018, arXiv 1804.07461, section 3).
     """
@@ -93,7 +103,7 @@ def classification(labels: Ints, logits: NDArray[np.floating]) -> dict[str, floa
     f1 = f1_per_class(labels, predictions, num_classes)
     result = {
         "accuracy": accuracy(labels, predictions),
-        "macro_f1": float(f1.mean()),
+        "macro_f1": float(f1[occurring(labels, predictions, num_classes)].mean()),
         "matthews_correlation": matthews_correlation(labels, predictions, num_classes),
     }
     if num_classes == 2:
@@ -105,7 +115,8 @@ def classification(labels: Ints, logits: NDArray[np.floating]) -> dict[str, floa
 def multi_label(labels: NDArray[np.floating], logits: NDArray[np.floating]) -> dict[str, float]:
     """Return micro F1, macro F1 and subset accuracy of the labels that are likelier than not.
 
-    F1 of what is neither there nor predicted is 0, for one label as for all together.
+    F1 of what is neither there nor predicted is 0, for one label as for all together; macro F1 counts every label, also
+    one that no text has. Both are scikit-learn's rules for label sets.
 
     Args:
         labels: 0 or 1, shape (examples, labels).

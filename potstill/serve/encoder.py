@@ -1,6 +1,5 @@
 """Texts in, answers out: the one way in which potstill asks an exported model."""
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -15,15 +14,16 @@ from pydantic import BaseModel
 from potstill import machine
 from potstill.bundle import Bundle, ModelRecord, read_bundle
 from potstill.errors import BundleError, CheckError, OtherCpuWarning, UsageError
+from potstill.serve.answering.classification import scoring_function
 from potstill.serve.answering.items import read_parameters
+from potstill.serve.answering.padding import unpad
 from potstill.serve.answering.prepared import Outputs, Prepared
 from potstill.serve.answering.preparing import prepare
 from potstill.serve.answering.shapes import shape_of
-from potstill.serve.answering.vectors import SENTENCE_EMBEDDING
 from potstill.serve.limits import Limits
 from potstill.serve.session import OnnxSession
 from potstill.serve.tokenizer import BundleTokenizer, Row, Text
-from potstill.task import FILL_MASK, MULTI_LABEL, REGRESSION, TEXT_CLASSIFICATION
+from potstill.task import FILL_MASK, TEXT_CLASSIFICATION
 
 # Numbers that one run of a language model may give in `predict`, 256 MB: it answers each token with its vocabulary.
 _MOST_NUMBERS = 2**26
@@ -39,6 +39,7 @@ class Encoder:
         manifest: what `potstill.json` says.
         precision: the precision that answers.
         record: how that precision's file was made and checked.
+        function: what makes scores of a classifier's logits: `softmax`, `sigmoid` or `none`.
         tokenizer: texts to ids.
         session: ids to logits.
         lone: the same with more threads, for runs beside which there is no other; None until `load_lone`.
@@ -72,7 +73,7 @@ class Encoder:
         self.precision = precision
         self.record = self.bundle.model_record(precision)
         self._output = self.manifest.outputs[0]
-        self._function = _function_of(self.bundle)
+        self.function = _function_of(self.bundle)
         _warn_of_other_cpu(self.record, bundle_dir)
         self.tokenizer = BundleTokenizer(bundle_dir, self.manifest)
         self._load = partial(
@@ -163,7 +164,7 @@ class Encoder:
             self.tokenizer,
             items,
             parameters,
-            function=self._function,
+            function=self.function,
             width=self._width,
             most_windows=most_windows,
         )
@@ -201,15 +202,7 @@ class Encoder:
 
     def unpad(self, given: Mapping[str, NDArray[Any]], rows: Sequence[Row]) -> list[Outputs]:
         """Return the outputs of each row of a batch, padding cut off: views into the arrays that a run gave."""
-        lengths = [len(row["input_ids"]) for row in rows]
-        padded, left = max(lengths, default=0), self.manifest.padding_side == "left"
-        return [
-            {
-                name: values[place][_tokens(length, padded, left=left)] if self._is_per_token(name) else values[place]
-                for name, values in given.items()
-            }
-            for place, length in enumerate(lengths)
-        ]
+        return unpad(given, rows, task=self.manifest.task, left=self.manifest.padding_side == "left")
 
     def _run_each(self, rows: Sequence[Row], batch_size: int) -> Iterator[tuple[int, Outputs]]:
         """Yield each row's number and outputs, in any order."""
@@ -230,9 +223,6 @@ class Encoder:
             raise UsageError(f"batch_size is {batch_size}; it must be at least 1")
         return _batches(rows, batch_size if self.record.batch_invariant else 1)
 
-    def _is_per_token(self, output: str) -> bool:
-        return self.manifest.task != TEXT_CLASSIFICATION.name and output != SENTENCE_EMBEDDING
-
     def _run(self, rows: Sequence[Row]) -> NDArray[np.float32]:
         logits = self.session.run(self.tokenizer.pad(rows))[self._output]
         expected = (len(rows), len(self.manifest.labels))
@@ -250,20 +240,9 @@ class Encoder:
 
 
 def _function_of(bundle: Bundle) -> str:
-    """Return what makes scores of a classifier's logits, as transformers' pipeline chooses it."""
-    if bundle.manifest.problem_type == MULTI_LABEL:
-        return "sigmoid"
-    if bundle.manifest.problem_type != REGRESSION:
-        return "softmax"
-    # A single output is a regression to the manifest; to the pipeline only where the checkpoint says so itself.
-    file = bundle.folder / "config.json"
-    if file.name not in bundle.manifest.files:
-        return "none"
-    try:
-        config = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return "none"
-    return "none" if not isinstance(config, dict) or config.get("problem_type") else "sigmoid"
+    """Return what makes scores of a classifier's logits; a config.json that the manifest does not name is not read."""
+    name = "config.json" if "config.json" in bundle.manifest.files else ""
+    return scoring_function(bundle.manifest.problem_type, bundle.folder / name)
 
 
 def _warn_of_other_cpu(record: ModelRecord, folder: Path) -> None:
@@ -287,10 +266,6 @@ def _warn_of_other_cpu(record: ModelRecord, folder: Path) -> None:
             OtherCpuWarning,
             stacklevel=3,
         )
-
-
-def _tokens(length: int, padded: int, *, left: bool) -> slice:
-    return slice(padded - length, None) if left else slice(length)
 
 
 def _batches(rows: Sequence[Row], batch_size: int) -> Iterator[NDArray[np.intp]]:

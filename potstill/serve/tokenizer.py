@@ -105,7 +105,8 @@ class BundleTokenizer:
             raise BundleError(f"{folder} wants the inputs {settings.inputs}; potstill makes {', '.join(_ATTRIBUTES)}")
         self.max_length = settings.max_length
         self._inputs = tuple(settings.inputs)
-        self._pads_left = settings.padding_side == "left"
+        self.pads_left = settings.padding_side == "left"
+        """Whether short rows are filled up in front."""
         self.pad_id = settings.pad_token_id
         """The token that fills short rows up."""
         self._pad_values = {"input_ids": self.pad_id}
@@ -217,7 +218,7 @@ class BundleTokenizer:
             block = np.full((len(rows), longest), self._pad_values.get(name, 0), dtype=np.int64)
             for target, row in zip(block, rows, strict=True):
                 length = len(row[name])
-                target[slice(longest - length, None) if self._pads_left else slice(length)] = row[name]
+                target[slice(longest - length, None) if self.pads_left else slice(length)] = row[name]
             padded[name] = block
         return padded
 

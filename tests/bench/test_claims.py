@@ -378,3 +378,24 @@ def test_the_papers_table_gives_its_97_per_cent_by_one_definition_of_four():
 def test_the_papers_means_are_79_5_and_77_0():
     means = [sum(table.values()) / 9 for table in (claims.GLUE_BERT, claims.GLUE_DISTILBERT)]
     assert [round(mean, 1) for mean in means] == [79.5, 77.0]
+
+
+def with_worthless_student(report):
+    """Return the report with a student that is not shown to be better than an answer that ignores the text."""
+    quality = report.quality[0]
+    scores = [
+        row.model_copy(update={"better_than_trivial": not row.key.startswith("student/")}) for row in quality.scores
+    ]
+    return report.model_copy(update={"quality": [quality.model_copy(update={"scores": scores})], "glue": []})
+
+
+@pytest.mark.parametrize(("measure", "target"), [("score_kept", {"at_least": 0.1}), ("points_lost", {"at_most": 90})])
+def test_a_student_that_is_no_better_than_a_constant_answer_passes_nothing(measure, target):
+    report = made_report()
+    name = report.quality[0].name
+    asked = {"id": "q", "claim": "good", "measure": measure, "where": {"precision": "fp32", "data": name}, **target}
+    sound = decide(report.model_copy(update={"glue": []}), **asked)[0]
+    assert sound.verdict == "PASS"
+    found = decide(with_worthless_student(report), **asked)[0]
+    assert (found.verdict, found.value) == ("INCONCLUSIVE", sound.value)
+    assert found.reason == f"student/fp32 is not shown to be better on {name} than an answer that ignores the text"

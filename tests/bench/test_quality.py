@@ -291,7 +291,7 @@ def test_language_models_with_other_words_are_not_compared(put):
     asked = {"kind": "fill-mask", "metric": "perplexity", "name": "own"}
     data = Examples(name="x", split="test", texts=["a", "b"], labels=None, label_names=(), sha256="")
     quality = run(put(sides), data, **asked).quality
-    assert (quality.scores[0].value, quality.trivial) == (pytest.approx(np.e), 50.0)
+    assert (quality.scores[0].value, quality.trivial) == pytest.approx((np.e, 50.0))
     assert quality.power.smallest_loss is None
     sides[STUDENT] = words | {"wanted_words": np.array(["a", "d"])}
     with pytest.raises(DataError, match=r"student/fp32 and teacher/fp32 have different tokenizers"):
@@ -372,7 +372,7 @@ def test_a_bundle_is_scored_as_it_answers(teacher_dir):
     assert (found["metric"], found["value"], found["lost_finite"]) == ("accuracy", found["scores"]["accuracy"], 0)
     assert found["trivial"] == metrics.majority_share(data.labels)
     assert (told[0][1:], told[-1][1:]) == ((0, 200, "fp32"), (200, 200, "fp32"))
-    assert told[1][1] == 32
+    assert told[1][1] == 1
     assert [done for _, done, _, _ in told] == sorted(done for _, done, _, _ in told)
     other = evaluate_bundle(teacher_dir, data, threads=1, metric="macro_f1")
     assert (other["value"], next(iter(other["scores"]))) == (other["scores"]["macro_f1"], "macro_f1")

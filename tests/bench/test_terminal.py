@@ -75,3 +75,22 @@ def test_a_long_name_breaks_and_its_numbers_stay():
     text = drawn(base.model_copy(update={"contestants": rows}), 80)
     assert max(map(len, text.splitlines())) <= 80
     assert "0.9289" in text
+
+
+def test_a_student_that_is_no_better_than_a_constant_answer_is_told_before_the_verdicts():
+    from potstill.bench.report.markdown import to_markdown
+    from potstill.bench.report.page import to_html
+    from tests.bench.test_claims import with_worthless_student
+
+    report = with_worthless_student(made.made_report())
+    quality = report.quality[0]
+    row = next(row for row in quality.scores if row.key == "student/fp32")
+    update = {"trivial": row.value, "trivial_answer": "always positive"}
+    report = report.model_copy(update={"quality": [quality.model_copy(update=update)]})
+    told = "no better than an answer that ignores the text"
+    text = " ".join(drawn(report, 100).split())
+    assert text.startswith("QUALITY")
+    assert text.index(told) < text.index("FAIL")
+    for page in (to_markdown(report), to_html(report)):
+        assert f"student fp32 on SST-2: {told}" in page
+        assert "always positive scores" in page

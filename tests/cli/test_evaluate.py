@@ -298,17 +298,50 @@ def test_a_bundles_metric_comes_first_and_lost_answers_are_told(potstill, tiny_b
     assert code == 0
     assert ["model", "texts", "macro_f1"] in [line.split()[:3] for line in out.splitlines()]
     assert "NaN" not in out
-    sound = OnnxSession.run
+    sound, runs = OnnxSession.run, []
 
     def broken(self, feeds):
         found = sound(self, feeds)
-        found["logits"][0] = float("nan")
+        runs.append(len(found["logits"]))
+        if len(runs) <= 3:
+            found["logits"][0] = float("nan")
         return found
 
     monkeypatch.setattr(OnnxSession, "run", broken)
-    code, out, _ = potstill("evaluate", tiny_bundle, "--data", tiny_data, "--precision", "fp32")
-    # 80 texts in batches of 32.
-    assert (code, "fp32 answered 3 texts with NaN or infinity, which count as wrong" in out) == (0, True), out
+    code, _, err = potstill("evaluate", tiny_bundle, "--data", tiny_data, "--precision", "fp32")
+    assert (code, "fp32 answered 3 texts with NaN or infinity, which count as wrong" in err) == (0, True), err
+    assert runs == [1] * 80  # one by one, as a lone request is answered
+
+
+def test_a_bundles_tables_and_answers_are_those_of_its_checkpoint(
+    potstill, tiny_teacher, tiny_bundle, tiny_data, tmp_path
+):
+    tables, answers = [], []
+    for model, more in ((tiny_teacher, ("--max-length", "64")), (tiny_bundle, ("--precision", "fp32"))):
+        file = tmp_path / "answers.jsonl"
+        code, out, err = potstill("evaluate", model, "--data", tiny_data, "--predictions", file, *more)
+        assert code == 0, err
+        tables.append(out[out.index("Per class") :])
+        answers.append([json.loads(line) for line in file.read_text().splitlines()])
+    assert tables[0] == tables[1]
+    for torch, served in zip(*answers, strict=True):
+        assert served == torch | {"probability": pytest.approx(torch["probability"], abs=1e-5)}
+
+
+def test_a_model_at_the_majority_share_is_told_so(potstill, tiny_teacher, tmp_path):
+    """The teacher's labels, drawn by chance: accuracy is about a half, and so is the more frequent one's share."""
+    texts = [text for text, _ in sentences(60, seed=5)]
+    rows = [{"sentence": text, "label": number * 7 % 3 % 2} for number, text in enumerate(texts)]
+    (tmp_path / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ("evaluate", tiny_teacher, "--data", tmp_path, "--max-length", "64")
+    code, out, err = potstill(*arguments, "--json")
+    found = json.loads(out)["torch"]
+    assert code == 0
+    assert found["better_than_trivial"] is False
+    assert f"warning: the model is {found['warning']}" in err
+    assert "an answer that ignores the text" in found["warning"]
+    assert found["trivial_answer"] == "always mountain"
+    assert "an answer that ignores the text" in potstill(*arguments)[2]
 
 
 def test_a_bundle_has_no_use_for_a_checkpoints_options(potstill, tiny_bundle, tiny_data):
@@ -328,7 +361,7 @@ def test_a_model_that_gives_amounts_has_no_confusion(potstill, tiny_teacher, tmp
     arguments = ("evaluate", tmp_path / "model", "--data", tmp_path)
     code, _, err = potstill(*arguments, "--confusion", tmp_path / "matrix.png")
     assert (code, "single labels" in err) == (2, True)
-    code, out, _ = potstill(*arguments, "--metric", "mse")
-    assert code == 0
+    code, out, err = potstill(*arguments, "--metric", "mse")
+    assert (code, "an answer that ignores the text" in err) == (0, True)
     assert "Per class" not in out
     assert out.splitlines()[-2].split()[:3] == ["model", "texts", "mse"]

@@ -1,10 +1,9 @@
-"""Labelled examples as rows, and answers read back from them."""
+"""Labelled examples as rows."""
 
 import numpy as np
 import pytest
 
 from potstill.data import Examples
-from potstill.distill.answers import read_answers
 from potstill.distill.examples import tokenize
 from potstill.distill.scratch import train_tokenizer
 from potstill.errors import DataError
@@ -89,32 +88,3 @@ def test_a_long_question_leaves_room_for_the_context(tokenizer):
     assert max(rows["start_positions"]) > 0
     with pytest.raises(DataError, match="max_length is 4"):
         tokenize(examples([("who", CONTEXT)], labels), tokenizer, max_length=4)
-
-
-def scores(rows, *, weight=10.0):
-    """Return logits of a model that is sure of the marked span, and otherwise of nothing."""
-    start, end = ([np.zeros(20) for _ in range(len(rows))] for _ in range(2))
-    for number, row in enumerate(rows):
-        start[number][row["start_positions"]] += weight
-        end[number][row["end_positions"]] += weight
-    return start, end
-
-
-def test_answers_are_read_back_over_all_windows(tokenizer):
-    rows = questions(tokenizer, "two brothers", "1820", "")
-    start, end = scores(rows)
-    contexts = [CONTEXT] * 3
-    assert read_answers(rows, start, end, contexts=contexts)[:2] == ["two brothers", "1820"]
-    # A window with the answer says 0 for "none" and 20 for it; question 3 says 20 for "none" and 0 for any span.
-    assert read_answers(rows, start, end, contexts=contexts, null_threshold=0.0) == ["two brothers", "1820", ""]
-    assert read_answers(rows, start, end, contexts=contexts, null_threshold=25.0)[2] != ""
-
-
-def test_spans_are_in_order_and_not_too_long(tokenizer):
-    rows = questions(tokenizer, "mill", max_length=64)
-    start, end = np.zeros((1, 64)), np.zeros((1, 64))
-    first = rows[0]["start_positions"]
-    start[0, first], end[0, first - 1], end[0, first + 5] = 5.0, 4.0, 3.0
-    # The best end lies before the best start and does not count: 5 + 3 it is, or 5 + 0 where 6 tokens are too many.
-    assert read_answers(rows, start, end, contexts=[CONTEXT]) == ["mill by the river was built"]
-    assert read_answers(rows, start, end, contexts=[CONTEXT], max_answer_tokens=5) == ["mill"]

@@ -14,13 +14,10 @@ from transformers import (
     AutoTokenizer,
 )
 
-from potstill.data import Examples
 from potstill.distill import evaluate, evaluate_model
-from potstill.distill.evaluate import Answers, predict_answers, score_answers
 from potstill.distill.pictures import draw_confusion
-from potstill.distill.quality import Reading, count_classes, list_predictions
+from potstill.distill.quality import Reading
 from potstill.errors import OutputError, UsageError
-from potstill.task import QUESTION_ANSWERING
 
 
 def write(folder, **splits):
@@ -29,10 +26,6 @@ def write(folder, **splits):
     for split, rows in splits.items():
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
-
-
-def examples(texts, labels, names=()):
-    return Examples(name="data", split="validation", texts=texts, labels=labels, label_names=names, sha256="")
 
 
 @pytest.fixture(scope="module")
@@ -48,63 +41,6 @@ def save(tiny_teacher, tmp_path_factory):
         return folder
 
     return make
-
-
-def test_the_tables_of_single_labels_are_counted_by_hand():
-    logits = np.array([[2, 0, 0], [0, 2, 0], [0, 2, 0], [0, 0, 2.0]], dtype=np.float32)
-    given = examples(["a", "b", "c", "d"], np.array([0, 0, 1, 2]), ("x", "y", "z"))
-    answers = Answers(kind="single_label_classification", given=logits)
-    found = count_classes(answers, given)
-    assert found["labels"] == ["x", "y", "z"]
-    assert found["confusion_matrix"] == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
-    assert found["per_class"][0] == {
-        "label": "x", "precision": 1.0, "recall": 0.5, "f1": 2 / 3, "support": 2, "predicted": 1,
-    }  # fmt: skip
-    assert score_answers(answers, given)["accuracy"] == 0.75
-    share = round(float(np.exp(2) / (np.exp(2) + 2)), 6)
-    assert list_predictions(answers, given)[1] == {
-        "text": "b", "label": "x", "prediction": "y", "probability": share,
-    }  # fmt: skip
-
-
-def test_the_tables_of_several_labels_are_counted_by_hand():
-    logits = np.array([[1, -1], [1, 1], [-1, -1.0]])
-    given = examples(["a", ("b", "c"), "d"], np.array([[1, 0], [0, 1], [1, 0.0]]), ("x", "y"))
-    answers = Answers(kind="multi_label_classification", given=logits)
-    found = count_classes(answers, given)
-    assert [(row["precision"], row["recall"], row["support"]) for row in found["per_class"]] == [
-        (0.5, 0.5, 2),
-        (1, 1, 1),
-    ]
-    assert "confusion_matrix" not in found
-    assert list_predictions(answers, given)[1] == {"text": ("b", "c"), "label": ["y"], "prediction": ["x", "y"]}
-
-
-def test_entities_are_counted_by_type_and_tags_listed():
-    names = ("O", "B-LOC", "B-PER")
-    given = examples([["in", "Rome"], ["Ann", "sat"]], [np.array([0, 1]), np.array([2, 0])], names)
-    answers = Answers(kind="token-classification", given=[["O", "B-LOC"], ["B-LOC", "O"]])
-    table = {
-        row["label"]: (row["precision"], row["recall"], row["support"])
-        for row in count_classes(answers, given)["per_class"]
-    }
-    assert table == {"LOC": (0.5, 1.0, 1), "PER": (0.0, 0.0, 1)}
-    assert list_predictions(answers, given)[1] == {
-        "tokens": ["Ann", "sat"], "label": ["B-PER", "O"], "prediction": ["B-LOC", "O"],
-    }  # fmt: skip
-
-
-def test_amounts_and_answers_are_listed_and_have_no_classes():
-    given = examples(["a", "b"], np.array([1.0, 2.5]))
-    answers = Answers(kind="regression", given=np.array([[0.5], [2.0]], dtype=np.float32))
-    assert count_classes(answers, given) == {}
-    assert list_predictions(answers, given)[1] == {"text": "b", "label": 2.5, "prediction": 2.0}
-    asked = examples([("where", "in old Rome")], [{"text": ["Rome"], "answer_start": [7]}])
-    row = list_predictions(Answers(kind=QUESTION_ANSWERING.name, given=["old Rome"]), asked)[0]
-    assert row == {
-        "question": "where", "label": ["Rome"], "prediction": "old Rome", "f1": pytest.approx(2 / 3),
-        "exact_match": 0.0,
-    }  # fmt: skip
 
 
 def test_one_pass_gives_scores_tables_and_predictions_that_agree(tiny_teacher, tiny_data):
@@ -160,7 +96,7 @@ def test_what_cannot_be_given_is_refused(tiny_teacher, tiny_data):
         evaluate(tiny_teacher, data=tiny_data, task="fill-mask", keep_predictions=True)
 
 
-def test_scores_alone_are_those_of_the_answers(save, tiny_teacher, tiny_data):
+def test_scores_alone_are_those_of_the_report(tiny_teacher, tiny_data):
     from potstill.checkpoint import load_checkpoint
     from potstill.data import load_examples
     from potstill.task import TEXT_CLASSIFICATION
@@ -169,9 +105,8 @@ def test_scores_alone_are_those_of_the_answers(save, tiny_teacher, tiny_data):
     given = load_examples(
         str(tiny_data), split="validation", task=TEXT_CLASSIFICATION, label_names=model.label_names, limit=8
     )
-    answers = predict_answers(model.model, model.tokenizer, given, max_length=32)
-    assert answers.given.shape == (8, 2)
-    assert score_answers(answers, given) == evaluate_model(model.model, model.tokenizer, given, max_length=32)
+    found = evaluate(tiny_teacher, data=tiny_data, reading=Reading(limit=8), max_length=32)
+    assert found["scores"] == evaluate_model(model.model, model.tokenizer, given, max_length=32)
 
 
 def test_the_picture_shows_every_count_and_name(tmp_path):

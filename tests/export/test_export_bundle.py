@@ -400,3 +400,39 @@ def test_the_manifest_says_how_it_was_made(full_bundle):
     made = json.loads((full_bundle / "potstill.json").read_text())["made"]
     assert made["config"]["attention"] == "fused"
     assert {"created", "command", "cpu", "packages"} <= set(made)
+
+
+def test_tags_are_judged_by_their_entities_where_labels_are_there(tmp_path):
+    """The labels are what the checkpoint answers, so fp32 has F1 1; without labels, decisions are compared."""
+    from potstill.distill.evaluate import Evaluation
+    from potstill.task import TOKEN_CLASSIFICATION
+    from tests.serve.answering import models
+
+    tokenizer = models.word_piece()
+    model = models.build("token-classification", tokenizer)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    words = [text.split() for text in models.TEXTS if text.split()] * 3
+    blank = [np.zeros(len(text), dtype=np.int64) for text in words]
+    data = Examples(
+        name="made", split="validation", texts=words, labels=blank, label_names=tuple(models.TAGS), sha256="0" * 64
+    )
+    arrays = Evaluation(tokenizer, data, max_length=models.LONGEST, task=TOKEN_CLASSIFICATION).predict(model)
+    tags = np.where(arrays["seen"], arrays["values"].argmax(axis=1), 0)
+    data.labels[:] = [tags[arrays["texts"] == number] for number in range(len(words))]
+    config = ExportConfig(**{**QUICK, "precisions": ["int8"], "max_loss": 0.9})
+    calibration = [" ".join(text) for text in words]
+    for examples_, basis in ((data, "f1"), (None, "agreement")):
+        manifest = export_bundle(
+            str(tmp_path / "model"), tmp_path / "out", task="token-classification", config=config,
+            calibration=calibration, examples=examples_, overwrite=True,
+        )  # fmt: skip
+        evidence = manifest.models["int8"].quality
+        assert evidence["basis"] == basis
+        if examples_ is not None:
+            assert evidence["labelled"]["reference"] == 1.0
+            assert evidence["loss"] == pytest.approx(1 - evidence["labelled"]["candidate"])
+            judged = manifest.made["judged"]
+            assert (judged["metric"], judged["value"], judged["trivial"], judged["better"]) == ("f1", 1.0, 0.0, True)
+        else:
+            assert "judged" not in manifest.made

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from potstill.data import Examples
 from potstill.errors import CheckError
-from potstill.export.quality import Answers, judge
+from potstill.export import quality
+from potstill.export.quality import Answers
 from potstill.judging.intervals import Z, bootstrap, percentiles, wilson
+from potstill.judging.marks import mark
+from potstill.task import METRICS
 
 SINGLE, SEVERAL, AMOUNT = "single_label_classification", "multi_label_classification", "regression"
 
@@ -30,6 +34,26 @@ def choosing(classes, *, num=2):
 def flipped(texts, flips):
     """Return answers of class 0, and the same with the first `flips` changed."""
     return choosing(np.zeros(texts, int)), choosing((np.arange(texts) < flips).astype(int))
+
+
+def judge(reference, candidate, *, labels=None, metric=None, label_names=(), **settings):
+    """Judge; with labels, answers are marked as an export marks what would be served."""
+    if labels is None:
+        return quality.judge(reference, candidate, metric=metric, **settings)
+    kind = reference.kind
+    metric = metric or METRICS[kind][0]
+    if not len(label_names) and kind != AMOUNT:
+        label_names = [str(number) for number in range(reference.values.shape[1])]
+    data = Examples(
+        name="d", split="s", texts=[""] * len(labels), labels=labels, label_names=tuple(label_names), sha256="0" * 64
+    )
+    marks = []
+    for side in (reference, candidate):
+        arrays = {"values": side.values}
+        if isinstance(labels, list):
+            arrays |= {"texts": side.texts, "seen": np.ones(len(side.values), dtype=bool)}
+        marks.append(mark(arrays, data, kind=kind, metric=metric))
+    return quality.judge(reference, candidate, scored=tuple(marks), metric=metric, **settings)
 
 
 def judge_json(*arguments, **settings):
@@ -259,11 +283,11 @@ def test_several_labels_agree_by_each_ones_sign():
 
 def test_tags_are_scored_by_entities():
     names = ("O", "B-X")
-    labels = np.tile([1, 0, 0, -100], 100)
-    texts = np.repeat(np.arange(100), 4)
-    given = np.where(labels == 1, 1, 0)
+    labels = [np.array([1, 0, 0])] * 100
+    texts = np.repeat(np.arange(100), 3)
+    given = np.concatenate(labels)
     worse = given.copy()
-    worse[[0, 4, 8]] = 0
+    worse[[0, 3, 6]] = 0
     before, after = (answers(np.eye(2)[side], "token-classification", texts) for side in (given, worse))
     evidence = judge_json(before, after, max_loss=0.01, labels=labels, label_names=names)
     assert evidence["labelled"]["reference"] == 1.0
@@ -277,9 +301,7 @@ def test_positions_that_a_text_lacks_are_no_answers():
     first[::2, 4:] = -np.inf
     second = first + np.where(np.isfinite(first), 0.001, 0)
     texts = np.repeat(np.arange(4), 2)
-    evidence = judge_json(
-        *(answers(side, "question-answering", texts) for side in (first, second)), max_loss=0.01, labels=["unused"] * 4
-    )
+    evidence = judge_json(*(answers(side, "question-answering", texts) for side in (first, second)), max_loss=0.01)
     assert evidence["agreement"]["flips"] == 0
     assert evidence["agreement"]["max_abs_difference"] == pytest.approx(0.001, rel=1e-3)
     assert evidence["agreement"]["mean_kl"] == pytest.approx(0, abs=1e-9)

@@ -86,9 +86,10 @@ def test_questions_and_hidden_words():
     contexts = ["red fox jumps", "old cow"]
     labels = [{"text": ["red fox"], "answer_start": [0]}, {"text": [], "answer_start": []}]
     data = examples(labels, texts=[("what?", context) for context in contexts])
-    base = {"best": np.array([3.0, 3]), "null": np.array([0.0, 9])}
-    first = base | {"spans": np.array([[0, 7], [0, 3]])}
-    second = base | {"spans": np.array([[0, 3], [0, 7]]), "null": np.array([0.0, 0])}
+    first, second = (
+        {"answers": np.array(given), "answers_or_none": np.array(allowed), "scores": np.array([0.9, 0.3])}
+        for given, allowed in ((["red fox", "old"], ["red fox", ""]), (["red", "old cow"], ["red", "old cow"]))
+    )
     found = contrast(first, second, data, kind="question-answering")
     assert [row.distance for row in found] == pytest.approx([1, 1 - 2 / 3])
     assert (found[0].label, found[0].first_answer, found[0].second_answer) == (NO_ANSWER, NO_ANSWER, "old cow")

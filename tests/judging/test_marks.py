@@ -49,14 +49,14 @@ def words(count=30):
 
 def questions():
     """Four contexts; right, half right, wrong, and one without an answer."""
-    contexts = ["red fox jumps", "old brown cow", "blue sky", "nothing here"]
     golds = ["red fox", "brown cow", "sky", None]
     labels = [{"text": [gold] if gold else [], "answer_start": []} for gold in golds]
     arrays = {
-        "spans": np.array([[0, 7], [4, 9], [0, 4], [0, 7]]), "best": np.array([3.0, 3, 3, 3]),
-        "null": np.array([0.0, 0, 0, 4]),
-    }  # fmt: skip
-    return arrays, examples(labels, texts=[("what?", context) for context in contexts])
+        "answers": np.array(["red fox", "brown", "blue", "nothing"]),
+        "answers_or_none": np.array(["red fox", "brown", "blue", ""]),
+        "scores": np.array([0.9, 0.8, 0.7, 0.1]),
+    }
+    return arrays, examples(labels, texts=[("what?", "a context")] * 4)
 
 
 def hidden():
@@ -129,7 +129,7 @@ def test_hidden_words_by_hand():
 
 
 def spoil(arrays, rows, value=np.nan):
-    name = next(name for name in ("nll", "best", "values") if name in arrays)
+    name = next(name for name in ("nll", "scores", "values") if name in arrays)
     changed = arrays[name].copy()
     changed[rows] = value
     return arrays | {name: changed}

@@ -91,6 +91,8 @@ def _judge(claim: Claim, reading: Reading, *, floor: float) -> tuple[contract.Ve
         return "INCONCLUSIVE", "it has no interval, so nobody knows how sure it is"
     without = verdict(reading.value, reading.interval, target=claim.target, direction=claim.direction)
     found = verdict(reading.value, reading.interval, target=claim.target, direction=claim.direction, floor=floor)
+    if found == "PASS" and reading.worthless:
+        return "INCONCLUSIVE", reading.worthless
     if found != "INCONCLUSIVE":
         return found, None
     if without == "INCONCLUSIVE":

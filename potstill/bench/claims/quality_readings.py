@@ -1,5 +1,6 @@
 """Scores as claims read them out of a report: a value with its interval, or why there is none."""
 
+from dataclasses import replace
 from typing import TypeAlias
 
 from potstill.bench import contract
@@ -15,7 +16,7 @@ def score(report: contract.Report, pick: Selection) -> Answer:
     if isinstance(found, str):
         return found
     quality, row = found
-    return Reading(value=row.value, interval=row.interval, what=_metric(quality))
+    return Reading(value=row.value, interval=row.interval, worthless=_worthless(quality, row), what=_metric(quality))
 
 
 def agreement(report: contract.Report, pick: Selection) -> Answer:
@@ -54,12 +55,20 @@ def _kept_on(report: contract.Report, pick: Selection) -> Answer:
     if quality.lower_is_better:
         return f"a low {quality.metric} is good, so no share of it is kept; claim the score itself"
     if row is not None and row.kept is not None and row.kept_interval is not None:
-        return Reading(value=row.kept, interval=row.kept_interval, what=_metric(quality))
+        return Reading(
+            value=row.kept, interval=row.kept_interval, worthless=_worthless(quality, own), what=_metric(quality)
+        )
     sides = (own.value, own.interval), (base.value, base.interval)
     if not combine.can_be_ratio(*sides):
         return f"{pick.against} scores {base.value:.3f} in {_metric(quality)}: not surely above 0, so no share is kept"
     value, interval = combine.ratio(*sides)
-    return Reading(value=value, interval=interval, what=_metric(quality), note=", each score on its own, unpaired")
+    return Reading(
+        value=value,
+        interval=interval,
+        worthless=_worthless(quality, own),
+        what=_metric(quality),
+        note=", each score on its own, unpaired",
+    )
 
 
 def _kept_of_glue(report: contract.Report, pick: Selection) -> Answer:
@@ -75,7 +84,16 @@ def _kept_of_glue(report: contract.Report, pick: Selection) -> Answer:
     told = ", ".join(f"{percent(share)} {name}" for name, share in others.items() if share is not None)
     tasks = [name for name in row.scores if name != "WNLI"]
     what = f"mean score on {', '.join(tasks)}"
-    return Reading(value=row.macro, interval=row.macro_interval, what=what, note=f". By definition: {told}")
+    found = [_scored(report, replace(pick, data=task), pick.key) for task in tasks]
+    reasons = [None if isinstance(each, str) else _worthless(*each) for each in found]
+    return Reading(
+        value=row.macro,
+        interval=row.macro_interval,
+        # One task of many may be too small to tell; all of them are not.
+        worthless=reasons[0] if reasons and all(reasons) else None,
+        what=what,
+        note=f". By definition: {told}",
+    )
 
 
 def points_lost(report: contract.Report, pick: Selection) -> Answer:
@@ -94,7 +112,11 @@ def points_lost(report: contract.Report, pick: Selection) -> Answer:
     note += ", so it gains" if gain > 0 else ""
     # 0.0 - x, because -0.0 would be written with its sign.
     return Reading(
-        value=0.0 - 100 * gain, interval=(0.0 - 100 * high, 0.0 - 100 * low), what=_metric(quality), note=note
+        value=0.0 - 100 * gain,
+        interval=(0.0 - 100 * high, 0.0 - 100 * low),
+        worthless=_worthless(quality, own),
+        what=_metric(quality),
+        note=note,
     )
 
 
@@ -117,6 +139,13 @@ def _scored(report: contract.Report, pick: Selection, key: str) -> tuple[contrac
         return f"no quality on {pick.data or 'any data'}"
     row = next((row for row in quality.scores if row.key == key), None)
     return (quality, row) if row is not None else lost(report, key, "score", at=quality.name)
+
+
+def _worthless(quality: contract.Quality, row: contract.Score) -> str | None:
+    """Return why a score cannot be a PASS; None where it can."""
+    if row.better_than_trivial is not False:
+        return None
+    return f"{row.key} is not shown to be better on {quality.name} than an answer that ignores the text"
 
 
 def _metric(quality: contract.Quality) -> str:

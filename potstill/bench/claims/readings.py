@@ -34,6 +34,8 @@ class Reading:
     value: float
     interval: contract.Interval | None
     """None where none was measured, so that nothing can be decided; of what is counted it is the value itself."""
+    worthless: str | None = None
+    """Why it can be no PASS, however good it looks: the row is no better than an answer that ignores the text."""
     note: str = ""
     """What to know beside it: the end of a sentence."""
     what: str = ""

@@ -21,6 +21,9 @@ class Score(Part):
     """Share of the decisions that are the baseline's; None where answers are amounts."""
     lost_finite: int = 0
     """Texts whose answer was NaN or infinite."""
+    better_than_trivial: bool | None = None
+    """Whether it is surely better than an answer that ignores the text: the 95 % interval of their difference, by
+    bootstrap over examples, lies above 0. None where there is no such answer."""
 
 
 class Retention(Part):
@@ -91,12 +94,16 @@ class Quality(Part):
     metric: str
     lower_is_better: bool = False
     trivial: float | None = None
-    """The score of an answer that does not look at the text."""
+    """The score of an answer that does not look at the text: the best one that is always the same."""
+    trivial_answer: str | None = None
+    """What that answer is, such as "always negative"."""
     scores: list[Score]
     retention: list[Retention] = []
     power: Power
     confusion: list[Confusion] = []
     differences: list[Difference] = []
+    notes: list[str] = []
+    """What to know of the scores, such as labels that do not occur."""
 
 
 class GlueRow(Part):

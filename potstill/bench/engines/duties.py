@@ -16,7 +16,8 @@ from potstill.bench.engines.runners import Runner, find_opener
 from potstill.bench.engines.workload import Call, Work, make_work
 from potstill.errors import UsageError
 from potstill.serve import Text
-from potstill.task import TOKEN_CLASSIFICATION
+from potstill.serve.answering.classification import scoring_function
+from potstill.task import PROBLEM_TYPES, TOKEN_CLASSIFICATION
 from potstill.timing.process import Message, run_block
 
 # Two windows of calls in a row whose medians are as near as this are one speed; it is what rounds differ by as well.
@@ -24,6 +25,8 @@ _STEADY = 0.05
 # A window: the scheduler's turns and the clocks' changes are shorter.
 _WINDOW_S = 0.05
 _LEAST_CALLS = 3
+# Rows that a GPU answers at once when quality is scored.
+_GPU_BATCH = 32
 
 
 class NotFinite(Exception):
@@ -39,6 +42,7 @@ class Duties:
         self._runner: Runner | None = None
         self._texts: list[Text] = []
         self._seed, self._task = 0, ""
+        self._folder = Path()
         self._ready: tuple[Load, Work] | None = None
         self._position: dict[Load, int] = {}
 
@@ -74,7 +78,7 @@ class Duties:
         imported = time.perf_counter()
         self._growth.imported()
         self._runner, self._ready = opener(command), None
-        self._seed, self._task = command["seed"], command["task"]
+        self._seed, self._task, self._folder = command["seed"], command["task"], Path(command["folder"])
         loaded = time.perf_counter()
         self._growth.loaded()
         return {
@@ -122,15 +126,19 @@ class Duties:
     def _answer(self, command: Mapping[str, Any]) -> Message:
         from potstill.judging.ask import ask  # nothing that a model needs to be served, so no part of its memory
 
-        model, texts = self._model, command["texts"]
+        model, texts, kind = self._model, command["texts"], command["kind"]
+        function = scoring_function(kind, self._folder / "config.json") if kind in PROBLEM_TYPES else None
         answers = ask(
             model,
             model.tokenizer,
             texts,
-            kind=command["kind"],
+            kind=kind,
             outputs=model.outputs,
+            function=function,
             batch_invariant=model.batch_invariant,
             pooling=model.pooling,
+            # On a CPU one by one, as a request that is alone is answered; a GPU would stand idle for most of it.
+            batch_size=1 if model.device == "cpu" else _GPU_BATCH,
         )
         with Path(command["file"]).open("wb") as stream:  # a name without .npz would get it
             np.savez(stream, allow_pickle=False, **answers)

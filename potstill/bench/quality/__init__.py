@@ -9,18 +9,18 @@ import numpy as np
 from potstill import metrics
 from potstill.bench import contract
 from potstill.bench.quality.contrasts import count_confusion, list_differences
-from potstill.bench.quality.fitness import check_answers, check_examples, check_same_words
 from potstill.bench.quality.power import power
 from potstill.bench.quality.retention import Pair, compare, unseen, widen
 from potstill.data import Examples
+from potstill.judging.fitness import check_answers, check_examples, check_same_words
 from potstill.judging.intervals import Floats, bootstrap_together, percentiles
 from potstill.judging.marks import Arrays, Marks, agreement, mark
-from potstill.task import (
-    PROBLEM_TYPES,
-    TEXT_CLASSIFICATION,
-    get_task,
-    lower_is_better,
-)
+from potstill.judging.summary import list_notes
+from potstill.judging.trivial import Trivial, better_by, find_trivial
+from potstill.task import PROBLEM_TYPES, TEXT_CLASSIFICATION, lower_is_better
+
+# No contestant's key is empty.
+_TRIVIAL = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,9 @@ def judge(
         check_answers(arrays, examples, kind=kind, key=key)
     check_same_words(answers)
     marks = {key: mark(arrays, examples, kind=kind, metric=metric) for key, arrays in answers.items()}
-    resampled, calibrated = _resample(marks, name, seed=seed, resamples=resamples)
+    trivial = find_trivial(next(iter(answers.values()), None), examples, kind=kind, metric=metric)
+    drawn, calibrated = _resample(marks, trivial, name, seed=seed, resamples=resamples)
+    resampled = {key: drawn[key] for key in marks}
     compared = [pair for pair in pairs if pair[1] in marks and pair[2] in marks]
     quality = contract.Quality(
         name=name,
@@ -78,11 +80,17 @@ def judge(
         kind=kind,
         metric=metric,
         lower_is_better=lower_is_better(metric),
-        trivial=trivial_score(answers, examples, kind=kind, metric=metric),
+        trivial=None if trivial is None else trivial.marks.scores[metric],
+        trivial_answer=None if trivial is None else trivial.words,
         scores=[
-            _score(key, mine, marks.get(baseline), metric=metric, resampled=resampled, calibrated=calibrated)
+            _score(key, mine, marks.get(baseline), metric=metric, drawn=drawn, calibrated=calibrated)
             for key, mine in marks.items()
         ],
+        notes=list(
+            dict.fromkeys(
+                note for key, mine in marks.items() for note in list_notes(answers[key], mine, examples, kind=kind)
+            )
+        ),
         retention=[compare(pair, marks, resampled, kind=kind, metric=metric) for pair in compared],
         power=power(examples, kind=kind, metric=metric),
         confusion=count_confusion(answers, examples, kind=kind, baseline=baseline),
@@ -97,14 +105,18 @@ def _read(file: Path) -> Arrays:
 
 
 def _resample(
-    marks: Mapping[str, Marks], name: str, *, seed: int, resamples: int
+    marks: Mapping[str, Marks], trivial: Trivial | None, name: str, *, seed: int, resamples: int
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """Return the scores and the calibration errors of the same draws of the examples, by contestant."""
+    """Return the scores and the calibration errors of the same draws of the examples, by contestant.
+
+    Among the scores are those of the answer that ignores the text, by the key `_TRIVIAL`.
+    """
     if not marks:
         return {}, {}
     # Data sets of one size shall not share their draws, for they are put together in a mean.
     rng = np.random.default_rng([seed, *name.encode()])
     scored = {f"score {key}": mine.draws for key, mine in marks.items()}
+    scored |= {} if trivial is None else {f"score {_TRIVIAL}": trivial.marks.draws}
     calibrated = {f"calibration {key}": mine.calibration for key, mine in marks.items() if mine.calibration}
     drawn = bootstrap_together(scored | calibrated, next(iter(marks.values())).drawn, rng=rng, resamples=resamples)
     scores, errors = ({name.split(" ", 1)[1]: drawn[name] for name in part} for part in (scored, calibrated))
@@ -117,11 +129,11 @@ def _score(
     baseline: Marks | None,
     *,
     metric: str,
-    resampled: Mapping[str, Floats],
+    drawn: Mapping[str, Floats],
     calibrated: Mapping[str, Floats],
 ) -> contract.Score:
     value = mine.scores[metric]
-    low, high = widen(value, percentiles(resampled[key]), unseen(mine))
+    low, high = widen(value, percentiles(drawn[key]), unseen(mine))
     if mine.right is not None:
         low, high = max(-1.0 if metric == "matthews_correlation" else 0.0, low), min(1.0, high)
     error = None if mine.calibration is None else float(mine.calibration(np.ones((1, mine.drawn)))[0])
@@ -134,6 +146,7 @@ def _score(
         calibration_interval=None if error is None else _around(error, calibrated[key]),
         agreement=None if baseline is None else agreement(mine, baseline),
         lost_finite=mine.lost,
+        better_than_trivial=better_by(drawn[key], drawn[_TRIVIAL], metric=metric)[0] > 0 if _TRIVIAL in drawn else None,
     )
 
 
@@ -145,20 +158,6 @@ def _around(value: float, resampled: Floats) -> contract.Interval:
     low, high = percentiles(resampled)
     moved = value - float(np.median(resampled))
     return max(0.0, low + moved), min(1.0, high + moved)
-
-
-def trivial_score(answers: Mapping[str, Arrays], examples: Examples, *, kind: str, metric: str) -> float | None:
-    """Return the score of an answer that is always the same."""
-    task = TEXT_CLASSIFICATION if kind in PROBLEM_TYPES else get_task(kind)
-    sizes = [int(arrays["vocabulary"]) for arrays in answers.values() if "vocabulary" in arrays]
-    floor = metrics.baseline(
-        task,
-        examples.labels,
-        problem_type=kind if kind in PROBLEM_TYPES else None,
-        label_names=examples.label_names,
-        vocab_size=max(sizes, default=None),
-    )
-    return floor.get(metric)
 
 
 def summarise_glue(judged: Sequence[Judged], *, baseline: str, candidates: Sequence[str]) -> list[contract.GlueRow]:

@@ -6,12 +6,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from potstill.bench.quality import trivial_score
-from potstill.bench.quality.fitness import check_answers, check_examples
 from potstill.data import Examples
 from potstill.judging.answers import Session
 from potstill.judging.ask import ask
-from potstill.judging.marks import mark
+from potstill.judging.fitness import check_answers, check_examples
+from potstill.judging.summary import summarise
 from potstill.progress import Progress, silent
 from potstill.serve import Encoder
 from potstill.task import get_task, kind_of, primary_metric
@@ -26,9 +25,10 @@ def evaluate_bundle(
     precision: str = "fp32",
     metric: str | None = None,
     threads: int | None = None,
+    keep_predictions: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Score one precision of a bundle with the tokenizer and the session that serve it.
+    """Score one precision of a bundle by the answers that it serves, each asked for alone.
 
     Args:
         bundle_dir: the bundle, of any task.
@@ -36,11 +36,11 @@ def evaluate_bundle(
         precision: which of its files.
         metric: the score to put first; None takes the task's own.
         threads: as in `potstill.serve.Encoder`.
+        keep_predictions: as in `potstill.judging.summary.summarise`.
         progress: is told how far it is.
 
     Returns:
-        Plain JSON values: `metric`, its `value`, all `scores`, what an answer that is always the same gets (`trivial`),
-        how many texts have an answer that is no number (`lost_finite`), and what they were measured on.
+        Plain JSON values: what was scored, on what, and what `potstill.judging.summary.summarise` says of it.
 
     Raises:
         BundleError, TamperedError: as `potstill.serve.Encoder`.
@@ -59,25 +59,21 @@ def evaluate_bundle(
         examples.texts,
         kind=kind,
         outputs=manifest.outputs,
+        function=encoder.function,
+        pooling=manifest.pooling,
         batch_invariant=encoder.record.batch_invariant,
     )
     progress(_STAGE, len(examples), len(examples), precision)
     check_answers(arrays, examples, kind=kind, key=str(bundle_dir))
-    marks = mark(arrays, examples, kind=kind, metric=metric)
     return {
         "model": str(bundle_dir),
         "precision": precision,
         "sha256": encoder.bundle.record_of(precision).sha256,
-        "metric": metric,
         "data": examples.name,
         "split": examples.split,
         "num_examples": len(examples),
         "data_sha256": examples.sha256,
-        "trivial": trivial_score({precision: arrays}, examples, kind=kind, metric=metric),
-        "value": marks.scores[metric],
-        "scores": {metric: marks.scores[metric]} | marks.scores,
-        "lost_finite": marks.lost,
-    }
+    } | summarise(arrays, examples, kind=kind, metric=metric, keep_predictions=keep_predictions)
 
 
 class _Told:

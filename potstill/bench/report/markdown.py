@@ -43,6 +43,7 @@ def _warnings(report: Report) -> list[str]:
     if not report.complete:
         lines += ["> **This report is not complete.** Not measured: " + (
             escape("; ".join(map(clean, report.missing))) or "it does not say what") + ".", ">"]  # fmt: skip
+    lines += [f"> **Quality:** {escape(line)}  " for line in tables_quality.no_better(report)]
     lines += [f"> **Noise:** {escape(clean(flag))}  " for flag in report.noise.flags]
     return [*lines, ""] if lines else []
 

@@ -32,6 +32,7 @@ def to_html(report: Report) -> str:
         pictures=pictures(report),
         tables=_tables(report),
         quality=[_quality(report, place) for place in range(len(report.quality))],
+        no_better=tables_quality.no_better(report),
         definitions=definitions(report),
         machine=_machine(report),
         noise=_noise(report),

@@ -47,10 +47,33 @@ def like_for_like(report: Report, quality: Quality) -> Table:
     return plain("like-for-like", title, ("contestant", "against", *_RETENTION_HEAD), rows)
 
 
+def no_better(report: Report) -> list[str]:
+    """Return a sentence for every row that is not surely better than an answer that ignores the text."""
+    return [
+        f"{name(report, row.key)} on {clean(quality.name)}: {_verdict(quality, row)}"
+        for quality in report.quality
+        for row in choose.in_order(report, quality.scores)
+        if row.better_than_trivial is False
+    ]
+
+
+def _verdict(quality: Quality, row: Score) -> str:
+    trivial = quality.trivial if quality.trivial is not None else row.value
+    is_above = row.value < trivial if quality.lower_is_better else row.value > trivial
+    metric = quality.metric.replace("_", " ")
+    return (
+        f"{'not shown to be better' if is_above else 'no better'} than an answer that ignores the text. Its {metric} "
+        f"is {score(row.value)} ({score(row.interval[0])} to {score(row.interval[1])}), and "
+        f"{clean(quality.trivial_answer or 'that')} scores {score(trivial)}."
+    )
+
+
 def _note(report: Report, quality: Quality) -> str:
     sentences = [f"{quality.num_examples:,} examples of {clean(quality.data)} ({clean(quality.split)})."]
     if quality.trivial is not None:
-        sentences.append(f"An answer that does not look at the text scores {score(quality.trivial)}.")
+        told = f" ({clean(quality.trivial_answer)})" if quality.trivial_answer else ""
+        sentences.append(f"An answer that does not look at the text{told} scores {score(quality.trivial)}.")
+    sentences += map(clean, quality.notes)
     sentences.append(f"Kept, difference, p and same decision are against {name(report, report.baseline)}.")
     tests = list(dict.fromkeys(row.test for row in quality.retention))
     if tests:

@@ -4,14 +4,36 @@ The rules are those of transformers' text-classification pipeline: softmax over 
 several may hold or where there is only one, and the number itself for a regression.
 """
 
+import json
 import math
 from collections.abc import Sequence
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 from potstill.serve.answering.prepared import Outputs, Prepared, check_labelled, not_finite
 from potstill.serve.answering.shapes import ClassificationParameters
 from potstill.serve.tokenizer import BundleTokenizer, Text
+from potstill.task import MULTI_LABEL, REGRESSION
+
+
+def scoring_function(problem_type: str | None, config_file: Path) -> str:
+    """Return what makes scores of a classifier's logits, as transformers' pipeline chooses it.
+
+    Args:
+        problem_type: what the classifier answers, one of `potstill.task.PROBLEM_TYPES`; None is a single label.
+        config_file: the model's config.json, which need not be there.
+    """
+    if problem_type == MULTI_LABEL:
+        return "sigmoid"
+    if problem_type != REGRESSION:
+        return "softmax"
+    # A single output is a regression to us; to the pipeline only where the checkpoint says so itself.
+    try:
+        config = json.loads(config_file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return "none"
+    return "none" if not isinstance(config, dict) or config.get("problem_type") else "sigmoid"
 
 
 def prepare_texts(
@@ -42,6 +64,25 @@ def prepare_texts(
     return Prepared(rows=tokenizer.rows(texts), read=read)
 
 
+def prepare_scores(tokenizer: BundleTokenizer, texts: Sequence[Text], *, function: str, output: str) -> Prepared:
+    """Return texts and pairs to score; each gets its logits and its labels' scores, in the order of the logits.
+
+    These are the numbers that `prepare_texts` ranks, for whoever needs them all: an evaluation.
+
+    Args:
+        tokenizer: the model's.
+        texts: at least one.
+        function: `softmax`, `sigmoid` or `none`.
+        output: the name of the logits.
+    """
+
+    def read(outputs: Sequence[Outputs]) -> list[Any]:
+        rows = [own[output].tolist() for own in outputs]
+        return [(row, label_scores(row, function)) for row in rows]
+
+    return Prepared(rows=tokenizer.rows(texts), read=read)
+
+
 def rank(
     logits: Sequence[float], labels: Sequence[str], *, function: str = "softmax", top_k: int | None = None
 ) -> list[dict[str, Any]]:
@@ -59,14 +100,15 @@ def rank(
     Raises:
         CheckError: if a logit is NaN or infinite.
     """
-    if not all(map(math.isfinite, logits)):
-        raise not_finite()
-    scores = _scores(logits, function)
+    scores = label_scores(logits, function)
     best = sorted(zip(scores, labels, strict=True), key=itemgetter(0), reverse=True)[:top_k]
     return [{"label": label, "score": score} for score, label in best]
 
 
-def _scores(logits: Sequence[float], function: str) -> Sequence[float]:
+def label_scores(logits: Sequence[float], function: str) -> Sequence[float]:
+    """Return the scores of one text's labels; arguments and errors as `rank`."""
+    if not all(map(math.isfinite, logits)):
+        raise not_finite()
     if function == "softmax":
         largest = max(logits)
         powers = [math.exp(logit - largest) for logit in logits]

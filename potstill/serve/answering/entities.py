@@ -61,12 +61,57 @@ def prepare_tokens(
     def read(outputs: Sequence[Outputs]) -> list[Any]:
         answers = []
         for text, seen, own in zip(clean, pieces, outputs, strict=True):
-            logits = check_finite(check_labelled(own[output], labels))[before : before + len(seen.ids)]
+            logits = _logits(tokenizer, seen, check_labelled(own[output], labels))
             tokens = _tokens(tokenizer, text, seen, softmax(logits), first=before)
             answers.append(_aggregate(tokenizer, tokens, parameters, labels))
         return answers
 
     return Prepared(rows=[tokenizer.frame(seen.ids) for seen in pieces], read=read)
+
+
+def prepare_words(tokenizer: BundleTokenizer, texts: Sequence[Sequence[str]], *, output: str) -> Prepared:
+    """Return texts that come as lists of words, joined by spaces; each gets its words' logits, and which were read.
+
+    A word is labelled by the first token that touches it: of what `prepare_tokens` lists with `aggregation_strategy`
+    "none", the tokens at which words begin. The answer to W words is an array (W, labels) and one (W,) of truth values,
+    false for a word that no token touches: one behind the longest input, or one that the tokenizer leaves out.
+
+    Args:
+        tokenizer: the model's.
+        texts: at least one.
+        output: the name of the logits.
+    """
+    clean = [[without_surrogates(word) for word in words] for words in texts]
+    pieces = [_seen(tokenizer, whole) for whole in tokenizer.pieces([" ".join(words) for words in clean])]
+
+    def read(outputs: Sequence[Outputs]) -> list[Any]:
+        answers = []
+        for words, seen, own in zip(clean, pieces, outputs, strict=True):
+            logits = _logits(tokenizer, seen, own[output])
+            firsts = _first_tokens(words, seen.places)
+            # A word without a token has the first one's logits, beside the word that they are not its own.
+            padded = logits if len(logits) else np.zeros((1, own[output].shape[-1]))
+            answers.append((padded[np.maximum(firsts, 0)], firsts >= 0))
+        return answers
+
+    return Prepared(rows=[tokenizer.frame(seen.ids) for seen in pieces], read=read)
+
+
+def _first_tokens(words: Sequence[str], places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the first token that touches each word of a text joined by spaces, -1 for a word that none touches."""
+    sizes = np.array([len(word) for word in words], dtype=np.int64)
+    begins = np.cumsum(sizes + 1) - sizes - 1
+    firsts = np.full(len(words), -1, dtype=np.int64)
+    for token in range(len(places) - 1, -1, -1):
+        start, end = places[token]
+        firsts[(sizes > 0) & (begins < end) & (begins + sizes > start)] = token
+    return firsts
+
+
+def _logits(tokenizer: BundleTokenizer, seen: Pieces, given: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Return the logits of a text's own tokens, without those of the special ones around them."""
+    before = len(tokenizer.single.ids[0])
+    return check_finite(given)[before : before + len(seen.ids)]
 
 
 def _seen(tokenizer: BundleTokenizer, whole: Pieces) -> Pieces:

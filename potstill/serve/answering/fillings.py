@@ -62,6 +62,49 @@ def prepare_masks(
     return Prepared(rows=rows, read=read, keep=keep)
 
 
+def prepare_hidden(
+    tokenizer: BundleTokenizer, texts: Sequence[str], hidden: Sequence[Sequence[int]], *, output: str
+) -> Prepared:
+    """Return texts whose masks hide known tokens; each gets a triple per mask.
+
+    The triple is the score of the hidden token, as `prepare_masks` gives it where it is one of the `targets`; the
+    likeliest token; and how many tokens the model chooses from.
+
+    Args:
+        tokenizer: the model's.
+        texts: with masks, as a client would send them.
+        hidden: the token behind each mask of each text.
+        output: the name of the logits.
+
+    Raises:
+        RequestError: 422 if there is no mask token, or a text has other masks than are hidden.
+    """
+    if tokenizer.mask_id is None:
+        raise invalid("this model's tokenizer has no mask token, so it cannot fill masks")
+    rows = tokenizer.rows(texts)
+    masks = [np.flatnonzero(row["input_ids"] == tokenizer.mask_id) for row in rows]
+    for index, (places, tokens) in enumerate(zip(masks, hidden, strict=True)):
+        if len(places) != len(tokens):
+            raise invalid(f"input {index} has {len(places)} masks and {len(tokens)} hidden tokens")
+
+    def keep(index: int, outputs: Outputs) -> Outputs:
+        return {_KEPT: outputs[output][masks[index]]}
+
+    def read(outputs: Sequence[Outputs]) -> list[Any]:
+        answers = []
+        for index, own in enumerate(outputs):
+            scores = softmax(check_finite((own if _KEPT in own else keep(index, own))[_KEPT]))
+            answers.append(
+                [
+                    (float(row[token]) if token < len(row) else 0.0, int(_best(row, 1)[0]), len(row))
+                    for row, token in zip(scores, hidden[index], strict=True)
+                ]
+            )
+        return answers
+
+    return Prepared(rows=rows, read=read, keep=keep)
+
+
 def _fill(
     tokenizer: BundleTokenizer,
     ids: NDArray[np.int64],

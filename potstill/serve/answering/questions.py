@@ -20,7 +20,7 @@ from potstill.serve.refusals import invalid, too_large
 from potstill.serve.tokenizer import BundleTokenizer, Pieces, Row, without_surrogates
 
 # Of transformers' pipeline: the tokens of a window, and those that neighbours share.
-_WINDOW, _STRIDE = 384, 128
+_WINDOW, STRIDE = 384, 128
 # Characters of all the answers to one request, each as long as its context at worst.
 _MOST_CHARACTERS = 16_000_000
 _NO_ANSWER = {"answer": "", "score": 0.0, "start": 0, "end": 0}
@@ -103,7 +103,7 @@ def _windows(
             f"parameters.max_seq_len is {longest}; expected from {tokenizer.pair.size + 2} to {tokenizer.max_length}"
         )
     both = longest - tokenizer.pair.size
-    stride = min(longest // 2, _STRIDE) if parameters.doc_stride is None else parameters.doc_stride
+    stride = min(longest // 2, STRIDE) if parameters.doc_stride is None else parameters.doc_stride
     read = question.ids[: parameters.max_question_len]
     if len(read) + len(context.ids) <= both:
         stride = 0
