@@ -310,6 +310,8 @@ class BenchConfig(Section):
     `rounds` of each."""
     again: bool = True
     """Whether the baseline runs a second time beside itself, which shows how small a difference can be seen."""
+    peak: bool = True
+    """Whether a bare matrix product takes its turns among the models, which shows what this machine can do at best."""
     max_repeats: int = Field(default=2, ge=0)
     """How often a cell that the machine disturbed is measured anew."""
     warm_up_s: PositiveFloat = 3.0
@@ -326,7 +328,7 @@ class BenchConfig(Section):
     """Whether one thread, two, four and so on up to all cores are compared."""
     compressed: bool = True
     """Whether the files are compressed too, to tell how small a download is; it takes 1 to 2 seconds for each."""
-    cold_starts: int = Field(default=2, ge=0)
+    cold_starts: int = Field(default=6, ge=0)
     """Fresh processes per model; 0 measures none."""
     timeout_s: PositiveFloat = 120.0
     """A model that does not answer for so long has hung, and is restarted for the next cell."""

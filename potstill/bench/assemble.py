@@ -17,7 +17,6 @@ from potstill.bench import environment
 from potstill.bench.claims import Claim, decide, load_claims, verify
 from potstill.bench.contract import Environment, Load, Report
 from potstill.bench.datasets import DataSet, Trial, load_trials
-from potstill.bench.engines.peaks import measure_peaks
 from potstill.bench.engines.runners import check_runner
 from potstill.bench.engines.workload import check_loads, make_loads
 from potstill.bench.measuring.gather import gather_answers
@@ -249,10 +248,6 @@ def _measure(setting: Setting, journal: Journal, work: Path, *, before: Environm
     measure(plan)
     for trial in setting.trials:
         gather_answers(trial.plan(plan), {trial.name: (trial.examples.texts, trial.kind)}, work / "answers")
-    if any(entry.runner.endswith("-cpu") for entry in setting.entries):
-        progress("measure the machine's peak", 0, 1, "")
-        journal.once(("peaks",), lambda: measure_peaks(setting.threads).model_dump(mode="json"))
-        progress("measure the machine's peak", 1, 1, "")
     rows = describe_rows(setting, journal, progress=progress)
     journal.once(("rows",), lambda: [row.model_dump(mode="json") for row in rows])
 

@@ -99,9 +99,10 @@ def summarise(setting: Setting, journal: Journal, work: Path) -> Report:
         seed=setting.seed,
     )  # fmt: skip
     judged, unanswered = _judge(setting, journal, work)
-    peaks = journal.get("peaks")
+    best = measured.peaks
+    peaks = Peaks(threads=setting.threads, fp32_flops_per_s=best.get("fp32"), int8_ops_per_s=best.get("int8"))
     found = environment.describe(
-        threads=setting.threads, load_before=journal.get("load before"), peaks=Peaks(**peaks) if peaks else None
+        threads=setting.threads, load_before=journal.get("load before"), peaks=peaks if best else None
     )
     rows = journal.get("rows")
     contestants = [Contestant(**row) for row in rows] if rows else describe_rows(setting, journal, compress=False)
@@ -229,7 +230,11 @@ def _judge(setting: Setting, journal: Journal, work: Path) -> tuple[list[Judged]
 
 
 def _with_flops(setting: Setting, row: Latency, peaks: Peaks | None) -> Latency:
-    """Add how many operations a second a row makes on the grid, and their share of the machine's peak."""
+    """Add how many operations a second a row makes on the grid, and their share of the machine's peak.
+
+    A share above 1 is no share: the count of operations or the peak is wrong then, as where an engine has faster
+    kernels than the bare product's. It is left out, as is that of a row or a peak which the machine disturbed.
+    """
     entry = next(entry for entry in setting.entries if entry.key == row.key)
     per_token = setting.subjects[entry.model].facts.flops_per_token
     if row.load.num_tokens is None or not row.p50_ms or not per_token:
@@ -238,7 +243,8 @@ def _with_flops(setting: Setting, row: Latency, peaks: Peaks | None) -> Latency:
     flops = float(np.interp(row.load.num_tokens, list(per_token), list(per_token.values())))
     rate = flops * row.load.num_tokens * row.load.batch_size / (row.p50_ms / 1e3)
     peak = _peak(peaks, entry.precision) if entry.runner.endswith("cpu") else None
-    return row.model_copy(update={"flops_per_s": rate, "peak_share": rate / peak if peak else None})
+    share = rate / peak if peak and not row.disturbed else None
+    return row.model_copy(update={"flops_per_s": rate, "peak_share": share if share and share <= 1 else None})
 
 
 def _peak(peaks: Peaks | None, precision: str) -> float | None:

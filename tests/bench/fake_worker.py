@@ -122,7 +122,7 @@ def make_plan(folder, world, *, keys=("t/fp32", "s/fp32"), loads=(SHORT, LONG), 
     """Return a plan of fakes; everything but latency is off unless a setting says otherwise."""
     quiet = {
         "throughput_batch_sizes": [], "thread_scaling": False, "cold_starts": 0, "rounds": 5, "launches": 4,
-        "max_repeats": 0, "num_tokens": [16, 128],
+        "max_repeats": 0, "num_tokens": [16, 128], "peak": False,
     }  # fmt: skip
     texts = settings.pop("texts", None)
     entries = [FakeEntry(key, key.partition("@")[2] or "onnxruntime-cpu") for key in keys]

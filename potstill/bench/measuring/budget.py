@@ -8,9 +8,9 @@ LEAST_ROUNDS = 5
 # Calls per turn at least: of 3 one may be an outlier.
 MIN_CALLS = 3
 # Turns of each row at a load and a number of callers, and how long one lasts at least.
-THROUGHPUT_TURNS, THROUGHPUT_S = 3, 0.3
-# Where the turns of all rows so far took longer than this, 2 of each must do.
-THROUGHPUT_SLOW_S, THROUGHPUT_SLOW_TURNS = 4.0, 2
+THROUGHPUT_TURNS, THROUGHPUT_S = 6, 0.3
+# Where the turns of all rows so far took longer than this, 3 of each must do.
+THROUGHPUT_SLOW_S, THROUGHPUT_SLOW_TURNS = 6.0, 3
 # Rounds of each number of threads, and how long a turn lasts at least.
 SCALING_ROUNDS, SCALING_S = 5, 0.2
 

@@ -8,7 +8,6 @@ several launches, because a process keeps the speed that its place in memory giv
 Nothing here is computed from the measurements but where to go on; `potstill.bench.measuring.results` does that.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -20,14 +19,16 @@ from potstill.bench.contract import Failure, Load, Memory
 from potstill.bench.engines.memory import container_limit
 from potstill.bench.measuring import noise
 from potstill.bench.measuring.budget import LEAST_ROUNDS, MIN_CALLS, next_load, split_rounds
-from potstill.bench.measuring.cold_start import cold_start
+from potstill.bench.measuring.cold_start import start_once
 from potstill.bench.measuring.energy import Meter, open_meter
 from potstill.bench.measuring.plan import Plan
-from potstill.bench.measuring.replies import Reply, read_block, read_warm
+from potstill.bench.measuring.replies import Reply, read_block, read_rates, read_warm
 from potstill.bench.measuring.rounds import (
+    PRODUCT,
     Round,
     all_rounds,
     calls_of,
+    disturbances,
     drop_rounds,
     is_lost,
     kept_rounds,
@@ -38,11 +39,13 @@ from potstill.bench.measuring.rounds import (
 )
 from potstill.bench.measuring.stats import median_interval
 from potstill.bench.measuring.team import Team, classify
-from potstill.bench.measuring.throughput import measure_scaling, measure_throughput, runs_on_processor
+from potstill.bench.measuring.throughput import measure_scaling, runs_on_processor, throughput_turns
 from potstill.timing.client import CommandFailed
 from potstill.timing.ratio import ratio_interval
 
 _STAGE = "measure latency"
+# The order of cold starts is drawn as that of turns, but belongs to no load.
+_NO_LOAD = Load()
 # Resamples behind the decision where a budget goes: the interval of the report is made anew, with more.
 _ROUGH = 200
 # Half the width / the value beyond which a load is launched again (3 % is aimed at), and how many at most, so that a
@@ -69,25 +72,28 @@ def measure(plan: Plan) -> None:
     are ended; a round that it cuts off leaves no trace, and another call goes on there.
     """
     measure_latency(plan)
-    measure_throughput(plan)
     measure_scaling(plan)
     measure_cold_starts(plan)
 
 
 def measure_latency(plan: Plan) -> None:
-    """Make all rounds of all loads, look at the memory of the processes that ran them last, and make up for noise."""
+    """Make all rounds of all loads, look at the memory of the processes that ran them, and make up for noise.
+
+    Throughput takes its turns in the same launches, after the memory was read: a process keeps a speed of its own for
+    life, and several processes tell by how much.
+    """
     budgeted = plan.config.budget_s is not None
     shares = split_rounds(LEAST_ROUNDS if budgeted else plan.config.rounds, plan.config.launches)
     meter = _find_meter(plan)
     for number, share in enumerate(shares):
-        with plan.team(plan.everybody()) as team:
+        with plan.team(plan.racers()) as team:
             launch = _Launch(plan, team, number, meter)
             for load in plan.loads:
                 _make_rounds(launch, load, share)
             if plan.config.budget_s is not None:
                 _spend(launch, plan.config.budget_s * (number + 1) / len(shares))
-            if number + 1 == len(shares):
-                _read_memory(launch)
+            _read_memory(launch)
+            throughput_turns(plan, team, launch=number, launches=len(shares))
     for more in range(0 if budgeted else plan.config.extra_launches):
         if not _launch_again(plan, len(shares) + more, meter, share=shares[-1]):
             break
@@ -95,22 +101,29 @@ def measure_latency(plan: Plan) -> None:
 
 
 def measure_cold_starts(plan: Plan) -> None:
-    """Start each row's process from nothing, some times."""
-    text = next(iter(plan.texts or ()), _TEXT)
-    for number, entry in enumerate(plan.entries):
-        known = [plan.journal.get("failure", entry.key, stage, "") for stage in ("load", "cold start")]
-        if not plan.config.cold_starts or any(known) or plan.journal.get("cold start", entry.key):
-            continue
-        plan.progress("cold start", number, len(plan.entries), entry.key)
-        try:
-            found = cold_start(
-                entry, text=text, starts=plan.config.cold_starts, seed=plan.seed, timeout_s=plan.config.timeout_s
-            )
-        except CommandFailed as error:
-            failure = Failure(key=entry.key, stage="cold start", kind=classify(error), reason=str(error))
-            plan.journal.put(("failure", entry.key, "cold start", ""), failure.model_dump(mode="json"))
-        else:
-            plan.journal.put(("cold start", entry.key), found.model_dump(mode="json"))
+    """Start each row's process from nothing, in turns, and the baseline's second one beside it.
+
+    A turn that the machine disturbed is made anew, so often as is allowed.
+    """
+    journal, text = plan.journal, next(iter(plan.texts or ()), _TEXT)
+    starts = {key: greetings[0] for key, greetings in plan.everybody().items()}
+    for number in range(plan.config.cold_starts):
+        for key in order_of(list(starts), seed=plan.seed, load=_NO_LOAD, launch=0, number=number):
+            failed = any(journal.get("failure", key, stage, "") for stage in ("load", "cold start"))
+            if failed or journal.get("cold start", key, number) is not None:
+                continue
+            plan.progress("cold start", number, plan.config.cold_starts, key)
+            try:
+                found, machine = noise.watched(
+                    partial(start_once, starts[key], text=text, timeout_s=plan.config.timeout_s),
+                    repeats=plan.config.max_repeats,
+                )
+            except CommandFailed as error:
+                failure = Failure(key=key, stage="cold start", kind=classify(error), reason=str(error))
+                journal.put(("failure", key, "cold start", ""), failure.model_dump(mode="json"))
+            else:
+                journal.put(("machine", "cold start", key, number), machine)
+                journal.put(("cold start", key, number), found)
     plan.progress("cold start", 1, 1, "")
 
 
@@ -133,15 +146,11 @@ def _make_rounds(launch: _Launch, load: Load, share: int) -> None:
             continue
         repeats = len(journal.parts("dropped", str(load)))
         # Written down once: rounds that a budget adds later must not change it.
-        judge = partial(_disturbances, kept)
+        judge = partial(disturbances, kept)
         reasons = journal.once(("judged", str(load), launch.number, repeats), judge)
         if not reasons or repeats >= launch.plan.config.max_repeats:
             return
         drop_rounds(journal, load, kept, reason="; ".join(reasons))
-
-
-def _disturbances(rounds: Sequence[Round]) -> list[str]:
-    return noise.shares(found.machine for found in rounds).over_limit()
 
 
 def _launch_again(plan: Plan, number: int, meter: Meter | None, *, share: int) -> bool:
@@ -150,7 +159,7 @@ def _launch_again(plan: Plan, number: int, meter: Meter | None, *, share: int) -
     Only how wide an interval is decides, not where it is, so it still holds the truth as often as it says.
     """
     chosen = plan.journal.once(("more", number), lambda: {"rounds": share, "loads": _widest(plan)})["loads"]
-    with plan.team(plan.everybody()) as team:
+    with plan.team(plan.racers()) as team:
         for load in plan.loads:
             if str(load) in chosen:
                 _make_rounds(_Launch(plan, team, number, meter), load, share)
@@ -213,10 +222,19 @@ def _make_round(launch: _Launch, load: Load) -> bool:
     _tell(plan, f"{load}, round {len(kept_rounds(plan.journal, load)) + 1}")
     able = [name for name in launch.team.names if not is_lost(plan.journal, name, load)]
     launch.team.start(able)
-    racing = [name for name in able if _warm(launch, load, name)]
+    racing = [name for name in able if name == PRODUCT or _warm(launch, load, name)]
+    if racing == [PRODUCT]:
+        return False
+    kept = (found for found in kept_rounds(plan.journal, load) if found.launch == launch.number)
+    if any(found.peaks for found in kept):  # its best turn counts, and one in each launch and load is enough for that
+        racing = [name for name in racing if name != PRODUCT]
     before, start = noise.read_counters(), plan.clock()
     turns: dict[str, dict[str, Any]] = {}
+    peaks: dict[str, float] = {}
     for name in order_of(racing, seed=plan.seed, load=load, launch=launch.number, number=number):
+        if name == PRODUCT:
+            peaks = launch.team.ask(name, {"do": "product"}, read=read_rates, stage="latency", where=str(load)) or {}
+            continue
         turn = _take_turn(launch, load, name)
         if turn is not None:
             turns[name] = turn
@@ -229,6 +247,7 @@ def _make_round(launch: _Launch, load: Load) -> bool:
         cpu_s={name: turn["cpu_s"] for name, turn in turns.items()},
         wall_s={name: turn["wall_s"] for name, turn in turns.items()},
         joules={name: turn["joules"] for name, turn in turns.items() if "joules" in turn},
+        peaks=peaks,
         seconds=plan.clock() - start,
         machine=noise.read_counters().since(before),
     )
@@ -258,10 +277,10 @@ def _take_turn(launch: _Launch, load: Load, name: str) -> dict[str, Any] | None:
 
 
 def _read_memory(launch: _Launch) -> None:
-    """Ask everybody for its memory, once it has run all loads of the grid in this life."""
+    """Ask everybody for its memory, once it has run all loads in this life."""
     journal = launch.plan.journal
-    for key in (entry.key for entry in launch.plan.entries):
-        if journal.get("memory", key) is not None:
+    for key in launch.plan.everybody():
+        if journal.get("memory", key, launch.number) is not None:
             continue
         for load in launch.plan.loads:
             if str(load) not in launch.team.done(key) and not is_lost(journal, key, load):
@@ -270,7 +289,7 @@ def _read_memory(launch: _Launch) -> None:
         read = partial(_memory, key, container_limit())
         found = launch.team.ask(key, {"do": "memory"}, read=read, stage="memory")
         if found is not None:
-            journal.put(("memory", key), found)
+            journal.put(("memory", key, launch.number), found)
 
 
 def _memory(key: str, limit_bytes: int | None, reply: Reply) -> dict[str, Any]:

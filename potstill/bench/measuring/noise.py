@@ -4,37 +4,51 @@ Everything is read from Linux's /proc and /sys (`man 5 proc`, Documentation/admi
 system does not tell is None.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from potstill.timing.disturbance import Counters, Shares, read_counters, shares
 
-__all__ = ["Counters", "Shares", "flags", "governor", "read_counters", "shares", "smt", "turbo"]
+__all__ = ["Counters", "Shares", "drift_flags", "governor", "read_counters", "shares", "smt", "turbo", "watched"]
 
 # Medians of thirds of 12 rounds that differ by 3 % each are 3 % apart by chance alone.
 DRIFT_LIMIT = 0.05
 
 _SYS = Path("/sys")
 
+Made = TypeVar("Made")
 
-def flags(found: Shares, drifts: Mapping[str, float], *, floor: float | None) -> list[str]:
-    """Return a sentence for everything that makes this run doubtful.
+
+def watched(make: Callable[[], Made], *, repeats: int) -> tuple[Made, dict[str, float]]:
+    """Make something while the machine is watched; if it was disturbed, make it again up to `repeats` times.
+
+    Returns:
+        What was made last, and what the machine did meanwhile as `Counters.since` counts it.
+    """
+    while True:
+        before = read_counters()
+        made = make()
+        machine = read_counters().since(before)
+        if repeats <= 0 or not shares([machine]).over_limit():
+            return made, machine
+        repeats -= 1
+
+
+def drift_flags(drifts: Mapping[str, float], *, of: int) -> list[str]:
+    """Return a sentence about the cells whose times drifted, if there are any.
 
     Args:
-        found: over all rounds that count.
-        drifts: "row at load" -> median of its last third of rounds / of the first.
-        floor: the noise floor.
+        drifts: "row at load" -> median of its last third of rounds / of the first, of those that drifted.
+        of: how many cells there are.
     """
-    sentences = [f"While the rounds ran, {part}." for part in found.over_limit()]
-    limit = max(floor or 0.0, DRIFT_LIMIT)
-    drifted = {where: value for where, value in drifts.items() if abs(value - 1) > limit}
-    if drifted:
-        worst = max(drifted, key=lambda where: abs(drifted[where] - 1))
-        sentences.append(
-            f"Between the first and the last third of the rounds the times drifted by more than {limit:.0%} in "
-            f"{len(drifted)} of {len(drifts)} cells, most for {worst}: {drifted[worst] - 1:+.0%}."
-        )
-    return sentences
+    if not drifts:
+        return []
+    worst = max(drifts, key=lambda where: abs(drifts[where] - 1))
+    return [
+        f"Between the first and the last third of the rounds the times of {len(drifts)} of {of} cells drifted by more "
+        f"than chance would have it, most those of {worst}: {drifts[worst] - 1:+.0%}."
+    ]
 
 
 def governor(root: Path = _SYS) -> str | None:
