@@ -306,8 +306,8 @@ class BenchConfig(Section):
     block_s: PositiveFloat = 0.25
     """How long one model's turn lasts at least, in seconds."""
     budget_s: PositiveFloat | None = None
-    """Seconds for all rounds together: after 5 of each cell they go where the intervals are widest. None makes
-    `rounds` of each."""
+    """Seconds for the whole bench, from its start to the report. What does not fit is left out, the least important
+    first, and what is left over goes into rounds where the intervals are widest. None makes `rounds` of each."""
     again: bool = True
     """Whether the baseline runs a second time beside itself, which shows how small a difference can be seen."""
     peak: bool = True

@@ -68,9 +68,11 @@ def _measure(given: Mapping[str, Any]) -> None:
     if not given.get("models") or "out" not in given:
         raise UsageError("name the models and a folder: potstill bench teacher-onnx/ student-onnx/ --out report/")
     from potstill import bench as benching
+    from potstill.bench.claims import check_required, load_claims
     from potstill.cli.render import progress_bars
 
     config, request = _config(given), _request(given)
+    check_required(load_claims(request.claims), given.get("required", ()))
     older = benching.read_report(given["compare"]) if "compare" in given else None
     with progress_bars() as progress:
         report = benching.bench(
@@ -142,9 +144,11 @@ def _require(report: "Report", required: Sequence[str] | None) -> None:
         return
     from potstill.bench.claims import require as unmet
 
-    failed = unmet(report.claims, "all" if "all" in required else required)
+    failed = unmet(report.claims, required)
     if failed:
-        told = "; ".join(f"{row.id} ({row.subject}) is {row.verdict}" for row in failed)
+        told = "; ".join(
+            f"{row.id} ({row.subject}) is {row.verdict}" + (f": {row.reason}" if row.reason else "") for row in failed
+        )
         raise CheckError(f"--require {' '.join(required)}: {told}")
 
 
@@ -164,6 +168,8 @@ def _verify(given: Mapping[str, Any]) -> None:
     else:
         rows = [[row.what, row.old, row.new, row.outcome] for row in findings]
         print_table(f"{given['verify']}, measured again", ("cell", "then", "now", ""), rows)
+        for note in dict.fromkeys(row.note for row in findings if row.outcome == "not compared"):
+            _tell(f"not compared: {note}")
     broken = [row.what for row in findings if not row.holds]
     if broken:
         raise CheckError(f"{len(broken)} of {len(findings)} cells do not hold: {', '.join(broken)}")

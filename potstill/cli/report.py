@@ -38,6 +38,8 @@ def _warnings(report: Report) -> Table | None:
     if not report.complete:
         missing = "; ".join(clean(name) for name in report.missing)
         rows.append(("INCOMPLETE", f"The bench was interrupted. Not measured: {missing or 'some of it'}."))
+    if report.left_out:
+        rows.append(("LEFT OUT", f"The budget had no time for: {'; '.join(map(clean, report.left_out))}."))
     rows += [("NOISE", clean(flag)) for flag in report.noise.flags]
     return _listed([(word, "bold yellow", Text(_together(line))) for word, line in rows])
 

@@ -225,6 +225,8 @@ def lost(report: contract.Report, key: str, what: str, *, at: str = "", known: I
     where = f" at {at}" if at else ""
     measured = f"; measured are {', '.join(known)}" if known else ""
     cut = "; the bench was interrupted" if not report.complete else ""
+    if report.left_out:
+        cut += "; the budget had no time for everything"
     return f"{what} of {key}{where} was not measured{measured}{cut}"
 
 

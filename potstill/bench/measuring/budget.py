@@ -1,6 +1,7 @@
 """Where the time of a run goes: rounds over launches, a budget over loads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import inf
 
 # With a budget, every load has at least so many rounds: fewer carry no interval of 95 %.
@@ -13,6 +14,31 @@ THROUGHPUT_TURNS, THROUGHPUT_S = 6, 0.3
 THROUGHPUT_SLOW_S, THROUGHPUT_SLOW_TURNS = 6.0, 3
 # Rounds of each number of threads, and how long a turn lasts at least.
 SCALING_ROUNDS, SCALING_S = 5, 0.2
+
+# The parts of a bench in the order in which they run.
+LATENCY, THROUGHPUT, QUALITY, COLD_STARTS = "latency", "throughput", "quality", "cold starts"
+SCALING, COMPRESSED, REPORT = "thread scaling", "compressed sizes", "the report"
+_PARTS = (LATENCY, THROUGHPUT, QUALITY, COLD_STARTS, SCALING, COMPRESSED, REPORT)
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """When a bench with a budget must be done.
+
+    Attributes:
+        end: of the budget, by `clock`.
+        clock: seconds.
+        reserved_s: part -> seconds that the parts before it must leave for it.
+    """
+
+    end: float
+    clock: Callable[[], float]
+    reserved_s: Mapping[str, float] = field(default_factory=dict)
+
+    def left_s(self, part: str) -> float:
+        """Return the seconds that a part has from now on, without what is kept for those after it."""
+        later = _PARTS[_PARTS.index(part) + 1 :]
+        return self.end - self.clock() - sum(self.reserved_s.get(name, 0.0) for name in later)
 
 
 def split_rounds(rounds: int, launches: int) -> list[int]:

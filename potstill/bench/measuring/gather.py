@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from potstill.bench.measuring.budget import QUALITY
 from potstill.bench.measuring.plan import Plan
 from potstill.bench.measuring.team import Team
 
@@ -20,7 +21,8 @@ def gather_answers(
     """Return where each row's answers to each data set are: files as `potstill.judging.ask.ask` describes them.
 
     The rows answer one after the other, each in a fresh process, so that none needs memory beside another. What is in
-    the journal and in `folder` is not asked again; a row that fails at a data set has no file for it.
+    the journal and in `folder` is not asked again; a row that fails at a data set, or has no time for it before the
+    plan's deadline, has no file for it.
 
     Args:
         plan: the rows and the journal.
@@ -33,6 +35,9 @@ def gather_answers(
     for entry in plan.entries:
         with plan.team({entry.key: plan.greetings(entry)}) as team:
             for name, (texts, kind) in datasets.items():
+                if not plan.has(_seconds(plan, entry.key, len(texts)), QUALITY):
+                    done += len(texts)
+                    continue
                 plan.progress(_STAGE, done, total, f"{entry.key} on {name}")
                 file = folder / f"{quote(f'{entry.key} {name}', safe=' @+')}.npz"
                 if _answer(plan, team, entry.key, name=name, texts=texts, kind=kind, file=file):
@@ -40,6 +45,22 @@ def gather_answers(
                 done += len(texts)
     plan.progress(_STAGE, 1, 1, "")
     return files
+
+
+def _seconds(plan: Plan, key: str, texts: int) -> float:
+    """Return about how long a row takes for so many texts, by what its process has shown so far."""
+    loaded = plan.journal.get("load", key) or {}
+    start_s = sum(float(loaded.get(part, 0.0)) for part in ("process_ms", "import_ms", "load_ms")) / 1e3
+    # Of the data's own texts where they were a load, else of those of one text: the shortest are the most like them.
+    calls_ms = {
+        str(load): value["call_ms"]
+        for load in plan.loads
+        if load.batch_size == 1
+        for name, value in plan.journal.parts("warm", str(load)).items()
+        if name[-1] == key
+    }
+    per_text_ms = float(calls_ms.get("own texts", min(calls_ms.values(), default=0.0)))
+    return start_s + texts * per_text_ms / 1e3
 
 
 def _answer(

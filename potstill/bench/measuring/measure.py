@@ -8,7 +8,8 @@ several launches, because a process keeps the speed that its place in memory giv
 Nothing here is computed from the measurements but where to go on; `potstill.bench.measuring.results` does that.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from typing import Any
@@ -18,7 +19,15 @@ import numpy as np
 from potstill.bench.contract import Failure, Load, Memory
 from potstill.bench.engines.memory import container_limit
 from potstill.bench.measuring import noise
-from potstill.bench.measuring.budget import LEAST_ROUNDS, MIN_CALLS, next_load, split_rounds
+from potstill.bench.measuring.budget import (
+    COLD_STARTS,
+    LATENCY,
+    LEAST_ROUNDS,
+    MIN_CALLS,
+    Deadline,
+    next_load,
+    split_rounds,
+)
 from potstill.bench.measuring.cold_start import start_once
 from potstill.bench.measuring.energy import Meter, open_meter
 from potstill.bench.measuring.plan import Plan
@@ -65,15 +74,21 @@ class _Launch:
     meter: Meter | None
 
 
-def measure(plan: Plan) -> None:
+def measure(plan: Plan, *, answer: Callable[[], None] = lambda: None) -> None:
     """Measure everything that is not in the journal yet.
 
     A fault of a row costs what it was asked and is written down. `KeyboardInterrupt` passes through once all processes
-    are ended; a round that it cuts off leaves no trace, and another call goes on there.
+    are ended; a round that it cuts off leaves no trace, and another call goes on there. With a deadline, what there is
+    no time for stays unmeasured.
+
+    Args:
+        plan: what.
+        answer: scores quality; it comes after the latency, before what matters less.
     """
     measure_latency(plan)
-    measure_scaling(plan)
+    answer()
     measure_cold_starts(plan)
+    measure_scaling(plan)
 
 
 def measure_latency(plan: Plan) -> None:
@@ -82,22 +97,49 @@ def measure_latency(plan: Plan) -> None:
     Throughput takes its turns in the same launches, after the memory was read: a process keeps a speed of its own for
     life, and several processes tell by how much.
     """
-    budgeted = plan.config.budget_s is not None
-    shares = split_rounds(LEAST_ROUNDS if budgeted else plan.config.rounds, plan.config.launches)
     meter = _find_meter(plan)
-    for number, share in enumerate(shares):
-        with plan.team(plan.racers()) as team:
-            launch = _Launch(plan, team, number, meter)
-            for load in plan.loads:
-                _make_rounds(launch, load, share)
-            if plan.config.budget_s is not None:
-                _spend(launch, plan.config.budget_s * (number + 1) / len(shares))
-            _read_memory(launch)
-            throughput_turns(plan, team, launch=number, launches=len(shares))
-    for more in range(0 if budgeted else plan.config.extra_launches):
-        if not _launch_again(plan, len(shares) + more, meter, share=shares[-1]):
-            break
+    if plan.config.budget_s is not None:
+        _spend_budget(plan, meter)
+    else:
+        shares = split_rounds(plan.config.rounds, plan.config.launches)
+        for number, share in enumerate(shares):
+            with plan.team(plan.racers()) as team:
+                launch = _Launch(plan, team, number, meter)
+                for load in plan.loads:
+                    _make_rounds(launch, load, share)
+                _read_memory(launch)
+                throughput_turns(plan, team, launch=number, launches=len(shares))
+        for more in range(plan.config.extra_launches):
+            if not _launch_again(plan, len(shares) + more, meter, share=shares[-1]):
+                break
     plan.progress(_STAGE, 1, 1, "")
+
+
+def _spend_budget(plan: Plan, meter: Meter | None) -> None:
+    """Make the least rounds of every load, and then more where the intervals are widest until the time is over.
+
+    The processes are started again only where that leaves the time for rounds: how long it takes is known once they
+    were started first.
+    """
+    deadline = plan.deadline or Deadline(plan.clock() + (plan.config.budget_s or 0.0), plan.clock)
+    plan = replace(plan, deadline=deadline)
+    shares = split_rounds(LEAST_ROUNDS, plan.config.launches)
+    number, last, whole_s = 0, False, deadline.left_s(LATENCY)
+    while not last:
+        with plan.team(plan.racers()) as team:
+            launch, begin = _Launch(plan, team, number, meter), plan.clock()
+            for load in plan.loads:
+                _make_rounds(launch, load, shares[number])
+            took_s = plan.clock() - begin
+            last = number + 1 == len(shares) or not plan.has(2 * took_s, LATENCY)
+            if last:
+                for load in plan.loads:
+                    _make_rounds(launch, load, sum(shares[number:]))
+            kept_s = 0.0 if last else whole_s * (1 - (number + 1) / len(shares))
+            _spend(launch, kept_s=kept_s)
+            _read_memory(launch)
+            throughput_turns(plan, team, launch=number, launches=number + 1 if last else len(shares))
+        number += 1
 
 
 def measure_cold_starts(plan: Plan) -> None:
@@ -107,11 +149,15 @@ def measure_cold_starts(plan: Plan) -> None:
     """
     journal, text = plan.journal, next(iter(plan.texts or ()), _TEXT)
     starts = {key: greetings[0] for key, greetings in plan.everybody().items()}
+    longest_s = 0.0
     for number in range(plan.config.cold_starts):
         for key in order_of(list(starts), seed=plan.seed, load=_NO_LOAD, launch=0, number=number):
             failed = any(journal.get("failure", key, stage, "") for stage in ("load", "cold start"))
             if failed or journal.get("cold start", key, number) is not None:
                 continue
+            if not plan.has(longest_s, COLD_STARTS):
+                return
+            began = plan.clock()
             plan.progress("cold start", number, plan.config.cold_starts, key)
             try:
                 found, machine = noise.watched(
@@ -124,6 +170,7 @@ def measure_cold_starts(plan: Plan) -> None:
             else:
                 journal.put(("machine", "cold start", key, number), machine)
                 journal.put(("cold start", key, number), found)
+                longest_s = max(longest_s, plan.clock() - began)
     plan.progress("cold start", 1, 1, "")
 
 
@@ -141,14 +188,16 @@ def _make_rounds(launch: _Launch, load: Load, share: int) -> None:
     while True:
         kept = [found for found in kept_rounds(journal, load) if found.launch == launch.number]
         if len(kept) < share:
-            if not _make_round(launch, load):
+            cost_s = kept[-1].seconds if kept else 0.0
+            if not launch.plan.has(cost_s, LATENCY) or not _make_round(launch, load):
                 return
             continue
         repeats = len(journal.parts("dropped", str(load)))
         # Written down once: rounds that a budget adds later must not change it.
         judge = partial(disturbances, kept)
         reasons = journal.once(("judged", str(load), launch.number, repeats), judge)
-        if not reasons or repeats >= launch.plan.config.max_repeats:
+        again_s = sum(found.seconds for found in kept)
+        if not reasons or repeats >= launch.plan.config.max_repeats or not launch.plan.has(again_s, LATENCY):
             return
         drop_rounds(journal, load, kept, reason="; ".join(reasons))
 
@@ -172,15 +221,15 @@ def _widest(plan: Plan) -> list[str]:
     return sorted(wide, key=lambda load: -widths[load])[:_MOST_AGAIN]
 
 
-def _spend(launch: _Launch, budget_s: float) -> None:
-    """Make rounds where the intervals are widest until the seconds of all rounds so far reach the budget."""
+def _spend(launch: _Launch, *, kept_s: float) -> None:
+    """Make rounds where the intervals are widest until only `kept_s` seconds are left for later launches."""
     plan = launch.plan
+    assert plan.deadline is not None
     while True:
         rounds = {str(load): all_rounds(plan.journal, load) for load in plan.loads}
-        left_s = budget_s - sum(found.seconds for own in rounds.values() for found in own)
         costs_s = {load: own[-1].seconds for load, own in rounds.items() if own}
         widths = {str(load): _width(plan, load) for load in plan.loads if str(load) in costs_s}
-        chosen = next_load(widths, costs_s, left_s=left_s)
+        chosen = next_load(widths, costs_s, left_s=plan.deadline.left_s(LATENCY) - kept_s)
         if chosen is None:
             return
         if not _make_round(launch, next(load for load in plan.loads if str(load) == chosen)):
@@ -298,9 +347,10 @@ def _memory(key: str, limit_bytes: int | None, reply: Reply) -> dict[str, Any]:
 
 def _tell(plan: Plan, note: str) -> None:
     rounds = [all_rounds(plan.journal, load) for load in plan.loads]
-    if plan.config.budget_s is not None:
-        spent_s = sum(found.seconds for own in rounds for found in own)
-        plan.progress(_STAGE, min(round(spent_s), round(plan.config.budget_s)), round(plan.config.budget_s), note)
+    if plan.deadline is not None:
+        left_s = max(0.0, plan.deadline.left_s(LATENCY))
+        whole_s = round(plan.config.budget_s or 0.0)
+        plan.progress(_STAGE, min(whole_s - 1, whole_s - round(left_s)), whole_s, note)
         return
     dropped = sum(len(value["rounds"]) for value in plan.journal.parts("dropped").values())
     wanted = sum(wanted_rounds(plan.journal, load, config=plan.config) for load in plan.loads)

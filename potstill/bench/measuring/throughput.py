@@ -8,8 +8,10 @@ from potstill import machine
 from potstill.bench.contract import Load
 from potstill.bench.measuring.budget import (
     MIN_CALLS,
+    SCALING,
     SCALING_ROUNDS,
     SCALING_S,
+    THROUGHPUT,
     THROUGHPUT_S,
     THROUGHPUT_SLOW_S,
     THROUGHPUT_SLOW_TURNS,
@@ -85,6 +87,9 @@ def throughput_turns(plan: Plan, team: Team, *, launch: int, launches: int) -> N
             done = plan.journal.parts("throughput", str(load), callers)
             if (turn,) in done or is_enough(done.values()):
                 continue
+            took_s = max((sum(reply["seconds"] for reply in made.values()) for made in done.values()), default=0.0)
+            if not plan.has(took_s, THROUGHPUT):
+                return
             step, total = launch * len(cells) + number, launches * len(cells)
             plan.progress(_THROUGHPUT, step, total, place(load, callers))
             found, counted = watched(
@@ -103,18 +108,23 @@ def measure_scaling(plan: Plan) -> None:
     rows = [entry for entry in plan.entries if runs_on_processor(entry)]
     if not plan.config.thread_scaling or len(counts) < 2:
         return
+    longest_s = 0.0
     for number, entry in enumerate(rows):
         greetings = {f"{entry.key}{_THREADS}{count}": plan.greetings(entry, threads=count) for count in counts}
         with plan.team(greetings) as team:
             for turn in range(SCALING_ROUNDS):
                 if plan.journal.get("scaling", entry.key, turn) is not None:
                     continue
+                if not plan.has(longest_s, SCALING):
+                    return
+                began = plan.clock()
                 plan.progress(_SCALING, number * SCALING_ROUNDS + turn, len(rows) * SCALING_ROUNDS, entry.key)
                 found, counted = watched(
                     partial(_scaling_turn, plan, team, load, turn=turn), repeats=plan.config.max_repeats
                 )
                 plan.journal.put(("machine", "scaling", entry.key, turn), counted)
                 plan.journal.put(("scaling", entry.key, turn), found)
+                longest_s = max(longest_s, plan.clock() - began)
     plan.progress(_SCALING, 1, 1, "")
 
 
