@@ -291,7 +291,7 @@ class BenchConfig(Section):
     num_tokens: list[PositiveInt] = Field(default=[16, 128], min_length=1)
     threads: PositiveInt | None = None
     """Intra-op threads of every model; None takes the cores that this process may use."""
-    precisions: list[str] | None = Field(default=None, min_length=1)
+    precisions: list[Literal["fp32", "fp16", "bf16", "int8", "int8-static"]] | None = Field(default=None, min_length=1)
     """fp32, fp16, bf16, int8, int8-static; None takes what each bundle has, and fp32 of a checkpoint."""
     runners: list[Runner] | None = Field(default=None, min_length=1)
     """Which engines run the models; None takes onnxruntime on the CPU for bundles, torch on the CPU for checkpoints."""

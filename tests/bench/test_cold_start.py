@@ -34,9 +34,7 @@ def load(**changes):
 
 def test_a_cold_start_is_the_median_of_each_part_over_fresh_processes(tmp_path):
     script = [sys.executable, "-c", SCRIPT.format(folder=str(tmp_path))]
-    starts = [
-        start_once(load(folder="x", spinning=False), text=("word1", "word2"), command=script) for _ in range(3)
-    ]
+    starts = [start_once(load(folder="x", spinning=False), text=("word1", "word2"), command=script) for _ in range(3)]
     found = summarise_starts("teacher/fp32", starts, disturbed="others were at work")
     assert (found.key, found.starts, found.disturbed) == ("teacher/fp32", 3, "others were at work")
     assert (found.process_ms, found.import_ms, found.load_ms, found.first_answer_ms) == (11, 100, 500, 7.5)

@@ -68,9 +68,25 @@ def test_a_required_claim_that_does_not_pass_is_exit_code_1(invoke, teacher_dir,
     assert found.exception.exit_code == 1
     assert "huge (student/int8) is FAIL" in str(found.exception)
     assert isinstance(invoke("bench", *again, "--require", "all").exception, CheckError)
-    unknown = invoke("bench", *again, "--require", "sped").exception
+    unknown = invoke("bench", *again, "--require", "smal").exception
     assert isinstance(unknown, UsageError)
-    assert "'speed'" in str(unknown)
+    assert "'small'" in str(unknown)
+    # Of the package's own claims there is none in a file that does not name it.
+    assert isinstance(invoke("bench", *again, "--require", "speed").exception, UsageError)
+
+
+def test_require_all_is_about_the_claims_of_the_file_alone(invoke, teacher_dir, student_dir, out_dir, tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("claims: [{id: small, claim: small, measure: file_mb, at_most: 100, where: {precision: int8}}]")
+    again = [f"teacher={teacher_dir}", f"student={student_dir}", "--out", out_dir, "--resume", *QUICK]
+    found = invoke("bench", *again, "--data", out_dir.parent / "words", "--claims", mine, "--require", "all")
+    assert found.exit_code == 0, found.output
+
+
+def test_a_required_claim_that_nobody_makes_is_refused_before_a_model_is_read(invoke, tmp_path):
+    found = invoke("bench", tmp_path / "no-such-model", "--out", tmp_path / "out", "--require", "sped")
+    assert isinstance(found.exception, UsageError)
+    assert str(found.exception) == "--require sped: no claim is called 'sped'; did you mean 'speed'?"
 
 
 def test_compare_tells_what_changed_since_an_older_report(invoke, teacher_dir, student_dir, out_dir):
@@ -108,7 +124,8 @@ def test_a_budget_is_read_in_seconds_minutes_or_hours(text, seconds):
         ([], "name the models and a folder"),
         (["TEACHER"], "name the models and a folder"),
         (["TEACHER", "--out", "OUT", "--runner", "tensorflow"], "--runner: 'tensorflow' is not valid"),
-        (["TEACHER", "--out", "OUT", "--precision", "int4"], "has no int4; it has fp32, int8"),
+        (["TEACHER", "--out", "OUT", "--precision", "int4"], "--precision: 'int4' is not valid"),
+        (["TEACHER", "--out", "OUT", "--precision", "bf16"], "has no bf16; it has fp32, int8"),
         (["TEACHER", "--out", "OUT", "--set", "roundz=3"], "is no setting of the bench"),
         (["TEACHER", "--out", "OUT", "--set", "block_s=-1"], "block_s"),
         (["TEACHER", "--out", "OUT", "--num-tokens", "8", "--suite", "no.yaml"], "there is no file no.yaml"),

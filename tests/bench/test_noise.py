@@ -1,15 +1,26 @@
 from potstill.bench.measuring import noise
-from potstill.bench.measuring.noise import Shares
 
 
-def test_flags_name_the_worst_drift_and_respect_the_floor():
-    drifts = {"a at 1×16": 1.04, "b at 1×16": 0.88, "c at 1×16": 1.1}
-    calm = Shares(0.0, 0.0, 0.0)
-    (flag,) = noise.flags(calm, drifts, floor=0.02)
-    assert "more than 5% in 2 of 3 cells, most for b at 1×16: -12%" in flag
-    assert noise.flags(calm, drifts, floor=0.13) == []
-    assert noise.flags(calm, {}, floor=None) == []
-    assert len(noise.flags(Shares(0.5, 0.5, 0.5), drifts, floor=None)) == 4
+def test_the_flag_of_drifts_names_the_worst():
+    (flag,) = noise.drift_flags({"a at 1×16": 1.07, "b at 1×16": 0.88}, of=3)
+    assert "the times of 2 of 3 cells drifted" in flag
+    assert "most those of b at 1×16: -12%" in flag
+    assert noise.drift_flags({}, of=3) == []
+
+
+def test_what_was_disturbed_is_made_again_so_often_as_is_allowed(monkeypatch):
+    ticks = iter(range(1000))
+    monkeypatch.setattr(
+        noise, "read_counters",
+        lambda: noise.Counters(total=(tick := next(ticks)), busy=tick, stolen=0, own=0, throttled=0, wall=tick),
+    )  # fmt: skip
+    made = iter("abc")
+    found, machine = noise.watched(lambda: next(made), repeats=2)
+    assert found == "c"
+    assert noise.shares([machine]).others == 1
+    calm = noise.Counters(total=0, busy=0, stolen=0, own=0, throttled=0, wall=0)
+    monkeypatch.setattr(noise, "read_counters", lambda: calm)
+    assert noise.watched(lambda: "first", repeats=2)[0] == "first"
 
 
 def write(file, text):

@@ -1,4 +1,3 @@
-import subprocess
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +6,6 @@ import onnxruntime
 import pytest
 
 from potstill.bench.engines import peaks
-from potstill.errors import CheckError
 from potstill.onnxwire import FLOAT, UINT8
 
 INT32 = onnx.TensorProto.INT32
@@ -39,24 +37,22 @@ def test_a_written_product_of_integers_is_exact(draw):
     assert np.array_equal(run(written, values), values.astype(np.int32) @ weight.astype(np.int32))
 
 
-def test_the_best_of_several_blocks_counts():
-    now, taken = [0.0], iter([5.0] + [0.02] * 3 + [0.01] * 6 + [0.06])
+def test_the_fastest_call_counts():
+    now, taken = [0.0], iter([5.0, 0.02, 0.01, 0.06])
 
     def call():
         now[0] += next(taken)
 
-    # 1000 operations: 3 calls in 60 ms, 6 in 60 ms, 1 in 60 ms; the first call of all is not counted.
-    rate = peaks.best_rate(call, 1000, block_s=0.0599, blocks=3, clock=lambda: now[0])
-    assert rate == pytest.approx(100_000)
+    # 1000 operations; the first call of all is not counted, and the block ends once it has lasted long enough.
+    assert peaks.rate(call, 1000, block_s=0.05, clock=lambda: now[0]) == pytest.approx(100_000)
+    assert list(taken) == []
 
 
 def test_the_peaks_of_this_machine_are_measured():
-    found = peaks.measure_peaks(1)
-    assert found.threads == 1
+    found = peaks.Products(threads=1).rates()
+    assert set(found) == {"fp32", "int8"}
     # Any core of the last fifteen years does 1 GFLOP/s, and none 100 TFLOP/s.
-    assert 1e9 < found.fp32_flops_per_s < 1e14
-    assert 1e9 < found.int8_ops_per_s < 1e14
-    assert found.fp16_flops_per_s is None
+    assert all(1e9 < rate < 1e14 for rate in found.values())
 
 
 def test_threads_are_those_asked_for(monkeypatch):
@@ -65,24 +61,8 @@ def test_threads_are_those_asked_for(monkeypatch):
         onnxruntime, "InferenceSession",
         lambda model, options, **_: made.append(options.intra_op_num_threads) or SimpleNamespace(run=print),
     )  # fmt: skip
-    monkeypatch.setattr(peaks, "best_rate", lambda call, operations: operations)
-    found = peaks._measure(3)
+    monkeypatch.setattr(peaks, "rate", lambda call, operations: operations)
+    found = peaks.Products(threads=3).rates()
     assert set(made) == {3}
     # The best of the shapes: 2 x 512 x 3072 x 768.
-    assert found.fp32_flops_per_s == found.int8_ops_per_s == 2 * 512 * 3072 * 768
-
-
-def test_a_failure_is_told_with_its_last_words(monkeypatch):
-    failed = subprocess.CompletedProcess([], 1, stdout="", stderr="Traceback\nRuntimeError: no provider\n")
-    monkeypatch.setattr(peaks.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(CheckError, match="could not be measured: RuntimeError: no provider"):
-        peaks.measure_peaks(1)
-
-
-def test_a_hang_is_told(monkeypatch):
-    def hang(*_, **named):
-        raise subprocess.TimeoutExpired("peaks", named["timeout"])
-
-    monkeypatch.setattr(peaks.subprocess, "run", hang)
-    with pytest.raises(CheckError, match="not measured within 60 s"):
-        peaks.measure_peaks(1)
+    assert found["fp32"] == found["int8"] == 2 * 512 * 3072 * 768

@@ -143,7 +143,8 @@ def compare(old: contract.Report, new: contract.Report) -> Comparison:
     groups = list(zip(_GROUPS, _tables_of(old), _tables_of(new), strict=True))
     sampled = sum(
         place in after and (row.interval is not None or after[place].interval is not None)
-        for _, before, after in groups
+        for group, before, after in groups
+        if group.title != _SCORE
         for place, row in before.items()
     )
     widened = NormalDist().inv_cdf(1 - (1 - _CONFIDENCE) / 2 / max(1, sampled)) / _Z
@@ -243,8 +244,8 @@ def _memory(report: contract.Report, part: str) -> _Rows:
     for row in report.memory:
         size = getattr(row, part)
         if size is not None:
-            low, high = row.intervals.get(part, (size, size))
-            found[row.key, ""] = _Found(size / 1e6, (low / 1e6, high / 1e6))
+            span = row.intervals.get(part)
+            found[row.key, ""] = _Found(size / 1e6, None if span is None else (span[0] / 1e6, span[1] / 1e6))
     return found
 
 
@@ -261,7 +262,8 @@ def _change(
     if before is None or after is None:
         return make(old=old, new=new, outcome="only in the new report" if before is None else "only in the old report")
     is_score = group.title == _SCORE
-    change, interval = (_difference if is_score else _ratio)(before, after, widened)
+    # A score is exactly the same again on the same machine: what widens the others would only hide a change.
+    change, interval = _difference(before, after) if is_score else _ratio(before, after, widened)
     if interval is not None:
         interval = combine.with_floors(interval, *floors)
     outcome = _outcome(interval, same=0.0 if is_score else 1.0, low_is_good=after.low_is_good)
@@ -276,10 +278,10 @@ def _change(
     )
 
 
-def _difference(before: _Found, after: _Found, widened: float) -> tuple[float, contract.Interval | None]:
+def _difference(before: _Found, after: _Found) -> tuple[float, contract.Interval | None]:
     if before.interval is None or after.interval is None:
         return after.value - before.value, None
-    return combine.difference((after.value, after.interval), (before.value, before.interval), widened=widened)
+    return combine.difference((after.value, after.interval), (before.value, before.interval))
 
 
 def _ratio(before: _Found, after: _Found, widened: float) -> tuple[float | None, contract.Interval | None]:
