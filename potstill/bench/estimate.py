@@ -34,7 +34,7 @@ from potstill.bench.summary import Setting
 from potstill.errors import UsageError
 
 # Of a thread, in fp32 and int8: what a core of ten years ago reaches in a whole model.
-_FLOPS_PER_S, _INT8_OPS_PER_S, _GPU_FLOPS_PER_S = 20e9, 30e9, 2e12
+_FLOPS_PER_S, _INT8_OPS_PER_S, _GPU_FLOPS_PER_S = 30e9, 45e9, 2e12
 # Of a process: interpreter and imports; then bytes a second to hash its files and make a session of them.
 _IMPORT_S, _TORCH_IMPORT_S, _LOADED_BYTES_PER_S = 1.0, 4.0, 150e6
 _COMPRESSED_BYTES_PER_S, _MOST_COMPRESSED = 10e6, 16 * 2**20
@@ -46,8 +46,8 @@ _SHORTEST_TURN_S, _SHORTEST_WARM_UP_S = 0.05, 0.5
 _FOR_LAUNCHES = 0.4
 
 OTHER_LOADS, OWN_TEXTS = "the other loads", "own texts"
-IMPORTANCE = (OTHER_LOADS, QUALITY, OWN_TEXTS, THROUGHPUT, COLD_STARTS, COMPRESSED, SCALING)
-"""What a budget has room for, the most important first; what does not fit is left out, the last one first."""
+IMPORTANCE = (QUALITY, OTHER_LOADS, OWN_TEXTS, THROUGHPUT, COLD_STARTS, COMPRESSED, SCALING)
+"""What a budget has room for, the most important first: the first that does not fit is left out with all behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,8 @@ def fit(setting: Setting, budget_s: float, *, elapsed_s: float) -> Fit:
     """Choose what fits into the seconds that are left of a budget.
 
     The longest load of the smallest batch comes first, with one launch and the fewest rounds that carry an interval.
-    Then whatever still fits, in the order of `IMPORTANCE`. What is left goes into more launches, and while the bench
-    runs into more rounds where the intervals are widest.
+    Then what still fits, in the order of `IMPORTANCE`. What is left goes into more launches, and while the bench runs
+    into more rounds where the intervals are widest.
 
     Raises:
         UsageError: if not even the first fits; it names the least budget.
@@ -127,7 +127,7 @@ def fit(setting: Setting, budget_s: float, *, elapsed_s: float) -> Fit:
     for part in IMPORTANCE:
         if not optional.get(part):
             continue
-        if optional[part] <= left_s:
+        if optional[part] <= left_s and not left_out:
             chosen.append(part)
             left_s -= optional[part]
         else:

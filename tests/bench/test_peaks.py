@@ -5,8 +5,14 @@ import onnx
 import onnxruntime
 import pytest
 
+from potstill.bench import summary
+from potstill.bench.contract import Latency, Load, Peaks
 from potstill.bench.engines import peaks
+from potstill.bench.measuring import noise
+from potstill.bench.measuring.measure import measure
+from potstill.bench.measuring.results import results
 from potstill.onnxwire import FLOAT, UINT8
+from tests.bench.fake_worker import LONG, SHORT, World, make_plan
 
 INT32 = onnx.TensorProto.INT32
 
@@ -66,3 +72,46 @@ def test_threads_are_those_asked_for(monkeypatch):
     assert set(made) == {3}
     # The best of the shapes: 2 x 512 x 3072 x 768.
     assert found["fp32"] == found["int8"] == 2 * 512 * 3072 * 768
+
+
+def share(p50_ms, *, peak=1e12, disturbed=None):
+    """Return the share of the peak of a row with 10 GFLOP a call."""
+    entry = SimpleNamespace(key="t/fp32", model="t", precision="fp32", runner="onnxruntime-cpu")
+    facts = SimpleNamespace(flops_per_token={100: 1e8})
+    setting = SimpleNamespace(entries=[entry], subjects={"t": SimpleNamespace(facts=facts)})
+    row = Latency(
+        key="t/fp32", load=Load(num_tokens=100), mean_tokens=100, samples=20, p50_ms=p50_ms, disturbed=disturbed
+    )
+    found = summary._with_flops(setting, row, Peaks(threads=2, fp32_flops_per_s=peak))
+    assert found.flops_per_s == pytest.approx(1e10 / (p50_ms / 1e3))
+    return found.peak_share
+
+
+def test_a_share_of_the_peak_is_never_above_1():
+    assert share(20.0) == pytest.approx(0.5)
+    assert share(10.0) == pytest.approx(1.0)
+    # 2.86 times what the bare product reached: one of the two is no measure.
+    assert share(3.5) is None
+
+
+def test_a_disturbed_row_has_no_share_of_the_peak():
+    assert share(20.0, disturbed="other processes took 81%") is None
+
+
+def test_the_bare_product_takes_its_turns_among_the_rows_in_every_launch(tmp_path, monkeypatch):
+    calm = noise.Counters(total=0, busy=0, stolen=0, own=0, throttled=0, wall=0)
+    monkeypatch.setattr(noise, "read_counters", lambda: calm)
+    world = World()
+    plan = make_plan(tmp_path, world, loads=[SHORT, LONG], rounds=8, launches=4, extra_launches=0, peak=True)
+    measure(plan)
+    assert len(world.asked("product")) == 2 * 4  # a turn at each load in each of four launches
+    turns = [(number, command["do"]) for number, _, command in world.said if command["do"] in ("block", "product")]
+    order = "".join("p" if do == "product" else "b" for _, do in turns)
+    assert len(order) == 2 * 8 * 3 + 2 * 4
+    assert "bpb" in order  # among them, and not before or after all of them
+    found = results(
+        plan.journal, plan.entries, plan.loads, baseline=plan.baseline, config=plan.config, seed=plan.seed
+    )  # fmt: skip
+    assert found.peaks == {"fp32": 8e9, "int8": 2e9}
+    assert found.failures == []
+    assert "#product" not in {row.key for row in found.memory}

@@ -8,10 +8,10 @@ several launches, because a process keeps the speed that its place in memory giv
 Nothing here is computed from the measurements but where to go on; `potstill.bench.measuring.results` does that.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from math import inf
+from math import inf, log
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from potstill.bench.engines.memory import container_limit
 from potstill.bench.measuring import noise
 from potstill.bench.measuring.budget import (
     COLD_STARTS,
+    COMPRESSED,
     LATENCY,
     LEAST_ROUNDS,
     MIN_CALLS,
@@ -60,6 +61,8 @@ _ROUGH = 200
 # Half the width / the value beyond which a load is launched again (3 % is aimed at), and how many at most, so that a
 # noisy machine does not make a run a third longer.
 _WIDE, _MOST_AGAIN = 0.025, 3
+# Of the data's own texts, for the time that they take.
+_OWN_TOKENS = 32
 # What a fresh process is asked where there is no data.
 _TEXT = "A pot still is heated from below, and what rises from it is caught."
 
@@ -72,6 +75,8 @@ class _Launch:
     team: Team
     number: int
     meter: Meter | None
+    firsts_s: dict[Load, float] = field(default_factory=dict)
+    """Load -> seconds of its first round in this life, with the warm-up."""
 
 
 def measure(plan: Plan, *, answer: Callable[[], None] = lambda: None) -> None:
@@ -128,6 +133,7 @@ def _spend_budget(plan: Plan, meter: Meter | None) -> None:
     while not last:
         with plan.team(plan.racers()) as team:
             launch, begin = _Launch(plan, team, number, meter), plan.clock()
+            team.start(team.names)
             for load in plan.loads:
                 _make_rounds(launch, load, shares[number])
             took_s = plan.clock() - begin
@@ -185,12 +191,15 @@ def _find_meter(plan: Plan) -> Meter | None:
 def _make_rounds(launch: _Launch, load: Load, share: int) -> None:
     """Make a launch's share of rounds at a load; what the machine disturbed is made anew, so often as is allowed."""
     journal = launch.plan.journal
+    # The first load is what claims are about: it may take the time of everything but the report.
+    part = COMPRESSED if load == launch.plan.loads[0] else LATENCY
     while True:
         kept = [found for found in kept_rounds(journal, load) if found.launch == launch.number]
         if len(kept) < share:
-            cost_s = kept[-1].seconds if kept else 0.0
-            if not launch.plan.has(cost_s, LATENCY) or not _make_round(launch, load):
+            began = launch.plan.clock()
+            if not launch.plan.has(_expected_s(launch, load, kept), part) or not _make_round(launch, load):
                 return
+            launch.firsts_s.setdefault(load, launch.plan.clock() - began)
             continue
         repeats = len(journal.parts("dropped", str(load)))
         # Written down once: rounds that a budget adds later must not change it.
@@ -200,6 +209,21 @@ def _make_rounds(launch: _Launch, load: Load, share: int) -> None:
         if not reasons or repeats >= launch.plan.config.max_repeats or not launch.plan.has(again_s, LATENCY):
             return
         drop_rounds(journal, load, kept, reason="; ".join(reasons))
+
+
+def _expected_s(launch: _Launch, load: Load, kept: Sequence[Round]) -> float:
+    """Return about how long the next round takes: as long as the last one, or by tokens as long as another load's."""
+    if kept:
+        return kept[-1].seconds
+    if not launch.firsts_s:
+        return 0.0
+    nearest = min(launch.firsts_s, key=lambda other: abs(log(_tokens(load) / _tokens(other))))
+    # Turns have a least length, so fewer tokens do not make a round shorter in proportion.
+    return launch.firsts_s[nearest] * max(_tokens(load) / _tokens(nearest), 0.5)
+
+
+def _tokens(load: Load) -> int:
+    return load.batch_size * (load.num_tokens or _OWN_TOKENS)
 
 
 def _launch_again(plan: Plan, number: int, meter: Meter | None, *, share: int) -> bool:
@@ -332,6 +356,8 @@ def _read_memory(launch: _Launch) -> None:
         if journal.get("memory", key, launch.number) is not None:
             continue
         for load in launch.plan.loads:
+            if launch.plan.deadline is not None and not kept_rounds(journal, load):
+                continue  # there was no time for it
             if str(load) not in launch.team.done(key) and not is_lost(journal, key, load):
                 command = {"do": "warm", "load": load.model_dump(), "max_s": 0.0}
                 launch.team.ask(key, command, read=read_warm, stage="memory")
