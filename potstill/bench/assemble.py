@@ -260,7 +260,7 @@ def _run(
         fitted = journal.once(("fit",), lambda: fitted)
         setting = setting.within(fitted)
         end = time.perf_counter() + budget_s - spent_s - (time.monotonic() - began)
-        deadline = Deadline(end, time.perf_counter, fitted["reserved_s"])
+        deadline = Deadline(end, time.perf_counter, fitted["reserved_s"], fitted["starts_s"])
         parts = [f"latency at {' and '.join(fitted['loads'])}", *fitted["reserved_s"]]
         tell(f"This takes the {budget_s:g} s of its budget: {', '.join(parts)}.")
         if fitted["left_out"]:

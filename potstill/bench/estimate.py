@@ -59,6 +59,7 @@ class Fit:
         loads: what latency is measured at, the most important one first.
         with_data: whether quality is scored.
         reserved_s: part -> seconds that are kept for it once the turns are over.
+        starts_s: how long it takes to start all processes.
         left_out: what there is no time for.
     """
 
@@ -66,6 +67,7 @@ class Fit:
     loads: list[str]
     with_data: bool
     reserved_s: dict[str, float]
+    starts_s: float
     left_out: list[str] = field(default_factory=list)
 
 
@@ -149,7 +151,9 @@ def fit(setting: Setting, budget_s: float, *, elapsed_s: float) -> Fit:
     if SCALING not in chosen:
         config["thread_scaling"] = False
     reserved = {part: optional[part] for part in chosen if part not in (OTHER_LOADS, OWN_TEXTS)}
-    return Fit(config, list(map(str, loads)), QUALITY in chosen, reserved | {REPORT: costs.report}, left_out)
+    return Fit(
+        config, list(map(str, loads)), QUALITY in chosen, reserved | {REPORT: costs.report}, costs.start_all, left_out
+    )
 
 
 def describe(parts: Mapping[str, float]) -> str:

@@ -402,7 +402,7 @@ def test_progress_never_goes_back_and_ends_at_its_total(world, tmp_path):
     measure(plan)
     steps = [(done, total) for stage, done, total, _ in told if stage == "measure latency"]
     assert steps == [(done, 10) for done in range(10)] + [(1, 1)]
-    assert [stage for stage, _, _, _ in told][-1] == "cold start"
+    assert [stage for stage, _, _, _ in told][-1] == "measure latency"
     assert {note for stage, _, _, note in told if stage == "measure latency"} >= {"1×16, round 1", "1×128, round 5"}
 
 

@@ -1,7 +1,7 @@
 """Where the time of a run goes: rounds over launches, a budget over loads."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 
 # With a budget, every load has at least so many rounds: fewer carry no interval of 95 %.
@@ -29,11 +29,18 @@ class Deadline:
         end: of the budget, by `clock`.
         clock: seconds.
         reserved_s: part -> seconds that the parts before it must leave for it.
+        starts_s: how long starting all processes was expected to take; 0 where nobody knows.
     """
 
     end: float
     clock: Callable[[], float]
     reserved_s: Mapping[str, float] = field(default_factory=dict)
+    starts_s: float = 0.0
+
+    def on_a_slow_machine(self, started_s: float) -> "Deadline":
+        """Return one that keeps more for what is to come, where starting all processes took longer than expected."""
+        slow = max(1.0, started_s / self.starts_s) if self.starts_s else 1.0
+        return replace(self, reserved_s={part: slow * seconds for part, seconds in self.reserved_s.items()})
 
     def left_s(self, part: str) -> float:
         """Return the seconds that a part has from now on, without what is kept for those after it."""

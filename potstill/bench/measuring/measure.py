@@ -8,7 +8,7 @@ several launches, because a process keeps the speed that its place in memory giv
 Nothing here is computed from the measurements but where to go on; `potstill.bench.measuring.results` does that.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf, log
@@ -134,6 +134,10 @@ def _spend_budget(plan: Plan, meter: Meter | None) -> None:
         with plan.team(plan.racers()) as team:
             launch, begin = _Launch(plan, team, number, meter), plan.clock()
             team.start(team.names)
+            if number == 0:
+                deadline = deadline.on_a_slow_machine(plan.clock() - begin)
+                plan = replace(plan, deadline=deadline)
+                launch = replace(launch, plan=plan)
             for load in plan.loads:
                 _make_rounds(launch, load, shares[number])
             took_s = plan.clock() - begin
@@ -153,6 +157,8 @@ def measure_cold_starts(plan: Plan) -> None:
 
     A turn that the machine disturbed is made anew, so often as is allowed.
     """
+    if not plan.config.cold_starts:
+        return
     journal, text = plan.journal, next(iter(plan.texts or ()), _TEXT)
     starts = {key: greetings[0] for key, greetings in plan.everybody().items()}
     longest_s = 0.0
@@ -197,7 +203,7 @@ def _make_rounds(launch: _Launch, load: Load, share: int) -> None:
         kept = [found for found in kept_rounds(journal, load) if found.launch == launch.number]
         if len(kept) < share:
             began = launch.plan.clock()
-            if not launch.plan.has(_expected_s(launch, load, kept), part) or not _make_round(launch, load):
+            if not launch.plan.has(_expected_s(launch, load), part) or not _make_round(launch, load):
                 return
             launch.firsts_s.setdefault(load, launch.plan.clock() - began)
             continue
@@ -211,10 +217,11 @@ def _make_rounds(launch: _Launch, load: Load, share: int) -> None:
         drop_rounds(journal, load, kept, reason="; ".join(reasons))
 
 
-def _expected_s(launch: _Launch, load: Load, kept: Sequence[Round]) -> float:
+def _expected_s(launch: _Launch, load: Load) -> float:
     """Return about how long the next round takes: as long as the last one, or by tokens as long as another load's."""
-    if kept:
-        return kept[-1].seconds
+    known = all_rounds(launch.plan.journal, load)
+    if known:
+        return known[-1].seconds
     if not launch.firsts_s:
         return 0.0
     nearest = min(launch.firsts_s, key=lambda other: abs(log(_tokens(load) / _tokens(other))))

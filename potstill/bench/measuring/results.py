@@ -334,8 +334,9 @@ def _disturbed(machine: Iterable[dict[str, float] | None]) -> str | None:
 
 
 def _peaks(source: _Source) -> dict[str, float]:
-    """Return the bare product's best turn by number type, of the rounds that nothing disturbed."""
-    turns = [one.peaks for load, rounds in source.cells.items() if load not in source.doubts for one in rounds]
+    """Return the bare product's best turn by number type, of rounds that nothing disturbed where there are any."""
+    calm = [one.peaks for load, rounds in source.cells.items() if load not in source.doubts for one in rounds]
+    turns = calm if any(calm) else [one.peaks for rounds in source.cells.values() for one in rounds]
     return {kind: max(turn[kind] for turn in turns if kind in turn) for turn in turns for kind in turn}
 
 
