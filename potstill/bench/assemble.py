@@ -29,6 +29,7 @@ from potstill.bench.measuring.measure import measure
 from potstill.bench.measuring.plan import Plan
 from potstill.bench.report import REPORT_NAME, read_report, write_report
 from potstill.bench.subjects import Entry, Subject, list_entries, pick_baseline, read_subjects
+from potstill.bench.suite import read_suite
 from potstill.bench.summary import Setting, describe_rows, summarise
 from potstill.errors import CheckError, OutputError, UsageError
 from potstill.progress import Progress, silent
@@ -179,6 +180,11 @@ def _set_up(request: Request, *, config: BenchConfig, claims: Sequence[Claim], s
     """Refuse what cannot be measured before anything starts."""
     if not request.models:
         raise UsageError("there is no model to bench; name a bundle or a checkpoint")
+    names = list(dict.fromkeys(name for name, _ in request.models))
+    if request.baseline is not None and request.baseline not in names:
+        raise UsageError(f"--baseline {request.baseline}: no model is called so; there are {', '.join(names)}")
+    if request.suite is not None:
+        read_suite(request.suite, models=names)
     subjects = read_subjects(request.models)
     threads = config.threads or machine.available_cores()
     entries = list_entries(subjects, config, threads=threads)

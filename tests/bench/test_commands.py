@@ -1,4 +1,6 @@
 import json
+import re
+import time
 
 import pytest
 import typer
@@ -131,6 +133,10 @@ def test_a_budget_is_read_in_seconds_minutes_or_hours(text, seconds):
         (["TEACHER", "--out", "OUT", "--num-tokens", "8", "--suite", "no.yaml"], "there is no file no.yaml"),
         (["TEACHER", "--out", "OUT", "--claims", "no.yaml"], "no.yaml cannot be read"),
         (["--verify", "nowhere"], "does not exist"),
+        (["TEACHER", "--out", "OUT", "--num-tokens", "8", "--budget", "1s"], "--budget 1s is too short"),
+        (["./no-such-bundle", "--out", "OUT"], "there is no folder ./no-such-bundle"),
+        (["no-such-bundle/", "--out", "OUT"], "there is no folder no-such-bundle/"),
+        (["TEACHER", "--out", "OUT", "--baseline", "techer"], "--baseline techer: no model is called so"),
     ],
 )
 def test_what_was_asked_wrongly_is_one_clear_error(invoke, teacher_dir, tmp_path, arguments, message):
@@ -158,3 +164,31 @@ def test_claims_prints_every_definition_and_the_papers_own_retention(invoke):
     output = invoke("claims").output
     for word in ("size: 40 % smaller", "speed: 60 % faster", "quality: 97 % as good", "96.9%", "96.2%", "95.7%"):
         assert word in output
+
+
+def test_a_refused_budget_names_the_least_and_loses_nothing(invoke, teacher_dir, tmp_path):
+    out = tmp_path / "out"
+    work = tmp_path / ".out.bench"
+    work.mkdir()
+    (work / "samples.jsonl").write_text("")
+    arguments = ["bench", teacher_dir, "--out", out, "--num-tokens", "8", "--quick", "--overwrite"]
+    found = invoke(*arguments, "--budget", "1s")
+    assert re.search(r"too short: .* takes about \d+ s; pass --budget \d+s or more", str(found.exception))
+    assert (work / "samples.jsonl").exists()  # what an interrupted run has measured
+
+
+@pytest.mark.slow
+def test_a_budget_is_that_of_the_whole_run(invoke, teacher_dir, student_dir, tmp_path):
+    out, began = tmp_path / "out", time.monotonic()
+    found = invoke(
+        "bench", f"teacher={teacher_dir}", f"student={student_dir}", "--data", write_data(tmp_path / "words"),
+        "--num-tokens", "8", "--budget", "25s", "--out", out, "--set", "resamples=200",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    assert time.monotonic() - began < 27
+    report = json.loads((out / "report.json").read_text())
+    assert report["complete"]
+    assert report["elapsed_s"] < 25
+    assert {row["load"]["num_tokens"] for row in report["latency"]} >= {8}
+    assert "LEFT OUT" in found.output
+    assert report["left_out"]

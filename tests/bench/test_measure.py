@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from potstill.bench.contract import Load
 from potstill.bench.measuring import measure as module
 from potstill.bench.measuring import noise
+from potstill.bench.measuring.budget import Deadline
 from potstill.bench.measuring.energy import Meter
 from potstill.bench.measuring.gather import gather_answers
 from potstill.bench.measuring.journal import FILE_NAME
@@ -278,6 +280,29 @@ def test_a_budget_is_kept_within_one_round_and_goes_where_it_is_uncertain(world,
     assert 60 - 2 * cost - 4 < seconds <= 60
     assert len(long) > 20
     assert {found.launch for found in long} == {0, 1, 2, 3}
+
+
+def test_a_deadline_leaves_the_time_that_is_kept_for_the_rest(world, tmp_path):
+    world.faults = unsteady(100)
+    plan = make_plan(tmp_path, world, budget_s=90.0, launches=2, throughput_batch_sizes=[1])
+    deadline = Deadline(90.0, lambda: world.clock, {"quality": 20.0, "the report": 10.0})
+    asked = []
+    measure(replace(plan, deadline=deadline), answer=lambda: asked.append(world.clock))
+    assert 50 < asked[0] <= 60
+    assert {len(kept_rounds(plan.journal, load)) >= 5 for load in plan.loads} == {True}
+
+
+def test_what_there_is_no_time_for_is_not_begun(world, tmp_path):
+    plan = make_plan(tmp_path, world, budget_s=20.0, launches=2, cold_starts=3, throughput_batch_sizes=[1])
+    # The first load may take all but the report's time, and there is none for the second: 5 rounds of 3 turns each.
+    deadline = Deadline(20.0, lambda: world.clock, {"quality": 10.0, "the report": 2.0})
+    measure(replace(plan, deadline=deadline))
+    assert len(kept_rounds(plan.journal, SHORT)) == 5
+    assert kept_rounds(plan.journal, plan.loads[1]) == []
+    assert world.clock <= 18
+    # Its memory is that of what ran.
+    assert {row.key for row in compute(plan).memory} == {"t/fp32", "s/fp32"}
+    assert turns(world).count(("t/fp32", 128)) == 0
 
 
 def unsteady(turns):
