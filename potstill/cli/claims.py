@@ -59,7 +59,7 @@ def claims(
         "\nPASS and FAIL only where the whole 95 % interval is on one side of the target, and a ratio of\n"
         "times is outside the noise floor around it; else INCONCLUSIVE, as is whatever the machine disturbed.\n"
         "DistilBERT: Sanh, Debut, Chaumond, Wolf (2019), arXiv:1910.01108.\n\n"
-        "Claims of your own take the place of these: a file for --claims, which names any that shall\nstay, such as\n"
+        "Claims of your own take the place of these: a file for --claims, which names any that\nshall stay, such as\n"
     )
     typer.echo(textwrap.indent(_EXAMPLE, "  "))
     typer.echo("What they can measure (what `where` takes beside model in brackets):")

@@ -398,7 +398,12 @@ def test_memory_is_the_median_of_the_launches_and_the_twin_tells_its_noise(world
     found = compute(plan)
     assert [(row.key, row.peak_bytes, row.launches) for row in found.memory] == [("t/fp32", 102, 3), ("s/fp32", 50, 3)]
     assert found.memory[0].intervals["peak_bytes"] == (100, 104)
+    # Its second process holds 110 against 102, which is farther apart than any two processes of one row.
     assert found.noise.floors["memory"] == pytest.approx(110 / 102 - 1)
+    for launch, size in enumerate((50, 60, 49)):
+        parts = dict.fromkeys(MEMORY, size)
+        plan.journal.put(("memory", "s/fp32", launch), {"key": "s/fp32", "limit_bytes": None, **parts})
+    assert compute(plan).noise.floors["memory"] == pytest.approx(60 / 49 - 1)
 
 
 def test_joules_are_read_around_every_turn(world, tmp_path, monkeypatch):

@@ -120,6 +120,7 @@ class _Group:
     timed: bool = False
     """Whether it says nothing across machines."""
     can_be_disturbed: bool = True
+    """Whether it is a sample of times, which other work on the machine spoils."""
 
 
 _SCORE = "Score"
@@ -144,7 +145,7 @@ def compare(old: contract.Report, new: contract.Report) -> Comparison:
     sampled = sum(
         place in after and (row.interval is not None or after[place].interval is not None)
         for group, before, after in groups
-        if group.title != _SCORE
+        if group.can_be_disturbed
         for place, row in before.items()
     )
     widened = NormalDist().inv_cdf(1 - (1 - _CONFIDENCE) / 2 / max(1, sampled)) / _Z
@@ -262,7 +263,9 @@ def _change(
     if before is None or after is None:
         return make(old=old, new=new, outcome="only in the new report" if before is None else "only in the old report")
     is_score = group.title == _SCORE
-    # A score is exactly the same again on the same machine: what widens the others would only hide a change.
+    # A score is exactly the same again on the same machine, and memory's interval is the span of all its processes:
+    # what widens the intervals of times would only hide a change.
+    widened = widened if group.can_be_disturbed else 1.0
     change, interval = _difference(before, after) if is_score else _ratio(before, after, widened)
     if interval is not None:
         interval = combine.with_floors(interval, *floors)
@@ -305,7 +308,7 @@ def _floors(group: _Group, old: contract.Report, new: contract.Report, *, where:
     if group.floor == "cold start":
         return old.noise.at("cold start"), new.noise.at("cold start")
     if group.floor == "memory":
-        return _MEMORY_FLOOR, old.noise.floors.get("memory"), new.noise.floors.get("memory")
+        return (max(_MEMORY_FLOOR, *(report.noise.floors.get("memory", 0.0) for report in (old, new))),)
     return ()
 
 
