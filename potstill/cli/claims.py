@@ -57,7 +57,7 @@ def claims(
         typer.echo(f"  {kept[key]:6.1%}  {name}")
     typer.echo(
         "\nPASS and FAIL only where the whole 95 % interval is on one side of the target, and a ratio of\n"
-        "times is outside the noise floor around it; else INCONCLUSIVE, as is whatever the machine disturbed.\n"
+        "times is outside the noise floor around it; INCONCLUSIVE otherwise, and where the\nmachine was disturbed.\n"
         "DistilBERT: Sanh, Debut, Chaumond, Wolf (2019), arXiv:1910.01108.\n\n"
         "Claims of your own take the place of these: a file for --claims, which names any that\nshall stay, such as\n"
     )

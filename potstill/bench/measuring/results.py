@@ -387,8 +387,8 @@ def _other_floors(source: _Source) -> dict[str, float]:
     memory, twin = _memory(source, key), _memory(source, again)
     if memory is not None and twin is not None:
         # What one process keeps and another gives back (4 to 6 % of MiniLM's) shows in any row, or in none by luck.
-        rows = [row for entry in source.entries if (row := _memory(source, entry.key)) is not None]
-        spans = [row.intervals[part] for row in (*rows, twin) for part in _COMPARED_MEMORY if part in row.intervals]
+        looked = [own for entry in source.entries if (own := _memory(source, entry.key)) is not None]
+        spans = [own.intervals[part] for own in (*looked, twin) for part in _COMPARED_MEMORY if part in own.intervals]
         pairs = [(getattr(memory, part), getattr(twin, part)) for part in _COMPARED_MEMORY]
         found["memory"] = max((_apart(one, other) for one, other in (*spans, *pairs) if one and other), default=0.0)
     start, twins_start = _cold_start(source, key), _cold_start(source, again)
