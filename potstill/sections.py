@@ -292,7 +292,7 @@ class BenchConfig(Section):
     num_tokens: list[PositiveInt] = Field(default=[16, 128], min_length=1)
     threads: PositiveInt | None = None
     """Intra-op threads of every model; None takes the cores that this process may use."""
-    precisions: list[str] | None = Field(default=None, min_length=1)
+    precisions: list[Literal["fp32", "fp16", "bf16", "int8", "int8-static"]] | None = Field(default=None, min_length=1)
     """fp32, fp16, bf16, int8, int8-static; None takes what each bundle has, and fp32 of a checkpoint."""
     runners: list[Runner] | None = Field(default=None, min_length=1)
     """Which engines run the models; None takes onnxruntime on the CPU for bundles, torch on the CPU for checkpoints."""
@@ -307,10 +307,12 @@ class BenchConfig(Section):
     block_s: PositiveFloat = 0.25
     """How long one model's turn lasts at least, in seconds."""
     budget_s: PositiveFloat | None = None
-    """Seconds for all rounds together: after 5 of each cell they go where the intervals are widest. None makes
-    `rounds` of each."""
+    """Seconds for the whole bench, from its start to the report. What does not fit is left out, the least important
+    first, and what is left over goes into rounds where the intervals are widest. None makes `rounds` of each."""
     again: bool = True
     """Whether the baseline runs a second time beside itself, which shows how small a difference can be seen."""
+    peak: bool = True
+    """Whether a bare matrix product takes its turns among the models, which shows what this machine can do at best."""
     max_repeats: int = Field(default=2, ge=0)
     """How often a cell that the machine disturbed is measured anew."""
     warm_up_s: PositiveFloat = 3.0
@@ -327,7 +329,7 @@ class BenchConfig(Section):
     """Whether one thread, two, four and so on up to all cores are compared."""
     compressed: bool = True
     """Whether the files are compressed too, to tell how small a download is; it takes 1 to 2 seconds for each."""
-    cold_starts: int = Field(default=2, ge=0)
+    cold_starts: int = Field(default=6, ge=0)
     """Fresh processes per model; 0 measures none."""
     timeout_s: PositiveFloat = 120.0
     """A model that does not answer for so long has hung, and is restarted for the next cell."""

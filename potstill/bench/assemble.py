@@ -6,8 +6,9 @@ from the journal. So a bench that was interrupted leaves a report of what there 
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,18 @@ from potstill.bench import environment
 from potstill.bench.claims import Claim, decide, load_claims, verify
 from potstill.bench.contract import Environment, Load, Report
 from potstill.bench.datasets import DataSet, Trial, load_trials
-from potstill.bench.engines.peaks import measure_peaks
 from potstill.bench.engines.runners import check_runner
 from potstill.bench.engines.workload import check_loads, make_loads
+from potstill.bench.estimate import describe as describe_estimate
+from potstill.bench.estimate import estimate, fit
+from potstill.bench.measuring.budget import COMPRESSED, Deadline
 from potstill.bench.measuring.gather import gather_answers
 from potstill.bench.measuring.journal import FILE_NAME, Journal, open_journal, read_journal
 from potstill.bench.measuring.measure import measure
+from potstill.bench.measuring.plan import Plan
 from potstill.bench.report import REPORT_NAME, read_report, write_report
 from potstill.bench.subjects import Entry, Subject, list_entries, pick_baseline, read_subjects
+from potstill.bench.suite import read_suite
 from potstill.bench.summary import Setting, describe_rows, summarise
 from potstill.errors import CheckError, OutputError, UsageError
 from potstill.progress import Progress, silent
@@ -47,7 +52,7 @@ class Request:
         baseline: the model that all are held against; None takes the first.
         data: what quality is scored on; without any it stays unmeasured.
         suite: a YAML file with more data sets, each with models of its own; see `potstill.bench.suite`.
-        claims: a YAML file with claims beside the three of the package; see `potstill.bench.claims.claimfile`.
+        claims: a YAML file with claims in the place of the package's three; see `potstill.bench.claims.claimfile`.
     """
 
     models: Sequence[tuple[str, str]]
@@ -90,6 +95,7 @@ def bench(
         CheckError: if no row could be measured at all.
         KeyboardInterrupt: after writing what there is.
     """
+    began = time.monotonic()
     work = _make_way(out_dir, resume=resume, overwrite=overwrite)
     claims = load_claims(request.claims)
     setting = _set_up(request, config=config or BenchConfig(), claims=claims, seed=seed, command=command)
@@ -99,7 +105,7 @@ def bench(
     for trial in setting.trials:
         for sentence in (*trial.examples.notes, trial.power().sentence):
             tell(f"{trial.name}: {sentence}")
-    return _run(setting, work, out_dir, progress=progress)
+    return _run(setting, work, out_dir, began=began, resume=resume, tell=tell, progress=progress)
 
 
 def verify_report(
@@ -123,6 +129,7 @@ def verify_report(
     settings = dict(report.config)
     sets = [DataSet(**each) for each in settings.pop("data", [])]
     less = {"cold_starts": 0, "throughput_batch_sizes": [], "thread_scaling": False, "compressed": False}
+    less |= {"peak": False, "budget_s": None}
     request = Request(
         models=planned.places,
         baseline=report.baseline_model,
@@ -132,7 +139,7 @@ def verify_report(
     setting = _set_up(request, config=config, claims=(), seed=report.seed, command="")
     setting = setting.only(keys=planned.keys, loads=planned.loads)
     with tempfile.TemporaryDirectory() as folder:
-        fresh = _run(setting, Path(folder) / "work", Path(folder) / "report", progress=progress)
+        fresh = _run(setting, Path(folder) / "work", Path(folder) / "report", began=time.monotonic(), progress=progress)
     return verify.check(report, fresh, planned=planned)
 
 
@@ -158,7 +165,7 @@ def _decide_again(report: Report, setting: Setting, out_dir: Path) -> Report:
 
 
 def _make_way(out_dir: Path, *, resume: bool, overwrite: bool) -> Path:
-    """Return the work folder, emptied unless it shall go on; refuse what would lose something."""
+    """Return the work folder; refuse what would lose something."""
     work = out_dir.resolve().with_name(f".{out_dir.resolve().name}.bench")
     interrupted = (work / FILE_NAME).is_file()
     if interrupted and not (resume or overwrite):
@@ -167,8 +174,6 @@ def _make_way(out_dir: Path, *, resume: bool, overwrite: bool) -> Path:
         )
     # An incomplete report is made of what the work folder holds, so nothing is lost with it.
     check_free(out_dir, overwrite=overwrite or (resume and (interrupted or _finished(out_dir) is not None)))
-    if not resume:
-        shutil.rmtree(work, ignore_errors=True)
     return work
 
 
@@ -176,6 +181,11 @@ def _set_up(request: Request, *, config: BenchConfig, claims: Sequence[Claim], s
     """Refuse what cannot be measured before anything starts."""
     if not request.models:
         raise UsageError("there is no model to bench; name a bundle or a checkpoint")
+    names = list(dict.fromkeys(name for name, _ in request.models))
+    if request.baseline is not None and request.baseline not in names:
+        raise UsageError(f"--baseline {request.baseline}: no model is called so; there are {', '.join(names)}")
+    if request.suite is not None:
+        read_suite(request.suite, models=names)
     subjects = read_subjects(request.models)
     threads = config.threads or machine.available_cores()
     entries = list_entries(subjects, config, threads=threads)
@@ -222,16 +232,59 @@ def _realistic_texts(trials: Sequence[Trial], config: BenchConfig) -> list[objec
     return list(texts[::step][: config.realistic_texts])
 
 
-def _run(setting: Setting, work: Path, out_dir: Path, *, progress: Progress) -> Report:
-    """Measure what is missing, then publish; after Ctrl-C publish what there is."""
+def _run(
+    setting: Setting,
+    work: Path,
+    out_dir: Path,
+    *,
+    began: float,
+    resume: bool = False,
+    tell: Tell = lambda sentence: None,
+    progress: Progress,
+) -> Report:
+    """Measure what is missing, then publish; after Ctrl-C publish what there is.
+
+    Args:
+        setting: what is measured.
+        work: holds the journal and the answers.
+        out_dir: gets the report.
+        resume: whether to go on with what `work` holds.
+        began: when the whole bench did, by `time.monotonic()`: a budget counts from there.
+        tell: is told how long it takes, and what there is no time for.
+        progress: is told what is going on.
+    """
+    budget_s, fitted = setting.config.budget_s, None
+    goes_on = resume and (work / FILE_NAME).is_file()
+    if budget_s is not None and not goes_on:
+        fitted = asdict(fit(setting, budget_s, elapsed_s=time.monotonic() - began))
+    if not resume:
+        shutil.rmtree(work, ignore_errors=True)
     before = environment.describe(threads=setting.threads)
     journal = open_journal(work, head=setting.head(before))
+    spent_s = float(journal.get("elapsed") or 0.0)
+    deadline = None
+    if budget_s is not None:
+        fitted = journal.once(("fit",), lambda: fitted)
+        setting = setting.within(fitted)
+        end = time.perf_counter() + budget_s - spent_s - (time.monotonic() - began)
+        deadline = Deadline(end, time.perf_counter, fitted["reserved_s"], fitted["starts_s"])
+        parts = [f"latency at {' and '.join(fitted['loads'])}", *fitted["reserved_s"]]
+        tell(f"This takes the {budget_s:g} s of its budget: {', '.join(parts)}.")
+        if fitted["left_out"]:
+            tell(f"The budget leaves out: {', '.join(fitted['left_out'])}.")
+    else:
+        tell(f"This takes {describe_estimate(estimate(setting))}. --budget 5m would keep it to 5 minutes.")
     interrupted: KeyboardInterrupt | None = None
     try:
-        _measure(setting, journal, work, before=before, progress=progress)
+        plan = setting.plan(journal, progress=progress, deadline=deadline)
+        _measure(setting, plan, work, before=before)
     except KeyboardInterrupt as stop:
         interrupted = stop
-    report = summarise(setting, journal, work)
+    elapsed_s = spent_s + time.monotonic() - began
+    journal.put(("elapsed",), elapsed_s)
+    if interrupted is None and deadline is not None:
+        journal.put(("ended",), True)
+    report = summarise(setting, journal, work, elapsed_s=elapsed_s)
     if not report.latency and interrupted is None:
         first = report.failures[0].reason if report.failures else "no row finished a round"
         raise CheckError(f"no model could be measured; the first: {first}")
@@ -244,17 +297,16 @@ def _run(setting: Setting, work: Path, out_dir: Path, *, progress: Progress) -> 
     return report
 
 
-def _measure(setting: Setting, journal: Journal, work: Path, *, before: Environment, progress: Progress) -> None:
+def _measure(setting: Setting, plan: Plan, work: Path, *, before: Environment) -> None:
+    journal = plan.journal
     journal.once(("load before",), lambda: before.load_before)
-    plan = setting.plan(journal, progress=progress)
-    measure(plan)
-    for trial in setting.trials:
-        gather_answers(trial.plan(plan), {trial.name: (trial.examples.texts, trial.kind)}, work / "answers")
-    if any(entry.runner.endswith("-cpu") for entry in setting.entries):
-        progress("measure the machine's peak", 0, 1, "")
-        journal.once(("peaks",), lambda: measure_peaks(setting.threads).model_dump(mode="json"))
-        progress("measure the machine's peak", 1, 1, "")
-    rows = describe_rows(setting, journal, progress=progress)
+
+    def answer() -> None:
+        for trial in setting.trials:
+            gather_answers(trial.plan(plan), {trial.name: (trial.examples.texts, trial.kind)}, work / "answers")
+
+    measure(plan, answer=answer)
+    rows = describe_rows(setting, journal, compress=plan.has(0.0, COMPRESSED), progress=plan.progress)
     journal.once(("rows",), lambda: [row.model_dump(mode="json") for row in rows])
 
 

@@ -21,6 +21,8 @@ BUNDLE_RUNNERS = ("onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt",
 TORCH_RUNNERS = ("torch-cpu", "torch-cpu-compiled", "torch-cuda", "torch-cuda-compiled")
 TORCH_PRECISIONS = ("fp32", "fp16", "bf16")
 _USUAL = "onnxruntime-cpu"
+# No id of the hub looks like this: it is one name, or two with a slash between them.
+_PATH = re.compile(r"^[./~]|/$|/.*/|\\")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +191,8 @@ def _is_bundle(place: str) -> bool:
     folder = Path(place)
     if (folder / MANIFEST_NAME).exists():
         return True
+    if not folder.exists() and _PATH.search(place):
+        raise UsageError(f"there is no folder {place}; name a bundle, a checkpoint's folder or a hub id")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UsageError(
             f"{place} is neither a bundle ({MANIFEST_NAME}) nor a checkpoint (config.json); export a checkpoint first: "

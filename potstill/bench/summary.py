@@ -13,6 +13,7 @@ from potstill.bench.claims import Claim, decide
 from potstill.bench.contract import Contestant, Environment, Failure, Latency, Load, Peaks, Report
 from potstill.bench.datasets import DataSet, Trial, split_asked
 from potstill.bench.engines.size import compressed_bytes
+from potstill.bench.measuring.budget import Deadline
 from potstill.bench.measuring.journal import Journal
 from potstill.bench.measuring.plan import Plan
 from potstill.bench.measuring.results import results
@@ -67,11 +68,25 @@ class Setting:
             trials=tuple(trials),
         )
 
-    def plan(self, journal: Journal, *, progress: Progress) -> Plan:
+    def within(self, fit: Mapping[str, Any]) -> "Setting":
+        """Return the same with what `potstill.bench.estimate.fit` has found to fit into the budget."""
+        loads = {str(load): load for load in self.loads}
+        return replace(
+            self,
+            config=self.config.model_copy(update=fit["config"]),
+            loads=tuple(loads[name] for name in fit["loads"]),
+            trials=self.trials if fit["with_data"] else (),
+        )
+
+    def file_bytes(self, entry: Entry) -> int | None:
+        """Return the bytes of the files with a row's weights; None of a hub id."""
+        return sum(file.stat().st_size for file in _files(self.subjects[entry.model], entry)) or None
+
+    def plan(self, journal: Journal, *, progress: Progress, deadline: Deadline | None = None) -> Plan:
         """Return what the measuring needs."""
         return Plan(
             entries=self.entries, loads=self.loads, baseline=self.baseline.key, config=self.config, journal=journal,
-            seed=self.seed, texts=list(self.texts) or None, progress=progress,
+            seed=self.seed, texts=list(self.texts) or None, progress=progress, deadline=deadline,
         )  # fmt: skip
 
     def head(self, found: Environment) -> dict[str, Any]:
@@ -92,24 +107,31 @@ class Setting:
         return self.config.model_dump(mode="json") | {"data": data}
 
 
-def summarise(setting: Setting, journal: Journal, work: Path) -> Report:
+def summarise(setting: Setting, journal: Journal, work: Path, *, elapsed_s: float | None = None) -> Report:
     """Compute the report of what the journal and the answers in `work` hold, whole or not."""
     measured = results(
         journal, setting.entries, setting.loads, baseline=setting.baseline.key, config=setting.config,
         seed=setting.seed,
     )  # fmt: skip
     judged, unanswered = _judge(setting, journal, work)
-    peaks = journal.get("peaks")
+    best = measured.peaks
+    peaks = Peaks(threads=setting.threads, fp32_flops_per_s=best.get("fp32"), int8_ops_per_s=best.get("int8"))
     found = environment.describe(
-        threads=setting.threads, load_before=journal.get("load before"), peaks=Peaks(**peaks) if peaks else None
+        threads=setting.threads, load_before=journal.get("load before"), peaks=peaks if best else None
     )
+    missing = [*measured.missing, *unanswered]
+    left_out: list[str] = []
+    if journal.get("ended"):  # it came to its end: what is missing had no time
+        missing, left_out = [], [*(journal.get("fit") or {}).get("left_out", ()), *missing]
     rows = journal.get("rows")
     contestants = [Contestant(**row) for row in rows] if rows else describe_rows(setting, journal, compress=False)
     models = {name: subject.facts for name, subject in setting.subjects.items()}
     report = Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        complete=not (measured.missing or unanswered or rows is None),
-        missing=[*measured.missing, *unanswered],
+        complete=not (missing or rows is None),
+        missing=missing,
+        left_out=left_out,
+        elapsed_s=elapsed_s,
         command=setting.command,
         seed=setting.seed,
         config=setting.settings(),
@@ -229,7 +251,11 @@ def _judge(setting: Setting, journal: Journal, work: Path) -> tuple[list[Judged]
 
 
 def _with_flops(setting: Setting, row: Latency, peaks: Peaks | None) -> Latency:
-    """Add how many operations a second a row makes on the grid, and their share of the machine's peak."""
+    """Add how many operations a second a row makes on the grid, and their share of the machine's peak.
+
+    A share above 1 is no share: the count of operations or the peak is wrong then, as where an engine has faster
+    kernels than the bare product's. It is left out, as is that of a row or a peak which the machine disturbed.
+    """
     entry = next(entry for entry in setting.entries if entry.key == row.key)
     per_token = setting.subjects[entry.model].facts.flops_per_token
     if row.load.num_tokens is None or not row.p50_ms or not per_token:
@@ -238,7 +264,8 @@ def _with_flops(setting: Setting, row: Latency, peaks: Peaks | None) -> Latency:
     flops = float(np.interp(row.load.num_tokens, list(per_token), list(per_token.values())))
     rate = flops * row.load.num_tokens * row.load.batch_size / (row.p50_ms / 1e3)
     peak = _peak(peaks, entry.precision) if entry.runner.endswith("cpu") else None
-    return row.model_copy(update={"flops_per_s": rate, "peak_share": rate / peak if peak else None})
+    share = rate / peak if peak and not row.disturbed else None
+    return row.model_copy(update={"flops_per_s": rate, "peak_share": share if share and share <= 1 else None})
 
 
 def _peak(peaks: Peaks | None, precision: str) -> float | None:

@@ -78,10 +78,12 @@ def _check(given: Mapping[str, Any]) -> None:
 
 def _measure(given: Mapping[str, Any]) -> None:
     from potstill import bench as benching
+    from potstill.bench.claims import check_required, load_claims
     from potstill.cli.render import progress_bars
 
     config, request = _config(given), _request(given)
     stopping.keeps(lambda: _left(given["out"]))
+    check_required(load_claims(request.claims), given.get("required", ()))
     older = benching.read_report(given["compare"]) if "compare" in given else None
     with progress_bars() as progress:
         report = benching.bench(
@@ -176,9 +178,11 @@ def _require(report: "Report", required: Sequence[str] | None) -> None:
         return
     from potstill.bench.claims import require as unmet
 
-    failed = unmet(report.claims, "all" if "all" in required else required)
+    failed = unmet(report.claims, required)
     if failed:
-        told = "; ".join(f"{row.id} ({row.subject}) is {row.verdict}" for row in failed)
+        told = "; ".join(
+            f"{row.id} ({row.subject}) is {row.verdict}" + (f": {row.reason}" if row.reason else "") for row in failed
+        )
         raise CheckError(f"--require {' '.join(required)}: {told}")
 
 
@@ -198,6 +202,8 @@ def _verify(given: Mapping[str, Any]) -> None:
     else:
         rows = [[row.what, row.old, row.new, row.outcome] for row in findings]
         print_table(f"{given['verify']}, measured again", ("cell", "then", "now", ""), rows)
+        for note in dict.fromkeys(row.note for row in findings if row.outcome == "not compared"):
+            _tell(f"not compared: {note}")
     broken = [row.what for row in findings if not row.holds]
     if broken:
         raise CheckError(f"{len(broken)} of {len(findings)} cells do not hold: {', '.join(broken)}")

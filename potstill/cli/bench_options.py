@@ -35,7 +35,10 @@ RoundsOption = Annotated[
     int | None, typer.Option(min=5, help="How often each model takes its turn.", show_default="12")
 ]
 BudgetOption = Annotated[
-    str | None, typer.Option(help="Time for all turns, such as 2m, spent where intervals are wide.", show_default=False)
+    str | None,
+    typer.Option(
+        help="Time for the whole bench, such as 2m: what does not fit is left out, and said.", show_default=False
+    ),
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="Threads of each model.", show_default="the cores this process may use")
@@ -47,11 +50,14 @@ SettingsOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, e.g. cold_starts=10.")
 ]
 ClaimsOption = Annotated[
-    Path | None, typer.Option(help="YAML with claims of your own, see `potstill claims`.", show_default=False)
+    Path | None,
+    typer.Option(
+        help="YAML with your own claims, in the place of potstill's; see `potstill claims`.", show_default=False
+    ),
 ]
 RequiredOption = Annotated[
     list[str] | None,
-    typer.Option("--require", help="Exit 1 unless this claim passes; `all` for every one.", show_default=False),
+    typer.Option("--require", help="Exit 1 unless this claim passes; `all`: every one.", show_default=False),
 ]
 CompareOption = Annotated[
     Path | None, typer.Option(help="An older report: tell what got better or worse.", show_default=False)

@@ -622,12 +622,9 @@ def check_bench(given: Mapping[str, Any]) -> None:
     for _, place in models:
         _check_bench_model(place, precisions=given.get("precision") or ())
     if given.get("required"):
-        from potstill.bench.claims import load_claims
+        from potstill.bench.claims import check_required, load_claims
 
-        ids = [claim.id for claim in load_claims(given.get("claims"))]
-        for wanted in given["required"]:
-            if wanted not in {*ids, "all"}:
-                raise UsageError(f"--require {wanted}: there is no such claim; there are {_either([*ids, 'all'])}")
+        check_required(load_claims(given.get("claims")), given["required"])
     for data in given.get("data", ()):
         check_name(data, "dataset", what="--data")
         if Path(data).expanduser().is_dir():

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 _WIDTH = 98
 _EXAMPLE = """\
 claims:
+  - size
   - id: p95
     claim: p95 at most 10 ms
     measure: latency_p95_ms
@@ -36,7 +37,7 @@ def claims(
     file: Annotated[
         Path | None,
         typer.Option(
-            "--claims", help="YAML with claims of your own: they are checked and printed as well.", show_default=False
+            "--claims", help="YAML with your own claims: they are checked and printed instead.", show_default=False
         ),
     ] = None,
 ) -> None:
@@ -56,9 +57,9 @@ def claims(
         typer.echo(f"  {kept[key]:6.1%}  {name}")
     typer.echo(
         "\nPASS and FAIL only where the whole 95 % interval is on one side of the target, and a ratio of\n"
-        "times is outside the noise floor around it; else INCONCLUSIVE.\n"
+        "times is outside the noise floor around it; INCONCLUSIVE otherwise, and where the\nmachine was disturbed.\n"
         "DistilBERT: Sanh, Debut, Chaumond, Wolf (2019), arXiv:1910.01108.\n\n"
-        "Claims of your own: a file for --claims, such as\n"
+        "Claims of your own take the place of these: a file for --claims, which names any that\nshall stay, such as\n"
     )
     typer.echo(textwrap.indent(_EXAMPLE, "  "))
     typer.echo("What they can measure (what `where` takes beside model in brackets):")

@@ -39,6 +39,8 @@ def _warnings(report: Report) -> Table | None:
         missing = "; ".join(clean(name) for name in report.missing)
         rows.append(("INCOMPLETE", f"The bench was interrupted. Not measured: {missing or 'some of it'}."))
     rows += [("QUALITY", line) for line in tables_quality.no_better(report)]
+    if report.left_out:
+        rows.append(("LEFT OUT", f"The budget had no time for: {'; '.join(map(clean, report.left_out))}."))
     rows += [("NOISE", clean(flag)) for flag in report.noise.flags]
     return _listed([(word, "bold yellow", Text(_together(line))) for word, line in rows])
 

@@ -52,6 +52,7 @@ class World:
     processes: list = field(default_factory=list)
     awake: set = field(default_factory=set)
     clock: float = 0.0
+    products: int = 0
     interrupt_at: int | None = None
 
     def launch(self, timeout_s):
@@ -100,6 +101,9 @@ class FakeWorker:
                 return {"latencies_ms": [latency_ms] * calls, "cpu_s": 0.2, "wall_s": 0.1}
             case "concurrent":
                 return {"texts": 10, "seconds": 10 * latency_ms / 1e3, "latencies_ms": [latency_ms] * 12}
+            case "product":
+                self.world.products += 1
+                return {"rates": {"fp32": 1e9 * self.world.products, "int8": 2e9}}
             case "memory":
                 return dict(MEMORY)
             case "answer":
@@ -122,7 +126,7 @@ def make_plan(folder, world, *, keys=("t/fp32", "s/fp32"), loads=(SHORT, LONG), 
     """Return a plan of fakes; everything but latency is off unless a setting says otherwise."""
     quiet = {
         "throughput_batch_sizes": [], "thread_scaling": False, "cold_starts": 0, "rounds": 5, "launches": 4,
-        "max_repeats": 0, "num_tokens": [16, 128],
+        "max_repeats": 0, "num_tokens": [16, 128], "peak": False,
     }  # fmt: skip
     texts = settings.pop("texts", None)
     entries = [FakeEntry(key, key.partition("@")[2] or "onnxruntime-cpu") for key in keys]

@@ -34,3 +34,19 @@ def test_no_interval_yet_comes_before_a_wide_one_and_an_unknown_cost_fits_nowher
 )
 def test_threads_double_up_to_all_cores(cores, expected):
     assert budget.thread_counts(cores) == expected
+
+
+def test_a_part_leaves_the_time_of_those_after_it():
+    reserved = {budget.THROUGHPUT: 3.0, budget.QUALITY: 4.0, budget.REPORT: 5.0}
+    deadline = budget.Deadline(end=100.0, clock=lambda: 60.0, reserved_s=reserved)
+    assert deadline.left_s(budget.LATENCY) == 40 - 12
+    assert deadline.left_s(budget.THROUGHPUT) == 40 - 9
+    assert deadline.left_s(budget.COLD_STARTS) == 40 - 5
+    assert deadline.left_s(budget.REPORT) == 40
+
+
+def test_a_machine_that_starts_slowly_leaves_more_for_the_rest():
+    deadline = budget.Deadline(end=100.0, clock=lambda: 60.0, reserved_s={budget.REPORT: 5.0}, starts_s=4.0)
+    assert deadline.on_a_slow_machine(12.0).left_s(budget.LATENCY) == 40 - 15
+    assert deadline.on_a_slow_machine(3.0).left_s(budget.LATENCY) == 40 - 5
+    assert budget.Deadline(end=100.0, clock=lambda: 60.0).on_a_slow_machine(12.0).left_s(budget.LATENCY) == 40

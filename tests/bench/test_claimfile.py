@@ -17,16 +17,34 @@ def write(tmp_path, text):
     return file
 
 
-def test_a_users_file_adds_claims_and_replaces_one_by_its_id(tmp_path):
+def test_a_users_file_takes_the_place_of_the_packages_claims(tmp_path):
     file = write(
         tmp_path,
         "claims:\n- {id: p95, claim: quick, measure: latency_p95_ms, at_most: 10, where: {load: 1 x 64}}\n"
         "- {id: speed, claim: twice as fast, measure: speed_ratio, at_least: 2}\n",
     )
     found = {row.id: row for row in load_claims(file)}
-    assert list(found) == ["size", "speed", "quality", "p95"]
+    assert list(found) == ["p95", "speed"]
     assert (found["speed"].target, found["speed"].where.precision) == (2.0, None)
     assert (found["p95"].direction, found["p95"].target) == ("at_most", 10.0)
+    assert [row.id for row in load_claims(None)] == ["size", "speed", "quality"]
+
+
+def test_a_users_file_keeps_those_of_the_package_that_it_names(tmp_path):
+    file = write(tmp_path, "claims: [size, {id: p95, claim: quick, measure: latency_p95_ms, at_most: 10}, quality]")
+    found = load_claims(file)
+    assert [row.id for row in found] == ["size", "p95", "quality"]
+    assert [row for row in found if row.id != "p95"] == [row for row in load_claims(None) if row.id != "speed"]
+    with pytest.raises(RecipeError, match="sped: is none of potstill's own claims; did you mean 'speed'"):
+        load_claims(write(tmp_path, "claims: [sped]"))
+    with pytest.raises(RecipeError, match="size: id: is there twice"):
+        load_claims(write(tmp_path, "claims: [size, {id: size, claim: a, measure: file_mb, at_most: 1}]"))
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet", "claims:", "claims: []"])
+def test_an_empty_file_decides_nothing_and_is_refused(tmp_path, text):
+    with pytest.raises(RecipeError, match="has no list called claims; `potstill claims` prints one"):
+        load_claims(write(tmp_path, text))
 
 
 def test_all_faults_are_told_at_once_with_file_and_id(tmp_path):

@@ -342,6 +342,84 @@ def test_every_measure_can_be_claimed_and_gives_a_whole_sentence(measure):
         assert (row.verdict == "INCONCLUSIVE") == (row.reason is not None)
 
 
+# Disturbance.
+
+
+def disturbed(reason="other processes took 81% of the time of the cores", *, speed=26.32):
+    report = sped(speed, (speed * 0.99, speed * 1.01))
+    rows = [row.model_copy(update={"disturbed": reason, "finding": "disturbed"}) for row in report.ratios]
+    latency = [row.model_copy(update={"disturbed": reason}) for row in report.latency]
+    return report.model_copy(update={"ratios": rows, "latency": latency})
+
+
+def test_a_disturbed_ratio_neither_passes_nor_fails_and_is_not_shown():
+    for speed in (26.32, 1.1):
+        found = paper(disturbed(speed=speed), "speed")
+        assert (found.verdict, found.value, found.interval) == ("INCONCLUSIVE", None, None)
+        assert "other processes took 81% of the time of the cores" in found.reason
+        assert "26.32" not in found.summary
+        assert claims.require([found], ["speed"]) == [found]
+    assert paper(disturbed(), "size").verdict != "INCONCLUSIVE"  # what is counted is counted
+
+
+@pytest.mark.parametrize(
+    ("measure", "limit"),
+    [("latency_p50_ms", 1e9), ("latency_p95_ms", 1e9), ("concurrent_texts_per_s", 1e-9), ("cold_start_ms", 1e9),
+     ("texts_per_s", 1e-9), ("speed_ratio", 1e-9)],
+)  # fmt: skip
+def test_every_time_of_a_disturbed_row_is_left_undecided(measure, limit):
+    direction = "at_most" if limit > 1 else "at_least"
+    wanted = {"measure": measure, direction: limit, "where": {"precision": "fp32"}}
+    report = made_report()
+    (calm,) = decide(report, **wanted)
+    assert calm.verdict == "PASS"
+    parts = ("latency", "ratios", "throughput", "cold_start")
+    spoilt = {
+        part: [row.model_copy(update={"disturbed": "the host took 9%"}) for row in getattr(report, part)]
+        for part in parts
+    }
+    (found,) = decide(report.model_copy(update=spoilt), **wanted)
+    assert (found.verdict, found.value) == ("INCONCLUSIVE", None)
+    assert "the host took 9%" in found.reason
+    # A report of before, whose flags name no row, is about all of them.
+    flagged = report.model_copy(update={"noise": contract.Noise(floor=0.0, flags=["The host took 9%."])})
+    (found,) = decide(flagged, **wanted)
+    assert found.verdict == "INCONCLUSIVE"
+    assert "The host took 9%" in found.reason
+
+
+def test_a_row_that_nothing_disturbed_is_decided_beside_one_that_was():
+    report = made_report()
+    latency = [
+        row.model_copy(update={"disturbed": "others"}) if str(row.load) == "1×16" else row for row in report.latency
+    ]
+    report = report.model_copy(
+        update={"latency": latency, "noise": contract.Noise(floor=0.0, flags=["While 1×16 was timed, others."])}
+    )
+    wanted = {"measure": "latency_p50_ms", "at_most": 1e9}
+    verdicts = {
+        load: decide(report, where={"precision": "fp32", "load": load}, **wanted)[0].verdict
+        for load in ("1x16", "1x128")
+    }
+    assert verdicts == {"1x16": "INCONCLUSIVE", "1x128": "PASS"}
+
+
+def test_memory_is_decided_by_its_processes_and_beyond_its_own_noise():
+    def held(low, high, floor):
+        span = {"peak_bytes": (low * 1e6, high * 1e6)}
+        report = made_report()
+        rows = [
+            row.model_copy(update={"peak_bytes": int((low + high) / 2 * 1e6), "launches": 6, "intervals": span})
+            for row in report.memory
+        ]
+        return report.model_copy(update={"memory": rows, "noise": contract.Noise(floor=0.0, floors={"memory": floor})})
+
+    wanted = {"measure": "peak_mb", "at_most": 200, "where": {"precision": "fp32", "runner": "onnxruntime-cpu"}}
+    verdicts = [decide(held(*seen), **wanted)[0].verdict for seen in ((180, 190, 0), (180, 210, 0), (205, 210, 0))]
+    assert verdicts == ["PASS", "INCONCLUSIVE", "FAIL"]
+    assert decide(held(190, 194, 0.06), **wanted)[0].verdict == "INCONCLUSIVE"
+
+
 # Requiring.
 
 

@@ -1,4 +1,6 @@
 import json
+import re
+import time
 
 import pytest
 import typer
@@ -68,9 +70,25 @@ def test_a_required_claim_that_does_not_pass_is_exit_code_1(invoke, teacher_dir,
     assert found.exception.exit_code == 1
     assert "huge (student/int8) is FAIL" in str(found.exception)
     assert isinstance(invoke("bench", *again, "--require", "all").exception, CheckError)
-    unknown = invoke("bench", *again, "--require", "sped").exception
+    unknown = invoke("bench", *again, "--require", "smal").exception
     assert isinstance(unknown, UsageError)
-    assert "'speed'" in str(unknown)
+    assert "'small'" in str(unknown)
+    # Of the package's own claims there is none in a file that does not name it.
+    assert isinstance(invoke("bench", *again, "--require", "speed").exception, UsageError)
+
+
+def test_require_all_is_about_the_claims_of_the_file_alone(invoke, teacher_dir, student_dir, out_dir, tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("claims: [{id: small, claim: small, measure: file_mb, at_most: 100, where: {precision: int8}}]")
+    again = [f"teacher={teacher_dir}", f"student={student_dir}", "--out", out_dir, "--resume", *QUICK]
+    found = invoke("bench", *again, "--data", out_dir.parent / "words", "--claims", mine, "--require", "all")
+    assert found.exit_code == 0, found.output
+
+
+def test_a_required_claim_that_nobody_makes_is_refused_before_a_model_is_read(invoke, tmp_path):
+    found = invoke("bench", tmp_path / "no-such-model", "--out", tmp_path / "out", "--require", "sped")
+    assert isinstance(found.exception, UsageError)
+    assert str(found.exception) == "--require sped: no claim is called 'sped'; did you mean 'speed'?"
 
 
 def test_compare_tells_what_changed_since_an_older_report(invoke, teacher_dir, student_dir, out_dir):
@@ -108,12 +126,17 @@ def test_a_budget_is_read_in_seconds_minutes_or_hours(text, seconds):
         ([], "name the models and a folder"),
         (["TEACHER"], "name the models and a folder"),
         (["TEACHER", "--out", "OUT", "--runner", "tensorflow"], "--runner: 'tensorflow' is not valid"),
-        (["TEACHER", "--out", "OUT", "--precision", "int4"], "has no int4; it has fp32, int8"),
+        (["TEACHER", "--out", "OUT", "--precision", "int4"], "--precision: 'int4' is not valid"),
+        (["TEACHER", "--out", "OUT", "--precision", "bf16"], "has no bf16; it has fp32, int8"),
         (["TEACHER", "--out", "OUT", "--set", "roundz=3"], "is no setting of the bench"),
         (["TEACHER", "--out", "OUT", "--set", "block_s=-1"], "block_s"),
         (["TEACHER", "--out", "OUT", "--num-tokens", "8", "--suite", "no.yaml"], "there is no file no.yaml"),
         (["TEACHER", "--out", "OUT", "--claims", "no.yaml"], "no.yaml cannot be read"),
         (["--verify", "nowhere"], "does not exist"),
+        (["TEACHER", "--out", "OUT", "--num-tokens", "8", "--budget", "1s"], "--budget 1s is too short"),
+        (["./no-such-bundle", "--out", "OUT"], "there is no folder ./no-such-bundle"),
+        (["no-such-bundle/", "--out", "OUT"], "there is no folder no-such-bundle/"),
+        (["TEACHER", "--out", "OUT", "--baseline", "techer"], "--baseline techer: no model is called so"),
     ],
 )
 def test_what_was_asked_wrongly_is_one_clear_error(invoke, teacher_dir, tmp_path, arguments, message):
@@ -141,3 +164,31 @@ def test_claims_prints_every_definition_and_the_papers_own_retention(invoke):
     output = invoke("claims").output
     for word in ("size: 40 % smaller", "speed: 60 % faster", "quality: 97 % as good", "96.9%", "96.2%", "95.7%"):
         assert word in output
+
+
+def test_a_refused_budget_names_the_least_and_loses_nothing(invoke, teacher_dir, tmp_path):
+    out = tmp_path / "out"
+    work = tmp_path / ".out.bench"
+    work.mkdir()
+    (work / "samples.jsonl").write_text("")
+    arguments = ["bench", teacher_dir, "--out", out, "--num-tokens", "8", "--quick", "--overwrite"]
+    found = invoke(*arguments, "--budget", "1s")
+    assert re.search(r"too short: .* takes about \d+ s; pass --budget \d+s or more", str(found.exception))
+    assert (work / "samples.jsonl").exists()  # what an interrupted run has measured
+
+
+@pytest.mark.slow
+def test_a_budget_is_that_of_the_whole_run(invoke, teacher_dir, student_dir, tmp_path):
+    out, began = tmp_path / "out", time.monotonic()
+    found = invoke(
+        "bench", f"teacher={teacher_dir}", f"student={student_dir}", "--data", write_data(tmp_path / "words"),
+        "--num-tokens", "8", "--budget", "25s", "--out", out, "--set", "resamples=200",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    assert time.monotonic() - began < 27
+    report = json.loads((out / "report.json").read_text())
+    assert report["complete"]
+    assert report["elapsed_s"] < 25
+    assert {row["load"]["num_tokens"] for row in report["latency"]} >= {8}
+    assert "LEFT OUT" in found.output
+    assert report["left_out"]

@@ -1,6 +1,7 @@
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from potstill.bench.contract import Load
@@ -92,12 +93,16 @@ def test_joules_per_text_count_the_call_that_is_not_timed():
             joules=joules,
         )  # fmt: skip
 
-    load = Load(batch_size=8, num_tokens=16)
-    found = energy.rows([made(4, {"a": 10.0}), made(9, {"a": 20.0}), made(9, {})], load, texts_per_call=8)
+    load, rng = Load(batch_size=8, num_tokens=16), np.random.default_rng(0)
+    found = energy.rows([made(4, {"a": 10.0}), made(9, {"a": 20.0}), made(9, {})], load, texts_per_call=8, rng=rng)
     # 5 + 10 calls of 8 texts, 30 J in 1 s.
-    assert found == [{"key": "a", "load": load.model_dump(), "joules_per_text": 0.25, "watts": 30.0}]
+    (row,) = found
+    low, high = row.pop("interval")
+    assert row == {"key": "a", "load": load.model_dump(), "joules_per_text": 0.25, "watts": 30.0}
+    # Its rounds took 0.25 J a text both: nothing differs.
+    assert (low, high) == pytest.approx((0.25, 0.25))
 
 
 def test_no_wall_clock_no_watts():
     one = SimpleNamespace(joules={"a": 1.0}, calls_ms={"a": [1.0]}, wall_s={"a": 0.0})
-    assert energy.rows([one], Load(num_tokens=1), texts_per_call=1)[0]["watts"] is None
+    assert energy.rows([one], Load(num_tokens=1), texts_per_call=1, rng=np.random.default_rng(0))[0]["watts"] is None

@@ -1,4 +1,3 @@
-import subprocess
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,9 +5,14 @@ import onnx
 import onnxruntime
 import pytest
 
+from potstill.bench import summary
+from potstill.bench.contract import Latency, Load, Peaks
 from potstill.bench.engines import peaks
-from potstill.errors import CheckError
+from potstill.bench.measuring import noise
+from potstill.bench.measuring.measure import measure
+from potstill.bench.measuring.results import results
 from potstill.onnxwire import FLOAT, UINT8
+from tests.bench.fake_worker import LONG, SHORT, World, make_plan
 
 INT32 = onnx.TensorProto.INT32
 
@@ -39,24 +43,22 @@ def test_a_written_product_of_integers_is_exact(draw):
     assert np.array_equal(run(written, values), values.astype(np.int32) @ weight.astype(np.int32))
 
 
-def test_the_best_of_several_blocks_counts():
-    now, taken = [0.0], iter([5.0] + [0.02] * 3 + [0.01] * 6 + [0.06])
+def test_the_fastest_call_counts():
+    now, taken = [0.0], iter([5.0, 0.02, 0.01, 0.06])
 
     def call():
         now[0] += next(taken)
 
-    # 1000 operations: 3 calls in 60 ms, 6 in 60 ms, 1 in 60 ms; the first call of all is not counted.
-    rate = peaks.best_rate(call, 1000, block_s=0.0599, blocks=3, clock=lambda: now[0])
-    assert rate == pytest.approx(100_000)
+    # 1000 operations; the first call of all is not counted, and the block ends once it has lasted long enough.
+    assert peaks.rate(call, 1000, block_s=0.05, clock=lambda: now[0]) == pytest.approx(100_000)
+    assert list(taken) == []
 
 
 def test_the_peaks_of_this_machine_are_measured():
-    found = peaks.measure_peaks(1)
-    assert found.threads == 1
+    found = peaks.Products(threads=1).rates()
+    assert set(found) == {"fp32", "int8"}
     # Any core of the last fifteen years does 1 GFLOP/s, and none 100 TFLOP/s.
-    assert 1e9 < found.fp32_flops_per_s < 1e14
-    assert 1e9 < found.int8_ops_per_s < 1e14
-    assert found.fp16_flops_per_s is None
+    assert all(1e9 < rate < 1e14 for rate in found.values())
 
 
 def test_threads_are_those_asked_for(monkeypatch):
@@ -65,24 +67,51 @@ def test_threads_are_those_asked_for(monkeypatch):
         onnxruntime, "InferenceSession",
         lambda model, options, **_: made.append(options.intra_op_num_threads) or SimpleNamespace(run=print),
     )  # fmt: skip
-    monkeypatch.setattr(peaks, "best_rate", lambda call, operations: operations)
-    found = peaks._measure(3)
+    monkeypatch.setattr(peaks, "rate", lambda call, operations: operations)
+    found = peaks.Products(threads=3).rates()
     assert set(made) == {3}
     # The best of the shapes: 2 x 512 x 3072 x 768.
-    assert found.fp32_flops_per_s == found.int8_ops_per_s == 2 * 512 * 3072 * 768
+    assert found["fp32"] == found["int8"] == 2 * 512 * 3072 * 768
 
 
-def test_a_failure_is_told_with_its_last_words(monkeypatch):
-    failed = subprocess.CompletedProcess([], 1, stdout="", stderr="Traceback\nRuntimeError: no provider\n")
-    monkeypatch.setattr(peaks.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(CheckError, match="could not be measured: RuntimeError: no provider"):
-        peaks.measure_peaks(1)
+def share(p50_ms, *, peak=1e12, disturbed=None):
+    """Return the share of the peak of a row with 10 GFLOP a call."""
+    entry = SimpleNamespace(key="t/fp32", model="t", precision="fp32", runner="onnxruntime-cpu")
+    facts = SimpleNamespace(flops_per_token={100: 1e8})
+    setting = SimpleNamespace(entries=[entry], subjects={"t": SimpleNamespace(facts=facts)})
+    row = Latency(
+        key="t/fp32", load=Load(num_tokens=100), mean_tokens=100, samples=20, p50_ms=p50_ms, disturbed=disturbed
+    )
+    found = summary._with_flops(setting, row, Peaks(threads=2, fp32_flops_per_s=peak))
+    assert found.flops_per_s == pytest.approx(1e10 / (p50_ms / 1e3))
+    return found.peak_share
 
 
-def test_a_hang_is_told(monkeypatch):
-    def hang(*_, **named):
-        raise subprocess.TimeoutExpired("peaks", named["timeout"])
+def test_a_share_of_the_peak_is_never_above_1():
+    assert share(20.0) == pytest.approx(0.5)
+    assert share(10.0) == pytest.approx(1.0)
+    # 2.86 times what the bare product reached: one of the two is no measure.
+    assert share(3.5) is None
 
-    monkeypatch.setattr(peaks.subprocess, "run", hang)
-    with pytest.raises(CheckError, match="not measured within 60 s"):
-        peaks.measure_peaks(1)
+
+def test_a_disturbed_row_has_no_share_of_the_peak():
+    assert share(20.0, disturbed="other processes took 81%") is None
+
+
+def test_the_bare_product_takes_its_turns_among_the_rows_in_every_launch(tmp_path, monkeypatch):
+    calm = noise.Counters(total=0, busy=0, stolen=0, own=0, throttled=0, wall=0)
+    monkeypatch.setattr(noise, "read_counters", lambda: calm)
+    world = World()
+    plan = make_plan(tmp_path, world, loads=[SHORT, LONG], rounds=8, launches=4, extra_launches=0, peak=True)
+    measure(plan)
+    assert len(world.asked("product")) == 2 * 4  # a turn at each load in each of four launches
+    turns = [(number, command["do"]) for number, _, command in world.said if command["do"] in ("block", "product")]
+    order = "".join("p" if do == "product" else "b" for _, do in turns)
+    assert len(order) == 2 * 8 * 3 + 2 * 4
+    assert "bpb" in order  # among them, and not before or after all of them
+    found = results(
+        plan.journal, plan.entries, plan.loads, baseline=plan.baseline, config=plan.config, seed=plan.seed
+    )  # fmt: skip
+    assert found.peaks == {"fp32": 8e9, "int8": 2e9}
+    assert found.failures == []
+    assert "#product" not in {row.key for row in found.memory}

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import scipy.stats
 
 from potstill.bench.measuring import stats
 from potstill.bench.measuring.stats import Rounds
@@ -95,10 +96,24 @@ def test_the_median_over_rounds_with_its_interval():
     assert (found.value, found.low, found.high) == (2, 1, 3)
 
 
-def test_the_mean_of_few_turns_has_their_span_for_an_interval():
+def test_the_mean_of_few_turns_has_students_interval():
     found = stats.mean_interval([10, 14, 12], rng=rng())
-    assert (found.value, found.low, found.high) == (12, 10, 14)
+    logs = np.log([10, 14, 12])
+    low, high = np.exp(scipy.stats.t.interval(0.95, 2, loc=logs.mean(), scale=scipy.stats.sem(logs)))
+    assert (found.value, found.low, found.high) == pytest.approx((12, low, high), rel=1e-3)
     found = stats.mean_interval([10, 14] * 20, rng=rng())
     assert found.value == 12
     assert found.low == pytest.approx(12 - 1.96 * 2 / 40**0.5, abs=0.15)
     assert found.high == pytest.approx(12 + 1.96 * 2 / 40**0.5, abs=0.15)
+
+
+def test_rounds_that_differ_by_chance_do_not_drift():
+    draw = np.random.default_rng(1)
+    limits, drifts = [], []
+    for _ in range(300):
+        rounds = stats.Rounds([[value] * 3 for value in 10 * np.exp(draw.normal(0, 0.04, 12))], [0] * 12)
+        limits.append(stats.drift_by_chance(rounds))
+        drifts.append(abs(stats.drift(rounds) - 1))
+    assert np.mean(np.array(drifts) > np.array(limits)) < 0.03
+    steady = stats.Rounds([[10 + 0.3 * number] * 3 for number in range(12)], [0] * 12)
+    assert abs(stats.drift(steady) - 1) > stats.drift_by_chance(steady)

@@ -2,7 +2,7 @@ import pytest
 
 from potstill import machine
 from potstill.bench.contract import Load
-from potstill.bench.measuring import throughput
+from potstill.bench.measuring import noise, throughput
 from potstill.bench.measuring.results import results
 from potstill.timing.client import CommandFailed, WorkerDied
 from tests.bench.fake_worker import FakeEntry, World, make_plan
@@ -19,7 +19,9 @@ def world():
 
 
 def plan_of(folder, world, **settings):
-    return make_plan(folder, world, loads=[], throughput_batch_sizes=[1, 8], throughput_tokens=64, **settings)
+    return make_plan(
+        folder, world, loads=[], throughput_batch_sizes=[1, 8], throughput_tokens=64, **({"again": False} | settings)
+    )
 
 
 def compute(plan):
@@ -28,15 +30,21 @@ def compute(plan):
     )  # fmt: skip
 
 
-def test_everybody_has_three_turns_at_every_batch_size_and_number_of_callers(world, tmp_path):
+def take_turns(plan, launches=1):
+    for launch in range(launches):
+        with plan.team(plan.everybody()) as team:
+            throughput.throughput_turns(plan, team, launch=launch, launches=launches)
+
+
+def test_everybody_has_six_turns_at_every_batch_size_and_number_of_callers(world, tmp_path):
     plan = plan_of(tmp_path, world, callers=[1, 4])
-    throughput.measure_throughput(plan)
+    take_turns(plan)
     asked = [(key, c["load"]["batch_size"], c["callers"]) for _, key, c in world.said if c["do"] == "concurrent"]
     assert sorted(asked) == sorted(
-        (key, size, callers) for key in ("t/fp32", "s/fp32") for size in (1, 8) for callers in (1, 4) for _ in range(3)
+        (key, size, callers) for key in ("t/fp32", "s/fp32") for size in (1, 8) for callers in (1, 4) for _ in range(6)
     )
-    assert [{key for key, *_ in asked[start : start + 2]} for start in range(0, 24, 2)] == [{"t/fp32", "s/fp32"}] * 12
-    assert len({key for key, *_ in asked[0:24:2]}) == 2  # not always the same one first
+    assert [{key for key, *_ in asked[start : start + 2]} for start in range(0, 48, 2)] == [{"t/fp32", "s/fp32"}] * 24
+    assert len({key for key, *_ in asked[0:48:2]}) == 2  # not always the same one first
     assert {c["load"]["num_tokens"] for _, _, c in world.said if "load" in c} == {64}
     assert len(world.processes) == 2
     assert len(world.asked("warm")) == 4  # once per row and load
@@ -51,7 +59,7 @@ def test_everybody_has_three_turns_at_every_batch_size_and_number_of_callers(wor
 def test_a_failure_costs_its_number_of_callers_only(world, tmp_path):
     world.faults = {("s/fp32", "concurrent", "8×64"): [None, WorkerDied("the process was killed by signal 9")]}
     plan = plan_of(tmp_path, world, callers=[1, 4])
-    throughput.measure_throughput(plan)
+    take_turns(plan)
     found = compute(plan)
     assert [(row.stage, row.where, row.kind) for row in found.failures] == [
         ("throughput", "8×64, 1 caller", "out of memory")
@@ -62,23 +70,23 @@ def test_a_failure_costs_its_number_of_callers_only(world, tmp_path):
     assert not [entry for entry in found.missing if "throughput" in entry]
 
 
-def test_turns_that_take_long_are_two(world, tmp_path):
-    world.latency_ms = {"t/fp32": 150.0, "s/fp32": 60.0}  # 1.5 and 0.6 s a turn: 4.2 s after two
+def test_turns_that_take_long_are_three(world, tmp_path):
+    world.latency_ms = {"t/fp32": 150.0, "s/fp32": 60.0}  # 1.5 and 0.6 s a turn: 6.3 s after three
     plan = plan_of(tmp_path, world, callers=[1])
-    throughput.measure_throughput(plan)
-    assert len(world.asked("concurrent")) == 2 * 2 * 2
+    take_turns(plan)
+    assert len(world.asked("concurrent")) == 3 * 2 * 2
     assert not [entry for entry in compute(plan).missing if "throughput" in entry]
-    throughput.measure_throughput(plan)
-    assert len(world.asked("concurrent")) == 8
+    take_turns(plan)
+    assert len(world.asked("concurrent")) == 12
 
 
 def test_too_few_calls_have_no_median(world, tmp_path):
-    reply = {"texts": 3, "seconds": 1.0, "latencies_ms": [300.0] * 3}
+    reply = {"texts": 1, "seconds": 1.0, "latencies_ms": [300.0]}
     world.faults = {("t/fp32", "concurrent", "1×64"): reply}
     plan = plan_of(tmp_path, world, callers=[1], keys=["t/fp32"])
-    throughput.measure_throughput(plan)
+    take_turns(plan)
     first = compute(plan).throughput[0]
-    assert (first.texts_per_s, first.p50_ms) == (3, None)  # 9 calls in all
+    assert (first.texts_per_s, first.p50_ms) == (1, None)  # 9 calls in all
 
 
 @pytest.mark.parametrize(
@@ -89,7 +97,7 @@ def test_too_few_calls_have_no_median(world, tmp_path):
 def test_a_reply_that_cannot_be_is_a_failure(world, tmp_path, reply):
     world.faults = {("t/fp32", "concurrent", "1×64"): reply or {"texts": "many"}}
     plan = plan_of(tmp_path, world, callers=[1])
-    throughput.measure_throughput(plan)
+    take_turns(plan)
     (failure,) = compute(plan).failures
     assert (failure.key, failure.kind) == ("t/fp32", "error")
 
@@ -134,3 +142,29 @@ def test_a_gpu_has_no_threads_to_compare(world, tmp_path):
     assert world.said == []
     assert throughput.runs_on_processor(FakeEntry("t/fp32", runner="torch-cpu-compiled"))
     assert not throughput.runs_on_processor(FakeEntry("t/fp32", runner="onnxruntime-tensorrt"))
+
+
+def test_turns_are_spread_over_the_launches_so_that_several_processes_are_seen(world, tmp_path):
+    plan = plan_of(tmp_path, world, callers=[1])
+    take_turns(plan, launches=4)
+    processes = [process for process, key in world.asked("concurrent") if key == "t/fp32"]
+    assert len(set(processes)) == 4
+    assert len(processes) == 6 * 2
+
+
+def test_what_others_did_meanwhile_marks_the_row(world, tmp_path, monkeypatch):
+    now = iter(range(10_000))
+
+    def busy():
+        tick = next(now)
+        return noise.Counters(total=tick, busy=tick, stolen=0, own=tick * 0.6, throttled=0, wall=tick)
+
+    monkeypatch.setattr(noise, "read_counters", busy)
+    plan = plan_of(tmp_path, world, callers=[1], max_repeats=1)
+    take_turns(plan)
+    found = compute(plan)
+    assert {row.disturbed for row in found.throughput} == {"other processes took 40% of the time of the cores"}
+    assert found.noise.flags == [
+        "While throughput was measured, other processes took 40% of the time of the cores."
+    ]  # fmt: skip
+    assert len(world.asked("concurrent")) == 2 * 2 * 6 * 2  # every turn once again

@@ -125,6 +125,22 @@ def test_a_report_holds_against_itself():
     assert all(isinstance(value, str | bool) for row in findings for value in vars(row).values())
 
 
+def test_what_was_disturbed_is_not_compared():
+    def disturbed(report):
+        reason = {"disturbed": "other processes took 40%"}
+        return report.model_copy(
+            update={part: [row.model_copy(update=reason) for row in getattr(report, part)]
+                    for part in ("latency", "ratios")}
+        )  # fmt: skip
+
+    for pair in ((timed(1.0), disturbed(timed(2.0))), (disturbed(timed(1.0)), timed(2.0))):
+        (row,) = check(*pair)
+        assert (row.outcome, row.holds) == ("not compared", True)
+        assert "other processes took 40%" in row.note
+    outcomes = {row.outcome for row in check(made_report(), disturbed(made_report())) if "times as fast" in row.what}
+    assert outcomes == {"not compared"}
+
+
 @pytest.mark.parametrize(("factor", "holds"), [(1.0, True), (1.01, True), (1.03, False), (0.99, True), (0.97, False)])
 def test_p50_holds_within_both_intervals(factor, holds):
     (row,) = check(timed(1.0), timed(factor))  # two intervals of 1 % are 1.4 % together

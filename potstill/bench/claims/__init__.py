@@ -14,7 +14,7 @@ from potstill.bench.claims.readings import Reading, Selection
 from potstill.bench.claims.selecting import Nothing, select
 from potstill.errors import UsageError
 
-__all__ = ["GLUE_BERT", "GLUE_DISTILBERT", "Claim", "decide", "load_claims", "require", "verdict"]
+__all__ = ["GLUE_BERT", "GLUE_DISTILBERT", "Claim", "check_required", "decide", "load_claims", "require", "verdict"]
 
 # DistilBERT paper, table 1 (development sets, medians of 5 runs).
 GLUE_BERT = {
@@ -34,22 +34,35 @@ def decide(report: contract.Report, claims: Sequence[Claim]) -> list[contract.De
     """Decide every claim from what a report measured.
 
     PASS and FAIL are given only where the whole 95 % interval is on one side of the target, and for ratios of times
-    where the value itself is outside the noise floor around it; everything else is INCONCLUSIVE, with a reason.
+    and for memory where the value itself is outside the noise floor around it. What was disturbed while it was timed is
+    not shown at all. Everything else is INCONCLUSIVE, with a reason.
     """
     return [_decide(report, claim, pick) for claim in claims for pick in select(report, claim)]
 
 
-def require(decisions: Sequence[contract.Decision], wanted: Sequence[str] | Literal["all"]) -> list[contract.Decision]:
-    """Return the decisions that are not PASS among those with the ids `wanted`.
+def check_required(claims: Sequence[Claim], wanted: Sequence[str]) -> None:
+    """Refuse the id of a claim that nobody makes; `all` stands for every one.
+
+    Raises:
+        UsageError: naming it and the nearest known one.
+    """
+    known = [claim.id for claim in claims]
+    for name in wanted:
+        if name != "all" and name not in known:
+            raise UsageError(f"--require {name}: no claim is called {name!r}{nearest(name, known)}")
+
+
+def require(decisions: Sequence[contract.Decision], wanted: Sequence[str]) -> list[contract.Decision]:
+    """Return the decisions that are not PASS among those with the ids `wanted`; `all` stands for every one.
 
     Raises:
         UsageError: if no claim has one of the ids.
     """
     known = list(dict.fromkeys(decision.id for decision in decisions))
-    ids = known if wanted == "all" else wanted
+    ids = known if "all" in wanted else wanted
     for name in ids:
         if name not in known:
-            raise UsageError(f"no claim is called {name!r}{nearest(name, known)}")
+            raise UsageError(f"--require {name}: no claim is called {name!r}{nearest(name, known)}")
     return [decision for decision in decisions if decision.id in ids and decision.verdict != "PASS"]
 
 
@@ -80,7 +93,14 @@ def _decide(report: contract.Report, claim: Claim, pick: Selection | Nothing) ->
     answer = measure.read(report, pick)
     if isinstance(answer, str):
         return _decision(claim, pick, reason=answer)
-    floor = (report.noise.at(pick.load) or 0.0) if measure.time_ratio else 0.0
+    disturbed = answer.disturbed
+    if measure.timed and not disturbed and not report.names_disturbed_rows:
+        disturbed = next(iter(report.noise.flags), "").rstrip(".") or None
+    if disturbed:
+        return _decision(claim, pick, reason=f"the machine was disturbed: {disturbed}; bench again when it is quiet")
+    floor = 0.0
+    if measure.floor != "none":
+        floor = (report.noise.at(pick.load) if measure.floor == "load" else report.noise.floors.get("memory")) or 0.0
     found, reason = _judge(claim, answer, floor=floor)
     return _decision(claim, pick, reading=answer, found=found, reason=reason)
 

@@ -1,4 +1,4 @@
-"""Claims as a YAML file holds them: the package's three, and a user's own.
+"""Claims as a YAML file holds them: the package's three, or a user's own in their place.
 
 All faults of a file are told at once, each with the claim's id, and an unknown word is answered with the nearest
 known one.
@@ -20,6 +20,7 @@ from potstill.sections import Runner
 
 Against = Literal["like_for_like", "baseline", "fp32"]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+_BUILT_IN = resources.files("potstill.bench.claims") / "claims.yaml"
 _LOAD = re.compile(r"(?P<batch>[1-9]\d*) ?[x×] ?(?P<tokens>[1-9]\d*|longest)|own texts(, tokenised)?")
 
 
@@ -76,20 +77,20 @@ class Claim(_Part):
 
 
 def load_claims(path: Path | None) -> list[Claim]:
-    """Return the package's claims, and with `path` those of a user's file: added, or put in place of one by its id.
+    """Return the package's claims, or those of a user's file in their place.
+
+    A file takes one of the package's by naming it: `claims: [size, {id: p95, ...}]`.
 
     Raises:
         RecipeError: if the file cannot be read, or a claim in it is not valid; the message holds every fault.
     """
-    text = resources.files("potstill.bench.claims").joinpath("claims.yaml").read_text(encoding="utf-8")
-    claims = {claim.id: claim for claim in parse_claims(text, origin="claims.yaml")}
-    if path is not None:
-        try:
-            own = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path} cannot be read as claims: {error}; name a YAML file") from error
-        claims |= {claim.id: claim for claim in parse_claims(own, origin=str(path))}
-    return list(claims.values())
+    if path is None:
+        return parse_claims(_BUILT_IN.read_text(encoding="utf-8"), origin="claims.yaml")
+    try:
+        own = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read as claims: {error}; name a YAML file") from error
+    return parse_claims(own, origin=str(path))
 
 
 def parse_claims(text: str, *, origin: str) -> list[Claim]:
@@ -107,9 +108,13 @@ def parse_claims(text: str, *, origin: str) -> list[Claim]:
     faults = [f"{key}: unknown key{nearest(str(key), ['claims'])}" for key in values if key != "claims"]
     seen: set[str] = set()
     claims = []
-    for number, raw in enumerate(values["claims"], start=1):
-        name = str(raw["id"]) if isinstance(raw, dict) and raw.get("id") else f"claim {number}"
-        found = list(_faults(raw)) + (["id: is there twice; give each claim its own"] if name in seen else [])
+    for number, given in enumerate(values["claims"], start=1):
+        raw = _built_in(given) if isinstance(given, str) else given
+        name = given if isinstance(given, str) else f"claim {number}"
+        if isinstance(raw, dict) and raw.get("id"):
+            name = str(raw["id"])
+        found = [raw] if isinstance(raw, str) else list(_faults(raw))
+        found += ["id: is there twice; give each claim its own"] if name in seen else []
         faults += [f"{name}: {fault}" for fault in found]
         seen.add(name)
         if not found:
@@ -117,6 +122,12 @@ def parse_claims(text: str, *, origin: str) -> list[Claim]:
     if faults:
         raise RecipeError(f"{origin} is not valid:\n" + "\n".join(f"  {fault}" for fault in faults))
     return claims
+
+
+def _built_in(name: str) -> dict[str, Any] | str:
+    """Return one of the package's claims as its file holds it, or what is wrong with the name."""
+    known = {str(claim["id"]): dict(claim) for claim in yaml.safe_load(_BUILT_IN.read_text(encoding="utf-8"))["claims"]}
+    return known.get(name) or f"is none of potstill's own claims{nearest(name, list(known))}"
 
 
 def normal_load(text: str) -> str | None:
@@ -179,7 +190,7 @@ def _misfits(raw: Mapping[str, Any], where: Any) -> Iterator[str]:
             yield f"where.{field}: {measure.name} does not depend on it; it takes {taken}"
     if where.get("against") == "fp32" == where.get("precision"):
         yield "where.against: fp32 against fp32 compares nothing; leave precision out, or name another"
-    if measure.time_ratio and not all(_positive(raw.get(key)) for key in ("at_least", "at_most")):
+    if measure.floor == "load" and not all(_positive(raw.get(key)) for key in ("at_least", "at_most")):
         yield "the target of a ratio must be above 0"
 
 

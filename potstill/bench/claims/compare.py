@@ -1,14 +1,15 @@
 """Two reports side by side: what got better, what got worse, and what nobody can tell.
 
 Each report has intervals of its own. They are combined as of independent measurements, times on the logarithmic scale
-(`potstill.bench.claims.combine`), and for times widened by the noise floors of both runs. Better or worse is said only
-where the result leaves out "the same". Every row is judged by itself at 95 %, so among many that did not change a few
-may be called changed.
+(`potstill.bench.claims.combine`), and widened by what the baseline differed from itself in both runs. Better or worse
+is said only where the result leaves out "the same". All rows are judged together (Bonferroni), so that of two reports
+of the same models no row is called changed in 95 of 100 cases. What was disturbed in either run is not compared.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from statistics import NormalDist
 from typing import Literal, TypeAlias
 
 from potstill.bench import contract
@@ -17,13 +18,22 @@ from potstill.bench.claims.differing import other_data, other_files, other_machi
 from potstill.bench.report.wording import number, score
 
 Outcome = Literal[
-    "better", "worse", "no difference shown", "not comparable", "only in the old report", "only in the new report"
+    "better",
+    "worse",
+    "no difference shown",
+    "disturbed",
+    "not comparable",
+    "only in the old report",
+    "only in the new report",
 ]
 Table: TypeAlias = tuple[tuple[str, ...], list[list[str]]]
 """Head and rows, the first column being the name."""
 
-# Six loads of one file differed in resident memory by up to 1.1 % (int8) and 0.1 % (fp32); twice that is a difference.
+# Six loads of one file differed in resident memory by up to 1.1 % (int8) and 0.1 % (fp32); twice that is a difference
+# where a report did not look at several processes.
 _MEMORY_FLOOR = 0.02
+_CONFIDENCE = 0.95
+_Z = NormalDist().inv_cdf((1 + _CONFIDENCE) / 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +104,9 @@ class _Found:
     value: float
     interval: contract.Interval | None = None
     low_is_good: bool = True
+    disturbed: str | None = None
+    once: bool = False
+    """Whether it was sampled a single time, so that nobody knows how sure it is."""
 
 
 _Rows: TypeAlias = Mapping[tuple[str, str], _Found]
@@ -102,35 +115,59 @@ _Rows: TypeAlias = Mapping[tuple[str, str], _Found]
 @dataclass(frozen=True, slots=True)
 class _Group:
     title: str
-    floor: Literal["noise", "memory", "none"]
-    """What must be exceeded beyond the intervals."""
+    floor: Literal["load", "memory", "cold start", "none"]
+    """What must be exceeded beyond the intervals: which noise floor of both runs."""
     timed: bool = False
     """Whether it says nothing across machines."""
+    can_be_disturbed: bool = True
+    """Whether it is a sample of times, which other work on the machine spoils."""
 
 
 _SCORE = "Score"
 _GROUPS = (
-    _Group("Latency p50, ms", "noise", timed=True),
-    _Group("Times as fast as the baseline", "noise"),
-    _Group("Throughput, texts/s", "noise", timed=True),
-    _Group("Cold start, ms", "noise", timed=True),
-    _Group(_SCORE, "none"),
-    _Group("Memory loaded, MB", "memory"),
-    _Group("Memory peak, MB", "memory"),
-    _Group("File size, MB", "none"),
+    _Group("Latency p50, ms", "load", timed=True),
+    _Group("Times as fast as the baseline", "load"),
+    _Group("Throughput, texts/s", "load", timed=True),
+    _Group("Cold start, ms", "cold start", timed=True),
+    _Group("Energy, J/text", "load", timed=True),
+    _Group(_SCORE, "none", can_be_disturbed=False),
+    _Group("Memory loaded, MB", "memory", can_be_disturbed=False),
+    _Group("Memory peak, MB", "memory", can_be_disturbed=False),
+    _Group("Memory private, MB", "memory", can_be_disturbed=False),
+    _Group("File size, MB", "none", can_be_disturbed=False),
 )
 
 
 def compare(old: contract.Report, new: contract.Report) -> Comparison:
     """Hold a report against an older one, row by row."""
     machine = other_machine(old, new)
+    groups = list(zip(_GROUPS, _tables_of(old), _tables_of(new), strict=True))
+    sampled = sum(
+        place in after and (row.interval is not None or after[place].interval is not None)
+        for group, before, after in groups
+        if group.can_be_disturbed
+        for place, row in before.items()
+    )
+    widened = NormalDist().inv_cdf(1 - (1 - _CONFIDENCE) / 2 / max(1, sampled)) / _Z
     changes = []
-    for group, before, after in zip(_GROUPS, _tables_of(old), _tables_of(new), strict=True):
+    for group, before, after in groups:
         for place in dict.fromkeys([*before, *after]):
             comparable = not (group.timed and (machine or _other_gpu(old, new, key=place[0])))
             floors = _floors(group, old, new, where=place[1])
-            changes.append(_change(group, place, before.get(place), after.get(place), floors, comparable))
+            change = _change(group, place, before.get(place), after.get(place), floors, widened)
+            if change.outcome in ("better", "worse", "no difference shown"):
+                if not comparable:
+                    change = replace(change, outcome="not comparable")
+                elif _is_disturbed(group, old, before[place]) or _is_disturbed(group, new, after[place]):
+                    change = replace(change, outcome="disturbed")
+            changes.append(change)
     return Comparison(notes=list(_notes(old, new)), changes=changes, verdicts=list(_verdicts(old, new)))
+
+
+def _is_disturbed(group: _Group, report: contract.Report, row: _Found) -> bool:
+    """Tell whether a row says so, or may be any that its run flags without naming rows."""
+    unnamed = bool(report.noise.flags) and not report.names_disturbed_rows
+    return group.can_be_disturbed and (bool(row.disturbed) or unnamed)
 
 
 def _notes(old: contract.Report, new: contract.Report) -> Iterator[str]:
@@ -160,29 +197,57 @@ def _tables_of(report: contract.Report) -> tuple[_Rows, ...]:
     """Return the rows of every group, in the order of `_GROUPS`."""
     return (
         {
-            (row.key, str(row.load)): _Found(row.p50_ms, row.intervals.get("p50"))
+            (row.key, str(row.load)): _Found(row.p50_ms, row.intervals.get("p50"), disturbed=row.disturbed)
             for row in report.latency
             if row.p50_ms is not None
         },
         {
-            (f"{row.candidate} to {row.baseline}", str(row.load)): _Found(row.value, row.interval, low_is_good=False)
+            (f"{row.candidate} to {row.baseline}", str(row.load)): _Found(
+                row.value, row.interval, low_is_good=False, disturbed=row.disturbed
+            )
             for row in report.ratios
             if row.comparison != "again"
         },
         {
-            (row.key, f"{row.load}, {row.callers} callers"): _Found(row.texts_per_s, row.interval, low_is_good=False)
+            (row.key, f"{row.load}, {row.callers} caller{'s' if row.callers > 1 else ''}"): _Found(
+                row.texts_per_s, row.interval, low_is_good=False, disturbed=row.disturbed
+            )
             for row in report.throughput
         },
-        {(row.key, ""): _Found(row.total_ms, row.interval) for row in report.cold_start},
+        {
+            (row.key, ""): _Found(row.total_ms, row.interval, disturbed=row.disturbed, once=row.starts == 1)
+            for row in report.cold_start
+        },
+        {
+            (str(row["key"]), str(contract.Load.model_validate(row["load"]))): _Found(
+                float(row["joules_per_text"]),
+                tuple(row["interval"]) if row.get("interval") else None,
+                disturbed=row.get("disturbed"),
+                once=not row.get("interval"),
+            )
+            for row in report.energy.rows
+        },
         {
             (row.key, f"{quality.name}, {quality.metric}"): _Found(row.value, row.interval, quality.lower_is_better)
             for quality in report.quality
             for row in quality.scores
         },
-        {(row.key, ""): _Found(row.loaded_rss_bytes / 1e6) for row in report.memory},
-        {(row.key, ""): _Found(row.peak_bytes / 1e6) for row in report.memory},
+        _memory(report, "loaded_rss_bytes"),
+        _memory(report, "peak_bytes"),
+        _memory(report, "after_uss_bytes"),
         {(row.key, ""): _Found(row.file_bytes / 1e6) for row in report.contestants if row.file_bytes is not None},
     )
+
+
+def _memory(report: contract.Report, part: str) -> _Rows:
+    """Return one part of every row's memory, in MB, with the span of the processes that were looked at."""
+    found = {}
+    for row in report.memory:
+        size = getattr(row, part)
+        if size is not None:
+            span = row.intervals.get(part)
+            found[row.key, ""] = _Found(size / 1e6, None if span is None else (span[0] / 1e6, span[1] / 1e6))
+    return found
 
 
 def _change(
@@ -191,23 +256,28 @@ def _change(
     before: _Found | None,
     after: _Found | None,
     floors: tuple[float | None, ...],
-    comparable: bool,
+    widened: float,
 ) -> Change:
     make = partial(Change, kind=group.title, subject=place[0], where=place[1])
     old, new = (None if side is None else side.value for side in (before, after))
     if before is None or after is None:
         return make(old=old, new=new, outcome="only in the new report" if before is None else "only in the old report")
     is_score = group.title == _SCORE
-    change, interval = _difference(before, after) if is_score else _ratio(before, after)
+    # A score is exactly the same again on the same machine, and memory's interval is the span of all its processes:
+    # what widens the intervals of times would only hide a change.
+    widened = widened if group.can_be_disturbed else 1.0
+    change, interval = _difference(before, after) if is_score else _ratio(before, after, widened)
     if interval is not None:
         interval = combine.with_floors(interval, *floors)
     outcome = _outcome(interval, same=0.0 if is_score else 1.0, low_is_good=after.low_is_good)
+    if before.once or after.once:
+        return make(old=old, new=new, change=change, outcome="no difference shown")
     return make(
         old=old,
         new=new,
         change=change,
         interval=None if before.interval is None and after.interval is None else interval,
-        outcome=outcome if comparable else "not comparable",
+        outcome=outcome,
     )
 
 
@@ -217,10 +287,10 @@ def _difference(before: _Found, after: _Found) -> tuple[float, contract.Interval
     return combine.difference((after.value, after.interval), (before.value, before.interval))
 
 
-def _ratio(before: _Found, after: _Found) -> tuple[float | None, contract.Interval | None]:
+def _ratio(before: _Found, after: _Found, widened: float) -> tuple[float | None, contract.Interval | None]:
     """Return new / old; what was counted is its own interval."""
     sides = [(side.value, side.interval or (side.value, side.value)) for side in (after, before)]
-    return combine.ratio(*sides) if combine.can_be_ratio(*sides) else (None, None)
+    return combine.ratio(*sides, widened=widened) if combine.can_be_ratio(*sides) else (None, None)
 
 
 def _outcome(interval: contract.Interval | None, *, same: float, low_is_good: bool) -> Outcome:
@@ -233,9 +303,13 @@ def _outcome(interval: contract.Interval | None, *, same: float, low_is_good: bo
 
 
 def _floors(group: _Group, old: contract.Report, new: contract.Report, *, where: str) -> tuple[float | None, ...]:
-    if group.floor == "noise":
+    if group.floor == "load":
         return old.noise.at(where), new.noise.at(where)
-    return (_MEMORY_FLOOR,) if group.floor == "memory" else ()
+    if group.floor == "cold start":
+        return old.noise.at("cold start"), new.noise.at("cold start")
+    if group.floor == "memory":
+        return (max(_MEMORY_FLOOR, *(report.noise.floors.get("memory", 0.0) for report in (old, new))),)
+    return ()
 
 
 def _other_gpu(old: contract.Report, new: contract.Report, *, key: str) -> bool:

@@ -30,8 +30,10 @@ class Measure:
     fields: frozenset[str] = _ROW
     """The fields of a claim's `where` that it depends on, beside `model`."""
     form: Form = "plain"
-    time_ratio: bool = False
-    """Whether noise of the machine goes into it as a factor, so that the noise floor counts."""
+    floor: Literal["none", "load", "memory"] = "none"
+    """Which noise floor a value must be beyond: that of times at its load, as a ratio of times must, or of memory."""
+    timed: bool = False
+    """Whether whatever else the machine did goes into it."""
 
     @property
     def of_model(self) -> bool:
@@ -70,6 +72,7 @@ def _latency(name: str, share: str) -> Measure:
         sentence=f"{share} of {{subject}}'s answers take at most {{value}}",
         read=readings.percentile(name),
         fields=_LOADED,
+        timed=True,
     )
 
 
@@ -131,7 +134,8 @@ _ALL = (
         read=readings.speed,
         fields=_COMPARED | {"load"},
         form="times",
-        time_ratio=True,
+        floor="load",
+        timed=True,
     ),
     _latency("p50", "Half"),
     _latency("p90", "90 of 100"),
@@ -143,6 +147,7 @@ _ALL = (
         words="texts per second of one caller: batch size / p50",
         sentence="{subject} answers {value} for one caller",
         read=readings.texts_per_s,
+        timed=True,
         fields=_LOADED,
     ),
     Measure(
@@ -151,6 +156,7 @@ _ALL = (
         words="texts per second of one process under several callers at once",
         sentence="{subject} answers {value} with {what}",
         read=readings.concurrent,
+        timed=True,
         fields=_LOADED | {"callers"},
     ),
     Measure(
@@ -199,6 +205,7 @@ _ALL = (
         words="resident memory of its process after loading, in 10^6 bytes",
         sentence="{subject}'s process takes {value} of memory after loading",
         read=readings.bytes_of("memory", "loaded_rss_bytes"),
+        floor="memory",
     ),
     Measure(
         name="peak_mb",
@@ -206,6 +213,7 @@ _ALL = (
         words="highest resident memory of its process while it answers",
         sentence="{subject}'s process takes {value} of memory at its peak",
         read=readings.bytes_of("memory", "peak_bytes"),
+        floor="memory",
     ),
     Measure(
         name="private_mb",
@@ -213,6 +221,7 @@ _ALL = (
         words="memory that is its process's alone, after the run (USS)",
         sentence="{subject}'s process has {value} of memory for itself",
         read=readings.bytes_of("memory", "after_uss_bytes"),
+        floor="memory",
     ),
     Measure(
         name="gpu_mb",
@@ -220,6 +229,7 @@ _ALL = (
         words="peak of the GPU memory that it reserved, or where that is not told, allocated",
         sentence="{subject} takes {value} of GPU memory at its peak",
         read=readings.bytes_of("memory", "gpu_peak_reserved_bytes", "gpu_peak_allocated_bytes"),
+        floor="memory",
     ),
     Measure(
         name="cold_start_ms",
@@ -227,6 +237,7 @@ _ALL = (
         words="from the start of a process to its first answer, median over the starts",
         sentence="{subject} gives its first answer {value} after its process was started",
         read=readings.cold_start,
+        timed=True,
     ),
     Measure(
         name="joules_per_text",
@@ -234,6 +245,7 @@ _ALL = (
         words="energy of one text, of the whole processor package or GPU",
         sentence="{subject} needs {value} per text",
         read=readings.joules,
+        timed=True,
         fields=_LOADED,
     ),
 )

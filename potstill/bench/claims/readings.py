@@ -40,6 +40,8 @@ class Reading:
     """What to know beside it: the end of a sentence."""
     what: str = ""
     """What was scored: `accuracy on SST-2`."""
+    disturbed: str | None = None
+    """Why nothing can be decided by it: what the machine did while it was measured."""
 
 
 Answer: TypeAlias = Reading | str
@@ -109,14 +111,19 @@ def _file(report: contract.Report, key: str) -> int | None:
 
 
 def bytes_of(rows: str, *fields: str) -> Read:
-    """Return what reads the first of `fields` that is there, in MB of 10^6, from a list of the report."""
+    """Return what reads the first of `fields` that is there, in MB of 10^6, from a list of the report.
+
+    A file's size is its own interval; memory has that of the processes that were looked at.
+    """
 
     def read(report: contract.Report, pick: Selection) -> Answer:
         row = next((row for row in getattr(report, rows) if row.key == pick.key), None)
-        found = next((size for field in fields if (size := getattr(row, field, None)) is not None), None)
-        if found is None:
+        name = next((field for field in fields if getattr(row, field, None) is not None), None)
+        if row is None or name is None:
             return lost(report, pick.key, fields[0].removesuffix("_bytes").replace("_", " "))
-        return Reading(value=found / _MEGA, interval=(found / _MEGA, found / _MEGA))
+        found = getattr(row, name)
+        low, high = getattr(row, "intervals", {}).get(name, (found, found))
+        return Reading(value=found / _MEGA, interval=(low / _MEGA, high / _MEGA))
 
     return read
 
@@ -126,15 +133,17 @@ def speed(report: contract.Report, pick: Selection) -> Answer:
     wanted = (pick.against, pick.key, pick.load)
     for row in report.ratios:
         if row.comparison != "again" and (row.baseline, row.candidate, str(row.load)) == wanted:
-            return Reading(value=row.value, interval=row.interval, note=_less_time(row.value))
-    sides = []
+            return Reading(value=row.value, interval=row.interval, note=_less_time(row.value), disturbed=row.disturbed)
+    sides, disturbed = [], []
     for key in (pick.key, pick.against):
         side = percentile("p50")(report, Selection(model=pick.model, key=key, load=pick.load))
         if isinstance(side, str) or side.interval is None:
             return side if isinstance(side, str) else f"{key} has no interval at {pick.load}"
         sides.append((side.value, side.interval))
+        disturbed += [side.disturbed] if side.disturbed else []
     value, interval = combine.ratio(sides[1], sides[0])
-    return Reading(value=value, interval=interval, note=_less_time(value) + "; from each one's own interval, unpaired")
+    note = _less_time(value) + "; from each one's own interval, unpaired"
+    return Reading(value=value, interval=interval, note=note, disturbed="; ".join(disturbed) or None)
 
 
 def _less_time(ratio: float) -> str:
@@ -153,7 +162,7 @@ def percentile(name: str) -> Read:
         if value is None:
             more = f"{row.missing[name]:,} more" if name in row.missing else "more"
             return f"{name} at {pick.load} needs {more} calls than the {row.samples:,} of {pick.key}"
-        return Reading(value=value, interval=row.intervals.get(name))
+        return Reading(value=value, interval=row.intervals.get(name), disturbed=row.disturbed)
 
     return read
 
@@ -167,7 +176,7 @@ def texts_per_s(report: contract.Report, pick: Selection) -> Answer:
     interval = None
     if time.interval is not None:
         interval = (1e3 * row.load.batch_size / time.interval[1], 1e3 * row.load.batch_size / time.interval[0])
-    return Reading(value=1e3 * row.load.batch_size / time.value, interval=interval)
+    return Reading(value=1e3 * row.load.batch_size / time.value, interval=interval, disturbed=time.disturbed)
 
 
 def concurrent(report: contract.Report, pick: Selection) -> Answer:
@@ -177,13 +186,16 @@ def concurrent(report: contract.Report, pick: Selection) -> Answer:
     if row is None:
         known = [f"{each.load} with {each.callers} callers" for each in report.throughput if each.key == pick.key]
         return lost(report, pick.key, f"throughput with {pick.callers} callers", at=pick.load, known=known)
-    return Reading(value=row.texts_per_s, interval=row.interval, what=f"{row.callers} callers at once")
+    what = f"{row.callers} callers at once"
+    return Reading(value=row.texts_per_s, interval=row.interval, what=what, disturbed=row.disturbed)
 
 
 def cold_start(report: contract.Report, pick: Selection) -> Answer:
     """Read the milliseconds from nothing to the first answer."""
     row = next((row for row in report.cold_start if row.key == pick.key), None)
-    return lost(report, pick.key, "cold start") if row is None else Reading(value=row.total_ms, interval=row.interval)
+    if row is None:
+        return lost(report, pick.key, "cold start")
+    return Reading(value=row.total_ms, interval=row.interval if row.starts > 1 else None, disturbed=row.disturbed)
 
 
 def joules(report: contract.Report, pick: Selection) -> Answer:
@@ -195,7 +207,11 @@ def joules(report: contract.Report, pick: Selection) -> Answer:
     if row is None:
         return lost(report, pick.key, "energy", at=pick.load, known=list(rows))
     found = row.get("interval")
-    return Reading(value=float(row["joules_per_text"]), interval=None if found is None else (found[0], found[1]))
+    return Reading(
+        value=float(row["joules_per_text"]),
+        interval=None if found is None else (found[0], found[1]),
+        disturbed=row.get("disturbed"),
+    )
 
 
 def _load_name(load: object) -> str:
@@ -211,6 +227,8 @@ def lost(report: contract.Report, key: str, what: str, *, at: str = "", known: I
     where = f" at {at}" if at else ""
     measured = f"; measured are {', '.join(known)}" if known else ""
     cut = "; the bench was interrupted" if not report.complete else ""
+    if report.left_out:
+        cut += "; the budget had no time for everything"
     return f"{what} of {key}{where} was not measured{measured}{cut}"
 
 

@@ -92,15 +92,17 @@ def _of_row(report: contract.Report, claim: Claim, row: contract.Contestant) -> 
 
 def _with_data(report: contract.Report, claim: Claim, pick: Selection) -> Iterator[Selection | Nothing]:
     names = [quality.name for quality in report.quality]
-    wanted = claim.where.data
+    wanted, why = claim.where.data, "no data was given (--data)"
+    if report.config.get("data") and report.left_out:
+        why = "the budget had no time for quality (--budget)"
     if wanted is not None:
         found = [name for name in names if _letters(name) == _letters(wanted)]
-        have = f"; measured are {', '.join(names)}" if names else ", as no data was given (--data)"
+        have = f"; measured are {', '.join(names)}" if names else f": {why}"
         if not found:
             yield Nothing(subject=pick.key, where=wanted, reason=f"quality on {wanted} was not measured{have}")
         yield from (replace(pick, data=name) for name in found)
     elif not names:
-        yield Nothing(subject=pick.key, reason="no data was given (--data)")
+        yield Nothing(subject=pick.key, reason=why)
     elif claim.measure == "score_kept" and len(names) > 1 and _has_mean(report, pick):
         yield pick
     else:

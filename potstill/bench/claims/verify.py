@@ -202,10 +202,28 @@ def _times(
         if machine:
             yield Finding(what, *told, True, "not compared", f"another machine: {'; '.join(machine)}")
             continue
+        disturbed = _disturbance(*((each, _find(each.latency, key=key, load=load)) for each in (report, fresh)))
+        if disturbed:
+            yield Finding(what, *told, True, "not compared", disturbed)
+            continue
         _, interval = combine.ratio(now, was, widened=widened)
         low, high = combine.with_floors(interval, report.noise.at(load), fresh.noise.at(load))
         note = f"new / old is between {low:.2f} and {high:.2f}" + (f"; {'; '.join(software)}" if software else "")
         yield _finding(what, *told, holds=low <= 1 <= high, note=note)
+
+
+def _disturbance(*sides: tuple[contract.Report, contract.Latency | contract.Ratio | None]) -> str | None:
+    """Return what disturbed a row in either report; a flag that names no row is about any."""
+    for (report, row), when in zip(sides, ("then", "now"), strict=True):
+        unnamed = report.noise.flags[:1] if report.noise.flags and not report.names_disturbed_rows else []
+        reasons = [row.disturbed] if row is not None and row.disturbed else unnamed
+        if reasons:
+            return f"the machine was disturbed {when}: {reasons[0]}"
+    return None
+
+
+def _find(rows: Sequence[contract.Latency], *, key: str, load: str) -> contract.Latency | None:
+    return next((row for row in rows if (row.key, str(row.load)) == (key, load)), None)
 
 
 def _side(row: contract.Latency) -> _Side | None:
@@ -235,6 +253,11 @@ def _ratios(
             for each, side in ((row, report), (again, fresh))
         )
         holds = low <= new_high and new_low <= high
+        disturbed = _disturbance((report, row), (fresh, again))
+        if disturbed:
+            now = f"{again.value:.2f} ({bounds(again.interval)})"
+            yield Finding(what, old, now, True, "not compared", disturbed)
+            continue
         new = f"{again.value:.2f} ({bounds(again.interval)})"
         yield _finding(what, old, new, holds=holds, note="intervals, each widened by its noise floor, overlap or not")
 

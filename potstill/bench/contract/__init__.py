@@ -94,8 +94,18 @@ class Report(Part):
     failures: list[Failure] = []
     notes: list[str] = []
     """What a reader must know to believe the numbers, or not to."""
+    left_out: list[str] = []
+    """What was not measured because the budget had no time for it."""
+    elapsed_s: float | None = None
+    """How long the whole bench took until this report was written, in seconds; of all its parts if it was resumed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    @property
+    def names_disturbed_rows(self) -> bool:
+        """Return whether any row says that it was disturbed; older reports have `noise.flags` alone."""
+        rows: list[Any] = [*self.latency, *self.ratios, *self.throughput, *self.scaling, *self.cold_start]
+        return any(row.disturbed for row in rows)
 
     @property
     def baseline_model(self) -> str:

@@ -65,6 +65,8 @@ class ColdStart(Part):
     total_ms: float
     interval: Interval
     """Of `total_ms`: its smallest and largest where there are too few starts for more."""
+    disturbed: str | None = None
+    """Why this row must not be believed: what the machine did meanwhile, though it was measured again."""
 
 
 class Latency(Part):
@@ -95,7 +97,10 @@ class Latency(Part):
     """CPU seconds of the process per second of wall clock, per thread: 1 means that no thread waited."""
     flops_per_s: float | None = None
     peak_share: float | None = None
-    """Of the machine's measured peak for the precision."""
+    """Of the machine's measured peak for the precision; None where either was disturbed, or where it came out above 1,
+    so that one of the two is no measure."""
+    disturbed: str | None = None
+    """Why this row must not be believed: what the machine did meanwhile, though it was measured again."""
 
 
 class Ratio(Part):
@@ -111,8 +116,10 @@ class Ratio(Part):
     rounds: int
     value: float
     interval: Interval
-    finding: Literal["faster", "slower", "no difference shown"]
+    finding: Literal["faster", "slower", "no difference shown", "disturbed"]
     """By the interval and the noise floor."""
+    disturbed: str | None = None
+    """Why this row must not be believed: what the machine did meanwhile, though it was measured again."""
 
 
 class Throughput(Part):
@@ -125,6 +132,8 @@ class Throughput(Part):
     interval: Interval
     p50_ms: float | None = None
     """Of one call under that load."""
+    disturbed: str | None = None
+    """Why this row must not be believed: what the machine did meanwhile, though it was measured again."""
 
 
 class Scaling(Part):
@@ -137,6 +146,8 @@ class Scaling(Part):
     interval: Interval
     speedup: float
     """p50 with one thread / this p50."""
+    disturbed: str | None = None
+    """Why this row must not be believed: what the machine did meanwhile, though it was measured again."""
 
 
 class Memory(Part):
@@ -158,6 +169,10 @@ class Memory(Part):
     """What a container allows; None where nothing limits it but the machine."""
     gpu_peak_allocated_bytes: int | None = None
     gpu_peak_reserved_bytes: int | None = None
+    launches: int = 1
+    """How many processes were looked at; each part is the median over them."""
+    intervals: dict[str, Interval] = {}
+    """Of each part by its name, from the smallest process to the largest; empty where there was one alone."""
 
 
 class Energy(Part):
@@ -167,7 +182,8 @@ class Energy(Part):
     reason: str | None = None
     """Why there is no source."""
     rows: list[dict[str, Any]] = []
-    """`key`, `load`, `joules_per_text`, `watts`; of the whole package, whoever else used it."""
+    """`key`, `load`, `joules_per_text`, `interval` (over rounds), `watts`, `disturbed`; of the whole package, whoever
+    else used it."""
 
 
 class Noise(Part):
@@ -177,7 +193,8 @@ class Noise(Part):
     """How far the end of the interval of the baseline against itself is from 1, on the grid where it is farthest; None
     without the A/A run."""
     floors: dict[str, float] = {}
-    """The same by load. A ratio nearer to 1 than this shows nothing."""
+    """The same by load; and of `memory`, `cold start` and throughput (`1×64, 4 callers`), each against a second process
+    of the baseline. A ratio nearer to 1 than this shows nothing."""
     steal_share: float | None = None
     """CPU time that the host gave to other guests."""
     throttled_share: float | None = None
@@ -194,7 +211,7 @@ class Noise(Part):
 
 
 class Peaks(Part):
-    """What this machine reaches at best, measured, by the number type."""
+    """What this machine reaches at best in a bare product that takes its turns among the rows, by the number type."""
 
     threads: int
     fp32_flops_per_s: float | None = None

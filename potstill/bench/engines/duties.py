@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from potstill.serve import Text
 from potstill.serve.answering.classification import scoring_function
 from potstill.task import PROBLEM_TYPES, TOKEN_CLASSIFICATION
 from potstill.timing.process import Message, run_block
+
+if TYPE_CHECKING:
+    from potstill.bench.engines.peaks import Products
 
 # Two windows of calls in a row whose medians are as near as this are one speed; it is what rounds differ by as well.
 _STEADY = 0.05
@@ -40,6 +43,7 @@ class Duties:
         """Begin with what the process took so far."""
         self._growth, self._process_ms, self._import_ms = growth, process_ms, import_ms
         self._runner: Runner | None = None
+        self._products: Products | None = None
         self._texts: list[Text] = []
         self._seed, self._task = 0, ""
         self._folder = Path()
@@ -55,6 +59,7 @@ class Duties:
         duties: dict[str, Callable[[Mapping[str, Any]], Message]] = {
             "load": self._load, "texts": self._take_texts, "warm": self._warm, "block": self._block,
             "concurrent": self._concurrent, "first": self._first, "answer": self._answer, "memory": self._memory,
+            "products": self._load_products, "product": self._run_products,
             "restart_peak": lambda _: {"restarted": restart_peak()},
         }  # fmt: skip
         if command["do"] not in duties:
@@ -143,6 +148,17 @@ class Duties:
         with Path(command["file"]).open("wb") as stream:  # a name without .npz would get it
             np.savez(stream, allow_pickle=False, **answers)
         return {"texts": len(texts)}
+
+    def _load_products(self, command: Mapping[str, Any]) -> Message:
+        from potstill.bench.engines.peaks import Products  # no part of a row's memory
+
+        self._products = Products(command["threads"])
+        return {}
+
+    def _run_products(self, _: Mapping[str, Any]) -> Message:
+        if self._products is None:
+            raise UsageError("there are no products yet; send a products command first")
+        return {"rates": self._products.rates()}
 
     def _memory(self, _: Mapping[str, Any]) -> Message:
         on_gpu = self._runner.gpu_memory() if self._runner else {}

@@ -11,6 +11,8 @@ It reads commands from stdin and answers on stdout, one JSON object per line; a 
     {"do": "first", "text": TEXT}                -> first_answer_ms
     {"do": "answer", "texts": [TEXT, ...], "kind": KIND, "file": FILE}  -> texts; the answers are in FILE, an .npz
     {"do": "memory"}                             -> the fields of `contract.Memory`, without key and limit
+    {"do": "products", "threads": 2}             (in the place of a load: bare matrix products)
+    {"do": "product"}                            -> rates: number type -> operations per second
     {"do": "restart_peak"}                       -> restarted
     {"do": "stop"}
 

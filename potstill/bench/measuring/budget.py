@@ -1,6 +1,7 @@
 """Where the time of a run goes: rounds over launches, a budget over loads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import inf
 
 # With a budget, every load has at least so many rounds: fewer carry no interval of 95 %.
@@ -8,11 +9,43 @@ LEAST_ROUNDS = 5
 # Calls per turn at least: of 3 one may be an outlier.
 MIN_CALLS = 3
 # Turns of each row at a load and a number of callers, and how long one lasts at least.
-THROUGHPUT_TURNS, THROUGHPUT_S = 3, 0.3
-# Where the turns of all rows so far took longer than this, 2 of each must do.
-THROUGHPUT_SLOW_S, THROUGHPUT_SLOW_TURNS = 4.0, 2
+THROUGHPUT_TURNS, THROUGHPUT_S = 6, 0.3
+# Where the turns of all rows so far took longer than this, 3 of each must do.
+THROUGHPUT_SLOW_S, THROUGHPUT_SLOW_TURNS = 6.0, 3
 # Rounds of each number of threads, and how long a turn lasts at least.
 SCALING_ROUNDS, SCALING_S = 5, 0.2
+
+# The parts of a bench in the order in which they run.
+LATENCY, THROUGHPUT, QUALITY, COLD_STARTS = "latency", "throughput", "quality", "cold starts"
+SCALING, COMPRESSED, REPORT = "thread scaling", "compressed sizes", "the report"
+_PARTS = (LATENCY, THROUGHPUT, QUALITY, COLD_STARTS, SCALING, COMPRESSED, REPORT)
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """When a bench with a budget must be done.
+
+    Attributes:
+        end: of the budget, by `clock`.
+        clock: seconds.
+        reserved_s: part -> seconds that the parts before it must leave for it.
+        starts_s: how long starting all processes was expected to take; 0 where nobody knows.
+    """
+
+    end: float
+    clock: Callable[[], float]
+    reserved_s: Mapping[str, float] = field(default_factory=dict)
+    starts_s: float = 0.0
+
+    def on_a_slow_machine(self, started_s: float) -> "Deadline":
+        """Return one that keeps more for what is to come, where starting all processes took longer than expected."""
+        slow = max(1.0, started_s / self.starts_s) if self.starts_s else 1.0
+        return replace(self, reserved_s={part: slow * seconds for part, seconds in self.reserved_s.items()})
+
+    def left_s(self, part: str) -> float:
+        """Return the seconds that a part has from now on, without what is kept for those after it."""
+        later = _PARTS[_PARTS.index(part) + 1 :]
+        return self.end - self.clock() - sum(self.reserved_s.get(name, 0.0) for name in later)
 
 
 def split_rounds(rounds: int, launches: int) -> list[int]:

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from potstill.bench.contract import Load
 from potstill.bench.measuring.rounds import Round
+from potstill.bench.measuring.stats import mean_interval
 
 _POWERCAP = Path("/sys/class/powercap")
 
@@ -31,10 +34,11 @@ def open_meter(*, on_gpu: bool, powercap: Path = _POWERCAP, nvml: str = "pynvml"
     return _open_nvml(nvml) if on_gpu else _open_rapl(powercap)
 
 
-def rows(found: Sequence[Round], load: Load, *, texts_per_call: int) -> list[dict[str, Any]]:
-    """Return `key`, `load`, `joules_per_text` and `watts` of everybody whose turns were metered at one load.
+def rows(found: Sequence[Round], load: Load, *, texts_per_call: int, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Return `key`, `load`, `joules_per_text`, `interval` and `watts` of everybody whose turns were metered at a load.
 
     The joules of a turn are those of its calls and of the one before them that is not timed, so that is a text too.
+    The interval is a bootstrap over the rounds, drawn by `rng`; one round alone has none.
     """
     made = []
     for key in dict.fromkeys(key for one in found for key in one.joules):
@@ -42,10 +46,20 @@ def rows(found: Sequence[Round], load: Load, *, texts_per_call: int) -> list[dic
         joules = sum(one.joules[key] for one in own)
         texts = sum(len(one.calls_ms[key]) + 1 for one in own) * texts_per_call
         seconds = sum(one.wall_s[key] for one in own)
+        per_text = [one.joules[key] / (len(one.calls_ms[key]) + 1) / texts_per_call for one in own]
+        interval = None
+        if len(own) > 1:
+            spread = mean_interval(per_text, rng=rng)
+            interval = [min(spread.low, joules / texts), max(spread.high, joules / texts)]
         made.append(
-            {"key": key, "load": load.model_dump(), "joules_per_text": joules / texts,
-             "watts": joules / seconds if seconds else None}
-        )  # fmt: skip
+            {
+                "key": key,
+                "load": load.model_dump(),
+                "joules_per_text": joules / texts,
+                "interval": interval,
+                "watts": joules / seconds if seconds else None,
+            }
+        )
     return made
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from potstill.bench.measuring.budget import COMPRESSED
 from potstill.bench.measuring.plan import Plan
 from potstill.bench.measuring.team import Team
 
@@ -20,7 +21,8 @@ def gather_answers(
     """Return where each row's answers to each data set are: files as `potstill.judging.ask.ask` describes them.
 
     The rows answer one after the other, each in a fresh process, so that none needs memory beside another. What is in
-    the journal and in `folder` is not asked again; a row that fails at a data set has no file for it.
+    the journal and in `folder` is not asked again; a row that fails at a data set has no file for it. Nobody is asked
+    where the plan's deadline leaves no time for all of them: scores are only good beside one another.
 
     Args:
         plan: the rows and the journal.
@@ -28,6 +30,8 @@ def gather_answers(
         folder: gets the files; is made if it is not there.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if not plan.has(sum(_seconds(plan, entry.key, datasets) for entry in plan.entries), COMPRESSED):
+        return {}
     total = len(plan.entries) * sum(len(texts) for texts, _ in datasets.values())
     done, files = 0, dict[tuple[str, str], Path]()
     for entry in plan.entries:
@@ -40,6 +44,25 @@ def gather_answers(
                 done += len(texts)
     plan.progress(_STAGE, 1, 1, "")
     return files
+
+
+def _seconds(plan: Plan, key: str, datasets: Mapping[str, tuple[Sequence[Any], str]]) -> float:
+    """Return about how long a row takes for all texts, by what its process has shown so far; 0 once it has answered."""
+    texts = sum(len(each) for name, (each, _) in datasets.items() if plan.journal.get("answers", key, name) is None)
+    if not texts:
+        return 0.0
+    loaded = plan.journal.get("load", key) or {}
+    start_s = sum(float(loaded.get(part, 0.0)) for part in ("process_ms", "import_ms", "load_ms")) / 1e3
+    # Of the data's own texts where they were a load, else of those of one text: the shortest are the most like them.
+    calls_ms = {
+        str(load): value["call_ms"]
+        for load in plan.loads
+        if load.batch_size == 1
+        for name, value in plan.journal.parts("warm", str(load)).items()
+        if name[-1] == key
+    }
+    per_text_ms = float(calls_ms.get("own texts", min(calls_ms.values(), default=0.0)))
+    return start_s + texts * per_text_ms / 1e3
 
 
 def _answer(

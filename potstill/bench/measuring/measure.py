@@ -8,10 +8,10 @@ several launches, because a process keeps the speed that its place in memory giv
 Nothing here is computed from the measurements but where to go on; `potstill.bench.measuring.results` does that.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
-from math import inf
+from math import inf, log
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,26 @@ import numpy as np
 from potstill.bench.contract import Failure, Load, Memory
 from potstill.bench.engines.memory import container_limit
 from potstill.bench.measuring import noise
-from potstill.bench.measuring.budget import LEAST_ROUNDS, MIN_CALLS, next_load, split_rounds
-from potstill.bench.measuring.cold_start import cold_start
+from potstill.bench.measuring.budget import (
+    COLD_STARTS,
+    COMPRESSED,
+    LATENCY,
+    LEAST_ROUNDS,
+    MIN_CALLS,
+    Deadline,
+    next_load,
+    split_rounds,
+)
+from potstill.bench.measuring.cold_start import start_once
 from potstill.bench.measuring.energy import Meter, open_meter
 from potstill.bench.measuring.plan import Plan
-from potstill.bench.measuring.replies import Reply, read_block, read_warm
+from potstill.bench.measuring.replies import Reply, read_block, read_rates, read_warm
 from potstill.bench.measuring.rounds import (
+    PRODUCT,
     Round,
     all_rounds,
     calls_of,
+    disturbances,
     drop_rounds,
     is_lost,
     kept_rounds,
@@ -38,16 +49,20 @@ from potstill.bench.measuring.rounds import (
 )
 from potstill.bench.measuring.stats import median_interval
 from potstill.bench.measuring.team import Team, classify
-from potstill.bench.measuring.throughput import measure_scaling, measure_throughput, runs_on_processor
+from potstill.bench.measuring.throughput import measure_scaling, runs_on_processor, throughput_turns
 from potstill.timing.client import CommandFailed
 from potstill.timing.ratio import ratio_interval
 
 _STAGE = "measure latency"
+# The order of cold starts is drawn as that of turns, but belongs to no load.
+_NO_LOAD = Load()
 # Resamples behind the decision where a budget goes: the interval of the report is made anew, with more.
 _ROUGH = 200
 # Half the width / the value beyond which a load is launched again (3 % is aimed at), and how many at most, so that a
 # noisy machine does not make a run a third longer.
 _WIDE, _MOST_AGAIN = 0.025, 3
+# Of the data's own texts, for the time that they take.
+_OWN_TOKENS = 32
 # What a fresh process is asked where there is no data.
 _TEXT = "A pot still is heated from below, and what rises from it is caught."
 
@@ -60,57 +75,114 @@ class _Launch:
     team: Team
     number: int
     meter: Meter | None
+    firsts_s: dict[Load, float] = field(default_factory=dict)
+    """Load -> seconds of its first round in this life, with the warm-up."""
 
 
-def measure(plan: Plan) -> None:
+def measure(plan: Plan, *, answer: Callable[[], None] = lambda: None) -> None:
     """Measure everything that is not in the journal yet.
 
     A fault of a row costs what it was asked and is written down. `KeyboardInterrupt` passes through once all processes
-    are ended; a round that it cuts off leaves no trace, and another call goes on there.
+    are ended; a round that it cuts off leaves no trace, and another call goes on there. With a deadline, what there is
+    no time for stays unmeasured.
+
+    Args:
+        plan: what.
+        answer: scores quality; it comes after the latency, before what matters less.
     """
     measure_latency(plan)
-    measure_throughput(plan)
-    measure_scaling(plan)
+    answer()
     measure_cold_starts(plan)
+    measure_scaling(plan)
 
 
 def measure_latency(plan: Plan) -> None:
-    """Make all rounds of all loads, look at the memory of the processes that ran them last, and make up for noise."""
-    budgeted = plan.config.budget_s is not None
-    shares = split_rounds(LEAST_ROUNDS if budgeted else plan.config.rounds, plan.config.launches)
+    """Make all rounds of all loads, look at the memory of the processes that ran them, and make up for noise.
+
+    Throughput takes its turns in the same launches, after the memory was read: a process keeps a speed of its own for
+    life, and several processes tell by how much.
+    """
     meter = _find_meter(plan)
-    for number, share in enumerate(shares):
-        with plan.team(plan.everybody()) as team:
-            launch = _Launch(plan, team, number, meter)
-            for load in plan.loads:
-                _make_rounds(launch, load, share)
-            if plan.config.budget_s is not None:
-                _spend(launch, plan.config.budget_s * (number + 1) / len(shares))
-            if number + 1 == len(shares):
+    if plan.config.budget_s is not None:
+        _spend_budget(plan, meter)
+    else:
+        shares = split_rounds(plan.config.rounds, plan.config.launches)
+        for number, share in enumerate(shares):
+            with plan.team(plan.racers()) as team:
+                launch = _Launch(plan, team, number, meter)
+                for load in plan.loads:
+                    _make_rounds(launch, load, share)
                 _read_memory(launch)
-    for more in range(0 if budgeted else plan.config.extra_launches):
-        if not _launch_again(plan, len(shares) + more, meter, share=shares[-1]):
-            break
+                throughput_turns(plan, team, launch=number, launches=len(shares))
+        for more in range(plan.config.extra_launches):
+            if not _launch_again(plan, len(shares) + more, meter, share=shares[-1]):
+                break
     plan.progress(_STAGE, 1, 1, "")
 
 
+def _spend_budget(plan: Plan, meter: Meter | None) -> None:
+    """Make the least rounds of every load, and then more where the intervals are widest until the time is over.
+
+    The processes are started again only where that leaves the time for rounds: how long it takes is known once they
+    were started first.
+    """
+    deadline = plan.deadline or Deadline(plan.clock() + (plan.config.budget_s or 0.0), plan.clock)
+    plan = replace(plan, deadline=deadline)
+    shares = split_rounds(LEAST_ROUNDS, plan.config.launches)
+    number, last, whole_s = 0, False, deadline.left_s(LATENCY)
+    while not last:
+        with plan.team(plan.racers()) as team:
+            launch, begin = _Launch(plan, team, number, meter), plan.clock()
+            team.start(team.names)
+            if number == 0:
+                deadline = deadline.on_a_slow_machine(plan.clock() - begin)
+                plan = replace(plan, deadline=deadline)
+                launch = replace(launch, plan=plan)
+            for load in plan.loads:
+                _make_rounds(launch, load, shares[number])
+            took_s = plan.clock() - begin
+            last = number + 1 == len(shares) or not plan.has(2 * took_s, LATENCY)
+            if last:
+                for load in plan.loads:
+                    _make_rounds(launch, load, sum(shares[number:]))
+            kept_s = 0.0 if last else whole_s * (1 - (number + 1) / len(shares))
+            _spend(launch, kept_s=kept_s)
+            _read_memory(launch)
+            throughput_turns(plan, team, launch=number, launches=number + 1 if last else len(shares))
+        number += 1
+
+
 def measure_cold_starts(plan: Plan) -> None:
-    """Start each row's process from nothing, some times."""
-    text = next(iter(plan.texts or ()), _TEXT)
-    for number, entry in enumerate(plan.entries):
-        known = [plan.journal.get("failure", entry.key, stage, "") for stage in ("load", "cold start")]
-        if not plan.config.cold_starts or any(known) or plan.journal.get("cold start", entry.key):
-            continue
-        plan.progress("cold start", number, len(plan.entries), entry.key)
-        try:
-            found = cold_start(
-                entry, text=text, starts=plan.config.cold_starts, seed=plan.seed, timeout_s=plan.config.timeout_s
-            )
-        except CommandFailed as error:
-            failure = Failure(key=entry.key, stage="cold start", kind=classify(error), reason=str(error))
-            plan.journal.put(("failure", entry.key, "cold start", ""), failure.model_dump(mode="json"))
-        else:
-            plan.journal.put(("cold start", entry.key), found.model_dump(mode="json"))
+    """Start each row's process from nothing, in turns, and the baseline's second one beside it.
+
+    A turn that the machine disturbed is made anew, so often as is allowed.
+    """
+    if not plan.config.cold_starts:
+        return
+    journal, text = plan.journal, next(iter(plan.texts or ()), _TEXT)
+    starts = {key: greetings[0] for key, greetings in plan.everybody().items()}
+    longest_s = 0.0
+    for number in range(plan.config.cold_starts):
+        for key in order_of(list(starts), seed=plan.seed, load=_NO_LOAD, launch=0, number=number):
+            failed = any(journal.get("failure", key, stage, "") for stage in ("load", "cold start"))
+            if failed or journal.get("cold start", key, number) is not None:
+                continue
+            if not plan.has(longest_s, COLD_STARTS):
+                return
+            began = plan.clock()
+            plan.progress("cold start", number, plan.config.cold_starts, key)
+            try:
+                found, machine = noise.watched(
+                    partial(start_once, starts[key], text=text, timeout_s=plan.config.timeout_s),
+                    repeats=plan.config.max_repeats,
+                )
+            except CommandFailed as error:
+                failure = Failure(key=key, stage="cold start", kind=classify(error), reason=str(error))
+                journal.put(("failure", key, "cold start", ""), failure.model_dump(mode="json"))
+            else:
+                journal.put(("machine", "cold start", key, number), machine)
+                journal.put(("cold start", key, number), found)
+                longest_s = max(longest_s, plan.clock() - began)
     plan.progress("cold start", 1, 1, "")
 
 
@@ -125,23 +197,40 @@ def _find_meter(plan: Plan) -> Meter | None:
 def _make_rounds(launch: _Launch, load: Load, share: int) -> None:
     """Make a launch's share of rounds at a load; what the machine disturbed is made anew, so often as is allowed."""
     journal = launch.plan.journal
+    # The first load is what claims are about: it may take the time of everything but the report.
+    part = COMPRESSED if load == launch.plan.loads[0] else LATENCY
     while True:
         kept = [found for found in kept_rounds(journal, load) if found.launch == launch.number]
         if len(kept) < share:
-            if not _make_round(launch, load):
+            began = launch.plan.clock()
+            if not launch.plan.has(_expected_s(launch, load), part) or not _make_round(launch, load):
                 return
+            launch.firsts_s.setdefault(load, launch.plan.clock() - began)
             continue
         repeats = len(journal.parts("dropped", str(load)))
         # Written down once: rounds that a budget adds later must not change it.
-        judge = partial(_disturbances, kept)
+        judge = partial(disturbances, kept)
         reasons = journal.once(("judged", str(load), launch.number, repeats), judge)
-        if not reasons or repeats >= launch.plan.config.max_repeats:
+        again_s = sum(found.seconds for found in kept)
+        if not reasons or repeats >= launch.plan.config.max_repeats or not launch.plan.has(again_s, LATENCY):
             return
         drop_rounds(journal, load, kept, reason="; ".join(reasons))
 
 
-def _disturbances(rounds: Sequence[Round]) -> list[str]:
-    return noise.shares(found.machine for found in rounds).over_limit()
+def _expected_s(launch: _Launch, load: Load) -> float:
+    """Return about how long the next round takes: as long as the last one, or by tokens as long as another load's."""
+    known = all_rounds(launch.plan.journal, load)
+    if known:
+        return known[-1].seconds
+    if not launch.firsts_s:
+        return 0.0
+    nearest = min(launch.firsts_s, key=lambda other: abs(log(_tokens(load) / _tokens(other))))
+    # Turns have a least length, so fewer tokens do not make a round shorter in proportion.
+    return launch.firsts_s[nearest] * max(_tokens(load) / _tokens(nearest), 0.5)
+
+
+def _tokens(load: Load) -> int:
+    return load.batch_size * (load.num_tokens or _OWN_TOKENS)
 
 
 def _launch_again(plan: Plan, number: int, meter: Meter | None, *, share: int) -> bool:
@@ -150,7 +239,7 @@ def _launch_again(plan: Plan, number: int, meter: Meter | None, *, share: int) -
     Only how wide an interval is decides, not where it is, so it still holds the truth as often as it says.
     """
     chosen = plan.journal.once(("more", number), lambda: {"rounds": share, "loads": _widest(plan)})["loads"]
-    with plan.team(plan.everybody()) as team:
+    with plan.team(plan.racers()) as team:
         for load in plan.loads:
             if str(load) in chosen:
                 _make_rounds(_Launch(plan, team, number, meter), load, share)
@@ -163,15 +252,15 @@ def _widest(plan: Plan) -> list[str]:
     return sorted(wide, key=lambda load: -widths[load])[:_MOST_AGAIN]
 
 
-def _spend(launch: _Launch, budget_s: float) -> None:
-    """Make rounds where the intervals are widest until the seconds of all rounds so far reach the budget."""
+def _spend(launch: _Launch, *, kept_s: float) -> None:
+    """Make rounds where the intervals are widest until only `kept_s` seconds are left for later launches."""
     plan = launch.plan
+    assert plan.deadline is not None
     while True:
         rounds = {str(load): all_rounds(plan.journal, load) for load in plan.loads}
-        left_s = budget_s - sum(found.seconds for own in rounds.values() for found in own)
         costs_s = {load: own[-1].seconds for load, own in rounds.items() if own}
         widths = {str(load): _width(plan, load) for load in plan.loads if str(load) in costs_s}
-        chosen = next_load(widths, costs_s, left_s=left_s)
+        chosen = next_load(widths, costs_s, left_s=plan.deadline.left_s(LATENCY) - kept_s)
         if chosen is None:
             return
         if not _make_round(launch, next(load for load in plan.loads if str(load) == chosen)):
@@ -213,10 +302,19 @@ def _make_round(launch: _Launch, load: Load) -> bool:
     _tell(plan, f"{load}, round {len(kept_rounds(plan.journal, load)) + 1}")
     able = [name for name in launch.team.names if not is_lost(plan.journal, name, load)]
     launch.team.start(able)
-    racing = [name for name in able if _warm(launch, load, name)]
+    racing = [name for name in able if name == PRODUCT or _warm(launch, load, name)]
+    if racing == [PRODUCT]:
+        return False
+    kept = (found for found in kept_rounds(plan.journal, load) if found.launch == launch.number)
+    if any(found.peaks for found in kept):  # its best turn counts, and one in each launch and load is enough for that
+        racing = [name for name in racing if name != PRODUCT]
     before, start = noise.read_counters(), plan.clock()
     turns: dict[str, dict[str, Any]] = {}
+    peaks: dict[str, float] = {}
     for name in order_of(racing, seed=plan.seed, load=load, launch=launch.number, number=number):
+        if name == PRODUCT:
+            peaks = launch.team.ask(name, {"do": "product"}, read=read_rates, stage="latency", where=str(load)) or {}
+            continue
         turn = _take_turn(launch, load, name)
         if turn is not None:
             turns[name] = turn
@@ -229,6 +327,7 @@ def _make_round(launch: _Launch, load: Load) -> bool:
         cpu_s={name: turn["cpu_s"] for name, turn in turns.items()},
         wall_s={name: turn["wall_s"] for name, turn in turns.items()},
         joules={name: turn["joules"] for name, turn in turns.items() if "joules" in turn},
+        peaks=peaks,
         seconds=plan.clock() - start,
         machine=noise.read_counters().since(before),
     )
@@ -258,19 +357,21 @@ def _take_turn(launch: _Launch, load: Load, name: str) -> dict[str, Any] | None:
 
 
 def _read_memory(launch: _Launch) -> None:
-    """Ask everybody for its memory, once it has run all loads of the grid in this life."""
+    """Ask everybody for its memory, once it has run all loads in this life."""
     journal = launch.plan.journal
-    for key in (entry.key for entry in launch.plan.entries):
-        if journal.get("memory", key) is not None:
+    for key in launch.plan.everybody():
+        if journal.get("memory", key, launch.number) is not None:
             continue
         for load in launch.plan.loads:
+            if launch.plan.deadline is not None and not kept_rounds(journal, load):
+                continue  # there was no time for it
             if str(load) not in launch.team.done(key) and not is_lost(journal, key, load):
                 command = {"do": "warm", "load": load.model_dump(), "max_s": 0.0}
                 launch.team.ask(key, command, read=read_warm, stage="memory")
         read = partial(_memory, key, container_limit())
         found = launch.team.ask(key, {"do": "memory"}, read=read, stage="memory")
         if found is not None:
-            journal.put(("memory", key), found)
+            journal.put(("memory", key, launch.number), found)
 
 
 def _memory(key: str, limit_bytes: int | None, reply: Reply) -> dict[str, Any]:
@@ -279,9 +380,10 @@ def _memory(key: str, limit_bytes: int | None, reply: Reply) -> dict[str, Any]:
 
 def _tell(plan: Plan, note: str) -> None:
     rounds = [all_rounds(plan.journal, load) for load in plan.loads]
-    if plan.config.budget_s is not None:
-        spent_s = sum(found.seconds for own in rounds for found in own)
-        plan.progress(_STAGE, min(round(spent_s), round(plan.config.budget_s)), round(plan.config.budget_s), note)
+    if plan.deadline is not None:
+        left_s = max(0.0, plan.deadline.left_s(LATENCY))
+        whole_s = round(plan.config.budget_s or 0.0)
+        plan.progress(_STAGE, min(whole_s - 1, whole_s - round(left_s)), whole_s, note)
         return
     dropped = sum(len(value["rounds"]) for value in plan.journal.parts("dropped").values())
     wanted = sum(wanted_rounds(plan.journal, load, config=plan.config) for load in plan.loads)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from potstill.bench.contract import Load
+from potstill.bench.measuring.budget import Deadline
 from potstill.bench.measuring.journal import Journal
-from potstill.bench.measuring.rounds import AGAIN
+from potstill.bench.measuring.rounds import AGAIN, PRODUCT
 from potstill.bench.measuring.team import Command, Launch, Team, open_team, start_worker
 from potstill.progress import Progress, silent
 from potstill.sections import BenchConfig
@@ -32,6 +33,7 @@ class Plan:
         progress: is told of each round.
         launch: starts a process.
         clock: seconds.
+        deadline: by when all must be done; None where there is no budget.
     """
 
     entries: "Sequence[Entry]"
@@ -44,6 +46,11 @@ class Plan:
     progress: Progress = silent
     launch: Launch = start_worker
     clock: Callable[[], float] = time.perf_counter
+    deadline: Deadline | None = None
+
+    def has(self, seconds: float, part: str) -> bool:
+        """Tell whether a part still has so many seconds; it always has where there is no budget."""
+        return self.deadline is None or seconds <= self.deadline.left_s(part)
 
     def greetings(self, entry: "Entry", *, threads: int | None = None, texts: bool = False) -> list[Command]:
         """Return what a row's process is told first: to load, with another number of threads, and the texts."""
@@ -54,11 +61,18 @@ class Plan:
         return first
 
     def everybody(self) -> dict[str, list[Command]]:
-        """Return the greetings of all who take turns: the rows, and the baseline's second process."""
+        """Return the greetings of the rows and of the baseline's second process."""
         found = {entry.key: self.greetings(entry, texts=True) for entry in self.entries}
         if self.config.again and self.baseline in found:
             found[self.baseline + AGAIN] = found[self.baseline]
         return found
+
+    def racers(self) -> dict[str, list[Command]]:
+        """Return the greetings of all who take turns: `everybody`, and on a processor the bare product."""
+        cpu = [entry for entry in self.entries if entry.runner.endswith("-cpu")]
+        if not self.config.peak or not cpu:
+            return self.everybody()
+        return self.everybody() | {PRODUCT: [{"do": "products", "threads": cpu[0].threads}]}
 
     def team(self, greetings: Mapping[str, Sequence[Command]]) -> AbstractContextManager[Team]:
         """Have processes for a block, by what each is told first."""

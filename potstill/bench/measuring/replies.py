@@ -35,6 +35,11 @@ def read_concurrent(reply: Reply) -> dict[str, Any]:
     return {"texts": texts, "seconds": seconds, "latencies_ms": read_times(reply["latencies_ms"])}
 
 
+def read_rates(reply: Reply) -> dict[str, float]:
+    """Return the bare product's operations per second, by number type."""
+    return {str(kind): _amount(value) for kind, value in reply["rates"].items()}
+
+
 def read_times(values: Iterable[Any]) -> list[float]:
     """Return latencies in milliseconds, rounded to a tenth of a microsecond, which keeps the journal small."""
     found = [round(float(value), 4) for value in values]

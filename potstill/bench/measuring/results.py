@@ -5,6 +5,7 @@ So a report of an interrupted run is made of what is there, and the samples besi
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 from zlib import crc32
 
@@ -24,8 +25,9 @@ from potstill.bench.contract import (
 )
 from potstill.bench.measuring import energy as joules
 from potstill.bench.measuring import noise, stats
+from potstill.bench.measuring.cold_start import summarise_starts
 from potstill.bench.measuring.journal import Journal
-from potstill.bench.measuring.rounds import AGAIN, Round, calls_of, is_lost, kept_rounds, load_seed
+from potstill.bench.measuring.rounds import AGAIN, PRODUCT, Round, calls_of, calm_rounds, is_lost, load_seed
 from potstill.bench.measuring.throughput import place, scaling_load, split_threads, throughput_loads
 from potstill.bench.measuring.unfinished import list_unfinished
 from potstill.bench.subjects import Comparison, list_pairs
@@ -36,8 +38,11 @@ if TYPE_CHECKING:
     from potstill.bench.subjects import Entry
 
 # Offsets of the seeded generators, so that adding draws to one never moves another.
-_LATENCY, _RATIO, _THROUGHPUT, _SCALING = 2, 3, 4, 5
+_LATENCY, _RATIO, _THROUGHPUT, _SCALING, _ENERGY = 2, 3, 4, 5, 6
 _LEAST_PAIRS = 2
+_MEMORY_PARTS = tuple(name for name in Memory.model_fields if name.endswith("_bytes") and name != "limit_bytes")
+_COMPARED_MEMORY = ("loaded_rss_bytes", "peak_bytes", "after_uss_bytes")
+_STAGES = {"throughput": "throughput", "scaling": "thread scaling", "cold start": "the cold start"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,7 @@ class Measured:
     """What was measured, as a report holds it; `flops_per_s` and `peak_share` are left to those who know the models.
 
     Attributes:
+        peaks: number type -> operations per second of the bare product in its best turn.
         loaded: key -> what its process said when it had loaded: `device`, `sha256`, and milliseconds.
         missing: sentences that say what an interrupted run had not measured yet.
     """
@@ -58,17 +64,26 @@ class Measured:
     energy: Energy
     noise: Noise
     failures: list[Failure]
+    peaks: dict[str, float]
     loaded: dict[str, dict[str, Any]]
     missing: list[str]
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """What the computation starts from; `cells` are the rounds that count, without the rows that failed there."""
+    """What the computation starts from.
+
+    Attributes:
+        cells: the rounds that count, without the rows that failed there.
+        doubts: load -> what disturbed its rounds, if anything.
+        drifts: load -> row -> by how much it drifted, of those that drifted by more than chance would have it.
+    """
 
     journal: Journal
     entries: "Sequence[Entry]"
     cells: dict[Load, list[Round]]
+    doubts: dict[Load, str]
+    drifts: dict[Load, dict[str, float]]
     baseline: str
     config: BenchConfig
     seed: int
@@ -76,6 +91,12 @@ class _Source:
     def rng(self, purpose: int, load: Load, name: str) -> np.random.Generator:
         """Return a generator that is the same whatever else is computed."""
         return np.random.default_rng([self.seed, purpose, *load_seed(load), crc32(name.encode())])
+
+    def disturbed(self, load: Load, *keys: str) -> str | None:
+        """Return why what these rows did at a load must not be believed; None if nothing speaks against it."""
+        drifts = self.drifts.get(load, {})
+        drifted = [f"the times of {key} drifted by {drifts[key] - 1:+.0%}" for key in keys if key in drifts]
+        return "; ".join([*([self.doubts[load]] if load in self.doubts else []), *drifted]) or None
 
 
 def results(
@@ -97,20 +118,24 @@ def results(
         config: what was to be measured.
         seed: of the bootstraps.
     """
-    cells = {load: [_without_lost(journal, load, found) for found in kept_rounds(journal, load)] for load in loads}
-    source = _Source(journal, entries, cells, baseline, config, seed)
+    found = {load: calm_rounds(journal, load) for load in loads}
+    cells = {load: [_without_lost(journal, load, one) for one in rounds] for load, (rounds, _) in found.items()}
+    doubts = {load: "; ".join(reasons) for load, (_, reasons) in found.items() if reasons}
+    source = _Source(journal, entries, cells, doubts, {}, baseline, config, seed)
     again = _again(source)
     floors = _floors(again)
+    source.drifts.update(_drifts(source, floors))
     return Measured(
         latency=[row for entry in entries for load in loads if (row := _latency(source, entry, load)) is not None],
         ratios=_ratios(source, floors) + [_ratio(source, load, "again", found) for load, found in again.items()],
-        throughput=_throughput(source),
+        throughput=[row for entry in entries for row in _throughput(source, entry.key)],
         scaling=[row for entry in entries for row in _scaling(source, entry)],
-        memory=[Memory.model_validate(value) for value in _stored(source, "memory")],
-        cold_start=[ColdStart.model_validate(value) for value in _stored(source, "cold start")],
+        memory=[seen for entry in entries if (seen := _memory(source, entry.key)) is not None],
+        cold_start=[start for entry in entries if (start := _cold_start(source, entry.key)) is not None],
         energy=_energy(source),
         noise=_noise(source, floors),
-        failures=[_failure(value) for value in journal.parts("failure").values()],
+        failures=[_failure(value) for name, value in journal.parts("failure").items() if name[0] != PRODUCT],
+        peaks=_peaks(source),
         loaded={entry.key: value for entry in entries if (value := journal.get("load", entry.key)) is not None},
         missing=list_unfinished(journal, entries, loads, config=config),
     )
@@ -119,11 +144,6 @@ def results(
 def _without_lost(journal: Journal, load: Load, found: Round) -> Round:
     calls_ms = {key: calls for key, calls in found.calls_ms.items() if not is_lost(journal, key, load)}
     return replace(found, calls_ms=calls_ms, joules={key: found.joules[key] for key in found.joules if key in calls_ms})
-
-
-def _stored(source: _Source, name: str) -> Iterable[Any]:
-    found = (source.journal.get(name, entry.key) for entry in source.entries)
-    return (value for value in found if value is not None)
 
 
 def _latency(source: _Source, entry: "Entry", load: Load) -> Latency | None:
@@ -141,6 +161,7 @@ def _latency(source: _Source, entry: "Entry", load: Load) -> Latency | None:
         throughput_per_s=load.batch_size * 1e3 / p50_ms if p50_ms else None,
         stationary=all(value["stationary"] for value in warm),
         cpu_share=sum(found.cpu_s[key] for found in rounds) / wall_s / entry.threads if wall_s else None,
+        disturbed=source.disturbed(load, key),
         **row,
     )
 
@@ -199,40 +220,58 @@ def _ratio(
     floor: float | None = None,
 ) -> Ratio:
     baseline, candidate = pair or (source.baseline, source.baseline + AGAIN)
+    disturbed = source.disturbed(load, baseline, candidate)
     return Ratio(
-        comparison=comparison, baseline=baseline, candidate=candidate, load=load,
-        rounds=len(_both(source, load, baseline, candidate)), value=found.value,
-        interval=(found.low, found.high), finding=finding(found, floor),
-    )  # fmt: skip
+        comparison=comparison,
+        baseline=baseline,
+        candidate=candidate,
+        load=load,
+        rounds=len(_both(source, load, baseline, candidate)),
+        value=found.value,
+        interval=(found.low, found.high),
+        finding="disturbed" if disturbed else finding(found, floor),
+        disturbed=disturbed,
+    )
 
 
-def _throughput(source: _Source) -> list[Throughput]:
-    rows = []
-    for key in (entry.key for entry in source.entries):
-        for load in throughput_loads(source.config):
-            for callers in dict.fromkeys(source.config.callers):
-                turns = source.journal.parts("throughput", str(load), callers).values()
-                own = [turn[key] for turn in turns if key in turn]
-                if own and source.journal.get("failure", key, "throughput", place(load, callers)) is None:
-                    rows.append(_throughput_row(source, key, load, callers=callers, turns=own))
-    return rows
+def _throughput(source: _Source, key: str) -> Iterable[Throughput]:
+    for load in throughput_loads(source.config):
+        for callers in dict.fromkeys(source.config.callers):
+            turns = source.journal.parts("throughput", str(load), callers)
+            own = {name: turn[key] for name, turn in turns.items() if key in turn}
+            if own and source.journal.get("failure", key, "throughput", place(load, callers)) is None:
+                machine = [source.journal.get("machine", "throughput", str(load), callers, *name) for name in own]
+                disturbed = _disturbed(machine)
+                yield _throughput_row(source, key, load, callers=callers, turns=list(own.values()), disturbed=disturbed)
 
 
 def _throughput_row(
-    source: _Source, key: str, load: Load, *, callers: int, turns: Sequence[dict[str, Any]]
-) -> Throughput:  # fmt: skip
+    source: _Source,
+    key: str,
+    load: Load,
+    *,
+    callers: int,
+    turns: Sequence[dict[str, Any]],
+    disturbed: str | None,
+) -> Throughput:
     rates = [turn["texts"] / turn["seconds"] for turn in turns]
     rng = source.rng(_THROUGHPUT, load, f"{key} {callers}")
     found = stats.mean_interval(rates, rng=rng, resamples=source.config.resamples)
     calls_ms = [call for turn in turns for call in turn["latencies_ms"]]
     return Throughput(
-        key=key, load=load, callers=callers, texts_per_s=found.value, interval=(found.low, found.high),
+        key=key,
+        load=load,
+        callers=callers,
+        texts_per_s=found.value,
+        interval=(found.low, found.high),
         p50_ms=float(np.median(calls_ms)) if len(calls_ms) >= stats.MIN_SAMPLES[50] else None,
-    )  # fmt: skip
+        disturbed=disturbed,
+    )
 
 
 def _scaling(source: _Source, entry: "Entry") -> list[Scaling]:
     turns = list(source.journal.parts("scaling", entry.key).values())
+    disturbed = _disturbed(source.journal.parts("machine", "scaling", entry.key).values())
     load, found = scaling_load(source.config), dict[int, Estimate]()
     for threads in sorted({int(count) for turn in turns for count in turn}):
         calls_ms = [turn[str(threads)] for turn in turns if str(threads) in turn]
@@ -244,11 +283,37 @@ def _scaling(source: _Source, entry: "Entry") -> list[Scaling]:
         return []
     return [
         Scaling(
-            key=entry.key, load=load, threads=threads, p50_ms=estimate.value,
-            interval=(estimate.low, estimate.high), speedup=found[1].value / estimate.value,
+            key=entry.key,
+            load=load,
+            threads=threads,
+            p50_ms=estimate.value,
+            interval=(estimate.low, estimate.high),
+            speedup=found[1].value / estimate.value,
+            disturbed=disturbed,
         )
         for threads, estimate in found.items()
-    ]  # fmt: skip
+    ]
+
+
+def _memory(source: _Source, key: str) -> Memory | None:
+    """Return the median of each part over the launches; the furthest processes are its interval."""
+    looks = list(source.journal.parts("memory", key).values())
+    if not looks:
+        return None
+    row, intervals = dict(looks[-1]), {}
+    for part in _MEMORY_PARTS:
+        sizes = sorted(look[part] for look in looks if look.get(part) is not None)
+        if sizes:
+            row[part] = int(median(sizes))
+        if len(sizes) > 1:
+            intervals[part] = (float(sizes[0]), float(sizes[-1]))
+    return Memory.model_validate(row | {"launches": len(looks), "intervals": intervals})
+
+
+def _cold_start(source: _Source, key: str) -> ColdStart | None:
+    found = list(source.journal.parts("cold start", key).values())
+    machine = source.journal.parts("machine", "cold start", key).values()
+    return summarise_starts(key, found, disturbed=_disturbed(machine)) if found else None
 
 
 def _energy(source: _Source) -> Energy:
@@ -256,30 +321,89 @@ def _energy(source: _Source) -> Energy:
     if told is None:
         return Energy(source=None, reason="not measured yet")
     keys = {entry.key for entry in source.entries}
-    rows = [
-        row
-        for load, rounds in source.cells.items()
-        for row in joules.rows(rounds, load, texts_per_call=load.batch_size)
-        if row["key"] in keys
-    ]
+    rows = []
+    for load, rounds in source.cells.items():
+        rng = source.rng(_ENERGY, load, "")
+        for row in joules.rows(rounds, load, texts_per_call=load.batch_size, rng=rng):
+            if row["key"] in keys:
+                rows.append(row | {"disturbed": source.disturbed(load, row["key"])})
     return Energy(rows=rows, **told)
+
+
+def _disturbed(machine: Iterable[dict[str, float] | None]) -> str | None:
+    return "; ".join(noise.shares(counted or {} for counted in machine).over_limit()) or None
+
+
+def _peaks(source: _Source) -> dict[str, float]:
+    """Return the bare product's best turn by number type, of rounds that nothing disturbed where there are any."""
+    calm = [one.peaks for load, rounds in source.cells.items() if load not in source.doubts for one in rounds]
+    turns = calm if any(calm) else [one.peaks for rounds in source.cells.values() for one in rounds]
+    return {kind: max(turn[kind] for turn in turns if kind in turn) for turn in turns for kind in turn}
+
+
+def _drifts(source: _Source, floors: dict[Load, float]) -> dict[Load, dict[str, float]]:
+    """Return who drifted where, by more than the noise floor and more than rounds that differ do by chance."""
+    limit = max(_widest(floors) or 0.0, noise.DRIFT_LIMIT)
+    found: dict[Load, dict[str, float]] = {}
+    for load, rounds in source.cells.items():
+        for key in dict.fromkeys(key for one in rounds for key in one.calls_ms):
+            calls = calls_of(rounds, key)
+            drift = stats.drift(calls)
+            if drift is not None and abs(drift - 1) > max(limit, stats.drift_by_chance(calls)):
+                found.setdefault(load, {})[key] = drift
+    return found
 
 
 def _noise(source: _Source, floors: dict[Load, float]) -> Noise:
     found = noise.shares(one.machine for rounds in source.cells.values() for one in rounds)
-    drifts = {}
-    for load, rounds in source.cells.items():
-        for key in dict.fromkeys(key for one in rounds for key in one.calls_ms):
-            drift = stats.drift(calls_of(rounds, key))
-            if drift is not None:
-                drifts[f"{key} at {load}"] = drift
     dropped = source.journal.parts("dropped").values()
     return Noise(
-        floor=_widest(floors), floors={str(load): floor for load, floor in floors.items()},
-        steal_share=found.steal, throttled_share=found.throttled, others_share=found.others,
+        floor=_widest(floors),
+        floors={str(load): floor for load, floor in floors.items()} | _other_floors(source),
+        steal_share=found.steal,
+        throttled_share=found.throttled,
+        others_share=found.others,
         repeated_rounds=sum(len(value["rounds"]) for value in dropped),
-        flags=noise.flags(found, drifts, floor=_widest(floors)),
-    )  # fmt: skip
+        flags=_flags(source),
+    )
+
+
+def _flags(source: _Source) -> list[str]:
+    """Return a sentence for everything that makes some of the rows doubtful."""
+    found = [f"While {load} was timed, {reasons}." for load, reasons in source.doubts.items()]
+    drifts = {f"{key} at {load}": drift for load, own in source.drifts.items() for key, drift in own.items()}
+    cells = sum(len({key for one in rounds for key in one.calls_ms}) for rounds in source.cells.values())
+    found += noise.drift_flags(drifts, of=cells)
+    for stage in ("throughput", "scaling", "cold start"):
+        disturbed = _disturbed(source.journal.parts("machine", stage).values())
+        found += [f"While {_STAGES[stage]} was measured, {disturbed}."] if disturbed else []
+    return found
+
+
+def _other_floors(source: _Source) -> dict[str, float]:
+    """Return how far memory, cold start and throughput of the baseline are from those of its second process."""
+    key, again = source.baseline, source.baseline + AGAIN
+    found: dict[str, float] = {}
+    memory, twin = _memory(source, key), _memory(source, again)
+    if memory is not None and twin is not None:
+        # What one process keeps and another gives back (4 to 6 % of MiniLM's) shows in any row, or in none by luck.
+        looked = [own for entry in source.entries if (own := _memory(source, entry.key)) is not None]
+        spans = [own.intervals[part] for own in (*looked, twin) for part in _COMPARED_MEMORY if part in own.intervals]
+        pairs = [(getattr(memory, part), getattr(twin, part)) for part in _COMPARED_MEMORY]
+        found["memory"] = max((_apart(one, other) for one, other in (*spans, *pairs) if one and other), default=0.0)
+    start, twins_start = _cold_start(source, key), _cold_start(source, again)
+    if start is not None and twins_start is not None:
+        found["cold start"] = _apart(start.total_ms, twins_start.total_ms)
+    rates = {place(row.load, row.callers): row.texts_per_s for row in _throughput(source, key)}
+    for row in _throughput(source, again):
+        where = place(row.load, row.callers)
+        if where in rates:
+            found[where] = _apart(rates[where], row.texts_per_s)
+    return found
+
+
+def _apart(one: float, other: float) -> float:
+    return max(one, other) / min(one, other) - 1
 
 
 def _failure(value: dict[str, Any]) -> Failure:

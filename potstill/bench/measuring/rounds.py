@@ -1,12 +1,13 @@
 """The rounds of a run as its journal holds them: their names, their order of turns, and which of them count."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
 import numpy as np
 
 from potstill.bench.contract import Load, LoadKind
+from potstill.bench.measuring import noise
 from potstill.bench.measuring.budget import LEAST_ROUNDS
 from potstill.bench.measuring.journal import Journal
 from potstill.bench.measuring.stats import Rounds
@@ -14,6 +15,8 @@ from potstill.sections import BenchConfig
 
 # A second process of the baseline takes part under this name: what differs between the two is noise.
 AGAIN = "#again"
+# The bare product takes part under this name: what the machine can do while the rows run.
+PRODUCT = "#product"
 _ORDER = 1  # keeps this seeded generator apart from those of the intervals
 
 
@@ -28,6 +31,7 @@ class Round:
         cpu_s: key -> CPU seconds of its process in its turn.
         wall_s: key -> seconds of its turn.
         joules: key -> what the machine used in its turn, where it tells.
+        peaks: number type -> operations per second of the bare product in its turn; empty where it had none.
         seconds: of the whole round, with the waking and the bookkeeping.
         machine: what the machine did meanwhile, as `noise.Counters.since` counts it.
     """
@@ -38,6 +42,7 @@ class Round:
     cpu_s: dict[str, float]
     wall_s: dict[str, float]
     joules: dict[str, float] = field(default_factory=dict)
+    peaks: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     machine: dict[str, float] = field(default_factory=dict)
 
@@ -61,6 +66,28 @@ def kept_rounds(journal: Journal, load: Load) -> list[Round]:
     gone = {(name[0], number) for name, value in dropped.items() for number in value["rounds"]}
     kept = [found for found in all_rounds(journal, load) if (found.launch, found.number) not in gone]
     return sorted(kept, key=lambda found: (found.launch, found.number))
+
+
+def calm_rounds(journal: Journal, load: Load) -> tuple[list[Round], list[str]]:
+    """Return the rounds of one load that a report is made of, and what disturbed them, if anything.
+
+    Launches that the machine disturbed to the last are left out where the others are enough. That is decided by what
+    the machine did and never by the times, so it favours nobody.
+    """
+    kept = kept_rounds(journal, load)
+    launches: dict[int, list[Round]] = {}
+    for found in kept:
+        launches.setdefault(found.launch, []).append(found)
+    calm = [own for own in launches.values() if not disturbances(own)]
+    enough = sum(map(len, calm)) >= LEAST_ROUNDS and len(calm) >= min(2, len(launches))
+    if enough and not disturbances(found for own in calm for found in own):
+        return [found for own in calm for found in own], []
+    return kept, disturbances(kept)
+
+
+def disturbances(rounds: Iterable[Round]) -> list[str]:
+    """Return what the machine did in these rounds that makes them doubtful, as parts of a sentence."""
+    return noise.shares(found.machine for found in rounds).over_limit()
 
 
 def wanted_rounds(journal: Journal, load: Load, *, config: BenchConfig) -> int:

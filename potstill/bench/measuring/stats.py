@@ -18,6 +18,8 @@ from potstill.timing.ratio import Estimate, Floats, draw_rounds, expanded_tail, 
 MIN_SAMPLES: Mapping[int, int] = {50: 11, 90: 64, 95: 130, 99: 662}
 # A curve of quantiles, from the smallest sample to the largest in steps of 2 %.
 _QUANTILES = np.linspace(0, 1, 51)
+# Student's quantile of 97.5 % for the mean of so many values (Abramowitz and Stegun 1964, table 26.10).
+_STUDENT: Mapping[int, float] = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 # Resamples at a time: 200 of them over 5000 calls are 8 MB.
 _CHUNK = 200
 
@@ -103,6 +105,20 @@ def drift(rounds: Rounds) -> float | None:
     return float(np.median(last) / np.median(first))
 
 
+def drift_by_chance(rounds: Rounds) -> float:
+    """Return how far from 1 `drift` can be where nothing drifts but rounds differ: 3 standard errors of its logarithm.
+
+    The rounds' own spread is taken from the differences between neighbours, which a slow drift hardly touches (von
+    Neumann 1941, Annals of Mathematical Statistics 12(4)); the median of n has a standard error of 1.25 / sqrt(n).
+    """
+    third = len(rounds.calls_ms) // 3
+    if not third:
+        return 0.0
+    logs = np.log([np.median(np.asarray(calls)) for calls in rounds.calls_ms])
+    spread = float(np.sqrt(np.mean(np.diff(logs) ** 2) / 2))
+    return float(np.expm1(3 * 1.25 * spread * np.sqrt(2 / third)))
+
+
 def median_interval(rounds: Rounds, *, rng: np.random.Generator, resamples: int = 2000) -> Estimate:
     """Return the median over rounds of each round's median call, by the same bootstrap as a ratio's.
 
@@ -114,11 +130,23 @@ def median_interval(rounds: Rounds, *, rng: np.random.Generator, resamples: int 
 
 
 def mean_interval(values: Sequence[float], *, rng: np.random.Generator, resamples: int = 2000) -> Estimate:
-    """Return the mean of some turns with a bootstrap over them; of fewer than 4 it is the smallest and the largest."""
+    """Return the mean of some turns with a bootstrap over them; of fewer than 4 the interval is Student's."""
     found = np.asarray(values, dtype=np.float64)
     if len(found) <= 3:
-        return Estimate(float(found.mean()), float(found.min()), float(found.max()))
+        return Estimate(float(found.mean()), *mean_log_interval(values))
     drawn = found[rng.integers(len(found), size=(resamples, len(found)))].mean(axis=1)
     tail = expanded_tail(len(found))
     low, high = np.quantile(drawn, (tail, 1 - tail))
     return Estimate(float(found.mean()), float(low), float(high))
+
+
+def mean_log_interval(values: Sequence[float]) -> Interval:
+    """Return Student's 95 % interval of a few values, made on their logarithms so that it stays above 0.
+
+    With two of them it is wide (12.7 standard errors), which is how little two can tell; one alone is its own.
+    """
+    logs = np.log(np.asarray(values, dtype=np.float64))
+    if len(logs) < 2:
+        return float(np.exp(logs[0])), float(np.exp(logs[0]))
+    half = _STUDENT[len(logs)] * float(logs.std(ddof=1)) / len(logs) ** 0.5
+    return float(np.exp(logs.mean() - half)), float(np.exp(logs.mean() + half))

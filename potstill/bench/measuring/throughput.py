@@ -1,20 +1,25 @@
 """How many texts one process answers in a second, asked by several at once; and what more threads gain."""
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from potstill import machine
 from potstill.bench.contract import Load
 from potstill.bench.measuring.budget import (
     MIN_CALLS,
+    SCALING,
     SCALING_ROUNDS,
     SCALING_S,
+    THROUGHPUT,
     THROUGHPUT_S,
     THROUGHPUT_SLOW_S,
     THROUGHPUT_SLOW_TURNS,
     THROUGHPUT_TURNS,
+    split_rounds,
     thread_counts,
 )
+from potstill.bench.measuring.noise import watched
 from potstill.bench.measuring.plan import Plan
 from potstill.bench.measuring.replies import Reply, read_concurrent, read_times, read_warm
 from potstill.bench.measuring.rounds import order_of
@@ -67,23 +72,34 @@ def is_enough(turns: Collection[Mapping[str, Any]]) -> bool:
     return len(turns) >= (THROUGHPUT_SLOW_TURNS if seconds > THROUGHPUT_SLOW_S else THROUGHPUT_TURNS)
 
 
-def measure_throughput(plan: Plan) -> None:
-    """Let all take turns at every load and number of callers."""
-    greetings = {entry.key: plan.greetings(entry) for entry in plan.entries}
+def throughput_turns(plan: Plan, team: Team, *, launch: int, launches: int) -> None:
+    """Let all take this launch's share of the turns at every load and number of callers.
+
+    A turn that the machine disturbed is made anew, so often as is allowed.
+    """
     cells = [
         (load, callers) for load in throughput_loads(plan.config) for callers in dict.fromkeys(plan.config.callers)
     ]
-    with plan.team(greetings) as team:
-        for number, (load, callers) in enumerate(cells):
-            for turn in range(THROUGHPUT_TURNS):
-                done = plan.journal.parts("throughput", str(load), callers)
-                if (turn,) in done or is_enough(done.values()):
-                    continue
-                step, total = number * THROUGHPUT_TURNS + turn, len(cells) * THROUGHPUT_TURNS
-                plan.progress(_THROUGHPUT, step, total, place(load, callers))
-                found = _concurrent_turn(plan, team, load, callers=callers, turn=turn)
-                plan.journal.put(("throughput", str(load), callers, turn), found)
-    plan.progress(_THROUGHPUT, 1, 1, "")
+    shares = split_rounds(THROUGHPUT_TURNS, launches)
+    turns = range(sum(shares[:launch]), sum(shares[: launch + 1]))
+    for number, (load, callers) in enumerate(cells):
+        for turn in turns:
+            done = plan.journal.parts("throughput", str(load), callers)
+            if (turn,) in done or is_enough(done.values()):
+                continue
+            took_s = max((sum(reply["seconds"] for reply in made.values()) for made in done.values()), default=0.0)
+            if not plan.has(took_s, THROUGHPUT):
+                return
+            step, total = launch * len(cells) + number, launches * len(cells)
+            plan.progress(_THROUGHPUT, step, total, place(load, callers))
+            found, counted = watched(
+                partial(_concurrent_turn, plan, team, load, callers=callers, turn=turn),
+                repeats=plan.config.max_repeats,
+            )
+            plan.journal.put(("machine", "throughput", str(load), callers, turn), counted)
+            plan.journal.put(("throughput", str(load), callers, turn), found)
+    if cells and launch + 1 == launches:
+        plan.progress(_THROUGHPUT, 1, 1, "")
 
 
 def measure_scaling(plan: Plan) -> None:
@@ -92,14 +108,23 @@ def measure_scaling(plan: Plan) -> None:
     rows = [entry for entry in plan.entries if runs_on_processor(entry)]
     if not plan.config.thread_scaling or len(counts) < 2:
         return
+    longest_s = 0.0
     for number, entry in enumerate(rows):
         greetings = {f"{entry.key}{_THREADS}{count}": plan.greetings(entry, threads=count) for count in counts}
         with plan.team(greetings) as team:
             for turn in range(SCALING_ROUNDS):
                 if plan.journal.get("scaling", entry.key, turn) is not None:
                     continue
+                if not plan.has(longest_s, SCALING):
+                    return
+                began = plan.clock()
                 plan.progress(_SCALING, number * SCALING_ROUNDS + turn, len(rows) * SCALING_ROUNDS, entry.key)
-                plan.journal.put(("scaling", entry.key, turn), _scaling_turn(plan, team, load, turn=turn))
+                found, counted = watched(
+                    partial(_scaling_turn, plan, team, load, turn=turn), repeats=plan.config.max_repeats
+                )
+                plan.journal.put(("machine", "scaling", entry.key, turn), counted)
+                plan.journal.put(("scaling", entry.key, turn), found)
+                longest_s = max(longest_s, plan.clock() - began)
     plan.progress(_SCALING, 1, 1, "")
 
 

@@ -21,9 +21,10 @@ def list_unfinished(
     """Return a phrase for everything that is still to be measured; what failed is finished."""
     keys = [entry.key for entry in entries if journal.get("failure", entry.key, "load", "") is None]
     found = list(_rounds(journal, keys, loads, config=config))
-    found += [f"memory of {key}" for key in keys if not _is_done(journal, key, "memory")]
+    found += [f"memory of {key}" for key in keys if not _is_done(journal, key, "memory", least=1)]
     if config.cold_starts:
-        found += [f"cold start of {key}" for key in keys if not _is_done(journal, key, "cold start")]
+        starts = config.cold_starts
+        found += [f"cold start of {key}" for key in keys if not _is_done(journal, key, "cold start", least=starts)]
     for load in throughput_loads(config) if keys else ():
         for callers in dict.fromkeys(config.callers):
             if not is_enough(journal.parts("throughput", str(load), callers).values()):
@@ -43,5 +44,5 @@ def _rounds(
             yield f"latency at {load}: {made} of {wanted} rounds"
 
 
-def _is_done(journal: Journal, key: str, stage: str) -> bool:
-    return journal.get(stage, key) is not None or journal.get("failure", key, stage, "") is not None
+def _is_done(journal: Journal, key: str, stage: str, *, least: int) -> bool:
+    return len(journal.parts(stage, key)) >= least or journal.get("failure", key, stage, "") is not None

@@ -6,7 +6,11 @@ from potstill.bench.report.wording import clean, percent
 VERDICTS = {
     "PASS": ("✓", "The claim holds.", "The whole 95 % interval is on the side that was asked for."),
     "FAIL": ("✗", "The claim does not hold.", "The whole 95 % interval is on the other side."),
-    "INCONCLUSIVE": ("?", "This cannot be decided.", "The interval holds the target, or something was not measured."),
+    "INCONCLUSIVE": (
+        "?",
+        "This cannot be decided.",
+        "The interval holds the target, or something was not measured, or the machine was disturbed meanwhile.",
+    ),
 }
 # MLPerf's early stopping (99 % confidence): the fewest calls that carry each percentile.
 CALLS_NEEDED = "p50 needs 11 calls, p90 64, p95 130, p99 662"
@@ -34,8 +38,9 @@ _WORDS: list[tuple[str, list[tuple[str, str]]]] = [
         ("p50, p90, p95, p99", "So many per cent of the calls took at most so long. A percentile is shown only where "
                                f"there are calls enough to carry it: {CALLS_NEEDED}."),
         ("Texts per second", "In the table of latencies: batch size / p50, of one caller."),
-        ("Share of the peak", "Floating-point operations per second of a call, divided by what this machine reached "
-                              "in a plain matrix product of the same number type."),
+        ("Share of the peak", "Floating-point operations per second of a call, divided by the best that a bare matrix "
+                              "product of the same number type reached, which took its turns among the rows. Not shown "
+                              "where it would be above 100 %, or where the machine was disturbed."),
     ]),
     ("ratios", [
         ("Times as fast", "p50 of the one / p50 of the other within a round, the median over rounds. Twice as fast is "

@@ -44,6 +44,8 @@ def _warnings(report: Report) -> list[str]:
         lines += ["> **This report is not complete.** Not measured: " + (
             escape("; ".join(map(clean, report.missing))) or "it does not say what") + ".", ">"]  # fmt: skip
     lines += [f"> **Quality:** {escape(line)}  " for line in tables_quality.no_better(report)]
+    if report.left_out:
+        lines += [f"> **The budget had no time for:** {escape('; '.join(map(clean, report.left_out)))}.", ">"]
     lines += [f"> **Noise:** {escape(clean(flag))}  " for flag in report.noise.flags]
     return [*lines, ""] if lines else []
 

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from potstill.bench.contract import Contestant, Decision, Report
+from potstill.bench.contract import Contestant, Decision, Latency, Report
 from potstill.bench.report import choose
 from potstill.bench.report.wording import (
+    DISTURBED,
     NOTHING,
     bounds,
     clean,
@@ -89,7 +90,7 @@ def overview(report: Report) -> Table:
         found, kept = scores.get(row.key), choose.retention_of(quality, row.key) if quality else None
         rows.append([
             name_of(row), mb(row.file_bytes),
-            *(percentile(choose.latency_at(report, load).get(row.key), "p50") for load in loads),
+            *(_p50(choose.latency_at(report, load).get(row.key)) for load in loads),
             _times(report, row), score(found.value if found else None),
             with_interval(kept.kept, kept.kept_interval, unit="share") if kept else NOTHING,
             mb(memory[row.key].peak_bytes) if row.key in memory else NOTHING,
@@ -102,7 +103,13 @@ def overview(report: Report) -> Table:
 
 def _times(report: Report, row: Contestant) -> str:
     ratio = choose.ratio_at(report, row.key, choose.main_load(report))
+    if ratio is not None and ratio.disturbed:
+        return DISTURBED
     return f"{ratio.value:.2f} ({bounds(ratio.interval)})" if ratio else NOTHING
+
+
+def _p50(row: Latency | None) -> str:
+    return DISTURBED if row is not None and row.disturbed else percentile(row, "p50")
 
 
 def _overview_note(report: Report) -> str:

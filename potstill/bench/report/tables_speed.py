@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from potstill.bench.contract import Latency, Load, Ratio, Report
+from potstill.bench.contract import ColdStart, Latency, Load, Ratio, Report, Scaling, Throughput
 from potstill.bench.report import choose
 from potstill.bench.report.tables import Rows, Table, name, plain
 from potstill.bench.report.wording import (
@@ -20,6 +20,18 @@ from potstill.bench.report.wording import (
     percentile,
 )
 
+# Behind the name of a row that the machine disturbed.
+_MARK = " †"
+_MARKED = "†: disturbed, so not to be believed; it decides nothing."
+
+
+def _noted(note: str, *, disturbed: bool) -> str:
+    return f"{note} {_MARKED}".strip() if disturbed else note
+
+
+def _named(report: Report, row: Latency | Throughput | Scaling | ColdStart) -> str:
+    return name(report, row.key) + (_MARK if row.disturbed else "")
+
 
 def _by_load(report: Report, rows_at: Callable[[Load], Rows]) -> list[tuple[str, Rows]]:
     found = [(f"{load}: {load_words(load)}", rows_at(load)) for load in choose.loads_of(report)]
@@ -33,8 +45,11 @@ def latency(report: Report) -> Table:
         "latency", "Latency", ("contestant", *(f"{at}, ms" for at in PERCENTILES), "calls", "texts/s", "drift",
                                "of peak"),
         _by_load(report, lambda load: [_latency_row(report, row) for row in rows if row.load == load]),
-        note="A percentile that the calls cannot carry says how many more it needs. Behind p50 its 95\u00a0% interval. "
-             "Drift is the last third's median / the first third's; an asterisk: had not settled when it began.",
+        note=_noted(
+            "A percentile that the calls cannot carry says how many more it needs. Behind p50 its 95\u00a0% interval. "
+            "Drift is the last third's median / the first third's; an asterisk: had not settled when it began.",
+            disturbed=any(row.disturbed for row in rows),
+        ),
     )  # fmt: skip
 
 
@@ -43,7 +58,7 @@ def _latency_row(report: Report, row: Latency) -> list[str]:
     first = f"{ms(row.p50_ms)} ({ms(p50[0])} to {ms(p50[1])})" if row.p50_ms and p50 else percentile(row, "p50")
     drift = NOTHING if row.drift is None else f"{row.drift:.3f}"
     return [
-        name(report, row.key) + ("" if row.stationary else " *"), first,
+        _named(report, row) + ("" if row.stationary else " *"), first,
         *(percentile(row, at) for at in PERCENTILES[1:]), count(row.samples), number(row.throughput_per_s), drift,
         percent(row.peak_share, digits=0),
     ]  # fmt: skip
@@ -84,10 +99,13 @@ def throughput(report: Report) -> Table:
         there = [row for row in rows if (row.callers, row.load.num_tokens or 0, row.load.batch_size) == (
             callers, tokens, batch)]  # fmt: skip
         groups.append((title, [
-            [name(report, row.key), number(row.texts_per_s), f"{number(row.interval[0])} to {number(row.interval[1])}",
+            [_named(report, row), number(row.texts_per_s), f"{number(row.interval[0])} to {number(row.interval[1])}",
              ms(row.p50_ms)] for row in there
         ]))  # fmt: skip
-    return Table("throughput", "Throughput", ("contestant", "texts/s", "95 % interval", "p50 of a call, ms"), groups)
+    return Table(
+        "throughput", "Throughput", ("contestant", "texts/s", "95 % interval", "p50 of a call, ms"), groups,
+        note=_noted("", disturbed=any(row.disturbed for row in rows)),
+    )  # fmt: skip
 
 
 def scaling(report: Report) -> Table:
@@ -95,12 +113,15 @@ def scaling(report: Report) -> Table:
     steps = sorted({row.threads for row in report.scaling})
     found = {(row.key, row.threads): f"{ms(row.p50_ms)} ({row.speedup:.2f}×)" for row in report.scaling}
     keys = list(dict.fromkeys(row.key for row in choose.in_order(report, report.scaling)))
-    rows = [[name(report, key), *(found.get((key, step), NOTHING) for step in steps)] for key in keys]
+    disturbed = {row.key for row in report.scaling if row.disturbed}
+    rows = [
+        [name(report, key) + (_MARK if key in disturbed else ""), *(found.get((key, at), NOTHING) for at in steps)]
+        for key in keys
+    ]
     head = ["contestant", *(f"{step} {'thread' if step == 1 else 'threads'}, ms" for step in steps)]
     where = listed(list(dict.fromkeys(str(row.load) for row in report.scaling)))
-    return plain(
-        "scaling", "Thread scaling", head, rows, note=f"p50 at {where}; in brackets times as fast as 1 thread."
-    )
+    note = _noted(f"p50 at {where}; in brackets times as fast as 1 thread.", disturbed=bool(disturbed))
+    return plain("scaling", "Thread scaling", head, rows, note=note)
 
 
 def memory(report: Report) -> Table:
@@ -117,28 +138,35 @@ def memory(report: Report) -> Table:
     ]  # fmt: skip
     limits = sorted({row.limit_bytes for row in report.memory if row.limit_bytes})
     limit = f" The container allows {listed([f'{mb(at)} MB' for at in limits])}." if limits else ""
-    note = f"Resident memory after each step. Private is what would be free again if the process ended.{limit}"
+    note = (
+        "Resident memory after each step, the median over the launches. Private is what would be free again if the "
+        f"process ended.{limit}"
+    )
     return plain("memory", "Memory, MB", head, rows, note=note)
 
 
 def cold_start(report: Report) -> Table:
     """Show the first answer of a fresh process by part, in ms."""
     rows = [
-        [name(report, row.key), ms(row.process_ms), ms(row.import_ms), ms(row.load_ms), ms(row.first_answer_ms),
+        [_named(report, row), ms(row.process_ms), ms(row.import_ms), ms(row.load_ms), ms(row.first_answer_ms),
          ms(row.total_ms), f"{ms(row.interval[0])} to {ms(row.interval[1])}", str(row.starts)]
         for row in choose.in_order(report, report.cold_start)
     ]  # fmt: skip
     head = ("contestant", "process", "imports", "load", "first answer", "total", "interval", "starts")
-    return plain("cold-start", "Cold start, ms", head, rows)
+    note = _noted("", disturbed=any(row.disturbed for row in report.cold_start))
+    return plain("cold-start", "Cold start, ms", head, rows, note=note)
 
 
 def energy(report: Report) -> Table:
     """Show joules where there is a source."""
     rows = [
-        [name(report, str(row.get("key", ""))), clean(str(row.get("load", ""))), *(_joules(row.get(at)) for at in
-         ("joules_per_text", "watts"))]
+        [
+            name(report, str(row.get("key", ""))) + (_MARK if row.get("disturbed") else ""),
+            clean(str(row.get("load", ""))),
+            *(_joules(row.get(at)) for at in ("joules_per_text", "watts")),
+        ]
         for row in report.energy.rows
-    ]  # fmt: skip
+    ]
     return plain("energy", "Energy", ("contestant", "load", "joules per text", "watts"), rows)
 
 

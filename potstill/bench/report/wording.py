@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from potstill.bench.contract import Contestant, Latency, Load
 
 NOTHING = "–"
+DISTURBED = "disturbed"
+"""Stands where a number would be believed that the machine has spoilt."""
 PERCENTILES = ("p50", "p90", "p95", "p99")
 
 _MEGA = 1e6

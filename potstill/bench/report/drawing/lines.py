@@ -13,10 +13,11 @@ _HEIGHT_IN = 3.0
 def throughput_pictures(report: Report) -> list[Picture]:
     """Draw texts per second over batch sizes, one picture per number of callers, all to one scale."""
     drawn, found = looks(report), []
-    ends = [end for row in report.throughput for end in row.interval if end > 0] or [1.0]
+    calm = [row for row in report.throughput if not row.disturbed]
+    ends = [end for row in calm for end in row.interval if end > 0] or [1.0]
     scale = min(ends) / 1.15, max(ends) * 1.15
-    for callers in sorted({row.callers for row in report.throughput}):
-        rows = [row for row in report.throughput if row.callers == callers]
+    for callers in sorted({row.callers for row in calm}):
+        rows = [row for row in calm if row.callers == callers]
         found.append(_throughput_picture(rows, drawn, callers=callers, scale=scale))
     return found
 
@@ -56,7 +57,7 @@ def _throughput_picture(
 
 def scaling_picture(report: Report) -> Picture | None:
     """Draw how many times as fast more threads make each contestant, beside the ideal."""
-    rows, drawn = report.scaling, looks(report)
+    rows, drawn = [row for row in report.scaling if not row.disturbed], looks(report)
     if not rows:
         return None
     most = max(row.threads for row in rows)

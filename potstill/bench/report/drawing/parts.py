@@ -6,7 +6,7 @@ from typing import Any
 from potstill.bench.contract import ColdStart, Memory, Report
 from potstill.bench.report.choose import in_order
 from potstill.bench.report.drawing.canvas import INK, MIDDLE, PAPER, Picture, looks, picture, rows_height, rows_panel
-from potstill.bench.report.wording import mb, number, seconds
+from potstill.bench.report.wording import DISTURBED, mb, number, seconds
 
 
 def memory_picture(report: Report) -> Picture | None:
@@ -31,7 +31,7 @@ def cold_start_picture(report: Report) -> Picture | None:
     return _stack(
         report, [row.key for row in rows], [_cold_parts(row) for row in rows], name="cold-start",
         title="From nothing to the first answer", unit="ms", names=("process", "imports", "load", "first answer"),
-        totals=[seconds(row.total_ms) for row in rows],
+        totals=[DISTURBED if row.disturbed else seconds(row.total_ms) for row in rows],
         caption="A fresh process each time, its files already in the system's cache.",
     )  # fmt: skip
 

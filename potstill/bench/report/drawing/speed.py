@@ -19,7 +19,7 @@ from potstill.bench.report.drawing.canvas import (
     rows_height,
     rows_panel,
 )
-from potstill.bench.report.wording import bounds, load_words, ms, percent
+from potstill.bench.report.wording import DISTURBED, bounds, load_words, ms, percent
 
 # Half the height of a strip; the label needs the rest of the row.
 _HALF = 0.2
@@ -39,7 +39,7 @@ def _latency_picture(name: str, load: Load, rows: Sequence[Latency], drawn: Sequ
     def draw(figure: Any) -> None:
         axes = figure.subplots()
         axes.set_xscale("log")
-        rows_panel(axes, drawn, [f"{ms(row.p50_ms)} ms" for row in rows])
+        rows_panel(axes, drawn, [DISTURBED if row.disturbed else f"{ms(row.p50_ms)} ms" for row in rows])
         for place, (row, look) in enumerate(zip(rows, drawn, strict=True)):
             _strip(axes, row, look, MIDDLE - place)
         low, high = min(row.quantiles_ms[0] for row in rows), max(row.quantiles_ms[-1] for row in rows)
@@ -52,7 +52,7 @@ def _latency_picture(name: str, load: Load, rows: Sequence[Latency], drawn: Sequ
     words = load_words(load)
     spread = "; ".join(
         f"{look.name}: half of the calls take up to {ms(row.quantiles_ms[len(row.quantiles_ms) // 2])} ms, "
-        f"all {ms(row.quantiles_ms[0])} to {ms(row.quantiles_ms[-1])}"
+        f"all {ms(row.quantiles_ms[0])} to {ms(row.quantiles_ms[-1])}{f', {DISTURBED}' if row.disturbed else ''}"
         for row, look in zip(rows, drawn, strict=True)
     )
     return picture(
@@ -100,18 +100,23 @@ def ratio_picture(report: Report) -> Picture | None:
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        rows_panel(axes, [drawn[key] for key in ratios], [f"{row.value:.2f}×" for row in ratios.values()])
+        labels = [DISTURBED if row.disturbed else f"{row.value:.2f}×" for row in ratios.values()]
+        rows_panel(axes, [drawn[key] for key in ratios], labels)
         for place, (key, row) in enumerate(ratios.items()):
-            canvas.dot(axes, row.value, row.interval, drawn[key], middle=MIDDLE - place)
+            if not row.disturbed:
+                canvas.dot(axes, row.value, row.interval, drawn[key], middle=MIDDLE - place)
         canvas.across_rows(axes, 1.0, rows=len(ratios), half_width=floor or 0.0)
-        ends = [1.0, *(end for row in ratios.values() for end in row.interval)]
+        ends = [1.0, *(end for row in ratios.values() if not row.disturbed for end in row.interval)]
         low, high = min(ends) / 1.12, max(ends) * 1.12
         axes.set_xscale("log")
         axes.set_xlim(low, high)
         plain_log_axis(axes.xaxis, low, high)
         axes.set_xlabel(f"times as fast as {drawn[baseline.key].name} (logarithmic)")
 
-    says = "; ".join(f"{drawn[key].name}: {row.value:.2f} ({bounds(row.interval)})" for key, row in ratios.items())
+    says = "; ".join(
+        f"{drawn[key].name}: " + (DISTURBED if row.disturbed else f"{row.value:.2f} ({bounds(row.interval)})")
+        for key, row in ratios.items()
+    )
     band = " The grey band is noise: what the baseline shows against itself." if floor else ""
     return picture(
         "ratios", title=f"Times as fast, {load_words(load)}", caption=f"Lines are 95\u00a0% intervals.{band}",

@@ -90,7 +90,7 @@ def _points(report: Report) -> list[_Point]:
     points = []
     for key, row in latency_at(report, main_load(report)).items():
         contestant = report.contestant(key)
-        if contestant is None or row.p50_ms is None:
+        if contestant is None or row.p50_ms is None or row.disturbed:
             continue
         size = contestant.file_bytes
         found = scores.get(key) if scores is not None else None
