@@ -1,5 +1,6 @@
 """`potstill run`: the whole chain from one recipe."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -69,7 +70,7 @@ def run(
     if any(line.startswith("student ") for line in no_better(report)):
         lines.append("The student is not shown to be better than an answer that ignores the text, so do not serve it.")
     else:
-        lines.append(f"Serve:  potstill serve {folder / 'student'} --precision {best}")
+        lines.append(f"Serve:  {shlex.join(['potstill', 'serve', str(folder / 'student'), '--precision', best])}")
     stdout.print(
         "\n".join(lines),
         soft_wrap=True,

@@ -126,6 +126,36 @@ def test_an_exports_gate_refuses_labels_of_other_names(potstill, tiny_teacher, o
     assert "none of the model's 2 labels (mountain, sea); the data has mountain, ocean" in err
 
 
+def test_class_labels_in_another_order_than_the_models_do_not_turn_the_score_over(potstill, tiny_teacher, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    metrics = pytest.importorskip("sklearn.metrics")
+    names = ["sea", "mountain"]  # the model has them the other way round
+    rows = [{"sentence": text, "label": 1 - label} for text, label in sentences(60, seed=6)]
+    features = datasets.Features({"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "swapped.parquet")
+    arguments = ("--data", tmp_path / "swapped.parquet", "--max-length", "32", "--predictions", tmp_path / "said.jsonl")
+    code, out, err = potstill("evaluate", tiny_teacher, *arguments, "--json")
+    assert code == 0, err
+    said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    wanted = [names[row["label"]] for row in rows]
+    assert [row["label"] for row in said] == wanted
+    accuracy = json.loads(out)["torch"]["scores"]["accuracy"]
+    assert accuracy == metrics.accuracy_score(wanted, [row["prediction"] for row in said])
+    assert accuracy > 0.8
+
+
+def test_texts_that_stand_in_both_splits_are_counted_in_the_plan(potstill, tiny_teacher, tmp_path):
+    rows = [{"sentence": text, "label": label} for text, label in sentences(40, seed=5)]
+    for split, part in (("train", rows[:32]), ("validation", [*rows[:2], *rows[32:]])):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    code, _, err = potstill(
+        "distill", tiny_teacher, "--data", tmp_path, "--layers", "1", "--set", "distill.max_steps=1", "--set",
+        "max_length=32", "--out", tmp_path / "student",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "warning: 2 of the texts to score on are among those to learn from\n" in err
+
+
 # What is printed as next
 
 
