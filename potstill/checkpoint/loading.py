@@ -26,7 +26,7 @@ from potstill.checkpoint.tokenizer import (
     save_tokenizer,
 )
 from potstill.errors import CheckpointError
-from potstill.task import FEATURE_EXTRACTION, Task
+from potstill.task import FEATURE_EXTRACTION, FILL_MASK, Task
 
 __all__ = [
     "Checkpoint",
@@ -95,6 +95,8 @@ def load_checkpoint(
             model has no row for.
     """
     folder = read_folder(name)
+    if new_head is None:
+        _check_task(folder, task)
     loaded_tokenizer = load_tokenizer(tokenizer or folder)
     if folder.tensors is not None:  # known before the weights are read
         _check_rows(folder, loaded_tokenizer, ids=folder.vocabulary_rows)
@@ -166,6 +168,17 @@ def _make_config(folder: Folder, changes: Mapping[str, Any]) -> PretrainedConfig
     except Exception as error:
         raise CheckpointError(f"{file} cannot be read by transformers: {first_line(error)}") from error
     return config
+
+
+def _check_task(folder: Folder, task: Task) -> None:
+    """Refuse a head of another task, which often has the same name and shape."""
+    trained = folder.task
+    if task in (FEATURE_EXTRACTION, FILL_MASK) or trained in (None, task, FEATURE_EXTRACTION, FILL_MASK):
+        return
+    raise CheckpointError(
+        f"{folder.name} is a {folder.architectures[0]}, trained for {trained.name}, not for {task.name}; pass --task "
+        f"{trained.name}, or fine-tune it first (`potstill finetune`)"
+    )
 
 
 def _check_weights(

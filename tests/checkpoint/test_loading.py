@@ -200,3 +200,11 @@ def test_a_family_that_is_not_exported_is_named_before_its_weights_are_read(fold
     with pytest.raises(CheckpointError, match=said) as caught:
         load_source(str(folder))
     assert "modernbert or deberta-v2" in str(caught.value)
+
+
+def test_a_classifiers_head_is_not_taken_for_a_taggers(folder):
+    message = refused(folder, TOKEN_CLASSIFICATION)
+    assert (
+        "is a BertForSequenceClassification, trained for text-classification, not for token-classification" in message
+    )
+    assert load_checkpoint(str(folder), TOKEN_CLASSIFICATION, new_head={}).model is not None
