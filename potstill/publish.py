@@ -110,7 +110,9 @@ def machine_failure(error: BaseException, target: Path | None = None) -> Potstil
     place = target or named
     where = f"{place} cannot be written" if place else "a file cannot be written"
     if numbers & _FULL or any(sign in words for sign in _FULL_WORDS):
-        what = "a quota or the largest size of a file" if numbers & {errno.EDQUOT, errno.EFBIG} else "the end of the disk"
+        what = (
+            "a quota or the largest size of a file" if numbers & {errno.EDQUOT, errno.EFBIG} else "the end of the disk"
+        )
         return DiskError(f"{where}: {what} is reached; make room")
     if numbers & _FORBIDDEN and (target is not None or named is not None):
         reason = os.strerror((numbers & _FORBIDDEN).pop()).lower()

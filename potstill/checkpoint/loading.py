@@ -62,7 +62,7 @@ def load_checkpoint(
             # A head for other labels is made anew; whether it was more than the head is looked at below.
             ignore_mismatched_sizes=new_head is not None,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except Exception as error:  # whatever a broken file makes transformers, torch or safetensors raise
         raise CheckpointError(f"cannot load {name!r} for {task.name}: {_short(error)}") from error
     _check_weights(name, task, model, loading, head_may_be_new=new_head is not None)
     model.eval()
