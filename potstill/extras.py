@@ -43,8 +43,10 @@ def needing(extra: str) -> Iterator[None]:
     """
     try:
         yield
-    except ModuleNotFoundError as error:
-        module = (error.name or "").split(".")[0]
+    except (ModuleNotFoundError, MissingExtraError) as error:
+        # What a package inside has said of its own extra is said again of the one that was asked for.
+        first = error.__cause__ if isinstance(error, MissingExtraError) else error
+        module = (getattr(first, "name", None) or "").split(".")[0]
         if module not in {*EXTRAS[extra], *EXTRAS["serve"]}:
             raise
         raise MissingExtraError(

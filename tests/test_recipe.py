@@ -316,7 +316,9 @@ def test_a_recipe_cannot_be_changed():
         build().seed = 1
 
 
-@pytest.mark.parametrize(("name", "answer"), [("quickstrat", "; did you mean 'quickstart'?"), ("x", "; known are")])
+@pytest.mark.parametrize(
+    ("name", "answer"), [("quickstrat", "; did you mean 'quickstart'?"), ("x", "; shipped are distilbert, ")]
+)
 def test_a_recipe_that_is_not_there_is_answered_with_the_nearest(name, answer):
     with pytest.raises(RecipeError) as caught:
         load_recipe(name)

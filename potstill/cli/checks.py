@@ -192,11 +192,11 @@ def check_task(name: str | None) -> Task:
     try:
         return get_task(name or TEXT_CLASSIFICATION.name)
     except UsageError as error:
-        raise UsageError(f"--task {name}: there is no such task{meant_task(name)}; it is {_either(TASKS)}") from error
+        raise UsageError(f"--task {name!r} is not known{meant_task(name)}; it is {_either(TASKS)}") from error
 
 
 def meant_task(name: str | None) -> str:
-    """Return ", did you mean X?" where a task is called otherwise elsewhere."""
+    """Return " (did you mean X?)" where a task is called otherwise elsewhere."""
     plain = str(name).lower().replace("_", "-").removesuffix("s")
     found = next((task for task, others in _OTHER_NAMES.items() if plain in others), None)
     return f" (did you mean {found}?)" if found else ""
@@ -531,13 +531,12 @@ def check_evaluate(given: Mapping[str, Any]) -> None:
         return
     task = check_task(given.get("task"))
     facts = find_checkpoint(place)
+    found = get_task(facts.task) if facts is not None and facts.task and given.get("task") is None else task
+    _check_evaluate_task(given, found)
     if given.get("task") is not None or (facts is not None and facts.task is None):
-        check_head(facts, task)
+        check_head(facts, task, data=str(given["data"]))
     if given.get("max_length") is not None:
         check_max_length(facts, given["max_length"], option="--max-length ")
-    if given.get("pooling") not in {None, "mean", "cls"}:
-        raise UsageError(f"--pooling {given['pooling']}: there is no such pooling; it is mean or cls")
-    found = get_task(facts.task) if facts is not None and facts.task and given.get("task") is None else task
     problem = facts.problem_type if facts is not None and found is TEXT_CLASSIFICATION else None
     labelled = found in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION) and facts is not None
     if given.get("metric") is not None:
@@ -547,6 +546,18 @@ def check_evaluate(given: Mapping[str, Any]) -> None:
         label_names=facts.labels or None if facts is not None and labelled and problem != REGRESSION else None,
         needs_labels=found not in (FILL_MASK, FEATURE_EXTRACTION), **reading,
     )  # fmt: skip
+
+
+def _check_evaluate_task(given: Mapping[str, Any], task: Task) -> None:
+    """Refuse options of `evaluate` that mean nothing for a checkpoint's task."""
+    if given.get("pooling") not in {None, "mean", "cls"}:
+        raise UsageError(f"--pooling {given['pooling']}: there is no such pooling; it is mean or cls")
+    if given.get("pooling") is not None and task is not FEATURE_EXTRACTION:
+        raise UsageError(f"--pooling makes one vector of a text, which {task.name} does not; leave it out")
+    if given.get("confusion") is not None and task is not TEXT_CLASSIFICATION:
+        raise UsageError(f"--confusion draws the classes of texts, and {task.name} has none; leave it out")
+    if given.get("predictions") is not None and task is FILL_MASK:
+        raise UsageError("--predictions: fill-mask guesses words by the thousand and has no answer per example to keep")
 
 
 def check_precisions(bundle: str, have: Iterable[str], asked: Iterable[str]) -> None:
@@ -569,6 +580,8 @@ def check_glue(given: Mapping[str, Any]) -> None:
     """
     if given.get("teacher") is not None and given.get("reference") is not None:
         raise UsageError("a teacher and a reference are two rows to compare with; give one of them")
+    from potstill.metrics import glue_task
+
     out: Path = given["out"]
     if out.is_file():
         raise OutputError(f"--out {out} is a file; name a folder")
@@ -576,6 +589,8 @@ def check_glue(given: Mapping[str, Any]) -> None:
         raise OutputError(f"{out} is not empty; go on with its cells by --resume, or name another folder")
     if given.get("reference") is not None and not Path(given["reference"]).is_file():
         raise UsageError(f"--reference {given['reference']}: there is no such file; `evaluate --glue` writes glue.json")
+    for task in filter(None, (given.get("tasks") or "").split(",")):
+        glue_task(task.strip())
     find_checkpoint(str(given["model"]))
     if given.get("teacher") is not None:
         find_checkpoint(str(given["teacher"]), what="--teacher")

@@ -14,7 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from potstill.errors import DataError, MissingExtraError, OutputError, UsageError
+from potstill.errors import DataError, DiskError, MissingExtraError, OutputError, UsageError
 from potstill.serve.bulk import BulkSettings, journal, predict_file, rows, work
 
 TEXTS = ["a good film", "", "not very good , it was", "a", 'x "quoted", and\ntwo lines', "🙂 שלום", "the book is bad"]
@@ -415,7 +415,7 @@ def test_a_full_disk_loses_nothing(encoder, tmp_path, monkeypatch, small_windows
 
     with monkeypatch.context() as patched:
         patched.setattr(journal, "_write", write)
-        with pytest.raises(OutputError, match="No space left on device; make room and"):
+        with pytest.raises(DiskError, match=r"out\.jsonl cannot be written: the end of the disk is reached; make room"):
             predict_file(encoder, source, out, settings=settings())
     assert predict_file(encoder, source, out, settings=settings(), resume=True).resumed_rows == 20
     predict_file(encoder, source, tmp_path / "straight.jsonl", settings=settings())

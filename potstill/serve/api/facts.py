@@ -1,4 +1,4 @@
-"""What is served and how it was checked: plain JSON values."""
+"""What is served and how it was checked: plain JSON values, short for everybody and whole for one model."""
 
 from dataclasses import asdict, is_dataclass
 from typing import Any
@@ -10,10 +10,12 @@ from potstill.serve.encoder import Encoder
 
 
 def describe_server(context: Context) -> dict[str, Any]:
-    """Return what `GET /info` says."""
+    """Return what `GET /info` says: all that a client needs, and where the evidence of each model is."""
     plan = context.engine.plan
     return {
-        "models": {name: describe_model(encoder) for name, encoder in context.models.items()},
+        "models": {
+            name: summarise_model(encoder) | {"evidence": f"/models/{name}"} for name, encoder in context.models.items()
+        },
         "default_model": next(iter(context.models)),
         "engine": None if plan is None else plan.describe(),
         "settings": plain(context.engine.settings),
@@ -23,7 +25,24 @@ def describe_server(context: Context) -> dict[str, Any]:
 
 
 def describe_model(encoder: Encoder) -> dict[str, Any]:
-    """Return what is known of one model: where it came from, and how it was checked."""
+    """Return all that is known of one model: also where it came from, and how it was checked.
+
+    It is kilobytes long, most of it evidence that `potstill show` prints.
+    """
+    manifest, record = encoder.manifest, encoder.record
+    return summarise_model(encoder) | {
+        "files": {name: found.sha256 for name, found in manifest.files.items()},
+        "quantisation": record.quantisation,
+        "parity": record.parity,
+        "quality": record.quality,
+        "invariance": record.invariance,
+        "source": manifest.source,
+        "made": manifest.made,
+    }
+
+
+def summarise_model(encoder: Encoder) -> dict[str, Any]:
+    """Return what a client needs to know of one model, and what identifies it."""
     manifest, record = encoder.manifest, encoder.record
     file = encoder.bundle.record_of(encoder.precision)
     return {
@@ -37,15 +56,8 @@ def describe_model(encoder: Encoder) -> dict[str, Any]:
         "model_file": record.file,
         "model_sha256": file.sha256,
         "model_size_bytes": file.size_bytes,
-        "files": {name: found.sha256 for name, found in manifest.files.items()},
-        "quantisation": record.quantisation,
         "batch_invariant": record.batch_invariant,
         "unpadded": record.unpadded,
-        "parity": record.parity,
-        "quality": record.quality,
-        "invariance": record.invariance,
-        "source": manifest.source,
-        "made": manifest.made,
         "threads": encoder.session.threads,
         "lone_threads": encoder.lone.threads if encoder.lone else None,
     }

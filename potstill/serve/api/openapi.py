@@ -183,7 +183,7 @@ def _fact_paths(context: Context) -> dict[str, Any]:
         "/health/live": _get("Whether the process answers", status, tag="health"),
         "/health/ready": _get("Whether requests are taken", status, tag="health"),
         "/health": _get("The same as /health/ready", status, tag="health"),
-        "/info": _get("What is served, how it was checked, and within which limits", free),
+        "/info": _get("What is served, and within which limits; /models/{name} says how it was checked", free),
         "/metrics": _get("Counters for Prometheus", {"type": "string"}, media="text/plain"),
         "/v1/models": _get("The models, as OpenAI lists them", free),
         "/openapi.json": _get("This document", free),
