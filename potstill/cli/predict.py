@@ -19,8 +19,11 @@ def predict(
     ],
     out: Annotated[str, typer.Option(help=".jsonl, .csv or .parquet; - is jsonl on standard output.")],
     precision: Annotated[
-        str, typer.Option(help=f"Which of the bundle's files answers: {', '.join(MODEL_FILES)}.")
-    ] = "fp32",
+        str | None,
+        typer.Option(
+            help=f"Which of the bundle's files answers: {', '.join(MODEL_FILES)}.", show_default="fp32, or the only one"
+        ),
+    ] = None,
     column: Annotated[
         list[str] | None, typer.Option(help="The text's column; twice for pairs.", show_default="the usual names")
     ] = None,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from potstill.bundle import read_bundle
 from potstill.cli.settings import JsonOption, OverwriteOption, ResumeOption, SetOption, output_folder, resolve
 from potstill.extras import require
 
@@ -44,7 +45,8 @@ def run(
         typer.echo(report.model_dump_json(by_alias=True))
         return
     render_report(report, stdout)
-    best = "int8" if "int8" in resolved.export.precisions else "fp32"
+    made = read_bundle(folder / "student", verify=False).manifest.models
+    best = "int8" if "int8" in made else next(iter(made))
     stdout.print(
         f"\nReport: {folder / 'report' / 'report.html'}\n"
         f"Serve:  potstill serve {folder / 'student'} --precision {best}",

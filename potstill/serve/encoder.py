@@ -3,7 +3,6 @@
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from potstill import machine
-from potstill.bundle import Bundle, ModelRecord, read_bundle
+from potstill.bundle import Bundle, ModelRecord, read_bundle, verify_files
 from potstill.errors import BundleError, CheckError, OtherCpuWarning, UsageError
 from potstill.serve.answering.items import read_parameters
 from potstill.serve.answering.prepared import Outputs, Prepared
@@ -48,16 +47,18 @@ class Encoder:
         self,
         bundle_dir: str | PathLike[str],
         *,
-        precision: str = "fp32",
+        precision: str | None = None,
         threads: int | None = None,
         spinning: bool = True,
         verify: bool = True,
     ) -> None:
         """Load one precision of a bundle, after checking every file against its hash unless `verify` is false.
 
+        What is loaded is what was checked: a file that is swapped meanwhile is either not seen or refused.
+
         Args:
             bundle_dir: the folder.
-            precision: which of its files answers.
+            precision: which of its files answers; None is fp32, or the only one there is.
             threads: of one run; None takes the cores.
             spinning: whether idle threads wait busily.
             verify: whether files are checked.
@@ -67,20 +68,17 @@ class Encoder:
             TamperedError: if a file is not the one that the manifest names.
         """
         bundle_dir = Path(bundle_dir)
-        self.bundle = read_bundle(bundle_dir, verify=verify)
+        self.bundle = read_bundle(bundle_dir, verify=False)
         self.manifest = self.bundle.manifest
-        self.precision = precision
-        self.record = self.bundle.model_record(precision)
+        self.precision = self.bundle.choose(precision)
+        self.record = self.bundle.model_record(self.precision)
+        if verify:
+            verify_files(self.bundle, but=self.bundle.loaded_files(self.precision))
+        self._verify, self._spinning = verify, spinning
         self._output = self.manifest.outputs[0]
-        self._function = _function_of(self.bundle)
+        self._function = _function_of(self.bundle, verify=verify)
         _warn_of_other_cpu(self.record, bundle_dir)
-        self.tokenizer = BundleTokenizer(bundle_dir, self.manifest)
-        self._load = partial(
-            OnnxSession,
-            self.bundle.model_file(precision),
-            spinning=spinning,
-            disabled_optimizers=self.record.disabled_optimizers or self.manifest.disabled_optimizers,
-        )
+        self.tokenizer = BundleTokenizer(bundle_dir, self.manifest, read=self.bundle.read if verify else None)
         self.session = self._load(threads=threads)
         self.lone: OnnxSession | None = None
         self._check_graph()
@@ -96,6 +94,17 @@ class Encoder:
         """
         self.lone = self._load(threads=threads, apart=True)
         return self.lone
+
+    def _load(self, *, threads: int | None, apart: bool = False) -> OnnxSession:
+        """Read the model and check it again at every load, so that its bytes are held only as long as one takes."""
+        bundle, precision = self.bundle, self.precision
+        return OnnxSession(
+            bundle.read_model(precision) if self._verify else bundle.model_file(precision),
+            threads=threads,
+            spinning=self._spinning,
+            apart=apart,
+            disabled_optimizers=self.record.disabled_optimizers or self.manifest.disabled_optimizers,
+        )
 
     def outputs(self, texts: Sequence[Text], *, batch_size: int = 32) -> list[dict[str, NDArray[np.float32]]]:
         """Return every output of the graph for each text, in the order given, padding cut off.
@@ -249,7 +258,7 @@ class Encoder:
             raise BundleError(f"{file} gives {', '.join(outputs)}; its manifest says {', '.join(missing)} too")
 
 
-def _function_of(bundle: Bundle) -> str:
+def _function_of(bundle: Bundle, *, verify: bool) -> str:
     """Return what makes scores of a classifier's logits, as transformers' pipeline chooses it."""
     if bundle.manifest.problem_type == MULTI_LABEL:
         return "sigmoid"
@@ -260,7 +269,7 @@ def _function_of(bundle: Bundle) -> str:
     if file.name not in bundle.manifest.files:
         return "none"
     try:
-        config = json.loads(file.read_bytes())
+        config = json.loads(bundle.read(file.name) if verify else file.read_bytes())
     except (OSError, ValueError, RecursionError):
         return "none"
     return "none" if not isinstance(config, dict) or config.get("problem_type") else "sigmoid"
