@@ -164,7 +164,7 @@ def test_whatever_is_put_into_a_csv_no_other_row_is_lost(encoder, tmp_path, monk
 def strictly(content):
     """Return the rows of a whole csv file by Python's reader; None if it has any fault."""
     try:
-        lines = io.StringIO(content.decode(), newline="")
+        lines = io.StringIO(content.decode(), newline="\n")
         if max(map(len, content.split(b"\n"))) > 200:
             return None
         read = [row for row in csv.reader(lines, strict=True) if row][1:]

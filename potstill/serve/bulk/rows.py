@@ -159,7 +159,9 @@ class Separated:
                     return
                 except csv.Error as error:
                     cells = []
-                    feed.spoil(f"is not {self._file.suffix.removeprefix('.')}: {error}")
+                    # Python's own words for it speak of how a file is opened.
+                    why = "a carriage return without a line feed" if "new-line" in str(error) else error
+                    feed.spoil(f"is not {self._file.suffix.removeprefix('.')}: {why}")
                 if feed.problem and feed.is_spoilt and not feed.ends_for_sure:
                     raise self._uncertain(begin, feed.problem)
                 if cells or feed.problem:
