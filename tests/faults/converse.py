@@ -69,8 +69,10 @@ class Client:
         """Wait for the connections that the server has still to end."""
         self._end()
         while self._held:
-            with suppress(Late):
+            try:
                 self._look_after_held(wait=True)
+            except Wrong as error:
+                self._seen.fail("left open", str(error))
 
     def _fail(self, kind: str, one: Input, detail: str) -> None:
         before = f" after {self._numbers[-6:-1]}" if len(self._numbers) > 1 else ""
