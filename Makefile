@@ -133,7 +133,7 @@ ray: install ## hold Ray Serve against the plain server, in an environment of it
 faults: install ## the whole fault matrix against real server processes
 	$(BIN)/python -m tests.faults --result benchmarks/results/serve-faults.json
 
-fuzz: install ## 200,000 bad inputs to a real server process
+fuzz: install ## 200,000 inputs of the grammar of HTTP, and as many bad bodies, to a real server process
 	$(BIN)/python -m tests.faults.fuzz --result benchmarks/results/serve-fuzz.json
 
 serving: SERVERS = --bundle $(BUNDLE) --texts $(TEXTS) --rivals-python $(RIVALS)/rivals/bin/python \

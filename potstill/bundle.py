@@ -6,11 +6,13 @@
       onnx/model.onnx_data                                 weights that are too large for one file
       potstill.json                                        the manifest, which names and hashes all of the above
 
-A reader hashes every file before any parser sees a byte of it, and knows every file that onnxruntime will open.
+A reader hashes every file before any parser sees a byte of it, and knows every file that onnxruntime would open. What
+is loaded is read once: the bytes that are parsed are the bytes that were hashed, whatever becomes of the file between.
 """
 
 import hashlib
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
@@ -143,11 +145,38 @@ class Manifest(_Record):
 
 
 @dataclass(frozen=True, slots=True)
+class ModelContent:
+    """One ONNX file, in memory: to be loaded from there, and let go of then."""
+
+    file: Path
+    """Where it came from, for messages."""
+    model: bytes
+    weights: Mapping[str, bytes]
+    """The files that hold its weights, by the names that the model itself has for them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Bundle:
     """An exported folder whose manifest was read."""
 
     folder: Path
     manifest: Manifest
+    manifest_sha256: str = ""
+    """Of the manifest's bytes, as they were read."""
+
+    def choose(self, precision: str | None = None) -> str:
+        """Return the precision that answers: the one asked for, else fp32, else the only one there is.
+
+        Raises:
+            BundleError: if the bundle has no such file, or nothing was asked for and several could be meant.
+        """
+        have = list(self.manifest.models)
+        if precision is None and "fp32" not in have:
+            if len(have) > 1:
+                raise BundleError(f"{self.folder} has {', '.join(have)} and no fp32; name the precision that is meant")
+            return have[0]
+        self.model_record(precision or "fp32")
+        return precision or "fp32"
 
     def model_record(self, precision: str) -> ModelRecord:
         """Return the record of one precision.
@@ -160,6 +189,44 @@ class Bundle:
                 return record
         have = ", ".join(self.manifest.models)
         raise BundleError(f"{self.folder} has no {precision} model; it has {have}")
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of one file, after checking that they are those that the manifest names.
+
+        Raises:
+            TamperedError: if they are not, or the file is missing or leaves the folder.
+        """
+        record = self.manifest.files.get(name)
+        if record is None:
+            raise TamperedError(f"{self.folder / name} is not named by {MANIFEST_NAME}; export the bundle again")
+        file = _inside(self.folder, name)
+        try:
+            with file.open("rb") as stream:
+                content = stream.read(record.size_bytes + 1)  # no more, whatever the file has become
+        except OSError as error:
+            raise TamperedError(f"{file} cannot be read: {error.strerror}; export the bundle again") from error
+        if len(content) != record.size_bytes or hashlib.sha256(content).hexdigest() != record.sha256:
+            raise _changed(file)
+        return content
+
+    def read_model(self, precision: str) -> ModelContent:
+        """Return the bytes of one precision, and of its weights where they are in files of their own, all checked.
+
+        Raises:
+            BundleError: if the bundle has no such file.
+            TamperedError: if it is not what the manifest says.
+        """
+        record = self.model_record(precision)
+        model = self.read(record.file)
+        _verify_model(self.folder, precision, record, model)
+        weights = {PurePosixPath(name).name: self.read(name) for name in record.external_data}
+        return ModelContent(self.folder / record.file, model, weights)
+
+    def loaded_files(self, precision: str) -> set[str]:
+        """Return the files that are read into memory where one precision is loaded."""
+        record = self.model_record(precision)
+        names = {record.file, *record.external_data, "tokenizer.json", "tokenizer_config.json"}
+        return names & self.manifest.files.keys()
 
     def model_file(self, precision: str) -> Path:
         """Return the path of the ONNX file of one precision."""
@@ -215,7 +282,8 @@ def read_bundle(folder: Path, *, verify: bool = True) -> Bundle:
     if not manifest_file.is_file():
         raise BundleError(f"{folder} has no {MANIFEST_NAME}, so it is not a bundle; make one with `potstill export`")
     try:
-        content = json.loads(manifest_file.read_bytes())
+        written = manifest_file.read_bytes()
+        content = json.loads(written)
         newest = content.get("schema_version", 0) if isinstance(content, dict) else 0
         if isinstance(newest, int) and newest > SCHEMA_VERSION:
             raise BundleError(f"{manifest_file} has schema {newest}, newer than {SCHEMA_VERSION}; update potstill")
@@ -224,41 +292,55 @@ def read_bundle(folder: Path, *, verify: bool = True) -> Bundle:
             raise TamperedError(f"{manifest_file} was changed after it was written; export the bundle again")
     except (ValidationError, ValueError, RecursionError) as error:
         raise TamperedError(f"{manifest_file} is not a valid manifest: {_first_line(error)}") from error
-    bundle = Bundle(folder, manifest)
+    bundle = Bundle(folder, manifest, hashlib.sha256(written).hexdigest())
     _check_names(bundle)
     if verify:
         verify_files(bundle)
     return bundle
 
 
-def verify_files(bundle: Bundle) -> None:
+def verify_files(bundle: Bundle, *, but: Collection[str] = ()) -> None:
     """Check every file of a bundle against its manifest, and then what the ONNX files are.
+
+    Args:
+        bundle: the bundle.
+        but: files that are left out, because `Bundle.read` will check the bytes that it gives.
 
     Raises:
         TamperedError: naming the first file that is missing, leaves the folder, has other bytes, is cut short, keeps
             weights where the manifest does not say, or is of another precision.
     """
-    root = bundle.folder.resolve()
     for name, record in bundle.manifest.files.items():
-        file = bundle.folder / name
-        if not file.is_file():
-            raise TamperedError(f"{file} is missing, though the manifest names it; export the bundle again")
-        if not file.resolve().is_relative_to(root):
-            raise TamperedError(f"{file} is a link that leaves the bundle; export the bundle again")
-        if file.stat().st_size != record.size_bytes or sha256_of(file) != record.sha256:
-            raise TamperedError(
-                f"{file} is not the file that was exported: its SHA-256 differs from {MANIFEST_NAME}; "
-                "export the bundle again or fetch it again"
-            )
+        file = _inside(bundle.folder, name)
+        if name not in but and (file.stat().st_size != record.size_bytes or sha256_of(file) != record.sha256):
+            raise _changed(file)
     for precision, model in bundle.manifest.models.items():
-        _verify_model(bundle.folder, precision, model)
+        if model.file not in but:
+            _verify_model(bundle.folder, precision, model)
 
 
-def _verify_model(folder: Path, precision: str, record: ModelRecord) -> None:
-    """Check what onnxruntime will make of a model's file, whose bytes are those of the manifest."""
+def _inside(folder: Path, name: str) -> Path:
+    """Return the path of a file that is there, in the folder."""
+    file = folder / name
+    if not file.is_file():
+        raise TamperedError(f"{file} is missing, though the manifest names it; export the bundle again")
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise TamperedError(f"{file} is a link that leaves the bundle; export the bundle again")
+    return file
+
+
+def _changed(file: Path) -> TamperedError:
+    return TamperedError(
+        f"{file} is not the file that was exported: its SHA-256 differs from {MANIFEST_NAME}; "
+        "export the bundle again or fetch it again"
+    )
+
+
+def _verify_model(folder: Path, precision: str, record: ModelRecord, content: bytes | None = None) -> None:
+    """Check what onnxruntime will make of a model's file, whose bytes (`content`) are those of the manifest."""
     file = folder / record.file
     try:
-        outline = read_outline(file)
+        outline = read_outline(file, content)
     except BundleError as error:
         raise TamperedError(str(error)) from error
     listed = {PurePosixPath(name).name for name in record.external_data}

@@ -10,7 +10,7 @@ import math
 import mmap
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -88,14 +88,18 @@ class Outline:
         return frozenset(tensor.external.location for tensor in self.tensors if tensor.external)
 
 
-def read_outline(file: Path) -> Outline:
+def read_outline(file: Path, content: bytes | None = None) -> Outline:
     """Return what an ONNX file consists of.
+
+    Args:
+        file: the file; only a name for messages where there is `content`.
+        content: its bytes, where they were read already.
 
     Raises:
         TamperedError: if the file is cut short or damaged.
         BundleError: if it is no ONNX file at all.
     """
-    with _opened(file) as data:
+    with _opened(file, content) as data:
         return _outline(data)
 
 
@@ -122,13 +126,9 @@ class _Field(NamedTuple):
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[_Data]:
-    """Map a file into memory, so that only the bytes that are looked at are read."""
-    with file.open("rb") as stream:
-        try:
-            data: _Data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError:  # nothing to map
-            data = b""
+def _opened(file: Path, content: bytes | None = None) -> Iterator[_Data]:
+    """Map a file into memory, so that only the bytes that are looked at are read; or give its `content`."""
+    with nullcontext(content) if content is not None else _mapped(file) as data:
         try:
             _check_complete(data)
             yield data
@@ -136,9 +136,18 @@ def _opened(file: Path) -> Iterator[_Data]:
             if data[:1] in {b"", _FIRST_BYTE}:
                 raise TamperedError(f"{file} is cut short or damaged: {error}; fetch it or export it again") from error
             raise BundleError(f"{file} is not an ONNX file: {error}; expected a model as onnx writes it") from error
-        finally:
-            if isinstance(data, mmap.mmap):
-                data.close()
+
+
+@contextmanager
+def _mapped(file: Path) -> Iterator[_Data]:
+    with file.open("rb") as stream:
+        try:
+            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:  # nothing to map
+            yield b""
+            return
+    with data:
+        yield data
 
 
 def _outline(data: _Data) -> Outline:

@@ -663,14 +663,14 @@ def _check_bench_model(place: str, *, precisions: Sequence[str]) -> None:
     find_checkpoint(place)
 
 
-def check_predict(bundle: Path, file: str, out: str, *, precision: str, resume: bool, overwrite: bool) -> None:
+def check_predict(bundle: Path, file: str, out: str, *, precision: str | None, resume: bool, overwrite: bool) -> None:
     """Refuse what `predict` could not do.
 
     Args:
         bundle: the folder.
         file: the input, or `-`.
         out: the output, or `-`.
-        precision: which of the bundle's files answers.
+        precision: which of the bundle's files answers; None is for the bundle to choose.
         resume: whether a run goes on.
         overwrite: whether the output may be replaced.
 
@@ -694,7 +694,11 @@ def check_predict(bundle: Path, file: str, out: str, *, precision: str, resume: 
         raise UsageError("a run over standard input or output cannot be resumed; name files")
     if not bundle.is_dir() and similar(str(bundle)):
         raise BundleError(f"there is no folder {bundle}; {similar(str(bundle))}")
-    check_precisions(str(bundle), read_bundle(bundle, verify=False).manifest.models, [precision])
+    opened = read_bundle(bundle, verify=False)
+    if precision is None:
+        opened.choose()
+    else:
+        check_precisions(str(bundle), opened.manifest.models, [precision])
 
 
 _ROWS = (".jsonl", ".csv", ".tsv", ".parquet")

@@ -189,7 +189,9 @@ def _score_bundle(folder: Path, given: Mapping[str, Any], reading: Mapping[str, 
     from potstill.data import load_examples
     from potstill.task import get_task
 
-    manifest = read_bundle(folder).manifest
+    bundle = read_bundle(folder)
+    manifest = bundle.manifest
+    precisions = [bundle.choose(precision) for precision in given.get("precision") or manifest.models]
     examples = load_examples(
         given["data"],
         task=get_task(manifest.task),
@@ -208,7 +210,7 @@ def _score_bundle(folder: Path, given: Mapping[str, Any], reading: Mapping[str, 
                 keep_predictions="predictions" in given,
                 progress=progress,
             )
-            for precision in given.get("precision") or list(manifest.models)
+            for precision in precisions
         }
 
 

@@ -163,7 +163,8 @@ def _warn_of_slow(manifest: Manifest) -> None:
     for name, record in manifest.models.items():
         verdict = (record.speed or {}).get("verdict", "faster")
         if verdict != "faster":
-            advice = "serve fp32 here, or try --tune" if "ratio" in (record.speed or {}) else "see potstill.json"
+            fp32 = "serve fp32" if "fp32" in manifest.models else "export fp32, too,"
+            advice = f"{fp32} here, or try --tune" if "ratio" in (record.speed or {}) else "see potstill.json"
             typer.echo(f"warning: {name} is {verdict} than fp32 on this machine: {advice}", err=True)
 
 

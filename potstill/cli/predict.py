@@ -21,8 +21,11 @@ def predict(
     ],
     out: Annotated[str, typer.Option(help=".jsonl, .csv or .parquet; - is jsonl on standard output.")],
     precision: Annotated[
-        str, typer.Option(help=f"Which of the bundle's files answers: {', '.join(MODEL_FILES)}.")
-    ] = "fp32",
+        str | None,
+        typer.Option(
+            help=f"Which of the bundle's files answers: {', '.join(MODEL_FILES)}.", show_default="fp32, or the only one"
+        ),
+    ] = None,
     text_column: Annotated[
         list[str] | None,
         # The second is what the option was called before every command had the first.

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from potstill.bundle import read_bundle
 from potstill.cli import stopping
 from potstill.cli.checks import check_run
 from potstill.cli.settings import (
@@ -65,7 +66,8 @@ def run(
         typer.echo(report.model_dump_json(by_alias=True))
         return
     render_report(report, stdout)
-    best = "int8" if "int8" in resolved.export.precisions else "fp32"
+    made = read_bundle(folder / "student", verify=False).manifest.models
+    best = "int8" if "int8" in made else next(iter(made))
     lines = [f"\nReport: {folder / 'report' / 'report.html'}"]
     if any(line.startswith("student ") for line in no_better(report)):
         lines.append("The student is not shown to be better than an answer that ignores the text, so do not serve it.")

@@ -33,12 +33,13 @@ class Spec:
 
     name: str
     folder: Path
-    precision: str
+    precision: str | None
+    """None is fp32, or the only one there is."""
 
 
 def serve(
     bundles: options.BundlesArgument,
-    precision: options.PrecisionOption = "fp32",
+    precision: options.PrecisionOption = None,
     host: options.HostOption = "127.0.0.1",
     port: options.PortOption = 8000,
     shadow: options.ShadowOption = None,
@@ -95,7 +96,7 @@ def serve(
 
     with serving.bind(host, port) as listener:
         address = listener.getsockname()
-        serving.serve(listener, load, limits=limits, on_ready=partial(_announce, specs, loaded, address, len(keys)))
+        serving.serve(listener, load, limits=limits, on_ready=partial(_announce, loaded, address, len(keys)))
 
 
 def _load(specs: Sequence[Spec], settings: "EngineSettings") -> "Engine":
@@ -116,9 +117,9 @@ def _load(specs: Sequence[Spec], settings: "EngineSettings") -> "Engine":
     return engine
 
 
-def _announce(specs: Sequence[Spec], loaded: Sequence["Engine"], address: tuple[str, int], keys: int) -> None:
+def _announce(loaded: Sequence["Engine"], address: tuple[str, int], keys: int) -> None:
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
-    models = ", ".join(f"{spec.name} {spec.precision}" for spec in specs)
+    models = ", ".join(f"{name} {encoder.precision}" for engine in loaded for name, encoder in engine.models.items())
     keyed = f"{keys} API keys" if keys else "no API key"
     typer.echo(f"potstill serve: http://{host}:{address[1]}, {models}, {keyed}", err=True)
     for engine in loaded:
@@ -142,7 +143,7 @@ def describe_plan(plan: "Plan") -> str:
     return "\n".join(lines)
 
 
-def read_specs(given: Sequence[str], *, precision: str) -> list[Spec]:
+def read_specs(given: Sequence[str], *, precision: str | None) -> list[Spec]:
     """Read FOLDER, NAME=FOLDER and NAME=FOLDER@PRECISION; a folder without a name gives its own.
 
     Raises:

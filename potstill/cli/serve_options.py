@@ -17,8 +17,11 @@ BundlesArgument = Annotated[
     ),
 ]
 PrecisionOption = Annotated[
-    str,
-    typer.Option(help=f"Which of a bundle's files answers: {', '.join(MODEL_FILES)}; @PRECISION says it of one."),
+    str | None,
+    typer.Option(
+        help=f"Which of a bundle's files answers: {', '.join(MODEL_FILES)}; @PRECISION says it of one.",
+        show_default="fp32, or the only one",
+    ),
 ]
 HostOption = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")]
 PortOption = Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)]

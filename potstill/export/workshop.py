@@ -310,14 +310,16 @@ class Workshop:
     def _ask(self, session: OnnxSession, *, batch_invariant: bool = True) -> Arrays:
         """Return the answers to the labelled texts as they will be served."""
         assert self.probe.examples is not None
-        kind = self.source.kind
+        kind, config = self.source.kind, (self.folder / "config.json").read_bytes()
         arrays = ask(
             session,
             self.tokenizer,
             self.probe.examples.texts,
             kind=kind,
             outputs=self.source.outputs,
-            function=scoring_function(kind, self.folder / "config.json") if kind in PROBLEM_TYPES else None,
+            function=scoring_function(kind, (self.folder / "config.json").read_bytes())
+            if kind in PROBLEM_TYPES
+            else None,
             pooling=self.source.pooling,
             batch_invariant=batch_invariant,
         )

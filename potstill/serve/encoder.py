@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from potstill import machine
-from potstill.bundle import Bundle, ModelRecord, read_bundle
+from potstill.bundle import Bundle, ModelRecord, read_bundle, verify_files
 from potstill.errors import BundleError, CheckError, OtherCpuWarning, UsageError
 from potstill.serve.answering.classification import scoring_function
 from potstill.serve.answering.items import read_parameters
@@ -49,16 +48,18 @@ class Encoder:
         self,
         bundle_dir: str | PathLike[str],
         *,
-        precision: str = "fp32",
+        precision: str | None = None,
         threads: int | None = None,
         spinning: bool = True,
         verify: bool = True,
     ) -> None:
         """Load one precision of a bundle, after checking every file against its hash unless `verify` is false.
 
+        What is loaded is what was checked: a file that is swapped meanwhile is either not seen or refused.
+
         Args:
             bundle_dir: the folder.
-            precision: which of its files answers.
+            precision: which of its files answers; None is fp32, or the only one there is.
             threads: of one run; None takes the cores.
             spinning: whether idle threads wait busily.
             verify: whether files are checked.
@@ -68,20 +69,17 @@ class Encoder:
             TamperedError: if a file is not the one that the manifest names.
         """
         bundle_dir = Path(bundle_dir)
-        self.bundle = read_bundle(bundle_dir, verify=verify)
+        self.bundle = read_bundle(bundle_dir, verify=False)
         self.manifest = self.bundle.manifest
-        self.precision = precision
-        self.record = self.bundle.model_record(precision)
+        self.precision = self.bundle.choose(precision)
+        self.record = self.bundle.model_record(self.precision)
+        if verify:
+            verify_files(self.bundle, but=self.bundle.loaded_files(self.precision))
+        self._verify, self._spinning = verify, spinning
         self._output = self.manifest.outputs[0]
-        self.function = _function_of(self.bundle)
+        self.function = _function_of(self.bundle, verify=verify)
         _warn_of_other_cpu(self.record, bundle_dir)
-        self.tokenizer = BundleTokenizer(bundle_dir, self.manifest)
-        self._load = partial(
-            OnnxSession,
-            self.bundle.model_file(precision),
-            spinning=spinning,
-            disabled_optimizers=self.record.disabled_optimizers or self.manifest.disabled_optimizers,
-        )
+        self.tokenizer = BundleTokenizer(bundle_dir, self.manifest, read=self.bundle.read if verify else None)
         self.session = self._load(threads=threads)
         self.lone: OnnxSession | None = None
         self._check_graph()
@@ -97,6 +95,17 @@ class Encoder:
         """
         self.lone = self._load(threads=threads, apart=True)
         return self.lone
+
+    def _load(self, *, threads: int | None, apart: bool = False) -> OnnxSession:
+        """Read the model and check it again at every load, so that its bytes are held only as long as one takes."""
+        bundle, precision = self.bundle, self.precision
+        return OnnxSession(
+            bundle.read_model(precision) if self._verify else bundle.model_file(precision),
+            threads=threads,
+            spinning=self._spinning,
+            apart=apart,
+            disabled_optimizers=self.record.disabled_optimizers or self.manifest.disabled_optimizers,
+        )
 
     def outputs(self, texts: Sequence[Text], *, batch_size: int = 32) -> list[dict[str, NDArray[np.float32]]]:
         """Return every output of the graph for each text, in the order given, padding cut off.
@@ -239,10 +248,13 @@ class Encoder:
             raise BundleError(f"{file} gives {', '.join(outputs)}; its manifest says {', '.join(missing)} too")
 
 
-def _function_of(bundle: Bundle) -> str:
+def _function_of(bundle: Bundle, *, verify: bool) -> str:
     """Return what makes scores of a classifier's logits; a config.json that the manifest does not name is not read."""
-    name = "config.json" if "config.json" in bundle.manifest.files else ""
-    return scoring_function(bundle.manifest.problem_type, bundle.folder / name)
+    name = "config.json"
+    if name not in bundle.manifest.files:
+        return scoring_function(bundle.manifest.problem_type, None)
+    content = bundle.read(name) if verify else (bundle.folder / name).read_bytes()
+    return scoring_function(bundle.manifest.problem_type, content)
 
 
 def _warn_of_other_cpu(record: ModelRecord, folder: Path) -> None:

@@ -37,7 +37,8 @@ class Arguments(BaseModel):
 
     bundle: Path
     """The folder that `potstill export` wrote, at the same place on every machine."""
-    precision: str = "fp32"
+    precision: str | None = None
+    """Which of the bundle's files answers; None is fp32, or the only one there is."""
     replicas: int = Field(default=1, ge=1)
     cpus: int = Field(default=1, ge=1)
     """Cores that one replica asks Ray for, and the threads of its inference."""

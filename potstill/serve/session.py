@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from potstill.bundle import ModelContent
 from potstill.errors import BundleError, CheckError, UsageError
 from potstill.machine import available_cores
 
@@ -48,7 +49,7 @@ class OnnxSession:
 
     def __init__(
         self,
-        model_file: Path,
+        model: Path | ModelContent,
         *,
         threads: int | None = None,
         spinning: bool = True,
@@ -57,10 +58,11 @@ class OnnxSession:
         optimise: bool = True,
         providers: Sequence[str] = (_PROVIDER,),
     ) -> None:
-        """Load `model_file`.
+        """Load a model.
 
         Args:
-            model_file: the ONNX file; check its hash first, because a crafted file can crash the process here.
+            model: an ONNX file that this process wrote or trusts; or the bytes of one, whose hash was checked, because
+                a crafted file can crash the process here. The bytes are not kept.
             threads: threads within an operator. None takes the cores this process may use; onnxruntime's own
                 default is the host's cores, whatever a container's quota says (microsoft/onnxruntime#29510).
             spinning: whether idle threads wait busily. It is faster where the cores are free, slower where they
@@ -81,7 +83,7 @@ class OnnxSession:
         self.threads = available_cores() if threads is None else threads
         if self.threads < 1:
             raise UsageError(f"threads is {threads}; it must be at least 1")
-        self.model_file = model_file
+        self.model_file = model_file = model if isinstance(model, Path) else model.file
         self._halves = _halves() if apart and self.threads > 1 else None
         options = _options(self.threads, spinning=spinning or self._halves is not None, optimise=optimise)
         if providers[0] != _PROVIDER:
@@ -92,7 +94,7 @@ class OnnxSession:
             options.add_session_config_entry(
                 "session.intra_op_thread_affinities", ";".join([helpers] * (self.threads - 1))
             )
-        self._session = _load(model_file, options, disabled_optimizers, providers)
+        self._session = _load(model, options, disabled_optimizers, providers)
         in_use = self._session.get_providers()
         if in_use[:1] != [providers[0]]:
             raise CheckError(f"{model_file} runs on {in_use}, not on {providers[0]} as asked")
@@ -180,12 +182,22 @@ def _refuse_fallback(model_file: Path, engine: Any, provider: str) -> None:
         )
 
 
-def _load(model_file: Path, options: Any, disabled_optimizers: Sequence[str], providers: Sequence[str]) -> Any:
-    if not model_file.is_file():
-        raise BundleError(f"{model_file} does not exist; export the checkpoint again")
+def _load(
+    model: Path | ModelContent, options: Any, disabled_optimizers: Sequence[str], providers: Sequence[str]
+) -> Any:
+    source: str | bytes
+    if isinstance(model, ModelContent):
+        file, source = model.file, model.model
+        if model.weights:
+            names, contents = list(model.weights), list(model.weights.values())
+            options.add_external_initializers_from_files_in_memory(names, contents, list(map(len, contents)))
+    else:
+        file, source = model, str(model)
+        if not file.is_file():
+            raise BundleError(f"{file} does not exist; export the checkpoint again")
     try:
-        return onnxruntime.InferenceSession(
-            str(model_file),
+        session = onnxruntime.InferenceSession(
+            source,
             options,
             providers=list(providers),
             disabled_optimizers=list(disabled_optimizers),
@@ -193,9 +205,12 @@ def _load(model_file: Path, options: Any, disabled_optimizers: Sequence[str], pr
         )
     except Exception as error:  # onnxruntime's errors have no common base but this
         raise BundleError(
-            f"{model_file} cannot be loaded by onnxruntime {onnxruntime.__version__}: {_first_line(error)}; "
+            f"{file} cannot be loaded by onnxruntime {onnxruntime.__version__}: {_first_line(error)}; "
             "export the checkpoint again"
         ) from error
+    # It keeps them to try other providers with, which is switched off: the model would be in memory twice for good.
+    session._model_bytes = None
+    return session
 
 
 def _first_line(error: Exception) -> str:

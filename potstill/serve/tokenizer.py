@@ -7,7 +7,7 @@ settings per call fails with "Already borrowed" as soon as two threads use it (h
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from potstill.errors import BundleError, UsageError
+from potstill.errors import BundleError, TamperedError, UsageError
 
 Text: TypeAlias = str | tuple[str, str]
 """One text, or a pair of them."""
@@ -94,8 +94,15 @@ class BundleTokenizer:
     surrogate, which no UTF-8 text can hold, is read as U+FFFD, the replacement character.
     """
 
-    def __init__(self, folder: Path, settings: TokenizerSettings) -> None:
+    def __init__(
+        self, folder: Path, settings: TokenizerSettings, *, read: Callable[[str], bytes] | None = None
+    ) -> None:
         """Load `tokenizer.json` from a bundle's folder.
+
+        Args:
+            folder: the bundle.
+            settings: what its manifest says of texts.
+            read: gives a file's bytes by name, as `Bundle.read`, which checks them; None opens the files.
 
         Raises:
             BundleError: if the file cannot be loaded, or the settings ask for inputs that no tokenizer makes.
@@ -110,8 +117,9 @@ class BundleTokenizer:
         self.pad_id = settings.pad_token_id
         """The token that fills short rows up."""
         self._pad_values = {"input_ids": self.pad_id}
-        config = _config(folder)
-        self._tokenizer, self.truncation_side = _load(folder, config)
+        read = read or (lambda name: (folder / name).read_bytes())
+        config = _config(folder, read)
+        self._tokenizer, self.truncation_side = _load(folder, config, read)
         """`left` or `right`: the end of a long text that is cut."""
         self.single, self.pair = _frame(self._tokenizer, folder, pair=False), _frame(self._tokenizer, folder, pair=True)
         """The special tokens around one text, and those around two."""
@@ -274,11 +282,13 @@ class BundleTokenizer:
         return self.frame(first, second)
 
 
-def _load(folder: Path, config: dict[str, Any]) -> tuple[Tokenizer, str]:
+def _load(folder: Path, config: dict[str, Any], read: Callable[[str], bytes]) -> tuple[Tokenizer, str]:
     """Return the tokenizer, which neither cuts nor pads, and the end at which long texts are to be cut."""
     file = folder / "tokenizer.json"
     try:
-        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_buffer(read(file.name))
+    except TamperedError:
+        raise
     except Exception as error:  # tokenizers raises nothing narrower
         raise BundleError(f"{file} cannot be loaded as a tokenizer: {error}; export the checkpoint again") from error
     # The same order as transformers: its own file first, then what tokenizer.json says.
@@ -354,12 +364,12 @@ def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _config(folder: Path, read: Callable[[str], bytes]) -> dict[str, Any]:
     file = folder / "tokenizer_config.json"
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(read(file.name))
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{file} is not JSON; export the checkpoint again") from error
     return content if isinstance(content, dict) else {}

@@ -105,6 +105,31 @@ ABUSES = [
     Abuse("range-many", message("GET", "/docs", headers={"Range": "bytes=" + "0-," * 5_000}), (200, 206, 404, 416)),
 ]  # fmt: skip
 
+_OLD = b"POST /predict HTTP/1.0\r\nContent-Type: application/json\r\n"
+_LIVE = b"GET /health/live HTTP/1.0\r\n"
+_KEPT = b"Connection: keep-alive\r\n"
+HOSTLESS: dict[str, tuple[bytes, list[int]]] = {
+    "body": (_OLD + SIZE + b"\r\n" + BODY, [200]),
+    "body-kept": (_OLD + _KEPT + SIZE + b"\r\n" + BODY + _LIVE + b"\r\n", [200, 200]),
+    "body-of-a-get": (_LIVE + b"Content-Length: 1\r\n\r\nx", [200]),
+    "body-of-a-head": (b"HEAD /health/live HTTP/1.0\r\nContent-Length: 1\r\n\r\nx", [200]),
+    "body-of-another-method": (b"PUT / HTTP/1.0\r\nContent-Length: 3\r\n\r\nabc", [405]),
+    "body-of-zero": (_LIVE + _KEPT + b"Content-Length: 0\r\n\r\n" + _LIVE + b"\r\n", [200, 200]),
+    "body-then-more": (_LIVE + b"Content-Length: 1\r\n\r\nxyz", [200]),
+    "body-over-the-cap": (_OLD + b"Content-Length: 9000000000\r\n\r\nx", [413]),
+    "body-is-a-request": (
+        _LIVE + _KEPT + b"Content-Length: 29\r\n\r\n" + _LIVE + b"\r\n" + _LIVE + b"\r\n",
+        [200, 200],
+    ),
+    "chunked": (_OLD + CHUNKED + b"\r\n" + IN_CHUNKS, [400]),
+    "chunked-1.1": (b"POST /predict HTTP/1.1\r\n" + CHUNKED + b"\r\n" + IN_CHUNKS, [400]),
+    "length-1.1": (b"GET /health/live HTTP/1.1\r\nContent-Length: 1\r\n\r\nx", [400]),
+    "expect": (_OLD + b"Expect: 100-continue\r\n" + SIZE + b"\r\n" + BODY, [200]),
+    "expect-1.1": (b"GET /health/live HTTP/1.1\r\nExpect: 100-continue\r\n\r\n", [400]),
+    "upgrade": (_LIVE + b"Connection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 1\r\n\r\nx", [200]),
+}
+"""Requests of HTTP/1.0 without a host, and of HTTP/1.1 although it needs one, with what must answer them."""
+
 
 def framing(bed: Bed) -> str:
     server = bed.shared()

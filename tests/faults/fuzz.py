@@ -1,12 +1,16 @@
-"""Bad input in the long run: `python -m tests.faults.fuzz` sends 200,000 inputs and counts what comes back.
+"""Bad input in the long run: `python -m tests.faults.fuzz` sends 200,000 inputs to a real server and reads what comes.
 
-    python -m tests.faults.fuzz --result FILE.json          all parts, about 10 minutes
-    python -m tests.faults.fuzz --inputs 5000 --parts made
+    python -m tests.faults.fuzz --result FILE.json          all parts
+    python -m tests.faults.fuzz --parts grammar --inputs 5000 --seed 7
+    python -m tests.faults.fuzz --parts grammar --seed 7 --first 1234 --inputs 1      one input again
 
-Three parts: `made` (inputs.py: JSON, bytes, whole requests, the HTTP catalogue; from a seed), `hypothesis` (any bytes
-and any JSON, with Hypothesis' own search) and `schemathesis` (against /openapi.json, with all its checks). A status
-must be one that /openapi.json documents for its path, or one of those that any path may have; 5xx, hangs, half
-responses and errors of another shape are counted and fail the run. So does a server that is not well afterwards.
+Four parts: `grammar` (grammar.py: whatever HTTP can be made to look like, held against the standard by rfc.py), `json`
+(inputs.py: bodies as JSON and as bytes, and whole requests, from a seed), `hypothesis` (any bytes and any JSON, with
+Hypothesis' own search) and `schemathesis` (against /openapi.json, with all its checks).
+
+What fails a run: a valid request without an answer; an answer that is not HTTP, answers nothing, or is framed wrong; a
+connection that does not end; 5xx; errors of another shape; a status that /openapi.json does not document; a server that
+does not answer another client meanwhile, works while nobody asks, grows, ends, or does not end when it is told to.
 """
 
 import argparse
@@ -16,9 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -30,15 +32,16 @@ from hypothesis import strategies as st
 
 from potstill import machine
 from potstill.publish import write_text
-from tests.faults.bed import Bed, tiny_bundle, well
+from tests.faults.bed import Bed, quiet, tiny_bundle, well
+from tests.faults.converse import send_grammar, spins, stops
+from tests.faults.grammar import Input as Bytes
 from tests.faults.inputs import NAMES, Input, Maker
 from tests.faults.rawhttp import Connection, Hang, NoAnswer, Response, get, message
+from tests.faults.seen import Seen, together
 from tests.faults.served import Server
 
 ANY_PATH = {400, 404, 405, 408, 413, 414, 415, 431, 429}
 """What a request may get before it is known which path it is for."""
-EXAMPLES = 30
-"""Of each kind of failure, how many are kept."""
 HANG = 15.0
 SCHEMATHESIS = """
 [checks]
@@ -57,23 +60,6 @@ checks.positive_data_acceptance.expected-statuses = [
   "2xx", "3xx", "401", "403", "404", "409", "413", "422", "429", "5xx",
 ]
 """
-
-
-@dataclass(slots=True)
-class Seen:
-    """Counts of what came back."""
-
-    inputs: Counter[str] = field(default_factory=Counter)
-    statuses: Counter[str] = field(default_factory=Counter)
-    failures: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-    slowest_seconds: float = 0.0
-
-    def fail(self, kind: str, one: Input, detail: str) -> None:
-        self.failures[kind] += 1
-        kept = self.examples.setdefault(kind, [])
-        if len(kept) < EXAMPLES:
-            kept.append(f"{one.kind} {one.method} {one.path}: {detail}; sent {one.data[:400]!r}")
 
 
 class Documented:
@@ -101,8 +87,8 @@ class Documented:
             self.paths[re.sub(r"\{[^}]*\}", "1", filled)] = list(found)
 
     def allows(self, one: Input, status: int) -> bool:
-        if status in ANY_PATH or not one.well_framed:
-            return status in ANY_PATH or status in {200, 204, 422, 501, 505}
+        if status in ANY_PATH:
+            return True
         path = one.path.partition("?")[0].partition("#")[0]
         for pattern, methods in self._rules:
             if pattern.fullmatch(path) and one.method.lower() in methods:
@@ -132,17 +118,14 @@ class Client:
     def send(self, one: Input) -> None:
         started = time.monotonic()
         self._seen.inputs[one.kind] += 1
-        if one.well_framed:
-            self._send_framed(one)
-        else:
-            self._send_loose(one)
+        self._send(one)
         self._seen.slowest_seconds = max(self._seen.slowest_seconds, time.monotonic() - started)
 
     def close(self) -> None:
         if self._connection is not None:
             self._connection.socket.close()
 
-    def _send_framed(self, one: Input) -> None:
+    def _send(self, one: Input) -> None:
         for attempt in (1, 2):
             fresh = self._connection is None
             if self._connection is None:
@@ -151,35 +134,21 @@ class Client:
                 response = self._connection.ask(one.data, head=one.method == "HEAD")
             except Hang as error:
                 self._end()
-                self._seen.fail("hang", one, str(error))
+                self._fail("hang", one, str(error))
                 return
             except NoAnswer as error:
                 self._end()
                 if not error.partial and not fresh and attempt == 1:
                     continue  # the connection had ended before: it is tried once on a new one
-                self._seen.fail("no answer", one, str(error))
+                self._fail("no answer", one, str(error))
                 return
             self._check(one, response)
             if response.closes:
                 self._end()
             return
 
-    def _send_loose(self, one: Input) -> None:
-        """Send what may be no request, end the sending side, and read all that comes."""
-        with Connection(self._server.port, seconds=HANG) as connection:
-            connection.send(one.data)
-            connection.half_close()
-            for _ in range(50):
-                try:
-                    self._check(one, connection.read())
-                except Hang as error:
-                    self._seen.fail("hang", one, str(error))
-                    return
-                except NoAnswer as error:
-                    if error.partial:
-                        self._seen.fail("half a response", one, str(error))
-                    self._seen.statuses["end"] += 1
-                    return
+    def _fail(self, kind: str, one: Input, detail: str) -> None:
+        self._seen.fail(kind, f"{one.kind} {one.method} {one.path}: {detail}; sent {one.data[:400]!r}")
 
     def _end(self) -> None:
         if self._connection is not None:
@@ -191,18 +160,16 @@ class Client:
         seen.statuses[str(status)] += 1
         # Who gives the server ten milliseconds is told if they were not enough.
         hurried = status == 504 and b"x-request-timeout-ms" in one.data.lower()
-        if status >= 500 and not hurried and not (status in {501, 505} and not one.well_framed):
-            seen.fail("5xx", one, f"{status} {response.body[:200]!r}")
+        if status >= 500 and not hurried:
+            self._fail("5xx", one, f"{status} {response.body[:200]!r}")
         elif not self._documented.allows(one, status):
-            seen.fail("not documented", one, str(status))
+            self._fail("not documented", one, str(status))
         if status >= 400 and one.method != "HEAD":
             wrong = _wrong_shape(response)
-            if wrong and response.body:
-                seen.fail("shape", one, f"{status} {wrong}")
-            elif wrong and one.well_framed:
-                seen.fail("shape", one, f"{status} without a body")
+            if wrong:
+                self._fail("shape", one, f"{status} {wrong}")
         if status == 429 and not response.headers.get("retry-after", "").isdecimal():
-            seen.fail("retry-after", one, str(response.headers))
+            self._fail("retry-after", one, str(response.headers))
 
 
 def _wrong_shape(response: Response) -> str | None:
@@ -226,7 +193,7 @@ def send_made(server: Server, documented: Documented, *, count: int, seed_number
         maker = Maker(seed_number * 1000 + number, documented.paths)
         for one in islice(maker.inputs(), count // clients + (number < count % clients)):
             if server.process.poll() is not None:
-                seen.fail("server ended", one, str(server.process.returncode))
+                seen.fail("server ended", str(server.process.returncode))
                 return
             client.send(one)
         client.close()
@@ -258,7 +225,7 @@ def send_hypothesis(server: Server, documented: Documented, *, count: int, seed_
     )  # fmt: skip
 
     def one(path: str, body: bytes) -> None:
-        client.send(Input("hypothesis", "POST", path, message("POST", path, body), well_framed=True))
+        client.send(Input("hypothesis", "POST", path, message("POST", path, body)))
 
     @seed(seed_number)
     @how
@@ -308,51 +275,98 @@ def _count_event(event: Any, seen: Seen) -> None:
         seen.statuses[str(response["status_code"]) if response else "end"] += 1
 
 
-def together(parts: dict[str, Seen]) -> Seen:
-    total = Seen()
-    for seen in parts.values():
-        total.inputs += seen.inputs
-        total.statuses += seen.statuses
-        total.failures += seen.failures
-        for kind, examples in seen.examples.items():
-            total.examples.setdefault(kind, []).extend(examples)
-        total.slowest_seconds = max(total.slowest_seconds, seen.slowest_seconds)
-    return total
+PARTS = {"grammar": 1.0, "json": 0.2, "hypothesis": 0.05, "schemathesis": 0.025}
+"""The parts, and how many inputs each has for one of the grammar's."""
+_GROWTH = 96 << 20
+"""Bytes by which the server's memory may grow over all inputs."""
+_IDLE_SHARE = 0.5
+"""The share of a core that a server may take while nobody asks it anything."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inputs", type=int, default=200_000, help="how many, over all parts")
-    parser.add_argument("--parts", nargs="+", default=["made", "hypothesis", "schemathesis"])
+    parser.add_argument(
+        "--inputs", type=int, default=200_000, help="of the grammar; the other parts have a share of it"
+    )
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0, help="number of the grammar's first input")
     parser.add_argument("--bundle", type=Path, help="a tiny classifier is made without it")
     parser.add_argument("--options", default="", help="more arguments for potstill serve")
     parser.add_argument("--result", type=Path, help="JSON file")
     arguments = parser.parse_args()
     made = tiny_bundle() if arguments.bundle is None else nullcontext(arguments.bundle)
-    parts: dict[str, Seen] = {}
     started = time.monotonic()
     with made as bundle, TemporaryDirectory() as scratch:
         bed = Bed(bundle=bundle.resolve(), scratch=Path(scratch))
-        with bed.server(*arguments.options.split()) as (server, _):
-            documented = Documented(server.port)
-            if "schemathesis" in arguments.parts:
+        seen, guilty = _run_parts(bed, arguments)
+        _name_guilty(bed, guilty, arguments.seed)
+    return report(seen, arguments=arguments, seconds=time.monotonic() - started)
+
+
+def _run_parts(bed: Bed, arguments: argparse.Namespace) -> tuple[Seen, list[Bytes]]:
+    """Run the parts against one server, and see whether it is well and ends when it is told to."""
+    parts: list[Seen] = []
+    guilty: list[Bytes] = []
+    counts = {name: max(1, round(arguments.inputs * PARTS[name])) for name in arguments.parts}
+    with bed.server(*arguments.options.split()) as (server, _):
+        documented = Documented(server.port)
+        send_made(server, documented, count=1000, seed_number=0)  # memory that every server comes to need
+        before = server.rss()
+        for name, count in counts.items():
+            began = time.monotonic()
+            if name == "grammar":
+                seen, guilty = send_grammar(
+                    server, sorted(documented.paths), count=count, seed=arguments.seed, first=arguments.first
+                )
+            elif name == "json":
+                seen = send_made(server, documented, count=count, seed_number=arguments.seed)
+            elif name == "hypothesis":
+                seen = send_hypothesis(server, documented, count=count, seed_number=arguments.seed)
+            else:
                 # Examples are per operation and phase; the count is what was really sent.
-                examples = max(arguments.inputs // 40 // max(len(documented.paths), 1), 5)
-                parts["schemathesis"] = send_schemathesis(server, examples=examples, seed_number=arguments.seed)
-            if "hypothesis" in arguments.parts:
-                count = arguments.inputs // 10
-                parts["hypothesis"] = send_hypothesis(server, documented, count=count, seed_number=arguments.seed)
-            if "made" in arguments.parts:
-                rest = arguments.inputs - sum(sum(seen.inputs.values()) for seen in parts.values())
-                parts["made"] = send_made(server, documented, count=max(rest, 0), seed_number=arguments.seed)
-            total = together(parts)
-            try:
-                print(well(server))
-            except AssertionError as error:
-                total.failures["not well afterwards"] += 1
-                total.examples["not well afterwards"] = [str(error)]
-    return report(total, arguments=arguments, seconds=time.monotonic() - started)
+                examples = max(count // max(len(documented.paths), 1), 5)
+                seen = send_schemathesis(server, examples=examples, seed_number=arguments.seed)
+            sent, seconds = sum(seen.inputs.values()), time.monotonic() - began
+            print(f"{name}: {sent} inputs in {seconds:.0f} s, failures: {dict(seen.failures) or 'none'}", flush=True)
+            parts.append(seen)
+            if "hang" in seen.failures or "server ended" in seen.failures:
+                break
+        total = together(parts)
+        total.examples |= _unwell(server, before)
+        total.failures.update({kind: 1 for kind in total.examples if kind not in total.failures})
+    return total, guilty
+
+
+def _unwell(server: Server, rss_before: int) -> dict[str, list[str]]:
+    """Return what is wrong with the server afterwards, by kind; it is ended."""
+    wrong: dict[str, list[str]] = {}
+    if server.process.poll() is not None:
+        return wrong
+    if (share := spins(server)) > _IDLE_SHARE:
+        wrong["busy while idle"] = [f"{share:.0%} of a core while nobody asks"]
+    try:
+        print(well(server, rss_growth=_GROWTH, rss_before=rss_before), f"{(server.rss() - rss_before) >> 20} MiB more")
+    except AssertionError as error:
+        wrong["not well afterwards"] = [str(error)]
+    try:
+        code = server.terminate(seconds=20)
+        if code != 0:
+            wrong["ended wrongly"] = [f"SIGTERM: exit code {code}: {server.stderr[-400:]}"]
+        quiet(server)
+    except subprocess.TimeoutExpired:
+        wrong["SIGTERM is not obeyed"] = ["20 s after it the server still runs"]
+    except AssertionError as error:
+        wrong["log"] = [str(error)]
+    return wrong
+
+
+def _name_guilty(bed: Bed, under_way: list[Bytes], seed_number: int) -> None:
+    """Say which of the inputs that were under way when the server stood still stops a new one by itself."""
+    for one in under_way:
+        with bed.server() as (server, _):
+            if stops(server, one):
+                print(f"input {one.number} of seed {seed_number} alone stops a server: {one.data[:600]!r}", flush=True)
 
 
 def report(total: Seen, *, arguments: argparse.Namespace, seconds: float) -> int:

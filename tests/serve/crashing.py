@@ -30,7 +30,8 @@ def fake_encoder(folder):
     def predict(items, *, parameters=None):
         return [[{"label": "long", "score": len(item) / 100}, {"label": "short", "score": 0.0}] for item in items]
 
-    return SimpleNamespace(manifest=manifest, precision="fp32", bundle=SimpleNamespace(folder=folder), predict=predict)
+    bundle = SimpleNamespace(folder=folder, manifest_sha256="0" * 64)
+    return SimpleNamespace(manifest=manifest, precision="fp32", bundle=bundle, predict=predict)
 
 
 class Mortal:

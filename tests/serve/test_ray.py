@@ -59,7 +59,7 @@ def test_a_replica_answers_as_the_server(bundle_dir, encoder):
 
 def test_arguments_are_checked():
     given = Arguments.model_validate({"bundle": "b", "replicas": "2", "cpus": "1"})
-    assert (given.replicas, given.precision, given.allow_drift) == (2, "fp32", False)
+    assert (given.replicas, given.precision, given.allow_drift) == (2, None, False)
     with pytest.raises(ValidationError, match="precison"):
         Arguments.model_validate({"bundle": "b", "precison": "int8"})
 

@@ -132,7 +132,9 @@ class Duties:
         from potstill.judging.ask import ask  # nothing that a model needs to be served, so no part of its memory
 
         model, texts, kind = self._model, command["texts"], command["kind"]
-        function = scoring_function(kind, self._folder / "config.json") if kind in PROBLEM_TYPES else None
+        file = self._folder / "config.json"
+        config = file.read_bytes() if file.is_file() else None
+        function = scoring_function(kind, config) if kind in PROBLEM_TYPES else None
         answers = ask(
             model,
             model.tokenizer,

@@ -22,7 +22,7 @@ def evaluate_bundle(
     bundle_dir: Path,
     examples: Examples,
     *,
-    precision: str = "fp32",
+    precision: str | None = None,
     metric: str | None = None,
     threads: int | None = None,
     keep_predictions: bool = False,
@@ -33,7 +33,7 @@ def evaluate_bundle(
     Args:
         bundle_dir: the bundle, of any task.
         examples: read with the bundle's labels.
-        precision: which of its files.
+        precision: which of its files; None is fp32, or the only one there is.
         metric: the score to put first; None takes the task's own.
         threads: as in `potstill.serve.Encoder`.
         keep_predictions: as in `potstill.judging.summary.summarise`.
@@ -48,7 +48,7 @@ def evaluate_bundle(
         UsageError: if the metric does not judge the task.
     """
     encoder = Encoder(bundle_dir, precision=precision, threads=threads)
-    manifest = encoder.manifest
+    manifest, precision = encoder.manifest, encoder.precision
     task = get_task(manifest.task)
     kind = kind_of(task, manifest.problem_type)
     metric = primary_metric(task, manifest.problem_type, asked=metric, num_labels=len(manifest.labels))

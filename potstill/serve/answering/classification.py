@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Sequence
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
 from potstill.serve.answering.prepared import Outputs, Prepared, check_labelled, not_finite
@@ -17,12 +16,12 @@ from potstill.serve.tokenizer import BundleTokenizer, Text
 from potstill.task import MULTI_LABEL, REGRESSION
 
 
-def scoring_function(problem_type: str | None, config_file: Path) -> str:
+def scoring_function(problem_type: str | None, config: bytes | None) -> str:
     """Return what makes scores of a classifier's logits, as transformers' pipeline chooses it.
 
     Args:
         problem_type: what the classifier answers, one of `potstill.task.PROBLEM_TYPES`; None is a single label.
-        config_file: the model's config.json, which need not be there.
+        config: the content of the model's config.json; None where there is none.
     """
     if problem_type == MULTI_LABEL:
         return "sigmoid"
@@ -30,10 +29,10 @@ def scoring_function(problem_type: str | None, config_file: Path) -> str:
         return "softmax"
     # A single output is a regression to us; to the pipeline only where the checkpoint says so itself.
     try:
-        config = json.loads(config_file.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        settings = json.loads(config) if config is not None else None
+    except (ValueError, RecursionError):
         return "none"
-    return "none" if not isinstance(config, dict) or config.get("problem_type") else "sigmoid"
+    return "none" if not isinstance(settings, dict) or settings.get("problem_type") else "sigmoid"
 
 
 def prepare_texts(

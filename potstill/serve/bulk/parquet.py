@@ -46,6 +46,8 @@ class ParquetSource:
             self.schema = opened.schema_arrow
             self.size = opened.metadata.num_rows
         self.columns: tuple[str, ...] = tuple(self.schema.names)
+        if len(set(self.columns)) < len(self.columns):
+            raise DataError(f"{file} has two columns of one name; give each a name of its own")
         self.needed: Sequence[str] | None = None
 
     def rows(self, start: Place) -> Iterator[Row]:
@@ -65,6 +67,8 @@ class ParquetSource:
                     number += batch.num_rows
             except (ValueError, OSError) as error:  # pyarrow's own errors are ValueErrors
                 raise DataError(f"{self._file} is damaged behind row {number}: {_short(error)}") from error
+            if number != self.size:
+                raise DataError(f"{self._file} has {number} rows, and its own count says {self.size}; it is damaged")
 
     def _rows_of(self, batch: Any, number: int, begin: int) -> Iterator[Row]:
         weight = 1 + batch.nbytes // max(1, batch.num_rows)

@@ -13,6 +13,9 @@ from potstill.errors import DataError
 
 LONGEST_LINE = 16 * 2**20
 """Bytes of one line; a longer one is refused, because a row is held in memory."""
+_OVER = f"is over {LONGEST_LINE} bytes"
+_BLANK = b" \t\r\n"
+"""The white space of JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +88,9 @@ class JsonLines:
         with _opened(self._file, self._stream, start) as stream:
             begin = start
             for line, place in _lines(stream, start):
-                if line is None:
-                    yield _unreadable(place, begin, f"is over {LONGEST_LINE} bytes")
-                elif text := (line.removeprefix(codecs.BOM_UTF8) if place.line == 1 else line).strip():
+                if isinstance(line, _TooLong):
+                    yield _unreadable(place, begin, _OVER)
+                elif text := (line.removeprefix(codecs.BOM_UTF8) if place.line == 1 else line).strip(_BLANK):
                     values, problem = _object(text)
                     yield Row(
                         line=place.line, after=place, weight=len(line), values=values, problem=problem,
@@ -122,72 +125,131 @@ class Separated:
         for cells, problem, begin, after in self._records(start if start.offset else self._begin):
             if problem is None and len(cells) != len(self.columns):
                 problem = f"has {len(cells)} columns, the head has {len(self.columns)}"
+                if after.line - begin.line > 1:  # a stray quotation mark makes one row of several
+                    raise self._uncertain(begin, problem)
             yield Row(
                 line=begin.line + 1, after=after, weight=after.offset - begin.offset, problem=problem,
                 values=None if problem else dict(zip(self.columns, cells, strict=True)),
             )  # fmt: skip
 
     def _read_head(self) -> tuple[list[str], Place]:
-        for cells, problem, _, after in self._records(Place()):
+        for cells, problem, begin, after in self._records(Place()):
             if problem:
-                raise DataError(f"{self.name} line 1 {problem}")
+                raise DataError(f"{self.name} line {begin.line + 1} {problem}")
             return cells, after
         raise DataError(f"{self.name} is empty; it needs a head of columns")
 
     def _records(self, start: Place) -> Iterator[tuple[list[str], str | None, Place, Place]]:
-        """Give the cells of each record, what is wrong with it, and the places before and behind it."""
+        """Give the cells of each record, what is wrong with it, and the places before and behind it.
+
+        Raises:
+            DataError: where a record cannot be read and it is not certain where it ends, so that rows could be lost.
+        """
         with _opened(self._file, None, start) as stream, _long_cells():
-            feed = _Feed(_lines(stream, start), start)
+            feed = _Feed(_lines(stream, start), start, quotes=not self._is_tsv)
             reader = csv.reader(
                 feed, delimiter="\t" if self._is_tsv else ",", strict=True,
                 quoting=csv.QUOTE_NONE if self._is_tsv else csv.QUOTE_MINIMAL,
             )  # fmt: skip
             while True:
-                begin, feed.problem = feed.place, None
+                begin = feed.begin()
                 try:
-                    cells, problem = next(reader), None
+                    cells = next(reader)
                 except StopIteration:
                     return
                 except csv.Error as error:
-                    cells, problem = [], f"is not {self._file.suffix.removeprefix('.')}: {error}"
-                if cells or problem:
-                    yield cells, feed.problem or problem, begin, feed.place
+                    cells = []
+                    # Python's own words for it speak of how a file is opened.
+                    why = "a carriage return without a line feed" if "new-line" in str(error) else error
+                    feed.spoil(f"is not {self._file.suffix.removeprefix('.')}: {why}")
+                if feed.problem and feed.is_spoilt and not feed.ends_for_sure:
+                    raise self._uncertain(begin, feed.problem)
+                if cells or feed.problem:
+                    yield cells, feed.problem, begin, feed.place
+
+    def _uncertain(self, begin: Place, problem: str) -> DataError:
+        return DataError(
+            f"{self.name} line {begin.line + 1} {problem}; it is not certain where this row ends, so those behind it "
+            "could be lost: mend the file first"
+        )
 
 
 class _Feed:
-    """Hand lines to a csv reader, which takes as many as a record has, and keep where it is."""
+    """Hand lines to a csv reader, which takes as many as a record has, and keep where it is.
 
-    def __init__(self, lines: "Iterator[tuple[bytes | None, Place]]", start: Place) -> None:
-        self._lines, self.place = lines, start
+    Args:
+        lines: from `_lines`.
+        start: where they begin.
+        quotes: whether a quotation mark may hold a line break.
+    """
+
+    def __init__(self, lines: "Iterator[tuple[bytes | _TooLong, Place]]", start: Place, *, quotes: bool) -> None:
+        self._lines, self.place, self._has_quotes = lines, start, quotes
         self.problem: str | None = None
+        """What is wrong with the record."""
+        self.is_spoilt = False
+        """Whether the reader has not seen it as it is, or could not read it."""
+        self._count = self._quotes = 0
+        self._ended = False
+
+    def begin(self) -> Place:
+        """Begin a record, and return where."""
+        self.problem, self.is_spoilt = None, False
+        self._count = self._quotes = 0
+        return self.place
+
+    def spoil(self, problem: str) -> None:
+        """Note that the record cannot be read; the first reason stands."""
+        self.problem, self.is_spoilt = self.problem or problem, True
+
+    @property
+    def ends_for_sure(self) -> bool:
+        """Return whether the record ends with the line that it began with, quotation marks being what they may."""
+        return self._count == 1 and (self._quotes % 2 == 0 or self._ended)
 
     def __iter__(self) -> "_Feed":
         return self
 
     def __next__(self) -> str:
-        line, self.place = next(self._lines)
-        if line is None:
-            self.problem = f"is over {LONGEST_LINE} bytes"
+        try:
+            line, self.place = next(self._lines)
+        except StopIteration:
+            self._ended = True
+            raise
+        self._count += 1
+        if self._has_quotes:
+            self._quotes += line.quotes if isinstance(line, _TooLong) else line.count(b'"')
+        if isinstance(line, _TooLong):
+            self.spoil(_OVER)
             return "\n"
         try:
             return (line.removeprefix(codecs.BOM_UTF8) if self.place.line == 1 else line).decode()
         except UnicodeDecodeError:
-            self.problem = "is not UTF-8"
+            self.problem = self.problem or "is not UTF-8"
             return line.decode(errors="replace")
 
 
-def _lines(stream: BinaryIO, start: Place) -> Iterator[tuple[bytes | None, Place]]:
-    """Give each line with the place behind it; None for one that is too long."""
+@dataclass(frozen=True, slots=True)
+class _TooLong:
+    """A line that was read past."""
+
+    quotes: int
+    """How many quotation marks it has."""
+
+
+def _lines(stream: BinaryIO, start: Place) -> "Iterator[tuple[bytes | _TooLong, Place]]":
+    """Give each line with the place behind it."""
     offset, number = start.offset, start.line
     while line := stream.readline(LONGEST_LINE + 1):
         offset, number = offset + len(line), number + 1
         if len(line) <= LONGEST_LINE or line.endswith(b"\n"):
             yield line, Place(offset, number)
             continue
-        while (rest := stream.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+        quotes, rest = line.count(b'"'), line
+        while not rest.endswith(b"\n") and (rest := stream.readline(LONGEST_LINE)):
             offset += len(rest)
-        offset += len(rest)
-        yield None, Place(offset, number)
+            quotes += rest.count(b'"')
+        yield _TooLong(quotes), Place(offset, number)
 
 
 @contextmanager

@@ -11,14 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from potstill.bundle import MANIFEST_NAME
 from potstill.errors import CheckError, DataError, UsageError
 from potstill.progress import Progress, silent
 from potstill.serve.answering.shapes import shape_of
@@ -156,10 +154,9 @@ class _Work:
     def head(self, output: Output, source: str | Path) -> dict[str, Any]:
         """Return what a run that goes on must have the same."""
         facts = None if str(source) == STANDARD else Path(source).stat()
-        manifest = (self._encoder.bundle.folder / MANIFEST_NAME).read_bytes()
         return {
             "input": None if facts is None else [facts.st_size, facts.st_mtime_ns],
-            "bundle": sha256(manifest).hexdigest(),
+            "bundle": self._encoder.bundle.manifest_sha256,
             "precision": self._encoder.precision,
             "text columns": list(self.columns),
             "parameters": dict(self.settings.parameters),

@@ -167,8 +167,15 @@ class Connection(Ending, asyncio.Protocol):
 
         A head and a chunked body end with an empty line, a plain body after its length. So the parser never sees the
         next request before this one is answered.
+
+        Raises:
+            RequestError: 400 if it is not clear where that is.
         """
         if self.phase == Phase.BODY and not self._head.chunked:
+            if not self._left:
+                # The parser waits for more of a body that has ended by our count. Whatever the reason of such a
+                # difference, bytes that neither of the two takes must never be looked at again.
+                raise malformed("it does not say clearly where its body ends")
             end = min(len(data), at + self._left)
             self._left -= end - at
             return end

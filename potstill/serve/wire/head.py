@@ -87,17 +87,16 @@ class Head:
                 raise malformed("the header host is missing")
         elif not _HOST.fullmatch(host):
             raise malformed("the header host is not a name or an address")
-        if len(ruled) > 1:  # more than the host
-            coding = ruled.get(b"transfer-encoding")
-            if coding is not None and (version == "1.0" or coding.lower() != b"chunked"):
-                raise malformed("the only Transfer-Encoding is chunked, and only in HTTP/1.1")
-            self.chunked = coding is not None
-            self.length = int(ruled.get(b"content-length", b"0"))  # the parser has seen to it that it is a number
-            expected = ruled.get(b"expect")
-            if expected is not None and version == "1.1":
-                if expected.lower() != b"100-continue":
-                    raise refuse(417, "validation", "the only thing that can be expected is 100-continue")
-                self.expects_continue = True
+        coding = ruled.get(b"transfer-encoding")
+        if coding is not None and (version == "1.0" or coding.lower() != b"chunked"):
+            raise malformed("the only Transfer-Encoding is chunked, and only in HTTP/1.1")
+        self.chunked = coding is not None
+        self.length = int(ruled.get(b"content-length", b"0"))  # the parser has seen to it that it is a number
+        expected = ruled.get(b"expect")
+        if expected is not None and version == "1.1":
+            if expected.lower() != b"100-continue":
+                raise refuse(417, "validation", "the only thing that can be expected is 100-continue")
+            self.expects_continue = True
 
     def _split_target(self, method: bytes) -> tuple[bytes, bytes]:
         target = self.target

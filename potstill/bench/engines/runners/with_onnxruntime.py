@@ -34,7 +34,7 @@ def open_runner(command: Mapping[str, Any]) -> "OnnxRunner":
         onnxruntime.preload_dlls()  # finds the CUDA that pip installed
     bundled = read_bundled(Path(command["folder"]), command["precision"], max_length=command.get("max_length"))
     session = OnnxSession(
-        bundled.model_file,
+        bundled.read_model(),
         threads=command["threads"],
         spinning=command["spinning"],
         disabled_optimizers=bundled.disabled_optimizers,

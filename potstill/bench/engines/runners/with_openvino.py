@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import openvino
 from numpy.typing import NDArray
 
 from potstill.bench.engines.runners.bundled import Bundled, read_bundled
+from potstill.bundle import ModelContent
 from potstill.errors import BundleError, CheckError
 
 
@@ -26,8 +28,9 @@ def open_runner(command: Mapping[str, Any]) -> "OpenVinoRunner":
         # Without it newer CPUs compute fp32 files in bfloat16.
         "INFERENCE_PRECISION_HINT": "f32",
     }
+    content = bundled.read_model()
     try:
-        compiled = openvino.Core().compile_model(str(bundled.model_file), "CPU", settings)
+        compiled = _compile(content, settings)
     except RuntimeError as error:
         raise BundleError(
             f"{bundled.model_file} cannot be loaded by OpenVINO {openvino.__version__}: {error}"
@@ -36,6 +39,18 @@ def open_runner(command: Mapping[str, Any]) -> "OpenVinoRunner":
     if used != command["threads"]:
         raise CheckError(f"{bundled.model_file} runs on {used} threads, not on {command['threads']} as asked")
     return OpenVinoRunner(compiled, bundled)
+
+
+def _compile(content: ModelContent, settings: Mapping[str, Any]) -> Any:
+    core = openvino.Core()
+    if not content.weights:
+        return core.compile_model(core.read_model(content.model), "CPU", settings)
+    # It opens files of weights by itself, so it gets copies in a folder that nobody else can write to.
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / content.file.name
+        for name, data in {file.name: content.model, **content.weights}.items():
+            (file.parent / name).write_bytes(data)
+        return core.compile_model(str(file), "CPU", settings)
 
 
 class OpenVinoRunner:
