@@ -3,7 +3,6 @@
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,6 @@ class Encoder:
         record: how that precision's file was made and checked.
         tokenizer: texts to ids.
         session: ids to logits.
-        lone: the same with more threads, for runs beside which there is no other; None until `load_lone`.
     """
 
     def __init__(
@@ -75,27 +73,16 @@ class Encoder:
         self._function = _function_of(self.bundle)
         _warn_of_other_cpu(self.record, bundle_dir)
         self.tokenizer = BundleTokenizer(bundle_dir, self.manifest)
-        self._load = partial(
-            OnnxSession,
+        self.session = OnnxSession(
             self.bundle.model_file(precision),
+            threads=threads,
             spinning=spinning,
             disabled_optimizers=self.record.disabled_optimizers or self.manifest.disabled_optimizers,
         )
-        self.session = self._load(threads=threads)
-        self.lone: OnnxSession | None = None
         self._check_graph()
         shape = self.session.engine.get_outputs()[-1].shape
         # How many numbers the last output has per text or token, where the graph says so.
         self._width: int | None = shape[-1] if shape and isinstance(shape[-1], int) else None
-
-    def load_lone(self, threads: int) -> OnnxSession:
-        """Load the model a second time, for runs of so many threads while no other runs; return its session, `lone`.
-
-        Raises:
-            BundleError: if onnxruntime cannot load it again.
-        """
-        self.lone = self._load(threads=threads, apart=True)
-        return self.lone
 
     def outputs(self, texts: Sequence[Text], *, batch_size: int = 32) -> list[dict[str, NDArray[np.float32]]]:
         """Return every output of the graph for each text, in the order given, padding cut off.

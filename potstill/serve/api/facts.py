@@ -47,7 +47,6 @@ def describe_model(encoder: Encoder) -> dict[str, Any]:
         "source": manifest.source,
         "made": manifest.made,
         "threads": encoder.session.threads,
-        "lone_threads": encoder.lone.threads if encoder.lone else None,
     }
 
 

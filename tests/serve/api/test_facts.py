@@ -18,14 +18,13 @@ def test_info_tells_what_is_served_and_how_it_was_checked(client, encoder):
     file = encoder.manifest.files["onnx/model.onnx"]
     assert (model["model_sha256"], model["model_size_bytes"]) == (file.sha256, file.size_bytes)
     assert {
-        name: model[name] for name in ("task", "labels", "precision", "max_length", "threads", "lone_threads", "parity")
+        name: model[name] for name in ("task", "labels", "precision", "max_length", "threads", "parity")
     } == {
         "task": "text-classification",
         "labels": ["negative", "neutral", "positive"],
         "precision": "fp32",
         "max_length": 32,
         "threads": 1,
-        "lone_threads": None,
         "parity": {"max_difference": 0.0},
     }
     assert model["source"] == {"name": "tiny"}
