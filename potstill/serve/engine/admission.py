@@ -5,8 +5,8 @@ Jacobson, "Controlling Queue Delay", 2012). So there are two limits for the pred
 long request of late takes: a generous one while the queue is a burst's, and a small one from the first refusal on,
 until a runner has been free and found nothing in the request's lane, which is the proof that the load has gone or that
 the small limit was too small. A request that costs more than most may wait longer, as it takes longer anyway. And while
-a text is running that takes longer than a full batch of usual ones, everybody may wait for so much longer: it is its
-length that is waited for, not a load that refusing would make less.
+a text is running that takes longer than a full batch of usual ones, everybody may wait for so long in addition: it is
+its end that is waited for, and refusing would not make that come sooner.
 """
 
 from collections import deque
@@ -78,7 +78,7 @@ class Admission:
         limit = max(_FLOOR_S, times * long_s, _BATCHES_STANDING * self._batch_s)
         if not is_standing:
             limit = max(limit, min(_LONGEST_BURST_S, max(_BURST * long_s, _BATCHES_BURST * self._batch_s)))
-        return limit + max(0.0, longest_row_s - max(self.long_s, self._batch_s))
+        return limit + (longest_row_s if longest_row_s > max(self.long_s, self._batch_s) else 0.0)
 
     def limits_ms(self) -> dict[str, float]:
         """Return the limits for a short request: in a burst, and while a queue stands."""
