@@ -17,9 +17,7 @@ def test_info_tells_what_is_served_and_how_it_was_checked(client, encoder):
     model = info["models"]["tiny"]
     file = encoder.manifest.files["onnx/model.onnx"]
     assert (model["model_sha256"], model["model_size_bytes"]) == (file.sha256, file.size_bytes)
-    assert {
-        name: model[name] for name in ("task", "labels", "precision", "max_length", "threads", "parity")
-    } == {
+    assert {name: model[name] for name in ("task", "labels", "precision", "max_length", "threads", "parity")} == {
         "task": "text-classification",
         "labels": ["negative", "neutral", "positive"],
         "precision": "fp32",
