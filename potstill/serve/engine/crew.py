@@ -213,7 +213,7 @@ class Crew:
         job.tokenise_s = now - began
         job.tokens, job.left, job.outputs = sum(lengths), len(lengths), [None] * len(lengths)
         with self._lock:
-            self.queue.put(job, lengths, now=now)
+            self.queue.put(job, lengths)
             # A runner runs a single row itself, at once: to wake another for it costs both of them time.
             if len(lengths) > worker.runs:
                 self._ring((True,))

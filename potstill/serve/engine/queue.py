@@ -174,7 +174,7 @@ class Queue:
         """Tell whether rows wait."""
         return any(lane.rows for lane in self._every)
 
-    def put(self, job: Job, lengths: Sequence[int], *, now: float) -> None:
+    def put(self, job: Job, lengths: Sequence[int]) -> None:
         """Take the rows of a tokenised request, given their tokens."""
         if job.dead:
             return

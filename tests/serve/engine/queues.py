@@ -22,9 +22,9 @@ def job_of(*, at=0.0, model="m", deadline=math.inf, characters=10, client=""):
     )  # fmt: skip
 
 
-def put(queue, lengths, *, at=0.0, now=None, **about):
+def put(queue, lengths, *, at=0.0, **about):
     job = job_of(at=at, **about)
     queue.add(job, cost_s=0.0)
     assert queue.next_raw(long=True) is job
-    queue.put(job, list(lengths), now=at if now is None else now)
+    queue.put(job, list(lengths))
     return job

@@ -142,7 +142,7 @@ class Machine:
         self.queue.add(job, cost_s=cost)
         assert self.queue.next_raw(long=True) is job
         job.left = len(tokens)
-        self.queue.put(job, tokens, now=self.now)
+        self.queue.put(job, tokens)
 
     def _dispatch(self):
         while self.free:

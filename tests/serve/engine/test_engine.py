@@ -12,6 +12,7 @@ from potstill.machine import available_cores
 from potstill.serve import Encoder
 from potstill.serve.answering.prepared import Prepared
 from potstill.serve.engine import Engine, EngineSettings
+from potstill.serve.limits import Limits
 from potstill.serve.refusals import invalid
 from tests.serve.engine.helpers import TEXTS, Counts, ask, occupy, refused, running, start, until
 from tests.serve.engine.scripted import scripted
@@ -258,3 +259,16 @@ def test_outputs_are_cut_and_kept_as_asked(encoder):
 
     assert asyncio.run(main()) == [(0, (3,)), (1, (3,))]
     assert sorted(kept) == [0, 1]
+
+
+def test_what_a_request_costs_is_guessed_from_each_of_its_texts(encoder, task_bundle):
+    """Texts are cut at what the model reads, and contexts of questions are read in as many windows as there may be."""
+    qa = Encoder(task_bundle("qa"))
+    engine = Engine({"m": encoder, "qa": qa}, settings=EngineSettings(limits=Limits(windows=20)))
+    engine.warm_up()
+    short, full = (engine._queue.expected_s("m", tokens) for tokens in (2 + 40 // 4, encoder.manifest.max_length))
+    assert engine._guess("m", [40]) == (1, pytest.approx(short))
+    assert engine._guess("m", [40, 30_000, 30_000]) == (3, pytest.approx(short + 2 * full))
+    full = engine._queue.expected_s("qa", qa.manifest.max_length)
+    assert engine._guess("qa", [30_000]) == (20, pytest.approx(20 * full))
+    assert engine._guess("qa", [4 * qa.manifest.max_length]) == (2, pytest.approx(2 * full))

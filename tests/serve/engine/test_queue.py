@@ -243,7 +243,7 @@ def test_a_request_is_counted_as_guessed_then_as_its_tokens_say():
     queue = queue_of()
     queue.add(job_of(), cost_s=0.05)
     assert queue.wait_s("m", 0.01, now=0.0) == pytest.approx(0.05)
-    queue.put(queue.next_raw(long=True), [9], now=0.0)
+    queue.put(queue.next_raw(long=True), [9])
     assert queue.wait_s("m", 0.01, now=0.0) == pytest.approx(0.010)
 
 
