@@ -161,7 +161,7 @@ async def figures(port: int, load: Load, *, seconds: float, runners: int, with_s
     took = time.perf_counter() - started
     rows = await rows_run(port) - before - sum(one.status == 200 for one in short.asked)
     # On a slow machine a long request takes longer than that; then it is waited for.
-    while not any(one.asked for one in longs) and time.perf_counter() - started < LONG_PATIENCE:
+    while with_short and not any(one.asked for one in longs) and time.perf_counter() - started < LONG_PATIENCE:
         await asyncio.sleep(0.1)
     for client, one in zip(longs, asking, strict=True):
         client.is_ended = True
