@@ -140,6 +140,7 @@ serving: SERVERS = --bundle $(BUNDLE) --texts $(TEXTS) --rivals-python $(RIVALS)
 	--infinity-python $(RIVALS)/infinity/bin/python
 serving: install $(RIVALS)/rivals/.installed $(RIVALS)/infinity/.installed ## the server beside others and under load: BUNDLE=folder TEXTS=file.jsonl
 	$(BIN)/python -m benchmarks.serve.speed $(SERVERS) --result benchmarks/results/serve-speed.json
+	$(BIN)/python -m benchmarks.serve.fairness --bundle $(BUNDLE) --texts $(TEXTS) --result benchmarks/results/serve-fairness.json
 	$(BIN)/python -m benchmarks.serve.turns $(SERVERS) --result benchmarks/results/serve-turns.json
 	$(BIN)/python -m benchmarks.serve.memory --bundle $(BUNDLE) --result benchmarks/results/serve-memory.json
 

@@ -97,9 +97,6 @@ def contestants(arguments: argparse.Namespace, *, port: int) -> list[Contestant]
            "--threads", "1", "--runners", str(arguments.threads)]  # fmt: skip
     own += arguments.options.split()
     found = [Contestant("potstill", own, has_probes=True)]
-    if arguments.threads > 1:
-        lone = [*own, "--lone-threads", str(arguments.threads)]
-        found.append(Contestant("potstill, lone threads", lone, has_probes=True, run_threads=arguments.threads))
     given = ["--bundle", bundle, "--file", file, "--port", str(port), "--threads", str(arguments.threads)]
 
     def rival(name: str, python: str, script: str, *more: str, **how: Any) -> None:

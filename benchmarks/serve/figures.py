@@ -123,7 +123,7 @@ def merge(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 GOALS = (
-    ("goodput of raw", lambda found: found["share_of_raw"], ">=", 0.85),
+    ("goodput of raw", lambda found: found["share_of_raw"], ">=", 0.90),
     ("added at one client, ms", lambda found: found["added_ms_median"], "<=", 0.8),
     ("goodput at 10x of peak", lambda found: found["at_10x"]["goodput_of_peak"], ">=", 0.85),
     ("accepted p99 at 10x of unloaded", lambda found: found["at_10x"]["accepted_p99_of_unloaded"], "<=", 5),

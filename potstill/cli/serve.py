@@ -44,7 +44,6 @@ def serve(
     port: options.PortOption = 8000,
     shadow: options.ShadowOption = None,
     threads: options.ThreadsOption = 1,
-    lone_threads: options.LoneThreadsOption = None,
     runners: options.RunnersOption = None,
     allow_drift: options.AllowDriftOption = False,
     api_key_file: options.ApiKeyFileOption = None,
@@ -82,7 +81,6 @@ def serve(
     )  # fmt: skip
     settings = EngineSettings(
         threads=threads,
-        lone_threads=lone_threads,
         runners=runners,
         allow_drift=allow_drift,
         limits=limits,
@@ -138,8 +136,7 @@ def describe_plan(plan: "Plan") -> str:
     for name, model in plan.models.items():
         alone = [sample for sample in model.samples if sample.rows == 1]
         times = ", ".join(f"{sample.length} tokens {sample.seconds * 1e3:.1f} ms" for sample in alone)
-        lone = "" if model.lone is None else f"; a lone text takes {model.lone:.2f} of that"
-        lines.append(f"plan: {name}: {model.why}; {times}{lone}")
+        lines.append(f"plan: {name}: {model.why}; {times}")
     return "\n".join(lines)
 
 

@@ -35,15 +35,6 @@ ShadowOption = Annotated[
 ThreadsOption = Annotated[
     int, typer.Option(help="Threads of one inference; more answer a lone client sooner, and a crowd later.", min=1)
 ]
-LoneThreadsOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Threads of an inference while nothing else runs: a lone client is answered sooner, and a crowd no later, "
-        "but the model is in memory twice.",
-        min=2,
-        show_default="no such",
-    ),
-]
 RunnersOption = Annotated[
     int | None, typer.Option(help="Inferences at a time.", min=1, show_default="the cores over --threads")
 ]

@@ -317,9 +317,7 @@ class Workshop:
             self.probe.examples.texts,
             kind=kind,
             outputs=self.source.outputs,
-            function=scoring_function(kind, (self.folder / "config.json").read_bytes())
-            if kind in PROBLEM_TYPES
-            else None,
+            function=scoring_function(kind, config) if kind in PROBLEM_TYPES else None,
             pooling=self.source.pooling,
             batch_invariant=batch_invariant,
         )

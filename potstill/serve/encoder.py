@@ -41,7 +41,6 @@ class Encoder:
         function: what makes scores of a classifier's logits: `softmax`, `sigmoid` or `none`.
         tokenizer: texts to ids.
         session: ids to logits.
-        lone: the same with more threads, for runs beside which there is no other; None until `load_lone`.
     """
 
     def __init__(
@@ -75,37 +74,21 @@ class Encoder:
         self.record = self.bundle.model_record(self.precision)
         if verify:
             verify_files(self.bundle, but=self.bundle.loaded_files(self.precision))
-        self._verify, self._spinning = verify, spinning
         self._output = self.manifest.outputs[0]
         self.function = _function_of(self.bundle, verify=verify)
         _warn_of_other_cpu(self.record, bundle_dir)
         self.tokenizer = BundleTokenizer(bundle_dir, self.manifest, read=self.bundle.read if verify else None)
-        self.session = self._load(threads=threads)
-        self.lone: OnnxSession | None = None
+        # The bytes of the model are let go once the session has them.
+        self.session = OnnxSession(
+            self.bundle.read_model(self.precision) if verify else self.bundle.model_file(self.precision),
+            threads=threads,
+            spinning=spinning,
+            disabled_optimizers=self.record.disabled_optimizers or self.manifest.disabled_optimizers,
+        )
         self._check_graph()
         shape = self.session.engine.get_outputs()[-1].shape
         # How many numbers the last output has per text or token, where the graph says so.
         self._width: int | None = shape[-1] if shape and isinstance(shape[-1], int) else None
-
-    def load_lone(self, threads: int) -> OnnxSession:
-        """Load the model a second time, for runs of so many threads while no other runs; return its session, `lone`.
-
-        Raises:
-            BundleError: if onnxruntime cannot load it again.
-        """
-        self.lone = self._load(threads=threads, apart=True)
-        return self.lone
-
-    def _load(self, *, threads: int | None, apart: bool = False) -> OnnxSession:
-        """Read the model and check it again at every load, so that its bytes are held only as long as one takes."""
-        bundle, precision = self.bundle, self.precision
-        return OnnxSession(
-            bundle.read_model(precision) if self._verify else bundle.model_file(precision),
-            threads=threads,
-            spinning=self._spinning,
-            apart=apart,
-            disabled_optimizers=self.record.disabled_optimizers or self.manifest.disabled_optimizers,
-        )
 
     def outputs(self, texts: Sequence[Text], *, batch_size: int = 32) -> list[dict[str, NDArray[np.float32]]]:
         """Return every output of the graph for each text, in the order given, padding cut off.

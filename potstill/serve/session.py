@@ -6,8 +6,7 @@ the user's home, unless it is told not to before it is loaded (microsoft/onnxrun
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,6 @@ class OnnxSession:
         *,
         threads: int | None = None,
         spinning: bool = True,
-        apart: bool = False,
         disabled_optimizers: Sequence[str] = (),
         optimise: bool = True,
         providers: Sequence[str] = (_PROVIDER,),
@@ -67,10 +65,6 @@ class OnnxSession:
                 default is the host's cores, whatever a container's quota says (microsoft/onnxruntime#29510).
             spinning: whether idle threads wait busily. It is faster where the cores are free, slower where they
                 are shared.
-            apart: whether threads that help keep to one half of the cores, and whoever calls `run` to the other. A
-                thread that slept is woken on its caller's core and shares it for a whole run while another is idle
-                (after a pause of 0.1 s a run of 15 ms took 26). For runs that have the cores to themselves, so the
-                helpers wait busily too, but only while something runs.
             disabled_optimizers: names of onnxruntime's graph optimisers to leave out.
             optimise: whether onnxruntime may rewrite the graph at all.
             providers: onnxruntime's execution providers; the first is the one that must run the model.
@@ -84,16 +78,9 @@ class OnnxSession:
         if self.threads < 1:
             raise UsageError(f"threads is {threads}; it must be at least 1")
         self.model_file = model_file = model if isinstance(model, Path) else model.file
-        self._halves = _halves() if apart and self.threads > 1 else None
-        options = _options(self.threads, spinning=spinning or self._halves is not None, optimise=optimise)
+        options = _options(self.threads, spinning=spinning, optimise=optimise)
         if providers[0] != _PROVIDER:
             _want_provider(model_file, options, providers[0])
-        if self._halves is not None:
-            options.add_session_config_entry("session.force_spinning_stop", "1")
-            helpers = ",".join(str(core + 1) for core in self._halves[1])
-            options.add_session_config_entry(
-                "session.intra_op_thread_affinities", ";".join([helpers] * (self.threads - 1))
-            )
         self._session = _load(model, options, disabled_optimizers, providers)
         in_use = self._session.get_providers()
         if in_use[:1] != [providers[0]]:
@@ -119,10 +106,9 @@ class OnnxSession:
         if missing:
             raise UsageError(f"{self.model_file} needs the inputs {', '.join(missing)}; given: {', '.join(feeds)}")
         try:
-            with nullcontext() if self._halves is None else _kept_to(*self._halves):
-                results = self._session.run(
-                    None, {name: feeds[name] for name in self.inputs}, None if stop is None else stop.options
-                )
+            results = self._session.run(
+                None, {name: feeds[name] for name in self.inputs}, None if stop is None else stop.options
+            )
         except Exception as error:  # as in _load
             raise CheckError(f"{self.model_file} failed to run: {_first_line(error)}") from error
         return dict(zip(self.outputs, map(np.asarray, results), strict=True))
@@ -138,24 +124,6 @@ def _options(threads: int, *, spinning: bool, optimise: bool) -> Any:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     return options
-
-
-def _halves() -> tuple[list[int], list[int]] | None:
-    """Return the cores of this process in two halves; None where there is one core, or the system has no affinity."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    return (cores[: len(cores) // 2], cores[len(cores) // 2 :]) if len(cores) > 1 else None
-
-
-@contextmanager
-def _kept_to(cores: Sequence[int], others: Sequence[int]) -> Iterator[None]:
-    """Keep this thread to some cores for a while."""
-    with suppress(OSError):  # where a container's cores have changed since
-        os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            os.sched_setaffinity(0, {*cores, *others})
 
 
 def _want_provider(model_file: Path, options: Any, provider: str) -> None:

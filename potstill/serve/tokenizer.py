@@ -8,6 +8,7 @@ settings per call fails with "Already borrowed" as soon as two threads use it (h
 import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -28,7 +29,9 @@ Ints: TypeAlias = NDArray[np.int64]
 _ATTRIBUTES = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 # Texts and characters handed to Rust at once: enough to keep its threads busy, little enough that its encodings, of
 # some hundred bytes a token, stay small.
-_CHUNK, _CHUNK_CHARACTERS = 1024, 262_144
+_CHUNK, _CHUNK_CHARACTERS = 1024, 65_536
+between_chunks: ContextVar[Callable[[], None]] = ContextVar("between_chunks", default=lambda: None)
+"""Called between two chunks, in the thread that cuts them: there a server lets shorter requests pass long ones."""
 # What a text is made of to see which special tokens are put around it; the first that has a token is taken.
 _PROBES = ("a", "the", "1", ".", "中")
 # What `clean_up_tokenization_spaces` does in transformers (PreTrainedTokenizerBase.clean_up_tokenization).
@@ -357,6 +360,7 @@ def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
     for text in texts:
         if chunk and (len(chunk) == _CHUNK or characters + len(text) > _CHUNK_CHARACTERS):
             yield chunk
+            between_chunks.get()()
             chunk, characters = [], 0
         chunk.append(text)
         characters += len(text)

@@ -1,10 +1,8 @@
 """Sessions and encoders: the same text gets the same answer, whoever stands beside it."""
 
 import math
-import os
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -306,56 +304,3 @@ def test_outputs_are_those_of_each_text_alone(encoder):
     np.testing.assert_allclose([answer["logits"] for answer in answers], encoder.logits(TEXTS), atol=PADDING_TOLERANCE)
     with pytest.raises(UsageError, match="batch_size is 0"):
         encoder.outputs(TEXTS, batch_size=0)
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinities")
-@pytest.mark.skipif(available_cores() < 2, reason="there is one core")
-def test_helpers_that_keep_apart_wait_busily_but_only_while_something_runs(bundle_dir, capfd):
-    def says(name, **how):
-        options = OnnxSession(bundle_dir / MODEL_FILES["fp32"], threads=2, **how).engine.get_session_options()
-        return options.get_session_config_entry(f"session.{name}")
-
-    for how in ({"apart": True}, {"apart": True, "spinning": False}):
-        assert says("intra_op.allow_spinning", **how) == "1"
-        assert says("force_spinning_stop", **how) == "1"
-    assert says("intra_op.allow_spinning", spinning=False) == "0"
-    with pytest.raises(RuntimeError, match="force_spinning_stop"):  # it is not set
-        says("force_spinning_stop")
-    assert capfd.readouterr() == ("", "")  # onnxruntime has nothing to say
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinities")
-@pytest.mark.skipif(available_cores() < 2, reason="there is one core")
-def test_helpers_keep_to_one_half_of_the_cores_and_their_caller_to_the_other(bundle_dir, encoder):
-    def helpers(**how):
-        before = set(TASKS.iterdir())
-        session = OnnxSession(bundle_dir / MODEL_FILES["fp32"], **how)
-        assert session.run(encoder.tokenizer.encode(["good"]))["logits"].shape == (1, 3)
-        time.sleep(0.2)  # each sets its own
-        return [os.sched_getaffinity(int(task.name)) for task in set(TASKS.iterdir()) - before]
-
-    cores = sorted(os.sched_getaffinity(0))
-    assert helpers(threads=3, apart=True) == [set(cores[len(cores) // 2 :])] * 2
-    assert helpers(threads=2) == [set(cores)]
-    session = OnnxSession(bundle_dir / MODEL_FILES["fp32"], threads=2, apart=True)
-    seen = []
-
-    class Breaks:
-        def run(self, *_):
-            seen.append(os.sched_getaffinity(0))
-            raise RuntimeError("broken")
-
-    session._session = Breaks()
-    with pytest.raises(CheckError, match="broken"):
-        session.run(encoder.tokenizer.encode(["good"]))
-    assert seen == [set(cores[: len(cores) // 2])]
-    assert os.sched_getaffinity(0) == set(cores)
-
-
-def test_lone_is_a_session_of_the_same_file_with_its_own_threads(bundle_dir):
-    encoder = Encoder(bundle_dir, threads=1)
-    assert encoder.lone is None
-    encoder.load_lone(2)
-    assert (encoder.session.threads, encoder.lone.threads) == (1, 2)
-    feeds = encoder.tokenizer.pad(encoder.tokenizer.rows(["a good film"]))
-    assert encoder.lone.run(feeds)["logits"] == pytest.approx(encoder.session.run(feeds)["logits"], abs=1e-6)

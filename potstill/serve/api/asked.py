@@ -20,7 +20,8 @@ class Asked(NamedTuple):
     is_list: bool
     """Whether the client sent a list, and so gets one."""
     parameters: BaseModel
-    characters: int
+    characters: list[int]
+    """Of each item."""
 
 
 class Reader:
@@ -63,21 +64,22 @@ class Reader:
         items, is_list, characters = self.items(content["inputs"], "inputs")
         return Asked(items=items, is_list=is_list, parameters=self.parameters(parameters), characters=characters)
 
-    def items(self, inputs: Any, where: str) -> tuple[list[Any], bool, int]:
-        """Return the checked items, whether they came as a list, and their characters together."""
+    def items(self, inputs: Any, where: str) -> tuple[list[Any], bool, list[int]]:
+        """Return the checked items, whether they came as a list, and the characters of each."""
         if not isinstance(inputs, list):
             item, characters = self._item(inputs, where)
-            return [item], False, characters
+            return [item], False, [characters]
         if not inputs:
             raise invalid(f"'{where}' is an empty list; {self._shape}")
         if len(inputs) > self._limits.inputs:
             raise too_large(f"'{where}' has {len(inputs)} entries; at most {self._limits.inputs} go into one request")
-        items, characters = [], 0
+        items: list[Any] = []
+        sizes: list[int] = []
         for index, value in enumerate(inputs):
             item, more = self._item(value, f"{where}[{index}]")
             items.append(item)
-            characters += more
-        return items, True, characters
+            sizes.append(more)
+        return items, True, sizes
 
     def parameters(self, value: Any) -> BaseModel:
         """Return the checked parameters."""
@@ -101,8 +103,8 @@ class TextReader:
         self._limits = limits
         self._most = limits.characters_per_token * encoder.manifest.max_length
 
-    def read(self, body: bytes) -> tuple[list[str], bool, int]:
-        """Return the texts, whether they came as a list, and their characters together.
+    def read(self, body: bytes) -> tuple[list[str], bool, list[int]]:
+        """Return the texts, whether they came as a list, and the characters of each.
 
         Raises:
             RequestError: 400, 413 or 422.
@@ -113,7 +115,7 @@ class TextReader:
             raise invalid(f"the body has no 'inputs'; {self._SHAPE}")
         return self.texts(content["inputs"], "inputs")
 
-    def texts(self, inputs: Any, where: str) -> tuple[list[str], bool, int]:
+    def texts(self, inputs: Any, where: str) -> tuple[list[str], bool, list[int]]:
         """Check texts; what is returned is as by `read`."""
         is_list = isinstance(inputs, list)
         values: list[Any] = inputs if is_list else [inputs]
@@ -121,12 +123,12 @@ class TextReader:
             raise invalid(f"'{where}' is an empty list; send a text, or a list of texts")
         if len(values) > self._limits.inputs:
             raise too_large(f"'{where}' has {len(values)} entries; at most {self._limits.inputs} go into one request")
-        characters = 0
+        characters = []
         for index, value in enumerate(values):
             place = f"{where}[{index}]" if is_list else where
             if not isinstance(value, str):
                 raise invalid(f"{place} is {kind_of(value)}; expected a string")
-            characters += check_length(value, place, self._most)
+            characters.append(check_length(value, place, self._most))
         return values, is_list, characters
 
 

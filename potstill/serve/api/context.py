@@ -1,6 +1,6 @@
 """What every endpoint is given, and what the API needs of an engine."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,15 +27,16 @@ class Engine(Protocol):
     def plan(self) -> Any:
         """What was measured at start and chosen from it, with `describe()`; None before."""
 
-    def refuse_if_full(self, model: str) -> None:
-        """Raise RequestError 429 or 503 if nothing more would be admitted now."""
+    def refuse_if_full(self, model: str, *, client: str) -> None:
+        """Raise RequestError 429 or 503 if nothing more of this client would be admitted now."""
 
     async def answer(
         self,
         model: str,
         prepare: Callable[[], Prepared],
         *,
-        characters: int,
+        characters: Sequence[int],
+        client: str,
         timeout_s: float | None,
         received_at: float | None,
     ) -> Answered:

@@ -49,6 +49,8 @@ class Call:
     receive: Receive
     model: str
     """The model that its path names, or the default."""
+    client: str = ""
+    """Its API key's hash, or without keys the address that it came from: who shares with whom."""
 
 
 def json_reply(content: Any, *, status: int = 200, fields: Fields | None = None) -> Reply:

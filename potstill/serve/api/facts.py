@@ -59,7 +59,6 @@ def summarise_model(encoder: Encoder) -> dict[str, Any]:
         "batch_invariant": record.batch_invariant,
         "unpadded": record.unpadded,
         "threads": encoder.session.threads,
-        "lone_threads": encoder.lone.threads if encoder.lone else None,
     }
 
 

@@ -57,8 +57,8 @@ class Keys:
     def __bool__(self) -> bool:
         return bool(self._hashes)
 
-    def check(self, headers: Headers) -> None:
-        """Let a request pass that has a key.
+    def check(self, headers: Headers) -> str:
+        """Let a request pass that has a key; return which, hashed.
 
         Raises:
             RequestError: 401.
@@ -74,6 +74,7 @@ class Keys:
                 error_type="unauthorized",
                 headers={"WWW-Authenticate": 'Bearer realm="potstill"'},
             )
+        return given.hex()
 
 
 class Front:
@@ -100,15 +101,16 @@ class Front:
             await self._answer_other(scope, receive, send, headers, request_id, methods)
             return
         try:
+            client = str((scope.get("client") or ("",))[0])
             if self._keys and not endpoint.is_open:
-                self._keys.check(headers)
+                client = self._keys.check(headers)
             if endpoint.is_work:
-                self._engine.refuse_if_full(endpoint.model)
+                self._engine.refuse_if_full(endpoint.model, client=client)
         except RequestError as error:
             endpoint.counts.add(error.status)
             await send_reply(error_reply(error), send, request_id=request_id)
             return
-        await self._run(endpoint, Call(scope, headers, receive, endpoint.model), send, request_id)
+        await self._run(endpoint, Call(scope, headers, receive, endpoint.model, client), send, request_id)
 
     async def _run(self, endpoint: Endpoint, call: Call, send: Send, request_id: bytes) -> None:
         traffic = self._traffic

@@ -124,6 +124,7 @@ class Model:
             self._name,
             prepare,
             characters=characters,
+            client=call.client,
             timeout_s=_shortest(given_s, asked.timeout_s, limits.request_seconds),
             received_at=received_at(call.scope),
         )
@@ -132,8 +133,8 @@ class Model:
         )
         return write_reply(asked, columns, model=self._name, fields=timing_fields(answered))
 
-    def _texts(self, asked: Asked) -> tuple[Callable[[], Prepared], int]:
-        """Return what prepares the same request as `POST /predict` has, and its characters."""
+    def _texts(self, asked: Asked) -> tuple[Callable[[], Prepared], list[int]]:
+        """Return what prepares the same request as `POST /predict` has, and the characters of each text."""
         encoder, columns, windows = self._encoder, asked.texts, self._context.limits.windows
         parameters = validate(shape_of(encoder.manifest).parameters, dict(asked.parameters), "parameters")
         items: list[Any] = columns.get("text", [])
@@ -144,9 +145,9 @@ class Model:
             asks = zip(columns["question"], columns["context"], strict=True)
             items = [Question(question=question, context=context) for question, context in asks]
         prepare = partial(encoder.prepare, items, parameters, most_windows=windows)
-        return prepare, sum(len(text) for column in columns.values() for text in column)
+        return prepare, [sum(map(len, item)) for item in zip(*columns.values(), strict=True)]
 
-    def _ids(self, asked: Asked) -> tuple[Callable[[], Prepared], int]:
+    def _ids(self, asked: Asked) -> tuple[Callable[[], Prepared], list[int]]:
         """Return what hands the ids to the model as they are, and what their texts may have had of characters."""
         if asked.parameters:
             raise invalid("parameters has a key that is not known; the task's parameters go with texts, not with ids")
@@ -163,7 +164,7 @@ class Model:
             rows = [{name: values[row] for name, values in ids.items()} for row in range(asked.rows)]
             return Prepared(rows=rows, read=_read_outputs, keep=keep)
 
-        return prepare, asked.rows * tokens * _CHARACTERS
+        return prepare, [tokens * _CHARACTERS] * asked.rows
 
 
 def _read_outputs(rows: Sequence[Outputs]) -> list[Any]:

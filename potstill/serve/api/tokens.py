@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from potstill.serve.answering.prepared import Prepared
 from potstill.serve.encoder import Encoder
+from potstill.serve.tokenizer import between_chunks
 
 
 class Token(BaseModel):
@@ -38,7 +39,10 @@ class Tokens:
         """Return work for the engine that asks nothing of the model."""
 
         def work() -> Prepared:
-            found = [self._one(text) for text in texts]
+            found = []
+            for text in texts:
+                found.append(self._one(text))
+                between_chunks.get()()
             return Prepared(rows=[], read=lambda _: found)
 
         return work

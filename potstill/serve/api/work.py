@@ -57,19 +57,22 @@ class Work:
         answered = await self.run(call, self._tokens.prepare(items), characters=characters)
         return json_reply(answered.answers if is_list else answered.answers[0], fields=timing_fields(answered))
 
-    async def answer(self, call: Call, items: Sequence[Any], parameters: BaseModel, *, characters: int) -> Answered:
+    async def answer(
+        self, call: Call, items: Sequence[Any], parameters: BaseModel, *, characters: Sequence[int]
+    ) -> Answered:
         """Let the engine answer checked items."""
         windows = self._context.limits.windows
         prepare = partial(self._encoder.prepare, items, parameters, most_windows=windows)
         return await self.run(call, prepare, characters=characters)
 
-    async def run(self, call: Call, prepare: Callable[[], Prepared], *, characters: int) -> Answered:
+    async def run(self, call: Call, prepare: Callable[[], Prepared], *, characters: Sequence[int]) -> Answered:
         """Let the engine run `prepare` and what it asks of the model."""
         context = self._context
         return await context.engine.answer(
             self._name,
             prepare,
             characters=characters,
+            client=call.client,
             timeout_s=timeout_of(call.headers, context.limits),
             received_at=received_at(call.scope),
         )

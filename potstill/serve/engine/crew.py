@@ -1,8 +1,9 @@
 """The threads: who does what, and how one wakes another.
 
 A runner does everything for a request that it can: on an idle server it tokenises, runs and reads, so that a request
-changes threads twice, not four times. Text threads tokenise, and read what takes long, while the runners run. There is
-one lock, around the queue; no work is done under it. A thread with nothing to do sleeps on a queue of its own.
+changes threads twice, not four times. Text threads tokenise, and read what takes long, while the runners run. Long
+texts are theirs alone, and between two chunks of one much shorter ones pass. There is one lock, around the queue; no
+work is done under it. A thread with nothing to do sleeps on a queue of its own.
 """
 
 import logging
@@ -11,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from time import monotonic
 from typing import TypeAlias
 
@@ -24,25 +25,27 @@ from potstill.serve.engine.shadow import Shadow
 from potstill.serve.failures import log_failure
 from potstill.serve.refusals import RequestError, failed, invalid, unavailable
 from potstill.serve.session import Stop
-from potstill.serve.tokenizer import Row
+from potstill.serve.tokenizer import Row, between_chunks
 
 _LOG = logging.getLogger("potstill.serve")
 # Answers that take longer to read than this are handed to the text threads while rows wait.
 _QUICK_READ_S = 0.0003
-# An answer is out after this time.
-_CALM_S = 0.002
 
 Done: TypeAlias = Callable[[Sequence[Job]], None]
 
 
+class _GaveUp(Exception):
+    """Nobody waits for what is being tokenised."""
+
+
 class _Worker:
-    """One thread's bed."""
+    """One thread, and what it sleeps on."""
 
     def __init__(self, name: str, *, runs: bool) -> None:
         self.name, self.runs = name, runs
         self.began = 0.0  # when it got what it does; 0 while it has nothing to do
         self.bell: SimpleQueue[None] = SimpleQueue()
-        self.wakes: float | None = None  # when it looks again, although no bell has rung
+        self.stop: Stop | None = None  # for its next run; made before the lock is taken
         self.thread: threading.Thread | None = None
 
 
@@ -57,8 +60,6 @@ class Crew:
         runners: int,
         text_threads: int,
         done: Done,
-        idle: Callable[[], None],
-        lone: Mapping[str, Runs] | None = None,
         shadow: Shadow | None = None,
     ) -> None:
         """Set up; `start` begins.
@@ -67,14 +68,12 @@ class Crew:
             models: what runs rows, by name.
             queue: what waits. Nobody else may touch it while the crew works, but through the crew.
             runners: threads that run models.
-            text_threads: threads that do not.
+            text_threads: threads that do not; at least one.
             done: called from any thread with requests that are over, answered or failed.
-            idle: called from any thread when a runner finds nothing to do.
-            lone: what runs rows while nothing else runs and little waits, of the models whose policy says so.
             shadow: what runs when a runner would be idle.
         """
-        self._models, self._lone, self.queue = models, lone or {}, queue
-        self._done, self._on_idle, self._shadow = done, idle, shadow
+        self._models, self.queue = models, queue
+        self._done, self._shadow = done, shadow
         self.ran: deque[tuple[Batch, float]] = deque()
         """Runs that are over and the seconds they took, for whoever counts them; here they would hold answers up."""
         self._lock = threading.Lock()
@@ -83,8 +82,6 @@ class Crew:
         self._workers = [_Worker(f"potstill-runner-{number}", runs=True) for number in range(runners)]
         self._workers += [_Worker(f"potstill-text-{number}", runs=False) for number in range(text_threads)]
         self._idle: list[_Worker] = []
-        self._stops: deque[Stop] = deque()
-        self._has_text_threads = text_threads > 0
         self._closed = False
 
     def start(self) -> None:
@@ -96,8 +93,7 @@ class Crew:
         """Take a request that is expected to cost this."""
         with self._lock:
             self.queue.add(job, cost_s=cost_s)
-            is_long = job.characters > SHORT_CHARACTERS and self._has_text_threads
-            self._ring((False,) if is_long else (True, False))
+            self._ring((False,) if job.characters > SHORT_CHARACTERS else (True, False))
         if self._shadow is not None:
             self._shadow.step_aside()
 
@@ -165,7 +161,7 @@ class Crew:
             try:
                 task = self._next(worker)
                 if task is None:
-                    self._wait(worker)
+                    worker.bell.get()
                 else:
                     worker.began = monotonic()
                     task()
@@ -175,83 +171,51 @@ class Crew:
                 worker.began = 0.0
 
     def _next(self, worker: _Worker) -> Task | None:
-        worker.wakes = None
+        if worker.runs and worker.stop is None:
+            worker.stop = Stop()
         with self._lock:
-            queue = self.queue
-            if (
-                worker.runs
-                and queue.has_rows()
-                and (queue.has_full_batch() or not queue.has_raw(long=self._takes_long(worker)))
-            ):
-                now = monotonic()
-                worker.wakes = queue.held_until(now)
-                if worker.wakes is not None:
-                    self._idle.append(worker)
-                    return None
-                batch = queue.next_batch(now, idle=sum(other.runs for other in self._idle), stop=self._stop)
+            if self._reads and not worker.runs:
+                return partial(self._read, [self._reads.popleft()])
+            # Short texts first, also for a runner: they take little, and may be more urgent than all rows.
+            raw = self.queue.next_raw(long=not worker.runs)
+            if raw is not None:
+                return partial(self._prepare, raw, worker)
+            if worker.runs:
+                idle = sum(other.runs for other in self._idle)
+                batch = self.queue.next_batch(monotonic(), idle=idle, stop=worker.stop)
                 if batch is not None:
-                    if queue.has_rows():
+                    worker.stop = None
+                    if self.queue.has_rows():
                         self._ring((True,))
                     return partial(self._run, batch)
-            if self._reads and not worker.runs:
-                job = self._reads.popleft()
-                return partial(self._read, [job])
-            raw = queue.next_raw(long=self._takes_long(worker))
-            if raw is not None:
-                return partial(self._prepare, raw, by_runner=worker.runs)
-            if worker.runs:
-                self._on_idle()
                 task = self._shadow.take() if self._shadow is not None else None
                 if task is not None:
                     return task
             self._idle.append(worker)
             return None
 
-    def _wait(self, worker: _Worker) -> None:
-        """Sleep until the bell, or until there is something to do at a time.
-
-        What ends the next run is made beforehand, as that takes 0.1 ms, but not before the last answer is out: its
-        thread needs the interpreter.
-        """
-        if worker.runs and not self._stops:
-            try:
-                worker.bell.get(timeout=_CALM_S)
-            except Empty:
-                self._stops.append(Stop())
-            else:
-                return
-        try:
-            worker.bell.get(timeout=None if worker.wakes is None else max(0.0, worker.wakes - monotonic()))
-        except Empty:
-            with self._lock:
-                if worker in self._idle:
-                    self._idle.remove(worker)
-                else:  # it rang just now
-                    worker.bell.get()
-
-    def _stop(self) -> Stop:
-        return self._stops.pop() if self._stops else Stop()
-
-    def _takes_long(self, worker: _Worker) -> bool:
-        return not (worker.runs and self._has_text_threads)
-
-    def _prepare(self, job: Job, *, by_runner: bool) -> None:
+    def _prepare(self, job: Job, worker: _Worker) -> None:
         began = monotonic()
         if job.deadline <= began:
             return  # its own timer answers
         lengths: list[int] = []
+        token = between_chunks.set(partial(self._let_pass, job, worker))
         try:
             job.prepared = job.prepare()
             lengths = [len(row["input_ids"]) for row in job.prepared.rows]
+        except _GaveUp:
+            return
         except Exception as error:
             job.error = _refusal(error)
+        finally:
+            between_chunks.reset(token)
         now = monotonic()
         job.tokenise_s = now - began
         job.tokens, job.left, job.outputs = sum(lengths), len(lengths), [None] * len(lengths)
         with self._lock:
-            self.queue.put(job, lengths, now=now)
+            self.queue.put(job, lengths)
             # A runner runs a single row itself, at once: to wake another for it costs both of them time.
-            if len(lengths) > by_runner:
+            if len(lengths) > worker.runs:
                 self._ring((True,))
         # Again, because a runner may have gone back to the shadow while this was tokenised.
         if self._shadow is not None:
@@ -261,11 +225,21 @@ class Crew:
         elif not lengths:
             self._read([job])
 
+    def _let_pass(self, job: Job, worker: _Worker) -> None:
+        """Tokenise much shorter requests in the middle of a long one, or end it if nobody waits for it any more."""
+        worker.began = monotonic()  # it has come on
+        while not job.dead:
+            with self._lock:
+                shorter = self.queue.next_raw(long=not worker.runs, before=job)
+            if shorter is None:
+                return
+            self._prepare(shorter, worker)
+        raise _GaveUp
+
     def _run(self, batch: Batch) -> None:
         jobs = list(dict.fromkeys(item.job for item in batch.items))
         try:
-            models = self._lone if batch.is_lone else self._models
-            outputs = models[batch.model]([_row(item) for item in batch.items], batch.stop)
+            outputs = self._models[batch.model]([_row(item) for item in batch.items], batch.stop)
         except Exception as error:
             self._failed(batch, jobs, error)
             return
@@ -288,7 +262,7 @@ class Crew:
                     ready.append(item.job)
             for job in jobs:
                 job.infer_s += seconds
-            if ready and self._read_s > _QUICK_READ_S and self._has_text_threads and self.queue.has_rows():
+            if ready and self._read_s > _QUICK_READ_S and self.queue.has_rows():
                 self._reads.extend(ready)
                 self._ring((False,))
                 ready = []

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from threading import Thread
+from math import ceil
 from time import monotonic
 
 from potstill.errors import UsageError
@@ -14,13 +14,13 @@ from potstill.serve.engine.admission import Admission
 from potstill.serve.engine.cost import LONG_TOKENS, Drift
 from potstill.serve.engine.crew import Crew
 from potstill.serve.engine.jobs import Job
-from potstill.serve.engine.model import Runs, runs_of
-from potstill.serve.engine.pages import collapse
+from potstill.serve.engine.model import runs_of
 from potstill.serve.engine.plan import Plan, measure_models, resident_bytes
 from potstill.serve.engine.queue import Policy, Queue
 from potstill.serve.engine.settings import Answered, EngineSettings, Gauges, Observer, Outcome, Timings, nothing
 from potstill.serve.engine.shadow import Shadow, check_pair
 from potstill.serve.refusals import RequestError, expired, overloaded, unavailable
+from potstill.task import QUESTION_ANSWERING
 
 # How often hung runs and dead threads are looked for; not in the way of any request.
 _WATCH_S = 0.5
@@ -60,7 +60,6 @@ class Engine:
         self.observer = observer
         """Who counts; may be changed until `start`."""
         self._runs = {name: runs_of(encoder, encoder.session) for name, encoder in models.items()}
-        self._lone: dict[str, Runs] = {}
         self._active: set[Job] = set()
         self._ratio = dict.fromkeys(models, 0.25)  # tokens per character, as in English; learnt
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -68,7 +67,7 @@ class Engine:
         self._draining = self._dead = self._closed = False
         self._queue: Queue
         self._crew: Crew
-        self._door: Admission
+        self._doors: dict[str, Admission] = {}
 
     def warm_up(self) -> Plan:
         """Measure, choose, and run the largest shapes; blocking, before `start`.
@@ -76,28 +75,28 @@ class Engine:
         Raises:
             CheckError: if a model does not run.
         """
-        collapse()  # before anything is measured
-        plans, self._lone = measure_models(self.models, self._runs, settings=self.settings, runners=self._runners)
+        plans = measure_models(self.models, self._runs, settings=self.settings, runners=self._runners)
         policies = {
-            name: Policy(
-                cost=plan.cost, drift=Drift(), budget=plan.batch_tokens, padded=plan.padded_tokens, lone=plan.lone
-            )
+            name: Policy(cost=plan.cost, drift=Drift(), budget=plan.batch_tokens, padded=plan.padded_tokens)
             for name, plan in plans.items()
         }
         self._queue = Queue(policies, runners=self._runners)
-        limits = self.settings.limits
-        typical = max(plan.cost.seconds(1, min(LONG_TOKENS, self._length(name))) for name, plan in plans.items())
-        self._door = Admission(
-            typical_s=typical,
-            batch_s=max(plan.batch_s for plan in plans.values()),
-            fixed_s=None if limits.wait_ms is None else limits.wait_ms / 1e3,
-        )
+        wait_ms = self.settings.limits.wait_ms
+        self._doors = {
+            name: Admission(
+                typical_s=plan.cost.seconds(1, min(LONG_TOKENS, self._length(name))),
+                batch_s=plan.batch_s,
+                fixed_s=None if wait_ms is None else wait_ms / 1e3,
+            )
+            for name, plan in plans.items()
+        }
+        limits = [door.limits_ms() for door in self._doors.values()]
         self.plan = Plan(
             models=plans,
             runners=self._runners,
             threads=self._threads,
             text_threads=self.settings.text_threads,
-            wait_ms=self._door.limits_ms(),
+            wait_ms={name: max(one[name] for one in limits) for name in limits[0]},
             memory_bytes=resident_bytes(),
         )
         return self.plan
@@ -113,13 +112,9 @@ class Engine:
             runners=self._runners,
             text_threads=self.settings.text_threads,
             done=self._done,
-            idle=self._door.idle,
-            lone=self._lone,
             shadow=self._shadow(),
         )
         self._crew.start()
-        if self._lone:  # their weights, while others answer: a server is ready sooner so
-            Thread(target=collapse, name="potstill-pages", daemon=True).start()
         self._watching = loop.call_later(_WATCH_S, self._watch)
 
     def drain(self) -> None:
@@ -160,25 +155,27 @@ class Engine:
             queued_rows=queue.rows[model],
             queued_tokens=queue.tokens[model],
             running_rows=sum(len(batch.items) for batch in list(queue.running) if batch.model == model),
-            wait_s=queue.wait_s(self._door.long_s, now=monotonic()),
+            wait_s=queue.wait_s(model, queue.expected_s(model, 1), now=monotonic()),
         )
 
-    def refuse_if_full(self, model: str) -> None:
-        """Refuse before a body is read, if a short request would be refused now.
+    def refuse_if_full(self, model: str, *, client: str = "") -> None:
+        """Refuse before a body is read, if a short request of this client would be refused now.
 
         Raises:
             RequestError: 429 or 503.
         """
         self._check_open(model)
         if self._active:  # else there is nothing to wait for
-            self._admit(model, self._queue.expected_s(model, 1), left_s=self.settings.limits.request_seconds)
+            left_s = self.settings.limits.request_seconds
+            self._admit(model, self._queue.expected_s(model, 1), client=client, left_s=left_s)
 
     async def answer(
         self,
         model: str,
         prepare: Callable[[], Prepared],
         *,
-        characters: int,
+        characters: Sequence[int],
+        client: str = "",
         timeout_s: float | None = None,
         received_at: float | None = None,
     ) -> Answered:
@@ -187,7 +184,8 @@ class Engine:
         Args:
             model: which model.
             prepare: tokenises; called in another thread.
-            characters: of all its texts, from which its cost is guessed.
+            characters: of each of its texts, from which its cost is guessed.
+            client: who sent it, as far as that is known: clients have equal shares of what waits.
             timeout_s: how long its client waits, from `received_at` on; the server's own limit holds too.
             received_at: when it came, in the event loop's time.
 
@@ -205,14 +203,20 @@ class Engine:
         if deadline <= now:
             self._count(model, "expired")
             raise expired(allowed)
-        cost = self._guess(model, characters)
+        rows, cost = self._guess(model, characters)
         if self._active:
-            self._admit(model, cost, left_s=deadline - now)
+            self._admit(model, cost, rows=rows, client=client, left_s=deadline - now)
         future: asyncio.Future[Answered] = loop.create_future()
         job = Job(
-            model=model, prepare=prepare, characters=characters, arrived=now, deadline=deadline, timeout_s=allowed,
+            model=model,
+            prepare=prepare,
+            characters=sum(characters),
+            arrived=now,
+            deadline=deadline,
+            timeout_s=allowed,
+            client=client,
             future=future,
-        )  # fmt: skip
+        )
         self._active.add(job)
         timer = loop.call_later(deadline - now, self._expire, job) if allowed < _TIMED_S else None
         self._crew.submit(job, cost_s=cost)
@@ -242,17 +246,37 @@ class Engine:
             self._count(model, "unavailable")
             raise unavailable("the server is ending" if self._draining else "the server is starting")
 
-    def _admit(self, model: str, cost: float, *, left_s: float) -> None:
-        now = monotonic()
-        retry_after = self._door.refusal(self._queue.wait_s(cost, now=now), cost, now=now, left_s=left_s)
+    def _admit(self, model: str, cost: float, *, rows: int = 1, client: str, left_s: float) -> None:
+        now, queue = monotonic(), self._queue
+        retry_after = self._doors[model].refusal(
+            queue.lane(model, cost),
+            queue.wait_s(model, cost, now=now, client=client),
+            cost,
+            now=now,
+            longest_row_s=queue.longest_row_s(),
+            runs_s=cost / min(rows, self._runners),
+            left_s=left_s,
+        )
         if retry_after is not None:
             self._count(model, "overloaded")
             raise overloaded(retry_after)
 
-    def _guess(self, model: str, characters: int) -> float:
-        # At most one full row: how many texts there are is not known, and one of them is cut at the model's length.
-        tokens = min(self._length(model), 2 + int(characters * self._ratio[model]))
-        return self._queue.expected_s(model, tokens)
+    def _guess(self, model: str, characters: Sequence[int]) -> tuple[int, float]:
+        """Return how many rows the texts make, and what these cost, as far as characters say it."""
+        most, ratio = self._length(model), self._ratio[model]
+        windows = self._windows(model)
+        rows, cost = 0, 0.0
+        for one in characters:
+            tokens = 2 + int(one * ratio)
+            parts = min(windows, ceil(tokens / most))
+            rows += parts
+            cost += parts * self._queue.expected_s(model, min(most, tokens))
+        return max(1, rows), cost
+
+    def _windows(self, model: str) -> int:
+        """Return in how many rows a text may be read; where it is one, longer texts are cut."""
+        is_read_whole = self.models[model].manifest.task == QUESTION_ANSWERING.name
+        return self.settings.limits.windows if is_read_whole else 1
 
     def _length(self, model: str) -> int:
         return self.models[model].manifest.max_length
@@ -304,7 +328,8 @@ class Engine:
             return
         lengths = [len(row["input_ids"]) for row in job.prepared.rows]
         cost = sum(self._queue.expected_s(job.model, length) for length in lengths)
-        self._door.took(cost, drift=self._queue.drift(job.model))
+        is_lowest = self._queue.lane(job.model, cost).level == 0
+        self._doors[job.model].took(cost, drift=self._queue.drift(job.model), is_lowest=is_lowest)
         if max(lengths, default=0) < self._length(job.model):  # nothing was cut
             ratio = max(0.0, job.tokens - 2 * len(lengths)) / job.characters
             self._ratio[job.model] += 0.02 * (ratio - self._ratio[job.model])

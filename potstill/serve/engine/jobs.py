@@ -3,12 +3,15 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from potstill.serve.answering.prepared import Outputs, Prepared
 from potstill.serve.engine.settings import Answered
 from potstill.serve.refusals import RequestError
 from potstill.serve.session import Stop
+
+if TYPE_CHECKING:
+    from potstill.serve.engine.queue import Lane
 
 Task: TypeAlias = Callable[[], None]
 """Something for a thread to do."""
@@ -21,17 +24,18 @@ class Job:
     model: str
     prepare: Callable[[], Prepared]
     characters: int
+    """Of all its texts."""
     arrived: float
     deadline: float
     timeout_s: float
+    client: str = ""
+    """Who sent it, as far as that is known: what one client has waiting stands only in its own way."""
     future: "asyncio.Future[Answered] | None" = None
 
-    due_s: float = 0.0
-    """Cost of its rows that wait and are due; before it is tokenised, what it is expected to cost."""
-    later_s: float = 0.0
-    """Cost of its rows that wait behind those of younger requests."""
-    later: int = 0
-    """How many rows those are."""
+    lane: "Lane | None" = None
+    """Where it, or its rows, wait."""
+    waiting_s: float = 0.0
+    """Cost of its rows that wait; before it is tokenised, what it is expected to cost."""
     dead: bool = False
     """Nobody waits for it any more; its rows must not run."""
 
@@ -69,8 +73,6 @@ class Batch:
     """Tokens of the longest row: what the others are padded to."""
     started: float
     predicted_s: float
-    is_lone: bool = False
-    """Nothing else ran and little waited when it began, and the model has a session for that."""
     stop: Stop = field(default_factory=Stop)
     stopped_at: float | None = None
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from potstill.serve.encoder import Encoder
-from potstill.serve.engine.model import Runs, runs_of
+from potstill.serve.engine.model import Runs
 from potstill.serve.engine.settings import EngineSettings
-from potstill.serve.engine.warmup import ModelPlan, describe, measure, measure_lone, row_of
+from potstill.serve.engine.warmup import ModelPlan, describe, measure, row_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,24 +40,19 @@ class Plan:
 
 def measure_models(
     models: Mapping[str, Encoder], runs: Mapping[str, Runs], *, settings: EngineSettings, runners: int
-) -> tuple[dict[str, ModelPlan], dict[str, Runs]]:
-    """Measure every model, and load each a second time if lone runs are to have more threads.
+) -> dict[str, ModelPlan]:
+    """Measure every model.
 
     Args:
-        models: what is measured; those that gain by lone runs keep the session for them.
+        models: what is measured.
         runs: what runs rows of each.
-        settings: say whether texts may share a run, and the threads of a lone one.
+        settings: say whether texts may share a run.
         runners: how many runs there may be at a time.
-
-    Returns:
-        The plan of each model, and what makes lone runs, of those that gain by them.
 
     Raises:
         CheckError: if a model does not run.
     """
-    rows = {name: partial(row_of, model.session.inputs, model.manifest.pad_token_id) for name, model in models.items()}
     plans: dict[str, ModelPlan] = {}
-    lone: dict[str, Runs] = {}
     for name, model in models.items():
         alone = None
         if not model.record.batch_invariant and not settings.allow_drift:
@@ -65,23 +60,12 @@ def measure_models(
         plans[name] = measure(
             runs[name],
             max_length=model.manifest.max_length,
-            row=rows[name],
+            row=partial(row_of, model.session.inputs, model.manifest.pad_token_id),
             alone=alone,
             runners=runners,
             unpadded=model.record.unpadded,
         )
-    if settings.lone_threads is None:
-        return plans, lone
-    for name, model in models.items():
-        again = runs_of(model, model.load_lone(settings.lone_threads))
-        plans[name] = measure_lone(
-            runs[name], again, plan=plans[name], max_length=model.manifest.max_length, row=rows[name]
-        )
-        if plans[name].lone is None:
-            model.lone = None  # it would only take memory
-        else:
-            lone[name] = again
-    return plans, lone
+    return plans
 
 
 def resident_bytes() -> int | None:

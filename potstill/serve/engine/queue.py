@@ -1,38 +1,44 @@
-"""Which rows run next, and with whom: the order, and what waits. Pure: no threads, and the time is given.
+"""Which rows run next, and with whom; how long a request would wait. Pure: no threads, and the time is given.
 
-The order. A row is due once its request has waited as long as the request's earlier rows cost; due rows run in the
-order in which they became due, and rows that are not due yet run when nothing is. So a request of 64 texts takes the
-machine while it is free, and does not stand in the way of a single text that comes after it. Nothing starves: a row is
-due at a fixed time, and nothing that becomes due later overtakes it except as company that makes a batch cheaper.
+**Lanes.** A request waits in the lane of its model and its size: up to what one usual text costs, up to twice that, up
+to four times, and so on. Lanes share the runners by start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996): the
+lane that has been given least runs next, and one that was empty begins where the others are. So
 
-The batches. The row that is due first always runs; others join it while the measured cost says that a row is cheaper
-in company than alone, up to a budget of tokens. Where padding is computed like text, it counts, and rows of similar
-length come first; where the file leaves it out, those that are due first.
+- a short text waits for long ones until a runner is free and no longer, as its lane has been given little;
+- nothing starves: of L lanes with work each has 1/L of the machine, however much waits in the others;
+- however many long requests there are, from however many connections, they take the share of one lane.
 
-The lone runs. Where a model has a session with more threads for them, rows run there while nothing runs beside them
-and few wait: one after the other, a few rows are through nearly as soon as side by side, and most of them sooner. Rows
-that come during such a run had often better wait for its end than run beside it on cores that are in use.
+Within a lane all are of one size, within a factor of two. Its clients share it in the same way, as far as they are
+told apart; the requests of one client run one after the other, because side by side all of them would end late.
+
+**Batches.** The row whose turn it is always runs; others join it, first those of its lane, while the measured cost
+says that a row is cheaper in company than alone, up to a budget of tokens. Where padding is computed like text it
+counts, and rows of similar length come first; where the file leaves it out, those whose turn comes first.
 """
 
 import heapq
+from bisect import insort
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import count
+from math import ceil, log2
 
-from potstill.serve.engine.cost import Drift, RunCost
+from potstill.serve.engine.cost import LONG_TOKENS, Drift, RunCost
 from potstill.serve.engine.jobs import Batch, Item, Job
 from potstill.serve.session import Stop
 
 # Rows among which company is looked for. More would find little more, and takes time in front of each run.
 _WINDOW = 64
-
-# So many rows at most are run one after the other; more gain by batches. The last of them may be this much later than
-# if they ran side by side.
-_LONE_ROWS, _LATER = 3, 1.25
-
+# What is left of sums whose parts have all been taken away.
+_NOTHING_S = 1e-9
 # Requests with more characters take longer to tokenise than a thread takes to wake.
 SHORT_CHARACTERS = 4_000
+# Sizes beyond this many times two are one: 32,768 usual texts, which no request has.
+_LEVELS = 16
+# A text is tokenised as if it had come later by this time for each character, about fifty times what that takes: short
+# ones pass long ones, and long ones are passed for 20 s at most.
+_LATER_S = 1e-5
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,12 +51,73 @@ class Policy:
     """Tokens of a batch; a single row may have more. 1: every row runs alone."""
     padded: int = 0
     """Tokens of a batch with its padding, if that may be more: where the file leaves padding out of its products."""
-    lone: float | None = None
-    """A run's time on the session for lone runs, as a share of its time on a runner's; None if there is no such."""
 
     def fits(self, rows: int, longest: int, tokens: int) -> bool:
         """Tell whether rows may be a batch."""
         return tokens <= self.budget and rows * longest <= max(self.budget, self.padded)
+
+    def level(self, cost_s: float) -> int:
+        """Return the size of a request: 0 up to what a usual text costs, 1 up to twice that, and so on."""
+        usual_s = self.cost.seconds(1, LONG_TOKENS) * self.drift.factor
+        return min(_LEVELS - 1, max(0, ceil(log2(cost_s / usual_s)))) if cost_s > usual_s else 0
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """The requests of one model and one size."""
+
+    model: str
+    level: int
+    rows: list[tuple[float, int, Item]] = field(default_factory=list)
+    """Those that wait, in the order of their turns; (turn, number, row)."""
+    waiting_s: dict[str, float] = field(default_factory=dict)
+    """Predicted cost of what each client has waiting, rows and requests that are not tokenised; only while there is."""
+    all_s: float = 0.0
+    """The same of all clients."""
+    begins: float = 0.0
+    """Virtual time at which its next row begins: how much the lane has been given."""
+    turn: float = 0.0
+    """The same within the lane: the turn of the row that ran last."""
+    ends: dict[str, float] = field(default_factory=dict)
+    """Where the turn of each client's last row ends."""
+    is_standing: bool = False
+    """Something was refused, and the lane has not been empty since. Of the admission, as the next two."""
+    refused_s: float = 0.0
+    refused_at: float = 0.0
+
+    def push(self, item: Item, number: int) -> None:
+        """Add a row behind those of its client."""
+        client = item.job.client
+        turn = max(self.turn, self.ends.get(client, 0.0))
+        self.ends[client] = turn + item.cost_s
+        insort(self.rows, (turn, number, item))
+
+    def expect(self, job: Job, cost_s: float) -> None:
+        """Count work of a request that waits here."""
+        job.lane = self
+        job.waiting_s += cost_s
+        self.all_s += cost_s
+        self.waiting_s[job.client] = self.waiting_s.get(job.client, 0.0) + cost_s
+
+    def forget(self, job: Job, cost_s: float) -> None:
+        """Count work of a request no longer."""
+        job.waiting_s -= cost_s
+        self.all_s -= cost_s
+        left = self.waiting_s.pop(job.client, 0.0) - cost_s
+        if left > _NOTHING_S:
+            self.waiting_s[job.client] = left
+        else:
+            self.ends.pop(job.client, None)
+        if not self.waiting_s:
+            self.all_s = 0.0
+
+    def ahead_s(self, client: str, cost_s: float) -> float:
+        """Return what runs here before a request of a client is through: its own, and as much of each other's."""
+        own = self.waiting_s.get(client, 0.0)
+        if own == self.all_s:
+            return own
+        waiting = list(self.waiting_s.items())  # other threads change it
+        return own + sum(min(waits, own + cost_s) for other, waits in waiting if other != client)
 
 
 class Queue:
@@ -59,68 +126,69 @@ class Queue:
     def __init__(self, policies: Mapping[str, Policy], *, runners: int = 1) -> None:
         self._policies, self._runners = policies, runners
         self._short: deque[Job] = deque()
-        self._long: deque[Job] = deque()
-        self._due: deque[Item] = deque()
-        self._later: list[tuple[float, int, Item]] = []
+        self._long: list[tuple[float, int, Job]] = []
+        # All that there can be: the event loop reads them while other threads work.
+        self._lanes = {model: [Lane(model, level) for level in range(_LEVELS)] for model in policies}
+        self._every = [lane for lanes in self._lanes.values() for lane in lanes]
         self._order = count()
-        self._spread = 0
-        self.due_s = 0.0
-        self.later_s = 0.0
+        self._virtual = 0.0
         self.rows = dict.fromkeys(policies, 0)
         self.tokens = dict.fromkeys(policies, 0)
         self.running: dict[Batch, None] = {}
 
+    def lane(self, model: str, cost_s: float) -> Lane:
+        """Return where a request of this cost waits."""
+        return self._lanes[model][self._policies[model].level(cost_s)]
+
     def add(self, job: Job, *, cost_s: float) -> None:
         """Take a request that is not tokenised yet, and is expected to cost this."""
-        job.due_s = cost_s
-        self.due_s += cost_s
-        (self._long if job.characters > SHORT_CHARACTERS else self._short).append(job)
+        self.lane(job.model, cost_s).expect(job, cost_s)
+        if job.characters > SHORT_CHARACTERS:
+            heapq.heappush(self._long, (_due(job), next(self._order), job))
+        else:
+            self._short.append(job)
 
-    def next_raw(self, *, long: bool) -> Job | None:
-        """Return the next request to tokenise, or None: the oldest short one, then, if `long`, the oldest long one."""
-        for waiting in (self._short, self._long) if long else (self._short,):
-            while waiting:
-                job = waiting.popleft()
-                if not job.dead:
-                    return job
-        return None
+    def next_raw(self, *, long: bool, before: Job | None = None) -> Job | None:
+        """Return the next request to tokenise, or None where there is none.
 
-    def has_raw(self, *, long: bool) -> bool:
-        """Tell whether requests wait to be tokenised."""
-        return bool(self._short or (long and self._long))
+        Args:
+            long: whether it may be a long one.
+            before: if given, only one that goes first although this one was begun: it is much shorter.
+        """
+        while self._short and self._short[0].dead:
+            self._short.popleft()
+        while self._long and self._long[0][2].dead:
+            heapq.heappop(self._long)
+        short = self._short[0] if self._short else None
+        other = self._long[0][2] if long and self._long else None
+        job = other if short is None or (other is not None and _due(other) < _due(short)) else short
+        if job is None or (before is not None and not _passes(job, before)):
+            return None
+        if job is short:
+            self._short.popleft()
+        else:
+            heapq.heappop(self._long)
+        return job
 
     def has_rows(self) -> bool:
-        """Tell whether rows wait (or did: those of abandoned requests count)."""
-        return bool(self._due or self._later)
+        """Tell whether rows wait."""
+        return any(lane.rows for lane in self._every)
 
-    def has_full_batch(self) -> bool:
-        """Tell whether more rows could not make the next batch better."""
-        if not self._due:
-            return False
-        model = self._due[0].job.model
-        return self.tokens[model] >= self._policies[model].budget
-
-    def put(self, job: Job, lengths: list[int], *, now: float) -> None:
+    def put(self, job: Job, lengths: Sequence[int]) -> None:
         """Take the rows of a tokenised request, given their tokens."""
-        self.due_s -= job.due_s
-        job.due_s = 0.0
         if job.dead:
             return
-        policy = self._policies[job.model]
-        due_at = job.arrived
-        for index, tokens in enumerate(lengths):
-            item = Item(job, index, tokens, policy.cost.seconds(1, tokens) * policy.drift.factor)
-            if due_at <= now:
-                self._due.append(item)
-                job.due_s += item.cost_s
-            else:
-                heapq.heappush(self._later, (due_at, next(self._order), item))
-                job.later_s += item.cost_s
-                job.later += 1
-            due_at += item.cost_s
-        self.due_s += job.due_s
-        self.later_s += job.later_s
-        self._spread += job.later > 0
+        if job.lane is not None:
+            job.lane.forget(job, job.waiting_s)
+        if not lengths:
+            return
+        costs = [self.expected_s(job.model, tokens) for tokens in lengths]
+        lane = self.lane(job.model, sum(costs))
+        if not lane.rows:
+            lane.begins = max(lane.begins, self._virtual)
+        lane.expect(job, sum(costs))
+        for index, (tokens, cost_s) in enumerate(zip(lengths, costs, strict=True)):
+            lane.push(Item(job, index, tokens, cost_s), next(self._order))
         self.rows[job.model] += len(lengths)
         self.tokens[job.model] += sum(lengths)
 
@@ -129,53 +197,46 @@ class Queue:
         if job.dead:
             return []
         job.dead = True
-        self.due_s -= job.due_s
-        self.later_s -= job.later_s
-        self._spread -= job.later > 0
-        job.due_s, job.later_s, job.later = 0.0, 0.0, 0
+        if job.lane is not None:
+            gone = [row for row in job.lane.rows if row[2].job is job]
+            if gone:
+                job.lane.rows = [row for row in job.lane.rows if row[2].job is not job]
+                self.rows[job.model] -= len(gone)
+                self.tokens[job.model] -= sum(item.tokens for _, _, item in gone)
+            job.lane.forget(job, job.waiting_s)
         return [batch for batch in self.running if batch.is_abandoned()]
 
-    def held_until(self, now: float) -> float | None:
-        """Return until when the next row is better off waiting for a lone run's end; None if it is not.
-
-        For a run that is late, or hangs, it waits no longer than it takes itself.
-        """
-        if len(self.running) != 1 or not self.has_rows() or self.has_raw(long=True) or self._runners == 1:
-            return None
-        batch = next(iter(self.running))
-        item = self._due[0] if self._due else self._later[0][2]
-        lone = self._policies[item.job.model].lone
-        if not batch.is_lone or lone is None or item.job.dead:
-            return None
-        # Beside it a row shares the cores with all of the run's threads: with two cores it takes about twice as long.
-        ends = batch.started + batch.predicted_s
-        then = lone if self._in_turn(self._waiting(), lone) else 1.0
-        pays = ends - now + then * item.cost_s < self._runners / (self._runners - 1) * item.cost_s
-        until = ends + item.cost_s
-        return until if pays and now < until else None
-
-    def next_batch(self, now: float, *, idle: int = 0, stop: Callable[[], Stop] = Stop) -> Batch | None:
+    def next_batch(self, now: float, *, idle: int = 0, stop: Stop | None = None) -> Batch | None:
         """Return the rows that run now, or None where none wait; `idle` other runners are free for the rest."""
-        while self._later and self._later[0][0] <= now:
-            self._due.append(self._pop_later())
-        head = self._head(now)
-        if head is None:
+        for lane in self._every:
+            while lane.rows and lane.rows[0][2].job.deadline <= now:
+                self.drop(lane.rows[0][2].job)
+            if not lane.waiting_s:  # a runner is free, and nothing is here
+                lane.is_standing = False
+        waiting = [lane for lane in self._every if lane.rows]
+        if not waiting:
             return None
-        policy = self._policies[head.job.model]
-        items, longest = [head], head.tokens
+        lane = min(waiting, key=lambda lane: (lane.begins, lane.level))
+        policy = self._policies[lane.model]
+        self._virtual = max(self._virtual, lane.begins)
+        lane.turn = lane.rows[0][0]
+        head = lane.rows.pop(0)[2]
+        items = [head]
+        self._leaves(head, lane)
         if policy.budget > head.tokens:
-            longest = self._company(items, policy, most=-(-self.rows[head.job.model] // (1 + idle)))
-        for item in items:
-            self._leaves(item)
-        lone = None if self.running or self.has_raw(long=True) else policy.lone
-        if lone is not None and not self._in_turn(1 + self._waiting(), lone):
-            lone = None
+            lanes = sorted((other for other in waiting if other.model == lane.model), key=lambda other: other.level)
+            lanes.sort(key=lambda other: other is not lane)
+            self._company(items, lanes, policy, most=-(-(1 + self.rows[lane.model]) // (1 + idle)))
+        longest = max(item.tokens for item in items)
         cost_s = policy.cost.seconds(len(items), longest, sum(item.tokens for item in items))
-        predicted = cost_s * policy.drift.factor * (lone or 1.0)
         batch = Batch(
-            model=head.job.model, items=items, longest=longest, started=now, predicted_s=predicted,
-            is_lone=lone is not None, stop=stop(),
-        )  # fmt: skip
+            model=lane.model,
+            items=items,
+            longest=longest,
+            started=now,
+            predicted_s=cost_s * policy.drift.factor,
+            stop=stop or Stop(),
+        )
         self.running[batch] = None
         return batch
 
@@ -183,9 +244,8 @@ class Queue:
         """Forget a batch that has run."""
         self.running.pop(batch, None)
         policy = self._policies[batch.model]
-        if not batch.is_lone:  # which says nothing of runs that share the cores
-            alone = sum(policy.cost.seconds(1, item.tokens) for item in batch.items)
-            policy.drift.saw(actual_s=now - batch.started, predicted_s=alone)
+        alone = sum(policy.cost.seconds(1, item.tokens) for item in batch.items)
+        policy.drift.saw(actual_s=now - batch.started, predicted_s=alone)
 
     def expected_s(self, model: str, tokens: int) -> float:
         """Return what one row of so many tokens is expected to take."""
@@ -196,80 +256,68 @@ class Queue:
         """Return how many times longer than measured at the start a model's rows take now."""
         return self._policies[model].drift.factor
 
-    def wait_s(self, cost_s: float, *, now: float) -> float:
+    def wait_s(self, model: str, cost_s: float, *, now: float, client: str = "") -> float:
         """Return how long a request of this cost that came now would wait for others, as predicted.
 
-        Before it is through, each request with rows that are due later gets at most as much as it gets itself.
+        That is until a runner is free for it: what runs has to end, and before it is through its client's lane gets
+        what is before it there, and each other lane at most as much.
         """
-        running = sum(max(0.0, batch.started + batch.predicted_s - now) for batch in list(self.running))
-        waiting = self.due_s + min(self.later_s, self._spread * cost_s)
-        return max(0.0, running + waiting) / self._runners
+        own = self.lane(model, cost_s)
+        ahead = own.ahead_s(client, cost_s)
+        share = ahead + cost_s
+        ahead += sum(min(lane.all_s, share) for lane in self._every if lane is not own)
+        left = [max(0.0, batch.started + batch.predicted_s - now) for batch in list(self.running)]
+        left += [0.0] * (self._runners - len(left))
+        return _until_free(sorted(left)[-self._runners :], ahead)
 
-    def _waiting(self) -> int:
-        """Return how many rows wait; those of abandoned requests count."""
-        return len(self._due) + len(self._later)
+    def longest_row_s(self) -> float:
+        """Return what the longest of the rows that are running takes alone, as predicted."""
+        return max((self.expected_s(batch.model, batch.longest) for batch in list(self.running)), default=0.0)
 
-    def _in_turn(self, rows: int, lone: float) -> bool:
-        """Tell whether so many rows are through about as soon in lone runs, one after the other, as side by side."""
-        return rows <= _LONE_ROWS and rows * lone <= _LATER * -(-rows // self._runners)
-
-    def _head(self, now: float) -> Item | None:
-        while self._due or self._later:
-            item = self._due.popleft() if self._due else self._pop_later()
-            if item.job.deadline <= now:
-                self.drop(item.job)
-            if not item.job.dead:
-                return item
-            self._leaves(item)
-        return None
-
-    def _company(self, items: list[Item], policy: Policy, *, most: int) -> int:
-        """Add rows to a batch of one; return the longest's tokens."""
+    def _company(self, items: list[Item], lanes: Sequence[Lane], policy: Policy, *, most: int) -> None:
+        """Add rows to a batch of one, from the lanes in their order."""
         head = items[0]
         longest = tokens = head.tokens
+        for lane in lanes:
+            if len(items) >= most or tokens >= policy.budget:
+                return
+            window, taken = lane.rows[:_WINDOW], set()
+            # Where padding is computed like text, those of the head's length first.
+            near = window if policy.cost.unpadded else sorted(window, key=lambda row: abs(row[2].tokens - head.tokens))
+            for _, number, item in near:
+                wider = max(longest, item.tokens)
+                fits = len(items) < most and policy.fits(len(items) + 1, wider, tokens + item.tokens)
+                if fits and policy.cost.pays(len(items), longest, tokens, added=item.tokens):
+                    items.append(item)
+                    taken.add(number)
+                    self._leaves(item, lane)
+                    longest, tokens = wider, tokens + item.tokens
+            if taken:
+                lane.rows[:_WINDOW] = [row for row in window if row[1] not in taken]
 
-        def joins(item: Item) -> bool:
-            wider = max(longest, item.tokens)
-            fits = len(items) < most and policy.fits(len(items) + 1, wider, tokens + item.tokens)
-            return fits and policy.cost.pays(len(items), longest, tokens, added=item.tokens)
+    def _leaves(self, item: Item, lane: Lane) -> None:
+        lane.begins += item.cost_s
+        self.rows[lane.model] -= 1
+        self.tokens[lane.model] -= item.tokens
+        lane.forget(item.job, item.cost_s)
 
-        window = [self._due.popleft() for _ in range(min(_WINDOW, len(self._due)))]
-        near = [item for item in window if item.job.model == head.job.model and not item.job.dead]
-        taken = set()
-        if not policy.cost.unpadded:
-            near.sort(key=lambda item: abs(item.tokens - head.tokens))
-        for item in near:
-            if joins(item):
-                items.append(item)
-                taken.add(id(item))
-                longest, tokens = max(longest, item.tokens), tokens + item.tokens
-        self._due.extendleft(item for item in reversed(window) if id(item) not in taken)
-        # Of rows that are not due only the next ones: to put others back would change the order.
-        while self._later and not self._due:
-            item = self._later[0][2]
-            if item.job.dead or item.job.model != head.job.model or not joins(item):
-                break
-            items.append(self._pop_later())
-            longest, tokens = max(longest, item.tokens), tokens + item.tokens
-        return longest
 
-    def _pop_later(self) -> Item:
-        """Make the next row that is not due a due one, and return it."""
-        item = heapq.heappop(self._later)[2]
-        job = item.job
-        if not job.dead:
-            job.later -= 1
-            self._spread -= job.later == 0
-            job.later_s -= item.cost_s
-            job.due_s += item.cost_s
-            self.later_s -= item.cost_s
-            self.due_s += item.cost_s
-        return item
+def _due(job: Job) -> float:
+    """Return the place of a request in the order of tokenising."""
+    return job.arrived + job.characters * _LATER_S * (job.characters > SHORT_CHARACTERS)
 
-    def _leaves(self, item: Item) -> None:
-        model = item.job.model
-        self.rows[model] -= 1
-        self.tokens[model] -= item.tokens
-        if not item.job.dead:
-            item.job.due_s -= item.cost_s
-            self.due_s -= item.cost_s
+
+def _passes(job: Job, other: Job) -> bool:
+    """Tell whether a request passes one that is in the middle of it; it is half as long, which bounds the depth."""
+    return _due(job) < _due(other) and job.characters <= other.characters / 2
+
+
+def _until_free(left: Sequence[float], work_s: float) -> float:
+    """Return when the first runner is free, if `left` (ascending) are busy so long and share so much work then."""
+    busy = 0.0
+    for number, seconds in enumerate(left, start=1):
+        busy += seconds
+        free = (work_s + busy) / number
+        if number == len(left) or free <= left[number]:
+            return free
+    return work_s

@@ -15,13 +15,11 @@ class EngineSettings:
     """How one engine works.
 
     Raises:
-        UsageError: if a count is below 1 (text_threads: below 0), or lone_threads are no more than threads.
+        UsageError: if a count is below 1.
     """
 
     threads: int | None = None
     """Threads within one run, as the models were loaded with; None where they chose for themselves."""
-    lone_threads: int | None = None
-    """Threads within a run while nothing else runs, for which the models are loaded a second time; None: no such."""
     runners: int | None = None
     """Runs at a time; None: the cores over the threads of one run. Several runs of one thread each answer more than
     one run of several threads (microsoft/onnxruntime#16304); an int8 student of 1 ms took 1.3 times the CPU with two
@@ -39,14 +37,10 @@ class EngineSettings:
     """How long a run may go on after it was told to stop; then the engine is dead."""
 
     def __post_init__(self) -> None:
-        counts = [count for count in (self.runners, self.threads) if count is not None]
-        if min(counts, default=1) < 1 or self.text_threads < 0:
-            raise UsageError(
-                f"an engine needs a runner and a thread: runners {self.runners}, threads {self.threads}, "
-                f"text_threads {self.text_threads}"
-            )
-        if self.lone_threads is not None and self.lone_threads <= (self.threads or 1):
-            raise UsageError(f"lone_threads is {self.lone_threads}; it must be more than threads, {self.threads or 1}")
+        for name in ("runners", "threads", "text_threads"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise UsageError(f"{name} is {count}; an engine needs at least 1")
 
 
 class Timings(NamedTuple):

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from math import inf
 from time import perf_counter
 from typing import Any
 
@@ -29,8 +28,6 @@ _BATCHES = ((8, 32), (4, 32), (2, 32), (2, 128), (4, 8), (16, 8), (16, 32))
 _REPEATS, _ENOUGH_S = 5, 0.05
 # A run that takes longer than this is long enough to be believed at once.
 _LONG_S = 0.4
-# A session for lone runs is used if they take less than this share of the time.
-_LONE_WORTH, _LONE_TRIES = 0.9, 4
 # Measuring takes about this long; what is not measured by then is left out, except one row at each length and the
 # first batch: a model for which these take longer is the one that needs its batches most.
 _SECONDS = 1.5
@@ -53,8 +50,6 @@ class ModelPlan:
     """What a full batch of short texts takes; 0 if none is formed."""
     batching_gain: float
     """Texts per second in the best batch over texts per second alone, at the length where it is largest."""
-    lone: float | None = None
-    """A short text's time on the session for lone runs as a share of a runner's; None if there is none, or no gain."""
 
 
 def measure(
@@ -107,34 +102,6 @@ def measure(
         batching_gain=_gain(samples),
         largest_run=(budget // short, short) if budget > max_length else (1, max_length),
     )
-
-
-def measure_lone(run: Runs, lone: Runs, *, plan: ModelPlan, max_length: int, row: Callable[[int], Row]) -> ModelPlan:
-    """Measure a session for lone runs, and run what may run there at most; return the plan with what it gains.
-
-    A neighbour that has one of the cores hides the gain, and nothing feigns one: where there seems to be none, it is
-    looked for again.
-
-    Args:
-        run: runs rows on a runner's session.
-        lone: runs rows while nothing else runs.
-        plan: what was measured of the model.
-        max_length: the longest row in tokens.
-        row: makes a row of so many tokens.
-
-    Raises:
-        CheckError: if the model does not run.
-    """
-    for rows in _largest(row, plan.batch_tokens, plan.padded_tokens, max_length):
-        lone(rows, None)
-    common = [row(min(_COMMON, max_length))]
-    best_lone = best_run = inf
-    for _ in range(_LONE_TRIES):
-        for _ in range(_REPEATS):
-            best_lone, best_run = min(best_lone, _seconds(lone, common, 0)), min(best_run, _seconds(run, common, 0))
-        if best_lone < _LONE_WORTH * best_run:
-            return replace(plan, lone=best_lone / best_run)
-    return plan
 
 
 def _largest(row: Callable[[int], Row], budget: int, padded: int, max_length: int) -> list[list[Row]]:
@@ -206,7 +173,6 @@ def describe(plan: ModelPlan) -> dict[str, Any]:
         "why": plan.why,
         "batching_gain": round(plan.batching_gain, 2),
         "largest_run": list(plan.largest_run),
-        "lone_share": None if plan.lone is None else round(plan.lone, 2),
         "milliseconds": [
             {"rows": sample.rows, "tokens": sample.length, "ms": round(sample.seconds * 1e3, 3)}
             for sample in plan.samples

@@ -19,14 +19,13 @@ class FakeEngine:
         self.alive = self.ready = True
         self.asked = []
 
-    def refuse_if_full(self, model):
+    def refuse_if_full(self, model, *, client):
         if self.refusal is not None:
             raise self.refusal
 
-    async def answer(self, model, prepare, *, characters, timeout_s, received_at):
-        self.asked.append(
-            {"model": model, "characters": characters, "timeout_s": timeout_s, "received_at": received_at}
-        )
+    async def answer(self, model, prepare, *, characters, client, timeout_s, received_at):
+        about = {"characters": characters, "client": client, "timeout_s": timeout_s, "received_at": received_at}
+        self.asked.append({"model": model} | about)
         if self.failure is not None:
             raise self.failure
         try:

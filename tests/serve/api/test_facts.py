@@ -17,13 +17,12 @@ def test_info_tells_what_is_served_and_a_models_own_page_how_it_was_checked(clie
     model = info["models"]["tiny"]
     file = encoder.manifest.files["onnx/model.onnx"]
     assert (model["model_sha256"], model["model_size_bytes"]) == (file.sha256, file.size_bytes)
-    assert {name: model[name] for name in ("task", "labels", "precision", "max_length", "threads", "lone_threads")} == {
+    assert {name: model[name] for name in ("task", "labels", "precision", "max_length", "threads")} == {
         "task": "text-classification",
         "labels": ["negative", "neutral", "positive"],
         "precision": "fp32",
         "max_length": 32,
         "threads": 1,
-        "lone_threads": None,
     }
     whole = client.get(model.pop("evidence")).json()
     assert whole.items() >= model.items()

@@ -20,6 +20,19 @@ def locked(engine):
     return TestClient(create_app(engine, api_keys=KEYS))
 
 
+def test_the_engine_is_told_which_client_asks(locked, client, engine):
+    """A key is a client, and where there are none an address is."""
+    clients = []
+    for key in (*KEYS, KEYS[0]):
+        sent = {b"authorization": b"Bearer " + key.encode()}
+        assert locked.post("/predict", json={"inputs": "good"}, headers=sent).status_code == 200
+        clients.append(engine.asked[-1]["client"])
+    assert clients[0] == clients[2] != clients[1]
+    assert not any(key in told for key in KEYS for told in clients)
+    assert client.post("/predict", json={"inputs": "good"}).status_code == 200
+    assert engine.asked[-1]["client"] == "testclient"
+
+
 def test_unknown_paths_name_the_known_ones(client):
     for path in ("/predict/", "/hunter2", "/predict/%00", "/models/", "/models/tiny/hunter2", "/static/../app.py"):
         assert "/predict" in assert_error(client.get(path), 404, "not_found")

@@ -179,7 +179,7 @@ def test_pairs_and_parameters_reach_the_model(client, encoder, engine):
     asked = post(client, texts(["good", "bad"]), texts(["film", "a book"], "text_pair"), parameters={"top_k": 1})
     answers = [json.loads(row) for row in outputs_of(asked)["answers"]["data"]]
     assert answers == alone(encoder, [("good", "film"), ("bad", "a book")], top_k=1)
-    assert engine.asked[-1]["characters"] == len("goodbadfilma book")
+    assert engine.asked[-1]["characters"] == [len("goodfilm"), len("bada book")]
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_a_full_engine_refuses(client, engine):
 
 def test_ids_count_as_the_characters_of_an_english_text(client, engine):
     outputs_of(post(client, ids([[1, 2, 3, 4]] * 2)))
-    assert engine.asked[-1]["characters"] == 32
+    assert engine.asked[-1]["characters"] == [16, 16]
 
 
 async def _ask_together(bodies, **models):

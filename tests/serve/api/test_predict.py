@@ -75,7 +75,13 @@ def test_a_sane_request_id_comes_back_and_another_does_not(client):
 
 def test_the_engine_is_told_how_long_the_client_waits_and_how_much_it_sends(client, engine):
     post(client, {"inputs": ["good", {"text": "ab", "text_pair": "cde"}]}, **{"x-request-timeout-ms": "250"})
-    assert engine.asked[-1] == {"model": "tiny", "characters": 9, "timeout_s": 0.25, "received_at": None}
+    assert engine.asked[-1] == {
+        "model": "tiny",
+        "characters": [4, 5],
+        "client": "testclient",
+        "timeout_s": 0.25,
+        "received_at": None,
+    }
     post(client, {"inputs": "good"}, **{"x-request-timeout-ms": "3600000"})
     assert engine.asked[-1]["timeout_s"] == 60.0
     post(client, {"inputs": "good"}, **{"x-request-timeout-ms": "10"})

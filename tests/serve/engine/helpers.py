@@ -51,8 +51,7 @@ async def running(models, *, observer=None, **settings):
 
 
 def ask(engine, encoder, texts, *, model="m", **about):
-    characters = sum(map(len, texts))
-    return engine.answer(model, lambda: encoder.prepare(texts), characters=characters, **about)
+    return engine.answer(model, lambda: encoder.prepare(texts), characters=list(map(len, texts)), **about)
 
 
 async def refused(status, awaitable):

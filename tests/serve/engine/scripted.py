@@ -45,10 +45,3 @@ def scripted(encoder):
     own = copy.copy(encoder)
     own.session = ScriptedSession(encoder.session)
     return own
-
-
-def with_lone(own):
-    """Give it a second session that can be told the same, which is there before it is loaded."""
-    own.lone = ScriptedSession(own.session._session)
-    own.load_lone = lambda threads: own.lone
-    return own.lone

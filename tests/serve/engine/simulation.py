@@ -1,29 +1,30 @@
 """The queue and the door under load, in simulated time: no threads, no noise, seconds in milliseconds."""
 
 import heapq
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from potstill.serve.engine.admission import Admission
-from potstill.serve.engine.cost import Drift, RunCost
+from potstill.serve.engine.cost import LONG_TOKENS, Drift, RunCost
 from potstill.serve.engine.jobs import Job
 from potstill.serve.engine.queue import Policy, Queue
 
 # A student of 3 layers and 384 features in fp32 on one core of an EPYC: 2 ms for 25 tokens, 1.5 ms in batches.
 STUDENT = RunCost(fixed=0.0007, per_row=0.0001, per_token=0.00005, per_pair=5e-8)
-# A DistilBERT on one core of another: 16 ms for 25 tokens, 11 ms in batches.
+# A DistilBERT on one core of another: 16 ms for 25 tokens, 11 ms in batches, 0.3 s for 512.
 DISTILBERT = RunCost(fixed=0.0065, per_row=0.0002, per_token=0.00038, per_pair=4e-7)
+REQUEST_SECONDS = 60.0
 
 
 @dataclass
 class Outcome:
     offered: int = 0
     refused: int = 0
+    expired: int = 0
     seconds: list[float] = field(default_factory=list)
-    by_size: dict[int, list[float]] = field(default_factory=dict)
     ended: list[float] = field(default_factory=list)
-    batches: list[int] = field(default_factory=list)
     duration: float = 0.0
     until: float = 0.0
 
@@ -35,6 +36,36 @@ class Outcome:
     def p(self, percent: float) -> float:
         return float(np.percentile(self.seconds, percent))
 
+    def within(self, seconds: float) -> float:
+        """The share of what was offered that was answered within a time."""
+        return sum(taken <= seconds for taken in self.seconds) / self.offered
+
+
+@dataclass
+class Client:
+    """Sends requests, as tokens of each text: so many a second, at random or evenly, or each after the last answer."""
+
+    texts: Callable[[np.random.Generator], Sequence[int]]
+    rate: float | None = None
+    evenly: bool = False
+    name: str = ""
+    outcome: Outcome = field(default_factory=Outcome)
+
+
+def sst2(size: int = 1) -> Callable[[np.random.Generator], Sequence[int]]:
+    """Texts as the sentences of SST-2: 25 tokens on average, up to 60."""
+    return lambda draw: np.clip(draw.gamma(4.0, 6.0, size).astype(int) + 3, 4, 60).tolist()
+
+
+def short(every: float = 0.05, **about) -> Client:
+    """The client of the issue: a great movie, every 50 ms."""
+    return Client(lambda _: [5], rate=1 / every, evenly=True, **about)
+
+
+def long(texts: int = 64, tokens: int = 512, **about) -> Client:
+    """Long texts, one request after the other."""
+    return Client(lambda _: [tokens] * texts, **about)
+
 
 class Machine:
     """Runners that take what the model of their cost says, times a factor and some noise."""
@@ -44,68 +75,94 @@ class Machine:
         seed=0,
     ):  # fmt: skip
         self.draw = np.random.default_rng(seed)
-        self.cost, self.slower, self.noise = cost, slower, noise
+        self.cost, self.slower, self.noise, self.runners = cost, slower, noise, runners
         self.queue = Queue({"m": Policy(cost=cost, drift=Drift(), budget=budget, padded=padded)}, runners=runners)
-        self.door = Admission(typical_s=cost.seconds(1, 64), batch_s=batch_s, fixed_s=fixed_s)
+        self.door = Admission(typical_s=cost.seconds(1, LONG_TOKENS), batch_s=batch_s, fixed_s=fixed_s)
         self.free = runners
         self.now = 0.0
+        self._events: list = []
+        self._order = 0
+        self._asking: dict[Job, Client] = {}
 
-    def load(self, rate, *, duration=20.0, sizes=(1,), lengths=None) -> Outcome:
-        """Offer requests of `sizes` texts, each size as likely, at so many a second."""
-        outcome = Outcome(duration=duration, until=self.now + duration)
-        begin = self.now
-        events: list = []
-        arrival = begin
-        order = 0
-        while (arrival := arrival + self.draw.exponential(1 / rate)) < begin + duration:
-            order += 1
-            heapq.heappush(events, (arrival, order, None))
-        while events:
-            self.now, _, batch = heapq.heappop(events)
-            if batch is None:
-                self._arrive(outcome, int(self.draw.choice(sizes)), lengths)
-            else:
-                self.free += 1
-                self.queue.done(batch, now=self.now)
-                self._store(batch, outcome)
-            while self.free:
-                batch = self.queue.next_batch(self.now, idle=self.free - 1)
-                if batch is None:
-                    self.door.idle()
-                    break
-                self.free -= 1
-                order += 1
-                noise = self.draw.lognormal(0, self.noise)
-                seconds = self.cost.seconds(len(batch.items), batch.longest, batch.tokens) * self.slower * noise
-                outcome.batches.append(len(batch.items))
-                heapq.heappush(events, (self.now + seconds, order, batch))
-        return outcome
+    def load(self, rate, *, duration=20.0, texts=None) -> Outcome:
+        """Offer requests at so many a second."""
+        client = Client(texts or sst2(), rate=rate)
+        self.serve([client], duration=duration)
+        return client.outcome
 
-    def _arrive(self, outcome, size, lengths):
+    def serve(self, clients: Sequence[Client], *, duration: float) -> None:
+        """Let clients send for a while, and answer all that was taken."""
+        until = self.now + duration
+        for client in clients:
+            client.outcome.duration, client.outcome.until = duration, until
+            self._at(self.now, "send", client)
+        while self._events:
+            self.now, _, what, about = heapq.heappop(self._events)
+            if what == "send":
+                if self.now < until:
+                    self._send(about)
+            elif what == "done":
+                self._done(about)
+            elif about in self._asking:  # nobody waits any longer
+                self._asking.pop(about).outcome.expired += 1
+                self.queue.drop(about)
+            self._dispatch()
+
+    def _at(self, when, what, about):
+        self._order += 1
+        heapq.heappush(self._events, (when, self._order, what, about))
+
+    def _send(self, client):
+        outcome = client.outcome
         outcome.offered += 1
-        tokens = [int(n) for n in (lengths if lengths is not None else self._lengths(size))]
+        if client.rate is not None:
+            pause = 1 / client.rate if client.evenly else self.draw.exponential(1 / client.rate)
+            self._at(self.now + pause, "send", client)
+        tokens = list(client.texts(self.draw))
         cost = sum(self.queue.expected_s("m", n) for n in tokens)
-        wait = self.queue.wait_s(cost, now=self.now)
-        if self.door.refusal(wait, cost, now=self.now) is not None:
+        retry_after = self.door.refusal(
+            self.queue.lane("m", cost), self.queue.wait_s("m", cost, now=self.now, client=client.name), cost,
+            now=self.now, longest_row_s=self.queue.longest_row_s(), runs_s=cost / min(len(tokens), self.runners),
+            left_s=REQUEST_SECONDS,
+        )  # fmt: skip
+        if retry_after is not None:
+            assert not self.free, "it was refused, and a runner was idle"
             outcome.refused += 1
+            if client.rate is None:
+                self._at(self.now + retry_after, "send", client)
             return
-        self.door.took(cost, drift=self.queue.drift("m"))
+        level = self.queue.lane("m", cost).level
+        self.door.took(cost, drift=self.queue.drift("m"), is_lowest=level == 0)
         job = Job(
-            model="m", prepare=lambda: None, characters=100, arrived=self.now, deadline=float("inf"), timeout_s=60.0
-        )
+            model="m", prepare=lambda: None, characters=100, arrived=self.now, deadline=self.now + REQUEST_SECONDS,
+            timeout_s=REQUEST_SECONDS, client=client.name,
+        )  # fmt: skip
+        self._asking[job] = client
+        self._at(job.deadline, "end", job)
         self.queue.add(job, cost_s=cost)
         assert self.queue.next_raw(long=True) is job
         job.left = len(tokens)
-        self.queue.put(job, tokens, now=self.now)
+        self.queue.put(job, tokens)
 
-    def _store(self, batch, outcome):
+    def _dispatch(self):
+        while self.free:
+            batch = self.queue.next_batch(self.now, idle=self.free - 1)
+            if batch is None:
+                return
+            self.free -= 1
+            noise = self.draw.lognormal(0, self.noise)
+            seconds = self.cost.seconds(len(batch.items), batch.longest, batch.tokens) * self.slower * noise
+            self._at(self.now + seconds, "done", batch)
+
+    def _done(self, batch):
+        self.free += 1
+        self.queue.done(batch, now=self.now)
         for item in batch.items:
             item.job.left -= 1
-            if item.job.left == 0:
-                outcome.seconds.append(self.now - item.job.arrived)
-                outcome.ended.append(self.now)
-                outcome.by_size.setdefault(len(batch.items), []).append(self.now - item.job.arrived)
-
-    def _lengths(self, size):
-        # As the sentences of SST-2: 25 tokens on average, up to 60.
-        return np.clip(self.draw.gamma(4.0, 6.0, size).astype(int) + 3, 4, 60)
+            client = self._asking.get(item.job)
+            if item.job.left == 0 and client is not None:
+                del self._asking[item.job]
+                client.outcome.seconds.append(self.now - item.job.arrived)
+                client.outcome.ended.append(self.now)
+                if client.rate is None:
+                    self._at(self.now, "send", client)

@@ -4,78 +4,107 @@ import pytest
 
 from potstill.serve.engine.admission import Admission
 from potstill.serve.engine.cost import RunCost
+from potstill.serve.engine.queue import Lane
+from tests.serve.engine.queues import put, queue_of
 from tests.serve.engine.simulation import DISTILBERT, Machine
 
 # Dynamic int8 of the same student: every text alone.
 ALONE = {"cost": RunCost(fixed=0.0002, per_row=0.0, per_token=0.00002, per_pair=5e-8), "budget": 1}
 
 
+def door_of(**about):
+    """Return a door, and a lane in front of it."""
+    return Admission(**{"typical_s": 0.010} | about), Lane("m", 0)
+
+
 def test_a_burst_may_wait_longer_than_a_standing_queue():
-    door = Admission(typical_s=0.010)
-    burst = door.limit_s(0.010)
-    assert door.refusal(burst, 0.010, now=0.0) is None
-    assert door.refusal(burst + 0.001, 0.010, now=0.0) is not None
-    standing = door.limit_s(0.010)
+    door, lane = door_of()
+    burst, standing = (door.limit_s(0.010, is_standing=is_standing) for is_standing in (False, True))
     assert standing < burst / 3
-    assert door.refusal(burst, 0.010, now=0.1) is not None
-    assert door.refusal(standing, 0.010, now=0.1) is None
-    door.idle()
-    assert door.refusal(burst, 0.010, now=0.2) is None
+    assert door.refusal(lane, burst, 0.010, now=0.0) is None
+    assert door.refusal(lane, burst + 0.001, 0.010, now=0.0) is not None
+    assert door.refusal(lane, burst, 0.010, now=0.1) is not None
+    assert door.refusal(lane, standing, 0.010, now=0.1) is None
+    assert door.refusal(Lane("m", 3), burst, 0.010, now=0.1) is None  # what is of another size was not refused
+    lane.is_standing = False
+    assert door.refusal(lane, burst, 0.010, now=0.2) is None
+
+
+def test_a_lane_stands_no_longer_once_a_runner_is_free_and_finds_it_empty():
+    queue = queue_of()
+    lane, other = queue.lane("m", 0.010), queue.lane("m", 1.0)
+    lane.is_standing = other.is_standing = True
+    put(queue, [9])
+    queue.next_batch(0.0)
+    assert (lane.is_standing, other.is_standing) == (True, False)
+    queue.next_batch(0.1)
+    assert not lane.is_standing
 
 
 def test_who_costs_more_may_wait_longer():
-    door = Admission(typical_s=0.010)
-    assert door.limit_s(0.030) == pytest.approx(3 * door.limit_s(0.001))
-    door.is_standing = True
-    assert door.limit_s(0.030) == pytest.approx(3 * door.limit_s(0.001))
+    door, _ = door_of()
+    for is_standing in (False, True):
+        dear, cheap = (door.limit_s(cost, is_standing=is_standing) for cost in (0.030, 0.001))
+        assert dear == pytest.approx(3 * cheap)
+
+
+def test_all_may_wait_longer_while_a_longer_text_than_usual_runs():
+    door, lane = door_of(batch_s=0.050)
+    limit = door.limit_s(0.010, is_standing=True)
+    lane.is_standing = True
+    assert door.limit_s(0.010, is_standing=True, longest_row_s=0.040) == limit
+    assert door.refusal(lane, limit + 0.29, 0.010, now=0.0, longest_row_s=0.300) is None
+    assert door.refusal(lane, limit + 0.31, 0.010, now=0.0, longest_row_s=0.300) is not None
 
 
 def test_a_burst_of_long_runs_does_not_wait_for_longer_than_people_do():
-    door = Admission(typical_s=0.090, batch_s=0.200)
-    assert door.limit_s(0.090) == pytest.approx(0.4)
-    slow = Admission(typical_s=0.900)
-    assert slow.limit_s(0.900) == pytest.approx(1.35)  # as while a queue stands
+    door, _ = door_of(typical_s=0.090, batch_s=0.200)
+    assert door.limit_s(0.090, is_standing=False) == pytest.approx(0.4)
+    slow, _ = door_of(typical_s=0.900)
+    assert slow.limit_s(0.900, is_standing=False) == pytest.approx(1.35)  # as while a queue stands
 
 
 def test_a_limit_by_hand_holds():
-    door = Admission(typical_s=0.010, fixed_s=0.5)
-    assert door.refusal(0.5, 0.010, now=0.0) is None
-    assert door.refusal(0.51, 0.010, now=0.0) is not None
-    assert door.limit_s(9.0) == 0.5
+    door, lane = door_of(fixed_s=0.5)
+    assert door.refusal(lane, 0.5, 0.010, now=0.0) is None
+    assert door.refusal(lane, 0.51, 0.010, now=0.0, longest_row_s=9.0) is not None
+    assert door.limit_s(9.0, is_standing=False) == 0.5
 
 
 def test_what_cannot_be_ready_in_time_is_refused_unless_nothing_is_before_it():
-    door = Admission(typical_s=0.010)
-    assert door.refusal(0.005, 0.010, now=0.0, left_s=0.012) is not None
-    assert not door.is_standing
-    assert door.refusal(0.0, 0.010, now=0.0, left_s=0.001) is None
+    door, lane = door_of()
+    assert door.refusal(lane, 0.005, 0.010, now=0.0, left_s=0.012) is not None
+    assert not lane.is_standing
+    assert door.refusal(lane, 0.0, 0.010, now=0.0, left_s=0.001) is None
+    # Its texts run on two runners at a time.
+    assert door.refusal(lane, 0.005, 0.010, runs_s=0.005, now=0.0, left_s=0.012) is None
 
 
 def test_the_long_cost_follows_what_comes():
-    door = Admission(typical_s=5.0)
+    door, _ = door_of(typical_s=5.0)
     for number in range(320):
         door.took(0.002 if number % 20 else 0.009, drift=1.0)
+        door.took(2.0, drift=1.0, is_lowest=False)  # which has its own lane
     assert 0.002 <= door.long_s <= 0.009
 
 
 def test_a_standing_queue_does_not_grow_with_what_slows_the_machine():
-    door = Admission(typical_s=0.010)
-    door.is_standing = True
-    calm = door.limit_s(0.010)
+    door, _ = door_of()
+    calm = door.limit_s(0.010, is_standing=True)
     door.took(0.010, drift=1.4)
-    assert door.limit_s(0.014) == pytest.approx(calm)
+    assert door.limit_s(0.014, is_standing=True) == pytest.approx(calm)
     door.took(0.010, drift=5.0)
-    assert door.limit_s(0.050) == pytest.approx(0.050)
+    assert door.limit_s(0.050, is_standing=True) == pytest.approx(0.050)
 
 
 def test_retry_after_grows_with_what_was_refused_and_is_forgotten():
-    door = Admission(typical_s=0.010)
-    first = door.refusal(1.0, 0.010, now=0.0)
+    door, lane = door_of()
+    first = door.refusal(lane, 1.0, 0.010, now=0.0)
     for turn in range(500):
-        later = door.refusal(1.0, 0.010, now=turn / 1000)
+        later = door.refusal(lane, 1.0, 0.010, now=turn / 1000)
     assert later > 2 * first
-    assert door.refusal(1.0, 0.010, now=60.0) < 2 * first
-    assert 0 < door.refusal(1e9, 1.0, now=61.0) <= 30.0
+    assert door.refusal(lane, 1.0, 0.010, now=60.0) < 2 * first
+    assert 0 < door.refusal(lane, 1e9, 1.0, now=61.0) <= 30.0
 
 
 @pytest.mark.parametrize(
@@ -101,7 +130,7 @@ def test_bursts_at_a_normal_load_are_absorbed():
 
 def test_what_came_before_the_first_refusal_of_a_flood_waits_for_three_batches_at_most():
     batch_s = DISTILBERT.seconds(5, 32)
-    flood = Machine(cost=DISTILBERT, budget=190, runners=2, batch_s=batch_s).load(1700, duration=5)
+    flood = Machine(cost=DISTILBERT, budget=190, runners=2, batch_s=batch_s).load(1700, duration=20)
     assert flood.p(99) <= 3 * batch_s
 
 
@@ -125,9 +154,7 @@ def test_it_recovers_at_once():
 
 
 def test_limits_are_told_for_a_burst_and_for_a_queue_that_stands():
-    door = Admission(typical_s=0.010)
-    burst = door.limit_s(0.0) * 1e3
-    door.is_standing = True
-    standing = door.limit_s(0.0) * 1e3
+    door, _ = door_of()
+    burst, standing = (door.limit_s(0.0, is_standing=is_standing) * 1e3 for is_standing in (False, True))
     assert door.limits_ms() == {"burst": burst, "standing": standing}
     assert burst > standing

@@ -182,34 +182,10 @@ def test_a_batch_with_the_most_padding_is_run_before_the_first_request(monkeypat
     fitting = [(rows, length) for rows in range(2, 64) for length in range(8, 129)
                if rows * length <= plan.padded_tokens and length + 8 * (rows - 1) <= plan.batch_tokens]  # fmt: skip
     assert len(mixed) * max(mixed) ** 2 == max(rows * length**2 for rows, length in fitting)
-    runs.clear()
-    warmup.measure_lone(run, run, plan=plan, **{name: about[name] for name in ("max_length", "row")})
-    assert mixed in runs
     padded = warmup.measure(run, **about)
     assert padded.padded_tokens == padded.batch_tokens
     alone = warmup.measure(run, unpadded=True, **about | {"alone": "so it is"})
     assert (alone.batch_tokens, alone.padded_tokens) == (1, 1)
-
-
-def test_the_largest_runs_are_run_on_the_session_for_lone_runs_too(monkeypatch):
-    clock, runs = [0.0], []
-    monkeypatch.setattr(warmup, "perf_counter", lambda: clock[0])
-
-    def runs_in(share):
-        def run(rows, _):
-            runs.append((len(rows), len(rows[0]["input_ids"])))
-            clock[0] += share * TRUE.seconds(*runs[-1])
-            return [{"logits": np.zeros(2)} for _ in rows]
-
-        return run
-
-    about = {"max_length": 64, "row": lambda length: {"input_ids": np.zeros(length)}}
-    plan = warmup.measure(runs_in(1.0), alone=None, runners=1, **about)
-    runs.clear()
-    assert warmup.measure_lone(runs_in(1.0), runs_in(0.6), plan=plan, **about).lone == pytest.approx(0.6)
-    assert runs[:2] == [(plan.batch_tokens // 8, 8), (max(1, plan.batch_tokens // 64), 64)]
-    assert set(runs[2:]) == {(1, 32)}
-    assert warmup.measure_lone(runs_in(1.0), runs_in(0.95), plan=plan, **about).lone is None
 
 
 def test_a_batch_of_a_model_with_wide_outputs_keeps_to_what_they_may_take():

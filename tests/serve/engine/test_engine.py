@@ -12,14 +12,13 @@ from potstill.machine import available_cores
 from potstill.serve import Encoder
 from potstill.serve.answering.prepared import Prepared
 from potstill.serve.engine import Engine, EngineSettings
-from potstill.serve.engine import engine as engine_module
-from potstill.serve.engine.cost import RunCost
+from potstill.serve.limits import Limits
 from potstill.serve.refusals import invalid
 from tests.serve.engine.helpers import TEXTS, Counts, ask, occupy, refused, running, start, until
-from tests.serve.engine.scripted import scripted, with_lone
+from tests.serve.engine.scripted import scripted
 
 
-@pytest.mark.parametrize(("runners", "text_threads"), [(1, 1), (1, 0), (2, 1), (3, 2)])
+@pytest.mark.parametrize(("runners", "text_threads"), [(1, 1), (1, 2), (2, 1), (3, 2)])
 def test_answers_are_those_of_the_encoder_in_any_company(encoder, runners, text_threads):
     draw = random.Random(runners)
     requests = [[draw.choice(TEXTS) for _ in range(draw.choice([1, 1, 1, 7, 30]))] for _ in range(60)]
@@ -83,106 +82,6 @@ def test_texts_wait_for_the_model_and_then_run_together(slow):
     )
 
 
-def test_a_text_that_nothing_is_beside_runs_on_the_session_for_that(slow, encoder):
-    with_lone(slow)
-    slow.session.seconds = 0.02  # so that it pays
-
-    async def main():
-        async with running(slow, runners=2, lone_threads=2) as engine:
-            assert engine.plan.models["m"].lone < 0.5
-            assert engine.plan.describe()["models"]["m"]["lone_share"] < 0.5
-            slow.session.runs.clear()
-            slow.lone.runs.clear()
-            first = await ask(engine, slow, TEXTS[:1])
-            assert (len(slow.lone.runs), len(slow.session.runs)) == (1, 0)
-            slow.lone.hold()
-            waiting = start(engine, slow, [TEXTS[:1]])
-            await until(lambda: engine.stats("m").running_rows == 1)
-            second = await ask(engine, slow, TEXTS[1:2])
-            slow.lone.gate.set()
-            await asyncio.gather(*waiting)
-            assert (len(slow.lone.runs), len(slow.session.runs)) == (2, 1)
-            workers = engine._crew._workers
-            await until(lambda: len(engine._crew._idle) == len(workers))
-            assert set(engine._crew._idle) == set(workers)  # also the runner that held the text
-            return first, second
-
-    first, second = asyncio.run(main())
-    assert first.answers + second.answers == [encoder.predict(text) for text in TEXTS[:2]]
-
-
-def test_a_text_waits_for_a_lone_run_that_ends_soon_and_is_lone_itself(slow, encoder):
-    with_lone(slow)
-    slow.session.seconds = 0.02
-
-    async def main():
-        async with running(slow, runners=2, lone_threads=2) as engine:
-            # A wait of 60 s pays, and is not refused.
-            engine._queue._policies["m"].cost = RunCost(fixed=60.0, per_row=0.0, per_token=0.0, per_pair=0.0)
-            engine._admit = lambda *_, **__: None
-            slow.session.runs.clear()
-            slow.lone.runs.clear()
-            slow.lone.hold()
-            waiting = start(engine, slow, [TEXTS[:1]])
-            await until(lambda: engine.stats("m").running_rows == 1)
-            waiting += start(engine, slow, [TEXTS[1:2]])
-            await until(lambda: len(engine._crew._idle) == 1 + 1 and engine.stats("m").queued_rows == 1)
-            slow.lone.gate.set()
-            first, second = await asyncio.gather(*waiting)
-            assert (len(slow.lone.runs), len(slow.session.runs)) == (2, 0)
-            crew = engine._crew
-            await until(lambda: len(crew._idle) == len(crew._workers))
-            with crew._lock:
-                for _ in range(2):
-                    crew._ring((True,))
-            # The runner that held the text, and is woken for nothing, sleeps without an end.
-            await until(lambda: len(crew._idle) == len(crew._workers))
-            assert {worker.wakes for worker in crew._workers} == {None}
-            return first, second
-
-    first, second = asyncio.run(main())
-    assert first.answers + second.answers == [encoder.predict(text) for text in TEXTS[:2]]
-
-
-def test_a_neighbour_at_the_start_does_not_cost_the_session_for_lone_texts(slow, encoder):
-    lone = with_lone(slow)
-    slow.session.seconds = 0.02
-    lone.breaks = lambda feeds: time.sleep(0.02 if len(lone.runs) < 12 else 0.0)
-
-    async def main():
-        async with running(slow, lone_threads=2) as engine:
-            assert engine.plan.models["m"].lone < 0.5
-            assert slow.lone is lone
-
-    asyncio.run(main())
-
-
-def test_pages_of_a_second_session_are_made_huge_beside_the_first_answers(slow, monkeypatch):
-    where = []
-    monkeypatch.setattr(engine_module, "collapse", lambda: where.append(threading.current_thread().name))
-    with_lone(slow)
-    slow.session.seconds = 0.02
-
-    async def main():
-        async with running(slow, lone_threads=2):
-            await until(lambda: len(where) == 2)
-
-    asyncio.run(main())
-    assert where == ["MainThread", "potstill-pages"]
-
-
-def test_a_session_for_lone_texts_that_gains_nothing_is_not_kept(slow, encoder):
-    with_lone(slow)
-    slow.lone.seconds = 0.02
-
-    async def main():
-        async with running(slow, lone_threads=2) as engine:
-            assert (engine.plan.models["m"].lone, slow.lone) == (None, None)
-            return (await ask(engine, slow, TEXTS)).answers
-
-    assert asyncio.run(main()) == encoder.predict(TEXTS)
-
-
 def test_what_depends_on_its_company_runs_alone_unless_drift_is_allowed(int8_encoder):
     texts = TEXTS * 4
 
@@ -213,8 +112,8 @@ def test_refusals_of_prepare_pass(encoder):
 
     async def main():
         async with running(encoder) as engine:
-            assert str(await refused(422, engine.answer("m", prepare, characters=4))) == "no such word"
-            assert str(await refused(422, engine.answer("m", unusable, characters=4))) == "no such thing"
+            assert str(await refused(422, engine.answer("m", prepare, characters=[4]))) == "no such word"
+            assert str(await refused(422, engine.answer("m", unusable, characters=[4]))) == "no such thing"
 
     asyncio.run(main())
 
@@ -223,7 +122,7 @@ def test_a_request_without_rows_is_answered(encoder):
     async def main():
         async with running(encoder) as engine:
             prepared = Prepared(rows=[], read=lambda _: ["tokens"])
-            return await engine.answer("m", lambda: prepared, characters=0)
+            return await engine.answer("m", lambda: prepared, characters=[])
 
     answered = asyncio.run(main())
     assert answered.answers == ["tokens"]
@@ -239,7 +138,7 @@ def test_a_long_text_in_tokenising_does_not_hold_up_short_ones(encoder):
 
     async def main():
         async with running(encoder) as engine:
-            waiting = asyncio.ensure_future(engine.answer("m", long, characters=100_000))
+            waiting = asyncio.ensure_future(engine.answer("m", long, characters=[100_000]))
             for _ in range(5):
                 assert (await asyncio.wait_for(ask(engine, encoder, ["good"]), 5)).answers
             release.set()
@@ -292,10 +191,9 @@ def test_settings_and_models_are_checked(encoder):
         Engine({}, settings=EngineSettings())
     with pytest.raises(UsageError, match="names twin; there are m"):
         Engine({"m": encoder}, settings=EngineSettings(shadow=("m", "twin")))
-    for wrong in ({"runners": 0}, {"threads": 0}, {"text_threads": -1}, {"threads": 2, "lone_threads": 2},
-                  {"lone_threads": 0}):  # fmt: skip
-        with pytest.raises(UsageError, match=r"needs a runner|more than threads, [12]"):
-            EngineSettings(**wrong)
+    for name in ("runners", "threads", "text_threads"):
+        with pytest.raises(UsageError, match=f"{name} is 0; an engine needs at least 1"):
+            EngineSettings(**{name: 0})
     with pytest.raises(UsageError, match="warmed up"):
         Engine({"m": encoder}, settings=EngineSettings()).start(None)
 
@@ -357,7 +255,20 @@ def test_outputs_are_cut_and_kept_as_asked(encoder):
 
     async def main():
         async with running(encoder) as engine:
-            return (await engine.answer("m", prepare, characters=12)).answers
+            return (await engine.answer("m", prepare, characters=[12])).answers
 
     assert asyncio.run(main()) == [(0, (3,)), (1, (3,))]
     assert sorted(kept) == [0, 1]
+
+
+def test_what_a_request_costs_is_guessed_from_each_of_its_texts(encoder, task_bundle):
+    """Texts are cut at what the model reads, and contexts of questions are read in as many windows as there may be."""
+    qa = Encoder(task_bundle("qa"))
+    engine = Engine({"m": encoder, "qa": qa}, settings=EngineSettings(limits=Limits(windows=20)))
+    engine.warm_up()
+    short, full = (engine._queue.expected_s("m", tokens) for tokens in (2 + 40 // 4, encoder.manifest.max_length))
+    assert engine._guess("m", [40]) == (1, pytest.approx(short))
+    assert engine._guess("m", [40, 30_000, 30_000]) == (3, pytest.approx(short + 2 * full))
+    full = engine._queue.expected_s("qa", qa.manifest.max_length)
+    assert engine._guess("qa", [30_000]) == (20, pytest.approx(20 * full))
+    assert engine._guess("qa", [4 * qa.manifest.max_length]) == (2, pytest.approx(2 * full))

@@ -138,7 +138,7 @@ def test_too_much_is_refused_at_once_with_a_time_to_come_back(slow):
                 except RequestError as refusal:
                     error = refusal
                     break
-                waiting.append(asyncio.ensure_future(ask(engine, slow, TEXTS)))
+                waiting.append(asyncio.ensure_future(ask(engine, slow, ["good"])))
                 await asyncio.sleep(0)
             assert error is not None
             assert error.status == 429
@@ -214,7 +214,7 @@ def test_an_error_outside_of_the_model_costs_one_request(encoder, caplog, where)
 
     async def main():
         async with running(encoder) as engine:
-            await refused(500, engine.answer("m", prepare, characters=4))
+            await refused(500, engine.answer("m", prepare, characters=[4]))
             assert (await ask(engine, encoder, ["good"])).answers
 
     asyncio.run(main())
@@ -302,7 +302,7 @@ def test_a_thread_that_hangs_outside_of_the_model_makes_the_engine_dead(encoder,
     async def main():
         async with running(encoder, grace_s=0.1, limits=Limits(request_seconds=0.1)) as engine:
             try:
-                await refused(504, engine.answer("m", prepare, characters=4))
+                await refused(504, engine.answer("m", prepare, characters=[4]))
                 await until(lambda: not engine.is_alive())
             finally:
                 gate.set()
