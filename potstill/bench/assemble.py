@@ -285,6 +285,11 @@ def _run(
         journal.put(("ended",), True)
     report = summarise(setting, journal, work, elapsed_s=elapsed_s)
     if not report.latency and interrupted is None:
+        if not report.failures and deadline is not None:
+            raise CheckError(
+                f"the budget of {budget_s:g} s was over before one round was, since this machine is slow or busy: "
+                "pass a larger --budget"
+            )
         first = report.failures[0].reason if report.failures else "no row finished a round"
         raise CheckError(f"no model could be measured; the first: {first}")
     if report.latency or report.quality:
