@@ -286,8 +286,7 @@ def _run(
         journal.put(("ended",), True)
     report = summarise(setting, journal, work, elapsed_s=elapsed_s)
     if not report.latency and interrupted is None:
-        first = report.failures[0].reason if report.failures else "no row finished a round"
-        raise CheckError(f"no model could be measured; the first: {first}")
+        raise CheckError(_why_nothing(report, budget_s))
     if report.latency or report.quality:
         _publish(report, journal, out_dir)
     journal.finish()
@@ -295,6 +294,17 @@ def _run(
         raise interrupted
     shutil.rmtree(work, ignore_errors=True)
     return report
+
+
+def _why_nothing(report: Report, budget_s: float | None) -> str:
+    if report.failures:
+        return f"no model could be measured; the first: {report.failures[0].reason}"
+    if budget_s is not None:
+        return (
+            f"the budget of {budget_s:g} s was over before one round was, since this machine is slow or busy; "
+            "pass a larger --budget, or bench when it is quiet"
+        )
+    return "no model could be measured: no row finished a round"
 
 
 def _measure(setting: Setting, plan: Plan, work: Path, *, before: Environment) -> None:

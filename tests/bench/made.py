@@ -54,6 +54,17 @@ def incomplete(**changes):
     )  # fmt: skip
 
 
+def disturbed(reason="other processes took 81% of the time of the cores"):
+    """Return the report of a machine on which others worked all the time."""
+    report = made_report()
+    changed = {
+        part: [row.model_copy(update={"disturbed": reason}) for row in getattr(report, part)]
+        for part in ("latency", "ratios", "throughput", "scaling", "cold_start")
+    }
+    noise = contract.Noise(floor=0.1, flags=[f"While 1×128 was timed, {reason}."])
+    return report.model_copy(update=changed | {"noise": noise})
+
+
 def minimal(**changes):
     """Return the report of two models in one precision at one load, without data."""
     base = made_report()

@@ -202,3 +202,12 @@ def test_distances_and_overlaps_of_labels():
     assert labels.overlap(box, (8, 1, 20, 3)) == 4
     assert labels.overlap(box, (11, 0, 12, 4)) == 0
     assert labels.line_end(box, labels.Mark(13, 2, 1)) == (10, 2)
+
+
+def test_no_picture_shows_a_number_that_was_disturbed():
+    drawn = {picture.name: picture for group in pictures(made.disturbed()).values() for picture in group}
+    assert not [name for name in drawn if name.startswith(("trade-off", "throughput", "scaling"))]
+    assert "disturbed" in drawn["ratios"].says
+    assert "×" not in drawn["ratios"].says
+    assert "disturbed" in drawn["latency-0"].says
+    assert {"memory", "cold-start"} <= set(drawn)

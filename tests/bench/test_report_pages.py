@@ -254,3 +254,20 @@ def test_markdown_shows_text_as_it_is():
     assert escape("a|b <i>*c* #1 @you &lt;") == (
         "a&#124;b &#60;i&#62;&#42;c&#42; &#35;1 &#64;you &amp;lt;"
     )  # fmt: skip
+
+
+def test_disturbed_rows_are_marked_in_every_form():
+    found = made.disturbed()
+    page, text = to_html(found), to_markdown(found)
+    for form in (page, text):
+        assert "student int8 †" in form
+        assert "†: disturbed, so not to be believed" in form
+        assert "other processes took 81" in form
+    overview = next(line for line in text.splitlines() if line.startswith("| student int8 |"))
+    assert overview.count("disturbed") == 3
+
+
+def test_what_the_budget_left_out_stands_at_the_top():
+    found = made.made_report(left_out=["cold starts (about 30 s)"])
+    assert "The budget had no time for" in to_html(found)
+    assert "cold starts (about 30 s)" in to_markdown(found).split("|")[0]

@@ -94,3 +94,17 @@ def test_a_student_that_is_no_better_than_a_constant_answer_is_told_before_the_v
     for page in (to_markdown(report), to_html(report)):
         assert f"student fp32 on SST-2: {told}" in page
         assert "always positive scores" in page
+
+
+def test_what_was_disturbed_is_a_word_and_no_number():
+    report = made.disturbed()
+    text = drawn(report.model_copy(update={"claims": decide(report, load_claims(None))}), 100)
+    assert "PASS" not in text.replace("NOISE", "")
+    line = next(line for line in text.splitlines() if line.startswith("student int8 "))
+    assert line.split() == ["student", "int8", "67.9", "disturbed", "disturbed", "disturbed", "0.9071", "97.7%", "243"]
+    assert "the machine was disturbed: other processes" in " ".join(text.split())
+
+
+def test_what_the_budget_left_out_is_said_first():
+    text = drawn(made.made_report(left_out=["cold starts (about 30 s)", "thread scaling (about 20 s)"]), 100)
+    assert "LEFT OUT  The budget had no time for: cold starts (about 30 s); thread scaling" in text.splitlines()[0]
