@@ -12,7 +12,7 @@ from typing import Any
 
 from potstill.errors import CheckpointError
 from potstill.hub import check_name
-from potstill.task import TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, Task, task_of_architectures
+from potstill.task import REGRESSION, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, Task, task_of_architectures
 
 # Their position ids begin behind that of the padding, so that they read fewer tokens than they have positions.
 POSITIONS_AFTER_PADDING = frozenset(
@@ -31,6 +31,7 @@ USUAL_LENGTH = 512
 # transformers 4 computed `relative_key` and `relative_key_query`; 5 leaves their weights out without an error.
 _POSITION_KINDS = (None, "absolute")
 _WORD_EMBEDDINGS = ("word_embeddings.weight", "tok_embeddings.weight", "embed_tokens.weight")
+_LAYERS = ("num_hidden_layers", "n_layers", "num_layers")
 _HEADS = ("classifier.weight", "classifier.out_proj.weight")
 _LABELLED = (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION)
 _EXPORTED = "bert, roberta, distilbert, electra, albert, mobilebert, mpnet, modernbert or deberta-v2"
@@ -83,6 +84,16 @@ class Folder:
             return None
         count = self.head_rows or self.config.get("num_labels") or 2
         return tuple(f"LABEL_{number}" for number in range(count))
+
+    @property
+    def problem_type(self) -> str | None:
+        """What a text classifier answers, one of `potstill.task.PROBLEM_TYPES`; None where nothing says so."""
+        return self.config.get("problem_type") or (REGRESSION if len(self.labels or ()) == 1 else None)
+
+    @property
+    def layers(self) -> int | None:
+        """How many layers it has; None where config.json says it in a word of its own."""
+        return next((self.config[key] for key in _LAYERS if isinstance(self.config.get(key), int)), None)
 
     @property
     def usable_positions(self) -> int | None:

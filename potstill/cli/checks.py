@@ -5,15 +5,16 @@ rooms check the same and more once they have the model; nothing is decided here 
 Nothing here loads torch, transformers or onnx.
 """
 
-import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from potstill.bundle import MANIFEST_NAME
+from potstill.checkpoint import Folder, read_folder
+from potstill.data.formats import SUFFIXES
+from potstill.data.rows import find_files, parse_split
 from potstill.errors import (
     BundleError,
     CheckpointError,
@@ -23,7 +24,7 @@ from potstill.errors import (
     RecipeError,
     UsageError,
 )
-from potstill.hub import cached_file, check_name, similar
+from potstill.hub import check_name, similar
 from potstill.publish import check_free
 from potstill.recipe import Recipe
 from potstill.task import (
@@ -41,146 +42,69 @@ from potstill.task import (
 # Files up to this size are read as they will be read later; that takes a second at most.
 _READ_AT_ONCE_BYTES = 32 * 2**20
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
-_DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
-_HEADS = {
-    "ForSequenceClassification": "text-classification",
-    "ForTokenClassification": "token-classification",
-    "ForQuestionAnswering": "question-answering",
-    "ForMaskedLM": "fill-mask",
-    "ForPreTraining": "fill-mask",
-}
-"""What a class of transformers answers, by the end of its name."""
-_LAYERS = ("num_hidden_layers", "n_layers", "num_layers")
-# Their first position is the one after the padding's, so that they read fewer tokens than they have positions.
-_POSITIONS_AFTER_PADDING = frozenset(
-    {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "roberta-prelayernorm", "data2vec-text"}
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a checkpoint's config.json says; what it does not say is None."""
-
-    name: str
-    model_type: str | None
-    architecture: str | None
-    layers: int | None
-    positions: int | None
-    labels: tuple[str, ...]
-    problem_type: str | None
-
-    @property
-    def task(self) -> str | None:
-        """The task that the architecture's head is for; None where there is no head, or none that is known."""
-        return next((task for end, task in _HEADS.items() if str(self.architecture).endswith(end)), None)
-
-
+_DATA_SUFFIXES = (*SUFFIXES, ".txt")
 # ---- models
 
 
-def find_checkpoint(name: str, *, what: str | None = None) -> Facts | None:
-    """Return the facts of a checkpoint folder or of a hub id in the cache; None of one that is only on the hub.
+def find_checkpoint(name: str, *, what: str | None = None) -> Folder:
+    """Return what a checkpoint's small files say; those of a hub id are fetched.
 
     Args:
         name: a folder or hub id.
         what: what it was given as, such as `--set student.model`; None for the command's own model.
 
     Raises:
-        CheckpointError: if it is neither here nor on the hub, or the folder is no checkpoint.
+        CheckpointError: if it is neither here nor on the hub, or no checkpoint that potstill can use.
     """
     prefix = f"{what}: " if what else ""
     if not name.strip():
         raise CheckpointError(f"{prefix}the name of a model is empty; name a checkpoint folder or a hub id")
-    check_name(name, "model", what=what)
     folder = Path(name).expanduser()
-    if not folder.exists():
-        config = cached_file(name, "config.json")
-        return read_facts(name, config) if config else None
-    if folder.is_file():
-        raise CheckpointError(f"{prefix}{name} is a file; name the checkpoint's folder, which has config.json in it")
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{prefix}{name} has no config.json, so it is not a transformers checkpoint")
-    if not any(file.is_file() for pattern in _WEIGHTS for file in folder.glob(pattern)):
+    if folder.is_dir() and not _has_weights(folder):
         if (folder / MANIFEST_NAME).is_file():
             raise CheckpointError(f"{prefix}{name} is a bundle, which is finished; name the checkpoint it came from")
-        raise CheckpointError(f"{prefix}{name} has no weights (model.safetensors); copy the checkpoint's files there")
-    return read_facts(name, folder / "config.json")
-
-
-def read_facts(name: str, file: Path) -> Facts:
-    """Read a config.json.
-
-    Raises:
-        CheckpointError: if it is no JSON object.
-    """
+        if (folder / "config.json").is_file():
+            raise CheckpointError(
+                f"{prefix}{name} has no weights (model.safetensors); copy the checkpoint's files there"
+            )
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not JSON: {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file} is no JSON object, so {name} is not a transformers checkpoint")
-    layers = next((config[key] for key in _LAYERS if isinstance(config.get(key), int)), None)
-    positions = config.get("max_position_embeddings")
-    if isinstance(positions, int) and config.get("model_type") in _POSITIONS_AFTER_PADDING:
-        positions -= (config.get("pad_token_id") or 0) + 1
-    names = config.get("id2label") or {}
-    architectures = config.get("architectures") or [None]
-    return Facts(
-        name=name,
-        model_type=config.get("model_type"),
-        architecture=architectures[0],
-        layers=layers,
-        positions=positions if isinstance(positions, int) and positions > 0 else None,
-        labels=_in_order(names) if isinstance(names, dict) else (),
-        problem_type=config.get("problem_type") or (REGRESSION if len(names) == 1 else None),
-    )
+        return read_folder(name)
+    except CheckpointError as error:
+        raise CheckpointError(f"{prefix}{error}") from error
 
 
-def _in_order(names: Mapping[str, Any]) -> tuple[str, ...]:
-    keys = sorted(names, key=int) if all(key.isdecimal() for key in names) else list(names)
-    return tuple(str(names[key]) for key in keys)
+def _has_weights(folder: Path) -> bool:
+    return any(file.is_file() for pattern in _WEIGHTS for file in folder.glob(pattern))
 
 
-def check_head(facts: Facts | None, task: Task, *, data: str | None = None) -> None:
+def check_head(folder: Folder | None, task: Task, *, data: str | None = None) -> None:
     """Refuse a checkpoint whose head is for another task, or that has none where the task needs a trained one.
 
     Args:
-        facts: of the checkpoint.
+        folder: the checkpoint; None for one that is yet to be trained.
         task: what it is to answer.
         data: what it could be fine-tuned on, for the command that the message prints.
 
     Raises:
         CheckpointError: naming the two, and the ways out.
     """
-    if facts is None or facts.architecture is None or task is FEATURE_EXTRACTION or facts.task == task.name:
+    if folder is None or folder.task in (None, task) or task is FEATURE_EXTRACTION:
         return
-    out = f"{Path(facts.name).name}-{task.name}"
+    out = f"{Path(folder.name).name}-{task.name}"
     train = shlex.join(
-        ["potstill", "finetune", facts.name, "--task", task.name, "--data", data or "DATA", "--out", out]
+        ["potstill", "finetune", folder.name, "--task", task.name, "--data", data or "DATA", "--out", out]
     )
-    if facts.task is not None:
+    architecture = folder.architectures[0]
+    if folder.task is FEATURE_EXTRACTION:
         raise CheckpointError(
-            f"{facts.name} is made for {facts.task} ({facts.architecture}) and the task is {task.name}; pass "
-            f"--task {facts.task}, or fine-tune it first (`{train}`)"
-        )
-    if facts.architecture.endswith("Model"):
-        raise CheckpointError(
-            f"{facts.name} is an encoder without a head ({facts.architecture}): it is not fine-tuned for {task.name}; "
+            f"{folder.name} is an encoder without a head ({architecture}): it is not fine-tuned for {task.name}; "
             f"fine-tune it first (`{train}`) or name another checkpoint"
         )
-
-
-def check_max_length(facts: Facts | None, asked: int, *, option: str) -> None:
-    """Refuse texts that are longer than a model reads.
-
-    Raises:
-        CheckpointError: with the longest length, as it is to be given.
-    """
-    if facts is not None and facts.positions is not None and asked > facts.positions:
-        raise CheckpointError(
-            f"the longest text is {asked} tokens and {facts.name} reads 1 to {facts.positions} tokens; "
-            f"pass {option}{facts.positions}"
-        )
+    assert folder.task is not None
+    raise CheckpointError(
+        f"{folder.name} is made for {folder.task.name} ({architecture}) and the task is {task.name}; pass "
+        f"--task {folder.task.name}, or fine-tune it first (`{train}`)"
+    )
 
 
 def check_task(name: str | None) -> Task:
@@ -235,7 +159,7 @@ def check_data(
 
     Args:
         name: as on the command line.
-        splits: those that the command reads.
+        splits: those that the command reads; of two the first is learned from, and the second scored.
         task: says which columns there must be.
         text_columns: as asked for; None looks for the usual names.
         label_column: likewise.
@@ -246,7 +170,7 @@ def check_data(
     Raises:
         DataError: as the reader of the data says it.
     """
-    from potstill.data import PYTHON_DOCS, load_examples, load_texts
+    from potstill.data import PYTHON_DOCS, load_examples, load_splits, load_texts
 
     if name == PYTHON_DOCS:
         return
@@ -259,34 +183,32 @@ def check_data(
     if task in (FILL_MASK, FEATURE_EXTRACTION):
         # Running text may be of any size and is read as a stream, by rules of its own: here only whether it is there.
         for split in splits:
-            _split_files(path, split)
+            find_files(name, parse_split(split)[0], _DATA_SUFFIXES)
         return
-    files = [path] if path.is_file() else [file for file in path.iterdir() if file.suffix in _DATA_SUFFIXES]
-    if sum(file.stat().st_size for file in files) > _READ_AT_ONCE_BYTES:
-        return
-    if any(file.suffix == ".parquet" for file in files) and find_spec("pyarrow") is None:
+    if not _is_read_at_once(path):
         return
     reading: dict[str, Any] = {"task": task, "text_columns": text_columns}
+    labelled: dict[str, Any] = reading | {
+        "label_column": label_column,
+        "label_names": label_names,
+        "problem_type": problem_type,
+    }
+    if needs_labels and len(splits) == 2:
+        load_splits(name, train=(splits[0], None), evaluation=(splits[1], None), **labelled)
+        return
     for split in splits:
         if needs_labels:
-            load_examples(
-                name, split=split, label_column=label_column, label_names=label_names, problem_type=problem_type,
-                **reading,
-            )  # fmt: skip
+            load_examples(name, split=split, **labelled)
         else:
             load_texts(name, split=split, **reading)
 
 
-def _split_files(folder: Path, split: str) -> list[Path]:
-    """Return the files of a split in a folder: `SPLIT.suffix`, or shards `SPLIT-*.suffix`."""
-    if folder.is_file():
-        return [folder]
-    files = sorted(file for file in folder.iterdir() if file.suffix in _DATA_SUFFIXES)
-    found = [file for file in files if file.stem == split or file.name.startswith(f"{split}-")]
-    if not found:
-        have = ", ".join(file.name for file in files[:8]) or "no data files"
-        raise DataError(f"{folder} has no {split} split ({split}{{{','.join(_DATA_SUFFIXES)}}}); it has {have}")
-    return found
+def _is_read_at_once(path: Path) -> bool:
+    """Return whether a file or folder is read within a second, with what is installed."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.suffix in _DATA_SUFFIXES]
+    needs_arrow = any(file.suffix in {".parquet", ".arrow"} for file in files)
+    small = sum(file.stat().st_size for file in files) <= _READ_AT_ONCE_BYTES
+    return small and (not needs_arrow or find_spec("pyarrow") is not None)
 
 
 # ---- outputs
@@ -334,16 +256,17 @@ def check_training(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping
     """
     check_output(out, overwrite=overwrite)
     task = get_task(recipe.task)
-    facts = find_checkpoint(recipe.teacher.model) if recipe.teacher.model is not None else None
+    folder = find_checkpoint(recipe.teacher.model) if recipe.teacher.model is not None else None
     if teaches:
-        check_head(facts, task, data=recipe.data.name)
-        check_student(recipe, facts, flags=flags)
+        check_head(folder, task, data=recipe.data.name)
+        check_student(recipe, folder, flags=flags)
     elif task is FEATURE_EXTRACTION:
         raise RecipeError(
             "a sentence encoder is not fine-tuned on labels; distil one with `potstill distill` --task "
             "feature-extraction --method embedding"
         )
-    check_max_length(facts, recipe.max_length, option="--set max_length=")
+    if folder is not None and "max_length" in recipe.model_fields_set:
+        folder.check_length(recipe.max_length, option="--set max_length")
     for key, name in (
         ("student.model", recipe.student.model if teaches else None),
         ("tokenizer", recipe.tokenizer),
@@ -355,14 +278,19 @@ def check_training(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping
         if find_spec(tracker) is None:
             raise MissingExtraError(f"{tracker} is not installed and this needs it: pip install 'potstill[trackers]'")
     labelled = task not in (FILL_MASK, FEATURE_EXTRACTION)
-    names, problem = (facts.labels, facts.problem_type) if teaches and facts else ((), recipe.data.problem_type)
+    names, problem = (folder.labels, folder.problem_type) if teaches and folder else (None, recipe.data.problem_type)
     if recipe.metric is not None:
         primary_metric(task, problem if task is TEXT_CLASSIFICATION else None, asked=recipe.metric)
     check_recipe_data(recipe, task, label_names=names, problem_type=problem, needs_labels=labelled)
 
 
 def check_recipe_data(
-    recipe: Recipe, task: Task, *, label_names: Sequence[str] = (), problem_type: str | None = None, needs_labels: bool
+    recipe: Recipe,
+    task: Task,
+    *,
+    label_names: Sequence[str] | None = None,
+    problem_type: str | None = None,
+    needs_labels: bool,
 ) -> None:
     """Check the two splits of a recipe's data as `check_data` does.
 
@@ -376,13 +304,13 @@ def check_recipe_data(
         task=task,
         text_columns=data.text_columns,
         label_column=data.label_column,
-        label_names=(label_names or None) if problem_type != REGRESSION else None,
+        label_names=label_names if problem_type != REGRESSION else None,
         problem_type=problem_type if task is TEXT_CLASSIFICATION else None,
         needs_labels=needs_labels,
     )
 
 
-def check_student(recipe: Recipe, facts: Facts | None, *, flags: Mapping[str, str]) -> None:
+def check_student(recipe: Recipe, folder: Folder | None, *, flags: Mapping[str, str]) -> None:
     """Refuse a student that cannot be cut from a teacher, which may be one that the recipe trains.
 
     Raises:
@@ -391,7 +319,7 @@ def check_student(recipe: Recipe, facts: Facts | None, *, flags: Mapping[str, st
     if recipe.student.model is not None:
         return
     scratch = recipe.teacher.scratch
-    total = scratch.num_layers if scratch is not None else facts.layers if facts is not None else None
+    total = scratch.num_layers if scratch is not None else folder.layers if folder is not None else None
     asked = recipe.student_layers
     given = f"{flags['student.layers']} " if "student.layers" in flags else "student.layers="
     if total is not None and asked is not None:
@@ -407,12 +335,12 @@ def check_student(recipe: Recipe, facts: Facts | None, *, flags: Mapping[str, st
     layer = recipe.distill.settings().get("teacher_layer")
     if layer is not None and total is not None and layer >= total:
         raise CheckpointError(f"--set distill.teacher_layer={layer}: the teacher has the layers 0 to {total - 1}")
-    if facts is None:
+    if folder is None:
         return
-    if recipe.student.family == "distilbert" and facts.model_type not in {"bert", "distilbert", None}:
+    if recipe.student.family == "distilbert" and folder.model_type not in {"bert", "distilbert", None}:
         option = "--family " if "student.family" in flags else "student.family="
         raise CheckpointError(
-            f"{option}distilbert: a DistilBERT student is cut from a BERT, and {facts.name} is a {facts.model_type}; "
+            f"{option}distilbert: a DistilBERT student is cut from a BERT, and {folder.name} is a {folder.model_type}; "
             "leave it out"
         )
 
@@ -425,9 +353,9 @@ def check_init(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping[str
     """
     check_output(out, overwrite=overwrite)
     assert recipe.teacher.model is not None
-    facts = find_checkpoint(recipe.teacher.model)
-    check_head(facts, get_task(recipe.task))
-    check_student(recipe, facts, flags=flags)
+    folder = find_checkpoint(recipe.teacher.model)
+    check_head(folder, get_task(recipe.task))
+    check_student(recipe, folder, flags=flags)
     if recipe.student.best_of:
         raise RecipeError("--set student.best_of scores students on data, and `init` has none; name the layers")
     if recipe.tokenizer is not None:
@@ -469,12 +397,13 @@ def check_export(given: Mapping[str, Any], *, pooling: str | None, max_length: i
     check_output(given["out"], overwrite=bool(given.get("overwrite")))
     if given.get("tokenizer") is not None:
         check_tokenizer(given["tokenizer"])
-    facts = find_exportable(given["checkpoint"])
-    if isinstance(facts, Facts):
-        if given.get("task") is not None or facts.task is None:
-            check_head(facts, task)
+    found = find_exportable(given["checkpoint"])
+    if isinstance(found, Folder):
+        task = task if given.get("task") is not None else found.task or task
+        check_head(found, task)
+        found.check_encoder()
         if max_length is not None:
-            check_max_length(facts, max_length, option="--max-length ")
+            found.check_length(max_length, option="--max-length")
         if pooling is not None and task is not FEATURE_EXTRACTION:
             raise UsageError(f"--pooling makes one vector of a text; {task.name} has none, so leave it out")
     if given.get("data") is None:
@@ -485,8 +414,8 @@ def check_export(given: Mapping[str, Any], *, pooling: str | None, max_length: i
     check_data(given["data"], [given["split"]], task=task, text_columns=given.get("text_column"), needs_labels=False)
 
 
-def find_exportable(name: str) -> Facts | Path | None:
-    """Return a checkpoint's facts, or the ONNX file or the folder with one that somebody else has made.
+def find_exportable(name: str) -> Folder | Path:
+    """Return a checkpoint, or the ONNX file or the folder with one that somebody else has made.
 
     Raises:
         CheckpointError: if it is none of them.
@@ -496,7 +425,7 @@ def find_exportable(name: str) -> Facts | Path | None:
         if not path.is_file():
             raise CheckpointError(f"there is no file {name}; name an ONNX file or a folder that holds one")
         return path
-    if path.is_dir() and not any(file.is_file() for pattern in _WEIGHTS for file in path.glob(pattern)):
+    if path.is_dir() and not _has_weights(path):
         if (path / MANIFEST_NAME).is_file():
             return path
         if any([*path.glob("*.onnx"), *path.glob("onnx/*.onnx")]):
@@ -529,23 +458,25 @@ def check_evaluate(given: Mapping[str, Any]) -> None:
             needs_labels=task is not FILL_MASK, **reading,
         )  # fmt: skip
         return
-    task = check_task(given.get("task"))
-    facts = find_checkpoint(place)
-    found = get_task(facts.task) if facts is not None and facts.task and given.get("task") is None else task
-    _check_evaluate_task(given, found)
-    if given.get("task") is not None or (facts is not None and facts.task is None):
-        check_head(facts, task, data=str(given["data"]))
+    task, folder = check_task(given.get("task")), find_checkpoint(place)
+    task = task if given.get("task") is not None else folder.task or task
+    _check_evaluate_task(given, task)
+    check_head(folder, task, data=str(given["data"]))
     if given.get("max_length") is not None:
-        check_max_length(facts, given["max_length"], option="--max-length ")
-    problem = facts.problem_type if facts is not None and found is TEXT_CLASSIFICATION else None
-    labelled = found in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION) and facts is not None
+        folder.check_length(given["max_length"], option="--max-length")
+    problem = folder.problem_type if task is TEXT_CLASSIFICATION else None
+    labelled = task in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION) and problem != REGRESSION
     if given.get("metric") is not None:
-        primary_metric(found, problem, asked=given["metric"])
+        primary_metric(task, problem, asked=given["metric"])
     check_data(
-        given["data"], splits, task=found, problem_type=problem,
-        label_names=facts.labels or None if facts is not None and labelled and problem != REGRESSION else None,
-        needs_labels=found not in (FILL_MASK, FEATURE_EXTRACTION), **reading,
-    )  # fmt: skip
+        given["data"],
+        splits,
+        task=task,
+        problem_type=problem,
+        label_names=folder.labels if labelled else None,
+        needs_labels=task not in (FILL_MASK, FEATURE_EXTRACTION),
+        **reading,
+    )
 
 
 def _check_evaluate_task(given: Mapping[str, Any], task: Task) -> None:
@@ -604,15 +535,16 @@ def check_run(recipe: Recipe) -> None:
         PotstillError: with the first thing that is wrong.
     """
     task = get_task(recipe.task)
-    facts = find_checkpoint(recipe.teacher.model, what="teacher.model") if recipe.teacher.model is not None else None
-    check_head(facts, task, data=recipe.data.name)
-    check_student(recipe, facts, flags={})
-    check_max_length(facts, recipe.max_length, option="--set max_length=")
+    folder = find_checkpoint(recipe.teacher.model, what="teacher.model") if recipe.teacher.model is not None else None
+    check_head(folder, task, data=recipe.data.name)
+    check_student(recipe, folder, flags={})
+    if folder is not None and "max_length" in recipe.model_fields_set:
+        folder.check_length(recipe.max_length, option="--set max_length")
     if recipe.tokenizer is not None:
         check_tokenizer(recipe.tokenizer, what="tokenizer")
     if recipe.student.model is not None:
         find_checkpoint(recipe.student.model, what="student.model")
-    names, problem = (facts.labels, facts.problem_type) if facts is not None else ((), recipe.data.problem_type)
+    names, problem = (folder.labels, folder.problem_type) if folder is not None else (None, recipe.data.problem_type)
     labelled = task not in (FILL_MASK, FEATURE_EXTRACTION)
     check_recipe_data(recipe, task, label_names=names, problem_type=problem, needs_labels=labelled)
 
@@ -643,7 +575,7 @@ def check_bench(given: Mapping[str, Any]) -> None:
     for data in given.get("data", ()):
         check_name(data, "dataset", what="--data")
         if Path(data).expanduser().is_dir():
-            _split_files(Path(data).expanduser(), given["split"])
+            find_files(data, parse_split(given["split"])[0], _DATA_SUFFIXES)
 
 
 def _check_bench_model(place: str, *, precisions: Sequence[str]) -> None:

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from potstill.bundle import MANIFEST_NAME, read_bundle
-from potstill.checkpoint import read_folder
 from potstill.cli import glue as glue_cli
 from potstill.cli import stopping
 from potstill.cli.checks import check_evaluate
@@ -235,9 +234,6 @@ def _check_files(given: Mapping[str, Any], task: str) -> None:
 def _score_checkpoint(given: Mapping[str, Any], reading: dict[str, Any]) -> dict[str, Any]:
     from potstill.task import trained_task
 
-    checkpoint = read_folder(given["model"])
-    if "max_length" in given:
-        checkpoint.check_length(given["max_length"], option="--max-length")
     settings = {name: given.get(name, default) for name, default in _DEFAULTS.items() if name != "split"}
     settings["task"] = given.get("task") or trained_task(given["model"]) or _DEFAULTS["task"]
     _check_files(given, settings["task"])
