@@ -1,5 +1,6 @@
 """`potstill run`: the whole chain from one recipe."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -54,7 +55,7 @@ def run(
     best = "int8" if "int8" in resolved.export.precisions else "fp32"
     stdout.print(
         f"\nReport: {folder / 'report' / 'report.html'}\n"
-        f"Serve:  potstill serve {folder / 'student'} --precision {best}",
+        f"Serve:  {shlex.join(['potstill', 'serve', str(folder / 'student'), '--precision', best])}",
         soft_wrap=True,
         highlight=False,
         markup=False,
