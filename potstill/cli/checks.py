@@ -129,7 +129,7 @@ def meant_task(name: str | None) -> str:
 _OTHER_NAMES = {
     "text-classification": ("classification", "sequence-classification", "sentiment", "sentiment-analysis", "nli",
                             "regression", "text-classifier"),
-    "token-classification": ("ner", "pos", "tagging", "tag", "entitie", "named-entity-recognition"),
+    "token-classification": ("ner", "pos", "tagging", "tag", "named-entity-recognition"),
     "question-answering": ("qa", "squad", "question-answer", "extractive-qa"),
     "fill-mask": ("mlm", "masked-lm", "masked-language-modeling", "lm", "mask-fill"),
     "feature-extraction": ("embedding", "sentence-embedding", "sentence-similarity", "feature", "similarity"),

@@ -1,5 +1,6 @@
 """`potstill recipes`: list, print or copy the shipped recipes."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -34,4 +35,5 @@ def recipes(
         raise OutputError(f"--copy {copy} exists; pass --overwrite to replace it, or name another file")
     check_output_file(copy, option="--copy")
     write_text(copy, text)
-    typer.echo(f"wrote {copy}; run it with: potstill run {copy} --out FOLDER")
+    command = shlex.join(["potstill", "run", str(copy), "--out", f"out/{copy.stem}"])
+    typer.echo(f"wrote {copy}; run it with: {command}")

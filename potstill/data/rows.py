@@ -13,6 +13,7 @@ from typing import Any
 from potstill.data.formats import SUFFIXES, Names, Row, label_names, read_file
 from potstill.errors import AbsentError, DataError
 from potstill.extras import require
+from potstill.hub import check_name
 from potstill.pydocs import CHAPTERS, read_python_docs
 
 PYTHON_DOCS = "python-docs"
@@ -198,6 +199,7 @@ def _read_files(files: Sequence[Path]) -> tuple[list[Row], Names]:
 
 def _read_hub(name: str, split: str) -> tuple[list[Row], Names]:
     datasets = require("datasets", extra="distill")
+    check_name(name, "dataset")
     repository, _, configuration = name.partition(":")
     try:
         loaded = datasets.load_dataset(repository, configuration or None, split=split)

@@ -12,6 +12,7 @@ from potstill.data.formats import SUFFIXES as TABLES
 from potstill.data.formats import arrow_columns, lines_of, read_file
 from potstill.data.rows import is_held_out, parse_split
 from potstill.errors import DataError
+from potstill.hub import check_name
 from potstill.pydocs import read_python_docs
 from potstill.task import TEXT_NAMES
 
@@ -59,6 +60,7 @@ def read_hub(name: str, *, split: str, column: str | None, streaming: bool) -> t
     """
     if parse_split(split)[1] is not None:
         raise DataError(f"no texts can be held out of {name!r}, which is on the hub; name its split to score on")
+    check_name(name, "dataset")
     repository, _, configuration = name.partition(":")
     try:
         loaded = datasets.load_dataset(repository, configuration or None, split=split, streaming=streaming)

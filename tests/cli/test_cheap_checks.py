@@ -281,3 +281,9 @@ def test_a_missing_extra_is_named_with_its_pip_line_from_python_too(imports, cod
     assert last.startswith("potstill.errors.MissingExtraError: ")
     assert f"{module} is not installed" in last
     assert last.endswith(f"pip install 'potstill[{extra}]'")
+
+
+def test_the_command_that_a_copied_recipe_is_run_with_is_whole(tmp_path):
+    ((code, out, err),) = run_all([{"argv": ["recipes", "sst2", "--copy", "my own.yaml"], "cwd": str(tmp_path)}])
+    assert (code, err) == (0, "")
+    assert out == "wrote my own.yaml; run it with: potstill run 'my own.yaml' --out 'out/my own'\n"
