@@ -107,8 +107,8 @@ def _request(data: bytes, at: int) -> tuple[Request, int] | None:
 
 
 def _is_target(method: bytes, target: bytes) -> bool:
-    # CONNECT and absolute targets are for proxies; an origin server may refuse them as it likes.
-    if method == b"CONNECT" or len(target) > MOST_TARGET:
+    # CONNECT and absolute targets are for proxies; an origin server may refuse them as it likes. PRI begins HTTP/2.
+    if method in {b"CONNECT", b"PRI"} or len(target) > MOST_TARGET:
         return False
     return _ORIGIN.fullmatch(target) is not None or (target == b"*" and method == b"OPTIONS")
 
