@@ -248,7 +248,11 @@ def _bundle_facts(bundle: Bundle, config: Mapping[str, Any], *, checkpoint: str 
 def _read_config(bundle: Bundle) -> dict[str, Any]:
     """Return transformers' configuration, and what the manifest says of the sizes where there is none."""
     file = bundle.folder / "config.json"
-    own: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    own: dict[str, Any] = {}
+    if file.name in bundle.manifest.files:
+        own = json.loads(bundle.read(file.name))
+    elif file.is_file():
+        own = json.loads(file.read_text(encoding="utf-8"))
     return bundle.manifest.architecture | own
 
 

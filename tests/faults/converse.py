@@ -214,7 +214,7 @@ class Supervisor:
 
 
 def send_grammar(
-    server: Server, paths: list[str], *, count: int, seed: int, first: int = 0, clients: int = 4, patience: float = 8.0
+    server: Server, paths: list[str], *, count: int, seed: int, first: int = 0, clients: int = 4, patience: float = 20.0
 ) -> tuple[Seen, list[Input]]:
     """Send `count` inputs of a seed with a few clients side by side, until the server stands still.
 

@@ -279,6 +279,8 @@ PARTS = {"grammar": 1.0, "json": 0.2, "hypothesis": 0.05, "schemathesis": 0.025}
 """The parts, and how many inputs each has for one of the grammar's."""
 _GROWTH = 96 << 20
 """Bytes by which the server's memory may grow over all inputs."""
+_LIMITS = {"header_seconds": 8.0, "body_seconds": 8.0, "idle_seconds": 10.0}
+"""Long enough for clients that a full machine holds up between two pieces of a request."""
 _IDLE_SHARE = 0.5
 """The share of a core that a server may take while nobody asks it anything."""
 
@@ -309,7 +311,7 @@ def _run_parts(bed: Bed, arguments: argparse.Namespace) -> tuple[Seen, list[Byte
     parts: list[Seen] = []
     guilty: list[Bytes] = []
     counts = {name: max(1, round(arguments.inputs * PARTS[name])) for name in arguments.parts}
-    with bed.server(*arguments.options.split()) as (server, _):
+    with bed.server(*arguments.options.split(), limits=_LIMITS) as (server, _):
         documented = Documented(server.port)
         send_made(server, documented, count=1000, seed_number=0)  # memory that every server comes to need
         before = server.rss()
@@ -329,35 +331,38 @@ def _run_parts(bed: Bed, arguments: argparse.Namespace) -> tuple[Seen, list[Byte
                 seen = send_schemathesis(server, examples=examples, seed_number=arguments.seed)
             sent, seconds = sum(seen.inputs.values()), time.monotonic() - began
             print(f"{name}: {sent} inputs in {seconds:.0f} s, failures: {dict(seen.failures) or 'none'}", flush=True)
+            for kind, examples in seen.examples.items():
+                print(f"{kind}:\n" + "\n".join(examples[:5]), flush=True)
             parts.append(seen)
             if "hang" in seen.failures or "server ended" in seen.failures:
                 break
         total = together(parts)
-        total.examples |= _unwell(server, before)
-        total.failures.update({kind: 1 for kind in total.examples if kind not in total.failures})
+        for kind, why in _unwell(server, before).items():
+            print(f"{kind}: {why}")
+            total.fail(kind, why)
     return total, guilty
 
 
-def _unwell(server: Server, rss_before: int) -> dict[str, list[str]]:
+def _unwell(server: Server, rss_before: int) -> dict[str, str]:
     """Return what is wrong with the server afterwards, by kind; it is ended."""
-    wrong: dict[str, list[str]] = {}
+    wrong: dict[str, str] = {}
     if server.process.poll() is not None:
         return wrong
     if (share := spins(server)) > _IDLE_SHARE:
-        wrong["busy while idle"] = [f"{share:.0%} of a core while nobody asks"]
+        wrong["busy while idle"] = f"{share:.0%} of a core while nobody asks"
     try:
         print(well(server, rss_growth=_GROWTH, rss_before=rss_before), f"{(server.rss() - rss_before) >> 20} MiB more")
     except AssertionError as error:
-        wrong["not well afterwards"] = [str(error)]
+        wrong["not well afterwards"] = str(error)
     try:
         code = server.terminate(seconds=20)
         if code != 0:
-            wrong["ended wrongly"] = [f"SIGTERM: exit code {code}: {server.stderr[-400:]}"]
+            wrong["ended wrongly"] = f"SIGTERM: exit code {code}: {server.stderr[-400:]}"
         quiet(server)
     except subprocess.TimeoutExpired:
-        wrong["SIGTERM is not obeyed"] = ["20 s after it the server still runs"]
+        wrong["SIGTERM is not obeyed"] = "20 s after it the server still runs"
     except AssertionError as error:
-        wrong["log"] = [str(error)]
+        wrong["log"] = str(error)
     return wrong
 
 
@@ -375,8 +380,6 @@ def report(total: Seen, *, arguments: argparse.Namespace, seconds: float) -> int
     print(f"{count} inputs in {seconds:.0f} s ({count / seconds:.0f} per second): {dict(total.inputs)}")
     print("statuses: " + ", ".join(f"{status} {number}" for status, number in sorted(total.statuses.items())))
     print(f"slowest {total.slowest_seconds:.2f} s; failures: {dict(total.failures) or 'none'}")
-    for kind, examples in total.examples.items():
-        print(f"\n{kind}:\n" + "\n".join(examples[:5]))
     if arguments.result:
         content = {
             "date": datetime.now(UTC).date().isoformat(),

@@ -21,6 +21,8 @@ _CHUNK = re.compile(
     rb"([0-9A-Fa-f]{1,8})((?:;%b(?:=(?:%b|\"[^\"\\\x00-\x08\x0a-\x1f\x7f]*\"))?)*)\r\n" % (_TOKEN, _TOKEN)
 )
 _STATUS = re.compile(rb"HTTP/1\.1 ([1-5][0-9]{2}) [\t\x20-\x7e\x80-\xff]*\r\n")
+_NEVER_BEHIND = {b"content-length", b"transfer-encoding", b"host", b"connection"}
+"""Fields that must not be sent as trailers (RFC 9110, section 6.5.1)."""
 _ONCE = {b"content-length", b"transfer-encoding", b"content-type", b"connection", b"date", b"allow", b"retry-after"}
 MOST_HEAD, MOST_FIELDS, MOST_TARGET, MOST_BODY = 30_000, 90, 4_000, 2_000_000
 """Larger requests are valid, too, but a server may have caps."""
@@ -105,8 +107,8 @@ def _request(data: bytes, at: int) -> tuple[Request, int] | None:
 
 
 def _is_target(method: bytes, target: bytes) -> bool:
-    # CONNECT and absolute targets are for proxies; an origin server may refuse them as it likes.
-    if method == b"CONNECT" or len(target) > MOST_TARGET:
+    # CONNECT and absolute targets are for proxies; an origin server may refuse them as it likes. PRI begins HTTP/2.
+    if method in {b"CONNECT", b"PRI"} or len(target) > MOST_TARGET:
         return False
     return _ORIGIN.fullmatch(target) is not None or (target == b"*" and method == b"OPTIONS")
 
@@ -137,7 +139,7 @@ def _chunked(data: bytes, at: int) -> tuple[bytes, int] | None:
         size, at = int(head[1], 16), head.end()
         if size == 0:
             trailers = _fields(data, at)
-            if trailers is None or {b"content-length", b"transfer-encoding", b"host"} & trailers[0].keys():
+            if trailers is None or _NEVER_BEHIND & trailers[0].keys():
                 return None
             return body, trailers[1]
         body += data[at : at + size]
@@ -378,7 +380,9 @@ def _check(request: Request | None, answer: Answer) -> None:
         return
     if not request.persists and not answer.closes:
         raise Wrong("the connection was to end, and the response does not say so")
-    if answer.closes and request.persists and status < 400 and b"expect" not in request.fields and not request.body:
+    # Who answers before all of the body has come may end the connection instead of waiting for the rest.
+    waits = request.body or {b"expect", b"transfer-encoding"} & request.fields.keys()
+    if answer.closes and request.persists and status < 400 and not waits:
         raise Wrong(f"a {status} ends a connection that was to go on")
     if request.target == b"/health/live" and request.method in {b"GET", b"HEAD"} and status != 200:
         raise Wrong(f"{status} to a valid request for /health/live: {answer.body[:120]!r}")

@@ -44,6 +44,7 @@ class Connection(Ending, asyncio.Protocol):
         """The head as it came, if that was in one piece."""
         self._known: Known | None = None
         self._begun = False
+        self._parser_is_done = False
         self._upgrade = False
         self._exchange: Exchange | None = None
         self._left = 0
@@ -187,6 +188,8 @@ class Connection(Ending, asyncio.Protocol):
         raise refuse(431, "too_large", f"line and headers are over {self._limits.header_bytes} bytes")
 
     def _begin(self) -> None:
+        if self._parser_is_done:
+            self._parser, self._parser_is_done = httptools.HttpRequestParser(self), False
         self.phase = Phase.HEAD
         self._head = Head(self._limits)
         self._head_bytes = 0
@@ -283,6 +286,8 @@ class Connection(Ending, asyncio.Protocol):
             return
         self._forget_body()
         self._is_answering()
+        # A trailer that says `Connection: close` ends the parser, though no trailer may decide that.
+        self._parser_is_done = not self._parser.should_keep_alive()
         exchange.received = True
         if exchange.complete:
             self._next()

@@ -66,6 +66,15 @@ def test_pipelined_requests_are_answered_one_after_the_other_in_order(server):
     assert [answer.closes for answer in answers] == [False] * 401 + [True]
 
 
+def test_a_trailer_does_not_end_the_connection(server):
+    """RFC 9110, section 6.5.1: a field that decides of the connection must not be believed behind the body."""
+    first = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nConnection: close\r\n\r\n"
+    with server.connect() as client:
+        for _ in range(2):
+            client.sendall(first)
+            assert [(answer.status, answer.closes) for answer in read_answers(client)] == [(200, False)]
+
+
 def test_only_one_request_of_a_connection_is_in_the_application(server):
     with server.connect() as client:
         client.sendall(get(b"/slow") * 5)
