@@ -58,8 +58,12 @@ class Policy:
 
     def level(self, cost_s: float) -> int:
         """Return the size of a request: 0 up to what a usual text costs, 1 up to twice that, and so on."""
-        usual_s = self.cost.seconds(1, LONG_TOKENS) * self.drift.factor
-        return min(_LEVELS - 1, max(0, ceil(log2(cost_s / usual_s)))) if cost_s > usual_s else 0
+        usual_s = self.usual_s()
+        return min(_LEVELS - 1, ceil(log2(cost_s / usual_s))) if cost_s > usual_s else 0
+
+    def usual_s(self) -> float:
+        """Return what one of the longest usual texts takes."""
+        return self.cost.seconds(1, LONG_TOKENS) * self.drift.factor
 
 
 @dataclass(slots=True, eq=False)
@@ -111,13 +115,17 @@ class Lane:
         if not self.waiting_s:
             self.all_s = 0.0
 
-    def ahead_s(self, client: str, cost_s: float) -> float:
-        """Return what runs here before a request of a client is through: its own, and as much of each other's."""
+    def ahead_s(self, client: str, size_s: float) -> float:
+        """Return what runs here before a request of a client is through: its own, and as much of each other's.
+
+        The request counts as the largest that waits here: else in a flood from many clients the shorter ones of a lane
+        would be taken and the longer ones refused.
+        """
         own = self.waiting_s.get(client, 0.0)
         if own == self.all_s:
             return own
         waiting = list(self.waiting_s.items())  # other threads change it
-        return own + sum(min(waits, own + cost_s) for other, waits in waiting if other != client)
+        return own + sum(min(waits, own + size_s) for other, waits in waiting if other != client)
 
 
 class Queue:
@@ -263,7 +271,7 @@ class Queue:
         what is before it there, and each other lane at most as much.
         """
         own = self.lane(model, cost_s)
-        ahead = own.ahead_s(client, cost_s)
+        ahead = own.ahead_s(client, max(cost_s, self._policies[model].usual_s() * 2**own.level))
         share = ahead + cost_s
         ahead += sum(min(lane.all_s, share) for lane in self._every if lane is not own)
         left = [max(0.0, batch.started + batch.predicted_s - now) for batch in list(self.running)]

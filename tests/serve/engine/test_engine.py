@@ -48,7 +48,7 @@ def test_timings_add_up(slow):
     async def main():
         async with running(slow) as engine:
             first = asyncio.ensure_future(ask(engine, slow, TEXTS[:1]))
-            await asyncio.sleep(0.01)
+            await until(lambda: engine.stats("m").running_rows == 1)
             began = time.monotonic()
             second = await ask(engine, slow, TEXTS[1:2])
             return await first, second, time.monotonic() - began

@@ -79,7 +79,7 @@ def test_a_flood_of_one_client_does_not_lock_out_another():
     Machine(**LEAN).serve([flood, *others], duration=10)
     assert flood.outcome.refused > 0.9 * flood.outcome.offered
     for client in others:
-        assert client.outcome.refused == 0
+        assert client.outcome.refused <= 0.05 * client.outcome.offered
     assert others[0].outcome.p(95) <= LONG_RUN
     assert others[1].outcome.p(95) <= 2 * LONG_RUN
 
@@ -90,6 +90,17 @@ def test_overload_keeps_its_goodput_beside_a_polite_client():
     clients = [Client(sst2(), rate=1700), short()]
     flood.serve(clients, duration=10)
     assert sum(client.outcome.goodput for client in clients) >= 0.9 * alone
+
+
+def test_in_a_flood_from_many_clients_longer_texts_are_answered_as_often_as_shorter_ones():
+    flood = [
+        Client(lambda _, tokens=tokens: [tokens], rate=17.0, name=f"{tokens} {number}")
+        for tokens in (10, 60)
+        for number in range(50)
+    ]
+    Machine(**LEAN).serve(flood, duration=10)
+    short_ones, longer_ones = (sum(len(client.outcome.seconds) for client in half) for half in (flood[:50], flood[50:]))
+    assert 0.6 <= longer_ones / short_ones <= 1.5
 
 
 CLIENTS = st.lists(

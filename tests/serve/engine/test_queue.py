@@ -232,10 +232,10 @@ def test_wait_behind_a_long_request_is_a_share_of_it():
     assert queue.wait_s("m", 0.010, now=0.0) == pytest.approx(0.010)
     # A request as long as this one waits for all of it.
     assert queue.wait_s("m", 0.640, now=0.0) == pytest.approx(0.640)
-    # But one of another client waits for a share.
+    # But one of another client waits for a share: as much of each as the largest of this size, 16 x 65 ms.
     for _ in range(3):
         put(queue, [9] * 64, client="other")
-    assert queue.wait_s("m", 0.640, now=0.0, client="third") == pytest.approx(0.640 + 0.640)
+    assert queue.wait_s("m", 0.640, now=0.0, client="third") == pytest.approx(0.640 + 1.040)
     assert queue.wait_s("m", 0.640, now=0.0, client="other") == pytest.approx(0.640 + 3 * 0.640)
 
 
