@@ -48,5 +48,6 @@ def test_a_part_leaves_the_time_of_those_after_it():
 def test_a_machine_that_starts_slowly_leaves_more_for_the_rest():
     deadline = budget.Deadline(end=100.0, clock=lambda: 60.0, reserved_s={budget.REPORT: 5.0}, starts_s=4.0)
     assert deadline.on_a_slow_machine(12.0).left_s(budget.LATENCY) == 40 - 15
+    assert deadline.on_a_slow_machine(120.0).left_s(budget.LATENCY) == 40 - 15
     assert deadline.on_a_slow_machine(3.0).left_s(budget.LATENCY) == 40 - 5
     assert budget.Deadline(end=100.0, clock=lambda: 60.0).on_a_slow_machine(12.0).left_s(budget.LATENCY) == 40

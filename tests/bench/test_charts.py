@@ -207,7 +207,7 @@ def test_distances_and_overlaps_of_labels():
 def test_no_picture_shows_a_number_that_was_disturbed():
     drawn = {picture.name: picture for group in pictures(made.disturbed()).values() for picture in group}
     assert not [name for name in drawn if name.startswith(("trade-off", "throughput", "scaling"))]
-    assert "disturbed" in drawn["ratios"].says
-    assert "×" not in drawn["ratios"].says
-    assert "disturbed" in drawn["latency-0"].says
+    assert "disturbed" in drawn["ratios"].svg
+    assert not re.search(r"\d\.\d\d×", drawn["ratios"].svg)
+    assert "disturbed" in drawn["latency-0"].svg
     assert {"memory", "cold-start"} <= set(drawn)

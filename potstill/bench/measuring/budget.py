@@ -38,8 +38,11 @@ class Deadline:
     starts_s: float = 0.0
 
     def on_a_slow_machine(self, started_s: float) -> "Deadline":
-        """Return one that keeps more for what is to come, where starting all processes took longer than expected."""
-        slow = max(1.0, started_s / self.starts_s) if self.starts_s else 1.0
+        """Return one that keeps more for what is to come, where starting all processes took longer than expected.
+
+        Three times as much at most: a machine that is slower still shall measure something at all.
+        """
+        slow = min(3.0, max(1.0, started_s / self.starts_s)) if self.starts_s else 1.0
         return replace(self, reserved_s={part: slow * seconds for part, seconds in self.reserved_s.items()})
 
     def left_s(self, part: str) -> float:

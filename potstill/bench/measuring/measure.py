@@ -25,6 +25,7 @@ from potstill.bench.measuring.budget import (
     LATENCY,
     LEAST_ROUNDS,
     MIN_CALLS,
+    REPORT,
     Deadline,
     next_load,
     split_rounds,
@@ -197,12 +198,14 @@ def _find_meter(plan: Plan) -> Meter | None:
 def _make_rounds(launch: _Launch, load: Load, share: int) -> None:
     """Make a launch's share of rounds at a load; what the machine disturbed is made anew, so often as is allowed."""
     journal = launch.plan.journal
-    # The first load is what claims are about: it may take the time of everything but the report.
-    part = COMPRESSED if load == launch.plan.loads[0] else LATENCY
+    first = load == launch.plan.loads[0]
     while True:
         kept = [found for found in kept_rounds(journal, load) if found.launch == launch.number]
         if len(kept) < share:
             began = launch.plan.clock()
+            # The first load is what claims are about: it may take the time of everything but the report, and its first
+            # round of that too, since without one there is no report.
+            part = LATENCY if not first else COMPRESSED if all_rounds(journal, load) else REPORT
             if not launch.plan.has(_expected_s(launch, load), part) or not _make_round(launch, load):
                 return
             launch.firsts_s.setdefault(load, launch.plan.clock() - began)
