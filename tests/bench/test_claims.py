@@ -389,9 +389,7 @@ def with_worthless_student(report):
     return report.model_copy(update={"quality": [quality.model_copy(update={"scores": scores})], "glue": []})
 
 
-@pytest.mark.parametrize(
-    ("measure", "target"), [("score_kept", {"at_least": 0.1}), ("points_lost", {"at_most": 90})]
-)
+@pytest.mark.parametrize(("measure", "target"), [("score_kept", {"at_least": 0.1}), ("points_lost", {"at_most": 90})])
 def test_a_student_that_is_no_better_than_a_constant_answer_passes_nothing(measure, target):
     report = made_report()
     name = report.quality[0].name
