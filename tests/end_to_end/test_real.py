@@ -1,6 +1,9 @@
 """Real models and data, where they are at hand: POTSTILL_TEACHER names an SST-2 checkpoint, POTSTILL_DATA its data."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,3 +79,10 @@ def test_int8_is_a_quarter_of_fp32(bundle):
     sizes = {path.name: path.stat().st_size for path in (bundle / "onnx").iterdir()}
     for name in ("model_int8.onnx", "model_int8_static.onnx"):
         assert sizes[name] <= 0.26 * sizes["model.onnx"]
+
+
+def test_a_checkpoint_its_bundle_a_bench_and_a_client_find_one_score(tmp_path):
+    script = Path(__file__).parents[2] / "benchmarks" / "evaluate" / "one_score.py"
+    command = [sys.executable, str(script), TEACHER, DATA, "--limit", "300", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
