@@ -1,5 +1,6 @@
 """Make and check one file after another: every precision of a bundle goes through the same gates."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -16,8 +17,8 @@ from potstill.errors import ParityError
 from potstill.export.fallback import fall_back, sensitivity
 from potstill.export.half import to_half
 from potstill.export.invariance import BATCH_SIZES, measure_invariance
-from potstill.export.onnxfile import check_model, lint, save_model
-from potstill.export.parity import check_parity, measure_difference
+from potstill.export.onnxfile import check_model, lint, load_model, rewire, save_model, without_values
+from potstill.export.parity import check_parity, keep_rows, measure_difference
 from potstill.export.products import Feeds
 from potstill.export.quality import judge
 from potstill.export.quantise import Int8Recipe, Prepared, int8_recipe, prepare, quantise
@@ -61,7 +62,7 @@ class Workshop:
     ) -> None:
         self.source, self.folder, self.config, self.probe = source, folder, config, probe
         self.tokenizer, self.say = tokenizer, say
-        self._graph: onnx.ModelProto | None = None
+        self._plain: onnx.ModelProto | None = None
 
     def make_fp32(self, graph: onnx.ModelProto) -> ModelRecord:
         """Write the graph that everything else is made of, and hold it against its source.
@@ -69,21 +70,27 @@ class Workshop:
         Raises:
             ParityError: if it is not a valid graph, lacks a fused operator, or answers otherwise.
         """
-        self._graph = graph
-        file, served = self.file("fp32"), self._unpadded(graph)
-        side = save_model(served, file)[1:]
-        check_model(file)
-        lint(file, "fp32")
+        self.say(f"fp32: compare with {'torch' if self.source.existing is None else 'the file'}")
+        # The torch model, the graph and a session are three times the weights, so one goes before the next comes.
         receipt = fusion_receipt(graph, self.source.config)
         if not self.config.allow_unfused and self.source.existing is None:
             check_fusion(receipt)
-        return self._record(
-            "fp32",
-            side,
-            fusion=receipt,
-            unpadded=is_unpadded(served),
-            parity=check_parity(self.source, self.fp32_session()),
-        )
+        file, kept = self.file("fp32"), self.folder / ".reference"
+        kept.mkdir()
+        rows = keep_rows(self.source, kept)
+        self.source.release_model()
+        self._plain = without_values(graph)
+        if self._unpads:
+            rewire(graph, unpad(without_values(graph)))
+        unpadded = is_unpadded(graph)
+        side = save_model(graph, file)[1:]
+        del graph
+        check_model(file)
+        lint(file, "fp32")
+        parity = check_parity(self.source, self.fp32_session(), rows=rows)
+        del rows
+        shutil.rmtree(kept)
+        return self._record("fp32", side, fusion=receipt, unpadded=unpadded, parity=parity)
 
     def make_fp16(self) -> ModelRecord:
         """Write the half-size file for GPUs, and judge it here through casts to float32.
@@ -176,7 +183,7 @@ class Workshop:
         def attempt(keep: frozenset[str]) -> dict[str, Any]:
             plain = quantise(self.prepared, recipe, keep=keep)
             # One text at a time, which is how dynamic files are served, has no padding.
-            save_model(self._unpadded(plain) if static else plain, file)
+            save_model(unpad(plain) if static and self._unpads else plain, file)
             return self._judge(self._open(file, disabled_optimizers), batch_size=batch_size)
 
         kept, evidence, steps = fall_back(
@@ -216,9 +223,11 @@ class Workshop:
 
     @property
     def graph(self) -> onnx.ModelProto:
-        """The fp32 graph."""
-        assert self._graph is not None, "make_fp32 comes first"
-        return self._graph
+        """The fp32 graph with padding in its products, read anew with its weights from the file."""
+        assert self._plain is not None, "make_fp32 comes first"
+        graph = load_model(self.file("fp32"))
+        rewire(graph, self._plain)
+        return graph
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -250,10 +259,11 @@ class Workshop:
         size = most_texts(_CALIBRATION_BATCH, heads=self.source.config.num_attention_heads, length=longest)
         return [self.tokenizer.pad(rows[start : start + size]) for start in range(0, len(rows), size)]
 
-    def _unpadded(self, graph: onnx.ModelProto) -> onnx.ModelProto:
-        """Leave padding out of a graph of ours, if that is wanted."""
+    @property
+    def _unpads(self) -> bool:
+        """Whether padding is left out of graphs of ours."""
         wanted = self.config.attention == "fused" if self.config.unpad is None else self.config.unpad
-        return unpad(graph) if wanted and self.source.existing is None else graph
+        return wanted and self.source.existing is None
 
     def _open(self, file: Path, disabled_optimizers: Sequence[str]) -> OnnxSession:
         """Open a file as it will be served, without spinning threads that slow torch down beside it."""
