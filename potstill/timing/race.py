@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from potstill.progress import Progress, silent
 from potstill.timing.client import CommandFailed, Worker, python_module, running
+from potstill.timing.disturbance import Watch
 from potstill.timing.ratio import Estimate, ratio_interval, with_interval
 
 Cell = tuple[int, int]
@@ -41,11 +42,18 @@ class Race:
         cells: those that were asked for.
         rounds: contestant -> cell -> per round the latencies in milliseconds; a cell that failed is left out.
         failures: contestant -> why it is missing, in part or as a whole; the first reason if there are several.
+        disturbances: cell -> what took the machine's time meanwhile, though the cell was measured again: its times,
+            and every figure made of them, must not be shown as if they were the contestants'. Empty on a calm machine.
     """
 
     cells: tuple[Cell, ...]
     rounds: dict[str, dict[Cell, list[NDArray[np.float64]]]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    disturbances: dict[Cell, list[str]] = field(default_factory=dict)
+
+    def disturbed(self) -> str | None:
+        """Return why the race as a whole must not be believed, as part of a sentence; None if nothing disturbed it."""
+        return next((f"{reasons[0]} (at {cell[0]}x{cell[1]})" for cell, reasons in self.disturbances.items()), None)
 
     def median_ms(self, name: str, cell: Cell) -> float | None:
         """Return the median latency in milliseconds, or None where it failed."""
@@ -93,9 +101,10 @@ def race(
     rounds: int = 7,
     block_s: float = 0.2,
     seed: int = 0,
+    max_repeats: int = 2,
     progress: Progress = silent,
 ) -> Race:
-    """Time every contestant in every cell, in random turns.
+    """Time every contestant in every cell, in random turns; a cell that the machine disturbed is timed again.
 
     Args:
         contestants: name -> what runs.
@@ -103,6 +112,7 @@ def race(
         rounds: turns of each contestant per cell, at least 2.
         block_s: how long a turn lasts at least, in seconds; at least 2 calls.
         seed: of the turns and the inputs.
+        max_repeats: how often a cell may be timed again; what is disturbed to the last is in `Race.disturbances`.
         progress: is told of each round.
     """
     result, rng = Race(tuple(cells)), np.random.default_rng(seed)
@@ -111,24 +121,49 @@ def race(
             if _ask(result, workers, name, {"do": "load", "seed": seed} | dict(contestant.load)) is None:
                 workers.pop(name).close()
         for number, cell in enumerate(cells):
-            block = {"do": "block", "batch_size": cell[0], "num_tokens": cell[1]}
-            warm = block | {"seconds": 0, "min_calls": _WARM_UP_CALLS}
+            warm = _block(cell) | {"seconds": 0, "min_calls": _WARM_UP_CALLS}
             racing = [name for name in workers if _ask(result, workers, name, warm, cell=cell)]
-            times: dict[str, list[NDArray[np.float64]]] = {name: [] for name in racing}
-            for turn in range(rounds):
-                progress("time in turns", number * rounds + turn, len(cells) * rounds, f"{cell[0]}x{cell[1]}")
-                for position in rng.permutation(len(racing)):
-                    name = racing[position]
-                    timed = block | {"seconds": block_s, "min_calls": 2}
-                    reply = _ask(result, workers, name, timed, cell=cell) if name in times else None
-                    if reply is None:
-                        times.pop(name, None)
-                    else:
-                        times[name].append(np.asarray(reply["latencies_ms"], dtype=np.float64))
+            reasons: list[str] = []
+            for _ in range(max_repeats + 1):
+                note = f"{cell[0]}x{cell[1]}" + (f", again: {'; '.join(reasons)}" if reasons else "")
+                with Watch() as watch:
+                    times: dict[str, list[NDArray[np.float64]]] = {name: [] for name in racing}
+                    for turn in range(rounds):
+                        progress("time in turns", number * rounds + turn, len(cells) * rounds, note)
+                        order = [racing[position] for position in rng.permutation(len(racing))]
+                        _take_turns(result, workers, times, order, cell=cell, block_s=block_s)
+                racing, reasons = list(times), watch.reasons()
+                if not reasons:
+                    break
+            if reasons:
+                result.disturbances[cell] = reasons
             for name, measured in times.items():
                 result.rounds.setdefault(name, {})[cell] = measured
     progress("time in turns", 1, 1, "")
     return result
+
+
+def _take_turns(
+    result: Race,
+    workers: Mapping[str, Worker],
+    times: dict[str, list[NDArray[np.float64]]],
+    order: Sequence[str],
+    *,
+    cell: Cell,
+    block_s: float,
+) -> None:
+    """Time one block of each of `times` in this order; who fails is taken out of `times`."""
+    for name in order:
+        timed = _block(cell) | {"seconds": block_s, "min_calls": 2}
+        reply = _ask(result, workers, name, timed, cell=cell) if name in times else None
+        if reply is None:
+            times.pop(name, None)
+        else:
+            times[name].append(np.asarray(reply["latencies_ms"], dtype=np.float64))
+
+
+def _block(cell: Cell) -> dict[str, Any]:
+    return {"do": "block", "batch_size": cell[0], "num_tokens": cell[1]}
 
 
 def _ask(

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from potstill.timing import Contestant, Race, race
+from potstill.timing.disturbance import Watch
 from potstill.timing.race import session
 from potstill.timing.session import TimedSession
 
@@ -56,6 +57,14 @@ class Fake:
 answer_commands(Fake().answer)
 """
 SHORT, LONG = (1, 16), (1, 128)
+
+
+@pytest.fixture(autouse=True)
+def disturbed(monkeypatch):
+    """Return what the machine does in the next turns of a cell, in their order; it is calm once the list is empty."""
+    found = []
+    monkeypatch.setattr(Watch, "reasons", lambda _: found.pop(0) if found else [])
+    return found
 
 
 @pytest.fixture
@@ -308,3 +317,19 @@ answer_commands(answer)
     assert result.failures == {"parent": "ValueError: no"}
     assert time.monotonic() - start < 50  # it did not wait for the child's own end
     assert is_gone(int(note.read_text()))
+
+
+def test_a_disturbed_cell_is_timed_again_and_only_the_calm_times_count(fake, disturbed):
+    disturbed += [["other processes took 40% of the time of the cores"], []]
+    slow_then_fast = {"1x16": [[50.0] * 2, [50.0] * 2, [10.0] * 2]}
+    found = race({"a": fake(slow_then_fast), "b": fake(steady(10.0))}, [SHORT], rounds=2, block_s=0.001)
+    assert found.median_ms("a", SHORT) == 10.0
+    assert found.disturbances == {}
+    assert found.disturbed() is None
+
+
+def test_what_stays_disturbed_is_said(fake, disturbed):
+    disturbed += [["other processes took 40% of the time of the cores"]] * 3
+    found = race({"a": fake(steady(10.0))}, [SHORT, LONG], rounds=2, block_s=0, max_repeats=2)
+    assert found.disturbances == {SHORT: ["other processes took 40% of the time of the cores"]}
+    assert found.disturbed() == "other processes took 40% of the time of the cores (at 1x16)"

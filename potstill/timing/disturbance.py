@@ -1,0 +1,170 @@
+"""What the machine did while something was timed: whether other processes, the host or a quota took its cores.
+
+    with Watch() as watch:
+        ...  # time something, in this process or its children
+    watch.reasons()  # empty, or why the times must not be believed
+
+Everything is read from Linux's /proc and /sys (`man 5 proc`, Documentation/admin-guide/cgroup-v2.rst); what another
+system does not tell is None, and gives no reasons.
+"""
+
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+# Shares of the cores' time from which on a measurement is disturbed. They are about the 1 to 3 % that the interval of
+# a ratio has: less than this can't move it by its own width, and an idle machine stays below.
+STEAL_LIMIT = 0.02
+THROTTLED_LIMIT = 0.02
+OTHERS_LIMIT = 0.05
+# The kernel counts in ticks of 10 ms: in less time than this one tick of a daemon would pass for a disturbance.
+LEAST_SECONDS = 0.5
+
+_PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Counts since the system began, of the cores that this process may use, in seconds.
+
+    Attributes:
+        total: of all those cores together, idle or not.
+        busy: that they worked, for whomever.
+        stolen: that the host gave to other guests.
+        own: that this process and all below it worked, on whatever core.
+        throttled: for which the container's quota held its processes back.
+        wall: of the clock.
+    """
+
+    total: float
+    busy: float
+    stolen: float
+    own: float
+    throttled: float
+    wall: float
+
+    def since(self, earlier: "Counters") -> dict[str, float]:
+        """Return how much each grew."""
+        return {name: getattr(self, name) - getattr(earlier, name) for name in Counters.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """What went wrong, as shares; None where the system does not tell."""
+
+    steal: float | None
+    throttled: float | None
+    others: float | None
+
+    def over_limit(self) -> list[str]:
+        """Return what is over its limit, as parts of a sentence."""
+        limits = (
+            (self.steal, STEAL_LIMIT, "the host gave {:.0%} of the time of the cores to other guests"),
+            (self.throttled, THROTTLED_LIMIT, "the container's CPU quota held the models back for {:.0%} of the time"),
+            (self.others, OTHERS_LIMIT, "other processes took {:.0%} of the time of the cores"),
+        )
+        return [text.format(share) for share, limit, text in limits if share is not None and share > limit]
+
+
+class Watch:
+    """Count what the machine does within a `with` block."""
+
+    def __init__(self) -> None:
+        self.counted: dict[str, float] = {}
+        """What `Counters.since` counted, once the block has ended."""
+
+    def __enter__(self) -> Self:
+        self._before = read_counters()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.counted = read_counters().since(self._before)
+
+    def reasons(self) -> list[str]:
+        """Return what disturbed the block, as parts of a sentence."""
+        return shares([self.counted]).over_limit()
+
+
+def read_counters(*, proc: Path = _PROC, cgroup: Path = _CGROUP) -> Counters:
+    """Read all counters now; those that the system lacks are 0 for ever."""
+    per_second = os.sysconf("SC_CLK_TCK")
+    total, busy, stolen = (count / per_second for count in _cores(proc))
+    own = _own_ticks(proc) / per_second
+    return Counters(total, busy, stolen, own, _throttled_seconds(cgroup), time.monotonic())
+
+
+def shares(counted: Iterable[Mapping[str, float]]) -> Shares:
+    """Return the shares over some stretches of time, each as `Counters.since` counts it.
+
+    They are None where the system counts nothing, and where the stretches together are too short to tell.
+    """
+    stretches = list(counted)
+    total, wall = (sum(found.get(name, 0.0) for found in stretches) for name in ("total", "wall"))
+    if total < LEAST_SECONDS or wall <= 0:
+        return Shares(None, None, None)
+    stolen, busy, own = (sum(found[name] for found in stretches) for name in ("stolen", "busy", "own"))
+    # The kernel adds up the cores' times, so with several cores this can be more than all of it.
+    throttled = sum(found["throttled"] for found in stretches) / wall
+    return Shares(stolen / total, min(1.0, throttled), max(0.0, (busy - own) / total))
+
+
+def _cores(proc: Path) -> tuple[int, int, int]:
+    """Return the total, busy and stolen ticks of the cores that this process may use."""
+    mine = _affinity()
+    total = busy = stolen = 0
+    for core, line in re.findall(r"^cpu(\d+) (.+)$", _read(proc / "stat"), re.MULTILINE):
+        if mine is not None and int(core) not in mine:
+            continue
+        # user, nice, system, idle, iowait, irq, softirq, steal; guest times are in user and nice already.
+        ticks = [int(field) for field in line.split()[:8]]
+        total += sum(ticks)
+        stolen += ticks[7]
+        busy += sum(ticks) - ticks[3] - ticks[4] - ticks[7]
+    return total, busy, stolen
+
+
+def _affinity() -> Sequence[int] | None:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
+def _own_ticks(proc: Path) -> int:
+    """Return the CPU ticks of this process and all below it; of those that ended too, once they were waited for."""
+    used: dict[int, int] = {}
+    children: dict[int, list[int]] = {}
+    for folder in proc.glob("[0-9]*"):
+        # Behind the name, which may hold spaces and brackets: field 2 is the parent, 12 to 15 the times of the
+        # process (user, system) and of its children that it waited for.
+        fields = _read(folder / "stat").rpartition(")")[2].split()
+        if len(fields) > 14:
+            pid = int(folder.name)
+            used[pid] = sum(map(int, fields[11:15]))
+            children.setdefault(int(fields[1]), []).append(pid)
+    ticks, left = 0, [os.getpid()]
+    while left:
+        pid = left.pop()
+        ticks += used.get(pid, 0)
+        left += children.get(pid, ())
+    return ticks
+
+
+def _throttled_seconds(root: Path) -> float:
+    """Return for how long the quota of this container, in cgroup v2 or v1, has held it back."""
+    found = re.search(r"^throttled_usec (\d+)$", _read(root / "cpu.stat"), re.MULTILINE)
+    if found:
+        return int(found[1]) / 1e6
+    found = re.search(r"^throttled_time (\d+)$", _read(root / "cpu/cpu.stat"), re.MULTILINE)
+    return int(found[1]) / 1e9 if found else 0.0
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
