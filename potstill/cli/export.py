@@ -157,10 +157,13 @@ def _config(given: Mapping[str, Any]) -> ExportConfig:
 
 def _warn_of_slow(manifest: Manifest) -> None:
     for name, record in manifest.models.items():
-        verdict = (record.speed or {}).get("verdict", "faster")
-        if verdict != "faster":
-            advice = "serve fp32 here, or try --tune" if "ratio" in (record.speed or {}) else "see potstill.json"
-            typer.echo(f"warning: {name} is {verdict} than fp32 on this machine: {advice}", err=True)
+        speed = record.speed or {}
+        if "failures" in speed:
+            reasons = "; ".join(f"{who}: {why}" for who, why in speed["failures"].items())
+            typer.echo(f"warning: the speed of {name} was not measured ({reasons}); try again or see bench", err=True)
+        elif speed.get("verdict", "faster") != "faster":
+            advice = "serve fp32 here, or try --tune"
+            typer.echo(f"warning: {name} is {speed['verdict']} than fp32 on this machine: {advice}", err=True)
 
 
 def _read_data(given: Mapping[str, Any], *, enough: int) -> tuple[list[Any], Any]:

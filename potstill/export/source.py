@@ -108,6 +108,8 @@ class Source:
 
     def release_model(self) -> None:
         """Let go of the torch model's weights; `reference` cannot be asked for any more."""
+        for tensor in self.model.parameters() if self.model is not None else ():
+            tensor.data = torch.empty(0)  # the exporter keeps single parameters in caches of its own
         self.model = None
         gc.collect()  # modules and their hooks name each other
 
