@@ -282,6 +282,10 @@ class ExportConfig(Section):
             raise ValueError("int8-static needs texts to fix its scales; set calibration_texts above 0")
         if self.tune and self.rounds < 2:
             raise ValueError("tune compares speeds, so rounds must be at least 2")
+        if self.rounds == 1:
+            raise ValueError(
+                "rounds is 1, and an interval needs 2 turns of each file; set 2 or more, or 0 for no speeds"
+            )
         return self
 
 

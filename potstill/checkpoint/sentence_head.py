@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from potstill.checkpoint.sentence_transformers import (
@@ -39,6 +40,11 @@ class SentenceHead(nn.Module):
         self.pooling = tuple(pooling)
         self.layers = nn.ModuleList(layers)
 
+    def width(self, hidden_size: int) -> int:
+        """Return how many numbers a text's vector has, where a token's has `hidden_size`."""
+        dense = [layer.linear.out_features for layer in self.layers if isinstance(layer, DenseLayer)]
+        return dense[-1] if dense else hidden_size * len(self.pooling)
+
     def extra_repr(self) -> str:
         """Return the modes."""
         return ", ".join(self.pooling)
@@ -49,6 +55,25 @@ class SentenceHead(nn.Module):
         for layer in self.layers:
             vector = layer(vector)
         return vector
+
+
+class SentenceEncoder(nn.Module):
+    """An encoder with its head: what the encoder gives, and `sentence_embedding` beside it."""
+
+    def __init__(self, encoder: PreTrainedModel, head: SentenceHead) -> None:
+        """Take both, on the same device and in the same numbers."""
+        super().__init__()
+        self.encoder, self.head, self.config = encoder, head, encoder.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder runs."""
+        return self.encoder.device
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Return `last_hidden_state`, (B, T, H), and `sentence_embedding`, (B, E)."""
+        states = self.encoder(**inputs).last_hidden_state
+        return {"last_hidden_state": states, "sentence_embedding": self.head(states, inputs["attention_mask"])}
 
 
 class UnitLength(nn.Module):

@@ -195,6 +195,8 @@ def _print_tuning(tuning: Mapping[str, Any]) -> None:
         )
     cells = [f"{cell} ms" for cell in tuning["candidates"][0]["ms"]]
     title = f"\nTuned on {tuning['cpu']}, {tuning['threads']} threads"
+    if tuning.get("disturbed"):
+        title += f"; no times, the machine was busy: {tuning['disturbed']}"
     print_table(title, ["recipe", "times as fast", "95 % interval", *cells, ""], rows)
 
 

@@ -161,10 +161,13 @@ def _config(given: Mapping[str, Any]) -> ExportConfig:
 
 def _warn_of_slow(manifest: Manifest) -> None:
     for name, record in manifest.models.items():
-        verdict = (record.speed or {}).get("verdict", "faster")
-        if verdict != "faster":
+        speed = record.speed or {}
+        if "failures" in speed:
+            reasons = "; ".join(f"{who}: {why}" for who, why in speed["failures"].items())
+            typer.echo(f"warning: the speed of {name} was not measured ({reasons}); try again or see bench", err=True)
+        elif (verdict := speed.get("verdict", "faster")) != "faster":
             fp32 = "serve fp32" if "fp32" in manifest.models else "export fp32, too,"
-            advice = f"{fp32} here, or try --tune" if "ratio" in (record.speed or {}) else "see potstill.json"
+            advice = f"{fp32} here, or try --tune" if "ratio" in speed else "see potstill.json"
             typer.echo(f"warning: {name} is {verdict} than fp32 on this machine: {advice}", err=True)
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill import metrics
+from potstill.checkpoint.sentence_head import SentenceHead
 from potstill.data import Examples
 from potstill.distill.anatomy import base, masked_lm_head, model_inputs
 from potstill.distill.batches import EpochRows, make_collator, make_mlm_collator, read_column, tokenize
@@ -263,14 +264,15 @@ def embed_texts(
     texts: Sequence[str],
     *,
     max_length: int,
-    pooling: str = "mean",
+    pooling: str | SentenceHead = "mean",
     progress: Progress = silent,
     who: str = "model",
 ) -> NDArray[np.float32]:
-    """Return one vector per text, float32 (N, H)."""
+    """Return one vector per text, float32 (N, E): pooled, or made by a head of sentence-transformers."""
     unlabelled = Examples(name="", split="", texts=list(texts), labels=None, label_names=(), sha256="")
     rows = tokenize(unlabelled, tokenizer, max_length=max_length)
-    vectors = np.empty((len(rows), model.config.hidden_size), dtype=np.float32)
+    width = model.config.hidden_size if isinstance(pooling, str) else pooling.width(model.config.hidden_size)
+    vectors = np.empty((len(rows), width), dtype=np.float32)
     model.eval()
     for numbers, batch in _batches(rows, make_collator(tokenizer), tell=(progress, who)):
         with torch.inference_mode():

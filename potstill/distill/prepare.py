@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill import metrics
 from potstill.checkpoint import Checkpoint
+from potstill.checkpoint.sentence_head import find_sentence_transformers, load_head
 from potstill.data import Examples, Splits, load_examples, load_splits
 from potstill.distill.augment import augment
 from potstill.distill.batches import EpochRows, count_shared, make_collator, make_mlm_collator, tokenize
@@ -150,7 +151,9 @@ def _make_objective(recipe: Recipe, teacher: PreTrainedModel, student: PreTraine
             )
         case "embedding":
             return EmbeddingDistillation(
-                student_width=student.config.hidden_size, teacher_width=teacher.config.hidden_size, **settings
+                student_width=student.config.hidden_size,
+                teacher_width=_vector_width(recipe.teacher.model, teacher),
+                **settings,
             )
 
 
@@ -408,6 +411,13 @@ def _check_widths(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
             f"the student has {ours} hidden units and the teacher {theirs}, and the cosine compares them one by one; "
             "set distill.alpha_cos=0, or take tinybert or minilmv2 for a narrower student"
         )
+
+
+def _vector_width(name: str | None, teacher: PreTrainedModel) -> int:
+    """Return how many numbers the teacher's vector of a text has, which its own modules may make wider or narrower."""
+    own = find_sentence_transformers(name) if name else None
+    head = load_head(own) if own else None
+    return head.width(teacher.config.hidden_size) if head else teacher.config.hidden_size
 
 
 def _query_width(model: PreTrainedModel) -> int:

@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset, load_from_disk
 
 from potstill.checkpoint import Checkpoint, hash_checkpoint
+from potstill.checkpoint.sentence_head import find_sentence_transformers, load_head
 from potstill.data import Examples, load_texts
 from potstill.distill.batches import tokenize
 from potstill.distill.evaluate import embed_texts
@@ -32,19 +33,24 @@ def add_teacher_vectors(
 ) -> Dataset:
     """Return tokenised rows with the teacher's vector of each text, memory-mapped from `cache_dir`.
 
-    The cache is found again for the same texts, teacher, length and pooling. A teacher without a folder of its own,
+    A teacher that is one of sentence-transformers makes its vectors by its own modules, of as many tokens as it reads,
+    whatever the student's pooling is. The cache is found again for the same texts, teacher, length and pooling. A
+    teacher without a folder of its own,
     which a hub id is, is told apart by its name.
     """
     who = hash_checkpoint(teacher.name) or teacher.name
-    settings = json.dumps([who, max_length, pooling, list(texts)])
+    own = find_sentence_transformers(teacher.name)
+    head = load_head(own) if own else None
+    longest = min(max_length, own.max_seq_length or max_length) if own else max_length
+    settings = json.dumps([who, max_length, longest, own.mode if own and head else pooling, list(texts)])
     folder = cache_dir / hashlib.sha256(settings.encode()).hexdigest()[:24]
     if not folder.is_dir():
         vectors = embed_texts(
             teacher.model,
             teacher.tokenizer,
             texts,
-            max_length=max_length,
-            pooling=pooling,
+            max_length=longest,
+            pooling=head or pooling,
             progress=progress,
             who="teacher's vectors",
         )

@@ -23,6 +23,8 @@ from potstill.publish import check_free, new_folder
 from potstill.sections import ExportConfig
 
 with needing("export"):
+    from onnx import ModelProto
+
     from potstill.checkpoint import reference_tokenizer, save_tokenizer
     from potstill.checkpoint.sentence_head import write_sentence_transformers
     from potstill.export.graph import append_head, build_graph
@@ -119,24 +121,10 @@ def _make_models(shop: Workshop, *, steps: _Steps) -> dict[Precision, ModelRecor
     config, source = shop.config, shop.source
     (shop.folder / "onnx").mkdir()
     steps.next("trace")
-    if source.model is not None:
-        graph = build_graph(
-            source.model,
-            inputs=source.inputs,
-            outputs=source.task_outputs,
-            attention=config.attention,
-            head=source.head,
-            opset=config.opset,
-        )
-    else:
-        assert source.existing is not None
-        graph = load_model(source.existing.file)
-        if source.head is not None:
-            graph = append_head(graph, source.head, width=source.config.hidden_size)
     if source.existing is not None and source.existing.precision != "fp32":
-        return {source.existing.precision: shop.keep_as_it_is(graph)}
-    steps.next("fp32: compare with torch" if source.model is not None else "fp32: compare with the file")
-    made: dict[Precision, ModelRecord] = {"fp32": shop.make_fp32(graph)}
+        return {source.existing.precision: shop.keep_as_it_is(_make_graph(shop))}
+    # Nobody else holds the graph, so that it is gone when its file is opened.
+    made: dict[Precision, ModelRecord] = {"fp32": shop.make_fp32(_make_graph(shop))}
     for precision in config.precisions:
         if precision == "fp16":
             made[precision] = shop.make_fp16()
@@ -150,6 +138,23 @@ def _make_models(shop: Workshop, *, steps: _Steps) -> dict[Precision, ModelRecor
         for name in (record.file, *record.external_data):
             (shop.folder / name).unlink()
     return made
+
+
+def _make_graph(shop: Workshop) -> ModelProto:
+    """Trace a checkpoint, or read an ONNX file."""
+    config, source = shop.config, shop.source
+    if source.existing is not None:
+        graph = load_model(source.existing.file)
+        return graph if source.head is None else append_head(graph, source.head, width=source.config.hidden_size)
+    assert source.model is not None
+    return build_graph(
+        source.model,
+        inputs=source.inputs,
+        outputs=source.task_outputs,
+        attention=config.attention,
+        head=source.head,
+        opset=config.opset,
+    )
 
 
 def _write_about(source: Source, folder: Path) -> None:
@@ -189,7 +194,7 @@ def _write_contract(
         models=models,
         files=record_files(folder),
         tokenizer_parity=tokenizer_parity,
-        source={"name": source.name, "sha256": source.sha256, "kind": "checkpoint" if source.model else "onnx"}
+        source={"name": source.name, "sha256": source.sha256, "kind": "onnx" if source.existing else "checkpoint"}
         | ({"notes": list(source.notes)} if source.notes else {}),
         made={
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -203,6 +203,9 @@ def _trace(wrapper: _Positional, *, inputs: Sequence[str], outputs: Sequence[str
         ) from error
     assert program is not None
     model: onnx.ModelProto = program.model_proto
+    # onnxscript's rules remember the last graph that they looked at, and with it every weight of the torch model.
+    for value in program.model.graph.initializers.values():
+        value.const_value = None
     return model
 
 

@@ -17,6 +17,7 @@ from potstill.precision import find_untruth
 _LARGEST_SINGLE_FILE = 3 * 2**29
 # onnx's own limit: smaller constants are shapes and axes, which are needed before any other file is opened.
 _SMALLEST_EXTERNAL = 1024
+_GRAPH_TAG, _INITIALIZER_TAG = b"\x3a", b"\x2a"  # fields 7 of a model and 5 of a graph, both with a length
 _PAGE = 4096  # what ONNX asks offsets to be multiples of, so that weights can be mapped into memory
 # Separators of other systems, the end of a C string, and onnxruntime's mark for an address in memory.
 _STRANGE = frozenset("\\:\0*")
@@ -36,7 +37,8 @@ def save_model(graph: onnx.ModelProto, file: Path, *, external: bool | None = No
     if external is None:
         external = sum(map(_size_bytes, graph.graph.initializer)) > _LARGEST_SINGLE_FILE
     if not external:
-        onnx.save(graph, file)
+        with file.open("wb") as stream:
+            _write_message(graph, stream)
         return [file]
     weights = file.with_name(f"{file.name}_data")
     slim = _without_initializers(graph)
@@ -150,6 +152,53 @@ def _side_file(file: Path, location: str) -> Path:
 
 def _size_bytes(tensor: TensorProto) -> int:
     return math.prod(tensor.dims) * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+
+
+def _write_message(model: onnx.ModelProto, stream: IO[bytes]) -> None:
+    """Write a model as protobuf does, one weight after the other: a message as a whole is a copy of all of them."""
+    slim = _without_initializers(model)
+    graph = slim.graph.SerializeToString()
+    slim.ClearField("graph")
+    weights = model.graph.initializer
+    sizes = [tensor.ByteSize() for tensor in weights]
+    heads = [_INITIALIZER_TAG + _varint(size) for size in sizes]
+    stream.write(slim.SerializeToString())
+    stream.write(_GRAPH_TAG + _varint(len(graph) + sum(map(len, heads)) + sum(sizes)) + graph)
+    for head, tensor in zip(heads, weights, strict=True):
+        stream.write(head)
+        stream.write(tensor.SerializeToString())
+
+
+def _varint(value: int) -> bytes:
+    """Return a number as protobuf writes it: seven bits a byte, the lowest first."""
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*found, value])
+
+
+def without_values(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a model in which weights with more than one axis have a name, a type and a shape alone."""
+    slim = _without_initializers(model)
+    slim.graph.initializer.extend(
+        TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type) if len(tensor.dims) > 1 else tensor
+        for tensor in model.graph.initializer
+    )
+    return slim
+
+
+def rewire(model: onnx.ModelProto, slim: onnx.ModelProto) -> None:
+    """Give a model, in place, the nodes and constants of a slim one; weights that it has already are not copied."""
+    wanted = {tensor.name: tensor for tensor in slim.graph.initializer}
+    have = {tensor.name for tensor in model.graph.initializer}
+    nodes = list(slim.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    for index in reversed(range(len(model.graph.initializer))):
+        if model.graph.initializer[index].name not in wanted:
+            del model.graph.initializer[index]
+    model.graph.initializer.extend(tensor for name, tensor in wanted.items() if name not in have)
 
 
 def _without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -4,8 +4,9 @@ The grid covers what breaks exports: batch and length 1, odd lengths, the longes
 on the left, and masks with holes. A mismatch is an error, never a warning.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ Answer = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class Row:
     """Up to four texts of one length under one kind of mask, with the reference's answers."""
 
     length: int
@@ -44,8 +45,16 @@ class _Row:
     expected: Answer
 
 
-def check_parity(source: Source, session: OnnxSession, *, seed: int = 0) -> dict[str, Any]:
+def check_parity(
+    source: Source, session: OnnxSession, *, rows: Iterable[Row] | None = None, seed: int = 0
+) -> dict[str, Any]:
     """Compare an fp32 session with what it was made from, over the grid.
+
+    Args:
+        source: what the session was made from.
+        session: the file.
+        rows: what the source answers, of `keep_rows`; None asks it now.
+        seed: of the ids.
 
     Returns:
         The evidence: every cell, the largest difference and the label agreement.
@@ -53,9 +62,11 @@ def check_parity(source: Source, session: OnnxSession, *, seed: int = 0) -> dict
     Raises:
         ParityError: naming the first cell that differs by more than the tolerance, or names another label.
     """
-    what = "torch" if source.model is not None else "the file it was made from"
+    what = "torch" if source.existing is None else "the file it was made from"
     cells = []
-    for cell in compare_over_grid(source, source.reference(), session, seed=seed):
+    if rows is None:
+        rows = make_rows(source, source.reference(), seed=seed)
+    for cell in compare_over_grid(source, rows, session):
         allowed = FP32_TOLERANCE * max(1.0, cell["root_mean_square"])
         if not cell["max_abs_difference"] <= allowed or cell["label_agreement"] < 1:
             raise ParityError(
@@ -75,7 +86,7 @@ def measure_difference(
     Raises:
         ParityError: if an answer is not a number.
     """
-    cells = list(compare_over_grid(source, reference, session, seed=seed))
+    cells = list(compare_over_grid(source, make_rows(source, reference, seed=seed), session))
     broken = next((cell for cell in cells if not np.isfinite(cell["max_abs_difference"])), None)
     if broken is not None:
         raise ParityError(f"{session.model_file.name} answers with no number at {_name(broken)}; nothing was published")
@@ -124,16 +135,29 @@ def left_out(source: Source) -> dict[str, Any]:
     }
 
 
-def compare_over_grid(
-    source: Source, reference: Reference, session: OnnxSession, *, seed: int
-) -> Iterator[dict[str, Any]]:
+def keep_rows(source: Source, folder: Path, *, seed: int = 0) -> list[Row]:
+    """Return what a source answers over the grid, kept in a folder: the numbers of a language model are gigabytes.
+
+    The source need not be in memory beside the file that is compared with it.
+    """
+    kept = []
+    for number, row in enumerate(make_rows(source, source.reference(), seed=seed)):
+        expected = {}
+        for name, values in row.expected.items():
+            np.save(folder / f"{number}-{name}.npy", values)
+            expected[name] = np.load(folder / f"{number}-{name}.npy", mmap_mode="r")
+        kept.append(replace(row, expected=expected))
+    return kept
+
+
+def compare_over_grid(source: Source, rows: Iterable[Row], session: OnnxSession) -> Iterator[dict[str, Any]]:
     """Yield each cell of batch size x length x mask with its largest difference and label agreement.
 
     Differences count where the mask lets a token be seen; what stands at padding is nobody's answer.
     """
     has_labels = source.task is not FEATURE_EXTRACTION
     fitting = dict(plan(source))
-    for row in _rows(source, reference, seed=seed):
+    for row in rows:
         texts = len(row.feeds["input_ids"])
         width = max(values.size for values in row.expected.values()) // texts
         for batch_size in fitting[row.length]:
@@ -169,7 +193,8 @@ def masks(texts: int, length: int, generator: np.random.Generator) -> Iterator[t
     yield "hole", hole
 
 
-def _rows(source: Source, reference: Reference, *, seed: int) -> Iterator[_Row]:
+def make_rows(source: Source, reference: Reference, *, seed: int) -> Iterator[Row]:
+    """Yield the texts of the grid, random ids, with the reference's answers."""
     generator = np.random.default_rng(seed)
     for length, _ in plan(source):
         texts = most_texts(_DIFFERENT_TEXTS, heads=source.config.num_attention_heads, length=length)
@@ -181,7 +206,7 @@ def _rows(source: Source, reference: Reference, *, seed: int) -> Iterator[_Row]:
                 "token_type_ids": _token_types(source, shape),
             }
             feeds = {name: known[name].astype(np.int64) for name in source.inputs}
-            yield _Row(length, mask_name, feeds, reference(feeds))
+            yield Row(length, mask_name, feeds, reference(feeds))
 
 
 def _token_types(source: Source, shape: tuple[int, int]) -> NDArray[np.int64]:

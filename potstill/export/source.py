@@ -1,5 +1,6 @@
 """What is exported: a checkpoint, or an ONNX file that somebody else made, seen in one way."""
 
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -45,7 +46,7 @@ Reference: TypeAlias = Callable[[Feeds], Mapping[str, NDArray[np.float32]]]
 _LABELLED = (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Source:
     """What is exported.
 
@@ -61,7 +62,7 @@ class Source:
         head: what makes that vector of the token vectors, in torch.
         vectors: what a sentence-transformers folder says about them; None for other folders and other tasks.
         notes: what a user must know to get the checkpoint's own answers.
-        model: the torch model; None for an existing ONNX file.
+        model: the torch model; None for an existing ONNX file, and once it is not needed any more.
         existing: the ONNX file; None for a checkpoint.
         parameters: how many the whole model has.
         encoder_parameters: those without the head.
@@ -107,6 +108,13 @@ class Source:
         assert self.existing is not None
         session = OnnxSession(self.existing.file, spinning=False, optimise=False)
         return session.run if self.head is None else _with_head(session, self.head)
+
+    def release_model(self) -> None:
+        """Let go of the torch model's weights; `reference` cannot be asked for any more."""
+        for tensor in self.model.parameters() if self.model is not None else ():
+            tensor.data = torch.empty(0)  # the exporter keeps single parameters in caches of its own
+        self.model = None
+        gc.collect()  # modules and their hooks name each other
 
     def architecture(self) -> dict[str, Any]:
         """Return the sizes that a report names."""

@@ -8,6 +8,7 @@ from potstill.machine import available_cores, cpu_name
 from potstill.timing import race
 from potstill.timing.race import Cell, session
 
+NOT_MEASURED = "not measured"
 # A short and a long text alone: what a small box is asked most.
 CELLS: tuple[Cell, ...] = ((1, 16), (1, 128))
 
@@ -30,8 +31,10 @@ def compare_speed(
         cells: batch size and tokens.
 
     Returns:
-        `cells` with the medians in milliseconds and the ratio with its interval, the geometric mean `ratio` with its
-        interval, and `verdict`: "faster" or "slower" where the whole interval says so, else "no faster".
+        `verdict` "not measured" and why, by name under `failures`, where a file does not run or the machine was busy
+        with other things to the last. Else `cells` with the medians in milliseconds and the ratio with its interval,
+        the geometric mean `ratio` with its interval, and `verdict`: "faster" or "slower" where the whole interval says
+        so, else "no faster".
     """
     threads = available_cores()
     fitting = sorted({(batch, min(length, max_length)) for batch, length in cells})
@@ -42,7 +45,10 @@ def compare_speed(
     result = race(contestants, fitting, rounds=rounds, block_s=0.1)
     baseline, other = files
     if result.failures:
-        return {"verdict": "not measured", "failures": result.failures}
+        return {"verdict": NOT_MEASURED, "failures": result.failures}
+    disturbed = result.disturbed()
+    if disturbed is not None:
+        return {"verdict": NOT_MEASURED, "failures": {"the machine": disturbed}}
     overall = result.overall(baseline, other)
     return {
         "cpu": cpu_name(),

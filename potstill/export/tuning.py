@@ -94,6 +94,8 @@ def tune(shop: Workshop, precision: Precision) -> ModelRecord:
             continue
         rows = [_row(name, tried[name], results[name], refused=refused.get(name)) for name in listed]
         about = {"cpu": cpu_name(), "threads": available_cores(), "kept": name, "candidates": rows}
+        if first.disturbed() is not None:
+            about["disturbed"] = first.disturbed()
         return record.model_copy(update={"tuning": about})
     raise ParityError(
         "no recipe holds: " + "; ".join(f"{name}: {reason}" for name, reason in refused.items())
@@ -132,9 +134,9 @@ def _ratio(result: Race, name: str) -> tuple[float, float]:
 
 
 def _is_measured(result: Race, name: str) -> bool:
-    """Tell whether a candidate and the default it is held against ran, in every cell."""
+    """Tell whether a candidate and the default it is held against ran, in every cell, on an undisturbed machine."""
     pair = {name, _DEFAULT}
-    return pair <= result.rounds.keys() and not pair & result.failures.keys()
+    return result.disturbed() is None and pair <= result.rounds.keys() and not pair & result.failures.keys()
 
 
 def _row(name: str, candidate: Candidate, result: Race, *, refused: str | None) -> dict[str, Any]:

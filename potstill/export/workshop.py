@@ -1,5 +1,6 @@
 """Make and check one file after another: every precision of a bundle goes through the same gates."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -16,8 +17,8 @@ from potstill.errors import ParityError
 from potstill.export.fallback import fall_back, sensitivity
 from potstill.export.half import to_half
 from potstill.export.invariance import BATCH_SIZES, measure_invariance
-from potstill.export.onnxfile import check_model, lint, save_model
-from potstill.export.parity import check_parity, measure_difference
+from potstill.export.onnxfile import check_model, lint, load_model, rewire, save_model, without_values
+from potstill.export.parity import check_parity, keep_rows, measure_difference
 from potstill.export.products import Feeds
 from potstill.export.quality import judge
 from potstill.export.quantise import Int8Recipe, Prepared, int8_recipe, prepare, quantise
@@ -71,7 +72,7 @@ class Workshop:
         self.tokenizer, self.say = tokenizer, say
         if probe.examples is not None:
             check_examples(probe.examples, source.kind)
-        self._graph: onnx.ModelProto | None = None
+        self._plain: onnx.ModelProto | None = None
 
     def make_fp32(self, graph: onnx.ModelProto) -> ModelRecord:
         """Write the graph that everything else is made of, and hold it against its source.
@@ -80,16 +81,27 @@ class Workshop:
             ParityError: if it is not a valid graph, lacks a fused operator, answers otherwise, or answers a text
                 otherwise in a batch. A file of another tool may do the last; then the manifest says so.
         """
-        self._graph = graph
-        file, served = self.file("fp32"), self._unpadded(graph)
-        side = save_model(served, file)[1:]
-        check_model(file)
-        lint(file, "fp32")
+        self.say(f"fp32: compare with {'torch' if self.source.existing is None else 'the file'}")
+        # The torch model, the graph and a session are three times the weights, so one goes before the next comes.
         receipt = fusion_receipt(graph, self.source.config)
         if not self.config.allow_unfused and self.source.existing is None:
             check_fusion(receipt)
+        file, kept = self.file("fp32"), self.folder / ".reference"
+        kept.mkdir()
+        rows = keep_rows(self.source, kept)
+        self.source.release_model()
+        self._plain = without_values(graph)
+        if self._unpads:
+            rewire(graph, unpad(without_values(graph)))
+        unpadded = is_unpadded(graph)
+        side = save_model(graph, file)[1:]
+        del graph
+        check_model(file)
+        lint(file, "fp32")
         session = self.fp32_session()
-        parity = check_parity(self.source, session)
+        parity = check_parity(self.source, session, rows=rows)
+        del rows
+        shutil.rmtree(kept)
         self.say("fp32: compare answers in batches")
         invariance = self._invariance(session, limit=_FP32_BATCH_TEXTS)
         if self.source.existing is None:
@@ -98,7 +110,7 @@ class Workshop:
             "fp32",
             side,
             fusion=receipt,
-            unpadded=is_unpadded(served),
+            unpadded=unpadded,
             parity=parity,
             invariance=invariance,
             batch_invariant=bool(invariance["invariant"]),
@@ -201,7 +213,7 @@ class Workshop:
         def attempt(keep: frozenset[str]) -> dict[str, Any]:
             plain = quantise(self.prepared, recipe, keep=keep)
             # One text at a time, which is how dynamic files are served, has no padding.
-            save_model(self._unpadded(plain) if static else plain, file)
+            save_model(unpad(plain) if static and self._unpads else plain, file)
             return self._judge(self._open(file, disabled_optimizers), batch_size=batch_size)
 
         kept, evidence, steps = fall_back(
@@ -238,9 +250,11 @@ class Workshop:
 
     @property
     def graph(self) -> onnx.ModelProto:
-        """The fp32 graph."""
-        assert self._graph is not None, "make_fp32 comes first"
-        return self._graph
+        """The fp32 graph with padding in its products, read anew with its weights from the file."""
+        assert self._plain is not None, "make_fp32 comes first"
+        graph = load_model(self.file("fp32"))
+        rewire(graph, self._plain)
+        return graph
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -290,10 +304,11 @@ class Workshop:
         size = most_texts(_CALIBRATION_BATCH, heads=self.source.config.num_attention_heads, length=longest)
         return [self.tokenizer.pad(rows[start : start + size]) for start in range(0, len(rows), size)]
 
-    def _unpadded(self, graph: onnx.ModelProto) -> onnx.ModelProto:
-        """Leave padding out of a graph of ours, if that is wanted."""
+    @property
+    def _unpads(self) -> bool:
+        """Whether padding is left out of graphs of ours."""
         wanted = self.config.attention == "fused" if self.config.unpad is None else self.config.unpad
-        return unpad(graph) if wanted and self.source.existing is None else graph
+        return wanted and self.source.existing is None
 
     def _open(self, file: Path, disabled_optimizers: Sequence[str]) -> OnnxSession:
         """Open a file as it will be served, without spinning threads that slow torch down beside it."""

@@ -124,14 +124,14 @@ def test_lower_precision_is_measured_against_fp32_and_refused_only_without_numbe
     worse, broken = onnx.load_from_string(graph), onnx.load_from_string(graph)
     _scaled_weight(worse.graph)
     (tmp_path / "worse").mkdir()
-    evidence = measure_difference(source, session_of(worse, tmp_path / "worse"), fp32)
+    evidence = measure_difference(source, session_of(worse, tmp_path / "worse"), fp32.run)
     assert evidence["max_abs_difference"] > FP32_TOLERANCE
     assert evidence["reference"] == "fp32"
     tensor = max(broken.graph.initializer, key=lambda tensor: np.prod(tensor.dims))
     tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(tuple(tensor.dims), np.nan, np.float32), tensor.name))
     (tmp_path / "broken").mkdir()
     with pytest.raises(ParityError, match="no number at batch 1"):
-        measure_difference(source, session_of(broken, tmp_path / "broken"), fp32)
+        measure_difference(source, session_of(broken, tmp_path / "broken"), fp32.run)
 
 
 def test_an_output_of_another_shape_is_a_mismatch(source, graph, tmp_path):
@@ -154,7 +154,7 @@ def source_of(graph, task, folder):
     reference = small.session(folder, graph, "reference.onnx").run
     config = SimpleNamespace(num_attention_heads=1, vocab_size=len(small.VOCABULARY))
     return SimpleNamespace(
-        task=task, model=None, config=config, inputs=small.INPUTS, max_length=33, reference=lambda: reference
+        task=task, existing=True, config=config, inputs=small.INPUTS, max_length=33, reference=lambda: reference
     )
 
 

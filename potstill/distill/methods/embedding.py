@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from potstill.checkpoint.sentence_head import SentenceHead, pool
 from potstill.distill.anatomy import base, model_inputs
 from potstill.distill.methods.objective import Batch, Objective
 from potstill.distill.methods.task import combine
+
+__all__ = ["TEACHER_VECTORS", "EmbeddingDistillation", "embed", "pool"]
 
 TEACHER_VECTORS = "teacher_vectors"
 """The key of a batch under which the teacher's vectors (B, E) are."""
@@ -58,16 +61,11 @@ class EmbeddingDistillation(Objective):
         return combine(sums, scales)
 
 
-def embed(model: PreTrainedModel, batch: Batch, pooling: str) -> Tensor:
-    """Return one vector per text, (B, H): the mean over its tokens, or the state of its first."""
+def embed(model: PreTrainedModel, batch: Batch, pooling: str | SentenceHead) -> Tensor:
+    """Return one vector per text, (B, E): pooled over its tokens, or what a head of sentence-transformers makes."""
     encoder = base(model)
     states = encoder(**model_inputs(encoder, batch)).last_hidden_state
-    return pool(states, batch["attention_mask"], pooling)
-
-
-def pool(states: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
-    """Pool states (B, T, H) by `mean` over the tokens that are not padding, or `cls`, the first."""
-    if pooling == "cls":
-        return states[:, 0]
-    weight = attention_mask.unsqueeze(-1).to(states.dtype)
-    return (states * weight).sum(1) / weight.sum(1)
+    if isinstance(pooling, str):
+        return pool(states, batch["attention_mask"], pooling)
+    head: Tensor = pooling.to(device=states.device, dtype=states.dtype)(states, batch["attention_mask"])
+    return head

@@ -4,7 +4,6 @@ A GPU works on after the call that gave it work has returned, so a timed call en
 it ended so too, and nothing else is under way when the clock starts.
 """
 
-import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,9 +17,11 @@ from transformers.utils import cached_file
 from potstill.bundle import sha256_of
 from potstill.checkpoint.folder import USUAL_LENGTH, longest_text
 from potstill.checkpoint.loading import accepted_inputs, load_checkpoint, save_tokenizer
+from potstill.checkpoint.sentence_head import SentenceEncoder, find_sentence_transformers, load_head
 from potstill.errors import CheckError, CheckpointError, MissingError, UsageError
 from potstill.serve import BundleTokenizer
-from potstill.task import QUESTION_ANSWERING, Task, get_task
+from potstill.serve.answering.vectors import SENTENCE_EMBEDDING
+from potstill.task import FEATURE_EXTRACTION, QUESTION_ANSWERING, Task, get_task
 
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model")
@@ -58,9 +59,16 @@ def open_runner(command: Mapping[str, Any]) -> "TorchRunner":
         raise MissingError(f"runner {command['runner']} needs a GPU, and torch {torch.__version__} finds none")
     torch.set_num_threads(command["threads"])
     task = get_task(command["task"])
-    checkpoint = load_checkpoint(command["folder"], task)
-    model = checkpoint.model.to(device="cuda:0" if on_gpu else "cpu", dtype=_TYPES[command["precision"]])
-    settings = _settings(model, checkpoint.tokenizer, max_length=command.get("max_length"))
+    # What makes a text's vector, where the checkpoint is one of sentence-transformers, runs and is timed with it.
+    vectors = find_sentence_transformers(command["folder"]) if task is FEATURE_EXTRACTION else None
+    encoder = str(vectors.folder / vectors.encoder_path) if vectors and vectors.encoder_path else command["folder"]
+    checkpoint = load_checkpoint(encoder, task)
+    head = load_head(vectors) if vectors else None
+    loaded = checkpoint.model if head is None else SentenceEncoder(checkpoint.model, head)
+    model = loaded.to(device="cuda:0" if on_gpu else "cpu", dtype=_TYPES[command["precision"]])
+    limits = (command.get("max_length"), vectors.max_seq_length if vectors else None)
+    longest = min((limit for limit in limits if limit), default=None)
+    settings = _settings(checkpoint.model, checkpoint.tokenizer, max_length=longest)
     with tempfile.TemporaryDirectory() as folder:
         # The checkpoint's own file, or what an older checkpoint without one is converted to.
         save_tokenizer(checkpoint.tokenizer, Path(folder))
@@ -69,7 +77,7 @@ def open_runner(command: Mapping[str, Any]) -> "TorchRunner":
         model,
         tokenizer,
         inputs=settings.inputs,
-        outputs=_outputs(task),
+        outputs=_outputs(task) if head is None else (*_outputs(task), SENTENCE_EMBEDDING),
         synchronise=torch.cuda.synchronize if on_gpu else None,
         source=command["folder"],
     )
@@ -108,7 +116,7 @@ class TorchRunner:
         self._model, self._call, self._source = model, model, source
         self._place, self._synchronise = model.device, synchronise
         self.device = _name(model.device)
-        self.pooling = _pooling(source)
+        self.pooling = "mean"  # without modules of sentence-transformers, which the model gives its vectors by
 
     @property
     def files(self) -> dict[str, str]:
@@ -208,13 +216,3 @@ def _folder(source: str) -> Path | None:
     except OSError:
         return None
     return Path(found).parent if found else None
-
-
-def _pooling(source: str) -> str:
-    """Return how sentence-transformers pools this checkpoint's tokens, if it says so; else the mean."""
-    folder = _folder(source)
-    file = folder / "1_Pooling" / "config.json" if folder else None
-    if file is None or not file.is_file():
-        return "mean"
-    settings = json.loads(file.read_text(encoding="utf-8"))
-    return "cls" if settings.get("pooling_mode_cls_token") else "mean"

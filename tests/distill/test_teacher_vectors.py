@@ -1,0 +1,50 @@
+"""A sentence-transformers teacher's vectors are those of its own modules, not of the student's pooling."""
+
+import numpy as np
+import torch
+
+from potstill.bench.engines.runners.with_torch import open_runner
+from potstill.checkpoint import load_checkpoint
+from potstill.distill.methods.embedding import TEACHER_VECTORS
+from potstill.distill.prepare import _vector_width
+from potstill.distill.vectors import add_teacher_vectors
+from potstill.progress import silent
+from potstill.task import FEATURE_EXTRACTION
+from tests.checkpoint.sentence_folders import dense, make_folder, old_pooling
+
+TEXTS = ["we saw a wave", "snow on the peak and a trail", "the old things " * 12]
+WIDTH, LONGEST = 32, 12
+
+
+def own(folder, layer):
+    """Return the vectors by the rule written out, each text alone."""
+    checkpoint = load_checkpoint(str(folder), FEATURE_EXTRACTION)
+    vectors = []
+    for text in TEXTS:
+        encoded = checkpoint.tokenizer(text, truncation=True, max_length=LONGEST, return_tensors="pt")
+        with torch.inference_mode():
+            first = checkpoint.model(**encoded).last_hidden_state[0, 0]
+        raw = torch.tanh(layer[2]["linear.weight"] @ first + layer[2]["linear.bias"])
+        vectors.append((raw / raw.norm()).numpy())
+    return np.stack(vectors)
+
+
+def test_a_teachers_vectors_and_a_torch_row_follow_the_folder(tiny_teacher, tmp_path):
+    layer = dense(WIDTH, 24)
+    folder = make_folder(
+        tmp_path / "model", old_pooling("cls"), layer, ("Normalize", {}, {}), encoder=tiny_teacher, longest=LONGEST
+    )
+    expected = own(folder, layer)
+    teacher = load_checkpoint(str(folder), FEATURE_EXTRACTION)
+    rows = add_teacher_vectors(
+        TEXTS, teacher, max_length=64, pooling="mean", cache_dir=tmp_path / "cache", progress=silent
+    )
+    np.testing.assert_allclose(np.array(rows[TEACHER_VECTORS]), expected, atol=1e-5)
+    assert _vector_width(str(folder), teacher.model) == 24
+    command = {
+        "folder": str(folder), "precision": "fp32", "runner": "torch-cpu", "threads": 1, "task": "feature-extraction",
+    }  # fmt: skip
+    runner = open_runner(command)
+    assert runner.outputs == ("last_hidden_state", "sentence_embedding")
+    found = runner.run(runner.tokenizer.encode(TEXTS))["sentence_embedding"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
