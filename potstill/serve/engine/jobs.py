@@ -35,7 +35,7 @@ class Job:
     lane: "Lane | None" = None
     """Where it, or its rows, wait."""
     waiting_s: float = 0.0
-    """Cost of its rows that wait; before it is tokenised, what it is expected to cost."""
+    """Cost of its rows that wait, as measured at the start; before it is tokenised, what it is expected to cost."""
     dead: bool = False
     """Nobody waits for it any more; its rows must not run."""
 
@@ -61,6 +61,7 @@ class Item:
     index: int
     tokens: int
     cost_s: float
+    """Alone, as measured at the start."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

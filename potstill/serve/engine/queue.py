@@ -75,7 +75,8 @@ class Lane:
     rows: list[tuple[float, int, Item]] = field(default_factory=list)
     """Those that wait, in the order of their turns; (turn, number, row)."""
     waiting_s: dict[str, float] = field(default_factory=dict)
-    """Predicted cost of what each client has waiting, rows and requests that are not tokenised; only while there is."""
+    """Cost of what each client has waiting, rows and requests that are not tokenised; only while there is something.
+    It is the cost as measured at the start."""
     all_s: float = 0.0
     """The same of all clients."""
     begins: float = 0.0
@@ -150,7 +151,7 @@ class Queue:
 
     def add(self, job: Job, *, cost_s: float) -> None:
         """Take a request that is not tokenised yet, and is expected to cost this."""
-        self.lane(job.model, cost_s).expect(job, cost_s)
+        self.lane(job.model, cost_s).expect(job, cost_s / self.drift(job.model))
         if job.characters > SHORT_CHARACTERS:
             heapq.heappush(self._long, (_due(job), next(self._order), job))
         else:
@@ -190,8 +191,9 @@ class Queue:
             job.lane.forget(job, job.waiting_s)
         if not lengths:
             return
-        costs = [self.expected_s(job.model, tokens) for tokens in lengths]
-        lane = self.lane(job.model, sum(costs))
+        # As measured at the start: what runs cost now changes while rows wait, and would change the lanes' shares.
+        costs = [self._policies[job.model].cost.seconds(1, tokens) for tokens in lengths]
+        lane = self.lane(job.model, sum(costs) * self.drift(job.model))
         if not lane.rows:
             lane.begins = max(lane.begins, self._virtual)
         lane.expect(job, sum(costs))
@@ -270,10 +272,11 @@ class Queue:
         That is until a runner is free for it: what runs has to end, and before it is through its client's lane gets
         what is before it there, and each other lane at most as much.
         """
-        own = self.lane(model, cost_s)
-        ahead = own.ahead_s(client, max(cost_s, self._policies[model].usual_s() * 2**own.level))
+        own, drift = self.lane(model, cost_s), self.drift(model)
+        size_s = max(cost_s, self._policies[model].usual_s() * 2**own.level)
+        ahead = own.ahead_s(client, size_s / drift) * drift
         share = ahead + cost_s
-        ahead += sum(min(lane.all_s, share) for lane in self._every if lane is not own)
+        ahead += sum(min(lane.all_s * self.drift(lane.model), share) for lane in self._every if lane is not own)
         left = [max(0.0, batch.started + batch.predicted_s - now) for batch in list(self.running)]
         left += [0.0] * (self._runners - len(left))
         return _until_free(sorted(left)[-self._runners :], ahead)

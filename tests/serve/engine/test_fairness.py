@@ -32,7 +32,7 @@ def beside(*others, slower=1.0, seconds=30.0, every=0.05):
     return client.outcome
 
 
-@pytest.mark.parametrize("slower", [1.0, 2.0])
+@pytest.mark.parametrize("slower", [1.0, 1.5])
 @pytest.mark.parametrize(
     "others",
     [

@@ -293,6 +293,24 @@ def test_drift_is_learnt_from_runs():
     assert queue.expected_s("m", 9) == pytest.approx(0.030, rel=1e-3)
 
 
+def test_what_slows_the_machine_while_rows_wait_does_not_change_the_shares():
+    queue = queue_of()
+    long = put(queue, [9] * 64)
+    now, ran = 0.0, Counter()
+    for turn in range(
+        40
+    ):  # runs take ever longer, which later texts are expected to cost and the waiting rows were not
+        put(queue, [9], at=now)
+        batch = queue.next_batch(now)
+        now += batch.predicted_s * 1.5
+        queue.done(batch, now=now)
+        ran[batch.items[0].job is long] += turn >= 20
+    assert ran == {True: 10, False: 10}
+    assert queue.wait_s("m", queue.expected_s("m", 9) * 1000, now=now) == pytest.approx(
+        queue.drift("m") * 0.010 * (queue.rows["m"])
+    )
+
+
 REQUESTS = st.lists(
     st.tuples(
         st.lists(st.integers(1, 200), min_size=1, max_size=20),
