@@ -60,6 +60,7 @@ def encoder_folder(unpacked):
 def encoded(folder, texts):
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
+    tokenizer.no_truncation()
     whole = [len(tokenizer.encode(text).ids) for text in texts]
     assert sum(length > LONGEST for length in whole) >= 20, "some texts must be longer than the model reads"
     tokenizer.enable_truncation(LONGEST)
