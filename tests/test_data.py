@@ -183,7 +183,7 @@ def test_a_missing_split_is_refused_with_the_files_there_are(tmp_path):
     write(tmp_path, ROWS, "jsonl", split="dev")
     message = refusal(tmp_path, split="validation")
     assert message == (
-        f"{tmp_path} has no validation{{.jsonl,.json,.csv,.tsv,.parquet,.arrow}}; it has dev.jsonl, train.csv"
+        f"{tmp_path} has no validation split (validation{{.jsonl,.json,.csv,.tsv,.parquet,.arrow}}); it has dev.jsonl, train.csv"
     )
 
 

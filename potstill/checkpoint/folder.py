@@ -178,7 +178,8 @@ class Folder:
                 why += f", of which {self.longest} can be used: they begin behind the padding's"
         else:
             why = f"the tokenizer of {self.name} has model_max_length {self.longest}"
-        raise CheckpointError(f"{option} is {asked} and {why}; set {option} to {self.longest} or less")
+        way = f"pass {option}{'=' if option.startswith('--set ') else ' '}" if option[0] == "-" else f"set {option} to "
+        raise CheckpointError(f"{option} is {asked} and {why}; {way}{self.longest} or less")
 
     def _shape_of(self, endings: tuple[str, ...]) -> tuple[int, ...] | None:
         """Return the shape of the first tensor that is called so, the shortest name first."""

@@ -146,7 +146,7 @@ def find_files(name: str, split: str, suffixes: Sequence[str] = SUFFIXES) -> lis
         if found:
             return found
         have = ", ".join(str(file.relative_to(path)) for file in _data_files(path, suffixes)) or "no data files"
-        raise AbsentError(f"{path} has no {split}{{{','.join(suffixes)}}}; it has {have}")
+        raise AbsentError(f"{path} has no {split} split ({split}{{{','.join(suffixes)}}}); it has {have}")
     if name.startswith((".", "/", "~")) or path.suffix in suffixes or name.count("/") > 1:
         raise DataError(
             f"there is no file or folder {name}; name a data folder, a file, or a hub id such as nyu-mll/glue:sst2"
