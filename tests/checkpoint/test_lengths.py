@@ -85,7 +85,7 @@ def test_evaluate_refuses_a_length_before_torch_is_loaded(roberta, data):
     assert done.stdout == "False\n"
     assert done.stderr.count("\n") == 1
     assert "--max-length is 1024" in done.stderr
-    assert "set --max-length to 64 or less" in done.stderr
+    assert "pass --max-length 64 or less" in done.stderr
 
 
 def test_relative_positions_are_only_held_against_the_tokenizers_limit(tmp_path):

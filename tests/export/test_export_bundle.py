@@ -115,7 +115,10 @@ def test_int8_says_how_it_was_made_judged_and_measured(precision, full_bundle):
     assert record.invariance["texts"] == 60
     assert record.invariance["invariant"] == (precision == "int8-static")
     assert record.saturation["products"] == 25
-    assert record.speed["verdict"] in {"faster", "slower", "no faster", "not measured"}
+    if record.speed["verdict"] == "not measured":  # other processes took the cores of this machine
+        assert "the machine" in record.speed["failures"]
+        return
+    assert record.speed["verdict"] in {"faster", "slower", "no faster"}
     assert {cell["num_tokens"] for cell in record.speed["cells"]} == {16, 64}  # 128 is more than the model reads
 
 
