@@ -241,3 +241,16 @@ def test_arrow_in_both_of_its_forms_is_read(tmp_path):
         assert [row for _, row in formats.read_file(file, ["label"])] == [{"label": 1}, {"label": 0}]
     (tmp_path / "bad.arrow").write_bytes(b"nonsense")
     assert "is not an arrow file" in refusal(tmp_path / "bad.arrow")
+
+
+def test_a_table_of_pandas_whose_row_is_cut_is_named(tmp_path):
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps({"columns": ["text", "label"], "data": [["a", 1], ["b"]]}))
+    assert "row 2 of data is no list of 2 cells" in refusal(file)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-32-le"])
+def test_wide_characters_without_a_mark_are_called_so(tmp_path, encoding):
+    file = tmp_path / "x.csv"
+    file.write_bytes("text,label\nfilm,1\n".encode(encoding))
+    assert "the head holds NUL, so this is no UTF-8 but UTF-16" in refusal(file)

@@ -136,6 +136,53 @@ def test_the_names_in_a_dataset_card_count_for_files_that_hold_numbers(tmp_path,
     assert load(lines(tmp_path, labelled([0, 1])), label_names=["negative", "positive"]).labels.tolist() == [1, 0]
 
 
+def test_the_names_that_datasets_1_and_2_wrote_count_where_all_configurations_agree(tmp_path):
+    lines(tmp_path, labelled([0, 0, 1]))
+    feature = {"label": {"names": ["positive", "negative"], "_type": "ClassLabel"}}
+    (tmp_path / "dataset_infos.json").write_text(json.dumps({"default": {"features": feature}}))
+    assert load(tmp_path, label_names=("negative", "positive")).labels.tolist() == [1, 1, 0]
+
+
+def test_numbers_as_names_in_another_order_than_their_ids_are_no_positions(tmp_path):
+    rows = labelled([0, 1, 1])
+    names = ["1", "0"]
+
+    def features(datasets):
+        return {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)}
+
+    with_features(tmp_path / "data", rows, features, "parquet")
+    assert "label 0 (1)" in refusal(tmp_path / "data", label_names=("negative", "positive"))
+    assert load(tmp_path / "data", label_names=("0", "1")).labels.tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("beside", ["label_text", "label_name"])
+def test_a_column_of_names_beside_the_ids_names_them(tmp_path, beside):
+    names = ["good", "bad"]
+    lines(tmp_path, [row | {beside: names[row["label"]]} for row in labelled([0, 1, 1])])
+    assert load(tmp_path, label_names=("bad", "good")).labels.tolist() == [1, 0, 0]
+    learned = load(tmp_path)
+    assert learned.label_names == ("good", "bad")
+    assert learned.labels.tolist() == [0, 1, 1]
+    assert "is none of the model's 2 labels (sad, happy)" in refusal(tmp_path, label_names=("sad", "happy"))
+
+
+def test_a_column_beside_the_ids_that_names_one_of_them_twice_is_no_names(tmp_path):
+    rows = [row | {"label_text": f"text {number}"} for number, row in enumerate(labelled([0, 1, 1]))]
+    assert load(lines(tmp_path, rows), label_names=("bad", "good")).labels.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(("values", "names"), [([-1, 1, 1], ("a", "b")), ([-1, 0, 1], ("a", "b", "c"))])
+def test_a_minus_one_that_may_be_a_class_is_not_left_out(tmp_path, values, names):
+    message = refusal(lines(tmp_path, labelled(values)), label_names=names)
+    assert "-1 marks a text without a label, and here it may be one of the model's" in message
+
+
+def test_white_space_at_a_labels_ends_makes_no_other_label(tmp_path):
+    found = load(csv(tmp_path, ["pos ", "pos", " neg"]))
+    assert found.label_names == ("neg", "pos")
+    assert found.labels.tolist() == [1, 1, 0]
+
+
 def test_names_that_differ_are_refused_with_both_lists(tmp_path):
     (tmp_path / "README.md").write_text(CARD)
     message = refusal(lines(tmp_path, labelled([0, 1])), label_names=["good", "bad"])

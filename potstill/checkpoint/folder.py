@@ -4,6 +4,7 @@ Everything here takes milliseconds, so every command asks it before it loads any
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +13,14 @@ from typing import Any
 
 from potstill.errors import CheckpointError
 from potstill.hub import check_name
-from potstill.task import REGRESSION, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, Task, task_of_architectures
+from potstill.task import (
+    PROBLEM_TYPES,
+    REGRESSION,
+    TEXT_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+    Task,
+    task_of_architectures,
+)
 
 # Their position ids begin behind that of the padding, so that they read fewer tokens than they have positions.
 POSITIONS_AFTER_PADDING = frozenset(
@@ -41,6 +49,8 @@ _NOT_EXPORTED = frozenset(
         "bart", "flaubert", "funnel", "gpt2", "led", "longformer", "mbart", "reformer", "t5", "xlm", "xlnet",
     }
 )  # fmt: skip
+# Types of safetensors that hold a weight as it is.
+_UNSCALED = frozenset({"F64", "F32", "F16", "BF16"})
 _MOST_HEADER_BYTES = 100 * 2**20  # as the safetensors library
 
 
@@ -201,10 +211,14 @@ def read_folder(name: str | Path) -> Folder:
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{name} has no config.json, so it is not a transformers checkpoint")
     config = read_json(path / "config.json")
-    if not config.get("model_type"):
-        raise CheckpointError(f"{path / 'config.json'} has no model_type, so it is no transformers checkpoint")
+    if not isinstance(config.get("model_type"), str) or not config["model_type"]:
+        raise CheckpointError(
+            f"{path / 'config.json'} has no model_type that is a name, so it is no transformers checkpoint"
+        )
     _check_code(path / "config.json", config)
     _check_kind(path, config)
+    _check_amounts(path / "config.json", config)
+    config = _with_names(config)
     folder = Folder(str(name), path, config, read_tokenizer_config(path), read_tensor_shapes(path))
     _check_labels(folder)
     return folder
@@ -293,7 +307,8 @@ def longest_text(config: Mapping[str, Any], tokenizer_limit: Any) -> int | None:
 
 
 def _limit(value: Any) -> int | None:
-    return int(value) if isinstance(value, int | float) and 0 < value < _NO_LIMIT else None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(value) if is_number and 1 <= value < _NO_LIMIT else None
 
 
 def find_folder(name: str) -> Path:
@@ -373,19 +388,32 @@ def _read_header(file: Path) -> dict[str, tuple[int, ...]]:
         try:
             header = json.loads(stream.read(length))
             tensors = {name: about for name, about in header.items() if name != "__metadata__"}
+            quantised = next((name for name, about in tensors.items() if _is_quantised(name, about["dtype"])), None)
             end = 8 + length + max((about["data_offsets"][1] for about in tensors.values()), default=0)
             shapes = {name: tuple(about["shape"]) for name, about in tensors.items()}
         except (ValueError, RecursionError, AttributeError, KeyError, TypeError, IndexError) as error:
             raise CheckpointError(f"the header of {file} cannot be read; fetch it again") from error
     if size < end:
         raise CheckpointError(f"{file} is cut short: it has {size} of {end} bytes; fetch it again")
+    if quantised is not None:
+        raise CheckpointError(
+            f"{file} holds {quantised} as {tensors[quantised]['dtype']}, so its weights are quantised; name the "
+            "checkpoint that they were made from"
+        )
     return shapes
+
+
+def _is_quantised(name: str, dtype: str) -> bool:
+    """Tell whether a weight is held in a type that has a scale, which transformers would leave out."""
+    return name.endswith((".weight", ".bias")) and dtype not in _UNSCALED
 
 
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, and the next where that one only announces it; 300 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else type(error).__name__
+    if isinstance(error, KeyError):  # whose message is the key alone
+        said = f"nothing is called {said}"
     return said[:300]
 
 
@@ -429,6 +457,38 @@ _LIKE_BERT = frozenset(
 )  # fmt: skip
 
 
+def _check_amounts(file: Path, config: Mapping[str, Any]) -> None:
+    """Refuse NaN and infinity, which Python's JSON reads and no setting can be."""
+    for key, value in config.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise CheckpointError(f"{file} has {key} {value}, which is no amount; correct it, or fetch the file again")
+
+
+def _with_names(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration with the id2label that its label2id says, where that is the only one."""
+    numbers = config.get("label2id")
+    if config.get("id2label") is not None or not isinstance(numbers, dict) or not numbers:
+        return config
+    return config | {"id2label": {str(number): name for name, number in numbers.items()}}
+
+
+def _check_names(file: Path, config: Mapping[str, Any], names: Mapping[str, Any]) -> None:
+    """Refuse labels that are no names, the same twice, or numbered otherwise by label2id."""
+    for name in names.values():
+        if isinstance(name, bool) or not isinstance(name, str | int | float):
+            raise CheckpointError(f"{file} has an id2label with {name!r}, which is no name; correct id2label")
+        if list(names.values()).count(name) > 1:
+            raise CheckpointError(f"{file} calls two labels {name!r}; give each a name of its own in id2label")
+    numbers = config.get("label2id")
+    for name, number in numbers.items() if isinstance(numbers, dict) else ():
+        if name in names.values() and str(names.get(str(number))) != name:
+            own = next(own for own, other in names.items() if other == name)
+            raise CheckpointError(
+                f"{file} contradicts itself: label {name!r} is {own} in id2label and {number} in label2id; correct "
+                "the one that is wrong"
+            )
+
+
 def _check_labels(folder: Folder) -> None:
     file, names = folder.path / "config.json", folder.config.get("id2label")
     if names is not None:
@@ -441,6 +501,10 @@ def _check_labels(folder: Folder) -> None:
                 f"{file} numbers its labels {keys}; expected 0 to {len(names) - 1}, one per row of the head: "
                 "correct id2label and label2id"
             )
+        _check_names(file, folder.config, names)
+    problem = folder.config.get("problem_type")
+    if problem is not None and problem not in PROBLEM_TYPES:
+        raise CheckpointError(f"{file} has problem_type {problem!r}; expected {', '.join(PROBLEM_TYPES)}, or null")
     rows = folder.head_rows
     if rows is not None and names and folder.task in _LABELLED and rows != len(names):
         shown = ", ".join(map(str, list(names.values())[:8]))

@@ -26,7 +26,14 @@ from potstill.checkpoint.tokenizer import (
     save_tokenizer,
 )
 from potstill.errors import CheckpointError
-from potstill.task import FEATURE_EXTRACTION, FILL_MASK, Task
+from potstill.task import (
+    FEATURE_EXTRACTION,
+    FILL_MASK,
+    QUESTION_ANSWERING,
+    TEXT_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+    Task,
+)
 
 __all__ = [
     "Checkpoint",
@@ -45,8 +52,9 @@ _HASHED_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model")
 # Settings that only steer the forward pass or how weights are held; here they are always the defaults.
 _STEERING = (
     "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "attn_implementation",
-    "dtype", "gradient_checkpointing", "output_attentions", "output_hidden_states", "reference_compile", "return_dict",
-    "torch_dtype", "torchscript", "use_bfloat16", "use_cache", "use_flash_attn", "use_return_dict",
+    "chunk_size_feed_forward", "dtype", "gradient_checkpointing", "output_attentions", "output_hidden_states",
+    "reference_compile", "return_dict", "torch_dtype", "torchscript", "use_bfloat16", "use_cache", "use_flash_attn",
+    "use_return_dict",
 )  # fmt: skip
 # Weights that a model of one task has no use for: poolers, heads of pre-training and of other tasks, and buffers that
 # older versions of transformers saved.
@@ -59,6 +67,13 @@ _UNUSED = re.compile(
 )
 # ModernBERT's heads, whose names mean something else in other families.
 _UNUSED_BY_FAMILY = {"modernbert": re.compile(r"^(head|decoder)\.")}
+# Parts of the very head that answers: a model that leaves some of them out was trained with a head of its own.
+_OWN_HEAD = {
+    TEXT_CLASSIFICATION: re.compile(r"^(pre_)?classifier\."),
+    TOKEN_CLASSIFICATION: re.compile(r"^(pre_)?classifier\."),
+    QUESTION_ANSWERING: re.compile(r"^qa_outputs\."),
+}
+_POOLER = re.compile(r"(^|\.)pooler\.")
 _SHOWN = 4
 
 
@@ -113,7 +128,7 @@ def load_checkpoint(
     except Exception as error:  # whatever a broken file makes transformers, torch or safetensors raise
         raise CheckpointError(f"cannot load {name!r} for {task.name}: {first_line(error)}") from error
     _check_weights(name, task, model, loading, head_may_be_new=new_head is not None)
-    _check_unused(folder, task, loading)
+    _check_unused(folder, task, model, loading, head_may_be_new=new_head is not None)
     _check_numbers(name, model)
     _check_rows(folder, loaded_tokenizer, ids=model.get_input_embeddings().weight.shape[0])
     model.eval()
@@ -205,13 +220,18 @@ def _check_weights(
         )
 
 
-def _check_unused(folder: Folder, task: Task, loading: dict[str, Any]) -> None:
+def _check_unused(
+    folder: Folder, task: Task, model: PreTrainedModel, loading: dict[str, Any], *, head_may_be_new: bool
+) -> None:
     """Refuse weights that the checkpoint has and the model does not use, since it answers otherwise without them."""
-    other = _UNUSED_BY_FAMILY.get(folder.model_type or "")
+    family = _UNUSED_BY_FAMILY.get(folder.model_type or "")
+    needed = [] if head_may_be_new or task not in _OWN_HEAD else [_OWN_HEAD[task]]
+    if needed and any(_POOLER.search(name) for name, _ in model.named_parameters()):
+        needed.append(_POOLER)
     unused = sorted(
         name
         for name in map(str, loading["unexpected_keys"])
-        if not _UNUSED.search(name) and not (other and other.search(name))
+        if not (_UNUSED.search(name) or (family and family.search(name))) or any(part.search(name) for part in needed)
     )
     if unused:
         more = f" and {len(unused) - _SHOWN} more" if len(unused) > _SHOWN else ""

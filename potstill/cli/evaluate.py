@@ -15,7 +15,6 @@ from potstill.cli.settings import (
     LabelColumnOption,
     ResumeOption,
     TextColumnOption,
-    say_how,
     scored_split,
 )
 from potstill.errors import UsageError
@@ -102,8 +101,6 @@ def _score(given: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[st
         return results, {"predictions": kept[0]}
     _refuse(given, ("precision",), "chooses a bundle's file, and this is a checkpoint; leave the option out")
     result = _score_checkpoint(given, reading)
-    for note in result.get("notes", ()):
-        typer.echo(f"potstill: {note}", err=True)
     return {"torch": result}, {"predictions": result.pop("predictions", None)}
 
 
@@ -198,7 +195,6 @@ def _score_bundle(folder: Path, given: Mapping[str, Any], reading: Mapping[str, 
         problem_type=manifest.problem_type,
         **reading,
     )
-    say_how(examples)
     with progress_bars() as progress:
         return {
             precision: evaluate_bundle(

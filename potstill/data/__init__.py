@@ -251,6 +251,9 @@ def _load(
         reader = None
     else:
         own = own_names.get(label_columns[0]) if len(label_columns) == 1 else None
+        if own is None and kind == SINGLE_LABEL and len(label_columns) == 1:
+            of_all_splits = [row for rows in numbered for _, row in rows]
+            own = labels.names_beside(of_all_splits, label_columns[0], fill=known is not None)
         reader = _LabelReader(task, label_columns, known=known, own=own, problem_type=problem_type)
         numbered = [reader.without_unlabelled(rows, origin) for rows, origin in zip(numbered, origins, strict=True)]
         everything = [row for rows in numbered for row in rows]
@@ -365,6 +368,13 @@ class _LabelReader:
             )
         if not bare or not names:
             return rows
+        seen = {labels.spell(row[1].get(self._columns[0]), row[0], self._column) for row in rows}
+        if self._known and not self._own and "-1" in seen and len(seen) == len(self._known):
+            raise DataError(
+                f"column {self._column!r} of {origin} holds {', '.join(sorted(seen, key=str))}: -1 marks a text "
+                f"without a label, and here it may be one of the model's {len(self._known)} labels "
+                f"({', '.join(self._known[:8])}); write the model's names into the data, or leave the rows of -1 out"
+            )
         self.notes.append(f"{len(bare)} of {len(rows)} rows of {origin} have no label (-1) and are left out")
         left_out = {number for number, _ in bare}
         return [row for row in rows if row[0] not in left_out]

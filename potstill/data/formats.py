@@ -54,22 +54,26 @@ def read_file(file: Path, columns: Sequence[str] | None = None) -> Iterator[tupl
     raise DataError(f"{file} is not a data file; its name must end in {', '.join(SUFFIXES)}")
 
 
-def lines_of(file: Path) -> Iterator[str]:
+def lines_of(file: Path, *, errors: str = "strict") -> Iterator[str]:
     """Yield the lines of a text file with their ends; only line feeds end one.
 
     UTF-8 with or without the byte-order mark that spreadsheets write, or UTF-16 with its own.
+
+    Args:
+        file: to read.
+        errors: `replace` reads what is no text of this encoding as U+FFFD.
 
     Raises:
         DataError: at the first line that is no text of this encoding.
     """
     with file.open("rb") as stream:
         if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            yield from _utf16_lines(file)
+            yield from _utf16_lines(file, errors)
             return
         stream.seek(0)
         for number, line in enumerate(stream, 1):
             try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8", errors)
             except UnicodeDecodeError as error:
                 raise DataError(
                     f"{file} line {number} is not UTF-8; convert the file first (iconv -f latin1 -t utf-8, if that is "
@@ -77,9 +81,9 @@ def lines_of(file: Path) -> Iterator[str]:
                 ) from error
 
 
-def _utf16_lines(file: Path) -> Iterator[str]:
+def _utf16_lines(file: Path, errors: str) -> Iterator[str]:
     try:
-        with file.open(encoding="utf-16", newline="\n") as stream:
+        with file.open(encoding="utf-16", errors=errors, newline="\n") as stream:
             yield from stream
     except UnicodeError as error:
         raise DataError(f"{file} is not UTF-16, as its first bytes say: {error}; convert the file first") from error
@@ -119,7 +123,7 @@ def _json_document(file: Path) -> Iterator[tuple[int, Row]]:
 def _rows_of_document(document: Any, file: Path) -> list[Row]:
     if isinstance(document, dict):
         if isinstance(document.get("columns"), list) and isinstance(document.get("data"), list):  # pandas' split
-            return [dict(zip(document["columns"], cells, strict=True)) for cells in document["data"]]
+            return list(_split_rows(document["columns"], document["data"], file))
         # A wrapper such as {"version": ..., "data": [...]}: the rows are its only list of objects.
         lists = [value for value in document.values() if _is_table(value)]
         if len(lists) == 1:
@@ -133,6 +137,16 @@ def _rows_of_document(document: Any, file: Path) -> list[Row]:
     if all(isinstance(row.get("paragraphs"), list) for row in rows):
         return list(_squad_rows(rows, file))
     return rows
+
+
+def _split_rows(columns: Sequence[Any], cells: Sequence[Any], file: Path) -> Iterator[Row]:
+    for number, row in enumerate(cells, 1):
+        if not isinstance(row, list) or len(row) != len(columns):
+            raise DataError(
+                f"{file} row {number} of data is no list of {len(columns)} cells, one for each of its columns; write "
+                "the file again"
+            )
+        yield dict(zip(map(str, columns), row, strict=True))
 
 
 def _is_table(value: Any) -> bool:
@@ -163,12 +177,17 @@ def _squad_rows(articles: Sequence[Row], file: Path) -> Iterator[Row]:
 
 
 def _separated(file: Path) -> Iterator[tuple[int, Row]]:
-    dialect = _dialect(file)
+    dialect = find_dialect(file)
     head: list[str] | None = None
     number = 0
     for line, cells in _records(file, **dialect):
         if head is None:
             head = cells
+            if any("\0" in name for name in head):
+                raise DataError(
+                    f"{file} line {line}: the head holds NUL, so this is no UTF-8 but UTF-16 or UTF-32; convert the "
+                    "file first (iconv -f utf-16le -t utf-8, if that is what it is)"
+                )
             repeated = next((name for name in head if head.count(name) > 1), None)
             if repeated is not None:
                 raise DataError(f"{file} line {line}: the head names {repeated!r} twice; give each column its own name")
@@ -182,10 +201,12 @@ def _separated(file: Path) -> Iterator[tuple[int, Row]]:
         yield number, dict(zip(head, cells, strict=True))
 
 
-def _records(file: Path, *, delimiter: str, quoting: Literal[0, 3]) -> Iterator[tuple[int, list[str]]]:
+def _records(
+    file: Path, *, delimiter: str, quoting: Literal[0, 3], errors: str = "strict"
+) -> Iterator[tuple[int, list[str]]]:
     """Yield the number of each record's last line, and its cells; blank lines are no records."""
     # Strict: otherwise a quotation mark that is never closed swallows the rows behind it without a word.
-    reader = csv.reader(lines_of(file), delimiter=delimiter, quoting=quoting, strict=True)
+    reader = csv.reader(lines_of(file, errors=errors), delimiter=delimiter, quoting=quoting, strict=True)
     while True:
         try:
             with _long_fields():
@@ -211,8 +232,11 @@ def _long_fields() -> Iterator[None]:
         csv.field_size_limit(usual)
 
 
-def _dialect(file: Path) -> dict[str, Any]:
-    """Return the delimiter that gives every record as many cells as the head, the suffix's own first; and quoting."""
+def find_dialect(file: Path) -> dict[str, Any]:
+    """Return the delimiter that gives every record as many cells as the head, the suffix's own first; and quoting.
+
+    Both are arguments of `csv.reader`.
+    """
     usual = "\t" if file.suffix == ".tsv" else ","
     dialects = []
     for delimiter in (usual, *(other for other in _DELIMITERS if other != usual)):
@@ -225,7 +249,7 @@ def _dialect(file: Path) -> dict[str, Any]:
 
 def _agrees(file: Path, dialect: Mapping[str, Any]) -> bool:
     try:
-        widths = {len(cells) for _, cells in itertools.islice(_records(file, **dialect), _LOOKED_AT)}
+        widths = {len(cells) for _, cells in itertools.islice(_records(file, errors="replace", **dialect), _LOOKED_AT)}
     except DataError:
         return False
     return len(widths) == 1 and widths.pop() > 1
@@ -238,7 +262,7 @@ def _quotes_cells(file: Path) -> bool:
     them, quote what holds tabs, line breaks or quotation marks. A file is read as quoted if its lines alone make no
     table, or if the quotes show that they are no text: doubled ones inside, in the head, or around all of a column.
     """
-    lines = (line.rstrip("\r\n").split("\t") for line in lines_of(file))
+    lines = (line.rstrip("\r\n").split("\t") for line in lines_of(file, errors="replace"))
     head = next(lines, [])
     count, is_table, doubled = 0, True, False
     bare = dict.fromkeys(range(len(head)), False)
@@ -258,7 +282,8 @@ def _quotes_cells(file: Path) -> bool:
         return False
     whole_column = count > 0 and not all(bare.values())
     try:
-        widths = [len(cells) for _, cells in _records(file, delimiter="\t", quoting=csv.QUOTE_MINIMAL)]
+        quoted_records = _records(file, delimiter="\t", quoting=csv.QUOTE_MINIMAL, errors="replace")
+        widths = [len(cells) for _, cells in quoted_records]
     except DataError:
         return False
     if set(widths) != {len(head)} and is_table:
@@ -339,7 +364,11 @@ def label_names(file: Path) -> dict[str, tuple[str, ...]]:
         if found:
             return found
     for folder in (file.parent, *([file.parent.parent] if file.parent.name == "data" else [])):
-        for described in (_described(folder / "dataset_info.json"), _readme(folder / "README.md")):
+        for described in (
+            _described(folder / "dataset_info.json"),
+            _described_together(folder / "dataset_infos.json"),
+            _readme(folder / "README.md"),
+        ):
             if described:
                 return described
     return {}
@@ -355,6 +384,16 @@ def _parsed(content: bytes | str) -> dict[str, Any]:
 
 def _described(file: Path) -> dict[str, tuple[str, ...]]:
     return _feature_names(_parsed(file.read_bytes()).get("features")) if file.is_file() else {}
+
+
+def _described_together(file: Path) -> dict[str, tuple[str, ...]]:
+    """Read what `datasets` 1 and 2 wrote of all configurations, where they agree on a column."""
+    infos = _parsed(file.read_bytes()) if file.is_file() else {}
+    found: dict[str, set[tuple[str, ...]]] = {}
+    for info in infos.values():
+        for column, names in _feature_names(info.get("features") if isinstance(info, dict) else None).items():
+            found.setdefault(column, set()).add(names)
+    return {column: named.pop() for column, named in found.items() if len(named) == 1}
 
 
 def _feature_names(features: Any) -> dict[str, tuple[str, ...]]:

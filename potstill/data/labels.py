@@ -31,6 +31,8 @@ _LONGEST_INTEGER = 10**1000
 _GENERIC = re.compile(r"label_(\d+)", re.IGNORECASE)
 _BOOLS = ("false", "true")
 _OUTSIDE = "O"
+# What the name of a column has behind that of the ids which it names, as in SetFit's data sets.
+_NAME_ENDINGS = ("_text", "_name", "_names", "_str")
 # The shortest beginning that stands for a name: `neg` for negative.
 _SHORTEST_STEM = 3
 
@@ -109,7 +111,8 @@ def spell(value: Any, row: int, column: str, word: str = "label") -> str:
         if value.strip().lower() in _BOOLS:
             return value.strip().lower()
         number = _INTEGER.fullmatch(value)
-        return number[1] if number else value
+        # White space at the ends is a matter of the format: a csv keeps what stands behind a comma.
+        return number[1] if number else value.strip()
     if isinstance(value, int) and abs(value) < _LONGEST_INTEGER:
         return str(value)
     if isinstance(value, float) and value.is_integer():
@@ -120,6 +123,37 @@ def spell(value: Any, row: int, column: str, word: str = "label") -> str:
             f"for amounts the model must be a regression (potstill finetune --problem-type regression)"
         )
     raise DataError(f"row {row}: column {column!r} holds {_show(value)}, which is no {word}")
+
+
+def names_beside(rows: Sequence[Mapping[str, Any]], column: str, *, fill: bool) -> tuple[str, ...] | None:
+    """Return the names of a column's ids that stand in a column beside it, such as `label_text` beside `label`.
+
+    Args:
+        rows: of all splits.
+        column: the label's.
+        fill: give ids that do not occur their number as a name; otherwise all must occur.
+
+    Returns:
+        Names by id; None if there is no such column, or it does not give every id one name of its own.
+    """
+    beside = next((name for name in (f"{column}{end}" for end in _NAME_ENDINGS) if name in rows[0]), None)
+    if beside is None:
+        return None
+    found: dict[int, str] = {}
+    for row in rows:
+        value, name = row.get(column), row.get(beside)
+        number = _INTEGER.fullmatch(str(value)) if isinstance(value, int | float | str) else None
+        if number is None or isinstance(value, bool) or not isinstance(name, str) or not name.strip():
+            return None
+        if number[1] in UNLABELLED:
+            continue
+        if found.setdefault(int(number[1]), name.strip()) != name.strip():
+            return None
+    count = max(found, default=-1) + 1
+    is_whole = len(found) == count or (fill and count <= MAX_UNNAMED_LABELS)
+    if not found or min(found) < 0 or len(set(found.values())) < len(found) or not is_whole:
+        return None
+    return tuple(found.get(number, str(number)) for number in range(count))
 
 
 def is_unlabelled(value: Any, names: Sequence[str]) -> bool:
@@ -176,7 +210,9 @@ def _own_name(
 def _positions(spelt: Mapping[str, str], known: Sequence[str], *, own: Sequence[str] | None) -> dict[str, int] | None:
     """Return positions where names say nothing: of bare numbers, or where one side's names are only numbers."""
     if own:
-        silent = _says_nothing(known) or all(_INTEGER.fullmatch(name) for name in own)
+        # Numbers that stand in another order than their ids say something, and it is not this.
+        numbers = [int(name) for name in own if _INTEGER.fullmatch(name)]
+        silent = _says_nothing(known) or (len(numbers) == len(own) and numbers == sorted(numbers))
         return {text: own.index(name) for text, name in spelt.items()} if silent and len(own) == len(known) else None
     if set(spelt) <= set(_BOOLS) and len(known) == 2:
         return {text: _BOOLS.index(text) for text in spelt}

@@ -72,7 +72,6 @@ def evaluate(
     examples = _read(checkpoint, str(data), kind, reading)
     evaluation = Evaluation(checkpoint.tokenizer, examples, max_length=max_length, task=kind, pooling=pooling)
     arrays = evaluation.predict(checkpoint.model, progress=progress)
-    notes = {"notes": list(examples.notes)} if examples.notes else {}
     return {
         "model": str(model),
         "task": task,
@@ -80,7 +79,6 @@ def evaluate(
         "split": reading.split,
         "num_examples": len(examples),
         "data_sha256": examples.sha256,
-        **notes,
     } | summarise(
         arrays, examples, kind=evaluation.kind(checkpoint.model), metric=first, keep_predictions=keep_predictions
     )

@@ -28,7 +28,7 @@ def summarise(
     - `metric`, its `value` and 95 % `interval`, and all `scores`, that one first
     - `trivial`, what the best answer scores that is always the same, `trivial_answer`, what it is, and
       `better_than_trivial`, whether the model is surely better; if not, `warning` says so in a sentence
-    - `notes`: what to know of the scores, in sentences
+    - `notes`: what to know of how the data was read, and of the scores, in sentences
     - `lost_finite`: how many texts have an answer that is no number, which counts as wrong
     - of classifiers `per_class`, rows as `metrics.per_class` makes them (entities for token-classification); of single
       labels also `labels`, their names, and `confusion_matrix`, whose rows are the labels and columns the predictions
@@ -52,7 +52,7 @@ def summarise(
         "trivial_answer": verdict.trivial_answer,
         "better_than_trivial": verdict.better,
         "warning": verdict.sentence,
-        "notes": list_notes(arrays, marks, examples, kind=kind),
+        "notes": [*examples.notes, *list_notes(arrays, marks, examples, kind=kind)],
         "lost_finite": marks.lost,
     }
     found |= _count_classes(arrays, marks, examples, kind=kind)

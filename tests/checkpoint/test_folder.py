@@ -202,3 +202,38 @@ def test_a_name_that_the_hub_does_not_have_is_told_in_one_line(monkeypatch):
     with pytest.raises(CheckpointError, match="there is no folder studnet, and the hub gives no such") as caught:
         read_folder("studnet")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"label2id": {"bad": 1, "good": 0}}, "label 'bad' is 0 in id2label and 1 in label2id"),
+        ({"id2label": {"0": "x", "1": "x"}}, "calls two labels 'x'"),
+        ({"id2label": {"0": None, "1": "x"}}, "has an id2label with None, which is no name"),
+        ({"problem_type": "foo"}, "has problem_type 'foo'; expected single_label_classification"),
+        ({"model_type": ["bert"]}, "has no model_type that is a name"),
+        ({"hidden_dropout_prob": float("nan")}, "has hidden_dropout_prob nan, which is no amount"),
+    ],
+)
+def test_settings_that_contradict_each_other_or_are_none_are_refused_with_the_files_name(folder, keys, said):
+    change(folder, **({"id2label": {"0": "bad", "1": "good"}, "label2id": None} | keys))
+    message = refused(folder)
+    assert said in message
+    assert "config.json" in message
+
+
+def test_names_that_only_label2id_has_are_the_labels_and_default_ones_beside_names_are_not(folder):
+    file = folder / "config.json"
+    content = json.loads(file.read_text()) | {"label2id": {"good": 1, "bad": 0}}
+    content.pop("id2label", None)
+    file.write_text(json.dumps(content))
+    assert read_folder(folder).labels == ("bad", "good")
+    change(folder, id2label={"0": "bad", "1": "good"}, label2id={"LABEL_0": 0, "LABEL_1": 1})
+    assert read_folder(folder).labels == ("bad", "good")
+
+
+@pytest.mark.parametrize("limit", [True, 0.5, float("nan"), -1])
+def test_a_limit_that_is_no_length_is_none(folder, limit):
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": limit}))
+    assert read_folder(folder).tokenizer_limit is None

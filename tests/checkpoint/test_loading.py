@@ -208,3 +208,33 @@ def test_a_classifiers_head_is_not_taken_for_a_taggers(folder):
         "is a BertForSequenceClassification, trained for text-classification, not for token-classification" in message
     )
     assert load_checkpoint(str(folder), TOKEN_CLASSIFICATION, new_head={}).model is not None
+
+
+@pytest.mark.parametrize(
+    "name", ["classifier.1.weight", "classifier.dense.weight", "pre_classifier.weight", "bert.pooler.dense2.weight"]
+)
+def test_a_part_of_the_head_that_answers_is_never_left_out(folder, name):
+    change_weights(folder, lambda weights: weights.update({name: torch.ones(16, 16)}))
+    assert f"does not use in a model of bert for text-classification: {name}" in refused(folder)
+    # Where the head is to be made anew, or is not asked, it matters to nobody.
+    assert load_checkpoint(str(folder), TEXT_CLASSIFICATION, new_head={}).model is not None
+    assert load_checkpoint(str(folder), FEATURE_EXTRACTION).model is not None
+
+
+def test_weights_in_whole_numbers_are_refused_as_quantised_and_half_ones_are_read(folder):
+    change_weights(folder, lambda weights: weights.update({key: value.half() for key, value in weights.items()}))
+    assert load_checkpoint(str(folder), TEXT_CLASSIFICATION).model.dtype == torch.float32
+    name = "bert.encoder.layer.0.output.dense.weight"
+    change_weights(folder, lambda weights: weights.update({name: (weights[name] * 100).to(torch.int8)}))
+    assert f"model.safetensors holds {name} as I8, so its weights are quantised" in refused(folder)
+
+
+def test_a_chunked_feed_forward_is_computed_whole(folder):
+    change(folder, chunk_size_feed_forward=3)
+    model = load_checkpoint(str(folder), TEXT_CLASSIFICATION).model
+    assert model(input_ids=torch.ones(1, 7, dtype=torch.long)).logits.shape == (1, 2)
+
+
+def test_an_activation_that_is_unknown_is_called_so(folder):
+    change(folder, hidden_act="foo")
+    assert refused(folder).endswith("nothing is called 'foo'")

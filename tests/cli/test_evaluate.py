@@ -365,3 +365,15 @@ def test_a_model_that_gives_amounts_has_no_confusion(potstill, tiny_teacher, tmp
     assert (code, "an answer that ignores the text" in err) == (0, True)
     assert "Per class" not in out
     assert out.splitlines()[-2].split()[:3] == ["model", "texts", "mse"]
+
+
+def test_rows_that_are_left_out_are_told_once(potstill, tiny_teacher, tiny_bundle, tmp_path):
+    rows = [{"sentence": text, "label": label} for text, label in sentences(20, seed=2)]
+    rows[3]["label"] = -1
+    (tmp_path / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for model in (tiny_teacher, tiny_bundle):
+        _, out, err = potstill("evaluate", model, "--data", tmp_path, "--json")
+        assert err.count("have no label (-1) and are left out") == 1
+        for result in json.loads(out).values():
+            assert result["num_examples"] == 19
+            assert "1 of 20 rows of" in result["notes"][0]

@@ -9,6 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from potstill.data.formats import read_file
 from potstill.errors import DataError
 from potstill.serve.bulk import BulkSettings, predict_file, rows, work
 
@@ -195,3 +196,23 @@ def test_a_run_that_is_stopped_behind_a_huge_row_goes_on_with_the_next(encoder, 
     report = predict_file(encoder, source, out, settings=settings, resume=True)
     assert (report.rows, report.resumed_rows > 0) == (len(texts), True)
     assert out.read_bytes() == straight.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "delimiter"), [(".csv", ";"), (".csv", "|"), (".csv", "\t"), (".tsv", ","), (".tsv", "\t")]
+)
+def test_delimiters_and_quotation_marks_are_those_that_evaluate_reads(encoder, tmp_path, suffix, delimiter):
+    texts = ["good, very", 'a "good" one; really', "bad\tone", "two\nlines"]
+    stream = io.StringIO(newline="")
+    csv.writer(stream, delimiter=delimiter, quoting=csv.QUOTE_ALL).writerows([["id", "text"], *enumerate(texts)])
+    source = file_of(tmp_path, stream.getvalue().encode(), name=f"in{suffix}")
+    predict(encoder, source, tmp_path / "out.jsonl")
+    given = [json.loads(row) for row in (tmp_path / "out.jsonl").read_bytes().splitlines()]
+    assert [row["text"] for row in given] == texts == [row["text"] for _, row in read_file(source)]
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in.jsonl"])
+def test_a_file_in_utf16_is_refused_with_the_way_out(encoder, tmp_path, name):
+    source = file_of(tmp_path, "id,text\n0,good\n".encode("utf-16"), name=name)
+    with pytest.raises(DataError, match=r"is UTF-16, .*\(iconv -f utf-16 -t utf-8\)"):
+        predict(encoder, source, tmp_path / "out.jsonl")

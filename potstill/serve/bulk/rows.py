@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from potstill.data.formats import find_dialect
 from potstill.errors import DataError
 
 LONGEST_LINE = 16 * 2**20
 """Bytes of one line; a longer one is refused, because a row is held in memory."""
 _OVER = f"is over {LONGEST_LINE} bytes"
+_NOT_UTF8 = "is not UTF-8; convert the file first (iconv -f latin1 -t utf-8, if that is what it is)"
 _BLANK = b" \t\r\n"
 """The white space of JSON."""
 
@@ -77,11 +79,17 @@ class JsonLines:
     needed: Sequence[str] | None = None
 
     def __init__(self, file: Path | None, stream: BinaryIO | None = None) -> None:
-        """Read a file, or a stream that is open already and cannot be read twice."""
+        """Read a file, or a stream that is open already and cannot be read twice.
+
+        Raises:
+            DataError: if the file is UTF-16.
+        """
         self.is_stream = stream is not None
         self._file, self._stream = file, stream
         self.name = str(file) if file else "standard input"
         self.size = file.stat().st_size if file else 0
+        if file is not None:
+            _refuse_utf16(file)
 
     def rows(self, start: Place) -> Iterator[Row]:
         """Give every row from a place on."""
@@ -100,7 +108,7 @@ class JsonLines:
 
 
 class Separated:
-    """csv, or tsv as GLUE writes it: nothing is quoted there, a quotation mark is text."""
+    """csv or tsv, its delimiter and quotation marks as the reader of data sets finds them."""
 
     unit = "line"
     is_stream = False
@@ -110,11 +118,12 @@ class Separated:
         """Read the head.
 
         Raises:
-            DataError: if there is none, or it names a column twice.
+            DataError: if there is none, it names a column twice, or the file is UTF-16.
         """
         self._file = file
-        self._is_tsv = file.suffix == ".tsv"
         self.name, self.size = str(file), file.stat().st_size
+        _refuse_utf16(file)
+        self._dialect = find_dialect(file)
         head, self._begin = self._read_head()
         if not head or len(set(head)) < len(head):
             raise DataError(f"{file} line 1 is not a head of columns, each with a name of its own")
@@ -146,11 +155,8 @@ class Separated:
             DataError: where a record cannot be read and it is not certain where it ends, so that rows could be lost.
         """
         with _opened(self._file, None, start) as stream, _long_cells():
-            feed = _Feed(_lines(stream, start), start, quotes=not self._is_tsv)
-            reader = csv.reader(
-                feed, delimiter="\t" if self._is_tsv else ",", strict=True,
-                quoting=csv.QUOTE_NONE if self._is_tsv else csv.QUOTE_MINIMAL,
-            )  # fmt: skip
+            feed = _Feed(_lines(stream, start), start, quotes=self._dialect["quoting"] != csv.QUOTE_NONE)
+            reader = csv.reader(feed, strict=True, **self._dialect)
             while True:
                 begin = feed.begin()
                 try:
@@ -225,7 +231,7 @@ class _Feed:
         try:
             return (line.removeprefix(codecs.BOM_UTF8) if self.place.line == 1 else line).decode()
         except UnicodeDecodeError:
-            self.problem = self.problem or "is not UTF-8"
+            self.problem = self.problem or _NOT_UTF8
             return line.decode(errors="replace")
 
 
@@ -250,6 +256,14 @@ def _lines(stream: BinaryIO, start: Place) -> "Iterator[tuple[bytes | _TooLong, 
             offset += len(rest)
             quotes += rest.count(b'"')
         yield _TooLong(quotes), Place(offset, number)
+
+
+def _refuse_utf16(file: Path) -> None:
+    with file.open("rb") as stream:
+        if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise DataError(
+                f"{file} is UTF-16, and answers are written in UTF-8; convert it first (iconv -f utf-16 -t utf-8)"
+            )
 
 
 @contextmanager
@@ -278,7 +292,7 @@ def _object(line: bytes) -> tuple[dict[str, Any] | None, str | None]:
     try:
         content = json.loads(line, parse_constant=_refuse_constant)
     except UnicodeDecodeError:
-        return None, "is not UTF-8"
+        return None, _NOT_UTF8
     except json.JSONDecodeError as error:
         return None, f"is not JSON: {error.msg} at character {error.pos + 1}"
     except (ValueError, RecursionError) as error:
