@@ -88,9 +88,7 @@ def cases():
         "embedding",
         base,
         "single",
-        lambda s, t: EmbeddingDistillation(
-            student_width=16, teacher_width=16, pooling="mean", alpha_cos=1.0, alpha_mse=1.0
-        ),
+        lambda s, t: EmbeddingDistillation(SentenceHead(["mean"]), alpha_cos=1.0, alpha_mse=1.0),
     )
 
 
