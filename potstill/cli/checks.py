@@ -296,6 +296,25 @@ def _check_embedding(recipe: Recipe, teacher: Folder | None, *, option: str) -> 
         check_vectors(find_checkpoint(recipe.student.model), pooling=recipe.distill.pooling, option=option)
 
 
+def _check_export_of_vectors(recipe: Recipe, teacher: Folder | None) -> None:
+    """Refuse to export a student's vectors otherwise than they will have been trained, before they are."""
+    is_here = teacher is not None and Path(teacher.name).expanduser().is_dir()
+    if recipe.distill.method != "embedding" or not is_here or recipe.student.model is not None:
+        return
+    assert teacher is not None
+    found = teacher.sentence_transformers()
+    mode = recipe.distill.pooling or (found.mode if found else "") or "mean"
+    if recipe.export.pooling not in (None, mode):
+        raise RecipeError(f"export.pooling is {recipe.export.pooling}, and the student pools by {mode}; leave it out")
+    has_length_1 = found is not None and found.normalize
+    if recipe.export.normalize not in (None, has_length_1):
+        says = "have length 1" if has_length_1 else "keep their length"
+        raise RecipeError(
+            f"export.normalize is {str(recipe.export.normalize).lower()}, and the vectors {says}, as the teacher's do; "
+            "leave it out"
+        )
+
+
 def check_recipe_data(
     recipe: Recipe,
     task: Task,
@@ -578,6 +597,7 @@ def check_run(recipe: Recipe) -> None:
     check_head(folder, task, data=recipe.data.name)
     check_student(recipe, folder, flags={})
     _check_embedding(recipe, folder, option="distill.pooling")
+    _check_export_of_vectors(recipe, folder)
     if folder is not None and "max_length" in recipe.model_fields_set:
         folder.check_length(recipe.max_length, option="--set max_length")
     if recipe.tokenizer is not None:

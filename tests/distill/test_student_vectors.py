@@ -15,10 +15,11 @@ from transformers import BertModel
 
 from potstill.bench import evaluate_bundle
 from potstill.checkpoint import read_folder
+from potstill.cli.checks import check_run
 from potstill.data import load_examples
 from potstill.distill import distill
 from potstill.distill.quality import evaluate
-from potstill.errors import CheckpointError, UsageError
+from potstill.errors import CheckpointError, RecipeError, UsageError
 from potstill.export import export_bundle
 from potstill.recipe import build_recipe
 from potstill.sections import ExportConfig
@@ -192,6 +193,21 @@ def test_another_pooling_and_unknown_modules_are_refused_before_torch_is_importe
         code, _, said = potstill(*command)
         assert (code, said.count("\n")) == (2, 1), said
         assert "1_Pooling/config.json pools by attention" in said
+
+
+def test_a_chain_refuses_to_export_other_vectors_than_are_trained_before_it_trains(teacher, tiny_teacher, pairs):
+    def check(model, **settings):
+        keys = {"task": "feature-extraction", "distill.method": "embedding", "student.layers": 2}
+        keys |= {"teacher.model": str(model), "data.name": str(pairs), **settings}
+        check_run(build_recipe({}, overrides=list(keys.items()), origin="a test"))
+
+    check(teacher, **{"export.pooling": "cls", "export.normalize": True})
+    check(tiny_teacher, **{"export.pooling": "mean", "export.normalize": False})
+    check(tiny_teacher, **{"export.pooling": "cls", "distill.pooling": "cls"})
+    with pytest.raises(RecipeError, match=r"export.pooling is mean, and the student pools by cls; leave it out"):
+        check(teacher, **{"export.pooling": "mean"})
+    with pytest.raises(RecipeError, match=r"export.normalize is true, and the vectors keep their length"):
+        check(tiny_teacher, **{"export.normalize": True})
 
 
 def test_an_encoder_one_level_down_and_one_saved_as_another_class_are_sentence_encoders(tiny_teacher, pairs, tmp_path):
