@@ -96,7 +96,7 @@ METHODS = {
         Method(
             name="embedding",
             tasks=("feature-extraction",),
-            settings={"pooling": "mean", "alpha_cos": 1.0, "alpha_mse": 0.0},
+            settings={"pooling": None, "alpha_cos": 1.0, "alpha_mse": 0.0},
             training={"learning_rate": 1e-4, "batch_size": 64},
         ),
     )

@@ -180,7 +180,8 @@ class DistillConfig(Section):
     progressive_share: Share | None = None
     """For `mobilebert`: the share of the training in which layers are transferred, one after the other."""
     pooling: Literal["mean", "cls"] | None = None
-    """How `embedding` makes one vector of a text's tokens."""
+    """For `embedding`: how the student makes one vector of a text's tokens; None does as the teacher, whose folder
+    says it if it is one of sentence-transformers and which else takes the mean."""
     learning_rate: PositiveFloat = 5e-5
     batch_size: PositiveInt = 32
     gradient_accumulation: PositiveInt = 1

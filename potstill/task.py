@@ -166,6 +166,8 @@ def primary_metric(
     return asked
 
 
+SENTENCE_MODULES = "modules.json"
+"""The file by which sentence-transformers knows a folder of its own."""
 _HEADS = {
     "ForSequenceClassification": TEXT_CLASSIFICATION,
     "ForTokenClassification": TOKEN_CLASSIFICATION,
@@ -181,14 +183,27 @@ def task_of_architectures(names: Sequence[str]) -> Task | None:
     return next((task for name in names for head, task in _HEADS.items() if name.endswith(head)), None)
 
 
+def task_of_folder(folder: Path, architectures: Sequence[str]) -> Task | None:
+    """Return the task that the checkpoint in a folder was trained for; None if unknown.
+
+    A sentence encoder is saved under the class that it was made from: all-mpnet-base-v2 calls itself MPNetForMaskedLM.
+    """
+    found = task_of_architectures(architectures)
+    is_sentence_encoder = found in (None, FILL_MASK) and (folder / SENTENCE_MODULES).is_file()
+    return FEATURE_EXTRACTION if is_sentence_encoder else found
+
+
 def trained_task(name: str | Path) -> str | None:
     """Return the name of the task that a checkpoint folder was trained for; None for a hub id, and if unknown."""
-    file = Path(name).expanduser() / "config.json"
+    folder = Path(name).expanduser()
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        found = task_of_architectures([str(each) for each in config.get("architectures") or ()])
-    except (OSError, ValueError, AttributeError, TypeError):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        names = [str(each) for each in config.get("architectures") or ()]
+    except OSError:
+        names = []  # an old sentence encoder's lies one level down
+    except (ValueError, AttributeError, TypeError):
         return None
+    found = task_of_folder(folder, names)
     return found.name if found else None
 
 

@@ -11,6 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from potstill.checkpoint.sentence_transformers import (
+    MODULES_FILE,
+    SentenceTransformers,
+    encoder_path,
+    read_length,
+    read_sentence_transformers,
+)
 from potstill.errors import CheckpointError
 from potstill.hub import check_name
 from potstill.task import (
@@ -19,7 +26,7 @@ from potstill.task import (
     TEXT_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
     Task,
-    task_of_architectures,
+    task_of_folder,
 )
 
 # Their position ids begin behind that of the padding, so that they read fewer tokens than they have positions.
@@ -61,13 +68,15 @@ class Folder:
     name: str
     """The hub id or folder, as it was given."""
     path: Path
-    """Where its files lie."""
+    """Where its files lie; of an old sentence-transformers folder those of the encoder, one level down."""
     config: Mapping[str, Any]
     """config.json."""
     tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
     """tokenizer_config.json; empty where there is none."""
     tensors: Mapping[str, tuple[int, ...]] | None = None
     """The shape of every tensor by name, of safetensors files; None where there are none."""
+    root: Path | None = None
+    """Where modules.json lies, if it is a folder of sentence-transformers."""
 
     @property
     def model_type(self) -> str | None:
@@ -82,7 +91,7 @@ class Folder:
     @property
     def task(self) -> Task | None:
         """What it was trained for, as `architectures` says; None where they name none of potstill's tasks."""
-        return task_of_architectures(self.architectures)
+        return task_of_folder(self.root or self.path, self.architectures)
 
     @property
     def labels(self) -> tuple[str, ...] | None:
@@ -112,8 +121,39 @@ class Folder:
 
     @property
     def longest(self) -> int | None:
-        """How many tokens of one text it reads: the smaller of its positions and the tokenizer's limit, if any."""
+        """How many tokens of one text it reads: the least of its positions, the tokenizer's and sentences' limits."""
+        return min(filter(None, (self._longest_of_model, self.max_seq_length)), default=None)
+
+    @property
+    def _longest_of_model(self) -> int | None:
         return longest_text(self.config, self.tokenizer_config.get("model_max_length"))
+
+    @cached_property
+    def _sentence_length(self) -> tuple[Path, int] | None:
+        return read_length(self.root) if self.root is not None else None
+
+    @property
+    def max_seq_length(self) -> int | None:
+        """How many tokens of one text sentence-transformers reads; None where its files say nothing."""
+        return self._sentence_length[1] if self._sentence_length else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What must be said of how texts are cut."""
+        if self._sentence_length is None or self.longest == self._longest_of_model:
+            return ()
+        file, longest = self._sentence_length
+        positions = self._longest_of_model or self.config.get("max_position_embeddings")
+        more = f"; the model has positions for {positions}" if positions else ""
+        return (f"texts are cut to {longest} tokens, the max_seq_length of {file}{more}",)
+
+    def sentence_transformers(self) -> SentenceTransformers | None:
+        """Return what the folder says of its vectors; None if it is none of sentence-transformers.
+
+        Raises:
+            CheckpointError: as `read_sentence_transformers`, of a hub id also because its weights are not here yet.
+        """
+        return read_sentence_transformers(self.root) if self.root is not None else None
 
     @property
     def usual_length(self) -> int:
@@ -181,7 +221,10 @@ class Folder:
         """
         if self.longest is None or asked <= self.longest:
             return
-        if self.longest == self.usable_positions:
+        more = ""
+        if self._sentence_length and self.longest != self._longest_of_model:
+            why, more = f"max_seq_length of {self._sentence_length[0]} is {self.longest}", ", or raise that"
+        elif self.longest == self.usable_positions:
             positions = self.config["max_position_embeddings"]
             why = f"{self.name} has {positions} positions"
             if positions != self.longest:
@@ -189,7 +232,7 @@ class Folder:
         else:
             why = f"the tokenizer of {self.name} has model_max_length {self.longest}"
         way = f"pass {option}{'=' if option.startswith('--set ') else ' '}" if option[0] == "-" else f"set {option} to "
-        raise CheckpointError(f"{option} is {asked} and {why}; {way}{self.longest} or less")
+        raise CheckpointError(f"{option} is {asked} and {why}; {way}{self.longest} or less{more}")
 
     def _shape_of(self, endings: tuple[str, ...]) -> tuple[int, ...] | None:
         """Return the shape of the first tensor that is called so, the shortest name first."""
@@ -207,7 +250,8 @@ def read_folder(name: str | Path) -> Folder:
             code of its own, is quantised or an adapter; if its labels are not numbered 0 to n - 1, or are not as many
             as the rows of its head; or if it asks for positions that transformers no longer computes.
     """
-    path = find_folder(str(name))
+    root = find_folder(str(name))
+    path = _encoder_folder(root)
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{name} has no config.json, so it is not a transformers checkpoint")
     config = read_json(path / "config.json")
@@ -219,7 +263,14 @@ def read_folder(name: str | Path) -> Folder:
     _check_kind(path, config)
     _check_amounts(path / "config.json", config)
     config = _with_names(config)
-    folder = Folder(str(name), path, config, read_tokenizer_config(path), read_tensor_shapes(path))
+    folder = Folder(
+        str(name),
+        path,
+        config,
+        read_tokenizer_config(path),
+        read_tensor_shapes(path),
+        root if (root / MODULES_FILE).is_file() else None,
+    )
     _check_labels(folder)
     return folder
 
@@ -230,9 +281,15 @@ def read_tokenizer_folder(name: str | Path) -> Folder:
     Raises:
         CheckpointError: if there is no such folder, a file is no JSON, or the tokenizer needs code of its own.
     """
-    path = find_folder(str(name))
+    path = _encoder_folder(find_folder(str(name)))
     config = path / "config.json"
     return Folder(str(name), path, read_json(config) if config.is_file() else {}, read_tokenizer_config(path))
+
+
+def _encoder_folder(root: Path) -> Path:
+    """Return where config.json is: old folders of sentence-transformers have it one level down."""
+    is_below = (root / MODULES_FILE).is_file() and not (root / "config.json").is_file()
+    return root / encoder_path(root) if is_below else root
 
 
 def read_tokenizer_config(path: Path) -> dict[str, Any]:

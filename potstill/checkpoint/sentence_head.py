@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
+from potstill.checkpoint.loading import Checkpoint, load_checkpoint
 from potstill.checkpoint.sentence_transformers import (
     MODULES_FILE,
     POOLING_FLAGS,
@@ -26,6 +27,7 @@ from potstill.checkpoint.sentence_transformers import (
     read_sentence_transformers,
 )
 from potstill.errors import CheckpointError
+from potstill.task import FEATURE_EXTRACTION
 
 # As sentence-transformers' Pooling and torch's normalize have them.
 _FEWEST_TOKENS, _SHORTEST_VECTOR = 1e-9, 1e-12
@@ -44,6 +46,16 @@ class SentenceHead(nn.Module):
         """Return how many numbers a text's vector has, where a token's has `hidden_size`."""
         dense = [layer.linear.out_features for layer in self.layers if isinstance(layer, DenseLayer)]
         return dense[-1] if dense else hidden_size * len(self.pooling)
+
+    def describe(self) -> str:
+        """Return in words what it does, such as `cls, 24 numbers, length 1`."""
+        words = ["+".join(self.pooling)]
+        for layer in self.layers:
+            if isinstance(layer, DenseLayer):
+                words.append(f"{layer.linear.out_features} numbers")
+            elif isinstance(layer, UnitLength):
+                words.append("length 1")
+        return ", ".join(words)
 
     def extra_repr(self) -> str:
         """Return the modes."""
@@ -154,6 +166,16 @@ def load_head(found: SentenceTransformers) -> SentenceHead | None:
     if not found.pooling:
         return None
     return SentenceHead(found.pooling, [_load_layer(layer) for layer in found.layers]).eval()
+
+
+def load_sentence_encoder(name: str, *, tokenizer: str | None = None) -> tuple[Checkpoint, SentenceHead | None]:
+    """Load an encoder, and what its folder says follows it; None where it is none of sentence-transformers.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`, `read_sentence_transformers` and `load_head`.
+    """
+    found = find_sentence_transformers(name)
+    return load_checkpoint(name, FEATURE_EXTRACTION, tokenizer=tokenizer), load_head(found) if found else None
 
 
 def write_sentence_transformers(
@@ -268,7 +290,8 @@ def _load_layer(layer: Layer) -> nn.Module:
     return UnitLength()
 
 
-def _with_weights(module: nn.Module, file: Path) -> nn.Module:
+def _with_weights(module: nn.Module, file: Path | None) -> nn.Module:
+    assert file is not None
     try:
         state: Mapping[str, Tensor]
         if file.suffix == ".safetensors":

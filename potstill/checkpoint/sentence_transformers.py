@@ -18,8 +18,9 @@ from typing import Any, TypeAlias
 
 from potstill.bundle import POOLING_MODES
 from potstill.errors import CheckpointError, UsageError
+from potstill.task import SENTENCE_MODULES
 
-MODULES_FILE = "modules.json"
+MODULES_FILE = SENTENCE_MODULES
 PROMPTS_FILE = "config_sentence_transformers.json"
 # The flags of files before sentence-transformers 6, in the order in which several of them are concatenated.
 POOLING_FLAGS = {
@@ -61,7 +62,7 @@ class Dense:
         bias: whether it has one.
         activation: a class of torch.nn, one of `ACTIVATIONS`.
         residual: whether its input is added to what it gives, projected where the widths differ.
-        weights: the file with its weights.
+        weights: the file with its weights; None for a layer that is yet to be trained.
     """
 
     path: str
@@ -70,7 +71,7 @@ class Dense:
     bias: bool
     activation: str
     residual: bool
-    weights: Path
+    weights: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +191,43 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformers | None:
     )
 
 
-def check_pooling(found: SentenceTransformers, *, pooling: str | None, normalize: bool | None) -> None:
+def read_length(folder: Path) -> tuple[Path, int] | None:
+    """Return the file that says how many tokens of a text a folder of sentence-transformers reads, and the number.
+
+    None where nothing says so. Nothing else is read, and no module is refused: other tasks have no use for them.
+
+    Raises:
+        CheckpointError: if a file is damaged, or the number is none.
+    """
+    if not (folder / MODULES_FILE).is_file():
+        return None
+    file = _encoder_file(folder / encoder_path(folder))
+    longest = _max_seq_length(file, _read_object(file)) if file else None
+    return (file, longest) if file and longest else None
+
+
+def encoder_path(folder: Path) -> str:
+    """Return where the encoder lies within a folder; old ones keep it one level down, in 0_Transformer.
+
+    Raises:
+        CheckpointError: if modules.json is damaged or leaves the folder.
+    """
+    content = _read_json(folder / MODULES_FILE)
+    first = content[0] if isinstance(content, list) and content else None
+    path = str(first.get("path") or "") if isinstance(first, dict) else ""
+    return _check_path(folder / MODULES_FILE, "the encoder", path)
+
+
+def check_pooling(
+    found: SentenceTransformers, *, pooling: str | None, normalize: bool | None, option: str = "--pooling"
+) -> None:
     """Refuse to make other vectors than a folder describes; None asks for nothing.
+
+    Args:
+        found: what the folder says.
+        pooling: what is asked for.
+        normalize: likewise.
+        option: how pooling is asked for.
 
     Raises:
         UsageError: naming the file that says otherwise.
@@ -200,7 +236,7 @@ def check_pooling(found: SentenceTransformers, *, pooling: str | None, normalize
         return
     file = found.folder / MODULES_FILE
     if pooling is not None and pooling != found.mode:
-        raise UsageError(f"pooling is {pooling}, and {file} pools by {found.mode}; leave --pooling out")
+        raise UsageError(f"pooling is {pooling}, and {file} pools by {found.mode}; leave {option} out")
     if normalize is not None and normalize != found.normalize:
         says = "gives vectors length 1" if found.normalize else "leaves vectors their length"
         raise UsageError(f"--{'' if normalize else 'no-'}normalize contradicts {file}, which {says}; leave it out")
@@ -221,15 +257,19 @@ def _read_modules(file: Path) -> list[tuple[str, str]]:
                 f"{file} names the module {kind}, which is not known (known are Transformer, Pooling, "
                 f"{', '.join(_KEYS)}), and without it the vectors would be others; export another model"
             )
-        if Path(path).is_absolute() or ".." in Path(path).parts:
-            raise CheckpointError(f"{file} keeps {name} in {path!r}, which leaves the folder; expected one within it")
-        found.append((name, path))
+        found.append((name, _check_path(file, name, path)))
     return found
+
+
+def _check_path(file: Path, name: str, path: str) -> str:
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise CheckpointError(f"{file} keeps {name} in {path!r}, which leaves the folder; expected one within it")
+    return path
 
 
 def _read_encoder(encoder: Path) -> tuple[Path | None, int | None]:
     """Return the encoder's file and the longest text; refuse what the tokenizer would have to do and does not."""
-    file = next((encoder / name for name in _ENCODER_FILES if (encoder / name).is_file()), None)
+    file = _encoder_file(encoder)
     if file is None:
         return None, None
     settings = _read_object(file)
@@ -242,10 +282,18 @@ def _read_encoder(encoder: Path) -> tuple[Path | None, int | None]:
             "otherwise than the tokenizer; add the normalizer Lowercase to tokenizer.json and set do_lower_case to "
             "false"
         )
+    return file, _max_seq_length(file, settings)
+
+
+def _encoder_file(encoder: Path) -> Path | None:
+    return next((encoder / name for name in _ENCODER_FILES if (encoder / name).is_file()), None)
+
+
+def _max_seq_length(file: Path, settings: dict[str, Any]) -> int | None:
     longest = settings.get("max_seq_length")
-    if longest is not None and (not isinstance(longest, int) or isinstance(longest, bool) or longest < 1):
-        raise CheckpointError(f"{file} has max_seq_length {longest!r}; expected a number of tokens, or null")
-    return file, longest
+    if longest is None or (isinstance(longest, int) and not isinstance(longest, bool) and longest >= 1):
+        return longest
+    raise CheckpointError(f"{file} has max_seq_length {longest!r}; expected a number of tokens, or null")
 
 
 def _lowers(tokenizer: Path) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from potstill.bundle import MANIFEST_NAME
 from potstill.checkpoint import Folder, read_folder
+from potstill.checkpoint.sentence_transformers import check_pooling
 from potstill.data.formats import SUFFIXES
 from potstill.data.rows import find_files, parse_split
 from potstill.errors import (
@@ -260,6 +261,7 @@ def check_training(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping
     if teaches:
         check_head(folder, task, data=recipe.data.name)
         check_student(recipe, folder, flags=flags)
+        _check_embedding(recipe, folder, option="--set distill.pooling")
     elif task is FEATURE_EXTRACTION:
         raise RecipeError(
             "a sentence encoder is not fine-tuned on labels; distil one with `potstill distill` --task "
@@ -282,6 +284,35 @@ def check_training(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping
     if recipe.metric is not None:
         primary_metric(task, problem if task is TEXT_CLASSIFICATION else None, asked=recipe.metric)
     check_recipe_data(recipe, task, label_names=names, problem_type=problem, needs_labels=labelled)
+
+
+def _check_embedding(recipe: Recipe, teacher: Folder | None, *, option: str) -> None:
+    """Refuse a teacher or student whose vectors are not known; the student's pooling is its own where it has one."""
+    if recipe.distill.method != "embedding":
+        return
+    if teacher is not None:
+        check_vectors(teacher, pooling=None)
+    if recipe.student.model is not None:
+        check_vectors(find_checkpoint(recipe.student.model), pooling=recipe.distill.pooling, option=option)
+
+
+def _check_export_of_vectors(recipe: Recipe, teacher: Folder | None) -> None:
+    """Refuse to export a student's vectors otherwise than they will have been trained, before they are."""
+    is_here = teacher is not None and Path(teacher.name).expanduser().is_dir()
+    if recipe.distill.method != "embedding" or not is_here or recipe.student.model is not None:
+        return
+    assert teacher is not None
+    found = teacher.sentence_transformers()
+    mode = recipe.distill.pooling or (found.mode if found else "") or "mean"
+    if recipe.export.pooling not in (None, mode):
+        raise RecipeError(f"export.pooling is {recipe.export.pooling}, and the student pools by {mode}; leave it out")
+    has_length_1 = found is not None and found.normalize
+    if recipe.export.normalize not in (None, has_length_1):
+        says = "have length 1" if has_length_1 else "keep their length"
+        raise RecipeError(
+            f"export.normalize is {str(recipe.export.normalize).lower()}, and the vectors {says}, as the teacher's do; "
+            "leave it out"
+        )
 
 
 def check_recipe_data(
@@ -406,12 +437,37 @@ def check_export(given: Mapping[str, Any], *, pooling: str | None, max_length: i
             found.check_length(max_length, option="--max-length")
         if pooling is not None and task is not FEATURE_EXTRACTION:
             raise UsageError(f"--pooling makes one vector of a text; {task.name} has none, so leave it out")
+        if task is FEATURE_EXTRACTION:
+            check_vectors(found, pooling=pooling, normalize=given.get("normalize"))
     if given.get("data") is None:
         if given.get("label_column") or given.get("text_column"):
             raise UsageError("--text-column and --label-column name columns of --data, which is missing; add it")
         return
     # Labels may be missing here: int8 is then judged without them.
     check_data(given["data"], [given["split"]], task=task, text_columns=given.get("text_column"), needs_labels=False)
+
+
+def check_vectors(
+    folder: Folder, *, pooling: str | None, normalize: bool | None = None, option: str = "--pooling"
+) -> None:
+    """Refuse a sentence encoder with unknown modules, and to make other vectors than its folder describes.
+
+    The modules of a hub id are fetched and looked at when it is loaded.
+
+    Args:
+        folder: the encoder's.
+        pooling: what is asked for, if anything.
+        normalize: likewise.
+        option: how pooling is asked for.
+
+    Raises:
+        CheckpointError: naming the file that is not known.
+        UsageError: naming the file that says otherwise.
+    """
+    if Path(folder.name).expanduser().is_dir():
+        found = folder.sentence_transformers()
+        if found is not None:
+            check_pooling(found, pooling=pooling, normalize=normalize, option=option)
 
 
 def find_exportable(name: str) -> Folder | Path:
@@ -461,6 +517,8 @@ def check_evaluate(given: Mapping[str, Any]) -> None:
     task, folder = check_task(given.get("task")), find_checkpoint(place)
     task = task if given.get("task") is not None else folder.task or task
     _check_evaluate_task(given, task)
+    if task is FEATURE_EXTRACTION:
+        check_vectors(folder, pooling=given.get("pooling"))
     check_head(folder, task, data=str(given["data"]))
     if given.get("max_length") is not None:
         folder.check_length(given["max_length"], option="--max-length")
@@ -538,6 +596,8 @@ def check_run(recipe: Recipe) -> None:
     folder = find_checkpoint(recipe.teacher.model, what="teacher.model") if recipe.teacher.model is not None else None
     check_head(folder, task, data=recipe.data.name)
     check_student(recipe, folder, flags={})
+    _check_embedding(recipe, folder, option="distill.pooling")
+    _check_export_of_vectors(recipe, folder)
     if folder is not None and "max_length" in recipe.model_fields_set:
         folder.check_length(recipe.max_length, option="--set max_length")
     if recipe.tokenizer is not None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from potstill.bundle import MANIFEST_NAME, read_bundle
+from potstill.checkpoint import task_of
 from potstill.cli import glue as glue_cli
 from potstill.cli import stopping
 from potstill.cli.checks import check_evaluate
@@ -19,8 +20,9 @@ from potstill.cli.settings import (
 )
 from potstill.errors import UsageError
 from potstill.extras import require
+from potstill.task import TEXT_CLASSIFICATION
 
-_DEFAULTS = {"split": "validation", "task": "text-classification", "pooling": "mean", "max_length": None}
+_DEFAULTS = {"split": "validation", "task": TEXT_CLASSIFICATION.name, "pooling": None, "max_length": None}
 _LARGEST_MATRIX = 12
 _CORNER = "label \\ prediction"
 
@@ -38,11 +40,18 @@ def evaluate(
         str | None, typer.Option(help="What a checkpoint answers.", show_default="what it was trained for")
     ] = None,
     metric: Annotated[str | None, typer.Option(help="The score to put first.", show_default="the task's own")] = None,
-    pooling: Annotated[str | None, typer.Option(help="mean or cls, for embeddings.", show_default="mean")] = None,
+    pooling: Annotated[
+        str | None,
+        typer.Option(
+            help="mean or cls, for embeddings.", show_default="what a sentence-transformers folder says, else mean"
+        ),
+    ] = None,
     max_length: Annotated[
         int | None,
         typer.Option(
-            help="Longest text for a checkpoint; a bundle knows.", min=8, show_default="128, or what the model reads"
+            help="Longest text for a checkpoint; a bundle knows.",
+            min=8,
+            show_default="a sentence-transformers folder's own, else 128 or what the model reads",
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Score only the first so many texts.", min=1)] = None,
@@ -228,10 +237,8 @@ def _check_files(given: Mapping[str, Any], task: str) -> None:
 
 
 def _score_checkpoint(given: Mapping[str, Any], reading: dict[str, Any]) -> dict[str, Any]:
-    from potstill.task import trained_task
-
     settings = {name: given.get(name, default) for name, default in _DEFAULTS.items() if name != "split"}
-    settings["task"] = given.get("task") or trained_task(given["model"]) or _DEFAULTS["task"]
+    settings["task"] = given.get("task") or (task_of(given["model"]) or TEXT_CLASSIFICATION).name
     _check_files(given, settings["task"])
     require("torch", extra="distill")
     require("transformers", extra="distill")

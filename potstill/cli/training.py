@@ -87,6 +87,7 @@ def _data(about: dict[str, Any]) -> list[str]:
         f"labels      {len(labels)}: {', '.join(labels[:_LABELS])}{', ...' if len(labels) > _LABELS else ''}{how}"
         if labels
         else "",
+        f"vectors     the teacher's: {about['teacher_vectors']}" if about.get("teacher_vectors") else "",
         f"learn from  {about['train_examples']:,} of {about['name']} ({about.get('train_split')})",
         f"score on    {about['examples']:,} of {about['name']} ({about['split']})",
     ]

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill import metrics
-from potstill.checkpoint.sentence_head import SentenceHead
+from potstill.checkpoint import save_tokenizer
+from potstill.checkpoint.sentence_head import SentenceEncoder, SentenceHead
 from potstill.data import Examples
 from potstill.distill.anatomy import base, masked_lm_head, model_inputs
 from potstill.distill.batches import EpochRows, make_collator, make_mlm_collator, read_column, tokenize
@@ -28,6 +29,7 @@ from potstill.judging.marks import mark
 from potstill.judging.trivial import AgainstTrivial, against_trivial
 from potstill.progress import Progress, silent
 from potstill.serve import BundleTokenizer
+from potstill.serve.answering.vectors import SENTENCE_EMBEDDING
 from potstill.task import (
     FEATURE_EXTRACTION,
     QUESTION_ANSWERING,
@@ -39,6 +41,8 @@ from potstill.task import (
 )
 
 Scores = dict[str, float]
+Model: TypeAlias = PreTrainedModel | SentenceEncoder
+"""What is scored: an encoder is pooled as is asked for, and one with its head as that says."""
 
 _BATCH_SIZE = 32
 # Held-out words are masked alike for every model and at every step: scores differ by the model alone.
@@ -59,7 +63,7 @@ class _TokenizerSettings:
 class TorchSession:
     """A torch model that answers as an `OnnxSession` does: arrays by name in, arrays by name out."""
 
-    def __init__(self, model: PreTrainedModel, task: Task, *, tell: Callable[[int], None] = lambda rows: None) -> None:
+    def __init__(self, model: Model, task: Task, *, tell: Callable[[int], None] = lambda rows: None) -> None:
         """Take a model of the task's class; it is put into eval mode and stays there.
 
         Args:
@@ -68,16 +72,23 @@ class TorchSession:
             tell: is told how many rows each run had.
         """
         self._model, self._tell = model.eval(), tell
-        self._call = base(model) if task is FEATURE_EXTRACTION else model
-        self.outputs = ("start_logits", "end_logits") if task is QUESTION_ANSWERING else (task.output,)
+        self.outputs: tuple[str, ...] = (task.output,)
+        if task is QUESTION_ANSWERING:
+            self.outputs = ("start_logits", "end_logits")
+        self._call: Model = model
+        self._encoder = model.encoder if isinstance(model, SentenceEncoder) else model
+        if isinstance(model, SentenceEncoder):
+            self.outputs = (task.output, SENTENCE_EMBEDDING)
+        elif task is FEATURE_EXTRACTION:
+            self._call = self._encoder = base(model)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return every output by name, as float32, for a padded batch; inputs that the model does not take are left."""
         tensors = {name: torch.from_numpy(values).to(self._model.device) for name, values in feeds.items()}
         with torch.inference_mode():
-            given = self._call(**model_inputs(self._call, tensors))
+            given = self._call(**model_inputs(self._encoder, tensors))
         self._tell(len(feeds["input_ids"]))
-        return {name: getattr(given, name).float().cpu().numpy() for name in self.outputs}
+        return {name: given[name].float().cpu().numpy() for name in self.outputs}
 
 
 def serving_tokenizer(tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> BundleTokenizer:
@@ -96,11 +107,11 @@ def serving_tokenizer(tokenizer: PreTrainedTokenizerBase, *, max_length: int) ->
         pad_token_id=tokenizer.pad_token_id,
     )
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, Path(folder))
         return BundleTokenizer(Path(folder), settings)
 
 
-def problem_type_of(model: PreTrainedModel) -> str | None:
+def problem_type_of(model: Model) -> str | None:
     """Return what a text classifier answers, in the words of its configuration; None for other models."""
     if not type(model).__name__.endswith("ForSequenceClassification"):
         return None
@@ -127,13 +138,13 @@ class Evaluation:
             examples: labelled, see `Examples.labels`; for feature-extraction scored pairs; texts for fill-mask.
             max_length: longer texts are cut, contexts of questions become several windows.
             task: what is asked; a text classifier's kind of label comes from its configuration.
-            pooling: for feature-extraction, `mean`, `cls` or `max`.
+            pooling: for feature-extraction of models without a head of their own, `mean`, `cls` or `max`.
         """
         self.examples, self.task = examples, task
         self._tokenizer = serving_tokenizer(tokenizer, max_length=max_length)
         self._pooling = pooling
 
-    def predict(self, model: PreTrainedModel, *, progress: Progress = silent, who: str = "model") -> Arrays:
+    def predict(self, model: Model, *, progress: Progress = silent, who: str = "model") -> Arrays:
         """Return a model's answers, as `potstill.judging.ask.ask` describes them.
 
         Args:
@@ -170,7 +181,7 @@ class Evaluation:
         check_answers(arrays, self.examples, kind=kind, key=f"the {who}")
         return arrays
 
-    def score(self, model: PreTrainedModel, *, progress: Progress = silent, who: str = "model") -> Scores:
+    def score(self, model: Model, *, progress: Progress = silent, who: str = "model") -> Scores:
         """Return a model's scores, the task's own first; arguments and errors as `predict`."""
         arrays, kind = self.predict(model, progress=progress, who=who), self.kind(model)
         metric = primary_metric(self.task, problem_type_of(model))
@@ -178,20 +189,20 @@ class Evaluation:
         return {metric: scores[metric]} | scores
 
     def against_trivial(
-        self, model: PreTrainedModel, *, metric: str, progress: Progress = silent, who: str = "model"
+        self, model: Model, *, metric: str, progress: Progress = silent, who: str = "model"
     ) -> AgainstTrivial:
         """Hold a model's score against that of an answer that ignores the text; arguments and errors as `predict`."""
         arrays, kind = self.predict(model, progress=progress, who=who), self.kind(model)
         marks = mark(arrays, self.examples, kind=kind, metric=metric)
         return against_trivial(arrays, marks, self.examples, kind=kind, metric=metric)
 
-    def kind(self, model: PreTrainedModel) -> str:
+    def kind(self, model: Model) -> str:
         """Return what a model is asked: a key of `potstill.task.METRICS`."""
         return kind_of(self.task, problem_type_of(model))
 
 
 def evaluate_model(
-    model: PreTrainedModel,
+    model: Model,
     tokenizer: PreTrainedTokenizerBase,
     examples: Examples,
     *,

@@ -10,13 +10,13 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill import metrics
-from potstill.checkpoint import Checkpoint
-from potstill.checkpoint.sentence_head import find_sentence_transformers, load_head
+from potstill.checkpoint import Checkpoint, read_folder
+from potstill.checkpoint.sentence_head import SentenceEncoder
 from potstill.data import Examples, Splits, load_examples, load_splits
 from potstill.distill.augment import augment
 from potstill.distill.batches import EpochRows, count_shared, make_collator, make_mlm_collator, tokenize
 from potstill.distill.corpus import load_corpus
-from potstill.distill.evaluate import Evaluation, Scores, evaluate_words, problem_type_of
+from potstill.distill.evaluate import Evaluation, Model, Scores, evaluate_words, problem_type_of
 from potstill.distill.masking import token_counts
 from potstill.distill.methods.distilbert import TripleLoss
 from potstill.distill.methods.embedding import EmbeddingDistillation
@@ -26,7 +26,13 @@ from potstill.distill.methods.objective import Objective
 from potstill.distill.methods.task import TaskDistillation
 from potstill.distill.methods.tinybert import TinyBert, check_map, uniform_map
 from potstill.distill.packing import check_packable
-from potstill.distill.vectors import add_teacher_vectors, collate_vectors, load_single_texts
+from potstill.distill.vectors import (
+    add_teacher_vectors,
+    collate_vectors,
+    load_single_texts,
+    student_head,
+    teacher_head,
+)
 from potstill.errors import CheckpointError, DataError, RecipeError
 from potstill.progress import Progress
 from potstill.recipe import Recipe
@@ -46,7 +52,7 @@ class Material:
     collate: Callable[[Any], Any]
     eval_set: Dataset | None
     """Rows to take the loss on where there is no score."""
-    score: Callable[[PreTrainedModel, str], Scores] | None
+    score: Callable[[Model, str], Scores] | None
     """Scores a model, told by its name; None where only the loss on `eval_set` says anything."""
     evaluation: Evaluation | None = None
     """Of labelled data: what `score` asks, for more than scores."""
@@ -150,11 +156,22 @@ def _make_objective(recipe: Recipe, teacher: PreTrainedModel, student: PreTraine
                 progressive_share=settings["progressive_share"],
             )
         case "embedding":
-            return EmbeddingDistillation(
-                student_width=student.config.hidden_size,
-                teacher_width=_vector_width(recipe.teacher.model, teacher),
-                **settings,
+            assert recipe.teacher.model is not None
+            pooling = settings["pooling"]
+            head = student_head(
+                teacher_head(recipe.teacher.model, pooling),
+                student=recipe.student.model,
+                pooling=pooling,
+                widths=(student.config.hidden_size, teacher.config.hidden_size),
             )
+            return EmbeddingDistillation(head, alpha_cos=settings["alpha_cos"], alpha_mse=settings["alpha_mse"])
+
+
+def teacher_as_used(recipe: Recipe, teacher: Checkpoint) -> Model:
+    """Return a teacher as it is scored: of sentence vectors, with what makes them."""
+    if recipe.distill.method != "embedding":
+        return teacher.model
+    return SentenceEncoder(teacher.model, teacher_head(teacher.name, recipe.distill.pooling).to(teacher.model.device))
 
 
 def make_labels_objective(recipe: Recipe, model: PreTrainedModel) -> Objective:
@@ -170,7 +187,7 @@ def score_of(
     """Return what scores a model during training: the task's score, or the loss on texts held out."""
     if material.score is not None:
         scorer = material.score
-        return lambda model: scorer(model, who)
+        return lambda model: scorer(objective.as_used(model), who)
     assert material.eval_set is not None
     assert teacher is not None
     rows, collate = material.eval_set, material.collate
@@ -221,7 +238,7 @@ def _labelled(
 
     evaluation = Evaluation(teacher.tokenizer, eval_examples, max_length=recipe.max_length, task=task)
 
-    def score(model: PreTrainedModel, who: str) -> Scores:
+    def score(model: Model, who: str) -> Scores:
         return evaluation.score(model, progress=progress, who=who)
 
     return Material(
@@ -274,7 +291,8 @@ def _running_text(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progre
     smoothing = settings["mask_smoothing"]
     vocabulary = teacher.model.config.vocab_size
 
-    def score(model: PreTrainedModel, who: str) -> Scores:
+    def score(model: Model, who: str) -> Scores:
+        assert not isinstance(model, SentenceEncoder)
         share = settings["mask_share"]
         return evaluate_words(model, teacher.tokenizer, eval_set, mask_share=share, progress=progress, who=who)
 
@@ -299,15 +317,15 @@ def _running_text(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progre
 
 def _pairs(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progress: Progress) -> Material:
     """Return the data's single texts with the teacher's vectors, scored by the similarity of pairs if it has any."""
-    pooling = recipe.distill.settings()["pooling"]
+    head = teacher_head(teacher.name, recipe.distill.pooling)
     (train_split, train_limit), (eval_split, eval_limit) = _splits(recipe)
     data, tokenizer = recipe.data, teacher.tokenizer
     train_set, eval_set = (
         add_teacher_vectors(
             load_single_texts(data.name, split=split, text_columns=data.text_columns, limit=limit),
             teacher,
+            head,
             max_length=recipe.max_length,
-            pooling=pooling,
             cache_dir=work_dir.with_name(f"{work_dir.name}-vectors"),
             progress=progress,
         )
@@ -323,9 +341,9 @@ def _pairs(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progress: Pro
     )
     collate = collate_vectors(make_collator(tokenizer))
 
-    evaluation = Evaluation(tokenizer, examples, max_length=recipe.max_length, task=FEATURE_EXTRACTION, pooling=pooling)
+    evaluation = Evaluation(tokenizer, examples, max_length=recipe.max_length, task=FEATURE_EXTRACTION)
 
-    def score(model: PreTrainedModel, who: str) -> Scores:
+    def score(model: Model, who: str) -> Scores:
         return evaluation.score(model, progress=progress, who=who)
 
     has_scores = examples.labels is not None
@@ -341,6 +359,8 @@ def _pairs(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progress: Pro
         | {
             "train_examples": len(train_set),
             "train_split": train_split,
+            "teacher_vectors": head.describe(),
+            "notes": [*examples.notes, *read_folder(teacher.name).notes],
             "text_columns": list(examples.text_columns),
             "label_columns": list(examples.label_columns),
         },
@@ -411,13 +431,6 @@ def _check_widths(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
             f"the student has {ours} hidden units and the teacher {theirs}, and the cosine compares them one by one; "
             "set distill.alpha_cos=0, or take tinybert or minilmv2 for a narrower student"
         )
-
-
-def _vector_width(name: str | None, teacher: PreTrainedModel) -> int:
-    """Return how many numbers the teacher's vector of a text has, which its own modules may make wider or narrower."""
-    own = find_sentence_transformers(name) if name else None
-    head = load_head(own) if own else None
-    return head.width(teacher.config.hidden_size) if head else teacher.config.hidden_size
 
 
 def _query_width(model: PreTrainedModel) -> int:

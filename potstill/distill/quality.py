@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from potstill.checkpoint import Checkpoint, load_checkpoint, read_folder
+from potstill.checkpoint.sentence_head import SentenceEncoder, find_sentence_transformers, load_head
+from potstill.checkpoint.sentence_transformers import check_pooling
 from potstill.data import Examples, load_examples
 from potstill.distill.evaluate import Evaluation, problem_type_of
 from potstill.errors import UsageError
 from potstill.judging.summary import summarise
 from potstill.progress import Progress, silent
-from potstill.task import FILL_MASK, TEXT_CLASSIFICATION, Task, get_task, primary_metric, trained_task
+from potstill.task import FEATURE_EXTRACTION, FILL_MASK, TEXT_CLASSIFICATION, Task, get_task, primary_metric
 
 _USUAL_LENGTH = 128
 
@@ -33,7 +35,7 @@ def evaluate(
     metric: str | None = None,
     max_length: int | None = None,
     reading: Reading | None = None,
-    pooling: str = "mean",
+    pooling: str | None = None,
     keep_predictions: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -47,32 +49,40 @@ def evaluate(
         data: a hub id or folder of labelled texts; running text for fill-mask.
         task: the hub's name of the task; None takes what the checkpoint folder was trained for.
         metric: the score to put first; None takes the task's own.
-        max_length: longest text in tokens; None takes 128, or what the checkpoint reads if that is less.
+        max_length: longest text in tokens; None takes what a sentence-transformers folder says, and elsewhere 128, or
+            what the checkpoint reads if that is less.
         reading: which split and columns; None takes the validation split and the usual names.
-        pooling: for feature-extraction, `mean` or `cls`.
+        pooling: for feature-extraction, `mean` or `cls`; None does what a sentence-transformers folder says, and
+            elsewhere takes the mean.
         keep_predictions: also return `predictions`, one row per example: what was asked (`text`, `tokens` or
             `question`), `label` and `prediction`.
         progress: is told how far it is.
 
     Raises:
         CheckpointError, DataError: if they cannot be loaded or do not fit.
-        UsageError: if the metric does not judge the task, or predictions are wanted of masked words.
+        UsageError: if the metric does not judge the task, predictions are wanted of masked words, or another pooling
+            than the folder describes.
     """
-    task = task or trained_task(model) or TEXT_CLASSIFICATION.name
+    folder = read_folder(model)
+    task = task or (folder.task or TEXT_CLASSIFICATION).name
     kind, reading = get_task(task), reading or Reading()
     if kind is FILL_MASK and keep_predictions:
         raise UsageError("fill-mask guesses words by the thousand and has no answer per example to keep")
-    folder = read_folder(model)
+    found = find_sentence_transformers(str(model)) if kind is FEATURE_EXTRACTION else None
+    if found is not None:
+        check_pooling(found, pooling=pooling, normalize=None)
     if max_length is None:
-        max_length = min(_USUAL_LENGTH, folder.longest or _USUAL_LENGTH)
+        max_length = folder.usual_length if found else min(_USUAL_LENGTH, folder.longest or _USUAL_LENGTH)
     folder.check_length(max_length)
-    checkpoint = load_checkpoint(str(model), kind)
+    checkpoint, head = load_checkpoint(str(model), kind), load_head(found) if found else None
     num_labels = checkpoint.model.config.num_labels
     first = primary_metric(kind, problem_type_of(checkpoint.model), asked=metric, num_labels=num_labels)
     examples = _read(checkpoint, str(data), kind, reading)
-    evaluation = Evaluation(checkpoint.tokenizer, examples, max_length=max_length, task=kind, pooling=pooling)
-    arrays = evaluation.predict(checkpoint.model, progress=progress)
-    return {
+    evaluation = Evaluation(checkpoint.tokenizer, examples, max_length=max_length, task=kind, pooling=pooling or "mean")
+    scored = checkpoint.model if head is None else SentenceEncoder(checkpoint.model, head)
+    arrays = evaluation.predict(scored, progress=progress)
+    told = folder.notes if max_length == folder.max_seq_length else ()
+    result: dict[str, Any] = {
         "model": str(model),
         "task": task,
         "data": str(data),
@@ -82,6 +92,8 @@ def evaluate(
     } | summarise(
         arrays, examples, kind=evaluation.kind(checkpoint.model), metric=first, keep_predictions=keep_predictions
     )
+    result["notes"] = [*examples.notes, *told, *result["notes"]]
+    return result
 
 
 def _read(checkpoint: Checkpoint, data: str, task: Task, reading: Reading) -> Examples:

@@ -23,11 +23,17 @@ from potstill.checkpoint import (
     load_tokenizer,
     save_tokenizer,
 )
+from potstill.checkpoint.sentence_head import (
+    SentenceEncoder,
+    find_sentence_transformers,
+    write_sentence_transformers,
+)
+from potstill.checkpoint.sentence_transformers import PROMPTS_FILE
 from potstill.distill import scratch
 from potstill.distill.arguments import count_steps, resolve_dtype
 from potstill.distill.batches import hash_rows, read_column
 from potstill.distill.controls import train_controls
-from potstill.distill.evaluate import problem_type_of
+from potstill.distill.evaluate import Model, problem_type_of
 from potstill.distill.examples import LENGTH_COLUMN
 from potstill.distill.keeper import check_same_run
 from potstill.distill.methods.objective import Objective
@@ -39,6 +45,7 @@ from potstill.distill.prepare import (
     make_objective,
     read_splits,
     score_of,
+    teacher_as_used,
     tokenizers_agree,
 )
 from potstill.distill.student import best_layers, choose_layers, create_student
@@ -107,7 +114,7 @@ def distill(
     teacher.model.to(processes.device)
     with processes.main_process_first():
         material = load_material(recipe, teacher, work_dir=job.work_dir, progress=progress)
-    teacher_scores = material.score(teacher.model, "teacher") if material.score else {}
+    teacher_scores = material.score(teacher_as_used(recipe, teacher), "teacher") if material.score else {}
     _check_teacher(teacher_scores, material, recipe)
     student, layers = _load_student(recipe, teacher, material)
     objective = make_objective(recipe, teacher=teacher.model, student=student.model)
@@ -123,13 +130,16 @@ def distill(
         | {
             "layers_kept": layers,
             "scores": result.metrics,
-            "against_trivial": _against_trivial(material, student, "student", progress=progress),
+            "against_trivial": _against_trivial(
+                material, objective.as_used(student.model), "student", progress=progress
+            ),
         },
     }
     if untrained is not None:
         report["controls"] = train_controls(recipe, untrained, teacher.model, material=material, job=job)
     report["seconds"] = round(time.perf_counter() - started, 1)
-    return _publish(student, out_dir, report=report, overwrite=overwrite)
+    used = objective.as_used(student.model)
+    return _publish(student, out_dir, report=report, overwrite=overwrite, used=used, recipe=recipe)
 
 
 def finetune(
@@ -177,7 +187,7 @@ def finetune(
         "teacher": _describe(teacher)
         | {
             "scores": result.metrics,
-            "against_trivial": _against_trivial(material, teacher, "teacher", progress=progress),
+            "against_trivial": _against_trivial(material, teacher.model, "teacher", progress=progress),
         },
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -187,6 +197,7 @@ def finetune(
 def init_student(recipe: Recipe, out_dir: Path, *, overwrite: bool = False) -> dict[str, Any]:
     """Publish the student as it is before training: cut from the teacher, or loaded."""
     check_free(out_dir, overwrite=overwrite)
+    recipe = _fit_length(recipe)
     teacher = _load_teacher(recipe)
     student, layers = _load_student(recipe, teacher, None)
     report = {
@@ -194,7 +205,10 @@ def init_student(recipe: Recipe, out_dir: Path, *, overwrite: bool = False) -> d
         "student": _describe(student) | {"layers_kept": layers},
         "steps": 0,
     }
-    return _publish(student, out_dir, report=report, overwrite=overwrite)
+    used = None
+    if recipe.distill.method == "embedding":
+        used = make_objective(recipe, teacher=teacher.model, student=student.model).as_used(student.model)
+    return _publish(student, out_dir, report=report, overwrite=overwrite, used=used, recipe=recipe)
 
 
 def read_report(checkpoint_dir: Path) -> dict[str, Any] | None:
@@ -288,26 +302,60 @@ def _train(
     )
 
 
-def _against_trivial(
-    material: Material, checkpoint: Checkpoint, who: str, *, progress: Progress
-) -> dict[str, Any] | None:
+def _against_trivial(material: Material, model: Model, who: str, *, progress: Progress) -> dict[str, Any] | None:
     """Return how a trained model's score stands against an answer that ignores the text; None without labels."""
     if material.evaluation is None:
         return None
     evaluation, metric = material.evaluation, material.metric
-    return evaluation.against_trivial(checkpoint.model, metric=metric, progress=progress, who=who).to_json()
+    return evaluation.against_trivial(model, metric=metric, progress=progress, who=who).to_json()
 
 
-def _publish(checkpoint: Checkpoint, out_dir: Path, *, report: dict[str, Any], overwrite: bool) -> dict[str, Any]:
-    """Write the checkpoint whole or not at all; of several processes one does, and the others wait."""
+def _publish(
+    checkpoint: Checkpoint,
+    out_dir: Path,
+    *,
+    report: dict[str, Any],
+    overwrite: bool,
+    used: Model | None = None,
+    recipe: Recipe | None = None,
+) -> dict[str, Any]:
+    """Write the checkpoint whole or not at all; of several processes one does, and the others wait.
+
+    A sentence encoder gets the files by which sentence-transformers, and every command here, make its vectors.
+
+    Args:
+        checkpoint: the model and its tokenizer.
+        out_dir: the folder.
+        report: what is written beside them.
+        overwrite: whether the folder may be replaced.
+        used: the model as it is scored.
+        recipe: what it was trained by.
+    """
     processes = _processes()
     if processes.is_main_process:
         with new_folder(out_dir, overwrite=overwrite) as folder:
             checkpoint.model.save_pretrained(folder)
             save_tokenizer(checkpoint.tokenizer, folder)
+            if isinstance(used, SentenceEncoder) and recipe is not None:
+                write_sentence_transformers(
+                    used.head,
+                    folder,
+                    width=checkpoint.model.config.hidden_size,
+                    max_length=recipe.max_length,
+                    prompts=_prompts(recipe),
+                )
             (folder / "distill.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     processes.wait_for_everyone()
     return report
+
+
+def _prompts(recipe: Recipe) -> Path | None:
+    """Return the file with the prompts that a student's texts need: its own, else its teacher's."""
+    for name in filter(None, (recipe.student.model, recipe.teacher.model)):
+        found = find_sentence_transformers(name)
+        if found is not None:
+            return found.folder / PROMPTS_FILE
+    return None
 
 
 def _processes() -> PartialState:

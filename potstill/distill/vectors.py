@@ -1,5 +1,6 @@
 """A teacher's sentence vectors, computed once and kept on disk beside the training."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -11,8 +12,15 @@ import pyarrow
 import torch
 from datasets import Dataset, load_from_disk
 
-from potstill.checkpoint import Checkpoint, hash_checkpoint
-from potstill.checkpoint.sentence_head import find_sentence_transformers, load_head
+from potstill.checkpoint import Checkpoint, hash_checkpoint, read_folder
+from potstill.checkpoint.sentence_head import (
+    DenseLayer,
+    SentenceHead,
+    UnitLength,
+    find_sentence_transformers,
+    load_head,
+)
+from potstill.checkpoint.sentence_transformers import Dense, check_pooling
 from potstill.data import Examples, load_texts
 from potstill.distill.batches import tokenize
 from potstill.distill.evaluate import embed_texts
@@ -28,21 +36,72 @@ def load_single_texts(name: str, *, split: str, text_columns: Sequence[str] | No
     return list(dict.fromkeys(part for text in texts for part in (text if isinstance(text, tuple) else (text,))))
 
 
+def teacher_head(name: str, pooling: str | None) -> SentenceHead:
+    """Return what makes a teacher's vectors: its own modules, or else the pooling that is asked for, or the mean."""
+    own = find_sentence_transformers(name)
+    head = load_head(own) if own else None
+    return head if head is not None else SentenceHead([pooling or "mean"])
+
+
+def student_head(
+    teacher: SentenceHead,
+    *,
+    student: str | None,
+    pooling: str | None,
+    widths: tuple[int, int],
+) -> SentenceHead:
+    """Return what makes a student's vectors, as wide as the teacher's and of length 1 where those are.
+
+    That is what the student's own folder says; else a copy of the teacher's head where that fits; else the pooling.
+    Where the widths differ, a linear layer that is learned with the student follows.
+
+    Args:
+        teacher: the teacher's.
+        student: the folder or hub id of a student that is not cut from the teacher.
+        pooling: what is asked for; None pools as the teacher does.
+        widths: of the student's token vectors and the teacher's.
+
+    Raises:
+        UsageError: if another pooling is asked for than the student's folder describes.
+    """
+    own = find_sentence_transformers(student) if student else None
+    head = load_head(own) if own else None
+    if own is not None and head is not None:
+        check_pooling(own, pooling=pooling, normalize=None, option="distill.pooling")
+    elif pooling in (None, "+".join(teacher.pooling)) and widths[0] == widths[1]:
+        return copy.deepcopy(teacher)
+    else:
+        head = SentenceHead([pooling] if pooling else teacher.pooling)
+    layers, width, wanted = list(head.layers), head.width(widths[0]), teacher.width(widths[1])
+    if width != wanted:
+        layers.append(DenseLayer(Dense("", width, wanted, bias=False, activation="Identity", residual=False)))
+    if _gives_unit_length(teacher) and not _gives_unit_length(SentenceHead([], layers)):
+        layers.append(UnitLength())
+    return SentenceHead(head.pooling, layers)
+
+
+def _gives_unit_length(head: SentenceHead) -> bool:
+    return len(head.layers) > 0 and isinstance(head.layers[-1], UnitLength)
+
+
 def add_teacher_vectors(
-    texts: Sequence[str], teacher: Checkpoint, *, max_length: int, pooling: str, cache_dir: Path, progress: Progress
+    texts: Sequence[str],
+    teacher: Checkpoint,
+    head: SentenceHead,
+    *,
+    max_length: int,
+    cache_dir: Path,
+    progress: Progress,
 ) -> Dataset:
     """Return tokenised rows with the teacher's vector of each text, memory-mapped from `cache_dir`.
 
-    A teacher that is one of sentence-transformers makes its vectors by its own modules, of as many tokens as it reads,
-    whatever the student's pooling is. The cache is found again for the same texts, teacher, length and pooling. A
-    teacher without a folder of its own,
-    which a hub id is, is told apart by its name.
+    The teacher reads no more of a text than its folder says, whatever the student reads. The cache is found again for
+    the same texts, teacher, length and pooling. A teacher without a folder of its own, which a hub id is, is told
+    apart by its name.
     """
     who = hash_checkpoint(teacher.name) or teacher.name
-    own = find_sentence_transformers(teacher.name)
-    head = load_head(own) if own else None
-    longest = min(max_length, own.max_seq_length or max_length) if own else max_length
-    settings = json.dumps([who, max_length, longest, own.mode if own and head else pooling, list(texts)])
+    longest = min(max_length, read_folder(teacher.name).max_seq_length or max_length)
+    settings = json.dumps([who, max_length, longest, head.pooling, len(head.layers), list(texts)])
     folder = cache_dir / hashlib.sha256(settings.encode()).hexdigest()[:24]
     if not folder.is_dir():
         vectors = embed_texts(
@@ -50,7 +109,7 @@ def add_teacher_vectors(
             teacher.tokenizer,
             texts,
             max_length=longest,
-            pooling=head or pooling,
+            pooling=head,
             progress=progress,
             who="teacher's vectors",
         )

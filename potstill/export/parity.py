@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill.errors import ParityError
-from potstill.export.scores import MOST_BYTES, longest_text, most_texts
+from potstill.export.scores import MOST_BYTES, longest_that_fits, most_texts
 from potstill.export.source import Feeds, Reference, Source
 from potstill.serve import OnnxSession
 from potstill.task import FEATURE_EXTRACTION
@@ -110,7 +110,7 @@ def plan(source: Source) -> list[tuple[int, tuple[int, ...]]]:
     The longest text that a model reads is among the lengths, or the longest of which one fits.
     """
     heads = source.config.num_attention_heads
-    longest = min(source.max_length, longest_text(1, heads=heads))
+    longest = min(source.max_length, longest_that_fits(1, heads=heads))
     return [
         (length, tuple(size for size in BATCH_SIZES if size <= most_texts(size, heads=heads, length=length)))
         for length in sorted({length for length in (*LENGTHS, longest) if length <= longest})

@@ -21,6 +21,6 @@ def most_texts(wanted: int, *, heads: int, length: int) -> int:
     return max(1, min(wanted, MOST_BYTES // scores_bytes(1, heads=heads, length=max(1, length))))
 
 
-def longest_text(texts: int, *, heads: int) -> int:
+def longest_that_fits(texts: int, *, heads: int) -> int:
     """Return how long texts may be, in tokens, so that so many of them may run at once."""
     return math.isqrt(MOST_BYTES // scores_bytes(texts, heads=heads, length=1))

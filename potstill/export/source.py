@@ -190,10 +190,8 @@ def load_source(
             name, existing, found, tokenizer=tokenizer, max_length=max_length, pooling=pooling, normalize=normalize
         )
     head, record = _sentence_head(found, pooling=pooling, normalize=normalize)
-    # Old sentence-transformers folders keep the encoder one level down, in 0_Transformer.
-    encoder = str(found.folder / found.encoder_path) if found and found.encoder_path else name
-    read_folder(encoder).check_encoder()
-    checkpoint = load_checkpoint(encoder, wanted, tokenizer=tokenizer)
+    read_folder(name).check_encoder()
+    checkpoint = load_checkpoint(name, wanted, tokenizer=tokenizer)
     model = checkpoint.model
     longest, notes = _within(found, model.config, checkpoint.tokenizer, asked=max_length, name=name)
     return Source(

@@ -24,7 +24,7 @@ from potstill.export.quality import judge
 from potstill.export.quantise import Int8Recipe, Prepared, int8_recipe, prepare, quantise
 from potstill.export.receipt import check_fusion, fusion_receipt
 from potstill.export.saturation import saturation
-from potstill.export.scores import longest_text, most_texts
+from potstill.export.scores import longest_that_fits, most_texts
 from potstill.export.source import Source
 from potstill.export.speed import compare_speed
 from potstill.export.texts import Probe
@@ -378,7 +378,7 @@ class Workshop:
 
     def _invariance(self, session: OnnxSession, *, limit: int = 1000) -> dict[str, Any]:
         # Longer texts are cut: what others in the batch do to a text shows on its first tokens as well.
-        longest = longest_text(max(BATCH_SIZES), heads=self.source.config.num_attention_heads)
+        longest = longest_that_fits(max(BATCH_SIZES), heads=self.source.config.num_attention_heads)
         rows = [{name: values[:longest] for name, values in row.items()} for row in self.rows]
         return measure_invariance(
             session,

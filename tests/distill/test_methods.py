@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from potstill.checkpoint.sentence_head import SentenceHead
 from potstill.distill.methods.embedding import TEACHER_VECTORS, EmbeddingDistillation, pool
 from potstill.distill.methods.mobilebert import MobileBert, attention_loss_sum, feature_loss_sum
 from potstill.distill.methods.task import TaskDistillation, answer_loss_sum, label_loss_sum
@@ -16,6 +17,7 @@ from potstill.distill.methods.tinybert import (
     hidden_distance_sum,
     uniform_map,
 )
+from potstill.distill.vectors import student_head
 from potstill.errors import CheckpointError
 from tests.distill.families import VOCABULARY, build
 
@@ -88,9 +90,7 @@ def cases():
         "embedding",
         base,
         "single",
-        lambda s, t: EmbeddingDistillation(
-            student_width=16, teacher_width=16, pooling="mean", alpha_cos=1.0, alpha_mse=1.0
-        ),
+        lambda s, t: EmbeddingDistillation(SentenceHead(["mean"]), alpha_cos=1.0, alpha_mse=1.0),
     )
 
 
@@ -287,11 +287,11 @@ class TestEmbedding:
         assert pool(states, mask, "mean").item() == 3.0
         assert pool(states, mask, "cls").item() == 2.0
 
-    def test_a_projection_joins_different_widths_and_stays_out_of_the_student(self):
+    def test_a_projection_joins_different_widths_and_is_part_of_the_student(self):
         student = build("Bert", "Model", hidden_size=8)
-        objective = EmbeddingDistillation(
-            student_width=8, teacher_width=16, pooling="mean", alpha_cos=1.0, alpha_mse=0.0
-        )
+        head = student_head(SentenceHead(["cls"]), student=None, pooling=None, widths=(8, 16))
+        objective = EmbeddingDistillation(head, alpha_cos=1.0, alpha_mse=0.0)
         loss, parts = objective(student, None, rows(), {"cos": 0.5})
         assert loss.item() == pytest.approx(0.5 * parts["cos"].item())
-        assert objective.projection.weight.shape == (16, 8)
+        (name, weight), *others = objective.as_used(student).head.named_parameters()
+        assert (name, weight.shape, others) == ("layers.0.linear.weight", (16, 8), [])

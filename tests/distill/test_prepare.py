@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from potstill.checkpoint import load_checkpoint
+from potstill.checkpoint.sentence_head import SentenceHead
 from potstill.data import load_examples
 from potstill.distill import distill, init_student, run
 from potstill.distill.augment import alter, augment, propose
@@ -87,7 +88,7 @@ class TestTeacherVectors:
 
         teacher = load_checkpoint(str(tiny_teacher), FEATURE_EXTRACTION)
         texts = load_single_texts(str(tiny_data), split="validation", text_columns=None, limit=5)
-        made = {"max_length": 32, "pooling": "mean", "cache_dir": tmp_path, "progress": silent}
+        made = {"head": SentenceHead(["mean"]), "max_length": 32, "cache_dir": tmp_path, "progress": silent}
         rows = add_teacher_vectors(texts, teacher, **made)
         monkeypatch.setattr(vectors, "embed_texts", None)  # a second computation would call it
         again = add_teacher_vectors(texts, teacher, **made)

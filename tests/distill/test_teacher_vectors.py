@@ -6,8 +6,7 @@ import torch
 from potstill.bench.engines.runners.with_torch import open_runner
 from potstill.checkpoint import load_checkpoint
 from potstill.distill.methods.embedding import TEACHER_VECTORS
-from potstill.distill.prepare import _vector_width
-from potstill.distill.vectors import add_teacher_vectors
+from potstill.distill.vectors import add_teacher_vectors, teacher_head
 from potstill.progress import silent
 from potstill.task import FEATURE_EXTRACTION
 from tests.checkpoint.sentence_folders import dense, make_folder, old_pooling
@@ -36,11 +35,10 @@ def test_a_teachers_vectors_and_a_torch_row_follow_the_folder(tiny_teacher, tmp_
     )
     expected = own(folder, layer)
     teacher = load_checkpoint(str(folder), FEATURE_EXTRACTION)
-    rows = add_teacher_vectors(
-        TEXTS, teacher, max_length=64, pooling="mean", cache_dir=tmp_path / "cache", progress=silent
-    )
+    head = teacher_head(str(folder), pooling="mean")
+    rows = add_teacher_vectors(TEXTS, teacher, head, max_length=64, cache_dir=tmp_path / "cache", progress=silent)
     np.testing.assert_allclose(np.array(rows[TEACHER_VECTORS]), expected, atol=1e-5)
-    assert _vector_width(str(folder), teacher.model) == 24
+    assert head.width(WIDTH) == 24
     command = {
         "folder": str(folder), "precision": "fp32", "runner": "torch-cpu", "threads": 1, "task": "feature-extraction",
     }  # fmt: skip

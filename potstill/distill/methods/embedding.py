@@ -6,11 +6,11 @@ width of the student, `E` width of the teacher's vectors.
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from potstill.checkpoint.sentence_head import SentenceHead, pool
+from potstill.checkpoint.sentence_head import SentenceEncoder, SentenceHead, pool
 from potstill.distill.anatomy import base, model_inputs
 from potstill.distill.methods.objective import Batch, Objective
 from potstill.distill.methods.task import combine
@@ -22,22 +22,23 @@ TEACHER_VECTORS = "teacher_vectors"
 
 
 class EmbeddingDistillation(Objective):
-    """Parts `cos` (one minus cosine) and `mse` (squared distance); a learned projection joins different widths.
+    """Parts `cos` (one minus cosine) and `mse` (squared distance) of the vectors that the student's head makes.
 
-    The projection belongs to the loss: the student is used without it, with vectors of its own width.
+    The head is the student's: what it has learned is scored, published and exported with the student.
     """
 
     # A pooler that the embedding does not go through learns nothing.
     has_unused_parameters = True
 
-    def __init__(
-        self, *, student_width: int, teacher_width: int, pooling: str, alpha_cos: float, alpha_mse: float
-    ) -> None:
+    def __init__(self, head: SentenceHead, *, alpha_cos: float, alpha_mse: float) -> None:
+        """Take what makes a vector as wide as the teacher's of the student's token vectors."""
         super().__init__()
-        self._pooling = pooling
+        self.head = head
         self._weights = {"cos": alpha_cos, "mse": alpha_mse}
-        same = student_width == teacher_width
-        self.projection = nn.Identity() if same else nn.Linear(student_width, teacher_width, bias=False)
+
+    def as_used(self, student: PreTrainedModel) -> SentenceEncoder:
+        """Return the student with its head."""
+        return SentenceEncoder(student, self.head.to(student.device))
 
     def weights(self, share: float) -> dict[str, float]:
         """Return the same weights throughout."""
@@ -52,7 +53,7 @@ class EmbeddingDistillation(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its parts; the teacher does not run, its vectors are in the batch."""
         theirs = batch[TEACHER_VECTORS].float()
-        ours = self.projection(embed(student, batch, self._pooling)).float()
+        ours = embed(student, batch, self.head)
         sums = {}
         if "cos" in scales:
             sums["cos"] = (1 - F.cosine_similarity(ours, theirs, dim=-1)).sum()
@@ -67,5 +68,5 @@ def embed(model: PreTrainedModel, batch: Batch, pooling: str | SentenceHead) -> 
     states = encoder(**model_inputs(encoder, batch)).last_hidden_state
     if isinstance(pooling, str):
         return pool(states, batch["attention_mask"], pooling)
-    head: Tensor = pooling.to(device=states.device, dtype=states.dtype)(states, batch["attention_mask"])
-    return head
+    vectors: Tensor = pooling.to(states.device)(states.float(), batch["attention_mask"])
+    return vectors

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from potstill.checkpoint.sentence_head import SentenceEncoder
+
 Batch = Mapping[str, Tensor]
 
 
@@ -26,6 +28,10 @@ class Objective(nn.Module):
     def count(self, batch: Batch) -> dict[str, int]:
         """Return how many units each part has in this micro-batch, read from tensors on the CPU."""
         raise NotImplementedError
+
+    def as_used(self, student: PreTrainedModel) -> PreTrainedModel | SentenceEncoder:
+        """Return the student as it is scored and published: with what the method trains for it beside it."""
+        return student
 
     def forward(
         self, student: PreTrainedModel, teacher: PreTrainedModel, batch: Batch, scales: Mapping[str, float]

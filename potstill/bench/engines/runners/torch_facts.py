@@ -9,10 +9,11 @@ import json
 import sys
 from typing import Any
 
-from potstill.checkpoint.folder import longest_text
+from potstill.checkpoint.folder import read_folder
 from potstill.checkpoint.loading import count_parameters, hash_checkpoint, load_checkpoint, load_config
+from potstill.checkpoint.sentence_head import load_sentence_encoder
 from potstill.errors import CheckpointError, PotstillError
-from potstill.task import REGRESSION, TASKS, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, task_of_architectures
+from potstill.task import FEATURE_EXTRACTION, REGRESSION, TASKS, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 
 # A tokenizer without a limit says 1e30; a text of this length is what every family takes.
 _LONGEST = 512
@@ -25,11 +26,16 @@ def facts(name: str) -> dict[str, Any]:
         CheckpointError: if it cannot be loaded, or has no head of a task that potstill knows.
     """
     config = load_config(name)
-    task = task_of_architectures(config.architectures or ())
+    folder = read_folder(name)
+    task = folder.task
     if task is None:
         named = ", ".join(config.architectures or []) or "model without a name"
         raise CheckpointError(f"{name} is a {named}, which does none of {', '.join(TASKS)}")
-    loaded = load_checkpoint(name, task)
+    head = None
+    if task is FEATURE_EXTRACTION:
+        loaded, head = load_sentence_encoder(name)
+    else:
+        loaded = load_checkpoint(name, task)
     model, problem = loaded.model, None
     if task is TEXT_CLASSIFICATION:
         problem = config.problem_type or (REGRESSION if config.num_labels == 1 else None)
@@ -38,7 +44,7 @@ def facts(name: str) -> dict[str, Any]:
         "task": task.name,
         "problem_type": problem,
         "labels": list(loaded.label_names) if task in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION) else [],
-        "parameters": count_parameters(model),
+        "parameters": count_parameters(model) + (count_parameters(head) if head is not None else 0),
         "encoder_parameters": count_parameters(encoder),
         "architecture": {
             "model_type": config.model_type,
@@ -47,7 +53,7 @@ def facts(name: str) -> dict[str, Any]:
             "max_position_embeddings": getattr(config, "max_position_embeddings", None),
         },
         "source": {"name": name, "sha256": hash_checkpoint(name), "kind": "checkpoint"},
-        "max_length": min(longest_text(config.to_dict(), loaded.tokenizer.model_max_length) or _LONGEST, _LONGEST),
+        "max_length": min(folder.longest or _LONGEST, _LONGEST),
         "config": json.loads(config.to_json_string(use_diff=False)),
     }
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from transformers.utils import cached_file
 
 from potstill.bundle import sha256_of
-from potstill.checkpoint.folder import USUAL_LENGTH, longest_text
+from potstill.checkpoint.folder import USUAL_LENGTH, longest_text, read_folder
 from potstill.checkpoint.loading import accepted_inputs, load_checkpoint, save_tokenizer
-from potstill.checkpoint.sentence_head import SentenceEncoder, find_sentence_transformers, load_head
+from potstill.checkpoint.sentence_head import SentenceEncoder, load_sentence_encoder
 from potstill.errors import CheckError, CheckpointError, MissingError, UsageError
 from potstill.serve import BundleTokenizer
 from potstill.serve.answering.vectors import SENTENCE_EMBEDDING
@@ -60,13 +60,14 @@ def open_runner(command: Mapping[str, Any]) -> "TorchRunner":
     torch.set_num_threads(command["threads"])
     task = get_task(command["task"])
     # What makes a text's vector, where the checkpoint is one of sentence-transformers, runs and is timed with it.
-    vectors = find_sentence_transformers(command["folder"]) if task is FEATURE_EXTRACTION else None
-    encoder = str(vectors.folder / vectors.encoder_path) if vectors and vectors.encoder_path else command["folder"]
-    checkpoint = load_checkpoint(encoder, task)
-    head = load_head(vectors) if vectors else None
+    head = None
+    if task is FEATURE_EXTRACTION:
+        checkpoint, head = load_sentence_encoder(command["folder"])
+    else:
+        checkpoint = load_checkpoint(command["folder"], task)
     loaded = checkpoint.model if head is None else SentenceEncoder(checkpoint.model, head)
     model = loaded.to(device="cuda:0" if on_gpu else "cpu", dtype=_TYPES[command["precision"]])
-    limits = (command.get("max_length"), vectors.max_seq_length if vectors else None)
+    limits = (command.get("max_length"), read_folder(command["folder"]).max_seq_length)
     longest = min((limit for limit in limits if limit), default=None)
     settings = _settings(checkpoint.model, checkpoint.tokenizer, max_length=longest)
     with tempfile.TemporaryDirectory() as folder:
