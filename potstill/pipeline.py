@@ -15,7 +15,7 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,7 @@ def run(
     overwrite: bool = False,
     progress: Progress = silent,
     announce: Announce = keep_quiet,
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> "Report":
     """Run every stage of a recipe that `out_dir` does not hold yet, and return the report.
 
@@ -63,6 +64,7 @@ def run(
         overwrite: replace what `out_dir` holds.
         progress: is told how far each stage is.
         announce: is told the plan of a training before it starts, and its pace after the first steps.
+        tell: is told what the bench takes and what its data can show, before it starts.
 
     Raises:
         OutputError: if `out_dir` has content and neither `resume` nor `overwrite` is given, or if it holds a run of
@@ -75,7 +77,7 @@ def run(
         teacher = _teacher(recipe, out_dir, progress=progress, announce=announce)
         student_dir = _student(_with_teacher(recipe, teacher), out_dir, progress=progress, announce=announce)
         _export(recipe, {"teacher": teacher, "student": str(student_dir)}, out_dir, progress=progress)
-        return _bench(recipe, out_dir, progress=progress)
+        return _bench(recipe, out_dir, progress=progress, tell=tell)
     except BaseException:
         if _is_bare(out_dir):  # nothing is kept that the next start would stumble over
             shutil.rmtree(out_dir, ignore_errors=True)
@@ -231,7 +233,7 @@ def _calibration(recipe: Recipe) -> list[Text]:
     )
 
 
-def _bench(recipe: Recipe, out_dir: Path, *, progress: Progress) -> "Report":
+def _bench(recipe: Recipe, out_dir: Path, *, progress: Progress, tell: Callable[[str], None]) -> "Report":
     from potstill.bench import DataSet, Request, bench
 
     data = recipe.data
@@ -249,5 +251,6 @@ def _bench(recipe: Recipe, out_dir: Path, *, progress: Progress) -> "Report":
         seed=recipe.seed,
         resume=True,
         command=shlex.join(["potstill", *sys.argv[1:]]),
+        tell=tell,
         progress=progress,
     )

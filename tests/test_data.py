@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from potstill.data import load_examples, rows
+from potstill.data import choose_splits, load_examples, rows
 from potstill.errors import DataError, MissingExtraError
 from potstill.task import TEXT_CLASSIFICATION
 
@@ -439,3 +439,13 @@ def test_the_embedded_data_has_chapter_names_in_every_limit(monkeypatch):
     assert found.texts == ["train text"]
     assert found.label_names == rows.CHAPTERS
     assert found.label_names[found.labels[0]] == "numbers"
+
+
+@pytest.mark.parametrize("split", ["trian", "dev", "trian/held-out"])
+def test_one_file_has_no_split_that_is_mistyped(tmp_path, split):
+    file = write(tmp_path, ROWS, "csv")
+    with pytest.raises(DataError, match="is one file and has no split"):
+        load(file, split=split)
+    for train, evaluation in ((split, "validation"), ("train", split)):
+        with pytest.raises(DataError, match="is one file and has no split"):
+            choose_splits(str(file), train=train, evaluation=evaluation)

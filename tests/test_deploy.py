@@ -106,6 +106,16 @@ def test_nothing_is_allowed_that_is_not_needed():
     assert {"cpu", "memory"} == CONTAINER["resources"]["limits"].keys() == CONTAINER["resources"]["requests"].keys()
 
 
+def test_the_memory_limit_holds_bert_base_while_it_loads():
+    size = {"Mi": 2**20, "Gi": 2**30}
+    limit = CONTAINER["resources"]["limits"]["memory"]
+    page = " ".join((ROOT / "docs" / "deploy.md").read_text().split())
+    # Three times the file, as docs/serve.md says, and the interpreter with its libraries.
+    assert int(limit[:-2]) * size[limit[-2:]] >= 3 * 440e6 + 0.5e9
+    assert f"{limit[:-2]} {limit[-2:]}B is enough for BERT-base in fp32 (440 MB)" in page
+    assert "three times its size" in " ".join((ROOT / "docs" / "serve.md").read_text().split())
+
+
 def test_the_servers_own_options_are_used():
     command = json.loads(re.search(r"^CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)[1])
     shown = CliRunner().invoke(commands, ["serve", "--help"], terminal_width=200).stdout

@@ -108,7 +108,7 @@ def test_a_copied_recipe_is_the_shipped_one_and_loads(tmp_path, capsys):
     file = tmp_path / "mine.yaml"
     recipes("sst2", copy=file)
     assert file.read_text(encoding="utf-8") == recipe_text("sst2")
-    assert capsys.readouterr().out == f"wrote {file}; run it with: potstill run {file} --out FOLDER\n"
+    assert capsys.readouterr().out == f"wrote {file}; run it with: potstill run {file} --out out/mine\n"
     assert resolve(str(file), flags={}, settings=None) == resolve("sst2", flags={}, settings=None)
 
 

@@ -37,6 +37,8 @@ from potstill.publish import check_free, new_folder
 from potstill.sections import BenchConfig
 
 Tell = Callable[[str], None]
+# A budget that is offered is half of what the whole bench takes, or less.
+_BUDGETS_MIN = (15, 5, 2, 1)
 # As many cells as a few minutes measure again.
 _VERIFIED_CELLS = 6
 # Their examples are words or questions with a context, which a worker does not time as texts.
@@ -82,7 +84,7 @@ def bench(
         config: what is measured, and for how long.
         seed: of the inputs, the order of turns and the bootstraps.
         resume: go on with a bench that was interrupted; of one that is finished only the claims are decided anew.
-        overwrite: replace what `out_dir` holds.
+        overwrite: replace what `out_dir` holds; an old report is then not taken for this bench's.
         command: how to do this again, for the report.
         tell: is told, before the waiting begins, what the data can and cannot show.
         progress: is told what is going on.
@@ -99,7 +101,8 @@ def bench(
     work = _make_way(out_dir, resume=resume, overwrite=overwrite)
     claims = load_claims(request.claims)
     setting = _set_up(request, config=config or BenchConfig(), claims=claims, seed=seed, command=command)
-    finished = _finished(out_dir) if resume else None
+    # With both, --overwrite clears a finished report out of the way and --resume goes on with what was interrupted.
+    finished = _finished(out_dir) if resume and not overwrite else None
     if finished is not None:
         return _decide_again(finished, setting, out_dir)
     for trial in setting.trials:
@@ -273,7 +276,10 @@ def _run(
         if fitted["left_out"]:
             tell(f"The budget leaves out: {', '.join(fitted['left_out'])}.")
     else:
-        tell(f"This takes {describe_estimate(estimate(setting))}. --budget 5m would keep it to 5 minutes.")
+        parts = estimate(setting)
+        shorter = next((minutes for minutes in _BUDGETS_MIN if 120 * minutes <= sum(parts.values())), None)
+        hint = f" --budget {shorter}m would keep it to {shorter} min." if shorter else ""
+        tell(f"This takes {describe_estimate(parts)}.{hint}")
     interrupted: KeyboardInterrupt | None = None
     try:
         plan = setting.plan(journal, progress=progress, deadline=deadline)

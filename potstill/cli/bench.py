@@ -79,7 +79,7 @@ def _check(given: Mapping[str, Any]) -> None:
 def _measure(given: Mapping[str, Any]) -> None:
     from potstill import bench as benching
     from potstill.bench.claims import check_required, load_claims
-    from potstill.cli.render import progress_bars
+    from potstill.cli.render import progress_bars, tell
 
     config, request = _config(given), _request(given)
     stopping.keeps(lambda: _left(given["out"]))
@@ -94,7 +94,7 @@ def _measure(given: Mapping[str, Any]) -> None:
             resume="resume" in given,
             overwrite="overwrite" in given,
             command=shlex.join(["potstill", *sys.argv[1:]]),
-            tell=_tell,
+            tell=tell,
             progress=progress,
         )
     _show(report, given["out"], as_json="as_json" in given)
@@ -137,13 +137,6 @@ def _request(given: Mapping[str, Any]) -> Any:
         suite=given.get("suite"),
         claims=given.get("claims"),
     )
-
-
-def _tell(sentence: str) -> None:
-    """Say on stderr what must be known before the waiting begins."""
-    from potstill.cli.render import err
-
-    err.print(sentence, highlight=False, markup=False)
 
 
 def _show(report: "Report", out: Path, *, as_json: bool) -> None:
@@ -193,17 +186,17 @@ def _verify(given: Mapping[str, Any]) -> None:
                 f"--verify reads everything from the report; leave {name.replace('required', 'require')} out"
             )
     from potstill import bench as benching
-    from potstill.cli.render import print_table, progress_bars
+    from potstill.cli.render import print_table, progress_bars, tell
 
     with progress_bars() as progress:
-        findings = benching.verify_report(given["verify"], seed=given["seed"], tell=_tell, progress=progress)
+        findings = benching.verify_report(given["verify"], seed=given["seed"], tell=tell, progress=progress)
     if "as_json" in given:
         typer.echo(json.dumps([vars(finding) for finding in findings], ensure_ascii=False))
     else:
         rows = [[row.what, row.old, row.new, row.outcome] for row in findings]
         print_table(f"{given['verify']}, measured again", ("cell", "then", "now", ""), rows)
         for note in dict.fromkeys(row.note for row in findings if row.outcome == "not compared"):
-            _tell(f"not compared: {note}")
+            tell(f"not compared: {note}")
     broken = [row.what for row in findings if not row.holds]
     if broken:
         raise CheckError(f"{len(broken)} of {len(findings)} cells do not hold: {', '.join(broken)}")

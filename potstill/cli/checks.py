@@ -626,12 +626,12 @@ def check_bench(given: Mapping[str, Any]) -> None:
     names = list(dict.fromkeys(name for name, _ in models))
     if "baseline" in given and given["baseline"] not in names:
         raise UsageError(f"--baseline {given['baseline']}: no model is called so; there are {', '.join(names)}")
-    for _, place in models:
-        _check_bench_model(place, precisions=given.get("precision") or ())
     if given.get("required"):
         from potstill.bench.claims import check_required, load_claims
 
         check_required(load_claims(given.get("claims")), given["required"])
+    for _, place in models:
+        _check_bench_model(place, precisions=given.get("precision") or ())
     for data in given.get("data", ()):
         check_name(data, "dataset", what="--data")
         if Path(data).expanduser().is_dir():

@@ -20,7 +20,10 @@ from potstill.cli.settings import (
     parse_layers,
     resolve,
 )
+from potstill.data.rows import HELD_OUT, REST, parse_split
 from potstill.extras import require
+from potstill.method import METHODS
+from potstill.recipe import Recipe
 
 
 def distill(
@@ -86,4 +89,19 @@ def distill(
     if as_json:
         print_json(report)
     else:
-        print_student(folder, report)
+        print_student(folder, report, data=data_options(resolved))
+
+
+def data_options(recipe: Recipe) -> list[str]:
+    """Return the options with which an export fits and judges int8 on the data that the student learned from."""
+    data = recipe.data
+    if recipe.task not in METHODS["task"].tasks:
+        return []  # running text has no labels to judge on
+    words = ["--data", data.name]
+    if data.train_split != "train" and parse_split(data.train_split) != ("train", REST):
+        words += ["--split", data.train_split]
+    if data.eval_split != "validation" and parse_split(data.eval_split) != ("train", HELD_OUT):
+        words += ["--judged-split", data.eval_split]
+    for column in data.text_columns or ():
+        words += ["--text-column", column]
+    return words + (["--label-column", data.label_column] if data.label_column else [])

@@ -80,6 +80,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
+def tell(sentence: str) -> None:
+    """Say on stderr what must be known before the waiting begins."""
+    err.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
 def print_json(content: Any) -> None:
     """Print one JSON document on stdout."""
     sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

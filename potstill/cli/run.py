@@ -48,7 +48,7 @@ def run(
         require(module, extra=extra)
     from potstill.bench.report.tables_quality import no_better
     from potstill.cli.render import out as stdout
-    from potstill.cli.render import progress_bars
+    from potstill.cli.render import progress_bars, tell
     from potstill.cli.report import render_report
     from potstill.cli.training import announce
     from potstill.pipeline import run as run_pipeline
@@ -61,6 +61,7 @@ def run(
             overwrite=overwrite,
             progress=progress,
             announce=announce,
+            tell=tell,
         )
     if as_json:
         typer.echo(report.model_dump_json(by_alias=True))

@@ -154,7 +154,7 @@ def read_specs(given: Sequence[str], *, precision: str | None) -> list[Spec]:
         folder = Path(match["path"])
         name = match["name"] or folder.resolve().name
         ending = folder.name.rpartition("@")[2]
-        if "@" in folder.name and not folder.exists():
+        if match["precision"] is None and "@" in folder.name and not folder.exists():
             raise UsageError(f"{text} asks for the precision {ending!r}; there are {', '.join(MODEL_FILES)}")
         otherwise = shlex.quote(f"student={folder}" + (f"@{match['precision']}" if match["precision"] else ""))
         if not _NAME.fullmatch(name):

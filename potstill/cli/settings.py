@@ -21,7 +21,7 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set any value of the recipe, e.g. distill.epochs=1; repeatable."),
 ]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what the output folder holds.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run of the same settings.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 

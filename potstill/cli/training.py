@@ -16,8 +16,14 @@ def announce(headline: str, figures: dict[str, object]) -> None:
     sys.stderr.write("".join(f"{line}\n" for line in _LINES[headline](figures)))
 
 
-def print_student(folder: Path, report: dict[str, Any]) -> None:
-    """Print what a distillation made, next to its teacher and, if they were trained, its controls."""
+def print_student(folder: Path, report: dict[str, Any], *, data: Sequence[str] = ()) -> None:
+    """Print what a distillation made, next to its teacher and, if they were trained, its controls.
+
+    Args:
+        folder: of the student.
+        report: as `distill` returns it.
+        data: the options of the next command that name the same data and columns; int8 is fitted to and judged on it.
+    """
     from potstill.cli.render import print_pairs, print_table
 
     old, new, metric = report["teacher"], report["student"], report["metric"]
@@ -34,7 +40,8 @@ def print_student(folder: Path, report: dict[str, Any]) -> None:
             "time": f"{report['seconds']:.0f} s",
         },
     )
-    print_next(["potstill", "export", str(folder), "--task", report["task"], "--out", f"{folder}-onnx"], new)
+    words = ["potstill", "export", str(folder), "--task", report["task"], *data, "--out", f"{folder}-onnx"]
+    print_next(words, new)
     if "controls" in report:
         rows = [["teacher", old["scores"]], ["student", new["scores"]]]
         rows += [[_CONTROLS[name], control["scores"]] for name, control in report["controls"].items()]

@@ -19,6 +19,8 @@ from potstill.pydocs import CHAPTERS, read_python_docs
 PYTHON_DOCS = "python-docs"
 HELD_OUT, REST = "held-out", "rest"
 HELD_OUT_SHARE = 0.1
+# A file is all of these: what commands ask for where nobody names a split.
+_SPLITS_OF_A_FILE = ("train", "validation", "test")
 
 _FIXED_SEED = b"potstill held-out 42"
 _HASH_BITS = 64
@@ -71,6 +73,9 @@ def choose_splits(name: str, *, train: str, evaluation: str) -> tuple[str, str]:
     Where they would be the same rows (one file, one split named twice, a folder with nothing but `train`), a part of
     the texts is held out: `train/rest` and `train/held-out`.
     """
+    if Path(name).expanduser().is_file():
+        for split in (train, evaluation):
+            find_files(name, parse_split(split)[0])  # refuses a name that a file cannot have
     if parse_split(train)[1] or parse_split(evaluation)[1] or not _is_all_there_is(name, train, evaluation):
         return train, evaluation
     base = train if not Path(name).expanduser().is_file() else "train"
@@ -130,16 +135,21 @@ def _number_of(key: str) -> int:
 def find_files(name: str, split: str, suffixes: Sequence[str] = SUFFIXES) -> list[Path] | None:
     """Return the files of a split in their order, or None where `name` is no path but a hub id or `python-docs`.
 
-    A file is itself. In a folder, or its folder `data`, they are `SPLIT.suffix`, the shards `SPLIT-*.suffix`, or what
-    the folder SPLIT holds.
+    A file is itself, whichever usual split is asked for. In a folder, or its folder `data`, they are `SPLIT.suffix`, the
+    shards `SPLIT-*.suffix`, or what the folder SPLIT holds.
 
     Raises:
-        DataError: if the path does not exist, the folder has no such file, or has it in two formats.
+        DataError: if the path does not exist, the file or folder has no such split, or has it in two formats.
     """
     path = Path(name).expanduser()
     if name == PYTHON_DOCS:
         return None
     if path.is_file():
+        if split not in _SPLITS_OF_A_FILE:
+            raise DataError(
+                f"{path} is one file and has no split {split!r}; leave the split out, ask for {REST} or {HELD_OUT}, or "
+                "name a folder with a file per split"
+            )
         return [path]
     if path.is_dir():
         found = _files_of_split(path, split, suffixes)

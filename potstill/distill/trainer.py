@@ -313,7 +313,8 @@ class _ProgressReporter(TrainerCallback):
         self._progress(self._stage, state.global_step, state.max_steps, self._note)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._progress(self._stage, state.global_step, state.max_steps, self._note)
+        if state.global_step < state.max_steps:  # the end is told with the score that it leads to, not the one before
+            self._progress(self._stage, state.global_step, state.max_steps, self._note)
         self._pace.step(state.global_step, state.max_steps)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -344,6 +345,7 @@ def _choose_best(
     best = next(entry for entry in trainer.state.log_history if entry["step"] == best_step and metric in entry)
     measured = {name.removeprefix("eval_"): value for name, value in best.items() if name.startswith("eval_")}
     del measured["seconds"]
+    job.progress(job.stage, final_step, final_step, f"{job.metric} {best[metric]:.4f}")
     return TrainingResult(
         steps=final_step,
         best_step=best_step,

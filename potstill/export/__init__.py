@@ -113,7 +113,7 @@ class _Steps:
         self._done += 1
 
     def finish(self) -> None:
-        self._progress(self._stage, self._total, self._total, "done")
+        self._progress(self._stage, self._total, self._total, "")
 
 
 def _make_models(shop: Workshop, *, steps: _Steps) -> dict[Precision, ModelRecord]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from potstill.data import Examples, Text
 from potstill.pydocs import read_python_docs
-from potstill.task import FEATURE_EXTRACTION, QUESTION_ANSWERING, Task
+from potstill.task import FEATURE_EXTRACTION, FILL_MASK, QUESTION_ANSWERING, Task
 
 # A thousand of them are read several times; about 80 tokens each.
 _LONGEST_PARAGRAPH = 400
@@ -60,7 +60,8 @@ def make_probe(
         judged = _as_read(calibration[calibration_texts:][:judged_texts], task)
         origin["judged"] = "other texts of the task" if judged else _PYTHON_DOCS
         judged = judged or _documentation(task, "validation")[:judged_texts]
-    labelled = examples if examples is not None and examples.labels is not None else None
+    # Words that are masked are their own labels.
+    labelled = examples if examples is not None and examples.labels is not None and task is not FILL_MASK else None
     return Probe(calibration=seen, judged=judged, examples=labelled, origin=origin)
 
 

@@ -172,6 +172,19 @@ def test_a_finished_bench_is_resumed_for_other_claims_but_not_for_other_models(b
         bench(Request(models=models[::-1][:1], data=[data]), config=CONFIG, out_dir=copied, seed=5, resume=True)
 
 
+def test_with_overwrite_an_old_report_is_not_taken_for_a_resumed_bench(bundles, data, out_dir, tmp_path):
+    class Begins(Exception):
+        """The bench has said what it is about to measure."""
+
+    def tell(sentence):
+        raise Begins
+
+    copied = tmp_path / "report"
+    shutil.copytree(out_dir, copied)
+    with pytest.raises(Begins):
+        run(bundles, copied, config=CONFIG, data=[data], resume=True, overwrite=True, tell=tell)
+
+
 def test_a_report_holds_when_some_of_it_is_measured_again(out_dir):
     findings = verify_report(out_dir)
     scores = [row for row in findings if "words" in row.what]

@@ -134,8 +134,8 @@ def test_a_budget_is_read_in_seconds_minutes_or_hours(text, seconds):
         (["TEACHER", "--out", "OUT", "--claims", "no.yaml"], "no.yaml cannot be read"),
         (["--verify", "nowhere"], "does not exist"),
         (["TEACHER", "--out", "OUT", "--num-tokens", "8", "--budget", "1s"], "--budget 1s is too short"),
-        (["./no-such-bundle", "--out", "OUT"], "there is no folder ./no-such-bundle"),
-        (["no-such-bundle/", "--out", "OUT"], "there is no folder no-such-bundle/"),
+        (["./no-such-bundle", "--out", "OUT"], "there is no checkpoint folder ./no-such-bundle"),
+        (["no-such-bundle/", "--out", "OUT"], "there is no checkpoint folder no-such-bundle/"),
         (["TEACHER", "--out", "OUT", "--baseline", "techer"], "--baseline techer: no model is called so"),
     ],
 )

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 
 import pytest
 
@@ -154,3 +156,33 @@ def test_an_interrupt_while_measuring_leaves_the_journal_as_it_was(folder):
         journal.once(("x",), interrupted)
     assert journal.get("x") is None
     assert journal.once(("x",), lambda: 1) == 1
+
+
+def test_a_line_of_which_the_system_takes_a_part_at_a_time_is_whole(folder, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, content: write(descriptor, bytes(content)[:7]))
+    journal = open_journal(folder, head=HEAD)
+    journal.put(("x", 1), "a value of more than seven bytes")
+    journal.put(("x", 2), 2)
+    journal.finish()
+    assert read_journal(folder / FILE_NAME).parts("x") == {(1,): "a value of more than seven bytes", (2,): 2}
+
+
+def test_a_line_that_a_full_disk_tears_leaves_the_lines_before_it(folder, monkeypatch):
+    journal = open_journal(folder, head=HEAD)
+    journal.put(("x", 1), 1)
+    write, taken = os.write, []
+
+    def fill(descriptor, content):
+        if taken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken.append(write(descriptor, bytes(content)[:7]))
+        return taken[0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", fill)
+        with pytest.raises(OSError, match="No space"):
+            journal.put(("x", 2), 2)
+    journal.put(("x", 3), 3)
+    journal.finish()
+    assert read_journal(folder / FILE_NAME).parts("x") == {(1,): 1, (3,): 3}

@@ -301,6 +301,9 @@ def test_pooling_is_what_sentence_transformers_says(tiny_teacher, tmp_path):
     load = command(folder, runner="torch-cpu", task="feature-extraction")
     runner = open_runner(load)
     assert (runner.pooling, runner.outputs) == ("mean", ("last_hidden_state",))
+    kinds = {"": "Transformer", "1_Pooling": "Pooling"}
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
+    (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
     assert open_runner(load).pooling == "cls"

@@ -116,9 +116,11 @@ def test_a_bundle_is_shown_so_that_a_person_understands_it(potstill, tiny_teache
     for words in (
         "text-classification: mountain, sea", "bert, 4 layers of 32", "the ids of the checkpoint's on 2000 texts",
         "4 of 4", "static, ", "fitted to texts of the task", "of accuracy", "the same answer alone and in batches",
-        "without VNNI", "than fp32: ", "Tuned on", "integer attention", "kept",
+        "without VNNI", "Tuned on", "integer attention", "kept",
     ):  # fmt: skip
         assert words in " ".join(out.split()), words
+    # Where others took the cores of this machine there is no speed to tell.
+    assert "than fp32: " in " ".join(out.split()) or "not measured" in out
     code, out, err = potstill(
         "export", bundle / "onnx" / "model.onnx", "--json", "--precision", "fp32", "--out", again, *QUICK
     )
@@ -170,7 +172,7 @@ BAD = [
     (("export", "TEACHER", "--precision", "int4", "--out", "OUT"), 2, "--precision int4: "),
     (("export", "TEACHER", "--attention", "onnx", "--opset", "20", "--out", "OUT"), 2, "opset"),
     (("export", "TEACHER", "--pooling", "mean", "--out", "OUT"), 2, "pooling makes one vector"),
-    (("export", "TEACHER", "--max-length", "65", "--out", "OUT"), 2, "1 to 64 tokens"),
+    (("export", "TEACHER", "--max-length", "65", "--out", "OUT"), 2, "64 positions; pass --max-length 64 or less"),
     (("export", "./nowhere.onnx", "--out", "OUT"), 2, "there is no file"),
     (("evaluate", "BUNDLE", "--data", "DATA", "--precision", "fp16"), 2, "has no fp16 model"),
     (("evaluate", "TAMPERED", "--data", "DATA"), 1, "SHA-256 differs"),

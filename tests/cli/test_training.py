@@ -1,8 +1,12 @@
 """How a training ends: with what to do next, or with the news that the model has learnt nothing."""
 
+import shlex
+
 import pytest
 
+from potstill.cli.distill import data_options
 from potstill.cli.training import print_next, print_student
+from potstill.recipe import build_recipe, with_splits
 
 
 def report(against):
@@ -33,3 +37,16 @@ def test_one_that_has_not_is_told_so_in_place_of_that(tmp_path, capsys):
     assert "potstill export" not in out
     print_next(["potstill", "distill"], {"against_trivial": {"sentence": sentence}})
     assert capsys.readouterr().out.startswith("warning ")
+
+
+def test_the_export_that_comes_next_reads_the_same_data(tmp_path, capsys):
+    recipe = build_recipe(
+        {}, overrides=[("data.name", "my reviews.csv"), ("data.text_columns", ["body"]), ("data.label_column", "mark")],
+        origin="",
+    )  # fmt: skip
+    print_student(tmp_path, report(None), data=data_options(with_splits(recipe)))
+    printed = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("next  "))
+    assert printed == [
+        "potstill", "export", str(tmp_path), "--task", "text-classification", "--data", "my reviews.csv",
+        "--text-column", "body", "--label-column", "mark", "--out", f"{tmp_path}-onnx",
+    ]  # fmt: skip

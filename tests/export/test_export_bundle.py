@@ -54,7 +54,8 @@ def export(checkpoint, out, **settings):
         out,
         config=ExportConfig(**{**QUICK, **settings}),
         calibration=texts,
-        examples=examples(),
+        # Labels of the texts that there are: of sentences, and of nothing else.
+        examples=examples() if more.get("task", "text-classification") == "text-classification" else None,
         **more,
     )
 

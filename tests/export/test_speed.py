@@ -44,4 +44,4 @@ def test_one_turn_has_no_interval_and_is_refused_before_anything_is_loaded(potst
     ExportConfig(rounds=0)
     code, _, said = potstill("export", tmp_path, "--out", tmp_path / "out", "--rounds", "1")
     assert code == 2
-    assert said.splitlines()[-1].startswith("error: export: rounds is 1")
+    assert "rounds is 1, and an interval needs 2 turns" in said.splitlines()[-1]

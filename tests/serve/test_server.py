@@ -355,13 +355,12 @@ def test_the_command_has_the_defaults_of_the_limits():
 
 
 def test_models_are_named_by_folder_or_by_hand(tmp_path):
-    given = [f"{tmp_path}/a", "b=x/y=z@int8", "c=./d@e@fp16", "g=x@y/f@bf16", "h@int8-static"]
+    given = [f"{tmp_path}/a", "b=x/y=z@int8", "c=./d@e@fp16", "h@int8-static"]
     specs = read_specs(given, precision="fp32")
     assert [(spec.name, str(spec.folder), spec.precision) for spec in specs] == [
         ("a", f"{tmp_path}/a", "fp32"),
         ("b", "x/y=z", "int8"),
         ("c", "d@e", "fp16"),
-        ("g", "x@y/f@bf16", "fp32"),
         ("h", "h", "int8-static"),
     ]
 
@@ -370,7 +369,8 @@ def test_models_are_named_by_folder_or_by_hand(tmp_path):
     ("given", "message"),
     [
         (["a", "b/a"], "two models are named a"),
-        (["a b"], "'a b' cannot be a model's name in a URL; name it as in student=a b"),
+        (["a b"], "'a b' cannot be a model's name in a URL; name it as in 'student=a b'"),
+        (["g=x@y/f@bf16"], "g=x@y/f@bf16 asks for the precision 'bf16'; there are fp32, fp16, int8"),
         ([""], "a bundle's folder is empty"),
     ],
 )

@@ -1,8 +1,9 @@
 """Everything that was measured, line by line as it comes, so that an interrupted run loses nothing.
 
 `samples.jsonl`: the first line is the head (what is measured, and with which settings), each other one is
-`{"name": [...], "value": ...}`. A line is written by one call of the system: a process that dies leaves at most a torn
-last line, which is dropped when the file is opened again. A name that is there twice counts as it stands last.
+`{"name": [...], "value": ...}`. A process that dies leaves at most a torn last line, which is dropped when the file is
+opened again; a line that a full disk has torn is taken back at once. A name that is there twice counts as it stands
+last.
 """
 
 import fcntl
@@ -47,7 +48,7 @@ class Journal:
         if self._descriptor is None:
             raise OutputError(f"{self.file} is closed: nothing more can be written to it")
         line = _line({"name": list(name), "value": value})
-        os.write(self._descriptor, line)
+        _append(self._descriptor, line)
         self._parts[name] = json.loads(line)["value"]
 
     def get(self, *name: str | int) -> Json:
@@ -85,7 +86,7 @@ def open_journal(folder: Path, *, head: Mapping[str, Json]) -> Journal:
         found, parts, end = _read(file)
         if found is None:
             os.ftruncate(descriptor, 0)
-            os.write(descriptor, _line(wanted))
+            _append(descriptor, _line(wanted))
         elif found != wanted:
             changed = ", ".join(
                 sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
@@ -118,6 +119,17 @@ def read_journal(file: Path) -> Journal:
 
 def _line(value: Json) -> bytes:
     return (json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False) + "\n").encode()
+
+
+def _append(descriptor: int, line: bytes) -> None:
+    """Write a whole line or nothing: the system may take only a part of it, as where a disk is nearly full."""
+    end, rest = os.fstat(descriptor).st_size, memoryview(line)
+    try:
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+    except BaseException:
+        os.ftruncate(descriptor, end)
+        raise
 
 
 def _lock(descriptor: int, file: Path) -> None:
