@@ -311,10 +311,12 @@ def _lowers(tokenizer: Path) -> bool:
 
 
 def _read_pooling(file: Path, settings: dict[str, Any]) -> tuple[tuple[str, ...], int | None]:
-    """Return the modes and the width of what comes out; without a file it is sentence-transformers' own mean."""
+    """Return the modes and the width of what comes out; a file without modes is sentence-transformers' own mean."""
     named = settings.get("pooling_mode")
     if named is None:
-        modes = [mode for flag, mode in POOLING_FLAGS.items() if settings.get(flag)] or ["mean"]
+        modes = [mode for flag, mode in POOLING_FLAGS.items() if settings.get(flag)]
+        if not modes and not any(flag in settings for flag in POOLING_FLAGS):
+            modes = ["mean"]
     else:
         modes = [named] if isinstance(named, str) else named if isinstance(named, list) else [named]
     # A flag that is not known would be a part of the vector.

@@ -248,3 +248,9 @@ def test_a_head_of_random_float16_states_gives_finite_vectors():
     states, mask = some_states()
     head = SentenceHead(MODES)
     assert torch.isfinite(head(states.half(), mask)).all()
+
+
+def test_a_pooling_whose_flags_are_all_false_is_not_guessed(tmp_path):
+    make_folder(tmp_path, old_pooling())
+    with pytest.raises(CheckpointError, match=r"1_Pooling/config.json pools by nothing"):
+        read_sentence_transformers(tmp_path)
