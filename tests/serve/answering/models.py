@@ -11,6 +11,7 @@ from transformers import BertConfig, PreTrainedTokenizerFast, RobertaConfig
 
 from potstill.bundle import MODEL_FILES, Manifest, ModelRecord, record_files, write_manifest
 from potstill.checkpoint import accepted_inputs
+from potstill.checkpoint.sentence_head import simple_head
 from potstill.export.graph import build_graph
 from potstill.serve import Encoder
 
@@ -143,7 +144,8 @@ def export(model, tokenizer, folder: Path, task, *, pooling=None) -> Path:
     model.config.save_pretrained(folder)
     outputs = CLASSES[task][1]
     inputs = [name for name in accepted_inputs(model) if name in tokenizer.model_input_names]
-    graph = build_graph(model, inputs=inputs, outputs=outputs, attention="fused", pooling=pooling)
+    head = simple_head(pooling.mode, normalize=pooling.normalize) if pooling else None
+    graph = build_graph(model, inputs=inputs, outputs=outputs, attention="fused", head=head)
     onnx.save(graph, str(folder / MODEL_FILES["fp32"]))
     labelled = task in {"text-classification", "token-classification"}
     labels = [model.config.id2label[number] for number in range(model.config.num_labels)] if labelled else []
