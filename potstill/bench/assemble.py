@@ -276,10 +276,10 @@ def _run(
         if fitted["left_out"]:
             tell(f"The budget leaves out: {', '.join(fitted['left_out'])}.")
     else:
-        parts = estimate(setting)
-        shorter = next((minutes for minutes in _BUDGETS_MIN if 120 * minutes <= sum(parts.values())), None)
+        costs = estimate(setting)
+        shorter = next((minutes for minutes in _BUDGETS_MIN if 120 * minutes <= sum(costs.values())), None)
         hint = f" --budget {shorter}m would keep it to {shorter} min." if shorter else ""
-        tell(f"This takes {describe_estimate(parts)}.{hint}")
+        tell(f"This takes {describe_estimate(costs)}.{hint}")
     interrupted: KeyboardInterrupt | None = None
     try:
         plan = setting.plan(journal, progress=progress, deadline=deadline)

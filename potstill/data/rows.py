@@ -135,8 +135,8 @@ def _number_of(key: str) -> int:
 def find_files(name: str, split: str, suffixes: Sequence[str] = SUFFIXES) -> list[Path] | None:
     """Return the files of a split in their order, or None where `name` is no path but a hub id or `python-docs`.
 
-    A file is itself, whichever usual split is asked for. In a folder, or its folder `data`, they are `SPLIT.suffix`, the
-    shards `SPLIT-*.suffix`, or what the folder SPLIT holds.
+    A file is itself, whichever usual split is asked for. In a folder, or its folder `data`, they are `SPLIT.suffix`,
+    the shards `SPLIT-*.suffix`, or what the folder SPLIT holds.
 
     Raises:
         DataError: if the path does not exist, the file or folder has no such split, or has it in two formats.

@@ -40,10 +40,8 @@ def test_one_that_has_not_is_told_so_in_place_of_that(tmp_path, capsys):
 
 
 def test_the_export_that_comes_next_reads_the_same_data(tmp_path, capsys):
-    recipe = build_recipe(
-        {}, overrides=[("data.name", "my reviews.csv"), ("data.text_columns", ["body"]), ("data.label_column", "mark")],
-        origin="",
-    )  # fmt: skip
+    data = [("data.name", "my reviews.csv"), ("data.text_columns", ["body"]), ("data.label_column", "mark")]
+    recipe = build_recipe({}, overrides=[("teacher.model", "teacher"), *data], origin="")
     print_student(tmp_path, report(None), data=data_options(with_splits(recipe)))
     printed = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("next  "))
     assert printed == [
