@@ -306,7 +306,9 @@ def test_pooling_is_what_sentence_transformers_says(tiny_teacher, tmp_path):
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
-    assert open_runner(load).pooling == "cls"
+    runner = open_runner(load)
+    found = runner.run(runner.tokenizer.encode(["we saw the tide", "a peak"]))
+    np.testing.assert_array_equal(found["sentence_embedding"], found["last_hidden_state"][:, 0])
 
 
 def test_torch_runs_no_int8(tiny_teacher):
