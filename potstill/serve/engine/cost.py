@@ -14,7 +14,7 @@ _GAIN = 0.03
 # is paid per run too.
 _WORTH = 0.05
 # Then the smallest batch is taken whose speed is this share of the best batch's: a bigger one only answers later.
-_GOOD_ENOUGH = 0.9
+_GOOD_ENOUGH = 0.95
 _SIZES = (1, 2, 4, 8, 16)
 # Tokens of a text that counts as long before any has come.
 LONG_TOKENS = 64
