@@ -21,12 +21,12 @@ from transformers import (
 )
 
 from potstill.bench import Request, bench
+from potstill.config import BenchConfig, ExportConfig
 from potstill.data import load_examples
 from potstill.distill.scratch import train_tokenizer
 from potstill.export import export_bundle
-from potstill.publish import write_text
-from potstill.sections import BenchConfig, ExportConfig
-from potstill.task import TEXT_CLASSIFICATION
+from potstill.files import write_text
+from potstill.tasks import TEXT_CLASSIFICATION
 
 MAX_LENGTH = 128
 

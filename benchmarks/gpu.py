@@ -29,8 +29,8 @@ from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassificat
 from potstill import machine
 from potstill.data import load_examples
 from potstill.distill.scratch import train_tokenizer
-from potstill.publish import write_text
-from potstill.task import TEXT_CLASSIFICATION
+from potstill.files import write_text
+from potstill.tasks import TEXT_CLASSIFICATION
 
 ROOT = Path(__file__).parents[1]
 # Seconds: together 8 min 20 s, and half a minute to make the models.

@@ -20,8 +20,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from potstill.errors import BundleError, TamperedError
-from potstill.onnxwire import read_outline
-from potstill.precision import find_untruth
+from potstill.onnx_inspect import find_untruth, read_outline
 
 MANIFEST_NAME = "potstill.json"
 SCHEMA_VERSION = 2

@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING
 
 from potstill import machine
 from potstill.checkpoint import fit_length
+from potstill.config import ExportConfig, Recipe, build_recipe, with_splits
 from potstill.data import Examples, Text, load_examples, load_texts
 from potstill.errors import OutputError
+from potstill.files import check_free, write_text
 from potstill.progress import Announce, Progress, keep_quiet, silent
-from potstill.publish import check_free, write_text
-from potstill.recipe import Recipe, build_recipe, with_splits
-from potstill.sections import ExportConfig
-from potstill.task import FEATURE_EXTRACTION, get_task
+from potstill.tasks import FEATURE_EXTRACTION, get_task
 
 if TYPE_CHECKING:
     from potstill.bench.contract import Report

@@ -7,7 +7,7 @@ import pytest
 
 from potstill.data import choose_splits, load_examples, rows
 from potstill.errors import DataError, MissingExtraError
-from potstill.task import TEXT_CLASSIFICATION
+from potstill.tasks import TEXT_CLASSIFICATION
 
 ROWS = [
     {"sentence": "a good film", "label": 1},

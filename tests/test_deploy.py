@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from potstill.cli.app import app as commands
 from potstill.cli.serve import read_specs
 from potstill.serve import Encoder
-from potstill.serve.api import create_app
-from potstill.serve.engine import Engine, EngineSettings
+from potstill.serve.batching import Engine, EngineSettings
+from potstill.serve.http import create_app
 from potstill.serve.limits import Limits
 from tests import sealed
 

@@ -8,7 +8,7 @@ import pytest
 
 from potstill.data import formats, load_examples
 from potstill.errors import DataError
-from potstill.task import MULTI_LABEL, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
+from potstill.tasks import MULTI_LABEL, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 
 TEXTS = ['say "no", twice', "a;b", "tab\there", "one\ntwo", "plain", '"quoted"', '5" wide', ""]
 

@@ -7,7 +7,7 @@ import pytest
 
 from potstill.data import choose_splits, load_examples, load_splits, load_texts
 from potstill.errors import AbsentError, DataError
-from potstill.task import (
+from potstill.tasks import (
     MULTI_LABEL,
     QUESTION_ANSWERING,
     REGRESSION,

@@ -8,7 +8,7 @@ import pytest
 
 from potstill.data import load_examples, load_texts, rows
 from potstill.errors import DataError, UsageError
-from potstill.task import (
+from potstill.tasks import (
     FEATURE_EXTRACTION,
     FILL_MASK,
     MULTI_LABEL,

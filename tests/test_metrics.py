@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from potstill import metrics
-from potstill.task import METRICS, MULTI_LABEL, TWO_CLASS_METRICS
+from potstill.tasks import METRICS, MULTI_LABEL, TWO_CLASS_METRICS
 
 # Six examples of three classes. Row is the label, column the prediction:
 #   [2 0 0]   F1: 2*2/(3+2) = 0.8

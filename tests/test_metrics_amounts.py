@@ -5,7 +5,7 @@ import pytest
 
 from potstill import metrics
 from potstill.errors import DataError
-from potstill.task import FILL_MASK, METRICS, REGRESSION
+from potstill.tasks import FILL_MASK, METRICS, REGRESSION
 
 # Sums of powers of two keep the hand computation exact but for square roots.
 EXACT = 1e-12

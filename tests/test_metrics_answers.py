@@ -1,7 +1,7 @@
 import pytest
 
 from potstill import metrics
-from potstill.task import METRICS, QUESTION_ANSWERING
+from potstill.tasks import METRICS, QUESTION_ANSWERING
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from potstill.metrics import baseline, majority_share
-from potstill.task import (
+from potstill.tasks import (
     FEATURE_EXTRACTION,
     FILL_MASK,
     METRICS,

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from potstill import metrics
-from potstill.task import METRICS, TOKEN_CLASSIFICATION
+from potstill.tasks import METRICS, TOKEN_CLASSIFICATION
 
 # What seqeval 1.2.2's get_entities answers in its default mode. Ours was compared with it over 60,000 random texts of
 # IOB2, IOBES and BILOU tags, with and without types, and its scores over 6,000 random sets of texts: no difference.

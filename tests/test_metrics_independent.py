@@ -18,9 +18,9 @@ import sklearn.metrics
 
 from potstill import metrics
 from potstill.data import Examples
-from potstill.judging.marks import mark
-from potstill.judging.summary import summarise
-from potstill.task import METRICS
+from potstill.evaluation.marks import mark
+from potstill.evaluation.summary import summarise
+from potstill.tasks import METRICS
 
 SINGLE, SEVERAL = "single_label_classification", "multi_label_classification"
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from potstill import pydocs
+from potstill.data import pydocs
+from potstill.data.pydocs import CHAPTERS, read_python_docs
 from potstill.errors import DataError
-from potstill.pydocs import CHAPTERS, read_python_docs
 
 
 @pytest.fixture(scope="module")

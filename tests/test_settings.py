@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from potstill.config import build_recipe, load_recipe, recipe_names, recipe_text
 from potstill.errors import OutputError, RecipeError
-from potstill.recipe import build_recipe, load_recipe, recipe_names, recipe_text
 
 pytest.importorskip("typer")
 

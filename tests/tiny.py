@@ -87,7 +87,7 @@ def texts(count):
 
 def export_config():
     """Return what makes an export quick: few texts, and no speeds."""
-    from potstill.sections import ExportConfig
+    from potstill.config import ExportConfig
 
     return ExportConfig(calibration_texts=32, judged_texts=48, rounds=0, max_loss=0.05)
 

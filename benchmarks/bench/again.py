@@ -21,8 +21,8 @@ from onnx import helper, numpy_helper
 from potstill import machine
 from potstill.bench import Request, bench
 from potstill.bundle import MANIFEST_NAME, read_bundle, record_files, write_manifest
-from potstill.publish import write_text
-from potstill.sections import BenchConfig
+from potstill.config import BenchConfig
+from potstill.files import write_text
 from potstill.timing import Contestant, race
 from potstill.timing.race import session
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from potstill import machine
 from potstill.bench.contract import Load
 from potstill.bundle import read_bundle
-from potstill.publish import write_text
+from potstill.files import write_text
 from potstill.timing.client import Worker, python_module
 
 

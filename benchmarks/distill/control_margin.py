@@ -17,9 +17,9 @@ import numpy as np
 from scipy import stats
 
 from potstill import machine
+from potstill.config import build_recipe, parse_setting
 from potstill.distill import distill
 from potstill.progress import silent
-from potstill.recipe import build_recipe, parse_setting
 
 CONTROL = {"distill.alpha_kl": 0.0, "distill.alpha_cos": 0.0, "distill.alpha_ce": 1.0}
 

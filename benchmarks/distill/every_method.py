@@ -14,8 +14,8 @@ from datetime import date
 from pathlib import Path
 
 from potstill import machine
+from potstill.config import build_recipe
 from potstill.distill import distill
-from potstill.recipe import build_recipe
 
 MASKED = {
     "task": "fill-mask",

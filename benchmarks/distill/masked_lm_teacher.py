@@ -12,11 +12,11 @@ import json
 from pathlib import Path
 
 from potstill.checkpoint import load_checkpoint, save_tokenizer
+from potstill.config import build_recipe
 from potstill.distill.prepare import load_material, make_labels_objective, score_of
 from potstill.distill.trainer import Job, train
 from potstill.progress import silent
-from potstill.recipe import build_recipe
-from potstill.task import FILL_MASK
+from potstill.tasks import FILL_MASK
 
 
 def learn(teacher, *, recipe, work_dir, only_head):

@@ -22,6 +22,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizer, 
 from transformers.utils import logging
 
 from potstill.bench.engines.memory import peak, restart_peak
+from potstill.config import DistillConfig
 from potstill.distill import create_student
 from potstill.distill.arguments import training_arguments
 from potstill.distill.batches import EpochRows, make_mlm_collator
@@ -29,7 +30,6 @@ from potstill.distill.examples import LENGTH_COLUMN
 from potstill.distill.methods.distilbert import TripleLoss
 from potstill.distill.methods.minilmv2 import MiniLMv2
 from potstill.distill.trainer import Job, train
-from potstill.sections import DistillConfig
 
 TEMPERATURE, KL, MLM, COS, CLIP = 2.0, 5.0, 2.0, 1.0, 5.0
 IGNORED, MASKED_SHARE, EXTRA_SHARE, HEADS, SEED = -100, 0.15, 0.15, 48, 0

@@ -26,7 +26,7 @@ import sklearn.metrics
 
 from potstill.bundle import read_bundle
 from potstill.data import load_examples
-from potstill.task import get_task, kind_of, primary_metric
+from potstill.tasks import get_task, kind_of, primary_metric
 
 POTSTILL = [sys.executable, "-m", "potstill"]
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from potstill.publish import write_text
+from potstill.files import write_text
 
 _INT8 = ("--judged-texts", "200", "--precision", "fp32", "--precision", "int8")
 VARIANTS: dict[str, Sequence[str]] = {

@@ -28,7 +28,7 @@ from prepare import ARCHITECTURES, SEED, prepare
 from report import describe, list_goals, list_ratios, markdown
 
 from potstill import machine
-from potstill.publish import write_text
+from potstill.files import write_text
 from potstill.timing.race import GRID
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.serve.raw import read_texts
 from potstill import machine
 from potstill.bundle import read_bundle
-from potstill.publish import write_text
+from potstill.files import write_text
 from potstill.serve import Encoder
 
 BATCH_SIZES = (1, 8, 32)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from potstill.publish import new_folder
+from potstill.files import new_folder
 
 VOCAB_SIZE, MAX_LENGTH, SEED = 30522, 128, 0
 ARCHITECTURES = ("bert-base", "distilbert", "minilm-l6")
@@ -55,7 +55,7 @@ def make_checkpoint(name: str, folder: Path) -> None:
 
     from potstill.data import load_examples
     from potstill.distill.scratch import train_tokenizer
-    from potstill.task import TEXT_CLASSIFICATION
+    from potstill.tasks import TEXT_CLASSIFICATION
 
     # Random weights of standard deviation 0.02 answer alike to every text; larger ones tell right from wrong.
     common = {"vocab_size": VOCAB_SIZE, "initializer_range": 0.05}

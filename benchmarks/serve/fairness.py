@@ -34,7 +34,7 @@ import numpy as np
 from benchmarks.serve.contestants import Contestant, Running
 from benchmarks.serve.raw import read_texts
 from potstill import machine
-from potstill.publish import write_text
+from potstill.files import write_text
 from tests.faults.rawhttp import message
 from tests.faults.served import free_port
 

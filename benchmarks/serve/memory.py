@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from potstill import machine
-from potstill.publish import write_text
+from potstill.files import write_text
 from tests.faults.rawhttp import Connection, NoAnswer, message
 from tests.faults.served import Server
 

@@ -42,7 +42,7 @@ from benchmarks.serve.figures import (
 from benchmarks.serve.load import measure_cost
 from benchmarks.serve.raw import Raw, read_texts
 from potstill import machine
-from potstill.publish import write_text
+from potstill.files import write_text
 from tests.faults.rawhttp import Connection, message
 from tests.faults.served import free_port, own_many_files
 

@@ -30,7 +30,7 @@ from benchmarks.serve.load import measure_cost
 from benchmarks.serve.raw import Raw, read_texts
 from benchmarks.serve.speed import CONNECTIONS, PATIENCE, check_answers, common_arguments, load, raw_rates, wait_for
 from potstill import machine
-from potstill.publish import write_text
+from potstill.files import write_text
 from tests.faults.rawhttp import Connection, message
 from tests.faults.served import free_port
 

@@ -31,10 +31,10 @@ from potstill.bench.report import REPORT_NAME, read_report, write_report
 from potstill.bench.subjects import Entry, Subject, list_entries, pick_baseline, read_subjects
 from potstill.bench.suite import read_suite
 from potstill.bench.summary import Setting, describe_rows, summarise
+from potstill.config import BenchConfig
 from potstill.errors import CheckError, OutputError, UsageError
+from potstill.files import check_free, new_folder
 from potstill.progress import Progress, silent
-from potstill.publish import check_free, new_folder
-from potstill.sections import BenchConfig
 
 Tell = Callable[[str], None]
 # A budget that is offered is half of what the whole bench takes, or less.

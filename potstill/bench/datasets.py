@@ -9,12 +9,12 @@ from potstill.bench.measuring.plan import Plan
 from potstill.bench.quality.power import power
 from potstill.bench.subjects import Entry, Subject, list_entries, read_subjects
 from potstill.bench.suite import SuiteTask, read_suite
+from potstill.config import BenchConfig
 from potstill.data import Examples, load_examples
 from potstill.errors import UsageError
-from potstill.judging.fitness import check_examples
+from potstill.evaluation.fitness import check_examples
 from potstill.metrics import GLUE_METRICS, glue_task
-from potstill.sections import BenchConfig
-from potstill.task import METRICS, get_task, kind_of, primary_metric
+from potstill.tasks import METRICS, get_task, kind_of, primary_metric
 
 # Between a row's key and the data set that it has a model of its own for.
 _OWN = "#"

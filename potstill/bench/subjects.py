@@ -12,8 +12,8 @@ from potstill.bench import contract
 from potstill.bench.engines.size import count_flops_per_token, embedding_parameters
 from potstill.bundle import MANIFEST_NAME, Bundle, read_bundle
 from potstill.checkpoint import usable_positions
+from potstill.config import BenchConfig
 from potstill.errors import CheckpointError, UsageError
-from potstill.sections import BenchConfig
 from potstill.timing.client import environment, python_module
 
 Comparison: TypeAlias = Literal["like_for_like", "to_baseline", "to_own_fp32"]

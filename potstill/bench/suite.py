@@ -21,9 +21,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
+from potstill.config import Section
 from potstill.errors import UsageError
 from potstill.metrics import glue_task
-from potstill.sections import Section
 
 
 class SuiteTask(Section):

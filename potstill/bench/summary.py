@@ -20,8 +20,8 @@ from potstill.bench.measuring.results import results
 from potstill.bench.notes import list_notes
 from potstill.bench.quality import Judged, judge, summarise_glue
 from potstill.bench.subjects import Entry, Subject, list_pairs
+from potstill.config import BenchConfig
 from potstill.progress import Progress
-from potstill.sections import BenchConfig
 
 _WEIGHTS = (".safetensors", ".bin")
 

@@ -20,14 +20,7 @@ from potstill.checkpoint.sentence_transformers import (
 )
 from potstill.errors import CheckpointError
 from potstill.hub import check_name
-from potstill.task import (
-    PROBLEM_TYPES,
-    REGRESSION,
-    TEXT_CLASSIFICATION,
-    TOKEN_CLASSIFICATION,
-    Task,
-    task_of_folder,
-)
+from potstill.tasks import PROBLEM_TYPES, REGRESSION, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, Task, task_of_folder
 
 # Their position ids begin behind that of the padding, so that they read fewer tokens than they have positions.
 POSITIONS_AFTER_PADDING = frozenset(
@@ -106,7 +99,7 @@ class Folder:
 
     @property
     def problem_type(self) -> str | None:
-        """What a text classifier answers, one of `potstill.task.PROBLEM_TYPES`; None where nothing says so."""
+        """What a text classifier answers, one of `potstill.tasks.PROBLEM_TYPES`; None where nothing says so."""
         return self.config.get("problem_type") or (REGRESSION if len(self.labels or ()) == 1 else None)
 
     @property

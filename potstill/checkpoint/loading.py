@@ -26,7 +26,7 @@ from potstill.checkpoint.tokenizer import (
     save_tokenizer,
 )
 from potstill.errors import CheckpointError
-from potstill.task import (
+from potstill.tasks import (
     FEATURE_EXTRACTION,
     FILL_MASK,
     QUESTION_ANSWERING,

@@ -27,7 +27,7 @@ from potstill.checkpoint.sentence_transformers import (
     read_sentence_transformers,
 )
 from potstill.errors import CheckpointError
-from potstill.task import FEATURE_EXTRACTION
+from potstill.tasks import FEATURE_EXTRACTION
 
 # As sentence-transformers' Pooling and torch's normalize have them.
 _FEWEST_TOKENS, _SHORTEST_VECTOR = 1e-9, 1e-12

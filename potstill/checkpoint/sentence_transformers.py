@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from potstill.bundle import POOLING_MODES
 from potstill.errors import CheckpointError, UsageError
-from potstill.task import SENTENCE_MODULES
+from potstill.tasks import SENTENCE_MODULES
 
 MODULES_FILE = SENTENCE_MODULES
 PROMPTS_FILE = "config_sentence_transformers.json"

@@ -12,7 +12,7 @@ def main() -> None:
     from potstill.cli import stopping
     from potstill.errors import PotstillError
     from potstill.extras import require
-    from potstill.publish import machine_failure
+    from potstill.files import machine_failure
 
     _warn_in_one_line()
     # Libraries draw bars and print advice of their own; ours is the only voice on this screen.

@@ -216,8 +216,7 @@ def _config(given: Mapping[str, Any]) -> Any:
     """Check the flags as the recipe's `bench` section is checked."""
     from pydantic import ValidationError
 
-    from potstill.recipe import parse_setting
-    from potstill.sections import BenchConfig
+    from potstill.config import BenchConfig, parse_setting
 
     values = _LESS if "quick" in given else {}
     values = values | {field: given[flag] for field, flag in _FIELDS.items() if given.get(flag)}

@@ -14,6 +14,7 @@ from typing import Any
 from potstill.bundle import MANIFEST_NAME
 from potstill.checkpoint import Folder, read_folder
 from potstill.checkpoint.sentence_transformers import check_pooling
+from potstill.config import Recipe
 from potstill.data.formats import SUFFIXES
 from potstill.data.rows import find_files, parse_split
 from potstill.errors import (
@@ -25,10 +26,9 @@ from potstill.errors import (
     RecipeError,
     UsageError,
 )
+from potstill.files import check_free
 from potstill.hub import check_name, similar
-from potstill.publish import check_free
-from potstill.recipe import Recipe
-from potstill.task import (
+from potstill.tasks import (
     FEATURE_EXTRACTION,
     FILL_MASK,
     REGRESSION,

@@ -20,10 +20,9 @@ from potstill.cli.settings import (
     parse_layers,
     resolve,
 )
+from potstill.config import METHODS, Recipe
 from potstill.data.rows import HELD_OUT, REST, parse_split
 from potstill.extras import require
-from potstill.method import METHODS
-from potstill.recipe import Recipe
 
 
 def distill(

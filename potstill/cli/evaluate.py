@@ -20,7 +20,7 @@ from potstill.cli.settings import (
 )
 from potstill.errors import UsageError
 from potstill.extras import require
-from potstill.task import TEXT_CLASSIFICATION
+from potstill.tasks import TEXT_CLASSIFICATION
 
 _DEFAULTS = {"split": "validation", "task": TEXT_CLASSIFICATION.name, "pooling": None, "max_length": None}
 _LARGEST_MATRIX = 12
@@ -121,7 +121,7 @@ def _refuse(given: Mapping[str, Any], names: tuple[str, ...], why: str) -> None:
 
 def _show(results: dict[str, dict[str, Any]], extras: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     from potstill.cli.render import print_json, print_table
-    from potstill.publish import write_text
+    from potstill.files import write_text
 
     first = next(iter(results.values()))
     if "predictions" in given:
@@ -192,7 +192,7 @@ def _score_bundle(folder: Path, given: Mapping[str, Any], reading: Mapping[str, 
     from potstill.bench import evaluate_bundle
     from potstill.cli.render import progress_bars
     from potstill.data import load_examples
-    from potstill.task import get_task
+    from potstill.tasks import get_task
 
     bundle = read_bundle(folder)
     manifest = bundle.manifest
@@ -221,7 +221,7 @@ def _score_bundle(folder: Path, given: Mapping[str, Any], reading: Mapping[str, 
 def _check_files(given: Mapping[str, Any], task: str) -> None:
     """Refuse files beside the scores that cannot be written, before any model is loaded."""
     from potstill.errors import OutputError
-    from potstill.task import FILL_MASK, TEXT_CLASSIFICATION
+    from potstill.tasks import FILL_MASK, TEXT_CLASSIFICATION
 
     if "confusion" in given:
         require("torch", extra="distill")

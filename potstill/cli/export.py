@@ -10,9 +10,9 @@ from potstill.bundle import Manifest
 from potstill.cli import stopping
 from potstill.cli.checks import check_export
 from potstill.cli.settings import JsonOption, LabelColumnOption, OverwriteOption, TextColumnOption, say_how
+from potstill.config import ExportConfig
 from potstill.errors import AbsentError
 from potstill.extras import require
-from potstill.sections import ExportConfig
 
 _CONFIG = (
     "precision", "attention", "opset", "unpad", "max_length", "allow_unfused", "pooling", "normalize",
@@ -149,7 +149,7 @@ def export(
 
 
 def _config(given: Mapping[str, Any]) -> ExportConfig:
-    from potstill.recipe import parse_section
+    from potstill.config import parse_section
 
     settings = {name: given[name] for name in _CONFIG if name in given}
     if "precision" in settings:

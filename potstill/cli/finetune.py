@@ -19,11 +19,10 @@ from potstill.cli.settings import (
     column_flags,
     resolve,
 )
+from potstill.config import METHODS, Recipe, method_for
 from potstill.data import guess_task
 from potstill.extras import require
-from potstill.method import METHODS, method_for
-from potstill.recipe import Recipe
-from potstill.task import TEXT_CLASSIFICATION, trained_task
+from potstill.tasks import TEXT_CLASSIFICATION, trained_task
 
 # What was set for the fine-tuning and holds for what comes after it.
 _PASSED_ON = ("data.", "max_length=", "metric=", "tokenizer=", "seed=")

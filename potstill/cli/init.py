@@ -8,9 +8,9 @@ import typer
 from potstill.cli import stopping
 from potstill.cli.checks import check_init
 from potstill.cli.settings import FLAGS, OverwriteOption, SetOption, parse_layers, resolve
+from potstill.config import method_for
 from potstill.extras import require
-from potstill.method import method_for
-from potstill.task import trained_task
+from potstill.tasks import trained_task
 
 
 def init(

@@ -8,9 +8,9 @@ import typer
 
 from potstill.cli.checks import check_output_file
 from potstill.cli.settings import OverwriteOption
+from potstill.config import recipe_names, recipe_text
 from potstill.errors import OutputError
-from potstill.publish import write_text
-from potstill.recipe import recipe_names, recipe_text
+from potstill.files import write_text
 
 
 def recipes(

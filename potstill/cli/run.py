@@ -20,9 +20,9 @@ from potstill.cli.settings import (
     output_folder,
     resolve,
 )
+from potstill.config import Recipe
 from potstill.extras import require
 from potstill.pipeline import check_out, finished
-from potstill.recipe import Recipe
 
 
 def run(

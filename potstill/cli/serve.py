@@ -18,7 +18,7 @@ from potstill.extras import require
 from potstill.hub import similar
 
 if TYPE_CHECKING:
-    from potstill.serve.engine import Engine, EngineSettings, Plan
+    from potstill.serve.batching import Engine, EngineSettings, Plan
 
 _SPEC = re.compile(
     rf"(?:(?P<name>[A-Za-z0-9._-]+)=)?(?P<path>.+?)(?:@(?P<precision>{'|'.join(MODEL_FILES)}))?", re.DOTALL
@@ -70,8 +70,8 @@ def serve(
     for module in ("onnxruntime", "tokenizers", "uvicorn", "httptools", "prometheus_client"):
         require(module, extra="serve")
     from potstill.serve import server as serving
-    from potstill.serve.api import create_app
-    from potstill.serve.engine import Engine, EngineSettings
+    from potstill.serve.batching import Engine, EngineSettings
+    from potstill.serve.http import create_app
     from potstill.serve.limits import Limits
 
     limits = Limits(
@@ -99,7 +99,7 @@ def serve(
 
 def _load(specs: Sequence[Spec], settings: "EngineSettings") -> "Engine":
     from potstill.serve import Encoder
-    from potstill.serve.engine import Engine
+    from potstill.serve.batching import Engine
 
     models = {
         spec.name: Encoder(

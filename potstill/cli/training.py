@@ -69,7 +69,7 @@ def print_next(words: Sequence[str], trained: dict[str, Any]) -> None:
 
 
 def _loses(report: dict[str, Any]) -> bool:
-    from potstill.task import lower_is_better
+    from potstill.tasks import lower_is_better
 
     alone = report["controls"].get("no_teacher")
     if alone is None:

@@ -15,7 +15,7 @@ from potstill.data.columns import LABEL_REMEDY, TEXT_REMEDY, pick_label_columns,
 from potstill.data.formats import Names, Row
 from potstill.data.rows import PYTHON_DOCS, choose_splits, first_row, parse_split, read_rows, select_part
 from potstill.errors import AbsentError, DataError
-from potstill.task import (
+from potstill.tasks import (
     FEATURE_EXTRACTION,
     FILL_MASK,
     MULTI_LABEL,
@@ -115,7 +115,7 @@ def load_examples(
             None, and `label` where there is no such column, look for the task's usual names.
         label_names: the model's labels in their order; what the data holds is looked up here as
             `potstill.data.labels.name_labels` does. None takes the names that the data gives, or the values that occur.
-        problem_type: what a text classifier answers, one of `potstill.task.PROBLEM_TYPES`. None is a single label
+        problem_type: what a text classifier answers, one of `potstill.tasks.PROBLEM_TYPES`. None is a single label
             where the model's labels are given, and what the values look like where they are not.
         limit: keep the first so many examples.
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from potstill.errors import AbsentError, DataError
-from potstill.task import FEATURE_EXTRACTION, FILL_MASK, TEXT_CLASSIFICATION, Task
+from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, TEXT_CLASSIFICATION, Task
 
 # What tells rows apart and is no label.
 _NUMBERING = ("", "id", "idx", "index", "guid", "uid")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from potstill.data.columns import LABEL_REMEDY
 from potstill.errors import DataError
-from potstill.task import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from potstill.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 Cells: TypeAlias = Sequence[tuple[int, Any]]
 Ids: TypeAlias = NDArray[np.int64]

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from potstill.data.formats import SUFFIXES, Names, Row, label_names, read_file
+from potstill.data.pydocs import CHAPTERS, read_python_docs
 from potstill.errors import AbsentError, DataError
 from potstill.extras import require
 from potstill.hub import check_name
-from potstill.pydocs import CHAPTERS, read_python_docs
 
 PYTHON_DOCS = "python-docs"
 HELD_OUT, REST = "held-out", "rest"

@@ -15,12 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.checkpoint import load_checkpoint
 from potstill.checkpoint.folder import USUAL_LENGTH, longest_text
+from potstill.config import Recipe
 from potstill.data import Examples
 from potstill.distill.anatomy import base, masked_lm_head, model_inputs
 from potstill.errors import RecipeError
 from potstill.progress import Progress
-from potstill.recipe import Recipe
-from potstill.task import FILL_MASK
+from potstill.tasks import FILL_MASK
 
 # M of the algorithm: from how many of the likeliest words one is drawn.
 _CANDIDATES = 15

@@ -5,9 +5,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from potstill.config import Recipe
 from potstill.distill.prepare import Material, make_labels_objective, make_objective, score_of
 from potstill.distill.trainer import Job, train
-from potstill.recipe import Recipe
 
 
 def train_controls(

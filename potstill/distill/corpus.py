@@ -29,8 +29,8 @@ from potstill.distill.batches import LENGTH_COLUMN, LengthGroupedSampler, read_c
 from potstill.distill.packing import pack
 from potstill.distill.text_source import find_files, read_hub, read_texts
 from potstill.errors import DataError
+from potstill.files import new_folder
 from potstill.machine import available_cores
-from potstill.publish import new_folder
 
 Packing: TypeAlias = Literal["none", "blocks", "texts"]
 Ints: TypeAlias = NDArray[np.int64]

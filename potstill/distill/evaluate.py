@@ -23,14 +23,14 @@ from potstill.distill.examples import LENGTH_COLUMN
 from potstill.distill.masking import IGNORED
 from potstill.distill.methods.embedding import embed
 from potstill.errors import CheckpointError
-from potstill.judging.ask import Arrays, ask
-from potstill.judging.fitness import check_answers, check_examples
-from potstill.judging.marks import mark
-from potstill.judging.trivial import AgainstTrivial, against_trivial
+from potstill.evaluation.ask import Arrays, ask
+from potstill.evaluation.fitness import check_answers, check_examples
+from potstill.evaluation.marks import mark
+from potstill.evaluation.trivial import AgainstTrivial, against_trivial
 from potstill.progress import Progress, silent
 from potstill.serve import BundleTokenizer
-from potstill.serve.answering.vectors import SENTENCE_EMBEDDING
-from potstill.task import (
+from potstill.serve.tasks.vectors import SENTENCE_EMBEDDING
+from potstill.tasks import (
     FEATURE_EXTRACTION,
     QUESTION_ANSWERING,
     REGRESSION,
@@ -145,7 +145,7 @@ class Evaluation:
         self._pooling = pooling
 
     def predict(self, model: Model, *, progress: Progress = silent, who: str = "model") -> Arrays:
-        """Return a model's answers, as `potstill.judging.ask.ask` describes them.
+        """Return a model's answers, as `potstill.evaluation.ask.ask` describes them.
 
         Args:
             model: of the task's class; it is put into eval mode and stays there.
@@ -197,7 +197,7 @@ class Evaluation:
         return against_trivial(arrays, marks, self.examples, kind=kind, metric=metric)
 
     def kind(self, model: Model) -> str:
-        """Return what a model is asked: a key of `potstill.task.METRICS`."""
+        """Return what a model is asked: a key of `potstill.tasks.METRICS`."""
         return kind_of(self.task, problem_type_of(model))
 
 

@@ -21,17 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from potstill.checkpoint import count_parameters, hash_checkpoint, load_checkpoint
+from potstill.config import Recipe, build_recipe
 from potstill.data import load_examples
 from potstill.distill.glue_data import Source, find_sources
 from potstill.distill.glue_table import SUMMARY, choose, compare, read_reference
 from potstill.distill.quality import Reading, evaluate
 from potstill.distill.run import finetune
 from potstill.errors import CheckpointError, OutputError, TrainingError, UsageError
+from potstill.files import write_text
 from potstill.metrics import GLUE_METRICS, glue_summary
 from potstill.progress import Progress, silent
-from potstill.publish import write_text
-from potstill.recipe import Recipe, build_recipe
-from potstill.task import FEATURE_EXTRACTION, REGRESSION, SINGLE_LABEL, TEXT_CLASSIFICATION
+from potstill.tasks import FEATURE_EXTRACTION, REGRESSION, SINGLE_LABEL, TEXT_CLASSIFICATION
 
 _TRAINED_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 _REGRESSIONS = ("STS-B",)

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from potstill.errors import OutputError
-from potstill.publish import write_text
+from potstill.files import write_text
 
 _COMPLETE = "COMPLETE"
 _IDENTITY = "run.json"

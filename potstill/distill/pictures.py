@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from potstill.errors import OutputError, UsageError
 from potstill.extras import require
-from potstill.publish import write_text, writing
+from potstill.files import write_text, writing
 
 FORMATS = (".png", ".svg")
 _DPI = 160

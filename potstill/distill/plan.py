@@ -7,8 +7,8 @@ import torch
 from transformers import PreTrainedModel
 
 from potstill.checkpoint import count_parameters
+from potstill.config import DistillConfig
 from potstill.progress import Announce
-from potstill.sections import DistillConfig
 
 # Weights, gradients and AdamW's two moments, float32.
 _BYTES_PER_LEARNED = 16

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from potstill import metrics
 from potstill.checkpoint import Checkpoint, read_folder
 from potstill.checkpoint.sentence_head import SentenceEncoder
+from potstill.config import Recipe
 from potstill.data import Examples, Splits, load_examples, load_splits
 from potstill.distill.augment import augment
 from potstill.distill.batches import EpochRows, count_shared, make_collator, make_mlm_collator, tokenize
@@ -35,8 +36,7 @@ from potstill.distill.vectors import (
 )
 from potstill.errors import CheckpointError, DataError, RecipeError
 from potstill.progress import Progress
-from potstill.recipe import Recipe
-from potstill.task import FEATURE_EXTRACTION, FILL_MASK, Task, get_task, kind_of, lower_is_better, primary_metric
+from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, Task, get_task, kind_of, lower_is_better, primary_metric
 
 _LARGE = 24
 # MiniLMv2's large teachers teach from an upper middle layer, the 21st of 24 (arXiv 2012.15828, section 4.2).

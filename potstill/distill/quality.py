@@ -10,9 +10,9 @@ from potstill.checkpoint.sentence_transformers import check_pooling
 from potstill.data import Examples, load_examples
 from potstill.distill.evaluate import Evaluation, problem_type_of
 from potstill.errors import UsageError
-from potstill.judging.summary import summarise
+from potstill.evaluation.summary import summarise
 from potstill.progress import Progress, silent
-from potstill.task import FEATURE_EXTRACTION, FILL_MASK, TEXT_CLASSIFICATION, Task, get_task, primary_metric
+from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, TEXT_CLASSIFICATION, Task, get_task, primary_metric
 
 _USUAL_LENGTH = 128
 
@@ -42,7 +42,7 @@ def evaluate(
     """Return the scores of a checkpoint on a data set, under `scores`, with what was scored beside them.
 
     Texts are read and answers are decoded by the code that serves them, so a bundle of the checkpoint scores the same,
-    but for what its precision changes. Beside the scores is what `potstill.judging.summary.summarise` says of them.
+    but for what its precision changes. Beside the scores is what `potstill.evaluation.summary.summarise` says of them.
 
     Args:
         model: a hub id or checkpoint folder.

@@ -29,6 +29,7 @@ from potstill.checkpoint.sentence_head import (
     write_sentence_transformers,
 )
 from potstill.checkpoint.sentence_transformers import PROMPTS_FILE
+from potstill.config import Recipe, build_recipe, with_splits
 from potstill.distill import scratch
 from potstill.distill.arguments import count_steps, resolve_dtype
 from potstill.distill.batches import hash_rows, read_column
@@ -51,10 +52,9 @@ from potstill.distill.prepare import (
 from potstill.distill.student import best_layers, choose_layers, create_student
 from potstill.distill.trainer import Job, TrainingResult, train
 from potstill.errors import CheckpointError, DataError, RecipeError
+from potstill.files import check_free, new_folder
 from potstill.progress import Announce, Progress, keep_quiet, silent
-from potstill.publish import check_free, new_folder
-from potstill.recipe import Recipe, build_recipe, with_splits
-from potstill.task import (
+from potstill.tasks import (
     FEATURE_EXTRACTION,
     FILL_MASK,
     QUESTION_ANSWERING,

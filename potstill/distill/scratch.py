@@ -9,10 +9,9 @@ from tokenizers.models import WordPiece
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer, PreTrainedTokenizerBase
 
 from potstill.checkpoint import Checkpoint
+from potstill.config import DistillConfig, Recipe, ScratchConfig
 from potstill.data import Text, load_splits
-from potstill.recipe import Recipe
-from potstill.sections import DistillConfig, ScratchConfig
-from potstill.task import REGRESSION, get_task
+from potstill.tasks import REGRESSION, get_task
 
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 

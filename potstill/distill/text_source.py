@@ -10,11 +10,11 @@ from potstill.data import rows
 from potstill.data.columns import TEXT_REMEDY, find_column, split_names
 from potstill.data.formats import SUFFIXES as TABLES
 from potstill.data.formats import arrow_columns, lines_of, read_file
+from potstill.data.pydocs import read_python_docs
 from potstill.data.rows import is_held_out, parse_split
 from potstill.errors import DataError
 from potstill.hub import check_name
-from potstill.pydocs import read_python_docs
-from potstill.task import TEXT_NAMES
+from potstill.tasks import TEXT_NAMES
 
 SUFFIXES = (*TABLES, ".txt")
 

@@ -27,6 +27,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from potstill.config import DistillConfig
 from potstill.distill.arguments import training_arguments
 from potstill.distill.batches import EpochRows, LengthGroupedSampler
 from potstill.distill.keeper import (
@@ -42,9 +43,8 @@ from potstill.distill.methods.objective import Objective
 from potstill.distill.plan import Pace
 from potstill.errors import DiskError, TrainingError
 from potstill.extras import require
+from potstill.files import writing
 from potstill.progress import Announce, Progress, keep_quiet
-from potstill.publish import writing
-from potstill.sections import DistillConfig
 
 Collator = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
 Scores = dict[str, float]

@@ -25,9 +25,9 @@ from potstill.data import Examples, load_texts
 from potstill.distill.batches import tokenize
 from potstill.distill.evaluate import embed_texts
 from potstill.distill.methods.embedding import TEACHER_VECTORS
+from potstill.files import new_folder
 from potstill.progress import Progress
-from potstill.publish import new_folder
-from potstill.task import FEATURE_EXTRACTION
+from potstill.tasks import FEATURE_EXTRACTION
 
 
 def load_single_texts(name: str, *, split: str, text_columns: Sequence[str] | None, limit: int | None) -> list[str]:

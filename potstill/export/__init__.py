@@ -15,12 +15,12 @@ from typing import Any
 from potstill import machine
 from potstill.bundle import Manifest, ModelRecord, Precision, record_files, write_manifest
 from potstill.checkpoint.sentence_transformers import PROMPTS_FILE
+from potstill.config import ExportConfig
 from potstill.data import Examples, Text
 from potstill.errors import CheckpointError
 from potstill.extras import needing
+from potstill.files import check_free, new_folder
 from potstill.progress import Progress, silent
-from potstill.publish import check_free, new_folder
-from potstill.sections import ExportConfig
 
 with needing("export"):
     from onnx import ModelProto

@@ -15,9 +15,8 @@ from transformers import AutoConfig
 from potstill.bundle import Precision
 from potstill.errors import CheckpointError
 from potstill.export.onnxfile import load_graph, read_safe
-from potstill.onnxwire import INT4, UINT4, Outline
-from potstill.precision import count_parameters, find_untruth
-from potstill.task import FEATURE_EXTRACTION, TASKS, Task, get_task
+from potstill.onnx_inspect import INT4, UINT4, Outline, count_parameters, find_untruth
+from potstill.tasks import FEATURE_EXTRACTION, TASKS, Task, get_task
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _TOKENIZER_OUTPUTS = ("input_ids", "attention_mask", "token_type_ids")

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from potstill.errors import CheckError
-from potstill.judging.answers import Answers, collect
+from potstill.evaluation.answers import Answers, collect
 from potstill.serve import BundleTokenizer, OnnxSession
 from potstill.serve.tokenizer import Row
-from potstill.task import FILL_MASK
+from potstill.tasks import FILL_MASK
 
 # The largest drift, as a share of the answers' standard deviation, that sums in another order may bring. A MiniLM on
 # SST-2 drifted by 0 in fp32 and in static int8, and by 0.32 to 0.55 in dynamic int8 (onnxruntime 1.31.1).

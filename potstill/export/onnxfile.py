@@ -10,8 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from potstill.errors import BundleError, ParityError, TamperedError
 from potstill.export.shapes import has_foreign_operators, infer_shapes
-from potstill.onnxwire import Outline, read_outline, without_weights
-from potstill.precision import find_untruth
+from potstill.onnx_inspect import Outline, find_untruth, read_outline, without_weights
 
 # A protobuf message holds less than 2 GiB; the graph needs some of it.
 _LARGEST_SINGLE_FILE = 3 * 2**29

@@ -16,7 +16,7 @@ from potstill.errors import ParityError
 from potstill.export.scores import MOST_BYTES, longest_that_fits, most_texts
 from potstill.export.source import Feeds, Reference, Source
 from potstill.serve import OnnxSession
-from potstill.task import FEATURE_EXTRACTION
+from potstill.tasks import FEATURE_EXTRACTION
 
 # Largest difference of a logit from torch's, or of larger numbers as a share of their root mean square: MobileBERT's
 # hidden states reach hundreds. BERT-base showed 7e-7 and a trained MiniLM 2e-6 on this grid; a wrong mask or position

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from potstill import metrics
 from potstill.errors import CheckError
-from potstill.judging.answers import Answers
-from potstill.judging.intervals import Floats, Statistic, bootstrap, mcnemar, percentiles, wilson, wilson_needs
-from potstill.judging.marks import Marks
-from potstill.judging.scores import group, pearson_draws
-from potstill.task import (
+from potstill.evaluation.answers import Answers
+from potstill.evaluation.intervals import Floats, Statistic, bootstrap, mcnemar, percentiles, wilson, wilson_needs
+from potstill.evaluation.marks import Marks
+from potstill.evaluation.scores import group, pearson_draws
+from potstill.tasks import (
     FILL_MASK,
     METRICS,
     QUESTION_ANSWERING,

@@ -25,7 +25,7 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model with the type and shape of every tensor, as its inputs and operators make them.
 
     What the file says of its outputs and of the tensors between is not believed. The values of large initializers may
-    be missing (`potstill.onnxwire.without_weights`). `model` is changed.
+    be missing (`potstill.onnx_inspect.without_weights`). `model` is changed.
 
     Raises:
         ParityError: if there is an operator that nobody can infer through.

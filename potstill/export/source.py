@@ -28,7 +28,7 @@ from potstill.export.existing import ExistingModel, find_existing
 from potstill.export.graph import SENTENCE_EMBEDDING
 from potstill.export.receipt import count_layers
 from potstill.serve import OnnxSession
-from potstill.task import (
+from potstill.tasks import (
     FEATURE_EXTRACTION,
     QUESTION_ANSWERING,
     REGRESSION,
@@ -88,7 +88,7 @@ class Source:
 
     @property
     def kind(self) -> str:
-        """What is asked, in the words of `potstill.task.kind_of`."""
+        """What is asked, in the words of `potstill.tasks.kind_of`."""
         return kind_of(self.task, problem_of(self.config))
 
     @property

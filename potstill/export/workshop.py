@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 
 from potstill import machine
 from potstill.bundle import MODEL_FILES, WEIGHT_ONLY, Manifest, ModelRecord, Precision
+from potstill.config import ExportConfig
 from potstill.errors import ParityError
+from potstill.evaluation.answers import Answers, collect
+from potstill.evaluation.ask import Arrays, ask
+from potstill.evaluation.fitness import check_answers, check_examples
+from potstill.evaluation.marks import Marks, mark
+from potstill.evaluation.trivial import against_trivial
 from potstill.export.fallback import fall_back, sensitivity
 from potstill.export.half import to_half
 from potstill.export.invariance import BATCH_SIZES, measure_invariance
@@ -29,17 +35,10 @@ from potstill.export.source import Source
 from potstill.export.speed import compare_speed
 from potstill.export.texts import Probe
 from potstill.export.unpad import is_unpadded, unpad
-from potstill.judging.answers import Answers, collect
-from potstill.judging.ask import Arrays, ask
-from potstill.judging.fitness import check_answers, check_examples
-from potstill.judging.marks import Marks, mark
-from potstill.judging.trivial import against_trivial
-from potstill.onnxwire import read_outline
-from potstill.precision import DYNAMIC, count_products
-from potstill.sections import ExportConfig
+from potstill.onnx_inspect import DYNAMIC, count_products, read_outline
 from potstill.serve import BundleTokenizer, OnnxSession, Row
-from potstill.serve.answering.classification import scoring_function
-from potstill.task import METRICS, PROBLEM_TYPES
+from potstill.serve.tasks.classification import scoring_function
+from potstill.tasks import METRICS, PROBLEM_TYPES
 
 # onnxruntime's SkipLayerNormalization kernel is slower than the Add and LayerNormalization that it replaces: BERT-base
 # int8 1x128 took 57 ms with it and 49 ms without, 8x128 419 and 369 ms (onnxruntime 1.31.1, 2 cores, AVX512-VNNI).
@@ -281,7 +280,7 @@ class Workshop:
     def judged(self) -> dict[str, Any] | None:
         """Return fp32's score on the judged texts, against an answer that ignores them; None without labels.
 
-        Values as `potstill.judging.trivial.AgainstTrivial.to_json`.
+        Values as `potstill.evaluation.trivial.AgainstTrivial.to_json`.
         """
         if self.scored is None or self.probe.examples is None:
             return None

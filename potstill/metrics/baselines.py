@@ -12,7 +12,7 @@ from potstill.metrics.amounts import correlations, regression
 from potstill.metrics.answers import question_answering
 from potstill.metrics.classes import classification, multi_label
 from potstill.metrics.entities import tag_names, tagging
-from potstill.task import (
+from potstill.tasks import (
     FEATURE_EXTRACTION,
     FILL_MASK,
     MULTI_LABEL,
@@ -34,7 +34,7 @@ class Constant:
     words: str
     """What it answers, such as "always negative"."""
     arrays: Mapping[str, NDArray[Any]]
-    """The answers as a model's are kept (`potstill.judging.ask.ask`)."""
+    """The answers as a model's are kept (`potstill.evaluation.ask.ask`)."""
     scores: Mapping[str, float]
     """By metric."""
 
@@ -53,9 +53,9 @@ def baseline(
     is equally likely.
 
     Args:
-        task: one of `potstill.task.TASKS`.
+        task: one of `potstill.tasks.TASKS`.
         labels: as `potstill.data.Examples.labels`, of the examples that the model is scored on.
-        problem_type: as in `potstill.task.kind_of`.
+        problem_type: as in `potstill.tasks.kind_of`.
         label_names: the model's labels, for the tasks that have some.
         vocab_size: for fill-mask, the number of words that a model chooses from.
 
@@ -88,7 +88,7 @@ def constant_answers(kind: str, labels: Any, *, label_names: Sequence[str] = ())
     - question-answering: no answer
 
     Args:
-        kind: `potstill.task.kind_of`.
+        kind: `potstill.tasks.kind_of`.
         labels: as `potstill.data.Examples.labels`; None has no such answer.
         label_names: the model's labels, for the tasks that have some.
     """

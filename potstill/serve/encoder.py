@@ -13,16 +13,16 @@ from pydantic import BaseModel
 from potstill import machine
 from potstill.bundle import Bundle, ModelRecord, read_bundle, verify_files
 from potstill.errors import BundleError, CheckError, OtherCpuWarning, UsageError
-from potstill.serve.answering.classification import scoring_function
-from potstill.serve.answering.items import read_parameters
-from potstill.serve.answering.padding import unpad
-from potstill.serve.answering.prepared import Outputs, Prepared
-from potstill.serve.answering.preparing import prepare
-from potstill.serve.answering.shapes import shape_of
 from potstill.serve.limits import Limits
 from potstill.serve.session import OnnxSession
+from potstill.serve.tasks.classification import scoring_function
+from potstill.serve.tasks.items import read_parameters
+from potstill.serve.tasks.padding import unpad
+from potstill.serve.tasks.prepared import Outputs, Prepared
+from potstill.serve.tasks.preparing import prepare
+from potstill.serve.tasks.shapes import shape_of
 from potstill.serve.tokenizer import BundleTokenizer, Row, Text
-from potstill.task import FILL_MASK, TEXT_CLASSIFICATION
+from potstill.tasks import FILL_MASK, TEXT_CLASSIFICATION
 
 # Numbers that one run of a language model may give in `predict`, 256 MB: it answers each token with its vocabulary.
 _MOST_NUMBERS = 2**26
@@ -143,7 +143,7 @@ class Encoder:
         """Return a request as rows for the model, and what reads its answers; pure and safe in any thread.
 
         Args:
-            items: what `potstill.serve.answering.shapes.shape_of(manifest).item` says: texts, pairs or questions; a
+            items: what `potstill.serve.tasks.shapes.shape_of(manifest).item` says: texts, pairs or questions; a
                 pair, and a question with its context, may be a tuple.
             parameters: `shape_of(manifest).parameters`, or a mapping of them; None takes the defaults.
             most_windows: windows that one question's context may be read in.

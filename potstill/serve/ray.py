@@ -17,9 +17,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from potstill.extras import require
-from potstill.serve.api import create_app
+from potstill.serve.batching import Engine, EngineSettings
 from potstill.serve.encoder import Encoder
-from potstill.serve.engine import Engine, EngineSettings
+from potstill.serve.http import create_app
 from potstill.serve.limits import Limits
 
 # More than an engine takes before it says 429 itself; Ray's own default of 5 would leave it without batches.

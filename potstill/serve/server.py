@@ -49,7 +49,7 @@ _FLUSH_SECONDS = 0.5
 
 
 class Engine(Protocol):
-    """The part of `potstill.serve.engine.Engine` that the process needs."""
+    """The part of `potstill.serve.batching.Engine` that the process needs."""
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to work."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from potstill.bench.contract import Load
 from potstill.bench.measuring.journal import open_journal
 from potstill.bench.measuring.plan import Plan
-from potstill.sections import BenchConfig
+from potstill.config import BenchConfig
 from potstill.timing.client import CommandFailed, WorkerDied
 
 MEMORY = {

@@ -19,11 +19,11 @@ from potstill.bench.claims import load_claims
 from potstill.bench.measuring.journal import FILE_NAME
 from potstill.bench.suite import read_suite
 from potstill.bundle import MANIFEST_NAME, read_bundle, record_files, sha256_of, write_manifest
+from potstill.config import BenchConfig
 from potstill.data import load_examples
 from potstill.errors import CheckError, OutputError, TamperedError, UsageError
-from potstill.sections import BenchConfig
 from potstill.serve import Encoder
-from potstill.task import TEXT_CLASSIFICATION
+from potstill.tasks import TEXT_CLASSIFICATION
 
 from .conftest import LABELS, WORDS, write_bundle
 

@@ -7,8 +7,8 @@ import pytest
 from potstill import machine
 from potstill.bench.contract import Load, Model
 from potstill.bench.estimate import IMPORTANCE, describe, estimate, fit, main_load
+from potstill.config import BenchConfig
 from potstill.errors import UsageError
-from potstill.sections import BenchConfig
 from tests.bench.fake_worker import FakeEntry
 
 LOADS = (Load(num_tokens=16), Load(num_tokens=128), Load(batch_size=8, num_tokens=128), Load(kind="texts"))

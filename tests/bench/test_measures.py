@@ -3,7 +3,7 @@ import pytest
 from potstill.bench import contract
 from potstill.bench.claims.measures import MEASURES
 from potstill.bench.claims.readings import Reading, Selection
-from potstill.judging.intervals import wilson
+from potstill.evaluation.intervals import wilson
 from tests.bench.made import made_report
 
 LOAD = contract.Load(num_tokens=128)

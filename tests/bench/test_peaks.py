@@ -11,7 +11,7 @@ from potstill.bench.engines import peaks
 from potstill.bench.measuring import noise
 from potstill.bench.measuring.measure import measure
 from potstill.bench.measuring.results import results
-from potstill.onnxwire import FLOAT, UINT8
+from potstill.onnx_inspect import FLOAT, UINT8
 from tests.bench.fake_worker import LONG, SHORT, World, make_plan
 
 INT32 = onnx.TensorProto.INT32

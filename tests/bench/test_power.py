@@ -6,9 +6,9 @@ import scipy.stats
 
 from potstill.bench.quality.power import LOST_OF_CHANGED, power, smallest_share
 from potstill.data import Examples
-from potstill.judging.answers import Answers
-from potstill.judging.intervals import bootstrap_together, mcnemar, percentiles
-from potstill.judging.scores import score_draws
+from potstill.evaluation.answers import Answers
+from potstill.evaluation.intervals import bootstrap_together, mcnemar, percentiles
+from potstill.evaluation.scores import score_draws
 
 
 def examples(labels, names=("no", "yes")):

@@ -11,7 +11,7 @@ from potstill.bench.quality import Judged, _around, judge, summarise_glue
 from potstill.bench.quality.evaluation import evaluate_bundle
 from potstill.data import Examples
 from potstill.errors import DataError, UsageError
-from potstill.judging.intervals import wilson
+from potstill.evaluation.intervals import wilson
 
 from .conftest import make_examples
 

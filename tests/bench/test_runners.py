@@ -229,7 +229,7 @@ def test_torch_answers_as_transformers_does(tiny_teacher):
     import torch
 
     from potstill.checkpoint import load_checkpoint
-    from potstill.task import TEXT_CLASSIFICATION
+    from potstill.tasks import TEXT_CLASSIFICATION
 
     runner = open_runner(command(tiny_teacher, runner="torch-cpu"))
     texts = ["we saw a wave", "old rock", ("a ridge", "in the snow that day")]

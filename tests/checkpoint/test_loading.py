@@ -12,7 +12,7 @@ from potstill.errors import CheckpointError
 from potstill.export.source import load_source
 from potstill.export.workshop import draft_manifest
 from potstill.serve import BundleTokenizer
-from potstill.task import FEATURE_EXTRACTION, FILL_MASK, TASKS, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
+from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, TASKS, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 from tests.checkpoint import made
 
 

@@ -12,7 +12,7 @@ from potstill.checkpoint import load_checkpoint, load_tokenizer, save_tokenizer
 from potstill.checkpoint import tokenizer as loading
 from potstill.errors import CheckpointError, MissingExtraError
 from potstill.serve import BundleTokenizer
-from potstill.task import TEXT_CLASSIFICATION
+from potstill.tasks import TEXT_CLASSIFICATION
 from tests.checkpoint import made
 
 # Of which sentencepiece knows nothing: special tokens in a text, and its own sign for a space.

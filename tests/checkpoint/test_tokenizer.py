@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 
 from potstill.bench.engines.runners import with_torch
 from potstill.checkpoint import load_checkpoint, load_tokenizer, reference_tokenizer, save_tokenizer
+from potstill.config import ExportConfig, build_recipe
 from potstill.data import Examples
 from potstill.distill import distill
 from potstill.distill.batches import make_collator, tokenize
@@ -17,10 +18,8 @@ from potstill.export import export_bundle, tokens
 from potstill.export.source import load_source
 from potstill.export.tokens import check_tokens
 from potstill.export.workshop import draft_manifest
-from potstill.recipe import build_recipe
-from potstill.sections import ExportConfig
 from potstill.serve import BundleTokenizer
-from potstill.task import TEXT_CLASSIFICATION
+from potstill.tasks import TEXT_CLASSIFICATION
 from tests.checkpoint import made
 from tests.tiny import write_data
 

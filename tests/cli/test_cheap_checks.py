@@ -271,7 +271,7 @@ EXTRAS = [
     ("from potstill.bench import bench", "scipy", "bench"),
     ("from potstill.serve import Encoder", "onnxruntime", "serve"),
     ("from potstill.serve import Encoder", "tokenizers", "serve"),
-    ("from potstill.serve.api import create_app", "prometheus_client", "serve"),
+    ("from potstill.serve.http import create_app", "prometheus_client", "serve"),
 ]
 
 

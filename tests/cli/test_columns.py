@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from potstill.cli import training
 from potstill.cli.app import app
-from potstill.task import TASKS
+from potstill.tasks import TASKS
 from tests.tiny import sentences
 
 ROOT = Path(__file__).parents[2]

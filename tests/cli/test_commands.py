@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from potstill.recipe import recipe_names
+from potstill.config import recipe_names
 
 
 def test_version_and_help(potstill):

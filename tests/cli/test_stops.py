@@ -16,7 +16,7 @@ import safetensors.torch
 from potstill.cli import stopping
 from potstill.distill import trainer
 from potstill.errors import DiskError, OutputError
-from potstill.publish import check_free, machine_failure, new_folder, write_text
+from potstill.files import check_free, machine_failure, new_folder, write_text
 from tests.cli.forked import run_all
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +103,7 @@ def test_a_prediction_that_is_stopped_goes_on_to_the_same_file(tiny_bundle, tmp_
 
 def test_every_stage_that_is_finished_is_kept_by_a_run(tmp_path):
     from potstill.cli.run import _left
-    from potstill.recipe import load_recipe
+    from potstill.config import load_recipe
 
     recipe = load_recipe("quickstart")
     assert _left(recipe, tmp_path).kept == []

@@ -6,7 +6,7 @@ import pytest
 
 from potstill.cli.distill import data_options
 from potstill.cli.training import print_next, print_student
-from potstill.recipe import build_recipe, with_splits
+from potstill.config import build_recipe, with_splits
 
 
 def report(against):

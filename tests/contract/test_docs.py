@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import potstill
 from potstill.cli.app import COMMANDS, app
-from potstill.recipe import load_recipe, recipe_names, recipe_text
+from potstill.config import load_recipe, recipe_names, recipe_text
 
 ROOT = Path(__file__).parents[2]
 

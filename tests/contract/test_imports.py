@@ -24,9 +24,9 @@ def loaded_by(code):
     ("code", "forbidden"),
     [
         ("import potstill", HEAVY | SERVER | RUNTIME | SCREEN | {"numpy", "pydantic", "yaml"}),
-        ("import potstill.recipe, potstill.bundle, potstill.data", HEAVY | SERVER | RUNTIME | SCREEN),
+        ("import potstill.config, potstill.bundle, potstill.data", HEAVY | SERVER | RUNTIME | SCREEN),
         ("import potstill.serve", HEAVY | SERVER | SCREEN),
-        ("import potstill.serve.api, potstill.serve.server", HEAVY | SCREEN),
+        ("import potstill.serve.http, potstill.serve.server", HEAVY | SCREEN),
         ("import potstill.bench", HEAVY | SERVER | SCREEN),
         ("import potstill.timing", HEAVY | SERVER | RUNTIME | SCREEN),
         ("import potstill.bench.engines.worker", HEAVY | SERVER | SCREEN),

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from potstill.checkpoint import load_checkpoint
+from potstill.config import build_recipe
 from potstill.distill import distill, evaluate_model, finetune, init_student, keeper
 from potstill.distill import trainer as training
 from potstill.distill.methods import task as task_method
 from potstill.errors import CheckpointError, DataError, MissingExtraError, OutputError, TrainingError
-from potstill.recipe import build_recipe
-from potstill.task import TEXT_CLASSIFICATION
+from potstill.tasks import TEXT_CLASSIFICATION
 
 
 @pytest.fixture

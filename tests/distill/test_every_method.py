@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
+from potstill.config import build_recipe
 from potstill.distill import distill, finetune, init_student
 from potstill.distill import trainer as training
 from potstill.errors import CheckpointError, PotstillError, RecipeError
-from potstill.recipe import build_recipe
 
 METHODS = {
     "task": {},

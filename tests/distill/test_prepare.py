@@ -9,14 +9,14 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from potstill.checkpoint import load_checkpoint
 from potstill.checkpoint.sentence_head import SentenceHead
+from potstill.config import build_recipe
 from potstill.data import load_examples
 from potstill.distill import distill, init_student, run
 from potstill.distill.augment import alter, augment, propose
 from potstill.distill.vectors import add_teacher_vectors, load_single_texts
 from potstill.errors import CheckpointError, RecipeError
 from potstill.progress import silent
-from potstill.recipe import build_recipe
-from potstill.task import FEATURE_EXTRACTION, FILL_MASK, TEXT_CLASSIFICATION
+from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, TEXT_CLASSIFICATION
 
 
 @pytest.fixture(scope="module")

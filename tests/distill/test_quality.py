@@ -99,7 +99,7 @@ def test_what_cannot_be_given_is_refused(tiny_teacher, tiny_data):
 def test_scores_alone_are_those_of_the_report(tiny_teacher, tiny_data):
     from potstill.checkpoint import load_checkpoint
     from potstill.data import load_examples
-    from potstill.task import TEXT_CLASSIFICATION
+    from potstill.tasks import TEXT_CLASSIFICATION
 
     model = load_checkpoint(str(tiny_teacher), TEXT_CLASSIFICATION)
     given = load_examples(

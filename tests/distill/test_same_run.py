@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
+from potstill.config import build_recipe
 from potstill.distill import distill, finetune
 from potstill.distill import trainer as training
 from potstill.errors import OutputError
-from potstill.recipe import build_recipe
 
 
 class PullThePlug(Exception):

@@ -16,15 +16,14 @@ from transformers import BertModel
 from potstill.bench import evaluate_bundle
 from potstill.checkpoint import read_folder
 from potstill.cli.checks import check_run
+from potstill.config import ExportConfig, build_recipe
 from potstill.data import load_examples
 from potstill.distill import distill
 from potstill.distill.quality import evaluate
 from potstill.errors import CheckpointError, RecipeError, UsageError
 from potstill.export import export_bundle
-from potstill.recipe import build_recipe
-from potstill.sections import ExportConfig
 from potstill.serve import Encoder
-from potstill.task import FEATURE_EXTRACTION
+from potstill.tasks import FEATURE_EXTRACTION
 from tests.checkpoint.sentence_folders import dense, make_folder, old_pooling
 from tests.cli.conftest import potstill  # noqa: F401 (a fixture)
 from tests.end_to_end.test_one_score import bench_score

@@ -8,7 +8,7 @@ from potstill.checkpoint import load_checkpoint
 from potstill.distill.methods.embedding import TEACHER_VECTORS
 from potstill.distill.vectors import add_teacher_vectors, teacher_head
 from potstill.progress import silent
-from potstill.task import FEATURE_EXTRACTION
+from potstill.tasks import FEATURE_EXTRACTION
 from tests.checkpoint.sentence_folders import dense, make_folder, old_pooling
 
 TEXTS = ["we saw a wave", "snow on the peak and a trail", "the old things " * 12]

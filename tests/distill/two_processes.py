@@ -4,8 +4,8 @@ import json
 import sys
 from pathlib import Path
 
+from potstill.config import build_recipe
 from potstill.distill import distill
-from potstill.recipe import build_recipe
 
 
 def main(plan_file):

@@ -20,12 +20,12 @@ from potstill.bench.quality.evaluation import evaluate_bundle
 from potstill.bundle import Pooling
 from potstill.data import Examples
 from potstill.distill.evaluate import Evaluation
-from potstill.judging.ask import _hide
-from potstill.serve.api import create_app
-from potstill.serve.engine import Engine, EngineSettings
+from potstill.evaluation.ask import _hide
+from potstill.serve.batching import Engine, EngineSettings
+from potstill.serve.http import create_app
 from potstill.serve.limits import Limits
-from potstill.task import get_task
-from tests.serve.answering import models
+from potstill.tasks import get_task
+from tests.serve.tasks import models
 from tests.test_metrics_independent import squad
 
 WORDS = (

@@ -11,13 +11,13 @@ import pytest
 from potstill.bench import evaluate_bundle
 from potstill.bundle import read_bundle
 from potstill.checkpoint import load_checkpoint
+from potstill.config import ExportConfig
 from potstill.data import load_examples, load_texts
 from potstill.distill import evaluate_model
 from potstill.export import export_bundle
 from potstill.metrics import agreement
-from potstill.sections import ExportConfig
 from potstill.serve import Encoder
-from potstill.task import TEXT_CLASSIFICATION
+from potstill.tasks import TEXT_CLASSIFICATION
 
 TEACHER, DATA = (os.environ.get(name) for name in ("POTSTILL_TEACHER", "POTSTILL_DATA"))
 

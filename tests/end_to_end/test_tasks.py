@@ -5,10 +5,10 @@ import random
 
 import pytest
 
+from potstill.config import build_recipe
 from potstill.pipeline import run
-from potstill.recipe import build_recipe
 from potstill.serve import Encoder
-from tests.serve.answering.models import build, word_piece
+from tests.serve.tasks.models import build, word_piece
 
 pytestmark = pytest.mark.slow
 

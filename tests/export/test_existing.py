@@ -12,10 +12,10 @@ from onnxruntime.quantization import quantize_dynamic
 from tokenizers import Tokenizer
 
 from potstill.bundle import read_bundle
+from potstill.config import ExportConfig
 from potstill.errors import BundleError, CheckpointError, TamperedError, UsageError
 from potstill.export import export_bundle
 from potstill.export.existing import find_existing
-from potstill.sections import ExportConfig
 from potstill.serve import Encoder
 from tests import onnx_graphs as graphs
 

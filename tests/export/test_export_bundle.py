@@ -22,13 +22,13 @@ from transformers import (
 import potstill.export as exporting
 from potstill.bundle import read_bundle
 from potstill.checkpoint import load_checkpoint
+from potstill.config import ExportConfig
 from potstill.data import Examples
 from potstill.errors import CheckpointError, OutputError, ParityError, UsageError
 from potstill.export import export_bundle, quantise
 from potstill.export.quantise import int8_recipe
-from potstill.sections import ExportConfig
 from potstill.serve import Encoder
-from potstill.task import TEXT_CLASSIFICATION
+from potstill.tasks import TEXT_CLASSIFICATION
 from tests import tiny
 
 TEXTS = ["we saw a wave", "snow on the peak and a trail", "sail", "the old things", "gull " * 80]
@@ -409,8 +409,8 @@ def test_the_manifest_says_how_it_was_made(full_bundle):
 def test_tags_are_judged_by_their_entities_where_labels_are_there(tmp_path):
     """The labels are what the checkpoint answers, so fp32 has F1 1; without labels, decisions are compared."""
     from potstill.distill.evaluate import Evaluation
-    from potstill.task import TOKEN_CLASSIFICATION
-    from tests.serve.answering import models
+    from potstill.tasks import TOKEN_CLASSIFICATION
+    from tests.serve.tasks import models
 
     tokenizer = models.word_piece()
     model = models.build("token-classification", tokenizer)

@@ -14,7 +14,7 @@ from potstill.export.onnxfile import save_model
 from potstill.export.parity import FP32_TOLERANCE, check_parity, left_out, masks, measure_difference, plan
 from potstill.export.source import load_source
 from potstill.serve import OnnxSession
-from potstill.task import FEATURE_EXTRACTION, TOKEN_CLASSIFICATION
+from potstill.tasks import FEATURE_EXTRACTION, TOKEN_CLASSIFICATION
 from tests.export import small
 
 

@@ -8,11 +8,11 @@ import scipy.stats
 
 from potstill.data import Examples
 from potstill.errors import CheckError
+from potstill.evaluation.intervals import Z, bootstrap, percentiles, wilson
+from potstill.evaluation.marks import mark
 from potstill.export import quality
 from potstill.export.quality import Answers
-from potstill.judging.intervals import Z, bootstrap, percentiles, wilson
-from potstill.judging.marks import mark
-from potstill.task import METRICS
+from potstill.tasks import METRICS
 
 SINGLE, SEVERAL, AMOUNT = "single_label_classification", "multi_label_classification", "regression"
 

@@ -21,8 +21,7 @@ from potstill.export.onnxfile import check_model, lint, load_model, save_model
 from potstill.export.products import Range, find_layers, measure_ranges, split_gemms
 from potstill.export.quantise import Int8Recipe, int8_recipe, prepare, quantise, quantise_matrix, static_scale
 from potstill.export.smooth import smooth, smoothing_factors
-from potstill.onnxwire import read_outline
-from potstill.precision import count_products
+from potstill.onnx_inspect import count_products, read_outline
 from potstill.serve import Encoder, OnnxSession
 
 TEXTS = ["we saw a wave", "snow on the peak and a trail", "sail", "the old things", "gull " * 80]

@@ -11,10 +11,10 @@ from transformers import BertModel
 
 from potstill.bundle import read_bundle
 from potstill.checkpoint import hash_checkpoint
+from potstill.config import ExportConfig
 from potstill.errors import CheckpointError, UsageError
 from potstill.export import export_bundle
 from potstill.export.source import load_source
-from potstill.sections import ExportConfig
 from potstill.serve import Encoder
 from tests import tiny
 from tests.checkpoint.sentence_folders import dense, make_folder, new_pooling, old_pooling, pooled

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from potstill.config import ExportConfig
 from potstill.export import speed
 from potstill.export.speed import compare_speed
-from potstill.sections import ExportConfig
 from potstill.timing import Race
 from tests.cli.conftest import potstill  # noqa: F401 (a fixture)
 

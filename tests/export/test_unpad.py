@@ -10,8 +10,7 @@ from potstill.export import export_bundle
 from potstill.export.graph import SENTENCE_EMBEDDING, build_graph
 from potstill.export.quantise import int8_recipe, prepare, quantise
 from potstill.export.unpad import is_unpadded, unpad
-from potstill.onnxwire import read_outline
-from potstill.precision import count_products
+from potstill.onnx_inspect import count_products, read_outline
 from potstill.serve import Encoder
 from tests import tiny
 from tests.export import families, small

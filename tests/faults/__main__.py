@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from potstill import machine
-from potstill.publish import write_text
+from potstill.files import write_text
 from tests.faults.bed import Bed, tiny_bundle
 from tests.faults.matrix import FAULTS, try_all
 

@@ -31,7 +31,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from potstill import machine
-from potstill.publish import write_text
+from potstill.files import write_text
 from tests.faults.bed import Bed, quiet, tiny_bundle, well
 from tests.faults.converse import send_grammar, spins, stops
 from tests.faults.grammar import Input as Bytes

@@ -12,10 +12,10 @@ import torch
 from torch.nn import functional as F
 
 from potstill.bench.engines.runners import open_runner
+from potstill.config import build_recipe
 from potstill.distill import distill
 from potstill.distill.methods.distilbert import IGNORED, Head, vocabulary_loss
 from potstill.distill.methods.minilmv2 import relation_loss_sum
-from potstill.recipe import build_recipe
 
 # float32 sums of some ten thousand terms in another order.
 FLOAT32 = {"rtol": 2e-4, "atol": 2e-4}

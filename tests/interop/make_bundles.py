@@ -23,9 +23,9 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from potstill.bundle import Bundle, read_bundle
+from potstill.config import ExportConfig
 from potstill.distill.scratch import train_tokenizer
 from potstill.export import export_bundle
-from potstill.sections import ExportConfig
 from potstill.serve.session import OnnxSession
 from potstill.serve.tokenizer import BundleTokenizer
 from tests import tiny

@@ -25,7 +25,7 @@ TOLERANCE = 1e-5
 
 def make(folder):
     sys.path.insert(0, str(Path(__file__).parents[2]))
-    from tests.serve.answering import models
+    from tests.serve.tasks import models
 
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import uvicorn
 
 from potstill.serve import Encoder
-from potstill.serve.api import create_app
+from potstill.serve.http import create_app
 from tests.serve import conftest as made
-from tests.serve.api.fake import FakeEngine
+from tests.serve.http.fake import FakeEngine
 
 KEY = "a key for the page"
 TASKS = ("ner", "qa", "mask", "vector", "multi")

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 from starlette.requests import Request
 
 from potstill.errors import MissingExtraError
-from potstill.serve.api import create_app
-from potstill.serve.engine import Engine, EngineSettings
+from potstill.serve.batching import Engine, EngineSettings
+from potstill.serve.http import create_app
 from potstill.serve.ray import Arguments, Replica, app
 
 REQUESTS = [

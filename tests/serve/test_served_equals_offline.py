@@ -114,7 +114,7 @@ def test_served_equals_offline(bundle_dir, precision):
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_served_equals_offline_on_real_texts(precision):
     from potstill.data import load_texts
-    from potstill.task import TEXT_CLASSIFICATION
+    from potstill.tasks import TEXT_CLASSIFICATION
 
     texts = load_texts(DATA, split="train", task=TEXT_CLASSIFICATION, limit=2000)
     assert len(texts) == 2000

@@ -15,8 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from potstill.bench.claims.measures import MEASURES
+from potstill.config import Runner
 from potstill.errors import RecipeError
-from potstill.sections import Runner
 
 Against = Literal["like_for_like", "baseline", "fp32"]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]

@@ -7,7 +7,7 @@ from potstill.bench import contract
 from potstill.bench.claims import combine
 from potstill.bench.claims.readings import Answer, Reading, Selection, lost
 from potstill.bench.report.wording import percent
-from potstill.judging.intervals import wilson
+from potstill.evaluation.intervals import wilson
 
 
 def score(report: contract.Report, pick: Selection) -> Answer:

@@ -90,7 +90,7 @@ class Quality(Part):
     data_sha256: str
     task: str
     kind: str
-    """`potstill.task.kind_of`."""
+    """`potstill.tasks.kind_of`."""
     metric: str
     lower_is_better: bool = False
     trivial: float | None = None

@@ -16,8 +16,8 @@ from potstill.bench.engines.runners import Runner, find_opener
 from potstill.bench.engines.workload import Call, Work, make_work
 from potstill.errors import UsageError
 from potstill.serve import Text
-from potstill.serve.answering.classification import scoring_function
-from potstill.task import PROBLEM_TYPES, TOKEN_CLASSIFICATION
+from potstill.serve.tasks.classification import scoring_function
+from potstill.tasks import PROBLEM_TYPES, TOKEN_CLASSIFICATION
 from potstill.timing.process import Message, run_block
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Duties:
         return {"first_answer_ms": (time.perf_counter() - started) * 1e3}
 
     def _answer(self, command: Mapping[str, Any]) -> Message:
-        from potstill.judging.ask import ask  # nothing that a model needs to be served, so no part of its memory
+        from potstill.evaluation.ask import ask  # nothing that a model needs to be served, so no part of its memory
 
         model, texts, kind = self._model, command["texts"], command["kind"]
         file = self._folder / "config.json"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill.onnxwire import FLOAT, INT8, UINT8
+from potstill.onnx_inspect import FLOAT, INT8, UINT8
 
 # Rows, columns and inner size of the products: those of a feed-forward layer of BERT-base over 256 and 512 tokens, and
 # a square one. Larger ones were not faster on the CPUs tried.
@@ -87,7 +87,7 @@ def product_model(operator: str, left: int, right: NDArray[Any], result: int) ->
 
     Args:
         operator: `MatMul` or `MatMulInteger`.
-        left: the element type of `x`, as `potstill.onnxwire` numbers them.
+        left: the element type of `x`, as `potstill.onnx_inspect` numbers them.
         right: the weight, float32 or int8, shape (inner, columns).
         result: the element type of `y`.
     """

@@ -11,8 +11,8 @@ from potstill.bench.measuring.budget import Deadline
 from potstill.bench.measuring.journal import Journal
 from potstill.bench.measuring.rounds import AGAIN, PRODUCT
 from potstill.bench.measuring.team import Command, Launch, Team, open_team, start_worker
+from potstill.config import BenchConfig
 from potstill.progress import Progress, silent
-from potstill.sections import BenchConfig
 
 if TYPE_CHECKING:
     from potstill.bench.subjects import Entry

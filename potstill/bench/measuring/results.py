@@ -31,7 +31,7 @@ from potstill.bench.measuring.rounds import AGAIN, PRODUCT, Round, calls_of, cal
 from potstill.bench.measuring.throughput import place, scaling_load, split_threads, throughput_loads
 from potstill.bench.measuring.unfinished import list_unfinished
 from potstill.bench.subjects import Comparison, list_pairs
-from potstill.sections import BenchConfig
+from potstill.config import BenchConfig
 from potstill.timing.ratio import Estimate, finding, ratio_interval
 
 if TYPE_CHECKING:

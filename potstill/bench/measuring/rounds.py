@@ -11,7 +11,7 @@ from potstill.bench.measuring import noise
 from potstill.bench.measuring.budget import LEAST_ROUNDS
 from potstill.bench.measuring.journal import Journal
 from potstill.bench.measuring.stats import Rounds
-from potstill.sections import BenchConfig
+from potstill.config import BenchConfig
 
 # A second process of the baseline takes part under this name: what differs between the two is noise.
 AGAIN = "#again"

@@ -24,7 +24,7 @@ from potstill.bench.measuring.plan import Plan
 from potstill.bench.measuring.replies import Reply, read_concurrent, read_times, read_warm
 from potstill.bench.measuring.rounds import order_of
 from potstill.bench.measuring.team import Stage, Team
-from potstill.sections import BenchConfig
+from potstill.config import BenchConfig
 
 if TYPE_CHECKING:
     from potstill.bench.subjects import Entry

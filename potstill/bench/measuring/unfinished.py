@@ -9,7 +9,7 @@ from potstill.bench.measuring.budget import SCALING_ROUNDS, thread_counts
 from potstill.bench.measuring.journal import Journal
 from potstill.bench.measuring.rounds import is_lost, kept_rounds, wanted_rounds
 from potstill.bench.measuring.throughput import is_enough, place, runs_on_processor, throughput_loads
-from potstill.sections import BenchConfig
+from potstill.config import BenchConfig
 
 if TYPE_CHECKING:
     from potstill.bench.subjects import Entry

@@ -12,12 +12,12 @@ from potstill.bench.quality.contrasts import count_confusion, list_differences
 from potstill.bench.quality.power import power
 from potstill.bench.quality.retention import Pair, compare, unseen, widen
 from potstill.data import Examples
-from potstill.judging.fitness import check_answers, check_examples, check_same_words
-from potstill.judging.intervals import Floats, bootstrap_together, percentiles
-from potstill.judging.marks import Arrays, Marks, agreement, mark
-from potstill.judging.summary import list_notes
-from potstill.judging.trivial import Trivial, better_by, find_trivial
-from potstill.task import PROBLEM_TYPES, TEXT_CLASSIFICATION, lower_is_better
+from potstill.evaluation.fitness import check_answers, check_examples, check_same_words
+from potstill.evaluation.intervals import Floats, bootstrap_together, percentiles
+from potstill.evaluation.marks import Arrays, Marks, agreement, mark
+from potstill.evaluation.summary import list_notes
+from potstill.evaluation.trivial import Trivial, better_by, find_trivial
+from potstill.tasks import PROBLEM_TYPES, TEXT_CLASSIFICATION, lower_is_better
 
 # No contestant's key is empty.
 _TRIVIAL = ""
@@ -47,11 +47,11 @@ def judge(
     """Score every contestant on one data set, and compare some of them.
 
     Args:
-        files: by contestant's key, the arrays that `potstill.judging.ask.ask` returned, saved by `numpy.savez`.
+        files: by contestant's key, the arrays that `potstill.evaluation.ask.ask` returned, saved by `numpy.savez`.
         examples: the data set; its label names are the model's.
         name: what a table calls it.
-        kind: `potstill.task.kind_of`.
-        metric: one of those that `potstill.task.METRICS` has for the kind.
+        kind: `potstill.tasks.kind_of`.
+        metric: one of those that `potstill.tasks.METRICS` has for the kind.
         baseline: the key that agreement, confusion and differences are about. It may be missing from `files`.
         pairs: (comparison, baseline's key, candidate's key); those with a contestant that has no file are left out.
         seed: of the bootstrap.

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from potstill.bench import contract
 from potstill.data import Examples
-from potstill.judging.contrast import confusion, contrast
-from potstill.judging.marks import Arrays
-from potstill.task import SINGLE_LABEL, TOKEN_CLASSIFICATION
+from potstill.evaluation.contrast import confusion, contrast
+from potstill.evaluation.marks import Arrays
+from potstill.tasks import SINGLE_LABEL, TOKEN_CLASSIFICATION
 
 _CONFUSED = (SINGLE_LABEL, TOKEN_CLASSIFICATION.name)
 

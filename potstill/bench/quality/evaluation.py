@@ -7,13 +7,13 @@ from typing import Any
 from numpy.typing import NDArray
 
 from potstill.data import Examples
-from potstill.judging.answers import Session
-from potstill.judging.ask import ask
-from potstill.judging.fitness import check_answers, check_examples
-from potstill.judging.summary import summarise
+from potstill.evaluation.answers import Session
+from potstill.evaluation.ask import ask
+from potstill.evaluation.fitness import check_answers, check_examples
+from potstill.evaluation.summary import summarise
 from potstill.progress import Progress, silent
 from potstill.serve import Encoder
-from potstill.task import get_task, kind_of, primary_metric
+from potstill.tasks import get_task, kind_of, primary_metric
 
 _STAGE = "score quality"
 
@@ -36,11 +36,11 @@ def evaluate_bundle(
         precision: which of its files; None is fp32, or the only one there is.
         metric: the score to put first; None takes the task's own.
         threads: as in `potstill.serve.Encoder`.
-        keep_predictions: as in `potstill.judging.summary.summarise`.
+        keep_predictions: as in `potstill.evaluation.summary.summarise`.
         progress: is told how far it is.
 
     Returns:
-        Plain JSON values: what was scored, on what, and what `potstill.judging.summary.summarise` says of it.
+        Plain JSON values: what was scored, on what, and what `potstill.evaluation.summary.summarise` says of it.
 
     Raises:
         BundleError, TamperedError: as `potstill.serve.Encoder`.

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from potstill import metrics
 from potstill.bench import contract
 from potstill.data import Examples
-from potstill.judging.intervals import Floats, mcnemar
-from potstill.task import (
+from potstill.evaluation.intervals import Floats, mcnemar
+from potstill.tasks import (
     FEATURE_EXTRACTION,
     MULTI_LABEL,
     QUESTION_ANSWERING,
@@ -49,7 +49,7 @@ def power(examples: Examples, *, kind: str, metric: str) -> contract.Power:
 
     Args:
         examples: labelled; they need not be of the models' own labels.
-        kind: `potstill.task.kind_of`.
+        kind: `potstill.tasks.kind_of`.
         metric: the one that decides.
     """
     count = len(examples)

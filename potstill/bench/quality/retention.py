@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 from potstill.bench import contract
-from potstill.judging.intervals import Floats, mcnemar, percentiles, sign_p_value, wilson
-from potstill.judging.marks import Marks
-from potstill.task import MULTI_LABEL, QUESTION_ANSWERING, SINGLE_LABEL, lower_is_better
+from potstill.evaluation.intervals import Floats, mcnemar, percentiles, sign_p_value, wilson
+from potstill.evaluation.marks import Marks
+from potstill.tasks import MULTI_LABEL, QUESTION_ANSWERING, SINGLE_LABEL, lower_is_better
 
 Pair: TypeAlias = tuple[Literal["like_for_like", "to_baseline", "to_own_fp32"], str, str]
 """(comparison, baseline's key, candidate's key)."""
@@ -29,7 +29,7 @@ def compare(
         pair: (comparison, baseline's key, candidate's key).
         marks: of both.
         resampled: their scores of the same draws.
-        kind: `potstill.task.kind_of`.
+        kind: `potstill.tasks.kind_of`.
         metric: the one that decides. Where a low value is good, differences change their sign and ratios turn round.
     """
     comparison, first, second = pair

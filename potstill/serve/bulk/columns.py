@@ -6,9 +6,9 @@ from typing import Any
 from potstill.bundle import Manifest
 from potstill.data.columns import find_column, split_names
 from potstill.errors import UsageError
-from potstill.serve.answering.shapes import Question
 from potstill.serve.limits import Limits
-from potstill.task import (
+from potstill.serve.tasks.shapes import Question
+from potstill.tasks import (
     FEATURE_EXTRACTION,
     QUESTION_ANSWERING,
     TEXT_CLASSIFICATION,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from potstill.errors import OutputError
-from potstill.publish import machine_failure
+from potstill.files import machine_failure
 from potstill.serve.bulk.rows import Place
 
 _SCHEMA = "potstill-predict/1"

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from potstill.serve.bulk.rows import Row
 from potstill.serve.tokenizer import without_surrogates
-from potstill.task import TEXT_CLASSIFICATION
+from potstill.tasks import TEXT_CLASSIFICATION
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from potstill.extras import require
 from potstill.serve.bulk.output import Answered, Names
 from potstill.serve.bulk.rows import Place, Row
 from potstill.serve.tokenizer import without_surrogates
-from potstill.task import FEATURE_EXTRACTION, FILL_MASK, QUESTION_ANSWERING, TOKEN_CLASSIFICATION
+from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, QUESTION_ANSWERING, TOKEN_CLASSIFICATION
 
 _READ_ROWS = 256
 _BUFFER = 2**20

@@ -19,12 +19,12 @@ from pydantic import BaseModel, ValidationError
 
 from potstill.errors import CheckError, DataError, UsageError
 from potstill.progress import Progress, silent
-from potstill.serve.answering.shapes import shape_of
 from potstill.serve.bulk.columns import item_of, longest_text, pick_columns
 from potstill.serve.bulk.journal import Journal
 from potstill.serve.bulk.output import Answered, CsvOutput, JsonLinesOutput, Names, Output
 from potstill.serve.bulk.rows import JsonLines, Place, Row, Separated, Source
 from potstill.serve.encoder import Encoder
+from potstill.serve.tasks.shapes import shape_of
 
 STANDARD = "-"
 """Standard input and output."""

@@ -13,8 +13,8 @@ from typing import Any, Protocol, get_args
 from numpy.typing import NDArray
 
 from potstill.bench.engines.gpus import has_gpu
+from potstill.config import Runner as RunnerName
 from potstill.errors import MissingError, MissingExtraError, UsageError
-from potstill.sections import Runner as RunnerName
 from potstill.serve import BundleTokenizer
 
 RUNNERS: tuple[str, ...] = get_args(RunnerName)

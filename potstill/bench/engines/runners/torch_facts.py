@@ -13,7 +13,7 @@ from potstill.checkpoint.folder import read_folder
 from potstill.checkpoint.loading import count_parameters, hash_checkpoint, load_checkpoint, load_config
 from potstill.checkpoint.sentence_head import load_sentence_encoder
 from potstill.errors import CheckpointError, PotstillError
-from potstill.task import FEATURE_EXTRACTION, REGRESSION, TASKS, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
+from potstill.tasks import FEATURE_EXTRACTION, REGRESSION, TASKS, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 
 # A tokenizer without a limit says 1e30; a text of this length is what every family takes.
 _LONGEST = 512

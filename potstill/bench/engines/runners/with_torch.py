@@ -20,8 +20,8 @@ from potstill.checkpoint.loading import accepted_inputs, load_checkpoint, save_t
 from potstill.checkpoint.sentence_head import SentenceEncoder, load_sentence_encoder
 from potstill.errors import CheckError, CheckpointError, MissingError, UsageError
 from potstill.serve import BundleTokenizer
-from potstill.serve.answering.vectors import SENTENCE_EMBEDDING
-from potstill.task import FEATURE_EXTRACTION, QUESTION_ANSWERING, Task, get_task
+from potstill.serve.tasks.vectors import SENTENCE_EMBEDDING
+from potstill.tasks import FEATURE_EXTRACTION, QUESTION_ANSWERING, Task, get_task
 
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model")

@@ -1,7 +1,0 @@
-"""Requests of many clients through a few threads: queue, batches, admission, deadlines. No HTTP."""
-
-from potstill.serve.engine.engine import Engine
-from potstill.serve.engine.plan import Plan
-from potstill.serve.engine.settings import Answered, EngineSettings, Gauges, Observer, Timings, nothing
-
-__all__ = ["Answered", "Engine", "EngineSettings", "Gauges", "Observer", "Plan", "Timings", "nothing"]

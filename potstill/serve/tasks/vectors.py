@@ -1,0 +1,91 @@
+"""Feature extraction: one vector per text, as sentence-transformers makes it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from potstill.bundle import Pooling
+from potstill.serve.refusals import invalid
+from potstill.serve.tasks.prepared import Outputs, Prepared, check_finite
+from potstill.serve.tasks.shapes import VectorParameters
+from potstill.serve.tokenizer import BundleTokenizer
+
+SENTENCE_EMBEDDING = "sentence_embedding"
+"""The output of a graph that pools: one vector per text."""
+
+_KEPT = "vector"
+_SHORTEST = 1e-12  # torch.nn.functional.normalize divides by no less
+_AS_IT_IS = Pooling(mode="mean", normalize=False)
+
+
+def prepare_vectors(
+    tokenizer: BundleTokenizer,
+    texts: Sequence[str],
+    parameters: VectorParameters,
+    *,
+    outputs: Sequence[str],
+    pooling: Pooling | None,
+    width: int | None,
+) -> Prepared:
+    """Return texts of which vectors are to be made; each gets one, a list of floats.
+
+    Args:
+        tokenizer: the model's.
+        texts: at least one.
+        parameters: what the request says.
+        outputs: the graph's outputs, in the order of the manifest.
+        pooling: how a vector is made of a text's tokens; None is their mean, as it is.
+        width: how many numbers a vector has, where it is known.
+
+    Raises:
+        RequestError: 422 if a text is too long and must not be cut, or for a vector that this model cannot give.
+    """
+    if parameters.dimensions is not None and width is not None and parameters.dimensions > width:
+        raise invalid(f"parameters.dimensions is {parameters.dimensions}; this model's vectors have {width}")
+    if not parameters.truncate:
+        _check_lengths(tokenizer, texts)
+    is_pooled = SENTENCE_EMBEDDING in outputs
+    known = pooling or _AS_IT_IS
+    if is_pooled and known.normalize and parameters.normalize is False:
+        # The length that the graph took away is still in the token vectors.
+        is_pooled = False
+        if not known.is_simple or all(name == SENTENCE_EMBEDDING for name in outputs):
+            raise invalid("parameters.normalize is false; this model gives vectors of length 1 and nothing else")
+    wanted = known.normalize if parameters.normalize is None else parameters.normalize
+    is_due = wanted and not (is_pooled and known.normalize and parameters.dimensions is None)
+
+    def keep(_: int, given: Outputs) -> Outputs:
+        vector = given[SENTENCE_EMBEDDING].copy() if is_pooled else _pool(given[outputs[0]], known.mode)
+        return {_KEPT: vector}
+
+    def read(given: Sequence[Outputs]) -> list[Any]:
+        answers = []
+        for index, own in enumerate(given):
+            vector = check_finite((own if _KEPT in own else keep(index, own))[_KEPT])[: parameters.dimensions]
+            if is_due:
+                vector = vector / max(float(np.linalg.norm(vector)), _SHORTEST)
+            answers.append(vector.tolist())
+        return answers
+
+    return Prepared(rows=tokenizer.rows(texts, side=parameters.truncation_direction), read=read, keep=keep)
+
+
+def _pool(states: NDArray[np.floating[Any]], mode: str) -> NDArray[np.float64]:
+    """Return one vector of a text's token vectors, shape (tokens, width)."""
+    wide = states.astype(np.float64)
+    vector: NDArray[np.float64] = {"cls": lambda: wide[0], "max": lambda: wide.max(axis=0)}.get(
+        mode, lambda: wide.mean(axis=0)
+    )()
+    return vector
+
+
+def _check_lengths(tokenizer: BundleTokenizer, texts: Sequence[str]) -> None:
+    for index, whole in enumerate(tokenizer.pieces(texts)):
+        tokens = len(whole.ids) + tokenizer.single.size
+        if tokens > tokenizer.max_length:
+            raise invalid(
+                f"input {index} has {tokens} tokens and this model reads {tokenizer.max_length}; "
+                "shorten it or leave out truncate: false"
+            )

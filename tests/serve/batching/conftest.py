@@ -1,0 +1,10 @@
+"""Fixtures of the engine's tests."""
+
+import pytest
+
+from tests.serve.batching.scripted import scripted
+
+
+@pytest.fixture
+def slow(encoder):
+    return scripted(encoder)
