@@ -1,8 +1,8 @@
 """Mark a model's answers to a data set: its scores, the scores of any draw of the texts, and what was lost.
 
 What a model answered is what `potstill.evaluation.ask.ask` returned. An answer that is NaN or infinite is a wrong one:
-the class after the right one, `O` for the tag of a name, each label the other way round, the end of the other answers that
-is farther from the label, a text that nobody accepts, a word as surprising as every other of the vocabulary.
+the class after the right one, `O` for the tag of a name, each label the other way round, the end of the other answers
+that is farther from the label, a text that nobody accepts, a word as surprising as every other of the vocabulary.
 """
 
 from collections.abc import Callable, Mapping, Sequence
