@@ -6,7 +6,7 @@ from typing import Protocol, TypeAlias, TypeVar
 
 from potstill.bench import contract
 from potstill.bench.claims import combine
-from potstill.bench.report.wording import percent
+from potstill.bench.report.formatting import percent
 
 _MEGA = 1e6
 

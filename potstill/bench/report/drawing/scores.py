@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from potstill.bench.contract import Quality, Report, Score
-from potstill.bench.report.choose import in_order
 from potstill.bench.report.drawing.canvas import (
     MIDDLE,
     Picture,
@@ -15,7 +14,8 @@ from potstill.bench.report.drawing.canvas import (
     rows_height,
     rows_panel,
 )
-from potstill.bench.report.wording import clean, score
+from potstill.bench.report.formatting import clean, score
+from potstill.bench.report.selection import in_order
 
 
 def quality_picture(report: Report, quality: Quality, *, name: str) -> Picture:
