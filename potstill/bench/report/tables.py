@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from potstill.bench.contract import Contestant, Decision, Latency, Report
 from potstill.bench.report import choose
 from potstill.bench.report.wording import (
     DISTURBED,
@@ -22,6 +21,7 @@ from potstill.bench.report.wording import (
     score,
     with_interval,
 )
+from potstill.bench.report_schema import Contestant, Decision, Latency, Report
 
 Rows = list[list[str]]
 

@@ -1,9 +1,9 @@
 """The tables of quality: scores, what is kept of them, GLUE by every definition, confusion."""
 
-from potstill.bench.contract import Quality, Report, Retention, Score
 from potstill.bench.report import choose
 from potstill.bench.report.tables import Table, name, plain
 from potstill.bench.report.wording import NOTHING, clean, count, listed, p_value, percent, score, with_interval
+from potstill.bench.report_schema import Quality, Report, Retention, Score
 
 
 def quality(report: Report, quality: Quality) -> Table:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from potstill.bench.contract import ColdStart, Latency, Load, Ratio, Report, Scaling, Throughput
 from potstill.bench.report import choose
 from potstill.bench.report.tables import Rows, Table, name, plain
 from potstill.bench.report.wording import (
@@ -19,6 +18,7 @@ from potstill.bench.report.wording import (
     percent,
     percentile,
 )
+from potstill.bench.report_schema import ColdStart, Latency, Load, Ratio, Report, Scaling, Throughput
 
 # Behind the name of a row that the machine disturbed.
 _MARK = " †"

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from potstill.bench.contract import Quality, Report, Score
 from potstill.bench.report.choose import in_order
 from potstill.bench.report.drawing.canvas import (
     MIDDLE,
@@ -16,6 +15,7 @@ from potstill.bench.report.drawing.canvas import (
     rows_panel,
 )
 from potstill.bench.report.wording import clean, score
+from potstill.bench.report_schema import Quality, Report, Score
 
 
 def quality_picture(report: Report, quality: Quality, *, name: str) -> Picture:
