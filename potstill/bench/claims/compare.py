@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 from potstill.bench import report_schema
 from potstill.bench.claims import combine
 from potstill.bench.claims.differing import other_data, other_files, other_machine, other_software
-from potstill.bench.report.wording import number, score
+from potstill.bench.report.formatting import number, score
 
 Outcome = Literal[
     "better",

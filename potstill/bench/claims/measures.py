@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 from potstill.bench import report_schema
 from potstill.bench.claims import quality_readings, readings
 from potstill.bench.claims.readings import Loaded, Read
-from potstill.bench.report.wording import percent, quantity
+from potstill.bench.report.formatting import percent, quantity
 
 Form: TypeAlias = Literal["plain", "saved", "times"]
 _SPACE = "\u00a0"  # between a number and its unit

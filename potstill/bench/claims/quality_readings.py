@@ -6,7 +6,7 @@ from typing import TypeAlias
 from potstill.bench import report_schema
 from potstill.bench.claims import combine
 from potstill.bench.claims.readings import Answer, Reading, Selection, lost
-from potstill.bench.report.wording import percent
+from potstill.bench.report.formatting import percent
 from potstill.evaluation.intervals import wilson
 
 

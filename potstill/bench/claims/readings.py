@@ -6,7 +6,7 @@ from typing import Protocol, TypeAlias, TypeVar
 
 from potstill.bench import report_schema
 from potstill.bench.claims import combine
-from potstill.bench.report.wording import percent
+from potstill.bench.report.formatting import percent
 
 _MEGA = 1e6
 
@@ -21,7 +21,7 @@ class Selection:
     against: str = ""
     """The row, or the model, that it is held against."""
     load: str = ""
-    """As `contract.Load` writes itself."""
+    """As `report_schema.Load` writes itself."""
     callers: int = 0
     data: str = ""
     """The data set's name; "" with a measure of quality means the mean over GLUE's tasks."""

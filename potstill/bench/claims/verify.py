@@ -17,7 +17,7 @@ import numpy as np
 from potstill.bench import report_schema
 from potstill.bench.claims import combine
 from potstill.bench.claims.differing import differing_files, other_machine, other_software
-from potstill.bench.report.wording import bounds, ms, score
+from potstill.bench.report.formatting import bounds, ms, score
 from potstill.errors import UsageError
 
 _CONFIDENCE = 0.95

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from potstill.bench.report.choose import in_order
 from potstill.bench.report.drawing.canvas import (
     MIDDLE,
     Picture,
@@ -14,7 +13,8 @@ from potstill.bench.report.drawing.canvas import (
     rows_height,
     rows_panel,
 )
-from potstill.bench.report.wording import clean, score
+from potstill.bench.report.formatting import clean, score
+from potstill.bench.report.selection import in_order
 from potstill.bench.report_schema import Quality, Report, Score
 
 

@@ -1,6 +1,6 @@
 """What every word of a report means, in the order in which a reader meets them."""
 
-from potstill.bench.report.wording import clean, percent
+from potstill.bench.report.formatting import clean, percent
 from potstill.bench.report_schema import Report
 
 VERDICTS = {
