@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from potstill.bench.contract import Quality, Report, Score
 from potstill.bench.report.drawing.canvas import (
     MIDDLE,
     Picture,
@@ -16,6 +15,7 @@ from potstill.bench.report.drawing.canvas import (
 )
 from potstill.bench.report.formatting import clean, score
 from potstill.bench.report.selection import in_order
+from potstill.bench.report_schema import Quality, Report, Score
 
 
 def quality_picture(report: Report, quality: Quality, *, name: str) -> Picture:
