@@ -158,8 +158,8 @@ def _precision(file: Path, outline: Outline) -> tuple[Precision, bool]:
     if check_declared_precision(outline, "int8", weight_only=True) is None:
         return "int8", True
     raise CheckpointError(
-        f"{file} is not fp32: {check_declared_precision(outline, 'fp32')}; nor is it fp16 or int8, which a bundle also holds "
-        f"({check_declared_precision(outline, 'int8')}); name the fp32 file, the others are made from it"
+        f"{file} is not fp32: {check_declared_precision(outline, 'fp32')}; nor is it fp16 or int8, which a bundle also "
+        f"holds ({check_declared_precision(outline, 'int8')}); name the fp32 file, the others are made from it"
     )
 
 
