@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from potstill.bench.contract import Load
-from potstill.bench.measuring.journal import open_journal
 from potstill.bench.measuring.plan import Plan
+from potstill.bench.measuring.samples import open_samples
 from potstill.config import BenchConfig
 from potstill.timing.client import CommandFailed, WorkerDied
 
@@ -132,6 +132,6 @@ def make_plan(folder, world, *, keys=("t/fp32", "s/fp32"), loads=(SHORT, LONG), 
     entries = [FakeEntry(key, key.partition("@")[2] or "onnxruntime-cpu") for key in keys]
     return Plan(
         entries=entries, loads=loads, baseline="t/fp32",
-        config=BenchConfig(**(quiet | settings)), journal=open_journal(folder, head=dict(head)), seed=7, texts=texts,
+        config=BenchConfig(**(quiet | settings)), journal=open_samples(folder, head=dict(head)), seed=7, texts=texts,
         launch=world.launch, clock=lambda: world.clock,
     )  # fmt: skip

@@ -1,9 +1,9 @@
 import pytest
 
 from potstill.bench.contract import Load
-from potstill.bench.measuring.journal import read_journal
 from potstill.bench.measuring.results import results
 from potstill.bench.measuring.rounds import Round, drop_rounds, kept_rounds, store_round
+from potstill.bench.measuring.samples import read_samples
 from tests.bench.fake_worker import LONG, SHORT, TEXTS, World, make_plan
 
 KEYS = ("t/fp32", "t/int8", "s/fp32", "s/int8", "s/fp32@openvino-cpu")
@@ -119,7 +119,7 @@ def test_the_samples_of_an_old_report_give_the_same_parts(plan):
     first = compute(plan)
     plan.journal.finish()
     again = results(
-        read_journal(plan.journal.file), plan.entries, plan.loads, baseline=plan.baseline, config=plan.config,
+        read_samples(plan.journal.file), plan.entries, plan.loads, baseline=plan.baseline, config=plan.config,
         seed=plan.seed,
     )  # fmt: skip
     assert again == first
