@@ -16,7 +16,6 @@ import numpy as np
 from potstill import machine
 from potstill.bench import environment
 from potstill.bench.claims import Claim, decide, load_claims, verify
-from potstill.bench.contract import Environment, Load, Report
 from potstill.bench.datasets import DataSet, Trial, load_trials
 from potstill.bench.engines.runners import check_runner
 from potstill.bench.engines.workload import check_loads, make_loads
@@ -28,6 +27,7 @@ from potstill.bench.measuring.measure import measure
 from potstill.bench.measuring.plan import Plan
 from potstill.bench.measuring.samples import FILE_NAME, Samples, open_samples, read_samples
 from potstill.bench.report import REPORT_NAME, read_report, write_report
+from potstill.bench.report_schema import Environment, Load, Report
 from potstill.bench.subjects import Entry, Subject, list_entries, pick_baseline, read_subjects
 from potstill.bench.suite import read_suite
 from potstill.bench.summary import Setting, describe_rows, summarise
@@ -206,10 +206,19 @@ def _set_up(request: Request, *, config: BenchConfig, claims: Sequence[Claim], s
     if texts:
         loads = [*loads, Load(kind="texts"), Load(kind="texts_tokenised")]
     return Setting(
-        subjects=subjects, entries=tuple(entries), baseline=base, loads=tuple(loads), trials=tuple(trials),
-        texts=tuple(texts), data=tuple(request.data), claims=tuple(claims), config=config, seed=seed,
-        command=command, threads=threads,
-    )  # fmt: skip
+        subjects=subjects,
+        entries=tuple(entries),
+        baseline=base,
+        loads=tuple(loads),
+        trials=tuple(trials),
+        texts=tuple(texts),
+        data=tuple(request.data),
+        claims=tuple(claims),
+        config=config,
+        seed=seed,
+        command=command,
+        threads=threads,
+    )
 
 
 def _check_tasks(subjects: dict[str, Subject], base: Entry) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 
 from potstill.bench import environment
 from potstill.bench.claims import Claim, decide
-from potstill.bench.contract import Contestant, Environment, Failure, Latency, Load, Peaks, Report
 from potstill.bench.datasets import DataSet, Trial, split_asked
 from potstill.bench.engines.size import compressed_bytes
 from potstill.bench.measuring.budget import Deadline
@@ -19,6 +18,7 @@ from potstill.bench.measuring.results import results
 from potstill.bench.measuring.samples import Samples
 from potstill.bench.notes import list_notes
 from potstill.bench.quality import Judged, judge, summarise_glue
+from potstill.bench.report_schema import Contestant, Environment, Failure, Latency, Load, Peaks, Report
 from potstill.bench.subjects import Entry, Subject, list_pairs
 from potstill.config import BenchConfig
 from potstill.progress import Progress
@@ -85,9 +85,16 @@ class Setting:
     def plan(self, journal: Samples, *, progress: Progress, deadline: Deadline | None = None) -> Plan:
         """Return what the measuring needs."""
         return Plan(
-            entries=self.entries, loads=self.loads, baseline=self.baseline.key, config=self.config, journal=journal,
-            seed=self.seed, texts=list(self.texts) or None, progress=progress, deadline=deadline,
-        )  # fmt: skip
+            entries=self.entries,
+            loads=self.loads,
+            baseline=self.baseline.key,
+            config=self.config,
+            journal=journal,
+            seed=self.seed,
+            texts=list(self.texts) or None,
+            progress=progress,
+            deadline=deadline,
+        )
 
     def head(self, found: Environment) -> dict[str, Any]:
         """Return what must be the same for an interrupted bench to go on."""
@@ -110,9 +117,13 @@ class Setting:
 def summarise(setting: Setting, journal: Samples, work: Path, *, elapsed_s: float | None = None) -> Report:
     """Compute the report of what the journal and the answers in `work` hold, whole or not."""
     measured = results(
-        journal, setting.entries, setting.loads, baseline=setting.baseline.key, config=setting.config,
+        journal,
+        setting.entries,
+        setting.loads,
+        baseline=setting.baseline.key,
+        config=setting.config,
         seed=setting.seed,
-    )  # fmt: skip
+    )
     judged, unanswered = _judge(setting, journal, work)
     best = measured.peaks
     peaks = Peaks(threads=setting.threads, fp32_flops_per_s=best.get("fp32"), int8_ops_per_s=best.get("int8"))
@@ -148,15 +159,11 @@ def summarise(setting: Setting, journal: Samples, work: Path, *, elapsed_s: floa
         scaling=measured.scaling,
         memory=measured.memory,
         quality=[each.quality for each in judged],
-        glue=summarise_glue(
-            judged, baseline=setting.baseline.key, candidates=[entry.key for entry in setting.entries]
-        ),
+        glue=summarise_glue(judged, baseline=setting.baseline.key, candidates=[entry.key for entry in setting.entries]),
         energy=measured.energy,
         failures=[_readable(failure) for failure in measured.failures],
-        notes=list_notes(
-            found, entries=setting.entries, models=models, rows=contestants, trials=len(setting.trials)
-        ),
-    )  # fmt: skip
+        notes=list_notes(found, entries=setting.entries, models=models, rows=contestants, trials=len(setting.trials)),
+    )
     return report.model_copy(update={"claims": decide(report, setting.claims)})
 
 
@@ -242,11 +249,17 @@ def _judge(setting: Setting, journal: Samples, work: Path) -> tuple[list[Judged]
         if files:
             judged.append(
                 judge(
-                    files, trial.examples, name=trial.name, kind=trial.kind, metric=trial.metric,
-                    baseline=setting.baseline.key, pairs=list_pairs(trial.entries, baseline=setting.baseline.key),
-                    seed=setting.seed, resamples=setting.config.resamples,
+                    files,
+                    trial.examples,
+                    name=trial.name,
+                    kind=trial.kind,
+                    metric=trial.metric,
+                    baseline=setting.baseline.key,
+                    pairs=list_pairs(trial.entries, baseline=setting.baseline.key),
+                    seed=setting.seed,
+                    resamples=setting.config.resamples,
                 )
-            )  # fmt: skip
+            )
     return judged, unanswered
 
 

@@ -11,7 +11,14 @@ from zlib import crc32
 
 import numpy as np
 
-from potstill.bench.contract import (
+from potstill.bench.measuring import energy as joules
+from potstill.bench.measuring import noise, stats
+from potstill.bench.measuring.cold_start import summarise_starts
+from potstill.bench.measuring.rounds import AGAIN, PRODUCT, Round, calls_of, calm_rounds, is_lost, load_seed
+from potstill.bench.measuring.samples import Samples
+from potstill.bench.measuring.throughput import place, scaling_load, split_threads, throughput_loads
+from potstill.bench.measuring.unfinished import list_unfinished
+from potstill.bench.report_schema import (
     ColdStart,
     Energy,
     Failure,
@@ -23,13 +30,6 @@ from potstill.bench.contract import (
     Scaling,
     Throughput,
 )
-from potstill.bench.measuring import energy as joules
-from potstill.bench.measuring import noise, stats
-from potstill.bench.measuring.cold_start import summarise_starts
-from potstill.bench.measuring.rounds import AGAIN, PRODUCT, Round, calls_of, calm_rounds, is_lost, load_seed
-from potstill.bench.measuring.samples import Samples
-from potstill.bench.measuring.throughput import place, scaling_load, split_threads, throughput_loads
-from potstill.bench.measuring.unfinished import list_unfinished
 from potstill.bench.subjects import Comparison, list_pairs
 from potstill.config import BenchConfig
 from potstill.timing.ratio import Estimate, finding, ratio_interval

@@ -6,11 +6,11 @@ from typing import Any, get_args
 
 import numpy as np
 
-from potstill.bench.contract import Load, LoadKind
 from potstill.bench.measuring import noise
 from potstill.bench.measuring.budget import LEAST_ROUNDS
 from potstill.bench.measuring.samples import Samples
 from potstill.bench.measuring.stats import Rounds
+from potstill.bench.report_schema import Load, LoadKind
 from potstill.config import BenchConfig
 
 # A second process of the baseline takes part under this name: what differs between the two is noise.

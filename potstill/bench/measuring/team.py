@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from potstill.bench.contract import Failure
 from potstill.bench.measuring.samples import Samples
+from potstill.bench.report_schema import Failure
 from potstill.timing.client import (
     Asks,
     CommandFailed,
@@ -145,9 +145,15 @@ class Team:
         return True
 
     def _ask(
-        self, name: str, command: Command, *, read: Callable[[dict[str, Any]], Answer], stage: Stage,
-        where: str | None, timeout_s: float | None,
-    ) -> Answer | None:  # fmt: skip
+        self,
+        name: str,
+        command: Command,
+        *,
+        read: Callable[[dict[str, Any]], Answer],
+        stage: Stage,
+        where: str | None,
+        timeout_s: float | None,
+    ) -> Answer | None:
         worker = self._running[name]
         worker.resume()
         try:

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from potstill import machine
-from potstill.bench.contract import Load
 from potstill.bench.measuring.budget import SCALING_ROUNDS, thread_counts
 from potstill.bench.measuring.rounds import is_lost, kept_rounds, wanted_rounds
 from potstill.bench.measuring.samples import Samples
 from potstill.bench.measuring.throughput import is_enough, place, runs_on_processor, throughput_loads
+from potstill.bench.report_schema import Load
 from potstill.config import BenchConfig
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ def list_unfinished(
     return found
 
 
-def _rounds(
-    journal: Samples, keys: Sequence[str], loads: Sequence[Load], *, config: BenchConfig
-) -> Iterable[str]:  # fmt: skip
+def _rounds(journal: Samples, keys: Sequence[str], loads: Sequence[Load], *, config: BenchConfig) -> Iterable[str]:
     for load in loads:
         made, wanted = len(kept_rounds(journal, load)), wanted_rounds(journal, load, config=config)
         if made < wanted and not all(is_lost(journal, key, load) for key in keys):

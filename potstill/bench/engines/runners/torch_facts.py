@@ -2,7 +2,7 @@
 
     python -m potstill.bench.engines.runners.torch_facts CHECKPOINT
 
-The last line of stdout is JSON: the fields of `potstill.bench.contract.Model`, and `config` as transformers has it.
+The last line of stdout is JSON: the fields of `report_schema.Model`, and `config` as transformers has it.
 """
 
 import json
