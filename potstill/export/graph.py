@@ -20,7 +20,7 @@ from potstill.errors import CheckpointError, UsageError
 from potstill.export.attention import Attention
 from potstill.export.clean import clean, drop_dead
 from potstill.export.families import traceable
-from potstill.export.receipt import check_fusion, fusion_receipt
+from potstill.export.fusion import check_fusion, fusion_receipt
 
 __all__ = ["SENTENCE_EMBEDDING", "Attention", "build_graph", "check_fusion", "drop_dead", "fusion_receipt"]
 
