@@ -61,3 +61,30 @@ DrainSecondsOption = Annotated[
     float, typer.Option(help="After SIGTERM, time to go on answering while /health/ready says no.", min=0)
 ]
 ShutdownSecondsOption = Annotated[float, typer.Option(help="Time to finish after that.")]
+UdsOption = Annotated[
+    Path | None, typer.Option(help="Unix socket to listen on instead of an address.", show_default=False)
+]
+TlsCertOption = Annotated[
+    Path | None,
+    typer.Option(help="PEM file of the certificate and its chain, for HTTPS; with --tls-key.", show_default=False),
+]
+TlsKeyOption = Annotated[
+    Path | None, typer.Option(help="PEM file of the certificate's key, without a passphrase.", show_default=False)
+]
+RootPathOption = Annotated[
+    str, typer.Option(help="Path under which a proxy shows this server, and which it strips, such as /potstill.")
+]
+CorsOriginOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Origin whose web pages may read answers, such as https://app.example; repeatable, * is all.",
+        show_default=False,
+    ),
+]
+AllowedHostOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Host name that requests may name; repeatable, * is any.",
+        show_default="on loopback without keys the names of this machine, else any",
+    ),
+]

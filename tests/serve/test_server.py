@@ -20,7 +20,7 @@ from potstill.cli.serve import read_keys, read_specs
 from potstill.cli.serve import serve as command
 from potstill.errors import CheckError, UsageError
 from potstill.serve.limits import Limits
-from tests.serve.wire.harness import Echo, Running, get, is_closed, post, probing, read_answers, serving
+from tests.serve.http.harness import Echo, Running, get, is_closed, post, probing, read_answers, serving
 
 # The command alone, with the exit codes of the root application.
 PROGRAM = """
@@ -41,7 +41,7 @@ BARE = """
 import sys
 from potstill.serve.limits import Limits
 from potstill.serve.server import bind, serve
-from tests.serve.wire.harness import Echo, NoEngine
+from tests.serve.http.harness import Echo, NoEngine
 listener = bind("127.0.0.1", 0)
 address = f"http://127.0.0.1:{listener.getsockname()[1]}"
 limits = Limits(drain_seconds=float(sys.argv[1]), shutdown_seconds=3)
@@ -184,10 +184,9 @@ def test_a_load_that_fails_ends_the_server_with_its_error():
 
     server = Running.__new__(Running)
     failures = []
-    from potstill.serve.server import Server, bind, listen
+    from potstill.serve.server import Server, bind
 
     with bind("127.0.0.1", 0) as listener:
-        listen(listener)
 
         def run():
             try:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from time import monotonic, sleep
 
 from potstill.serve.limits import Limits
-from potstill.serve.server import Server, bind, listen
+from potstill.serve.server import Server, bind
 
 QUICK = Limits(
     header_seconds=0.4, body_seconds=0.4, idle_seconds=0.6, write_seconds=0.4, shutdown_seconds=3.0, drain_seconds=0.1
@@ -60,11 +60,14 @@ class Echo:
         await self.answer(send, b"alive")
 
     async def echo(self, scope, receive, send):
-        message = await receive()
-        assert message["type"] == "http.request"
-        assert message["more_body"] is False
-        self.seen.append({**scope, "body": message["body"]})
-        await self.answer(send, message["body"] or b"nothing")
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body, more = body + message["body"], message["more_body"]
+        self.seen.append({**scope, "headers": list(scope["headers"]), "body": body})
+        await self.answer(send, body or b"nothing")
 
     async def unread(self, scope, receive, send):
         await self.answer(send, b"refused", 429)
@@ -146,7 +149,6 @@ class Running:
         self.app, self.limits = app, limits
         self.listener = bind("127.0.0.1", 0)
         self.port = self.listener.getsockname()[1]
-        listen(self.listener)
         self.engine = NoEngine()
         self.ready = threading.Event()
         self.server = Server(
@@ -156,8 +158,8 @@ class Running:
         self.thread.start()
 
     @property
-    def hub(self):
-        return self.server.hub
+    def connections(self):
+        return self.server.server_state.connections
 
     def stop(self, drain_seconds=0.0):
         self.server.stop(drain_seconds=drain_seconds)
@@ -188,8 +190,7 @@ def serving(app=None, limits=QUICK, load=None):
         yield running
     finally:
         running.stop()
-        assert running.hub.connections == set()
-        assert running.hub.buffered == 0
+        assert running.connections == set()
 
 
 class Answer:
