@@ -18,7 +18,7 @@ import stat
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -58,7 +58,7 @@ class Engine(Protocol):
     def drain(self) -> None:
         """Take no more."""
 
-    async def close(self, *, timeout_s: float) -> None:
+    async def close(self, *, timeout_s: float) -> object:
         """End, within about this time."""
 
 
@@ -278,14 +278,37 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let nobody in any more, finish what was begun within `shutdown_seconds`, tell the others, end the engine."""
         self.lifespan.state["draining"] = True
+        # Closing a listening socket resets whoever stands in line, though they may have sent requests: let them in.
+        in_line = list(_accept_all(self._listener))
+        entering = asyncio.gather(*(self._let_in(connection) for connection in in_line), return_exceptions=True)
         await super().shutdown(sockets)
+        await entering
         end = self._loop.time() + _FLUSH_SECONDS
-        while self.server_state.tasks and self._loop.time() < end:
+        while self.server_state.connections and self._loop.time() < end:
             await asyncio.sleep(_SWEEP_SECONDS / 10)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
         self._sweeper.cancel()
         if self._engine is not None:
             self._engine.drain()
             await self._engine.close(timeout_s=_CLOSE_SECONDS)
+
+    async def _let_in(self, connection: socket.socket) -> None:
+        factory = partial(
+            self.config.http_protocol_class,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            _loop=self._loop,
+        )
+        await self._loop.connect_accepted_socket(factory, connection, ssl=self.config.ssl)
+
+
+def _accept_all(listener: socket.socket) -> Iterator[socket.socket]:
+    """Give the connections that the kernel has made and nobody has accepted."""
+    with contextlib.suppress(OSError):  # BlockingIOError is the end of the line
+        while True:
+            yield listener.accept()[0]
 
 
 async def _answer_while_loading(scope: Scope, receive: Receive, send: Send) -> None:

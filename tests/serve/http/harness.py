@@ -59,6 +59,11 @@ class Echo:
     async def health_live(self, scope, receive, send):
         await self.answer(send, b"alive")
 
+    async def health_ready(self, scope, receive, send):
+        draining = scope["state"].get("draining")
+        error = b'{"error": "ending", "error_type": "unavailable"}'
+        await self.answer(send, error if draining else b"ready", 503 if draining else 200)
+
     async def echo(self, scope, receive, send):
         body, more = b"", True
         while more:
@@ -294,7 +299,7 @@ def probing(running):
             started = monotonic()
             try:
                 answer = running.ask(
-                    b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", timeout=PROBE_SECONDS
+                    b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", timeout=PROBE_SECONDS
                 )
                 assert answer.status == 200
             except Exception as error:
@@ -314,8 +319,8 @@ def probing(running):
 
 
 def post(path=b"/echo", body=b"hello", extra=b""):
-    return b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n%b\r\n%b" % (path, len(body), extra, body)
+    return b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n%b\r\n%b" % (path, len(body), extra, body)
 
 
 def get(path=b"/echo", extra=b""):
-    return b"GET %b HTTP/1.1\r\nHost: x\r\n%b\r\n" % (path, extra)
+    return b"GET %b HTTP/1.1\r\nHost: localhost\r\n%b\r\n" % (path, extra)

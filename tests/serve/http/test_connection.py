@@ -7,7 +7,7 @@ from time import monotonic, sleep
 import pytest
 
 from potstill.serve.limits import Limits
-from tests.serve.http.harness import QUICK, Echo, get, is_closed, post, read_answers, read_on, serving
+from tests.serve.http.harness import Echo, get, is_closed, post, read_answers, serving
 
 
 @pytest.fixture(scope="module")
