@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from potstill.data import choose_splits, load_examples, rows
+from potstill.data import choose_splits, load_examples, splits
 from potstill.errors import DataError, MissingExtraError
 from potstill.tasks import TEXT_CLASSIFICATION
 
@@ -24,20 +24,20 @@ FORMATS = ["jsonl", "json", "csv", "tsv", "parquet"]
 def write(folder, rows, kind, split="train"):
     file = folder / f"{split}.{kind}"
     if kind == "jsonl":
-        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in splits), encoding="utf-8")
     elif kind == "json":
-        file.write_text(json.dumps(rows), encoding="utf-8")
+        file.write_text(json.dumps(splits), encoding="utf-8")
     elif kind == "csv":
         with file.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, list(rows[0]))
+            writer = csv.DictWriter(stream, list(splits[0]))
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(splits)
     elif kind == "tsv":
-        lines = [list(rows[0]), *(row.values() for row in rows)]
+        lines = [list(splits[0]), *(row.values() for row in splits)]
         file.write_text("".join("\t".join(map(str, line)) + "\n" for line in lines), encoding="utf-8")
     else:
         pyarrow = pytest.importorskip("pyarrow")
-        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows), file)
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(splits), file)
     return file
 
 
@@ -82,9 +82,9 @@ def test_the_hash_is_of_the_content_and_not_of_its_format(tmp_path):
 
 def test_the_hash_is_the_same_on_every_machine(tmp_path):
     # printf '[["a","\\u00e9"],[0,1]]' | sha256sum
-    rows = [{"text": "a", "label": 0}, {"text": "é", "label": 1}]
+    splits = [{"text": "a", "label": 0}, {"text": "é", "label": 1}]
     expected = "eb246d04394deaa5fbcec96d40c5c7b08b0c89bfbde0913c330799ee4866f39f"
-    assert load(write(tmp_path, rows, "jsonl")).sha256 == expected
+    assert load(write(tmp_path, splits, "jsonl")).sha256 == expected
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_the_hash_is_the_same_on_every_machine(tmp_path):
     ids=["order", "length", "label", "text"],
 )
 def test_the_hash_changes_with_the_content(tmp_path, rows):
-    assert load(write(tmp_path, rows, "jsonl")).sha256 != load(write(tmp_path, ROWS, "json")).sha256
+    assert load(write(tmp_path, splits, "jsonl")).sha256 != load(write(tmp_path, ROWS, "json")).sha256
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -174,7 +174,7 @@ def test_an_empty_parquet_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["./nothing", "/nothing/here", "nothing.jsonl", "a/b/c", "data/train.csv"])
 def test_a_missing_folder_or_file_never_reaches_the_hub(name, monkeypatch):
-    monkeypatch.setattr(rows, "require", lambda *_args, **_kwargs: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(splits, "require", lambda *_args, **_kwargs: pytest.fail("the hub was asked"))
     assert f"there is no file or folder {name}; name a data folder, a file, or a hub id" in refusal(name)
 
 
@@ -273,8 +273,8 @@ def test_an_empty_text_is_a_text(tmp_path):
     ],
 )
 def test_a_label_that_the_model_has_not_is_refused_by_row_with_both_lists(tmp_path, label, shown, has):
-    rows = [*ROWS, {"sentence": "x", "label": label}]
-    message = refusal(write(tmp_path, rows, "jsonl"), label_names=["negative", "positive"])
+    splits = [*ROWS, {"sentence": "x", "label": label}]
+    message = refusal(write(tmp_path, splits, "jsonl"), label_names=["negative", "positive"])
     assert message.startswith(
         f"row 4: label {shown} in column 'label' is none of the model's 2 labels (negative, positive); "
         f"the data has {has}; "
@@ -283,8 +283,8 @@ def test_a_label_that_the_model_has_not_is_refused_by_row_with_both_lists(tmp_pa
 
 def test_what_is_no_label_at_all_is_refused_by_row(tmp_path):
     for value, said in ((None, "which is no label"), (["x"], "which is no label"), (0.5, "is an amount")):
-        rows = [*ROWS, {"sentence": "x", "label": value}]
-        message = refusal(write(tmp_path, rows, "jsonl"), label_names=["negative", "positive"])
+        splits = [*ROWS, {"sentence": "x", "label": value}]
+        message = refusal(write(tmp_path, splits, "jsonl"), label_names=["negative", "positive"])
         assert message.startswith("row 4: ")
         assert said in message
 
@@ -296,8 +296,8 @@ def test_a_long_list_of_labels_is_cut_in_the_message(tmp_path):
 
 
 def test_label_names_are_looked_up_in_the_models_order(tmp_path):
-    rows = [{"sentence": "x", "label": word} for word in ("positive", "negative", "positive")]
-    found = load(write(tmp_path, rows, "csv"), label_names=["positive", "neutral", "negative"])
+    splits = [{"sentence": "x", "label": word} for word in ("positive", "negative", "positive")]
+    found = load(write(tmp_path, splits, "csv"), label_names=["positive", "neutral", "negative"])
     assert found.labels.tolist() == [0, 2, 0]
     assert found.label_names == ("positive", "neutral", "negative")
 
@@ -316,13 +316,13 @@ def test_names_and_ids_of_the_same_labels_give_the_same_hash(tmp_path):
 
 
 def test_a_model_whose_label_names_are_numbers_takes_them_as_names(tmp_path):
-    rows = [{"sentence": "x", "label": "5"}, {"sentence": "y", "label": "1"}]
-    assert load(write(tmp_path, rows, "jsonl"), label_names=["5", "1"]).labels.tolist() == [0, 1]
+    splits = [{"sentence": "x", "label": "5"}, {"sentence": "y", "label": "1"}]
+    assert load(write(tmp_path, splits, "jsonl"), label_names=["5", "1"]).labels.tolist() == [0, 1]
 
 
 def test_string_labels_without_a_model_are_sorted(tmp_path):
-    rows = [{"sentence": "x", "label": word} for word in ("up", "down", "--5", "up")]
-    found = load(write(tmp_path, rows, "csv"))
+    splits = [{"sentence": "x", "label": word} for word in ("up", "down", "--5", "up")]
+    found = load(write(tmp_path, splits, "csv"))
     assert found.label_names == ("--5", "down", "up")
     assert found.labels.tolist() == [2, 1, 0, 2]
 
@@ -357,8 +357,8 @@ def hub(monkeypatch, load_dataset):
         assert (module, extra) == ("datasets", "distill")
         return SimpleNamespace(load_dataset=load_dataset)
 
-    monkeypatch.setattr(rows, "require", answer)
-    monkeypatch.setattr(rows, "check_name", lambda *_: None)  # the hub has it
+    monkeypatch.setattr(splits, "require", answer)
+    monkeypatch.setattr(splits, "check_name", lambda *_: None)  # the hub has it
 
 
 class HubData(list):
@@ -387,8 +387,8 @@ def test_a_hub_id_is_asked_with_its_configuration_and_split(monkeypatch):
 
 
 def test_the_hubs_names_are_those_of_the_label_column(monkeypatch):
-    rows = [{**row, "topic": 2} for row in ROWS]
-    hub(monkeypatch, lambda *_args, **_kwargs: HubData(rows))
+    splits = [{**row, "topic": 2} for row in ROWS]
+    hub(monkeypatch, lambda *_args, **_kwargs: HubData(splits))
     found = load("user/films", label_column="topic")
     assert found.label_names == ("film", "book", "play")
     assert found.labels.tolist() == [2, 2, 2]
@@ -417,7 +417,7 @@ def test_a_hub_id_without_the_library_names_the_extra(monkeypatch):
     def missing(module, *, extra):
         raise MissingExtraError(f"{module} {extra}")
 
-    monkeypatch.setattr(rows, "require", missing)
+    monkeypatch.setattr(splits, "require", missing)
     with pytest.raises(MissingExtraError, match="datasets distill"):
         load("imdb")
 
@@ -428,16 +428,16 @@ def test_an_empty_split_of_the_hub_is_refused(monkeypatch):
 
 
 def test_local_files_ask_for_no_library(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "require", lambda *_args, **_kwargs: pytest.fail("a library was asked for"))
+    monkeypatch.setattr(splits, "require", lambda *_args, **_kwargs: pytest.fail("a library was asked for"))
     for kind in ("jsonl", "json", "csv", "tsv"):
         assert len(load(write(tmp_path, ROWS, kind))) == 3
 
 
 def test_the_embedded_data_has_chapter_names_in_every_limit(monkeypatch):
-    monkeypatch.setattr(rows, "read_python_docs", lambda split: [(f"{split} text", "numbers"), ("more", "files")])
+    monkeypatch.setattr(splits, "read_python_docs", lambda split: [(f"{split} text", "numbers"), ("more", "files")])
     found = load("python-docs", limit=1)
     assert found.texts == ["train text"]
-    assert found.label_names == rows.CHAPTERS
+    assert found.label_names == splits.CHAPTERS
     assert found.label_names[found.labels[0]] == "numbers"
 
 
