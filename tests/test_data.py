@@ -24,20 +24,20 @@ FORMATS = ["jsonl", "json", "csv", "tsv", "parquet"]
 def write(folder, rows, kind, split="train"):
     file = folder / f"{split}.{kind}"
     if kind == "jsonl":
-        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in splits), encoding="utf-8")
+        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     elif kind == "json":
-        file.write_text(json.dumps(splits), encoding="utf-8")
+        file.write_text(json.dumps(rows), encoding="utf-8")
     elif kind == "csv":
         with file.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, list(splits[0]))
+            writer = csv.DictWriter(stream, list(rows[0]))
             writer.writeheader()
-            writer.writerows(splits)
+            writer.writerows(rows)
     elif kind == "tsv":
-        lines = [list(splits[0]), *(row.values() for row in splits)]
+        lines = [list(rows[0]), *(row.values() for row in rows)]
         file.write_text("".join("\t".join(map(str, line)) + "\n" for line in lines), encoding="utf-8")
     else:
         pyarrow = pytest.importorskip("pyarrow")
-        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(splits), file)
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows), file)
     return file
 
 
@@ -82,9 +82,9 @@ def test_the_hash_is_of_the_content_and_not_of_its_format(tmp_path):
 
 def test_the_hash_is_the_same_on_every_machine(tmp_path):
     # printf '[["a","\\u00e9"],[0,1]]' | sha256sum
-    splits = [{"text": "a", "label": 0}, {"text": "é", "label": 1}]
+    rows = [{"text": "a", "label": 0}, {"text": "é", "label": 1}]
     expected = "eb246d04394deaa5fbcec96d40c5c7b08b0c89bfbde0913c330799ee4866f39f"
-    assert load(write(tmp_path, splits, "jsonl")).sha256 == expected
+    assert load(write(tmp_path, rows, "jsonl")).sha256 == expected
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_the_hash_is_the_same_on_every_machine(tmp_path):
     ids=["order", "length", "label", "text"],
 )
 def test_the_hash_changes_with_the_content(tmp_path, rows):
-    assert load(write(tmp_path, splits, "jsonl")).sha256 != load(write(tmp_path, ROWS, "json")).sha256
+    assert load(write(tmp_path, rows, "jsonl")).sha256 != load(write(tmp_path, ROWS, "json")).sha256
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -273,8 +273,8 @@ def test_an_empty_text_is_a_text(tmp_path):
     ],
 )
 def test_a_label_that_the_model_has_not_is_refused_by_row_with_both_lists(tmp_path, label, shown, has):
-    splits = [*ROWS, {"sentence": "x", "label": label}]
-    message = refusal(write(tmp_path, splits, "jsonl"), label_names=["negative", "positive"])
+    rows = [*ROWS, {"sentence": "x", "label": label}]
+    message = refusal(write(tmp_path, rows, "jsonl"), label_names=["negative", "positive"])
     assert message.startswith(
         f"row 4: label {shown} in column 'label' is none of the model's 2 labels (negative, positive); "
         f"the data has {has}; "
@@ -283,8 +283,8 @@ def test_a_label_that_the_model_has_not_is_refused_by_row_with_both_lists(tmp_pa
 
 def test_what_is_no_label_at_all_is_refused_by_row(tmp_path):
     for value, said in ((None, "which is no label"), (["x"], "which is no label"), (0.5, "is an amount")):
-        splits = [*ROWS, {"sentence": "x", "label": value}]
-        message = refusal(write(tmp_path, splits, "jsonl"), label_names=["negative", "positive"])
+        rows = [*ROWS, {"sentence": "x", "label": value}]
+        message = refusal(write(tmp_path, rows, "jsonl"), label_names=["negative", "positive"])
         assert message.startswith("row 4: ")
         assert said in message
 
@@ -296,8 +296,8 @@ def test_a_long_list_of_labels_is_cut_in_the_message(tmp_path):
 
 
 def test_label_names_are_looked_up_in_the_models_order(tmp_path):
-    splits = [{"sentence": "x", "label": word} for word in ("positive", "negative", "positive")]
-    found = load(write(tmp_path, splits, "csv"), label_names=["positive", "neutral", "negative"])
+    rows = [{"sentence": "x", "label": word} for word in ("positive", "negative", "positive")]
+    found = load(write(tmp_path, rows, "csv"), label_names=["positive", "neutral", "negative"])
     assert found.labels.tolist() == [0, 2, 0]
     assert found.label_names == ("positive", "neutral", "negative")
 
@@ -316,13 +316,13 @@ def test_names_and_ids_of_the_same_labels_give_the_same_hash(tmp_path):
 
 
 def test_a_model_whose_label_names_are_numbers_takes_them_as_names(tmp_path):
-    splits = [{"sentence": "x", "label": "5"}, {"sentence": "y", "label": "1"}]
-    assert load(write(tmp_path, splits, "jsonl"), label_names=["5", "1"]).labels.tolist() == [0, 1]
+    rows = [{"sentence": "x", "label": "5"}, {"sentence": "y", "label": "1"}]
+    assert load(write(tmp_path, rows, "jsonl"), label_names=["5", "1"]).labels.tolist() == [0, 1]
 
 
 def test_string_labels_without_a_model_are_sorted(tmp_path):
-    splits = [{"sentence": "x", "label": word} for word in ("up", "down", "--5", "up")]
-    found = load(write(tmp_path, splits, "csv"))
+    rows = [{"sentence": "x", "label": word} for word in ("up", "down", "--5", "up")]
+    found = load(write(tmp_path, rows, "csv"))
     assert found.label_names == ("--5", "down", "up")
     assert found.labels.tolist() == [2, 1, 0, 2]
 
@@ -387,8 +387,8 @@ def test_a_hub_id_is_asked_with_its_configuration_and_split(monkeypatch):
 
 
 def test_the_hubs_names_are_those_of_the_label_column(monkeypatch):
-    splits = [{**row, "topic": 2} for row in ROWS]
-    hub(monkeypatch, lambda *_args, **_kwargs: HubData(splits))
+    rows = [{**row, "topic": 2} for row in ROWS]
+    hub(monkeypatch, lambda *_args, **_kwargs: HubData(rows))
     found = load("user/films", label_column="topic")
     assert found.label_names == ("film", "book", "play")
     assert found.labels.tolist() == [2, 2, 2]
