@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from potstill.checkpoint.sentence_head import SentenceEncoder
+from potstill.checkpoint.model import SentenceEncoder
 
 Batch = Mapping[str, Tensor]
 
