@@ -25,7 +25,7 @@ from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from potstill.data import PYTHON_DOCS
+from potstill.data import PYTHON_DOCS, splits
 from potstill.data.columns import TEXT_REMEDY, find_column, split_names
 from potstill.data.formats import SUFFIXES as TABLES
 from potstill.data.formats import arrow_columns, lines_of, read_file
