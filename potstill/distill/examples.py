@@ -11,8 +11,7 @@ from potstill.checkpoint.tokenizer import glues_words
 from potstill.data import Examples
 from potstill.distill.masking import IGNORED
 from potstill.errors import CheckpointError, DataError
-from potstill.serve.tasks.questions import STRIDE
-from potstill.serve.tasks.shapes import QuestionParameters
+from potstill.serve.tasks.question_answering import STRIDE, QuestionParameters
 
 _LONGEST_QUESTION: int = QuestionParameters().max_question_len
 LENGTH_COLUMN = "length"
