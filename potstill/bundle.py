@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from potstill.errors import BundleError, TamperedError
-from potstill.onnx_inspect import find_untruth, read_outline
+from potstill.onnx_inspect import check_declared_precision, read_outline
 
 MANIFEST_NAME = "potstill.json"
 SCHEMA_VERSION = 2
@@ -350,7 +350,7 @@ def _verify_model(folder: Path, precision: str, record: ModelRecord, content: by
         if (folder / name).is_symlink() or (folder / name).stat().st_nlink > 1:
             raise TamperedError(f"{folder / name} is a link, so its weights may change from elsewhere; copy it here")
     weight_only = (record.quantisation or {}).get("method") == WEIGHT_ONLY
-    untruth = find_untruth(outline, precision, weight_only=weight_only)
+    untruth = check_declared_precision(outline, precision, weight_only=weight_only)
     if untruth:
         raise TamperedError(f"{file} is not {precision}: {untruth}; export the bundle again")
 

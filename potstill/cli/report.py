@@ -7,9 +7,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from potstill.bench.contract import Report
-from potstill.bench.report import tables, tables_quality
-from potstill.bench.report.wording import clean
+from potstill.bench.report import tables
+from potstill.bench.report.formatting import clean
+from potstill.bench.report_schema import Report
 from potstill.cli.render import MAX_WIDTH
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def _warnings(report: Report) -> Table | None:
     if not report.complete:
         missing = "; ".join(clean(name) for name in report.missing)
         rows.append(("INCOMPLETE", f"The bench was interrupted. Not measured: {missing or 'some of it'}."))
-    rows += [("QUALITY", line) for line in tables_quality.no_better(report)]
+    rows += [("QUALITY", line) for line in tables.no_better(report)]
     if report.left_out:
         rows.append(("LEFT OUT", f"The budget had no time for: {'; '.join(map(clean, report.left_out))}."))
     rows += [("NOISE", clean(flag)) for flag in report.noise.flags]

@@ -46,7 +46,7 @@ def run(
     stopping.keeps(lambda: _left(resolved, folder))
     for module, extra in (("torch", "distill"), ("onnx", "export"), ("psutil", "bench")):
         require(module, extra=extra)
-    from potstill.bench.report.tables_quality import no_better
+    from potstill.bench.report.tables import no_better
     from potstill.cli.render import out as stdout
     from potstill.cli.render import progress_bars, tell
     from potstill.cli.report import render_report

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill import metrics
 from potstill.checkpoint import save_tokenizer
-from potstill.checkpoint.sentence_head import SentenceEncoder, SentenceHead
+from potstill.checkpoint.model import SentenceEncoder, SentenceHead
 from potstill.data import Examples
 from potstill.distill.anatomy import base, masked_lm_head, model_inputs
 from potstill.distill.batches import EpochRows, make_collator, make_mlm_collator, read_column, tokenize

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill import metrics
 from potstill.checkpoint import Checkpoint, read_folder
-from potstill.checkpoint.sentence_head import SentenceEncoder
+from potstill.checkpoint.model import SentenceEncoder
 from potstill.config import Recipe
 from potstill.data import Examples, Splits, load_examples, load_splits
 from potstill.distill.augment import augment

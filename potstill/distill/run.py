@@ -22,12 +22,9 @@ from potstill.checkpoint import (
     load_config,
     load_tokenizer,
     save_tokenizer,
+    task_of_architectures,
 )
-from potstill.checkpoint.sentence_head import (
-    SentenceEncoder,
-    find_sentence_transformers,
-    write_sentence_transformers,
-)
+from potstill.checkpoint.model import SentenceEncoder, find_sentence_transformers, write_sentence_transformers
 from potstill.checkpoint.sentence_transformers import PROMPTS_FILE
 from potstill.config import Recipe, build_recipe, with_splits
 from potstill.distill import scratch
@@ -62,7 +59,6 @@ from potstill.tasks import (
     TEXT_CLASSIFICATION,
     Task,
     get_task,
-    task_of_architectures,
 )
 
 # How many batches a choice of layers is scored on.

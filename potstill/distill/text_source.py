@@ -6,12 +6,12 @@ from typing import Any
 
 import datasets
 
-from potstill.data import rows
+from potstill.data import splits
 from potstill.data.columns import TEXT_REMEDY, find_column, split_names
 from potstill.data.formats import SUFFIXES as TABLES
 from potstill.data.formats import arrow_columns, lines_of, read_file
-from potstill.data.pydocs import read_python_docs
-from potstill.data.rows import is_held_out, parse_split
+from potstill.data.python_docs import read_python_docs
+from potstill.data.splits import is_held_out, parse_split
 from potstill.errors import DataError
 from potstill.hub import check_name
 from potstill.tasks import TEXT_NAMES
@@ -21,7 +21,7 @@ SUFFIXES = (*TABLES, ".txt")
 
 def find_files(name: str, split: str) -> list[Path] | None:
     """Return the files of a split as `potstill.data` finds them; a text file is one, too."""
-    return rows.find_files(name, parse_split(split)[0], SUFFIXES)
+    return splits.find_files(name, parse_split(split)[0], SUFFIXES)
 
 
 def read_texts(name: str, *, split: str, files: list[Path] | None, column: str | None) -> Iterator[str]:
@@ -34,7 +34,7 @@ def read_texts(name: str, *, split: str, files: list[Path] | None, column: str |
     """
     base, part = parse_split(split)
     for text in _all_texts(base, files=files, column=column):
-        if part is None or is_held_out(text) == (part == rows.HELD_OUT):
+        if part is None or is_held_out(text) == (part == splits.HELD_OUT):
             yield text
 
 

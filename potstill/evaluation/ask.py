@@ -17,7 +17,7 @@ from potstill.errors import CheckError, DataError, UsageError
 from potstill.evaluation.answers import Session
 from potstill.serve import BundleTokenizer, Text
 from potstill.serve.encoder import unpad
-from potstill.serve.refusals import RequestError
+from potstill.serve.http_errors import RequestError
 from potstill.serve.tasks.feature_extraction import VectorParameters, preprocess_vectors
 from potstill.serve.tasks.features import Features, Outputs
 from potstill.serve.tasks.fill_mask import preprocess_hidden

@@ -26,14 +26,14 @@ with needing("export"):
     from onnx import ModelProto
 
     from potstill.checkpoint import reference_tokenizer, save_tokenizer
-    from potstill.checkpoint.sentence_head import write_sentence_transformers
+    from potstill.checkpoint.model import write_sentence_transformers
+    from potstill.export.calibration import make_probe
     from potstill.export.graph import append_head, build_graph
-    from potstill.export.onnxfile import load_model
+    from potstill.export.onnx_files import load_model
+    from potstill.export.pipeline import Workshop, draft_manifest
     from potstill.export.source import Source, load_source, peek
-    from potstill.export.texts import make_probe
-    from potstill.export.tokens import check_tokens
+    from potstill.export.tokenizer_parity import check_tokenizer_parity
     from potstill.export.tuning import tune
-    from potstill.export.workshop import Workshop, draft_manifest
     from potstill.serve import BundleTokenizer
 
 __all__ = ["export_bundle", "peek"]
@@ -91,7 +91,7 @@ def export_bundle(
         )
         ours = BundleTokenizer(folder, draft_manifest(source))
         reference = reference_tokenizer(source.tokenizer)
-        parity = check_tokens(ours, reference, probe.judged, max_length=source.max_length)
+        parity = check_tokenizer_parity(ours, reference, probe.judged, max_length=source.max_length)
         shop = Workshop(source, folder, tokenizer=ours, probe=probe, config=config, say=steps.next)
         models = _make_models(shop, steps=steps)
         steps.next("hash")

@@ -13,9 +13,9 @@ from typing import Any
 
 from potstill.bundle import ModelRecord, Precision
 from potstill.errors import ParityError
-from potstill.export.onnxfile import save_model
-from potstill.export.quantise import Int8Recipe, quantise
-from potstill.export.workshop import DISABLED_OPTIMIZERS, Workshop
+from potstill.export.onnx_files import save_model
+from potstill.export.pipeline import DISABLED_OPTIMIZERS, Workshop
+from potstill.export.quantize import Int8Recipe, quantise
 from potstill.machine import available_cores, cpu_name
 from potstill.timing import Race, race
 from potstill.timing.race import GRID, session

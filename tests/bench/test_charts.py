@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from potstill.bench import contract
+from potstill.bench import report_schema
 from potstill.bench.report.charts import pictures
 from potstill.bench.report.drawing import canvas, labels
 from potstill.bench.report.drawing.speed import density
@@ -110,7 +110,7 @@ def test_letters_that_matplotlib_has_not_and_dollars_do_no_harm():
     text = made.minimal().model_dump_json(by_alias=True).replace("student", r"学生 😀 $\\frac{$")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        picture = trade_off(contract.Report.model_validate_json(text))
+        picture = trade_off(report_schema.Report.model_validate_json(text))
     assert r"学生 😀 $\frac{$ fp32" in picture.svg
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from potstill.checkpoint import load_checkpoint
-from potstill.checkpoint.sentence_head import SentenceHead
+from potstill.checkpoint.model import SentenceHead
 from potstill.config import build_recipe
 from potstill.data import load_examples
 from potstill.distill import distill, init_student, run

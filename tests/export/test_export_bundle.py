@@ -25,8 +25,8 @@ from potstill.checkpoint import load_checkpoint
 from potstill.config import ExportConfig
 from potstill.data import Examples
 from potstill.errors import CheckpointError, OutputError, ParityError, UsageError
-from potstill.export import export_bundle, quantise
-from potstill.export.quantise import int8_recipe
+from potstill.export import export_bundle, quantize
+from potstill.export.quantize import int8_recipe
 from potstill.serve import Encoder
 from potstill.tasks import TEXT_CLASSIFICATION
 from tests import tiny
@@ -326,10 +326,10 @@ def test_percentile_calibration_is_caught_by_the_gate(outlier_teacher, tmp_path,
     """Scales that clip all but the middle of the values, which the few large ones do not survive."""
 
     def percentile(found):
-        return original(quantise.Range(np.percentile(found.low, [95]), np.percentile(found.high, [5])))
+        return original(quantize.Range(np.percentile(found.low, [95]), np.percentile(found.high, [5])))
 
-    original = quantise.static_scale
-    monkeypatch.setattr(quantise, "static_scale", percentile)
+    original = quantize.static_scale
+    monkeypatch.setattr(quantize, "static_scale", percentile)
     refusal = r"(?s)int8 loses more than the 1\.00% allowed.*FAIL +bert\..*nothing was published"
     with pytest.raises(ParityError, match=refusal):
         export(outlier_teacher, tmp_path / "bundle", precisions=["fp32", "int8-static"], max_fp32_layers=1)
@@ -340,7 +340,7 @@ def test_percentile_calibration_is_caught_by_the_gate(outlier_teacher, tmp_path,
 def test_sensitive_layers_go_back_to_fp32(precision, tiny_teacher, tmp_path, monkeypatch):
     """One layer's products come out large and with the wrong sign: only that layer needs floats."""
     spoilt = "bert.encoder.layer.0.attention.output.dense"
-    original = quantise._quantise_layer
+    original = quantize._quantise_layer
 
     def spoil(graph, layer, found, **kwargs):
         original(graph, layer, found, **kwargs)
@@ -348,7 +348,7 @@ def test_sensitive_layers_go_back_to_fp32(precision, tiny_teacher, tmp_path, mon
             scale = next(tensor for tensor in graph.initializer if tensor.name == f"{spoilt}.weight_scale")
             scale.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scale) * np.float32(-9), scale.name))
 
-    monkeypatch.setattr(quantise, "_quantise_layer", spoil)
+    monkeypatch.setattr(quantize, "_quantise_layer", spoil)
     record = export(tiny_teacher, tmp_path / "bundle", precisions=[precision]).models[precision]
     assert record.unpadded is (precision == "int8-static")  # dynamic int8 has one text per run
     assert record.quantisation["fp32_layers"] == [spoilt]
@@ -366,7 +366,7 @@ def test_int8_that_is_not_is_refused(tiny_teacher, tmp_path, monkeypatch):
 
 def test_a_static_file_whose_answers_depend_on_the_batch_is_refused(tiny_teacher, tmp_path, monkeypatch):
     moved = {"invariant": False, "flips": 3, "max_drift": 0.5}
-    monkeypatch.setattr(exporting.workshop, "measure_invariance", lambda *args, **kwargs: moved)
+    monkeypatch.setattr(exporting.workshop, "measure_batch_invariance", lambda *args, **kwargs: moved)
     with pytest.raises(ParityError, match="another answer in a batch: 3 flips"):
         export(tiny_teacher, tmp_path / "bundle", precisions=["fp32", "int8-static"])
     assert list(tmp_path.iterdir()) == []

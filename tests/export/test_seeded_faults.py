@@ -10,7 +10,7 @@ import potstill.export as exporting
 from potstill.config import ExportConfig
 from potstill.errors import PotstillError
 from potstill.export import export_bundle
-from potstill.export.onnxfile import load_model, save_model
+from potstill.export.onnx_files import load_model, save_model
 
 from .test_parity import FAULTS
 

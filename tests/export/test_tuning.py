@@ -9,7 +9,7 @@ import pytest
 from potstill.bundle import ModelRecord
 from potstill.errors import BundleError, ParityError
 from potstill.export import tuning
-from potstill.export.quantise import Int8Recipe
+from potstill.export.quantize import Int8Recipe
 from potstill.export.tuning import Candidate, candidates, join, tune
 from potstill.timing import Race
 
@@ -155,8 +155,8 @@ def test_a_candidate_that_failed_in_the_race_is_listed_but_never_made(everywhere
 
 
 def test_candidates_really_race(tiny_bundle, monkeypatch):
-    from potstill.export.onnxfile import load_model
-    from potstill.export.quantise import prepare
+    from potstill.export.onnx_files import load_model
+    from potstill.export.quantize import prepare
     from potstill.serve import Encoder
 
     encoder = Encoder(tiny_bundle)

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from potstill.bench.contract import Report
 from potstill.bench.report.drawing.canvas import Picture
 from potstill.bench.report.drawing.lines import scaling_picture, throughput_pictures
 from potstill.bench.report.drawing.parts import cold_start_picture, memory_picture
 from potstill.bench.report.drawing.scores import quality_picture
 from potstill.bench.report.drawing.speed import latency_pictures, peak_picture, ratio_picture
 from potstill.bench.report.drawing.trade_off import trade_off
+from potstill.bench.report_schema import Report
 
 
 def pictures(report: Report) -> dict[str, list[Picture]]:

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from potstill.bench.contract import Report
-from potstill.bench.report import tables, tables_quality, tables_speed
-from potstill.bench.report.definitions import VERDICTS, definitions
+from potstill.bench.report import tables
+from potstill.bench.report.formatting import clean, mb, percent
+from potstill.bench.report.glossary import VERDICTS, definitions
 from potstill.bench.report.tables import Table
-from potstill.bench.report.wording import clean, mb, percent
+from potstill.bench.report_schema import Report
 
 # What Markdown or HTML would take for its own, or what would call somebody.
 _NUMBER = re.compile(r"[-<]? ?\d[\d,.]*(?!×)\b|–$|needs \d")
@@ -20,12 +20,12 @@ def to_markdown(report: Report) -> str:
     lines += [f"- **{escape(clean(row.claim))}**: {escape(clean(row.summary))}" for row in report.claims]
     for table in (tables.failures(report), tables.overview(report)):
         lines += _table(table)
-    for part in (tables_quality.quality(report, quality) for quality in report.quality):
+    for part in (tables.quality(report, quality) for quality in report.quality):
         lines += _table(part)
-    lines += _table(tables_quality.glue(report))
+    lines += _table(tables.glue(report))
     folded = (
-        tables_speed.latency, tables_speed.ratios, tables_speed.throughput, tables_speed.scaling, tables_speed.memory,
-        tables_speed.cold_start, tables_speed.energy, tables.models, tables.files,
+        tables.latency, tables.ratios, tables.throughput, tables.scaling, tables.memory,
+        tables.cold_start, tables.energy, tables.models, tables.files,
     )  # fmt: skip
     for make in folded:
         lines += _folded(make(report))
@@ -43,7 +43,7 @@ def _warnings(report: Report) -> list[str]:
     if not report.complete:
         lines += ["> **This report is not complete.** Not measured: " + (
             escape("; ".join(map(clean, report.missing))) or "it does not say what") + ".", ">"]  # fmt: skip
-    lines += [f"> **Quality:** {escape(line)}  " for line in tables_quality.no_better(report)]
+    lines += [f"> **Quality:** {escape(line)}  " for line in tables.no_better(report)]
     if report.left_out:
         lines += [f"> **The budget had no time for:** {escape('; '.join(map(clean, report.left_out)))}.", ">"]
     lines += [f"> **Noise:** {escape(clean(flag))}  " for flag in report.noise.flags]

@@ -3,13 +3,13 @@
 from collections import Counter
 from typing import Any
 
-from potstill.bench.contract import Decision, Report
-from potstill.bench.report import tables, tables_quality, tables_speed
+from potstill.bench.report import tables
 from potstill.bench.report.charts import pictures
-from potstill.bench.report.definitions import VERDICTS, definitions
 from potstill.bench.report.drawing.canvas import DARK, LIGHT, MARKERS, engine_order, model_order
+from potstill.bench.report.formatting import NOTHING, clean, count, listed, mb, percent, rate
+from potstill.bench.report.glossary import VERDICTS, definitions
 from potstill.bench.report.tables import Table
-from potstill.bench.report.wording import NOTHING, clean, count, listed, mb, percent, rate
+from potstill.bench.report_schema import Decision, Report
 
 # Of a gauge: what is left free at both ends, as a share of what it shows.
 _MARGIN = 0.22
@@ -32,7 +32,7 @@ def to_html(report: Report) -> str:
         pictures=pictures(report),
         tables=_tables(report),
         quality=[_quality(report, place) for place in range(len(report.quality))],
-        no_better=tables_quality.no_better(report),
+        no_better=tables.no_better(report),
         definitions=definitions(report),
         machine=_machine(report),
         noise=_noise(report),
@@ -89,8 +89,8 @@ def _tables(report: Report) -> dict[str, Table]:
     found = [
         tables.failures(report), tables.overview(report), tables.models(report), tables.files(report), _hashes(report),
         *(make(report) for make in (
-            tables_speed.latency, tables_speed.ratios, tables_speed.throughput, tables_speed.scaling,
-            tables_speed.memory, tables_speed.cold_start, tables_speed.energy, tables_quality.glue,
+            tables.latency, tables.ratios, tables.throughput, tables.scaling,
+            tables.memory, tables.cold_start, tables.energy, tables.glue,
         )),
     ]  # fmt: skip
     return {table.name: table for table in found}
@@ -125,8 +125,8 @@ def _quality(report: Report, place: int) -> dict[str, Any]:
         for baseline, candidate in pairs
     ]  # fmt: skip
     return {
-        "name": clean(quality.name), "id": f"data-{place}", "table": tables_quality.quality(report, quality),
-        "like_for_like": tables_quality.like_for_like(report, quality), "confusions": confusions,
+        "name": clean(quality.name), "id": f"data-{place}", "table": tables.quality(report, quality),
+        "like_for_like": tables.like_for_like(report, quality), "confusions": confusions,
         "differences": differences,
     }  # fmt: skip
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from potstill.checkpoint.sentence_head import SentenceEncoder
+from potstill.checkpoint.model import SentenceEncoder
 
 Batch = Mapping[str, Tensor]
 

@@ -19,8 +19,8 @@ from potstill.serve.batching.queue import Answered, Job, Policy, Queue, Timings
 from potstill.serve.batching.shadow_compare import Shadow, check_pair
 from potstill.serve.batching.workers import Crew
 from potstill.serve.encoder import Encoder, RunRows
+from potstill.serve.http_errors import RequestError, expired, overloaded, unavailable
 from potstill.serve.limits import Limits
-from potstill.serve.refusals import RequestError, expired, overloaded, unavailable
 from potstill.serve.tasks.features import Features
 
 Stage: TypeAlias = Literal["tokenise", "queue", "infer", "read"]

@@ -27,7 +27,7 @@ from math import ceil, log2
 from typing import Any, NamedTuple, TypeAlias
 
 from potstill.serve.batching.cost import LONG_TOKENS, Drift, RunCost
-from potstill.serve.refusals import RequestError
+from potstill.serve.http_errors import RequestError
 from potstill.serve.session import Stop
 from potstill.serve.tasks.features import Features, Outputs
 

@@ -20,8 +20,8 @@ from potstill.errors import CheckError, UsageError
 from potstill.serve.batching.queue import SHORT_CHARACTERS, Batch, Item, Job, Queue, Task
 from potstill.serve.batching.shadow_compare import Shadow
 from potstill.serve.encoder import RunRows
-from potstill.serve.failures import log_failure
-from potstill.serve.refusals import RequestError, failed, invalid, unavailable
+from potstill.serve.http_errors import RequestError, failed, invalid, unavailable
+from potstill.serve.logging import log_failure
 from potstill.serve.session import Stop
 from potstill.serve.tasks.features import Outputs
 from potstill.serve.tokenizer import Row, between_chunks

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from potstill.bundle import Pooling
-from potstill.serve.refusals import invalid
+from potstill.serve.http_errors import invalid
 from potstill.serve.tasks.features import Features, LoadedModel, Outputs, ServedTask, check_finite
 from potstill.serve.tasks.inputs import RequestModel, read_texts
 from potstill.serve.tokenizer import BundleTokenizer

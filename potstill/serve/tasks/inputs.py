@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from potstill.errors import UsageError
-from potstill.serve.refusals import RequestError, invalid
+from potstill.serve.http_errors import RequestError, invalid
 
 MAX_COUNT = 1_000
 """The largest `top_k` and the longest list in a parameter: more than any vocabulary or text has use for."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, StrictBool, StrictStr
 
-from potstill.serve.refusals import invalid, too_large
+from potstill.serve.http_errors import invalid, too_large
 from potstill.serve.tasks.features import Features, LoadedModel, Outputs, ServedTask, check_finite
 from potstill.serve.tasks.inputs import Count, RequestModel, read_two_texts
 from potstill.serve.tokenizer import BundleTokenizer, Pieces, Row, without_surrogates

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from potstill.bench.contract import Contestant, Interval, Report
-from potstill.bench.report.wording import name_of
+from potstill.bench.report.formatting import name_of
+from potstill.bench.report_schema import Contestant, Interval, Report
 
 # Okabe and Ito's palette, told apart by colour-blind readers; in light pages darkened, in dark ones lightened until
 # each has a contrast of 3 to the page (WCAG 2.2, 1.4.11).

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from potstill.bench.contract import Interval, Report, Scaling, Throughput
 from potstill.bench.report.drawing.canvas import INK, Look, Picture, looks, picture, plain_log_axis
-from potstill.bench.report.wording import number
+from potstill.bench.report.formatting import number
+from potstill.bench.report_schema import Interval, Report, Scaling, Throughput
 
 _HEIGHT_IN = 3.0
 

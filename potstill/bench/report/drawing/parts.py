@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from potstill.bench.contract import ColdStart, Memory, Report
-from potstill.bench.report.choose import in_order
 from potstill.bench.report.drawing.canvas import INK, MIDDLE, PAPER, Picture, looks, picture, rows_height, rows_panel
-from potstill.bench.report.wording import DISTURBED, mb, number, seconds
+from potstill.bench.report.formatting import DISTURBED, mb, number, seconds
+from potstill.bench.report.selection import in_order
+from potstill.bench.report_schema import ColdStart, Memory, Report
 
 
 def memory_picture(report: Report) -> Picture | None:

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from potstill.bench.contract import Quality, Report, Score
-from potstill.bench.report.choose import in_order
 from potstill.bench.report.drawing.canvas import (
     MIDDLE,
     Picture,
@@ -15,7 +13,9 @@ from potstill.bench.report.drawing.canvas import (
     rows_height,
     rows_panel,
 )
-from potstill.bench.report.wording import clean, score
+from potstill.bench.report.formatting import clean, score
+from potstill.bench.report.selection import in_order
+from potstill.bench.report_schema import Quality, Report, Score
 
 
 def quality_picture(report: Report, quality: Quality, *, name: str) -> Picture:

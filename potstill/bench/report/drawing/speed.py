@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from potstill.bench.contract import Latency, Load, Report
-from potstill.bench.report.choose import in_order, loads_of, main_load, ratio_at
 from potstill.bench.report.drawing import canvas
 from potstill.bench.report.drawing.canvas import (
     INK,
@@ -19,7 +17,9 @@ from potstill.bench.report.drawing.canvas import (
     rows_height,
     rows_panel,
 )
-from potstill.bench.report.wording import DISTURBED, bounds, load_words, ms, percent
+from potstill.bench.report.formatting import DISTURBED, bounds, load_words, ms, percent
+from potstill.bench.report.selection import in_order, loads_of, main_load, ratio_at
+from potstill.bench.report_schema import Latency, Load, Report
 
 # Half the height of a strip; the label needs the rest of the row.
 _HALF = 0.2

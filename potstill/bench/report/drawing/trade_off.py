@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from potstill.bench.contract import Interval, Report
-from potstill.bench.report.choose import latency_at, main_load, main_quality, scores_of
 from potstill.bench.report.drawing.canvas import INK, Look, Picture, looks, picture, plain_log_axis
 from potstill.bench.report.drawing.labels import LEADER_FROM, Box, Mark, gap, line_end, place
-from potstill.bench.report.wording import clean, load_words, mb, ms, number
+from potstill.bench.report.formatting import clean, load_words, mb, ms, number
+from potstill.bench.report.selection import latency_at, main_load, main_quality, scores_of
+from potstill.bench.report_schema import Interval, Report
 
 # Areas in square points: the smallest that still tells the shapes apart, and how much more the largest file gets.
 _SMALLEST, _MORE = 34.0, 290.0

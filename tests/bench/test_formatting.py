@@ -1,8 +1,8 @@
 import pytest
 
-from potstill.bench import contract
-from potstill.bench.report import wording
-from potstill.bench.report.wording import (
+from potstill.bench import report_schema
+from potstill.bench.report import formatting
+from potstill.bench.report.formatting import (
     bounds,
     clean,
     load_words,
@@ -39,23 +39,23 @@ def test_numbers_have_three_digits_and_what_is_not_measured_is_a_dash(value, tex
 @pytest.mark.parametrize(
     ("found", "text"),
     [
-        (wording.percent(0.3938), f"39.4{S}%"),
-        (wording.percent(None), "–"),
-        (wording.mb(268_130_000), "268"),
-        (wording.millions(66_362_880), f"66.4{S}M"),
-        (wording.score(0.90482), "0.9048"),
-        (wording.seconds(2384.0), f"2.38{S}s"),
-        (wording.seconds(743.4), f"743{S}ms"),
-        (wording.rate(6.5e11), f"650{S}G"),
-        (wording.rate(2.2e12), f"2.20{S}T"),
-        (wording.rate(12.0), f"12.0{S}".rstrip()),
-        (wording.rate(0.0), "0"),
-        (wording.p_value(0.0004), "< 0.001"),
-        (wording.p_value(0.0421), "0.042"),
-        (wording.count(1234), "1,234"),
-        (wording.listed(["a", "b", "c"]), "a, b and c"),
-        (wording.listed(["a"]), "a"),
-        (wording.listed([]), ""),
+        (formatting.percent(0.3938), f"39.4{S}%"),
+        (formatting.percent(None), "–"),
+        (formatting.mb(268_130_000), "268"),
+        (formatting.millions(66_362_880), f"66.4{S}M"),
+        (formatting.score(0.90482), "0.9048"),
+        (formatting.seconds(2384.0), f"2.38{S}s"),
+        (formatting.seconds(743.4), f"743{S}ms"),
+        (formatting.rate(6.5e11), f"650{S}G"),
+        (formatting.rate(2.2e12), f"2.20{S}T"),
+        (formatting.rate(12.0), f"12.0{S}".rstrip()),
+        (formatting.rate(0.0), "0"),
+        (formatting.p_value(0.0004), "< 0.001"),
+        (formatting.p_value(0.0421), "0.042"),
+        (formatting.count(1234), "1,234"),
+        (formatting.listed(["a", "b", "c"]), "a, b and c"),
+        (formatting.listed(["a"]), "a"),
+        (formatting.listed([]), ""),
     ],
 )
 def test_how_things_are_written(found, text):
@@ -93,10 +93,10 @@ def test_a_withheld_percentile_says_how_many_calls_are_missing():
 @pytest.mark.parametrize(
     ("load", "words"),
     [
-        (contract.Load(num_tokens=128), "1 text of 128 tokens"),
-        (contract.Load(batch_size=8, num_tokens=16), "8 texts of 16 tokens"),
-        (contract.Load(kind="texts"), "texts of the data, tokenised before"),
-        (contract.Load(kind="texts_tokenised", batch_size=4), "texts of the data, 4 at a time, with tokenisation"),
+        (report_schema.Load(num_tokens=128), "1 text of 128 tokens"),
+        (report_schema.Load(batch_size=8, num_tokens=16), "8 texts of 16 tokens"),
+        (report_schema.Load(kind="texts"), "texts of the data, tokenised before"),
+        (report_schema.Load(kind="texts_tokenised", batch_size=4), "texts of the data, 4 at a time, with tokenisation"),
     ],
 )
 def test_loads_in_words(load, words):

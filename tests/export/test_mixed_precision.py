@@ -3,7 +3,7 @@
 import pytest
 
 from potstill.errors import ParityError
-from potstill.export.fallback import fall_back, sensitivity, show_steps
+from potstill.export.mixed_precision import fall_back, sensitivity, show_steps
 
 LAYERS = ["layer.0", "layer.1", "layer.2", "layer.3"]
 HARM = {"layer.0": 0.001, "layer.1": 0.02, "layer.2": 0.03, "layer.3": 0.002}

@@ -15,7 +15,7 @@ from potstill.bundle import read_bundle
 from potstill.config import ExportConfig
 from potstill.errors import BundleError, CheckpointError, TamperedError, UsageError
 from potstill.export import export_bundle
-from potstill.export.existing import find_existing
+from potstill.export.onnx_source import find_onnx_source
 from potstill.serve import Encoder
 from tests import onnx_graphs as graphs
 
@@ -55,7 +55,7 @@ def graph_of(outputs, *, inputs=("input_ids", "attention_mask"), axes=AXES, kind
 
 def refusal(source, kind=CheckpointError, **how):
     with pytest.raises(kind) as caught:
-        find_existing(source, **how)
+        find_onnx_source(source, **how)
     return str(caught.value)
 
 
@@ -79,7 +79,7 @@ def hub(tmp_path):
 
 
 def test_a_flat_folder_of_optimum(flat):
-    found = find_existing(flat)
+    found = find_onnx_source(flat)
     assert (found.file, found.folder) == (flat / "model.onnx", flat)
     assert found.task == "text-classification"
     assert found.inputs == ("input_ids", "attention_mask")
@@ -90,27 +90,27 @@ def test_a_flat_folder_of_optimum(flat):
 
 
 def test_a_repository_for_transformers_js(hub):
-    found = find_existing(str(hub))
+    found = find_onnx_source(str(hub))
     assert (found.file, found.folder) == (hub / "onnx" / "model.onnx", hub)
-    assert find_existing(hub / "onnx") == found
+    assert find_onnx_source(hub / "onnx") == found
 
 
 def test_a_file_with_its_files_beside_it_or_one_level_up(flat, hub, monkeypatch):
-    assert find_existing(flat / "model.onnx") == find_existing(flat)
-    assert find_existing(hub / "onnx" / "model.onnx") == find_existing(hub)
+    assert find_onnx_source(flat / "model.onnx") == find_onnx_source(flat)
+    assert find_onnx_source(hub / "onnx" / "model.onnx") == find_onnx_source(hub)
     monkeypatch.chdir(hub / "onnx")
-    assert find_existing("model.onnx").folder == hub
+    assert find_onnx_source("model.onnx").folder == hub
 
 
 def test_a_file_by_another_name(tmp_path):
     folder = write_config(tmp_path / "own")
     write_model(folder / "classifier.onnx")
-    assert find_existing(folder).file == folder / "classifier.onnx"
+    assert find_onnx_source(folder).file == folder / "classifier.onnx"
     write_model(folder / "onnx" / "other.onnx")
     assert refusal(folder) == (
         f"{folder} has classifier.onnx, onnx/other.onnx, and it is not clear which is meant; name the fp32 file itself"
     )
-    assert find_existing(folder / "classifier.onnx").file == folder / "classifier.onnx"
+    assert find_onnx_source(folder / "classifier.onnx").file == folder / "classifier.onnx"
 
 
 def test_two_files_of_the_usual_name_are_refused(flat):
@@ -121,16 +121,16 @@ def test_two_files_of_the_usual_name_are_refused(flat):
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"])
 def test_a_folder_with_the_checkpoints_own_weights_is_a_checkpoint(hub, weights):
     (hub / weights).write_bytes(b"weights")
-    assert find_existing(hub) is None
-    assert find_existing(hub / "onnx" / "model.onnx").folder == hub
+    assert find_onnx_source(hub) is None
+    assert find_onnx_source(hub / "onnx" / "model.onnx").folder == hub
 
 
 def test_what_has_no_onnx_file_is_for_somebody_else(tmp_path):
-    assert find_existing(write_config(tmp_path / "checkpoint")) is None
-    assert find_existing("sentence-transformers/all-MiniLM-L6-v2") is None
-    assert find_existing(tmp_path / "nothing") is None
+    assert find_onnx_source(write_config(tmp_path / "checkpoint")) is None
+    assert find_onnx_source("sentence-transformers/all-MiniLM-L6-v2") is None
+    assert find_onnx_source(tmp_path / "nothing") is None
     (tmp_path / "model.bin").write_bytes(b"x")
-    assert find_existing(tmp_path / "model.bin") is None
+    assert find_onnx_source(tmp_path / "model.bin") is None
 
 
 def test_an_onnx_file_that_is_not_there_is_refused(tmp_path):
@@ -159,19 +159,19 @@ def test_a_configuration_never_runs_code(flat):
 def test_a_file_of_a_lower_precision_is_what_it_is_and_its_weights_are_counted(hub):
     total = sum(weight.size for weight in graphs.weights().values())
     for name, precision in (("model", "fp32"), ("model_quantized", "int8"), ("model_fp16", "fp16")):
-        found = find_existing(hub / "onnx" / f"{name}.onnx")
+        found = find_onnx_source(hub / "onnx" / f"{name}.onnx")
         assert (found.precision, found.weight_only, found.parameters) == (precision, False, total)
     write_model(hub / "onnx" / "other.onnx", graphs.classifier(graphs.cast_product))
-    found = find_existing(hub / "onnx" / "other.onnx")
+    found = find_onnx_source(hub / "onnx" / "other.onnx")
     assert (found.precision, found.weight_only, found.parameters) == ("int8", True, total)
     write_model(hub / "onnx" / "other.onnx", graphs.classifier(graphs.static_product))
-    assert find_existing(hub / "onnx" / "other.onnx").precision == "int8-static"
+    assert find_onnx_source(hub / "onnx" / "other.onnx").precision == "int8-static"
 
 
 def test_a_folder_with_nothing_but_a_quantised_file_is_that(hub):
     for name in ("model", "model_fp16"):
         (hub / "onnx" / f"{name}.onnx").unlink()
-    assert find_existing(hub).precision == "int8"
+    assert find_onnx_source(hub).precision == "int8"
 
 
 def four_bits(number, x, weight, y):
@@ -209,7 +209,7 @@ def test_a_precision_that_no_bundle_has_is_refused(hub):
 def test_the_task_comes_from_the_architecture_and_the_outputs(tmp_path, architecture, outputs, task):
     write_config(tmp_path, architecture)
     write_model(tmp_path / "model.onnx", graph_of(outputs))
-    found = find_existing(tmp_path)
+    found = find_onnx_source(tmp_path)
     assert found.task == task
     assert found.outputs == tuple(name for name in outputs if name != "pooler_output")
 
@@ -218,9 +218,9 @@ def test_a_task_that_is_given_goes_before_the_architecture(tmp_path):
     write_config(tmp_path, "BertForPreTraining")
     write_model(tmp_path / "model.onnx", graph_of({"logits": [AXES[1], 2]}))
     assert "is not known from the architecture BertForPreTraining and the outputs logits; name one" in refusal(tmp_path)
-    assert find_existing(tmp_path, task="fill-mask").task == "fill-mask"
+    assert find_onnx_source(tmp_path, task="fill-mask").task == "fill-mask"
     with pytest.raises(UsageError, match="task 'summarization' is not known"):
-        find_existing(tmp_path, task="summarization")
+        find_onnx_source(tmp_path, task="summarization")
 
 
 def test_an_architecture_that_is_not_named_asks_for_the_task(flat):
@@ -273,12 +273,12 @@ def test_constants_that_old_files_list_as_inputs_are_none(flat):
     graph = graph_of({"logits": [2]})
     graph.graph.input.append(helper.make_tensor_value_info("words", FLOAT, [50, 2]))
     write_model(flat / "model.onnx", graph)
-    assert find_existing(flat).inputs == ("input_ids", "attention_mask")
+    assert find_onnx_source(flat).inputs == ("input_ids", "attention_mask")
 
 
 def test_weights_in_a_second_file_are_found_and_those_outside_refused(flat, tmp_path):
     graphs.keep_outside(FP32, flat / "model.onnx", "model.onnx_data", content=flat / "model.onnx_data")
-    assert find_existing(flat).parameters == sum(weight.size for weight in graphs.weights().values())
+    assert find_onnx_source(flat).parameters == sum(weight.size for weight in graphs.weights().values())
     graphs.keep_outside(FP32, flat / "model.onnx", "../secret", content=tmp_path / "secret")
     assert "'../secret', which leaves its folder" in refusal(flat, TamperedError)
 

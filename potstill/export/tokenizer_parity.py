@@ -62,7 +62,7 @@ _RANGES = (
 _PIECES = ("[CLS]", "[SEP]", "[MASK]", "<s>", "</s>", "<mask>", "\u200d", "\ufe0f", "\u0301", " ", "\n", "good", "##s")
 
 
-def check_tokens(
+def check_tokenizer_parity(
     ours: BundleTokenizer, reference: Tokenizer, texts: Sequence[Text], *, max_length: int, seed: int = 0
 ) -> dict[str, Any]:
     """Check that both tokenizers give the same ids, masks and type ids for 2000 texts.

@@ -20,20 +20,20 @@ from potstill.evaluation.ask import Arrays, ask
 from potstill.evaluation.fitness import check_answers, check_examples
 from potstill.evaluation.marks import Marks, mark
 from potstill.evaluation.trivial import against_trivial
-from potstill.export.fallback import fall_back, sensitivity
+from potstill.export.batch_invariance import BATCH_SIZES, measure_batch_invariance
+from potstill.export.calibration import Probe
+from potstill.export.fusion import check_fusion, fusion_receipt
 from potstill.export.half import to_half
-from potstill.export.invariance import BATCH_SIZES, measure_invariance
-from potstill.export.onnxfile import check_model, lint, load_model, rewire, save_model, without_values
+from potstill.export.matmuls import Feeds
+from potstill.export.mixed_precision import fall_back, sensitivity
+from potstill.export.onnx_files import check_model, lint, load_model, rewire, save_model, without_values
 from potstill.export.parity import check_parity, keep_rows, measure_difference
-from potstill.export.products import Feeds
 from potstill.export.quality import judge
-from potstill.export.quantise import Int8Recipe, Prepared, int8_recipe, prepare, quantise
-from potstill.export.receipt import check_fusion, fusion_receipt
+from potstill.export.quantize import Int8Recipe, Prepared, int8_recipe, prepare, quantise
 from potstill.export.saturation import saturation
 from potstill.export.scores import longest_that_fits, most_texts
 from potstill.export.source import Source
 from potstill.export.speed import compare_speed
-from potstill.export.texts import Probe
 from potstill.export.unpad import is_unpadded, unpad
 from potstill.onnx_inspect import DYNAMIC, count_products, read_outline
 from potstill.serve import BundleTokenizer, OnnxSession, Row
@@ -379,7 +379,7 @@ class Workshop:
         # Longer texts are cut: what others in the batch do to a text shows on its first tokens as well.
         longest = longest_that_fits(max(BATCH_SIZES), heads=self.source.config.num_attention_heads)
         rows = [{name: values[:longest] for name, values in row.items()} for row in self.rows]
-        return measure_invariance(
+        return measure_batch_invariance(
             session,
             self.tokenizer,
             rows,

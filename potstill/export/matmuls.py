@@ -13,7 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from potstill.export.onnxfile import save_model
+from potstill.export.onnx_files import save_model
 
 Feeds = Mapping[str, NDArray[np.int64]]
 # A head with fewer columns costs no time, and its rounding goes straight into the answer.

@@ -14,8 +14,8 @@ from transformers import AutoConfig
 
 from potstill.bundle import Precision
 from potstill.errors import CheckpointError
-from potstill.export.onnxfile import load_graph, read_safe
-from potstill.onnx_inspect import INT4, UINT4, Outline, count_parameters, find_untruth
+from potstill.export.onnx_files import load_graph, read_safe
+from potstill.onnx_inspect import INT4, UINT4, Outline, check_declared_precision, count_parameters
 from potstill.tasks import FEATURE_EXTRACTION, TASKS, Task, get_task
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -40,7 +40,7 @@ _BESIDE = ("pooler_output", "hidden_states", "attentions")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExistingModel:
+class OnnxSource:
     """An ONNX file with the files that a bundle takes from beside it.
 
     Attributes:
@@ -68,7 +68,7 @@ class ExistingModel:
     weight_only: bool = False
 
 
-def find_existing(source: str | Path, *, task: str | None = None) -> ExistingModel | None:
+def find_onnx_source(source: str | Path, *, task: str | None = None) -> OnnxSource | None:
     """Return the ONNX model at `source`, or None if that is a checkpoint, a hub id or nothing at all.
 
     A folder with a checkpoint's own weights is a checkpoint, even where ONNX files lie in it: its graph comes out
@@ -98,7 +98,7 @@ def find_existing(source: str | Path, *, task: str | None = None) -> ExistingMod
     outputs = {value.name: value.type.tensor_type for value in graph.output}
     chosen = get_task(task) if task else _task_of(file, config, outputs)
     labels = tuple(str(config.id2label[number]) for number in range(config.num_labels))
-    return ExistingModel(
+    return OnnxSource(
         file=file,
         folder=folder,
         task=chosen.name,
@@ -153,13 +153,13 @@ def _precision(file: Path, outline: Outline) -> tuple[Precision, bool]:
         CheckpointError: if it is none of the precisions that a bundle has.
     """
     for precision in _PRECISIONS:
-        if find_untruth(outline, precision) is None:
+        if check_declared_precision(outline, precision) is None:
             return precision, False
-    if find_untruth(outline, "int8", weight_only=True) is None:
+    if check_declared_precision(outline, "int8", weight_only=True) is None:
         return "int8", True
     raise CheckpointError(
-        f"{file} is not fp32: {find_untruth(outline, 'fp32')}; nor is it fp16 or int8, which a bundle also holds "
-        f"({find_untruth(outline, 'int8')}); name the fp32 file, the others are made from it"
+        f"{file} is not fp32: {check_declared_precision(outline, 'fp32')}; nor is it fp16 or int8, which a bundle also "
+        f"holds ({check_declared_precision(outline, 'int8')}); name the fp32 file, the others are made from it"
     )
 
 

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from potstill.errors import ParityError
-from potstill.export import tokens
-from potstill.export.tokens import NASTY, TEXTS, check_tokens, nasty_texts
+from potstill.export import tokenizer_parity
+from potstill.export.tokenizer_parity import NASTY, TEXTS, check_tokenizer_parity, nasty_texts
 from tests.export import small
 
 REAL = ["a good film", "it was 1.5 times as bad", ("is it?", "it is"), "d\u00e9j\u00e0 vu"] * 20
@@ -22,8 +22,8 @@ def ours(tmp_path):
 @pytest.fixture
 def short(monkeypatch):
     """Leave out the texts that take seconds."""
-    monkeypatch.setattr(tokens, "NASTY", tuple(text for text in NASTY if len(str(text)) < 5000))
-    monkeypatch.setattr(tokens, "TEXTS", 300)
+    monkeypatch.setattr(tokenizer_parity, "NASTY", tuple(text for text in NASTY if len(str(text)) < 5000))
+    monkeypatch.setattr(tokenizer_parity, "TEXTS", 300)
 
 
 def changed(edit):
@@ -34,13 +34,13 @@ def changed(edit):
 
 
 def test_two_thousand_texts_are_read_alike(ours):
-    found = check_tokens(ours, small.word_piece(), REAL, max_length=128)
+    found = check_tokenizer_parity(ours, small.word_piece(), REAL, max_length=128)
     assert found == {"texts": 2000, "nasty": 1920, "max_length": 128, "equal": True}
 
 
 def test_inputs_that_the_model_does_not_take_are_not_compared(tmp_path, short):
     ours = small.bundle_tokenizer(tmp_path, max_length=128, inputs=["input_ids"])
-    assert check_tokens(ours, small.word_piece(), REAL, max_length=128)["equal"]
+    assert check_tokenizer_parity(ours, small.word_piece(), REAL, max_length=128)["equal"]
 
 
 def keep_case(content):
@@ -83,13 +83,13 @@ def give_up_on_short_words(content):
 def test_a_fault_is_named_with_the_text_and_both_lists(ours, short, fault, names):
     message = rf"differently from the checkpoint's: {names} \[\d.*, expected \[\d"
     with pytest.raises(ParityError, match=message) as caught:
-        check_tokens(ours, changed(fault), ["good"], max_length=128)
+        check_tokenizer_parity(ours, changed(fault), ["good"], max_length=128)
     assert len(str(caught.value)) < 400
 
 
 def test_another_length_is_a_fault(ours, short):
     with pytest.raises(ParityError, match="expected"):
-        check_tokens(ours, small.word_piece(), REAL, max_length=127)
+        check_tokenizer_parity(ours, small.word_piece(), REAL, max_length=127)
 
 
 def test_nasty_texts_are_seeded_and_as_many_as_asked_for():

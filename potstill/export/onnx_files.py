@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from potstill.errors import BundleError, ParityError, TamperedError
 from potstill.export.shapes import has_foreign_operators, infer_shapes
-from potstill.onnx_inspect import Outline, find_untruth, read_outline, without_weights
+from potstill.onnx_inspect import Outline, check_declared_precision, read_outline, without_weights
 
 # A protobuf message holds less than 2 GiB; the graph needs some of it.
 _LARGEST_SINGLE_FILE = 3 * 2**29
@@ -101,7 +101,7 @@ def lint(file: Path, precision: str, *, weight_only: bool = False) -> None:
         ParityError: saying what it is instead.
         TamperedError: as `load_model`.
     """
-    untruth = find_untruth(read_safe(file), precision, weight_only=weight_only)
+    untruth = check_declared_precision(read_safe(file), precision, weight_only=weight_only)
     if untruth:
         raise ParityError(f"{file} is not {precision}: {untruth}")
 

@@ -9,8 +9,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from potstill.errors import BundleError, ParityError, TamperedError
-from potstill.export import onnxfile
-from potstill.export.onnxfile import check_model, lint, load_graph, load_model, save_model
+from potstill.export import onnx_files
+from potstill.export.onnx_files import check_model, lint, load_graph, load_model, save_model
 from tests import onnx_graphs as graphs
 
 FEEDS = {"input_ids": np.array([[3, 7, 9]]), "attention_mask": np.array([[1, 1, 0]])}
@@ -115,7 +115,7 @@ def test_writing_twice_does_not_append(file):
 
 
 def test_a_model_too_large_for_one_file_is_split_by_itself(file, monkeypatch):
-    monkeypatch.setattr(onnxfile, "_LARGEST_SINGLE_FILE", 20_000)
+    monkeypatch.setattr(onnx_files, "_LARGEST_SINGLE_FILE", 20_000)
     assert len(save_model(graphs.classifier(hidden=16), file)) == 1
     assert len(save_model(graphs.classifier(hidden=64), file)) == 2
 

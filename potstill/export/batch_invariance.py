@@ -23,7 +23,7 @@ BATCH_SIZES = (8, 32)
 _LONGEST_MASKED = 64
 
 
-def measure_invariance(
+def measure_batch_invariance(
     session: OnnxSession,
     tokenizer: BundleTokenizer,
     rows: Sequence[Row],

@@ -21,7 +21,7 @@ from potstill import machine
 from potstill.errors import CheckpointError
 from potstill.export.clean import drop_dead
 from potstill.export.integer_attention import find_attention
-from potstill.export.products import (
+from potstill.export.matmuls import (
     FEWEST_COLUMNS,
     Feeds,
     Layer,
