@@ -17,8 +17,7 @@ from potstill.checkpoint.tokenizer import glues_words
 from potstill.data import Examples
 from potstill.distill.masking import IGNORED, make_masking, mask_batch
 from potstill.errors import CheckpointError, DataError, RecipeError
-from potstill.serve.tasks.questions import STRIDE
-from potstill.serve.tasks.shapes import QuestionParameters
+from potstill.serve.tasks.question_answering import STRIDE, QuestionParameters
 
 __all__ = [
     "LENGTH_COLUMN",

@@ -28,7 +28,7 @@ from potstill.evaluation.marks import mark
 from potstill.evaluation.trivial import AgainstTrivial, against_trivial
 from potstill.progress import Progress, silent
 from potstill.serve import BundleTokenizer
-from potstill.serve.tasks.vectors import SENTENCE_EMBEDDING
+from potstill.serve.tasks.feature_extraction import SENTENCE_EMBEDDING
 from potstill.tasks import (
     FEATURE_EXTRACTION,
     QUESTION_ANSWERING,

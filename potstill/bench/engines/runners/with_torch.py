@@ -25,7 +25,7 @@ from potstill.checkpoint.model import (
 )
 from potstill.errors import CheckError, CheckpointError, MissingError, UsageError
 from potstill.serve import BundleTokenizer
-from potstill.serve.tasks.vectors import SENTENCE_EMBEDDING
+from potstill.serve.tasks.feature_extraction import SENTENCE_EMBEDDING
 from potstill.tasks import FEATURE_EXTRACTION, QUESTION_ANSWERING, Task, get_task
 
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
