@@ -23,9 +23,9 @@ from potstill.bench.estimate import describe as describe_estimate
 from potstill.bench.estimate import estimate, fit
 from potstill.bench.measuring.budget import COMPRESSED, Deadline
 from potstill.bench.measuring.gather import gather_answers
-from potstill.bench.measuring.journal import FILE_NAME, Journal, open_journal, read_journal
 from potstill.bench.measuring.measure import measure
 from potstill.bench.measuring.plan import Plan
+from potstill.bench.measuring.samples import FILE_NAME, Samples, open_samples, read_samples
 from potstill.bench.report import REPORT_NAME, read_report, write_report
 from potstill.bench.report_schema import Environment, Load, Report
 from potstill.bench.subjects import Entry, Subject, list_entries, pick_baseline, read_subjects
@@ -154,7 +154,7 @@ def _finished(out_dir: Path) -> Report | None:
 
 def _decide_again(report: Report, setting: Setting, out_dir: Path) -> Report:
     """Return a finished report with the claims as they are asked for now, which needs no new measurement."""
-    journal = read_journal(out_dir / FILE_NAME)
+    journal = read_samples(out_dir / FILE_NAME)
     wanted = setting.head(report.environment)
     changed = [name for name in ("models", "data", "config", "seed") if journal.head.get(name) != wanted[name]]
     if changed:
@@ -272,7 +272,7 @@ def _run(
     if not resume:
         shutil.rmtree(work, ignore_errors=True)
     before = environment.describe(threads=setting.threads)
-    journal = open_journal(work, head=setting.head(before))
+    journal = open_samples(work, head=setting.head(before))
     spent_s = float(journal.get("elapsed") or 0.0)
     deadline = None
     if budget_s is not None:
@@ -335,7 +335,7 @@ def _measure(setting: Setting, plan: Plan, work: Path, *, before: Environment) -
     journal.once(("rows",), lambda: [row.model_dump(mode="json") for row in rows])
 
 
-def _publish(report: Report, journal: Journal, out_dir: Path) -> None:
+def _publish(report: Report, journal: Samples, out_dir: Path) -> None:
     with new_folder(out_dir, overwrite=True) as building:
         write_report(report, building)
         shutil.copyfile(journal.file, building / FILE_NAME)

@@ -13,9 +13,9 @@ from potstill.bench.claims import Claim, decide
 from potstill.bench.datasets import DataSet, Trial, split_asked
 from potstill.bench.engines.size import compressed_bytes
 from potstill.bench.measuring.budget import Deadline
-from potstill.bench.measuring.journal import Journal
 from potstill.bench.measuring.plan import Plan
 from potstill.bench.measuring.results import results
+from potstill.bench.measuring.samples import Samples
 from potstill.bench.notes import list_notes
 from potstill.bench.quality import Judged, judge, summarise_glue
 from potstill.bench.report_schema import Contestant, Environment, Failure, Latency, Load, Peaks, Report
@@ -82,7 +82,7 @@ class Setting:
         """Return the bytes of the files with a row's weights; None of a hub id."""
         return sum(file.stat().st_size for file in _files(self.subjects[entry.model], entry)) or None
 
-    def plan(self, journal: Journal, *, progress: Progress, deadline: Deadline | None = None) -> Plan:
+    def plan(self, journal: Samples, *, progress: Progress, deadline: Deadline | None = None) -> Plan:
         """Return what the measuring needs."""
         return Plan(
             entries=self.entries,
@@ -114,7 +114,7 @@ class Setting:
         return self.config.model_dump(mode="json") | {"data": data}
 
 
-def summarise(setting: Setting, journal: Journal, work: Path, *, elapsed_s: float | None = None) -> Report:
+def summarise(setting: Setting, journal: Samples, work: Path, *, elapsed_s: float | None = None) -> Report:
     """Compute the report of what the journal and the answers in `work` hold, whole or not."""
     measured = results(
         journal,
@@ -168,7 +168,7 @@ def summarise(setting: Setting, journal: Journal, work: Path, *, elapsed_s: floa
 
 
 def describe_rows(
-    setting: Setting, journal: Journal, *, compress: bool = True, progress: Progress | None = None
+    setting: Setting, journal: Samples, *, compress: bool = True, progress: Progress | None = None
 ) -> list[Contestant]:
     """Return what each row is; with `compress` also how small its files become, which takes time."""
     files = {entry.key: _files(setting.subjects[entry.model], entry) for entry in setting.entries}
@@ -191,7 +191,7 @@ def _compress(files: Mapping[str, list[Path]], progress: Progress | None) -> dic
 
 
 def _contestant(
-    setting: Setting, journal: Journal, entry: Entry, files: Sequence[Path], compressed: int | None
+    setting: Setting, journal: Samples, entry: Entry, files: Sequence[Path], compressed: int | None
 ) -> Contestant:
     subject, loaded = setting.subjects[entry.model], journal.get("load", entry.key) or {}
     bundled = subject.bundle is not None and entry.folder == subject.facts.bundle
@@ -233,7 +233,7 @@ def _hash(subject: Subject, entry: Entry) -> str | None:
     return source
 
 
-def _judge(setting: Setting, journal: Journal, work: Path) -> tuple[list[Judged], list[str]]:
+def _judge(setting: Setting, journal: Samples, work: Path) -> tuple[list[Judged], list[str]]:
     """Return the quality on every data set that somebody answered, and what is still unanswered."""
     judged, unanswered = [], []
     for trial in setting.trials:

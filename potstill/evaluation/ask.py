@@ -16,7 +16,7 @@ from potstill.bundle import Pooling
 from potstill.errors import CheckError, DataError, UsageError
 from potstill.evaluation.answers import Session
 from potstill.serve import BundleTokenizer, Text
-from potstill.serve.refusals import RequestError
+from potstill.serve.http_errors import RequestError
 from potstill.serve.tasks.classification import prepare_scores
 from potstill.serve.tasks.entities import prepare_words
 from potstill.serve.tasks.fillings import prepare_hidden

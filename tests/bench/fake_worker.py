@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from potstill.bench.measuring.journal import open_journal
 from potstill.bench.measuring.plan import Plan
+from potstill.bench.measuring.samples import open_samples
 from potstill.bench.report_schema import Load
 from potstill.config import BenchConfig
 from potstill.timing.client import CommandFailed, WorkerDied
@@ -145,7 +145,7 @@ def make_plan(folder, world, *, keys=("t/fp32", "s/fp32"), loads=(SHORT, LONG), 
         loads=loads,
         baseline="t/fp32",
         config=BenchConfig(**(quiet | settings)),
-        journal=open_journal(folder, head=dict(head)),
+        journal=open_samples(folder, head=dict(head)),
         seed=7,
         texts=texts,
         launch=world.launch,

@@ -8,10 +8,10 @@ from potstill.bench.measuring import noise
 from potstill.bench.measuring.budget import Deadline
 from potstill.bench.measuring.energy import Meter
 from potstill.bench.measuring.gather import gather_answers
-from potstill.bench.measuring.journal import FILE_NAME
 from potstill.bench.measuring.measure import measure
 from potstill.bench.measuring.results import results
 from potstill.bench.measuring.rounds import all_rounds, kept_rounds
+from potstill.bench.measuring.samples import FILE_NAME
 from potstill.bench.report_schema import Load
 from potstill.timing.client import CommandFailed, WorkerDied
 from tests.bench.fake_worker import MEMORY, SHORT, TEXTS, World, make_plan

@@ -1,8 +1,8 @@
 import pytest
 
-from potstill.bench.measuring.journal import read_journal
 from potstill.bench.measuring.results import results
 from potstill.bench.measuring.rounds import Round, drop_rounds, kept_rounds, store_round
+from potstill.bench.measuring.samples import read_samples
 from potstill.bench.report_schema import Load
 from tests.bench.fake_worker import LONG, SHORT, TEXTS, World, make_plan
 
@@ -120,7 +120,7 @@ def test_the_samples_of_an_old_report_give_the_same_parts(plan):
     first = compute(plan)
     plan.journal.finish()
     again = results(
-        read_journal(plan.journal.file),
+        read_samples(plan.journal.file),
         plan.entries,
         plan.loads,
         baseline=plan.baseline,

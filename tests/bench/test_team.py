@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from potstill.bench.measuring.journal import open_journal
+from potstill.bench.measuring.samples import open_samples
 from potstill.bench.measuring.team import classify, open_team, start_worker
 from potstill.timing.client import CommandFailed, Worker, WorkerConfused, WorkerDied, WorkerHung
 from tests.bench.fake_worker import FakeEntry, World
@@ -18,7 +18,7 @@ def world():
 
 @pytest.fixture
 def journal(tmp_path):
-    return open_journal(tmp_path, head={})
+    return open_samples(tmp_path, head={})
 
 
 def team_of(world, journal, *keys, texts=False):

@@ -21,8 +21,8 @@ from potstill.serve.batching.jobs import Batch, Item, Job, Task
 from potstill.serve.batching.model import Runs
 from potstill.serve.batching.queue import SHORT_CHARACTERS, Queue
 from potstill.serve.batching.shadow import Shadow
-from potstill.serve.failures import log_failure
-from potstill.serve.refusals import RequestError, failed, invalid, unavailable
+from potstill.serve.http_errors import RequestError, failed, invalid, unavailable
+from potstill.serve.logging import log_failure
 from potstill.serve.session import Stop
 from potstill.serve.tasks.prepared import Outputs
 from potstill.serve.tokenizer import Row, between_chunks

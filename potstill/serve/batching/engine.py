@@ -18,7 +18,7 @@ from potstill.serve.batching.queue import Policy, Queue
 from potstill.serve.batching.settings import Answered, EngineSettings, Gauges, Observer, Outcome, Timings, nothing
 from potstill.serve.batching.shadow import Shadow, check_pair
 from potstill.serve.encoder import Encoder
-from potstill.serve.refusals import RequestError, expired, overloaded, unavailable
+from potstill.serve.http_errors import RequestError, expired, overloaded, unavailable
 from potstill.serve.tasks.prepared import Prepared
 from potstill.tasks import QUESTION_ANSWERING
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from potstill.serve.batching.settings import Answered
-from potstill.serve.refusals import RequestError
+from potstill.serve.http_errors import RequestError
 from potstill.serve.session import Stop
 from potstill.serve.tasks.prepared import Outputs, Prepared
 

@@ -6,8 +6,8 @@ from pydantic import BaseModel
 
 from potstill.serve.encoder import Encoder
 from potstill.serve.http.reading import check_keys, check_length, kind_of, parse_object, validate
+from potstill.serve.http_errors import invalid, too_large
 from potstill.serve.limits import Limits
-from potstill.serve.refusals import invalid, too_large
 from potstill.serve.tasks.shapes import shape_of
 
 _KEYS = ("inputs", "parameters")

@@ -37,7 +37,7 @@ from potstill.serve.http.oip_reading import Asked, read_infer
 from potstill.serve.http.oip_signature import VERSIONS, signature_of
 from potstill.serve.http.oip_writing import check_numbers, columns_of_answers, columns_of_outputs, write_reply
 from potstill.serve.http.reading import validate
-from potstill.serve.refusals import RequestError, invalid, unavailable
+from potstill.serve.http_errors import RequestError, invalid, unavailable
 from potstill.serve.tasks.prepared import Outputs, Prepared
 from potstill.serve.tasks.shapes import Pair, Question, shape_of
 

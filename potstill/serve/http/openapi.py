@@ -12,8 +12,8 @@ from potstill.serve.http.exchange import LONGEST_TIMEOUT_MS, SHORTEST_TIMEOUT_MS
 from potstill.serve.http.facts import mask_token
 from potstill.serve.http.openai import EmbeddingsBody
 from potstill.serve.http.tokens import Tokenized
+from potstill.serve.http_errors import ErrorType
 from potstill.serve.limits import Limits
-from potstill.serve.refusals import ErrorType
 from potstill.serve.tasks.shapes import shape_of
 from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, TEXT_CLASSIFICATION
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill.metrics import softmax
-from potstill.serve.refusals import invalid
+from potstill.serve.http_errors import invalid
 from potstill.serve.tasks.prepared import Outputs, Prepared, check_finite
 from potstill.serve.tasks.shapes import MaskParameters
 from potstill.serve.tokenizer import BundleTokenizer, without_surrogates

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from potstill.errors import UsageError
-from potstill.serve.refusals import RequestError, invalid
+from potstill.serve.http_errors import RequestError, invalid
 from potstill.serve.tasks.shapes import Pair, Question
 from potstill.serve.tokenizer import Text
 

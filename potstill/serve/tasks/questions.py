@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill.serve.refusals import invalid, too_large
+from potstill.serve.http_errors import invalid, too_large
 from potstill.serve.tasks.prepared import Outputs, Prepared, check_finite
 from potstill.serve.tasks.shapes import QuestionParameters
 from potstill.serve.tasks.windows import count_windows, window_rows

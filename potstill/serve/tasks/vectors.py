@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill.bundle import Pooling
-from potstill.serve.refusals import invalid
+from potstill.serve.http_errors import invalid
 from potstill.serve.tasks.prepared import Outputs, Prepared, check_finite
 from potstill.serve.tasks.shapes import VectorParameters
 from potstill.serve.tokenizer import BundleTokenizer

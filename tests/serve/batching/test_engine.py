@@ -11,8 +11,8 @@ from potstill.errors import UsageError
 from potstill.machine import available_cores
 from potstill.serve import Encoder
 from potstill.serve.batching import Engine, EngineSettings
+from potstill.serve.http_errors import invalid
 from potstill.serve.limits import Limits
-from potstill.serve.refusals import invalid
 from potstill.serve.tasks.prepared import Prepared
 from tests.serve.batching.helpers import TEXTS, Counts, ask, occupy, refused, running, start, until
 from tests.serve.batching.scripted import scripted

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from potstill.serve.http_errors import RequestError
 from potstill.serve.limits import Limits
-from potstill.serve.refusals import RequestError
 from potstill.serve.tasks.prepared import Prepared
 from tests.serve.batching.helpers import TEXTS, Counts, ask, occupy, refused, running, start, until
 

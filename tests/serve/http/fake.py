@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from potstill.errors import UsageError
 from potstill.serve.batching.settings import Answered, EngineSettings, Gauges, Timings, nothing
-from potstill.serve.refusals import RequestError, invalid
+from potstill.serve.http_errors import RequestError, invalid
 
 
 class FakeEngine:

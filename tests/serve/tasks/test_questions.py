@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from potstill.errors import CheckError, UsageError
-from potstill.serve.refusals import RequestError
+from potstill.serve.http_errors import RequestError
 
 from .models import LONGEST, TEXTS, TOKENIZERS, load
 

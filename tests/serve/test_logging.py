@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from potstill.serve.failures import log_failure
+from potstill.serve.logging import log_failure
 from potstill.serve.server import _log_loop_failure
 
 SECRET = "the text of a client"
