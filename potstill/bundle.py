@@ -35,7 +35,7 @@ from potstill.onnx_inspect import check_declared_precision, read_outline
 
 MANIFEST_NAME = "potstill.json"
 SCHEMA_VERSION = 2
-_LABELLED = ("text-classification", "token-classification")
+LABELLED_TASKS = ("text-classification", "token-classification")
 Precision = Literal["fp32", "fp16", "int8", "int8-static"]
 MODEL_FILES: dict[str, str] = {
     "fp32": "onnx/model.onnx",
@@ -45,6 +45,8 @@ MODEL_FILES: dict[str, str] = {
 }
 WEIGHT_ONLY = "weight-only"
 """The method of an int8 file, in its record's `quantisation`, that stores integers and multiplies floats."""
+LONGEST_TEXT = 2**20
+"""The most tokens of one text that a manifest may name; a tokenizer makes arrays of this length when it is loaded."""
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 
@@ -64,8 +66,8 @@ class Evidence(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, serialize_by_alias=True, validate_by_name=True)
 
     @model_serializer(mode="wrap")
-    def _leave_out_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
-        content: dict[str, JsonValue] = handler(self)
+    def _leave_out_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        content: dict[str, object] = handler(self)
         for name, field in type(self).model_fields.items():
             if name not in self.model_fields_set:
                 content.pop(field.alias or name, None)
@@ -425,9 +427,10 @@ class Manifest(_Record):
     task: str
     labels: list[str] = []
     """In the order of the outputs; empty where a task has none."""
-    max_length: int = Field(ge=1)
+    max_length: int = Field(ge=1, le=LONGEST_TEXT)
+    """The longest text in tokens, special ones included."""
     padding_side: Literal["left", "right"] = "right"
-    pad_token_id: int = Field(default=0, ge=0)
+    pad_token_id: int = Field(default=0, ge=0, le=2**31 - 1)
     inputs: list[str] = Field(min_length=1)
     outputs: list[str] = Field(min_length=1)
     parameters: int = Field(ge=1)
@@ -448,7 +451,7 @@ class Manifest(_Record):
 
     @model_validator(mode="after")
     def _labelled(self) -> Self:
-        if self.task in _LABELLED and not self.labels:
+        if self.task in LABELLED_TASKS and not self.labels:
             raise ValueError(f"labels are missing, and {self.task} answers with them")
         return self
 
@@ -609,7 +612,10 @@ def read_bundle(folder: Path, *, verify: bool = True) -> Bundle:
         if manifest.digest is not None and manifest.digest != _digest_of(content):
             raise TamperedError(f"{manifest_file} was changed after it was written; export the bundle again")
     except (ValidationError, ValueError, RecursionError) as error:
-        raise TamperedError(f"{manifest_file} is not a valid manifest: {_first_line(error)}") from error
+        too_large = isinstance(error, ValidationError) and error.errors()[0]["type"] == "less_than_equal"
+        # Whoever wrote a number that no machine can serve did not change a good bundle: they made a bad one.
+        kind = BundleError if too_large else TamperedError
+        raise kind(f"{manifest_file} is not a valid manifest: {_first_line(error)}") from error
     bundle = Bundle(folder, manifest, hashlib.sha256(written).hexdigest())
     _check_names(bundle)
     if verify:
@@ -694,5 +700,6 @@ def _check_names(bundle: Bundle) -> None:
 def _first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
+        given = f", not {first['input']}" if first["type"] == "less_than_equal" else ""
+        return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}{given}"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
