@@ -37,7 +37,7 @@ from potstill.export.speed import compare_speed
 from potstill.export.unpad import is_unpadded, unpad
 from potstill.onnx_inspect import DYNAMIC, count_products, read_outline
 from potstill.serve import BundleTokenizer, OnnxSession, Row
-from potstill.serve.tasks.classification import scoring_function
+from potstill.serve.tasks.text_classification import scoring_function
 from potstill.tasks import METRICS, PROBLEM_TYPES
 
 # onnxruntime's SkipLayerNormalization kernel is slower than the Add and LayerNormalization that it replaces: BERT-base

@@ -16,7 +16,7 @@ from potstill.bench.engines.workload import Call, Work, make_work
 from potstill.bench.report_schema import Load
 from potstill.errors import UsageError
 from potstill.serve import Text
-from potstill.serve.tasks.classification import scoring_function
+from potstill.serve.tasks.text_classification import scoring_function
 from potstill.tasks import PROBLEM_TYPES, TOKEN_CLASSIFICATION
 from potstill.timing.process import Message, run_block
 

@@ -13,13 +13,7 @@ import torch
 from datasets import Dataset, load_from_disk
 
 from potstill.checkpoint import Checkpoint, hash_checkpoint, read_folder
-from potstill.checkpoint.sentence_head import (
-    DenseLayer,
-    SentenceHead,
-    UnitLength,
-    find_sentence_transformers,
-    load_head,
-)
+from potstill.checkpoint.model import DenseLayer, SentenceHead, UnitLength, find_sentence_transformers, load_head
 from potstill.checkpoint.sentence_transformers import Dense, check_pooling
 from potstill.data import Examples, load_texts
 from potstill.distill.batches import tokenize
