@@ -29,7 +29,7 @@ from potstill.progress import Announce, Progress, keep_quiet, silent
 from potstill.tasks import FEATURE_EXTRACTION, get_task
 
 if TYPE_CHECKING:
-    from potstill.bench.contract import Report
+    from potstill.bench.report_schema import Report
 
 RUN_FILE = "run.json"
 _CHECKPOINTS = "checkpoints"

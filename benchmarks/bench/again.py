@@ -46,8 +46,9 @@ def main() -> None:
         "environment": machine.describe(),
         "settings": {name: getattr(arguments, name) for name in ("runs", "rounds", "num_tokens")},
         "slowed_by": slowing,
-        "same": [], "slower": [],
-    }  # fmt: skip
+        "same": [],
+        "slower": [],
+    }
     for run in range(arguments.runs):
         content["same"].append(one_run(arguments, arguments.bundle, seed=run))
         if not arguments.only_same:
@@ -61,9 +62,15 @@ def main() -> None:
 def one_run(arguments, candidate, *, seed):
     """Return what one bench says of a candidate against the bundle."""
     config = BenchConfig(
-        batch_sizes=[1], num_tokens=[arguments.num_tokens], precisions=["fp32"], rounds=arguments.rounds,
-        realistic=False, throughput_batch_sizes=[], thread_scaling=False, cold_starts=0,
-    )  # fmt: skip
+        batch_sizes=[1],
+        num_tokens=[arguments.num_tokens],
+        precisions=["fp32"],
+        rounds=arguments.rounds,
+        realistic=False,
+        throughput_batch_sizes=[],
+        thread_scaling=False,
+        cold_starts=0,
+    )
     report = bench(
         Request(models=[("a", str(arguments.bundle)), ("b", str(candidate))]),
         config=config,
@@ -73,9 +80,14 @@ def one_run(arguments, candidate, *, seed):
     )
     (row,) = (row for row in report.ratios if row.candidate == "b/fp32" and row.comparison == "to_baseline")
     return {
-        "value": row.value, "interval": row.interval, "finding": row.finding, "floor": report.noise.floor,
-        "rounds": row.rounds, "repeated_rounds": report.noise.repeated_rounds, "flags": report.noise.flags,
-    }  # fmt: skip
+        "value": row.value,
+        "interval": row.interval,
+        "finding": row.finding,
+        "floor": report.noise.floor,
+        "rounds": row.rounds,
+        "repeated_rounds": report.noise.repeated_rounds,
+        "flags": report.noise.flags,
+    }
 
 
 def summarise(content):
@@ -114,11 +126,12 @@ def measure_slowing(bundle, slowed, *, num_tokens):
     """Return how many times as long a call of the copy takes, by the exporter's own race, which is long here."""
     contestants: dict[str, Contestant] = {
         name: session(
-            read_bundle(folder).model_file("fp32"), threads=machine.available_cores(),
-            vocab_size=read_bundle(folder).manifest.architecture["vocab_size"],
+            read_bundle(folder).model_file("fp32"),
+            threads=machine.available_cores(),
+            vocab_size=read_bundle(folder).manifest.architecture.vocab_size,
         )
         for name, folder in (("a", bundle), ("b", slowed))
-    }  # fmt: skip
+    }
     cell = (1, num_tokens)
     raced = race(contestants, [cell], rounds=40)
     ratio = raced.ratio("b", "a", cell)

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from potstill import machine
-from potstill.bench.contract import Load
+from potstill.bench.report_schema import Load
 from potstill.bundle import read_bundle
 from potstill.files import write_text
 from potstill.timing.client import Worker, python_module

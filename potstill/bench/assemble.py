@@ -16,7 +16,6 @@ import numpy as np
 from potstill import machine
 from potstill.bench import environment
 from potstill.bench.claims import Claim, decide, load_claims, verify
-from potstill.bench.contract import Environment, Load, Report
 from potstill.bench.datasets import DataSet, Trial, load_trials
 from potstill.bench.engines.runners import check_runner
 from potstill.bench.engines.workload import check_loads, make_loads
@@ -24,10 +23,11 @@ from potstill.bench.estimate import describe as describe_estimate
 from potstill.bench.estimate import estimate, fit
 from potstill.bench.measuring.budget import COMPRESSED, Deadline
 from potstill.bench.measuring.gather import gather_answers
-from potstill.bench.measuring.journal import FILE_NAME, Journal, open_journal, read_journal
 from potstill.bench.measuring.measure import measure
 from potstill.bench.measuring.plan import Plan
+from potstill.bench.measuring.samples import FILE_NAME, Samples, open_samples, read_samples
 from potstill.bench.report import REPORT_NAME, read_report, write_report
+from potstill.bench.report_schema import Environment, Load, Report
 from potstill.bench.subjects import Entry, Subject, list_entries, pick_baseline, read_subjects
 from potstill.bench.suite import read_suite
 from potstill.bench.summary import Setting, describe_rows, summarise
@@ -154,7 +154,7 @@ def _finished(out_dir: Path) -> Report | None:
 
 def _decide_again(report: Report, setting: Setting, out_dir: Path) -> Report:
     """Return a finished report with the claims as they are asked for now, which needs no new measurement."""
-    journal = read_journal(out_dir / FILE_NAME)
+    journal = read_samples(out_dir / FILE_NAME)
     wanted = setting.head(report.environment)
     changed = [name for name in ("models", "data", "config", "seed") if journal.head.get(name) != wanted[name]]
     if changed:
@@ -206,10 +206,19 @@ def _set_up(request: Request, *, config: BenchConfig, claims: Sequence[Claim], s
     if texts:
         loads = [*loads, Load(kind="texts"), Load(kind="texts_tokenised")]
     return Setting(
-        subjects=subjects, entries=tuple(entries), baseline=base, loads=tuple(loads), trials=tuple(trials),
-        texts=tuple(texts), data=tuple(request.data), claims=tuple(claims), config=config, seed=seed,
-        command=command, threads=threads,
-    )  # fmt: skip
+        subjects=subjects,
+        entries=tuple(entries),
+        baseline=base,
+        loads=tuple(loads),
+        trials=tuple(trials),
+        texts=tuple(texts),
+        data=tuple(request.data),
+        claims=tuple(claims),
+        config=config,
+        seed=seed,
+        command=command,
+        threads=threads,
+    )
 
 
 def _check_tasks(subjects: dict[str, Subject], base: Entry) -> None:
@@ -263,7 +272,7 @@ def _run(
     if not resume:
         shutil.rmtree(work, ignore_errors=True)
     before = environment.describe(threads=setting.threads)
-    journal = open_journal(work, head=setting.head(before))
+    journal = open_samples(work, head=setting.head(before))
     spent_s = float(journal.get("elapsed") or 0.0)
     deadline = None
     if budget_s is not None:
@@ -326,7 +335,7 @@ def _measure(setting: Setting, plan: Plan, work: Path, *, before: Environment) -
     journal.once(("rows",), lambda: [row.model_dump(mode="json") for row in rows])
 
 
-def _publish(report: Report, journal: Journal, out_dir: Path) -> None:
+def _publish(report: Report, journal: Samples, out_dir: Path) -> None:
     with new_folder(out_dir, overwrite=True) as building:
         write_report(report, building)
         shutil.copyfile(journal.file, building / FILE_NAME)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from potstill.bench import contract
+from potstill.bench import report_schema
 from potstill.bench.measuring.plan import Plan
 from potstill.bench.quality.power import power
 from potstill.bench.subjects import Entry, Subject, list_entries, read_subjects
@@ -54,7 +54,7 @@ class Trial:
     own: bool
     """Whether the models are other ones than those that are timed."""
 
-    def power(self) -> contract.Power:
+    def power(self) -> report_schema.Power:
         """Return what so many examples can and cannot show."""
         return power(self.examples, kind=self.kind, metric=self.metric)
 
@@ -121,9 +121,12 @@ def _suite_trial(
     known = {entry.key for entry in entries}
     rows = [row for row in list_entries(subjects, config, threads=baseline.threads) if row.key in known]
     place = DataSet(
-        data=task.data, split=task.split, text_columns=task.text_columns, label_column=task.label_column,
+        data=task.data,
+        split=task.split,
+        text_columns=task.text_columns,
+        label_column=task.label_column,
         limit=task.limit,
-    )  # fmt: skip
+    )
     return _trial(place, name, subjects[baseline.model], rows, own=True)
 
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from potstill import machine
-from potstill.bench.contract import Environment, Peaks
 from potstill.bench.engines.gpus import describe_gpus
 from potstill.bench.engines.memory import container_limit
 from potstill.bench.measuring import noise
+from potstill.bench.report_schema import Environment, Peaks
 
 
 def describe(*, threads: int, load_before: list[float] | None = None, peaks: Peaks | None = None) -> Environment:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from potstill import machine
-from potstill.bench.contract import Load
 from potstill.bench.measuring.budget import (
     COLD_STARTS,
     COMPRESSED,
@@ -29,6 +28,7 @@ from potstill.bench.measuring.budget import (
     thread_counts,
 )
 from potstill.bench.measuring.throughput import runs_on_processor, scaling_load, throughput_loads
+from potstill.bench.report_schema import Load
 from potstill.bench.subjects import Entry
 from potstill.bench.summary import Setting
 from potstill.errors import UsageError

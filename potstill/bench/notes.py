@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from potstill import machine
-from potstill.bench.contract import Contestant, Environment, Model
+from potstill.bench.report_schema import Contestant, Environment, Model
 from potstill.bench.subjects import Entry
 
 # More waiting tasks than this, per core, and somebody else was at work.

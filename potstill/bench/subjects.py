@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from potstill.bench import contract
+from potstill.bench import report_schema
 from potstill.bench.engines.size import count_flops_per_token, embedding_parameters
 from potstill.bundle import MANIFEST_NAME, Bundle, read_bundle
 from potstill.checkpoint import usable_positions
@@ -43,10 +43,17 @@ class Entry:
     def load_command(self, *, seed: int, spinning: bool = True) -> dict[str, Any]:
         """Return the message that makes a worker load it."""
         return {
-            "do": "load", "runner": self.runner, "folder": self.folder, "precision": self.precision,
-            "threads": self.threads, "seed": seed, "spinning": spinning, "task": self.task,
-            "problem_type": self.problem_type, "max_length": self.max_length,
-        }  # fmt: skip
+            "do": "load",
+            "runner": self.runner,
+            "folder": self.folder,
+            "precision": self.precision,
+            "threads": self.threads,
+            "seed": seed,
+            "spinning": spinning,
+            "task": self.task,
+            "problem_type": self.problem_type,
+            "max_length": self.max_length,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +61,7 @@ class Subject:
     """A model with all that is known of it before it runs."""
 
     name: str
-    facts: contract.Model
+    facts: report_schema.Model
     bundle: Bundle | None
     positions: int
     """The longest text that it can be given, in tokens."""
@@ -111,13 +118,19 @@ def list_entries(subjects: Mapping[str, Subject], config: BenchConfig, *, thread
     for name, subject in subjects.items():
         rows = [
             Entry(
-                key=_key(name, precision, runner), model=name, precision=precision, runner=runner, folder=folder,
-                threads=threads, task=subject.facts.task, problem_type=subject.facts.problem_type,
+                key=_key(name, precision, runner),
+                model=name,
+                precision=precision,
+                runner=runner,
+                folder=folder,
+                threads=threads,
+                task=subject.facts.task,
+                problem_type=subject.facts.problem_type,
                 max_length=subject.facts.max_length,
             )
             for runner, folder in _runners(subject, config)
             for precision in _precisions(subject, config, runner=runner)
-        ]  # fmt: skip
+        ]
         if not rows:
             asked = ", ".join([*(config.precisions or []), *(config.runners or [])])
             have = list(subject.bundle.manifest.models) if subject.bundle else list(TORCH_PRECISIONS)
@@ -224,22 +237,22 @@ def _subject(name: str, found: Mapping[str, str]) -> Subject:
     else:
         assert described is not None
         config = described.pop("config")
-        facts = contract.Model(checkpoint=found["checkpoint"], **described, **_sizes(config))
+        facts = report_schema.Model(checkpoint=found["checkpoint"], **described, **_sizes(config))
     return Subject(name=name, facts=facts, bundle=bundle, positions=usable_positions(config) or facts.max_length)
 
 
-def _bundle_facts(bundle: Bundle, config: Mapping[str, Any], *, checkpoint: str | None) -> contract.Model:
+def _bundle_facts(bundle: Bundle, config: Mapping[str, Any], *, checkpoint: str | None) -> report_schema.Model:
     manifest = bundle.manifest
-    return contract.Model(
+    return report_schema.Model(
         bundle=str(bundle.folder),
         checkpoint=checkpoint,
         task=manifest.task,
         problem_type=manifest.problem_type,
         labels=manifest.labels,
         parameters=manifest.parameters,
-        encoder_parameters=int(manifest.architecture.get("encoder_parameters", manifest.parameters)),
-        architecture=manifest.architecture,
-        source=manifest.source,
+        encoder_parameters=manifest.architecture.encoder_parameters or manifest.parameters,
+        architecture=manifest.architecture.model_dump(mode="json"),
+        source=manifest.source.model_dump(mode="json"),
         max_length=manifest.max_length,
         **_sizes(config),
     )
@@ -253,7 +266,7 @@ def _read_config(bundle: Bundle) -> dict[str, Any]:
         own = json.loads(bundle.read(file.name))
     elif file.is_file():
         own = json.loads(file.read_text(encoding="utf-8"))
-    return bundle.manifest.architecture | own
+    return {**bundle.manifest.architecture.model_dump(mode="json"), **own}
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,15 +10,15 @@ import numpy as np
 
 from potstill.bench import environment
 from potstill.bench.claims import Claim, decide
-from potstill.bench.contract import Contestant, Environment, Failure, Latency, Load, Peaks, Report
 from potstill.bench.datasets import DataSet, Trial, split_asked
 from potstill.bench.engines.size import compressed_bytes
 from potstill.bench.measuring.budget import Deadline
-from potstill.bench.measuring.journal import Journal
 from potstill.bench.measuring.plan import Plan
 from potstill.bench.measuring.results import results
+from potstill.bench.measuring.samples import Samples
 from potstill.bench.notes import list_notes
 from potstill.bench.quality import Judged, judge, summarise_glue
+from potstill.bench.report_schema import Contestant, Environment, Failure, Latency, Load, Peaks, Report
 from potstill.bench.subjects import Entry, Subject, list_pairs
 from potstill.config import BenchConfig
 from potstill.progress import Progress
@@ -82,12 +82,19 @@ class Setting:
         """Return the bytes of the files with a row's weights; None of a hub id."""
         return sum(file.stat().st_size for file in _files(self.subjects[entry.model], entry)) or None
 
-    def plan(self, journal: Journal, *, progress: Progress, deadline: Deadline | None = None) -> Plan:
+    def plan(self, journal: Samples, *, progress: Progress, deadline: Deadline | None = None) -> Plan:
         """Return what the measuring needs."""
         return Plan(
-            entries=self.entries, loads=self.loads, baseline=self.baseline.key, config=self.config, journal=journal,
-            seed=self.seed, texts=list(self.texts) or None, progress=progress, deadline=deadline,
-        )  # fmt: skip
+            entries=self.entries,
+            loads=self.loads,
+            baseline=self.baseline.key,
+            config=self.config,
+            journal=journal,
+            seed=self.seed,
+            texts=list(self.texts) or None,
+            progress=progress,
+            deadline=deadline,
+        )
 
     def head(self, found: Environment) -> dict[str, Any]:
         """Return what must be the same for an interrupted bench to go on."""
@@ -107,12 +114,16 @@ class Setting:
         return self.config.model_dump(mode="json") | {"data": data}
 
 
-def summarise(setting: Setting, journal: Journal, work: Path, *, elapsed_s: float | None = None) -> Report:
+def summarise(setting: Setting, journal: Samples, work: Path, *, elapsed_s: float | None = None) -> Report:
     """Compute the report of what the journal and the answers in `work` hold, whole or not."""
     measured = results(
-        journal, setting.entries, setting.loads, baseline=setting.baseline.key, config=setting.config,
+        journal,
+        setting.entries,
+        setting.loads,
+        baseline=setting.baseline.key,
+        config=setting.config,
         seed=setting.seed,
-    )  # fmt: skip
+    )
     judged, unanswered = _judge(setting, journal, work)
     best = measured.peaks
     peaks = Peaks(threads=setting.threads, fp32_flops_per_s=best.get("fp32"), int8_ops_per_s=best.get("int8"))
@@ -148,20 +159,16 @@ def summarise(setting: Setting, journal: Journal, work: Path, *, elapsed_s: floa
         scaling=measured.scaling,
         memory=measured.memory,
         quality=[each.quality for each in judged],
-        glue=summarise_glue(
-            judged, baseline=setting.baseline.key, candidates=[entry.key for entry in setting.entries]
-        ),
+        glue=summarise_glue(judged, baseline=setting.baseline.key, candidates=[entry.key for entry in setting.entries]),
         energy=measured.energy,
         failures=[_readable(failure) for failure in measured.failures],
-        notes=list_notes(
-            found, entries=setting.entries, models=models, rows=contestants, trials=len(setting.trials)
-        ),
-    )  # fmt: skip
+        notes=list_notes(found, entries=setting.entries, models=models, rows=contestants, trials=len(setting.trials)),
+    )
     return report.model_copy(update={"claims": decide(report, setting.claims)})
 
 
 def describe_rows(
-    setting: Setting, journal: Journal, *, compress: bool = True, progress: Progress | None = None
+    setting: Setting, journal: Samples, *, compress: bool = True, progress: Progress | None = None
 ) -> list[Contestant]:
     """Return what each row is; with `compress` also how small its files become, which takes time."""
     files = {entry.key: _files(setting.subjects[entry.model], entry) for entry in setting.entries}
@@ -184,7 +191,7 @@ def _compress(files: Mapping[str, list[Path]], progress: Progress | None) -> dic
 
 
 def _contestant(
-    setting: Setting, journal: Journal, entry: Entry, files: Sequence[Path], compressed: int | None
+    setting: Setting, journal: Samples, entry: Entry, files: Sequence[Path], compressed: int | None
 ) -> Contestant:
     subject, loaded = setting.subjects[entry.model], journal.get("load", entry.key) or {}
     bundled = subject.bundle is not None and entry.folder == subject.facts.bundle
@@ -199,7 +206,7 @@ def _contestant(
         file_bytes=sum(file.stat().st_size for file in files) or None,
         compressed_bytes=compressed,
         sha256=loaded.get("sha256", {}),
-        quantisation=record.quantisation if record else None,
+        quantisation=record.quantisation.model_dump(mode="json") if record and record.quantisation else None,
         batch_invariant=record.batch_invariant if record else True,
     )
 
@@ -226,7 +233,7 @@ def _hash(subject: Subject, entry: Entry) -> str | None:
     return source
 
 
-def _judge(setting: Setting, journal: Journal, work: Path) -> tuple[list[Judged], list[str]]:
+def _judge(setting: Setting, journal: Samples, work: Path) -> tuple[list[Judged], list[str]]:
     """Return the quality on every data set that somebody answered, and what is still unanswered."""
     judged, unanswered = [], []
     for trial in setting.trials:
@@ -242,11 +249,17 @@ def _judge(setting: Setting, journal: Journal, work: Path) -> tuple[list[Judged]
         if files:
             judged.append(
                 judge(
-                    files, trial.examples, name=trial.name, kind=trial.kind, metric=trial.metric,
-                    baseline=setting.baseline.key, pairs=list_pairs(trial.entries, baseline=setting.baseline.key),
-                    seed=setting.seed, resamples=setting.config.resamples,
+                    files,
+                    trial.examples,
+                    name=trial.name,
+                    kind=trial.kind,
+                    metric=trial.metric,
+                    baseline=setting.baseline.key,
+                    pairs=list_pairs(trial.entries, baseline=setting.baseline.key),
+                    seed=setting.seed,
+                    resamples=setting.config.resamples,
                 )
-            )  # fmt: skip
+            )
     return judged, unanswered
 
 

@@ -18,7 +18,7 @@ from potstill.errors import CheckError, UsageError
 from potstill.extras import require
 
 if TYPE_CHECKING:
-    from potstill.bench.contract import Report
+    from potstill.bench.report_schema import Report
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 

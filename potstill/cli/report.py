@@ -7,9 +7,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from potstill.bench.contract import Report
 from potstill.bench.report import tables
 from potstill.bench.report.formatting import clean
+from potstill.bench.report_schema import Report
 from potstill.cli.render import MAX_WIDTH
 
 if TYPE_CHECKING:

@@ -15,11 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill import metrics
 from potstill.checkpoint import save_tokenizer
-from potstill.checkpoint.sentence_head import SentenceEncoder, SentenceHead
+from potstill.checkpoint.model import SentenceEncoder, SentenceHead
 from potstill.data import Examples
-from potstill.distill.anatomy import base, masked_lm_head, model_inputs
-from potstill.distill.batches import EpochRows, make_collator, make_mlm_collator, read_column, tokenize
-from potstill.distill.examples import LENGTH_COLUMN
+from potstill.distill.batches import LENGTH_COLUMN, EpochRows, make_collator, make_mlm_collator, read_column, tokenize
+from potstill.distill.hooks import base, masked_lm_head, model_inputs
 from potstill.distill.masking import IGNORED
 from potstill.distill.methods.embedding import embed
 from potstill.errors import CheckpointError
@@ -29,7 +28,7 @@ from potstill.evaluation.marks import mark
 from potstill.evaluation.trivial import AgainstTrivial, against_trivial
 from potstill.progress import Progress, silent
 from potstill.serve import BundleTokenizer
-from potstill.serve.tasks.vectors import SENTENCE_EMBEDDING
+from potstill.serve.tasks.feature_extraction import SENTENCE_EMBEDDING
 from potstill.tasks import (
     FEATURE_EXTRACTION,
     QUESTION_ANSWERING,

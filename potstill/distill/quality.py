@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.checkpoint import Checkpoint, load_checkpoint, read_folder
-from potstill.checkpoint.sentence_head import SentenceEncoder, find_sentence_transformers, load_head
+from potstill.checkpoint.model import SentenceEncoder, find_sentence_transformers, load_head
 from potstill.checkpoint.sentence_transformers import check_pooling
 from potstill.data import Examples, load_examples
 from potstill.distill.evaluate import Evaluation, problem_type_of

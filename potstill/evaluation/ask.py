@@ -16,15 +16,14 @@ from potstill.bundle import Pooling
 from potstill.errors import CheckError, DataError, UsageError
 from potstill.evaluation.answers import Session
 from potstill.serve import BundleTokenizer, Text
-from potstill.serve.refusals import RequestError
-from potstill.serve.tasks.classification import prepare_scores
-from potstill.serve.tasks.entities import prepare_words
-from potstill.serve.tasks.fillings import prepare_hidden
-from potstill.serve.tasks.padding import unpad
-from potstill.serve.tasks.prepared import Outputs, Prepared
-from potstill.serve.tasks.questions import prepare_questions
-from potstill.serve.tasks.shapes import QuestionParameters, VectorParameters
-from potstill.serve.tasks.vectors import prepare_vectors
+from potstill.serve.encoder import unpad
+from potstill.serve.http_errors import RequestError
+from potstill.serve.tasks.feature_extraction import VectorParameters, preprocess_vectors
+from potstill.serve.tasks.features import Features, Outputs
+from potstill.serve.tasks.fill_mask import preprocess_hidden
+from potstill.serve.tasks.question_answering import QuestionParameters, preprocess_questions
+from potstill.serve.tasks.text_classification import preprocess_scores
+from potstill.serve.tasks.token_classification import preprocess_words
 from potstill.serve.tokenizer import Pieces
 from potstill.tasks import (
     FEATURE_EXTRACTION,
@@ -83,7 +82,7 @@ def ask(
         texts: as `potstill.data.Examples.texts`, also from JSON: a pair may be a list of two strings.
         kind: `potstill.tasks.kind_of`.
         outputs: the model's outputs in the order of the manifest.
-        function: what makes scores of a classifier's logits (`serve.answering.classification.scoring_function`); None
+        function: what makes scores of a classifier's logits (`serve.tasks.text_classification.scoring_function`); None
             is the kind's usual.
         pooling: how feature-extraction makes a vector of a text's tokens, or its mode by name; None is their mean.
         batch_invariant: whether a text's answer is independent of its batch mates; if not, texts run one by one.
@@ -106,7 +105,7 @@ def ask(
         known = Pooling.model_validate({"mode": pooling, "normalize": False}) if isinstance(pooling, str) else pooling
         return _ask_pairs(session, tokenizer, asked, outputs=outputs, pooling=known, batch_size=size)
     prepared = [
-        prepare_scores(
+        preprocess_scores(
             tokenizer, [text], function=function or _FUNCTIONS.get(kind, "softmax"), output=outputs[0]
         )
         for text in asked
@@ -126,7 +125,7 @@ class _Lost:
 
 
 def _run(
-    session: Session, tokenizer: BundleTokenizer, prepared: Sequence[Prepared], *, kind: str, batch_size: int
+    session: Session, tokenizer: BundleTokenizer, prepared: Sequence[Features], *, kind: str, batch_size: int
 ) -> list[Any]:
     """Return the answer to each request of one input, `_Lost` where its numbers are NaN or infinite."""
     task = TEXT_CLASSIFICATION.name if kind in PROBLEM_TYPES else kind
@@ -150,9 +149,9 @@ def _run(
     return answers
 
 
-def _read(prepared: Prepared, outputs: Sequence[Outputs]) -> Any:
+def _read(prepared: Features, outputs: Sequence[Outputs]) -> Any:
     try:
-        return prepared.read(outputs)[0]
+        return prepared.decode(outputs)[0]
     except CheckError:
         return _Lost(next(iter(outputs[0].values())).shape[-1])
 
@@ -175,7 +174,7 @@ def _ask_words(
     sizes = [len(words) for words in texts]
     if not sum(sizes):
         raise DataError("there are no words to ask about; give texts that are not empty")
-    prepared = [prepare_words(tokenizer, [words], output=output) for words in texts]
+    prepared = [preprocess_words(tokenizer, [words], output=output) for words in texts]
     found = _run(session, tokenizer, prepared, kind=TOKEN_CLASSIFICATION.name, batch_size=batch_size)
     both = [
         (np.full((size, one.width), np.nan), np.ones(size, dtype=np.bool_)) if isinstance(one, _Lost) else one
@@ -210,15 +209,15 @@ def _both_ways(
     pair: tuple[str, str],
     ways: Sequence[QuestionParameters],
     outputs: Sequence[str],
-) -> Prepared:
+) -> Features:
     """Return a question whose answer is read once by each of the parameters, which ask for the same windows."""
     try:
         prepared = [
-            prepare_questions(tokenizer, [pair], way, outputs=outputs, most_windows=_MOST_WINDOWS) for way in ways
+            preprocess_questions(tokenizer, [pair], way, outputs=outputs, most_windows=_MOST_WINDOWS) for way in ways
         ]
     except RequestError as error:
         raise DataError(f"question {number + 1} cannot be asked: {error}") from error
-    return Prepared(prepared[0].rows, lambda given: [[one.read(given)[0] for one in prepared]])
+    return Features(prepared[0].rows, lambda given: [[one.decode(given)[0] for one in prepared]])
 
 
 def _ask_pairs(
@@ -234,7 +233,7 @@ def _ask_pairs(
     each = list(dict.fromkeys(text for pair in pairs for text in pair))
     settings = VectorParameters()
     prepared = [
-        prepare_vectors(tokenizer, [text], settings, outputs=outputs, pooling=pooling, width=None) for text in each
+        preprocess_vectors(tokenizer, [text], settings, outputs=outputs, pooling=pooling, width=None) for text in each
     ]
     found = _run(session, tokenizer, prepared, kind=FEATURE_EXTRACTION.name, batch_size=batch_size)
     filled = [[np.nan] * one.width if isinstance(one, _Lost) else one for one in found]
@@ -254,7 +253,7 @@ def _ask_hidden(session: Session, tokenizer: BundleTokenizer, texts: Sequence[Te
     asked = [number for number, (_, hidden) in enumerate(masked) if hidden and shown[number] == len(hidden)]
     if not asked:
         raise DataError("there are no words to hide from a language model; give texts that are not empty")
-    prepared = [prepare_hidden(tokenizer, [masked[at][0]], [masked[at][1]], output=output) for at in asked]
+    prepared = [preprocess_hidden(tokenizer, [masked[at][0]], [masked[at][1]], output=output) for at in asked]
     found = _run(session, tokenizer, prepared, kind=FILL_MASK.name, batch_size=1)
     sizes = [len(masked[at][1]) for at in asked]
     filled = [

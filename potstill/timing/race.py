@@ -88,9 +88,11 @@ class Race:
 def session(file: Path, *, threads: int, disabled_optimizers: Sequence[str] = (), vocab_size: int) -> Contestant:
     """Return a contestant that runs one ONNX file in the session that would serve it."""
     load = {
-        "file": str(file), "threads": threads, "disabled_optimizers": list(disabled_optimizers),
+        "file": str(file),
+        "threads": threads,
+        "disabled_optimizers": list(disabled_optimizers),
         "vocab_size": vocab_size,
-    }  # fmt: skip
+    }
     return Contestant(python_module("potstill.timing.session"), load)
 
 

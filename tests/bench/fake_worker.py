@@ -3,16 +3,20 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from potstill.bench.contract import Load
-from potstill.bench.measuring.journal import open_journal
 from potstill.bench.measuring.plan import Plan
+from potstill.bench.measuring.samples import open_samples
+from potstill.bench.report_schema import Load
 from potstill.config import BenchConfig
 from potstill.timing.client import CommandFailed, WorkerDied
 
 MEMORY = {
-    "interpreter_rss_bytes": 1, "imported_rss_bytes": 2, "loaded_rss_bytes": 3, "loading_peak_bytes": 4,
-    "peak_bytes": 5, "after_rss_bytes": 4,
-}  # fmt: skip
+    "interpreter_rss_bytes": 1,
+    "imported_rss_bytes": 2,
+    "loaded_rss_bytes": 3,
+    "loading_peak_bytes": 4,
+    "peak_bytes": 5,
+    "after_rss_bytes": 4,
+}
 SHORT, LONG, TEXTS = Load(num_tokens=16), Load(num_tokens=128), Load(kind="texts")
 
 
@@ -125,13 +129,25 @@ class FakeWorker:
 def make_plan(folder, world, *, keys=("t/fp32", "s/fp32"), loads=(SHORT, LONG), head=(), **settings):
     """Return a plan of fakes; everything but latency is off unless a setting says otherwise."""
     quiet = {
-        "throughput_batch_sizes": [], "thread_scaling": False, "cold_starts": 0, "rounds": 5, "launches": 4,
-        "max_repeats": 0, "num_tokens": [16, 128], "peak": False,
-    }  # fmt: skip
+        "throughput_batch_sizes": [],
+        "thread_scaling": False,
+        "cold_starts": 0,
+        "rounds": 5,
+        "launches": 4,
+        "max_repeats": 0,
+        "num_tokens": [16, 128],
+        "peak": False,
+    }
     texts = settings.pop("texts", None)
     entries = [FakeEntry(key, key.partition("@")[2] or "onnxruntime-cpu") for key in keys]
     return Plan(
-        entries=entries, loads=loads, baseline="t/fp32",
-        config=BenchConfig(**(quiet | settings)), journal=open_journal(folder, head=dict(head)), seed=7, texts=texts,
-        launch=world.launch, clock=lambda: world.clock,
-    )  # fmt: skip
+        entries=entries,
+        loads=loads,
+        baseline="t/fp32",
+        config=BenchConfig(**(quiet | settings)),
+        journal=open_samples(folder, head=dict(head)),
+        seed=7,
+        texts=texts,
+        launch=world.launch,
+        clock=lambda: world.clock,
+    )

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from potstill.bench import contract
+from potstill.bench import report_schema
 from potstill.metrics import retention_by_definition
 
 LABELS = ("negative", "positive")
@@ -23,13 +23,19 @@ TEXTS = [
     "or doing last year 's taxes with your ex-wife .",
 ]
 PAIRS = [
-    ("He said the foodservice pie business doesn 't fit the company 's long-term growth strategy .",
-     "\" The foodservice pie business does not fit our long-term growth strategy ."),
-    ("Magnarelli said Racicot hated the Iraqi regime and looked forward to using his long years of training .",
-     "His wife said he was 100 percent behind George Bush and looked forward to using his training in the war ."),
-    ("The dollar was at 116.92 yen against the yen , flat on the session .",
-     "The dollar was at 116.78 yen JPY = , virtually flat on the session ."),
-]  # fmt: skip
+    (
+        "He said the foodservice pie business doesn 't fit the company 's long-term growth strategy .",
+        '" The foodservice pie business does not fit our long-term growth strategy .',
+    ),
+    (
+        "Magnarelli said Racicot hated the Iraqi regime and looked forward to using his long years of training .",
+        "His wife said he was 100 percent behind George Bush and looked forward to using his training in the war .",
+    ),
+    (
+        "The dollar was at 116.92 yen against the yen , flat on the session .",
+        "The dollar was at 116.78 yen JPY = , virtually flat on the session .",
+    ),
+]
 
 
 def accuracy(gold, given):
@@ -65,19 +71,27 @@ def made_quality(keys):
 
 def made_glue(qualities, baseline):
     """Return the GLUE rows of every other row over `qualities`."""
-    scores = {row.key: {q.name: s.value for q in qualities for s in q.scores if s.key == row.key}
-              for row in qualities[0].scores}  # fmt: skip
+    scores = {
+        row.key: {q.name: s.value for q in qualities for s in q.scores if s.key == row.key}
+        for row in qualities[0].scores
+    }
     rows = []
     for key, values in scores.items():
         if key == baseline:
             continue
         found = retention_by_definition(scores[baseline], values)
         ratios = {name: value / scores[baseline][name] for name, value in values.items() if name != "WNLI"}
-        rows.append(contract.GlueRow(
-            baseline=baseline, candidate=key, scores=values, baseline_scores=scores[baseline], **found,
-            worst_task_name=min(ratios, key=lambda name: ratios[name]),
-            macro_interval=(found["macro"] - 0.011, found["macro"] + 0.01),
-        ))  # fmt: skip
+        rows.append(
+            report_schema.GlueRow(
+                baseline=baseline,
+                candidate=key,
+                scores=values,
+                baseline_scores=scores[baseline],
+                **found,
+                worst_task_name=min(ratios, key=lambda name: ratios[name]),
+                macro_interval=(found["macro"] - 0.011, found["macro"] + 0.01),
+            )
+        )
     return rows
 
 
@@ -110,19 +124,32 @@ def _quality(name, keys):
     pairs = [("to_baseline", keys[0], key) for key in keys[1:]]
     pairs += [("like_for_like", _like(key), key) for key in keys if not key.startswith("teacher/")]
     student = next(key for key in keys if key.startswith("student/"))
-    return contract.Quality(
-        name=name, data=f"nyu-mll/glue:{name.lower().replace('-', '')}", split="validation", num_examples=count,
-        data_sha256=f"{count:04x}" * 16, task="text-classification", kind=kind, metric=metric.__name__, trivial=trivial,
-        scores=[contract.Score(
-            key=key, value=value[key], interval=_ends(resampled[key]), scores={metric.__name__: value[key]},
-            calibration_error=None if sure else _calibration(gold, answers[key]),
-            agreement=None if sure else accuracy(given[keys[0]], given[key]),
-        ) for key in keys],
+    return report_schema.Quality(
+        name=name,
+        data=f"nyu-mll/glue:{name.lower().replace('-', '')}",
+        split="validation",
+        num_examples=count,
+        data_sha256=f"{count:04x}" * 16,
+        task="text-classification",
+        kind=kind,
+        metric=metric.__name__,
+        trivial=trivial,
+        scores=[
+            report_schema.Score(
+                key=key,
+                value=value[key],
+                interval=_ends(resampled[key]),
+                scores={metric.__name__: value[key]},
+                calibration_error=None if sure else _calibration(gold, answers[key]),
+                agreement=None if sure else accuracy(given[keys[0]], given[key]),
+            )
+            for key in keys
+        ],
         retention=[_retention(*pair, gold=gold, given=given, value=value, resampled=resampled) for pair in pairs],
         power=_power(count, metric.__name__),
         confusion=[] if sure else [_confusion(keys[0], student, given), _confusion("label", student, given, gold)],
         differences=_differences(name, gold, answers, keys[0], student),
-    )  # fmt: skip
+    )
 
 
 def _like(key):
@@ -146,27 +173,34 @@ def _retention(comparison, baseline, candidate, *, gold, given, value, resampled
     lost = int(np.sum((given[candidate] != gold) & (given[baseline] == gold)))
     tail = sum(math.comb(gained + lost, n) for n in range(min(gained, lost) + 1)) / 2 ** (gained + lost)
     differences = resampled[candidate] - resampled[baseline]
-    return contract.Retention(
-        comparison=comparison, baseline=baseline, candidate=candidate, kept=value[candidate] / value[baseline],
-        kept_interval=_ends(resampled[candidate] / resampled[baseline]), difference=value[candidate] - value[baseline],
-        difference_interval=_ends(differences), test="McNemar, exact" if exact else "paired bootstrap",
+    return report_schema.Retention(
+        comparison=comparison,
+        baseline=baseline,
+        candidate=candidate,
+        kept=value[candidate] / value[baseline],
+        kept_interval=_ends(resampled[candidate] / resampled[baseline]),
+        difference=value[candidate] - value[baseline],
+        difference_interval=_ends(differences),
+        test="McNemar, exact" if exact else "paired bootstrap",
         p_value=min(1.0, 2 * tail) if exact else min(1.0, 2 * float(np.mean(differences > 0)) + 0.01),
-        gained=gained if exact else None, lost=lost if exact else None,
-    )  # fmt: skip
+        gained=gained if exact else None,
+        lost=lost if exact else None,
+    )
 
 
 def _power(count, metric):
     smallest = 1.02 / math.sqrt(count)
-    return contract.Power(
-        num_examples=count, smallest_loss=smallest,
+    return report_schema.Power(
+        num_examples=count,
+        smallest_loss=smallest,
         sentence=f"With {count:,} examples, a loss of less than {smallest:.3f} in {metric} is most likely not seen.",
-    )  # fmt: skip
+    )
 
 
 def _confusion(rows, columns, given, gold=None):
     left = given[rows] if gold is None else gold
     counts = [[int(np.sum((left == a) & (given[columns] == b))) for b in (0, 1)] for a in (0, 1)]
-    return contract.Confusion(rows=rows, columns=columns, labels=list(LABELS), counts=counts)
+    return report_schema.Confusion(rows=rows, columns=columns, labels=list(LABELS), counts=counts)
 
 
 def _differences(name, gold, answers, baseline, candidate):
@@ -174,11 +208,14 @@ def _differences(name, gold, answers, baseline, candidate):
     pool = TEXTS if name == "SST-2" else PAIRS
     words = "{:.2f}".format if SETS[name][0] == "regression" else lambda chance: f"{LABELS[int(chance > 0.5)]}"
     return [
-        contract.Difference(
-            baseline=baseline, candidate=candidate, text=text,
+        report_schema.Difference(
+            baseline=baseline,
+            candidate=candidate,
+            text=text,
             label=f"{gold[at]:.2f}" if gold.dtype.kind == "f" else LABELS[gold[at]],
-            baseline_answer=words(answers[baseline][at]), candidate_answer=words(answers[candidate][at]),
+            baseline_answer=words(answers[baseline][at]),
+            candidate_answer=words(answers[candidate][at]),
             distance=float(apart[at]),
         )
         for at, text in zip(np.argsort(-apart), pool, strict=False)
-    ]  # fmt: skip
+    ]

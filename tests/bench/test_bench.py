@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 
 from potstill.bench import DataSet, Request, bench, evaluate_bundle, name_models, read_report, verify_report
 from potstill.bench.claims import load_claims
-from potstill.bench.measuring.journal import FILE_NAME
+from potstill.bench.measuring.samples import FILE_NAME
 from potstill.bench.suite import read_suite
 from potstill.bundle import MANIFEST_NAME, read_bundle, record_files, sha256_of, write_manifest
 from potstill.config import BenchConfig
@@ -28,16 +28,31 @@ from potstill.tasks import TEXT_CLASSIFICATION
 from .conftest import LABELS, WORDS, write_bundle
 
 CONFIG = BenchConfig(
-    batch_sizes=[1, 2], num_tokens=[8, 32], threads=1, rounds=5, launches=2, block_s=0.005,
-    warm_up_s=0.05, resamples=200, throughput_batch_sizes=[2], throughput_tokens=8, callers=[1, 2], cold_starts=1,
-    realistic_texts=16, max_repeats=0,
-)  # fmt: skip
+    batch_sizes=[1, 2],
+    num_tokens=[8, 32],
+    threads=1,
+    rounds=5,
+    launches=2,
+    block_s=0.005,
+    warm_up_s=0.05,
+    resamples=200,
+    throughput_batch_sizes=[2],
+    throughput_tokens=8,
+    callers=[1, 2],
+    cold_starts=1,
+    realistic_texts=16,
+    max_repeats=0,
+)
 SHORT = CONFIG.model_copy(
     update={
-        "batch_sizes": [1], "throughput_batch_sizes": [], "thread_scaling": False, "cold_starts": 0,
-        "realistic": False, "compressed": False,
+        "batch_sizes": [1],
+        "throughput_batch_sizes": [],
+        "thread_scaling": False,
+        "cold_starts": 0,
+        "realistic": False,
+        "compressed": False,
     }
-)  # fmt: skip
+)
 
 
 def write_data(folder, count=120):
@@ -124,11 +139,14 @@ def test_the_report_names_the_bytes_and_hashes_of_what_was_measured(report, bund
 def test_ratios_compare_like_with_like_with_the_baseline_and_the_baseline_with_itself(report):
     pairs = {(row.comparison, row.baseline, row.candidate) for row in report.ratios}
     assert pairs == {
-        ("like_for_like", "teacher/fp32", "student/fp32"), ("like_for_like", "teacher/int8", "student/int8"),
-        ("to_baseline", "teacher/fp32", "teacher/int8"), ("to_baseline", "teacher/fp32", "student/fp32"),
-        ("to_baseline", "teacher/fp32", "student/int8"), ("to_own_fp32", "student/fp32", "student/int8"),
+        ("like_for_like", "teacher/fp32", "student/fp32"),
+        ("like_for_like", "teacher/int8", "student/int8"),
+        ("to_baseline", "teacher/fp32", "teacher/int8"),
+        ("to_baseline", "teacher/fp32", "student/fp32"),
+        ("to_baseline", "teacher/fp32", "student/int8"),
+        ("to_own_fp32", "student/fp32", "student/int8"),
         ("again", "teacher/fp32", "teacher/fp32#again"),
-    }  # fmt: skip
+    }
     p50 = {(row.key, str(row.load)): row.p50_ms for row in report.latency}
     for row in report.ratios:
         if row.comparison != "again" and row.load.kind == "grid":
@@ -324,8 +342,10 @@ def test_what_cannot_be_measured_is_refused_before_anything_starts(bundles, data
 
 def test_models_are_named_by_their_folders_or_by_hand():
     assert name_models(["a/teacher", "b/teacher", "small=c/x"]) == [
-        ("teacher", "a/teacher"), ("teacher-2", "b/teacher"), ("small", "c/x"),
-    ]  # fmt: skip
+        ("teacher", "a/teacher"),
+        ("teacher-2", "b/teacher"),
+        ("small", "c/x"),
+    ]
     for bad in ("=x", "a/b=x", "a#b=x"):
         with pytest.raises(UsageError, match="is no name for a model"):
             name_models([bad])

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from potstill.bench import contract
+from potstill.bench import report_schema
 from potstill.bench.report import style
 from potstill.bench.report.charts import charts
 from tests.bench import made
@@ -128,7 +128,7 @@ def test_letters_that_matplotlib_has_not_and_dollars_do_no_harm():
     text = made.minimal().model_dump_json(by_alias=True).replace("student", r"学生 😀 $\\frac{$")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        picture = trade_off_of(contract.Report.model_validate_json(text))
+        picture = trade_off_of(report_schema.Report.model_validate_json(text))
     assert r"学生 😀 $\frac{$ fp32" in picture.svg
 
 

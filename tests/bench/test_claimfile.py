@@ -89,9 +89,13 @@ def test_all_faults_are_told_at_once_with_file_and_id(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("claims: [", "is not YAML"), ("- {id: a}", "no list called claims"), ("claims: []", "no list called claims"),
-     ("claims: [{id: a, claim: b, measure: file_mb, at_most: 1}]\nclaim: 1", "claim: unknown key; did you mean")],
-)  # fmt: skip
+    [
+        ("claims: [", "is not YAML"),
+        ("- {id: a}", "no list called claims"),
+        ("claims: []", "no list called claims"),
+        ("claims: [{id: a, claim: b, measure: file_mb, at_most: 1}]\nclaim: 1", "claim: unknown key; did you mean"),
+    ],
+)
 def test_a_file_that_is_no_list_of_claims_is_refused(tmp_path, text, words):
     with pytest.raises(RecipeError, match=words):
         load_claims(write(tmp_path, text))
@@ -121,8 +125,17 @@ def invoke():
 
 def test_the_command_prints_claims_definitions_and_measures_below_100_columns(invoke):
     output = invoke().output
-    for words in ("size: 40 % smaller (at least 0.4)", "speed: 60 % faster (at least 1.6 ×)", "quality: 97 % as good",
-                  "39.4", "1.63", "96.9%  mean with WNLI", "96.2%", "95.7%", "86.4%"):  # fmt: skip
+    for words in (
+        "size: 40 % smaller (at least 0.4)",
+        "speed: 60 % faster (at least 1.6 ×)",
+        "quality: 97 % as good",
+        "39.4",
+        "1.63",
+        "96.9%  mean with WNLI",
+        "96.2%",
+        "95.7%",
+        "86.4%",
+    ):
         assert words in output
     for name, measure in MEASURES.items():
         assert f"  {name}, {measure.unit}:" in output or f"  {name}:" in output

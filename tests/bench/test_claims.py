@@ -3,7 +3,7 @@ import json
 import pytest
 import yaml
 
-from potstill.bench import claims, contract
+from potstill.bench import claims, report_schema
 from potstill.bench.claims.claimfile import parse_claims
 from potstill.bench.claims.measures import MEASURES
 from potstill.errors import UsageError
@@ -11,7 +11,7 @@ from potstill.metrics import retention_by_definition
 from tests.bench.made import made_report, minimal
 
 BERT_BASE, DISTILBERT = 109_482_240, 66_362_880
-LOAD = contract.Load(num_tokens=128)
+LOAD = report_schema.Load(num_tokens=128)
 
 
 def claim(**fields):
@@ -38,7 +38,7 @@ def sized(teacher, student):
     return minimal(
         models={
             # A head of 7 parameters must not count.
-            name: contract.Model(parameters=count + 7, encoder_parameters=count, **facts)
+            name: report_schema.Model(parameters=count + 7, encoder_parameters=count, **facts)
             for name, count in counts.items()
         }
     )
@@ -46,11 +46,17 @@ def sized(teacher, student):
 
 def sped(value, interval, *, floor=None, load=LOAD):
     """Return a report with this one ratio."""
-    row = contract.Ratio(
-        comparison="like_for_like", baseline="teacher/fp32", candidate="student/fp32", load=load, rounds=12,
-        value=value, interval=interval, finding="faster",
-    )  # fmt: skip
-    return minimal(ratios=[row], noise=contract.Noise(floor=floor))
+    row = report_schema.Ratio(
+        comparison="like_for_like",
+        baseline="teacher/fp32",
+        candidate="student/fp32",
+        load=load,
+        rounds=12,
+        value=value,
+        interval=interval,
+        finding="faster",
+    )
+    return minimal(ratios=[row], noise=report_schema.Noise(floor=floor))
 
 
 # The package's three.
@@ -142,9 +148,8 @@ def test_the_reason_tells_noise_from_too_few_samples():
 def test_quality_on_one_data_set_is_its_retention():
     report = made_report(quality=made_report().quality[:1])
     kept = next(
-        row for row in report.quality[0].retention
-        if (row.baseline, row.candidate) == ("teacher/fp32", "student/fp32")
-    )  # fmt: skip
+        row for row in report.quality[0].retention if (row.baseline, row.candidate) == ("teacher/fp32", "student/fp32")
+    )
     row = paper(report, "quality")
     assert (row.value, row.interval, row.where) == (kept.kept, kept.kept_interval, "SST-2")
     assert "of teacher fp32's accuracy on SST-2" in row.summary
@@ -152,15 +157,24 @@ def test_quality_on_one_data_set_is_its_retention():
 
 def test_quality_on_several_data_sets_names_every_definition():
     kept = retention_by_definition(claims.GLUE_BERT, claims.GLUE_DISTILBERT)
-    row = contract.GlueRow(
-        baseline="teacher/fp32", candidate="student/fp32", scores=claims.GLUE_DISTILBERT,
-        baseline_scores=claims.GLUE_BERT, worst_task_name="RTE", macro_interval=(0.955, 0.968), **kept,
-    )  # fmt: skip
+    row = report_schema.GlueRow(
+        baseline="teacher/fp32",
+        candidate="student/fp32",
+        scores=claims.GLUE_DISTILBERT,
+        baseline_scores=claims.GLUE_BERT,
+        worst_task_name="RTE",
+        macro_interval=(0.955, 0.968),
+        **kept,
+    )
     found = paper(made_report(glue=[row]), "quality")
     assert found.value == pytest.approx(636.8 / 662.0)  # of sums without WNLI
     assert (found.verdict, found.where) == ("FAIL", "all data sets")
-    for words in ("96.9\u00a0% with WNLI", "96.2\u00a0% without", "95.7\u00a0% as the mean of the ratios",
-                  "86.4\u00a0% on the worst task (RTE)"):  # fmt: skip
+    for words in (
+        "96.9\u00a0% with WNLI",
+        "96.2\u00a0% without",
+        "95.7\u00a0% as the mean of the ratios",
+        "86.4\u00a0% on the worst task (RTE)",
+    ):
         assert words in found.summary
 
 
@@ -179,8 +193,13 @@ def test_without_data_quality_is_inconclusive_with_a_reason():
 def test_every_candidate_is_decided():
     found = claims.decide(made_report(third=True), claims.load_claims(None))
     assert [row.subject for row in found] == [
-        "student", "tiny", "student/fp32", "tiny/fp32", "student/fp32", "tiny/fp32",
-    ]  # fmt: skip
+        "student",
+        "tiny",
+        "student/fp32",
+        "tiny/fp32",
+        "student/fp32",
+        "tiny/fp32",
+    ]
 
 
 def test_a_model_alone_has_nothing_to_be_held_against_but_its_own_times_are_decided():
@@ -233,9 +252,9 @@ def test_a_named_engine_is_taken_instead():
 
 
 def test_a_model_that_the_baselines_engine_never_ran_is_decided_for_its_own():
-    report = made_report(contestants=[
-        row for row in made_report().contestants if row.key in ("teacher/fp32", "student/fp32@torch-cpu")
-    ])  # fmt: skip
+    report = made_report(
+        contestants=[row for row in made_report().contestants if row.key in ("teacher/fp32", "student/fp32@torch-cpu")]
+    )
     assert [row.subject for row in decide(report, measure="resident_mb", at_most=1)] == ["student/fp32@torch-cpu"]
 
 
@@ -299,20 +318,18 @@ def test_what_was_not_measured_is_inconclusive_and_says_what_was(where, reason):
 def test_a_failure_is_the_reason():
     report = made_report()
     gone = [row for row in report.contestants if row.key != "student/int8"]
-    crash = contract.Failure(key="student/int8", stage="load", kind="crash", reason="killed by signal 9")
+    crash = report_schema.Failure(key="student/int8", stage="load", kind="crash", reason="killed by signal 9")
     (row,) = decide(
         made_report(contestants=gone, failures=[crash]), measure="file_mb", at_most=1, where={"precision": "int8"}
     )
     assert row.reason == "student/int8 failed (load): killed by signal 9"
-    (lost,) = decide(
-        report, measure="latency_p50_ms", at_most=1, where={"load": "8x128", "precision": "int8-static"}
-    )  # fmt: skip
+    (lost,) = decide(report, measure="latency_p50_ms", at_most=1, where={"load": "8x128", "precision": "int8-static"})
     assert lost.reason.startswith("student/int8-static failed (latency): the process was killed by signal 9 at 8×128")
 
 
 def test_a_baseline_that_failed_is_told_as_well():
     report = made_report()
-    crash = contract.Failure(key="teacher/fp32", stage="latency", kind="hang", where="1×128", reason="no answer")
+    crash = report_schema.Failure(key="teacher/fp32", stage="latency", kind="hang", where="1×128", reason="no answer")
     changed = made_report(
         ratios=[], latency=[row for row in report.latency if row.key != "teacher/fp32"], failures=[crash]
     )
@@ -330,7 +347,7 @@ def test_decisions_fit_into_a_report_and_survive_json():
     report = made_report()
     found = claims.decide(report, claims.load_claims(None))
     again = made_report(claims=found).model_dump_json(by_alias=True)
-    assert contract.Report.model_validate(json.loads(again)).claims == found
+    assert report_schema.Report.model_validate(json.loads(again)).claims == found
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -364,9 +381,15 @@ def test_a_disturbed_ratio_neither_passes_nor_fails_and_is_not_shown():
 
 @pytest.mark.parametrize(
     ("measure", "limit"),
-    [("latency_p50_ms", 1e9), ("latency_p95_ms", 1e9), ("concurrent_texts_per_s", 1e-9), ("cold_start_ms", 1e9),
-     ("texts_per_s", 1e-9), ("speed_ratio", 1e-9)],
-)  # fmt: skip
+    [
+        ("latency_p50_ms", 1e9),
+        ("latency_p95_ms", 1e9),
+        ("concurrent_texts_per_s", 1e-9),
+        ("cold_start_ms", 1e9),
+        ("texts_per_s", 1e-9),
+        ("speed_ratio", 1e-9),
+    ],
+)
 def test_every_time_of_a_disturbed_row_is_left_undecided(measure, limit):
     direction = "at_most" if limit > 1 else "at_least"
     wanted = {"measure": measure, direction: limit, "where": {"precision": "fp32"}}
@@ -382,7 +405,7 @@ def test_every_time_of_a_disturbed_row_is_left_undecided(measure, limit):
     assert (found.verdict, found.value) == ("INCONCLUSIVE", None)
     assert "the host took 9%" in found.reason
     # A report of before, whose flags name no row, is about all of them.
-    flagged = report.model_copy(update={"noise": contract.Noise(floor=0.0, flags=["The host took 9%."])})
+    flagged = report.model_copy(update={"noise": report_schema.Noise(floor=0.0, flags=["The host took 9%."])})
     (found,) = decide(flagged, **wanted)
     assert found.verdict == "INCONCLUSIVE"
     assert "The host took 9%" in found.reason
@@ -394,7 +417,7 @@ def test_a_row_that_nothing_disturbed_is_decided_beside_one_that_was():
         row.model_copy(update={"disturbed": "others"}) if str(row.load) == "1×16" else row for row in report.latency
     ]
     report = report.model_copy(
-        update={"latency": latency, "noise": contract.Noise(floor=0.0, flags=["While 1×16 was timed, others."])}
+        update={"latency": latency, "noise": report_schema.Noise(floor=0.0, flags=["While 1×16 was timed, others."])}
     )
     wanted = {"measure": "latency_p50_ms", "at_most": 1e9}
     verdicts = {
@@ -412,7 +435,9 @@ def test_memory_is_decided_by_its_processes_and_beyond_its_own_noise():
             row.model_copy(update={"peak_bytes": int((low + high) / 2 * 1e6), "launches": 6, "intervals": span})
             for row in report.memory
         ]
-        return report.model_copy(update={"memory": rows, "noise": contract.Noise(floor=0.0, floors={"memory": floor})})
+        return report.model_copy(
+            update={"memory": rows, "noise": report_schema.Noise(floor=0.0, floors={"memory": floor})}
+        )
 
     wanted = {"measure": "peak_mb", "at_most": 200, "where": {"precision": "fp32", "runner": "onnxruntime-cpu"}}
     verdicts = [decide(held(*seen), **wanted)[0].verdict for seen in ((180, 190, 0), (180, 210, 0), (205, 210, 0))]
@@ -424,9 +449,7 @@ def test_memory_is_decided_by_its_processes_and_beyond_its_own_noise():
 
 
 def test_required_are_those_that_do_not_pass():
-    found = [
-        paper(sized(1000, 600), "size"), paper(sped(1.5, (1.4, 1.7)), "speed"), paper(minimal(), "quality")
-    ]  # fmt: skip
+    found = [paper(sized(1000, 600), "size"), paper(sped(1.5, (1.4, 1.7)), "speed"), paper(minimal(), "quality")]
     assert [row.id for row in claims.require(found, "all")] == ["speed", "quality"]
     assert claims.require(found, ["size"]) == []
     assert [row.id for row in claims.require(found, ["size", "quality"])] == ["quality"]

@@ -27,9 +27,16 @@ for line in sys.stdin:
 
 def load(**changes):
     return {
-        "do": "load", "runner": "onnxruntime-cpu", "precision": "fp32", "threads": 1, "task": "text-classification",
-        "problem_type": None, "max_length": None, "seed": 5, "spinning": True,
-    } | changes  # fmt: skip
+        "do": "load",
+        "runner": "onnxruntime-cpu",
+        "precision": "fp32",
+        "threads": 1,
+        "task": "text-classification",
+        "problem_type": None,
+        "max_length": None,
+        "seed": 5,
+        "spinning": True,
+    } | changes
 
 
 def test_a_cold_start_is_the_median_of_each_part_over_fresh_processes(tmp_path):

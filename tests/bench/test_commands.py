@@ -181,9 +181,20 @@ def test_a_refused_budget_names_the_least_and_loses_nothing(invoke, teacher_dir,
 def test_a_budget_is_that_of_the_whole_run(invoke, teacher_dir, student_dir, tmp_path):
     out, began = tmp_path / "out", time.monotonic()
     found = invoke(
-        "bench", f"teacher={teacher_dir}", f"student={student_dir}", "--data", write_data(tmp_path / "words"),
-        "--num-tokens", "8", "--budget", "25s", "--out", out, "--set", "resamples=200",
-    )  # fmt: skip
+        "bench",
+        f"teacher={teacher_dir}",
+        f"student={student_dir}",
+        "--data",
+        write_data(tmp_path / "words"),
+        "--num-tokens",
+        "8",
+        "--budget",
+        "25s",
+        "--out",
+        out,
+        "--set",
+        "resamples=200",
+    )
     assert found.exit_code == 0, found.output
     assert time.monotonic() - began < 27
     report = json.loads((out / "report.json").read_text())

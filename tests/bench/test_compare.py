@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from potstill.bench import contract
+from potstill.bench import report_schema
 from potstill.bench.claims import combine
 from potstill.bench.claims.compare import compare
 from tests.bench.made import made_report
 
-LOAD = contract.Load(num_tokens=128)
+LOAD = report_schema.Load(num_tokens=128)
 KEY = "student/fp32"
-NOISE = contract.Noise(floor=0.0)
+NOISE = report_schema.Noise(floor=0.0)
 
 
 def quiet(**changes):
@@ -23,23 +23,22 @@ def timed(p50_ms, interval, **changes):
     """Return a report with this p50 of one row at one load."""
     latency = [
         row.model_copy(update={"p50_ms": p50_ms, "intervals": {"p50": interval}})
-        if (row.key, row.load) == (KEY, LOAD) else row
+        if (row.key, row.load) == (KEY, LOAD)
+        else row
         for row in made_report().latency
-    ]  # fmt: skip
+    ]
     return quiet(latency=latency, **changes)
 
 
 def scored(value, interval, **changes):
     """Return a report with this score of one row on its only data set."""
     quality = made_report().quality[0]
-    scores = [contract.Score(key=KEY, value=value, interval=interval, scores={})]
+    scores = [report_schema.Score(key=KEY, value=value, interval=interval, scores={})]
     return quiet(quality=[quality.model_copy(update={"scores": scores} | changes)], glue=[])
 
 
 def found(comparison, kind, *, subject=KEY, where="1×128"):
-    (change,) = [
-        row for row in comparison.changes if (row.kind, row.subject, row.where) == (kind, subject, where)
-    ]  # fmt: skip
+    (change,) = [row for row in comparison.changes if (row.kind, row.subject, row.where) == (kind, subject, where)]
     return change
 
 
@@ -90,9 +89,16 @@ def test_a_report_is_like_itself():
     assert comparison.verdicts == []
     assert not [row for row in comparison.changes if "#again" in row.subject]
     assert {row.kind for row in comparison.changes} == {
-        "Latency p50, ms", "Times as fast as the baseline", "Throughput, texts/s", "Cold start, ms", "Score",
-        "Memory loaded, MB", "Memory peak, MB", "Memory private, MB", "File size, MB",
-    }  # fmt: skip
+        "Latency p50, ms",
+        "Times as fast as the baseline",
+        "Throughput, texts/s",
+        "Cold start, ms",
+        "Score",
+        "Memory loaded, MB",
+        "Memory peak, MB",
+        "Memory private, MB",
+        "File size, MB",
+    }
 
 
 @pytest.mark.parametrize(
@@ -123,7 +129,7 @@ def test_the_noise_floors_of_both_runs_must_be_exceeded():
     assert found(compare(old, new), "Latency p50, ms").outcome == "better"
     for noisy in ({"old": 0.06, "new": 0.0}, {"old": 0.0, "new": 0.06}, {"old": 0.025, "new": 0.025}):
         pair = [
-            report.model_copy(update={"noise": contract.Noise(floor=noisy[name])})
+            report.model_copy(update={"noise": report_schema.Noise(floor=noisy[name])})
             for name, report in (("old", old), ("new", new))
         ]
         assert found(compare(*pair), "Latency p50, ms").outcome == "no difference shown"
@@ -194,9 +200,7 @@ def test_memory_changes_from_2_per_cent_on(share, outcome):
 
 
 def test_every_byte_of_a_file_counts():
-    rows = [
-        row.model_copy(update={"file_bytes": row.file_bytes + 1}) for row in made_report().contestants
-    ]  # fmt: skip
+    rows = [row.model_copy(update={"file_bytes": row.file_bytes + 1}) for row in made_report().contestants]
     assert found(compare(quiet(), quiet(contestants=rows)), "File size, MB", where="").outcome == "worse"
     assert found(compare(quiet(contestants=rows), quiet()), "File size, MB", where="").outcome == "better"
 
@@ -213,9 +217,16 @@ def test_what_only_one_has_is_said():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"cpu": "another"}, {"threads": 2}, {"cores": 8}, {"spinning": True}, {"governor": "powersave"},
-                {"cpu_features": ["avx2"]}],
-)  # fmt: skip
+    "changes",
+    [
+        {"cpu": "another"},
+        {"threads": 2},
+        {"cores": 8},
+        {"spinning": True},
+        {"governor": "powersave"},
+        {"cpu_features": ["avx2"]},
+    ],
+)
 def test_times_of_another_machine_are_not_comparable_and_all_else_is(changes):
     comparison = compare(quiet(), timed(1.0, (0.9, 1.1), environment=environment(**changes)))
     assert comparison.notes[0].startswith("Measured on different machines, so times are not comparable: ")
@@ -236,9 +247,7 @@ def test_what_a_system_does_not_tell_makes_no_other_machine():
 def test_another_gpu_makes_only_its_own_rows_incomparable():
     def on(device):
         rows = made_report().contestants
-        return quiet(contestants=[
-            row.model_copy(update={"device": device}) if row.key == KEY else row for row in rows
-        ])  # fmt: skip
+        return quiet(contestants=[row.model_copy(update={"device": device}) if row.key == KEY else row for row in rows])
 
     comparison = compare(on("cuda:0 (A)"), on("cuda:0 (B)"))
     assert found(comparison, "Latency p50, ms").outcome == "not comparable"
@@ -261,7 +270,7 @@ def test_other_software_and_files_are_told_and_times_stay_comparable():
 
 
 def test_a_run_that_was_cut_off_disturbed_or_without_a_floor_is_told():
-    noise = contract.Noise(floor=None, flags=["Others used the machine."])
+    noise = report_schema.Noise(floor=None, flags=["Others used the machine."])
     notes = compare(quiet(), quiet(complete=False, noise=noise)).notes
     assert "The new report is incomplete." in notes
     assert "The new report has no noise floor; only its intervals keep noise from being called a change." in notes
@@ -338,15 +347,16 @@ def measured_again(seed):
         memory.append(row.model_copy(update=sizes | {"launches": 6, "intervals": spans}))
     return report.model_copy(
         update={
-            "noise": contract.Noise(floor=0.0),
+            "noise": report_schema.Noise(floor=0.0),
             "latency": latency,
             "memory": memory,
             "ratios": [timed_again(row, "value", row.interval) for row in report.ratios],
             "throughput": [timed_again(row, "texts_per_s", row.interval) for row in report.throughput],
-            "cold_start": [timed_again(row, "total_ms", (row.total_ms * 0.96, row.total_ms * 1.04))
-                           for row in report.cold_start],
+            "cold_start": [
+                timed_again(row, "total_ms", (row.total_ms * 0.96, row.total_ms * 1.04)) for row in report.cold_start
+            ],
         }
-    )  # fmt: skip
+    )
 
 
 def test_the_same_models_measured_twice_differ_in_no_row():
@@ -398,7 +408,7 @@ def test_what_was_disturbed_is_neither_better_nor_worse():
 
 
 def test_a_flag_that_names_no_row_is_about_every_time():
-    flagged = contract.Noise(floor=0.0, flags=["While the rounds ran, other processes took 60% of the cores."])
+    flagged = report_schema.Noise(floor=0.0, flags=["While the rounds ran, other processes took 60% of the cores."])
     old, new = timed(10.0, (9.9, 10.1)), timed(20.0, (19.9, 20.1))
     new = new.model_copy(update={"noise": flagged})
     outcomes = {row.kind: row.outcome for row in compare(old, new).changes}
@@ -408,9 +418,13 @@ def test_a_flag_that_names_no_row_is_about_every_time():
 
 def test_energy_is_compared_by_its_interval():
     def used(joules, *, half=0.02):
-        row = {"key": KEY, "load": LOAD.model_dump(), "joules_per_text": joules,
-               "interval": [joules * (1 - half), joules * (1 + half)]}  # fmt: skip
-        return quiet(energy=contract.Energy(source="rapl", rows=[row]))
+        row = {
+            "key": KEY,
+            "load": LOAD.model_dump(),
+            "joules_per_text": joules,
+            "interval": [joules * (1 - half), joules * (1 + half)],
+        }
+        return quiet(energy=report_schema.Energy(source="rapl", rows=[row]))
 
     assert found(compare(used(1.0), used(1.02)), "Energy, J/text").outcome == "no difference shown"
     assert found(compare(used(1.0), used(0.7)), "Energy, J/text").outcome == "better"

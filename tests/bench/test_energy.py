@@ -4,9 +4,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from potstill.bench.contract import Load
 from potstill.bench.measuring import energy
 from potstill.bench.measuring.rounds import Round
+from potstill.bench.report_schema import Load
 
 
 def zone(root, name, *, label="package-0", microjoules=0, highest=999_999):
@@ -89,9 +89,13 @@ def test_a_gpu_that_counts_nothing_or_has_no_module_is_told(monkeypatch):
 def test_joules_per_text_count_the_call_that_is_not_timed():
     def made(calls, joules):
         return Round(
-            launch=0, number=0, calls_ms={"a": [1.0] * calls, "b": [1.0]}, cpu_s={}, wall_s={"a": 0.5, "b": 1.0},
+            launch=0,
+            number=0,
+            calls_ms={"a": [1.0] * calls, "b": [1.0]},
+            cpu_s={},
+            wall_s={"a": 0.5, "b": 1.0},
             joules=joules,
-        )  # fmt: skip
+        )
 
     load, rng = Load(batch_size=8, num_tokens=16), np.random.default_rng(0)
     found = energy.rows([made(4, {"a": 10.0}), made(9, {"a": 20.0}), made(9, {})], load, texts_per_call=8, rng=rng)

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from potstill import machine
-from potstill.bench.contract import Load, Model
 from potstill.bench.estimate import IMPORTANCE, describe, estimate, fit, main_load
+from potstill.bench.report_schema import Load, Model
 from potstill.config import BenchConfig
 from potstill.errors import UsageError
 from tests.bench.fake_worker import FakeEntry
@@ -26,18 +26,29 @@ def setting(*, texts=500, million_bytes=100, **config):
     facts = Model(task="text-classification", parameters=23_000_000, encoder_parameters=11_000_000, max_length=512)
     trial = SimpleNamespace(entries=entries, examples=SimpleNamespace(texts=["a text"] * texts))
     return SimpleNamespace(
-        entries=entries, baseline=entries[0], loads=LOADS, config=BenchConfig(**config),
-        subjects={name: SimpleNamespace(facts=facts) for name in ("t", "s")}, trials=(trial,) if texts else (),
+        entries=entries,
+        baseline=entries[0],
+        loads=LOADS,
+        config=BenchConfig(**config),
+        subjects={name: SimpleNamespace(facts=facts) for name in ("t", "s")},
+        trials=(trial,) if texts else (),
         file_bytes=lambda entry: million_bytes * 1e6,
-    )  # fmt: skip
+    )
 
 
 def test_the_estimate_names_every_part_that_was_asked_for():
     found = estimate(setting())
     assert list(found) == [
-        "starting the processes", "latency", "own texts", "quality", "throughput", "cold starts", "thread scaling",
-        "compressed sizes", "the report",
-    ]  # fmt: skip
+        "starting the processes",
+        "latency",
+        "own texts",
+        "quality",
+        "throughput",
+        "cold starts",
+        "thread scaling",
+        "compressed sizes",
+        "the report",
+    ]
     assert "cold starts" not in estimate(setting(cold_starts=0))
     assert "quality" not in estimate(setting(texts=0))
     # Six launches of five processes that hash and load 100 MB; 12 rounds of at least a quarter of a second each.

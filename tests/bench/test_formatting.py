@@ -1,6 +1,6 @@
 import pytest
 
-from potstill.bench import contract
+from potstill.bench import report_schema
 from potstill.bench.report import formatting
 from potstill.bench.report.formatting import (
     bounds,
@@ -93,10 +93,10 @@ def test_a_withheld_percentile_says_how_many_calls_are_missing():
 @pytest.mark.parametrize(
     ("load", "words"),
     [
-        (contract.Load(num_tokens=128), "1 text of 128 tokens"),
-        (contract.Load(batch_size=8, num_tokens=16), "8 texts of 16 tokens"),
-        (contract.Load(kind="texts"), "texts of the data, tokenised before"),
-        (contract.Load(kind="texts_tokenised", batch_size=4), "texts of the data, 4 at a time, with tokenisation"),
+        (report_schema.Load(num_tokens=128), "1 text of 128 tokens"),
+        (report_schema.Load(batch_size=8, num_tokens=16), "8 texts of 16 tokens"),
+        (report_schema.Load(kind="texts"), "texts of the data, tokenised before"),
+        (report_schema.Load(kind="texts_tokenised", batch_size=4), "texts of the data, 4 at a time, with tokenisation"),
     ],
 )
 def test_loads_in_words(load, words):

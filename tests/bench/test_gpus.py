@@ -22,9 +22,13 @@ def test_gpus_are_described_in_bytes_and_megahertz(says, tmp_path):
     says("NVIDIA H200, 143771, 570.86.15, 1980, 1980, 700.00\nTesla T4, 15360, 570.86.15, [N/A], 1590, 70.00")
     first, second = gpus.describe_gpus()
     assert first == {
-        "name": "NVIDIA H200", "memory_bytes": 143771 * 2**20, "driver": "570.86.15", "clock_mhz": 1980,
-        "max_clock_mhz": 1980, "power_limit_watts": 700,
-    }  # fmt: skip
+        "name": "NVIDIA H200",
+        "memory_bytes": 143771 * 2**20,
+        "driver": "570.86.15",
+        "clock_mhz": 1980,
+        "max_clock_mhz": 1980,
+        "power_limit_watts": 700,
+    }
     assert (second["name"], second["clock_mhz"]) == ("Tesla T4", None)
     assert "memory.total,driver_version,clocks.sm," in (tmp_path / "asked").read_text()
 

@@ -3,16 +3,16 @@ from dataclasses import replace
 
 import pytest
 
-from potstill.bench.contract import Load
 from potstill.bench.measuring import measure as module
 from potstill.bench.measuring import noise
 from potstill.bench.measuring.budget import Deadline
 from potstill.bench.measuring.energy import Meter
 from potstill.bench.measuring.gather import gather_answers
-from potstill.bench.measuring.journal import FILE_NAME
 from potstill.bench.measuring.measure import measure
 from potstill.bench.measuring.results import results
 from potstill.bench.measuring.rounds import all_rounds, kept_rounds
+from potstill.bench.measuring.samples import FILE_NAME
+from potstill.bench.report_schema import Load
 from potstill.timing.client import CommandFailed, WorkerDied
 from tests.bench.fake_worker import MEMORY, SHORT, TEXTS, World, make_plan
 
@@ -30,9 +30,7 @@ def world():
 
 
 def compute(plan):
-    return results(
-        plan.journal, plan.entries, plan.loads, baseline=plan.baseline, config=plan.config, seed=plan.seed
-    )  # fmt: skip
+    return results(plan.journal, plan.entries, plan.loads, baseline=plan.baseline, config=plan.config, seed=plan.seed)
 
 
 def turns(world, do="block"):
@@ -96,8 +94,12 @@ def test_a_crash_in_one_cell_costs_that_cell_only(world, tmp_path):
     measure(plan)
     found = compute(plan)
     assert {(row.key, str(row.load)) for row in found.latency} == {
-        ("t/fp32", "1×16"), ("t/fp32", "1×128"), ("s/fp32", "1×128"), ("m/fp32", "1×16"), ("m/fp32", "1×128"),
-    }  # fmt: skip
+        ("t/fp32", "1×16"),
+        ("t/fp32", "1×128"),
+        ("s/fp32", "1×128"),
+        ("m/fp32", "1×16"),
+        ("m/fp32", "1×128"),
+    }
     (failure,) = found.failures
     assert (failure.key, failure.stage, failure.where, failure.kind) == ("s/fp32", "latency", "1×16", "crash")
     assert {row.rounds for row in found.ratios} == {5}
@@ -383,9 +385,13 @@ def test_memory_is_that_of_every_launch_after_the_whole_grid(world, tmp_path):
             again.journal.put(name, value)
     measure(again)
     assert [(key, command["do"]) for _, key, command in resumed.said if command["do"] != "load"] == [
-        ("t/fp32", "warm"), ("t/fp32", "warm"), ("t/fp32", "memory"),
-        ("s/fp32", "warm"), ("s/fp32", "warm"), ("s/fp32", "memory"),
-    ]  # fmt: skip
+        ("t/fp32", "warm"),
+        ("t/fp32", "warm"),
+        ("t/fp32", "memory"),
+        ("s/fp32", "warm"),
+        ("s/fp32", "warm"),
+        ("s/fp32", "memory"),
+    ]
 
 
 def test_memory_is_the_median_of_the_launches_and_the_twin_tells_its_noise(world, tmp_path):

@@ -1,12 +1,12 @@
 import pytest
 
-from potstill.bench import contract
+from potstill.bench import report_schema
 from potstill.bench.claims.measures import MEASURES
 from potstill.bench.claims.readings import Reading, Selection
 from potstill.evaluation.intervals import wilson
 from tests.bench.made import made_report
 
-LOAD = contract.Load(num_tokens=128)
+LOAD = report_schema.Load(num_tokens=128)
 KEY, BASE = "student/int8", "teacher/int8"
 PICK = Selection(model="student", key=KEY, against=BASE, load="1×128", callers=4, data="SST-2")
 OF_MODELS = Selection(model="student", against="teacher", load="1×128")
@@ -29,17 +29,44 @@ def replaced(rows, key, **changes):
 
 def test_the_measures_are_those_that_are_promised():
     assert set(MEASURES) == {
-        "encoder_parameters_saved", "parameters_saved", "flops_saved", "file_bytes_share", "file_mb", "compressed_mb",
-        "speed_ratio", "latency_p50_ms", "latency_p90_ms", "latency_p95_ms", "latency_p99_ms", "texts_per_s",
-        "concurrent_texts_per_s", "score", "score_kept", "points_lost", "agreement", "calibration_error",
-        "resident_mb", "peak_mb", "private_mb", "gpu_mb", "cold_start_ms", "joules_per_text",
-    }  # fmt: skip
+        "encoder_parameters_saved",
+        "parameters_saved",
+        "flops_saved",
+        "file_bytes_share",
+        "file_mb",
+        "compressed_mb",
+        "speed_ratio",
+        "latency_p50_ms",
+        "latency_p90_ms",
+        "latency_p95_ms",
+        "latency_p99_ms",
+        "texts_per_s",
+        "concurrent_texts_per_s",
+        "score",
+        "score_kept",
+        "points_lost",
+        "agreement",
+        "calibration_error",
+        "resident_mb",
+        "peak_mb",
+        "private_mb",
+        "gpu_mb",
+        "cold_start_ms",
+        "joules_per_text",
+    }
     assert [name for name, measure in MEASURES.items() if measure.floor == "load"] == ["speed_ratio"]
     # Whatever else the machine did goes into these and into no others.
     assert {name for name, measure in MEASURES.items() if measure.timed} == {
-        "speed_ratio", "latency_p50_ms", "latency_p90_ms", "latency_p95_ms", "latency_p99_ms", "texts_per_s",
-        "concurrent_texts_per_s", "cold_start_ms", "joules_per_text",
-    }  # fmt: skip
+        "speed_ratio",
+        "latency_p50_ms",
+        "latency_p90_ms",
+        "latency_p95_ms",
+        "latency_p99_ms",
+        "texts_per_s",
+        "concurrent_texts_per_s",
+        "cold_start_ms",
+        "joules_per_text",
+    }
 
 
 @pytest.mark.parametrize(
@@ -60,17 +87,17 @@ def test_what_is_counted_is_its_own_interval(name, value):
 def test_the_share_of_saved_parameters_is_rounded_once():
     facts = {"task": "text-classification", "max_length": 9}
     models = {
-        "teacher": contract.Model(parameters=10, encoder_parameters=10, **facts),
-        "student": contract.Model(parameters=9, encoder_parameters=9, **facts),
+        "teacher": report_schema.Model(parameters=10, encoder_parameters=10, **facts),
+        "student": report_schema.Model(parameters=9, encoder_parameters=9, **facts),
     }
     assert 1 - 9 / 10 < 0.1
     assert read("encoder_parameters_saved", made_report(models=models), OF_MODELS).value == 0.1
 
 
 def test_flops_of_another_length_or_architecture_are_not_known():
-    assert "lengths of 16, 128 tokens" in read("flops_saved", pick=Selection(
-        model="student", against="teacher", load="1×64"
-    ))  # fmt: skip
+    assert "lengths of 16, 128 tokens" in read(
+        "flops_saved", pick=Selection(model="student", against="teacher", load="1×64")
+    )
     models = made_report().models
     unknown = {"student": models["student"].model_copy(update={"flops_per_token": None})}
     assert "student's architecture" in read("flops_saved", made_report(models=models | unknown), OF_MODELS)
@@ -88,9 +115,14 @@ def test_files_are_held_against_each_other_and_told_in_mb():
 
 @pytest.mark.parametrize(
     ("name", "field"),
-    [("resident_mb", "loaded_rss_bytes"), ("peak_mb", "peak_bytes"), ("private_mb", "after_uss_bytes"),
-     ("gpu_mb", "gpu_peak_reserved_bytes"), ("gpu_mb", "gpu_peak_allocated_bytes")],
-)  # fmt: skip
+    [
+        ("resident_mb", "loaded_rss_bytes"),
+        ("peak_mb", "peak_bytes"),
+        ("private_mb", "after_uss_bytes"),
+        ("gpu_mb", "gpu_peak_reserved_bytes"),
+        ("gpu_mb", "gpu_peak_allocated_bytes"),
+    ],
+)
 def test_memory_is_read_from_its_own_field(name, field):
     report = made_report(memory=replaced(made_report().memory, KEY, **{field: 123_000_000}))
     assert read(name, report) == Reading(value=123.0, interval=(123.0, 123.0))
@@ -141,7 +173,7 @@ def test_a_withheld_percentile_says_how_many_calls_lack():
 
 
 def test_texts_per_second_are_batch_size_by_time():
-    batched = contract.Load(batch_size=8, num_tokens=128)
+    batched = report_schema.Load(batch_size=8, num_tokens=128)
     latency = replaced(made_report().latency, KEY, p50_ms=40.0, intervals={"p50": (32.0, 50.0)})
     found = read("texts_per_s", made_report(latency=latency), Selection(model="student", key=KEY, load=str(batched)))
     assert found == Reading(value=200.0, interval=(160.0, 250.0))
@@ -151,9 +183,7 @@ def test_concurrent_texts_are_of_the_load_and_the_callers():
     report = made_report()
     for load, callers in (("1×64", 4), ("32×64", 1)):
         pick = Selection(model="student", key=KEY, load=load, callers=callers)
-        (row,) = [
-            row for row in report.throughput if (row.key, str(row.load), row.callers) == (KEY, load, callers)
-        ]  # fmt: skip
+        (row,) = [row for row in report.throughput if (row.key, str(row.load), row.callers) == (KEY, load, callers)]
         found = read("concurrent_texts_per_s", report, pick)
         assert (found.value, found.interval) == (row.texts_per_s, row.interval)
     lost = read("concurrent_texts_per_s", report, Selection(model="student", key=KEY, load="1×64", callers=9))
@@ -175,8 +205,8 @@ def test_scores_are_those_of_the_data_set():
 def test_without_a_paired_row_both_scores_own_intervals_are_combined():
     quality = made_report().quality[0]
     scores = [
-        contract.Score(key=KEY, value=0.8, interval=(0.77, 0.83), scores={}),
-        contract.Score(key=BASE, value=0.9, interval=(0.86, 0.94), scores={}),
+        report_schema.Score(key=KEY, value=0.8, interval=(0.77, 0.83), scores={}),
+        report_schema.Score(key=BASE, value=0.9, interval=(0.86, 0.94), scores={}),
     ]
     report = made_report(quality=[quality.model_copy(update={"scores": scores, "retention": []})])
     lost = read("points_lost", report)
@@ -201,7 +231,7 @@ def test_a_gain_is_said_to_be_one():
 
 def test_a_score_that_may_be_0_has_no_share_and_one_that_shall_be_low_neither():
     quality = made_report().quality[0]
-    scores = [contract.Score(key=key, value=0.1, interval=(-0.1, 0.3), scores={}) for key in (KEY, BASE)]
+    scores = [report_schema.Score(key=key, value=0.1, interval=(-0.1, 0.3), scores={}) for key in (KEY, BASE)]
     weak = quality.model_copy(update={"scores": scores, "retention": []})
     assert "not surely above 0" in read("score_kept", made_report(quality=[weak]))
     perplexing = quality.model_copy(update={"metric": "perplexity", "lower_is_better": True})
@@ -255,12 +285,12 @@ def test_the_cold_start_is_the_whole_of_it():
 @pytest.mark.parametrize("load", ["1×128", LOAD.model_dump()])
 def test_joules_are_of_the_load(load):
     rows = [{"key": KEY, "load": load, "joules_per_text": 0.5, "watts": 20.0, "interval": [0.4, 0.7]}]
-    report = made_report(energy=contract.Energy(source="rapl", rows=rows))
+    report = made_report(energy=report_schema.Energy(source="rapl", rows=rows))
     assert read("joules_per_text", report) == Reading(value=0.5, interval=(0.4, 0.7))
     elsewhere = Selection(model="student", key=KEY, load="8×16")
     assert "measured are 1×128" in read("joules_per_text", report, elsewhere)
     del rows[0]["interval"]
-    report = made_report(energy=contract.Energy(source="rapl", rows=rows))
+    report = made_report(energy=report_schema.Energy(source="rapl", rows=rows))
     assert read("joules_per_text", report).interval is None
 
 

@@ -80,10 +80,15 @@ def test_growth_is_noted_step_by_step(process):
     assert (process / "clear_refs").read_text() == "5"
     holds(6, 28)
     assert growth.now() == {
-        "interpreter_rss_bytes": 7, "imported_rss_bytes": 2 * 4096, "loaded_rss_bytes": 5 * 4096,
-        "loading_peak_bytes": 40960, "peak_bytes": 28672, "after_rss_bytes": 6 * 4096, "after_uss_bytes": 2048,
+        "interpreter_rss_bytes": 7,
+        "imported_rss_bytes": 2 * 4096,
+        "loaded_rss_bytes": 5 * 4096,
+        "loading_peak_bytes": 40960,
+        "peak_bytes": 28672,
+        "after_rss_bytes": 6 * 4096,
+        "after_uss_bytes": 2048,
         "after_pss_bytes": 3072,
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(("allowed", "expected"), [("268435456\n", 256 * MIB), ("max\n", None), (None, None)])

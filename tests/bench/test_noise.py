@@ -11,9 +11,10 @@ def test_the_flag_of_drifts_names_the_worst():
 def test_what_was_disturbed_is_made_again_so_often_as_is_allowed(monkeypatch):
     ticks = iter(range(1000))
     monkeypatch.setattr(
-        noise, "read_counters",
+        noise,
+        "read_counters",
         lambda: noise.Counters(total=(tick := next(ticks)), busy=tick, stolen=0, own=0, throttled=0, wall=tick),
-    )  # fmt: skip
+    )
     made = iter("abc")
     found, machine = noise.watched(lambda: next(made), repeats=2)
     assert found == "c"

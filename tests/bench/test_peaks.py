@@ -6,11 +6,11 @@ import onnxruntime
 import pytest
 
 from potstill.bench import summary
-from potstill.bench.contract import Latency, Load, Peaks
 from potstill.bench.engines import peaks
 from potstill.bench.measuring import noise
 from potstill.bench.measuring.measure import measure
 from potstill.bench.measuring.results import results
+from potstill.bench.report_schema import Latency, Load, Peaks
 from potstill.onnx_inspect import FLOAT, UINT8
 from tests.bench.fake_worker import LONG, SHORT, World, make_plan
 
@@ -64,9 +64,10 @@ def test_the_peaks_of_this_machine_are_measured():
 def test_threads_are_those_asked_for(monkeypatch):
     made = []
     monkeypatch.setattr(
-        onnxruntime, "InferenceSession",
+        onnxruntime,
+        "InferenceSession",
         lambda model, options, **_: made.append(options.intra_op_num_threads) or SimpleNamespace(run=print),
-    )  # fmt: skip
+    )
     monkeypatch.setattr(peaks, "rate", lambda call, operations: operations)
     found = peaks.Products(threads=3).rates()
     assert set(made) == {3}
@@ -109,9 +110,7 @@ def test_the_bare_product_takes_its_turns_among_the_rows_in_every_launch(tmp_pat
     order = "".join("p" if do == "product" else "b" for _, do in turns)
     assert len(order) == 2 * 8 * 3 + 2 * 4
     assert "bpb" in order  # among them, and not before or after all of them
-    found = results(
-        plan.journal, plan.entries, plan.loads, baseline=plan.baseline, config=plan.config, seed=plan.seed
-    )  # fmt: skip
+    found = results(plan.journal, plan.entries, plan.loads, baseline=plan.baseline, config=plan.config, seed=plan.seed)
     assert found.peaks == {"fp32": 8e9, "int8": 2e9}
     assert found.failures == []
     assert "#product" not in {row.key for row in found.memory}

@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 
 from potstill import metrics
-from potstill.bench import contract
+from potstill.bench import report_schema
 from potstill.bench.claims import GLUE_BERT, GLUE_DISTILBERT
 from potstill.bench.quality import Judged, _around, judge, summarise_glue
 from potstill.bench.quality.evaluation import evaluate_bundle
@@ -328,11 +328,11 @@ def test_the_papers_own_row_comes_out_of_its_scores():
     judged = []
     for name in GLUE_BERT:
         scores = {TEACHER: GLUE_BERT[name] / 100, STUDENT: GLUE_DISTILBERT[name] / 100}
-        quality = contract.Quality(
+        quality = report_schema.Quality(
             name=name, data="glue", split="validation", num_examples=100, data_sha256="", task="text-classification",
             kind="regression", metric=metrics.GLUE_METRICS[name],
-            scores=[contract.Score(key=key, value=at, interval=(at, at), scores={}) for key, at in scores.items()],
-            power=contract.Power(num_examples=100, smallest_loss=None, sentence=""),
+            scores=[report_schema.Score(key=key, value=at, interval=(at, at), scores={}) for key, at in scores.items()],
+            power=report_schema.Power(num_examples=100, smallest_loss=None, sentence=""),
         )  # fmt: skip
         judged.append(Judged(quality, {key: np.full(3, value) for key, value in scores.items()}))
     (row,) = summarise_glue(judged, baseline=TEACHER, candidates=[STUDENT])

@@ -6,7 +6,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from potstill.bench import contract, report
+from potstill.bench import report, report_schema
 from potstill.bench.report.markdown import escape, to_markdown
 from potstill.bench.report.page import gauge, to_html
 from potstill.errors import UsageError
@@ -83,7 +83,7 @@ def test_a_report_is_written_and_read_back_whole(whole, tmp_path):
 
 
 def test_a_number_that_json_does_not_have_is_refused_before_anything_is_written(tmp_path):
-    bad = made.minimal(noise=contract.Noise(floor=float("nan")))
+    bad = made.minimal(noise=report_schema.Noise(floor=float("nan")))
     with pytest.raises(ValueError, match="Out of range float"):
         report.write_report(bad, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -202,7 +202,7 @@ def test_what_was_not_measured_has_no_section_and_no_empty_column():
 
 def test_names_and_texts_are_shown_and_never_run():
     text = made.made_report().model_dump_json(by_alias=True).replace("student", HOSTILE).replace("journey", "</q>&<b>")
-    hostile = contract.Report.model_validate_json(text)
+    hostile = report_schema.Report.model_validate_json(text)
     page = to_html(hostile)
     tree = parse(page)
     assert "<script" not in page.lower()
@@ -215,7 +215,7 @@ def test_names_and_texts_are_shown_and_never_run():
 
 def test_a_dollar_or_brace_in_a_name_is_no_formula_and_no_template():
     text = made.minimal().model_dump_json(by_alias=True).replace("student", r"$\\frac{a}{b}$ {{ 7 * 7 }}")
-    page = to_html(contract.Report.model_validate_json(text))
+    page = to_html(report_schema.Report.model_validate_json(text))
     assert r"$\frac{a}{b}$ {{ 7 * 7 }}" in page
     assert "49" not in parse(page).headings[0]
 

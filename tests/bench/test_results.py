@@ -1,9 +1,9 @@
 import pytest
 
-from potstill.bench.contract import Load
-from potstill.bench.measuring.journal import read_journal
 from potstill.bench.measuring.results import results
 from potstill.bench.measuring.rounds import Round, drop_rounds, kept_rounds, store_round
+from potstill.bench.measuring.samples import read_samples
+from potstill.bench.report_schema import Load
 from tests.bench.fake_worker import LONG, SHORT, TEXTS, World, make_plan
 
 KEYS = ("t/fp32", "t/int8", "s/fp32", "s/int8", "s/fp32@openvino-cpu")
@@ -26,7 +26,7 @@ def fill(plan, load, speeds, *, rounds=8, calls=10, **fields):
         common = {"cpu_s": dict.fromkeys(speeds, 1.0), "wall_s": dict.fromkeys(speeds, 0.8)} | fields
         store_round(
             plan.journal, load, Round(launch=number % 4, number=number // 4, calls_ms=calls_ms, seconds=2.0, **common)
-        )  # fmt: skip
+        )
 
 
 def test_rows_are_held_against_their_like_and_against_the_baseline(plan):
@@ -50,8 +50,9 @@ def test_the_floor_is_the_furthest_end_of_the_grids_own_noise(plan):
     assert found.noise.floor == pytest.approx(0.03, abs=1e-6)
     again = [row for row in found.ratios if row.comparison == "again"]
     assert [(row.candidate, str(row.load)) for row in again] == [
-        ("t/fp32#again", "1×16"), ("t/fp32#again", "own texts")
-    ]  # fmt: skip
+        ("t/fp32#again", "1×16"),
+        ("t/fp32#again", "own texts"),
+    ]
     # Its interval is a point at 1.025, but a machine that differs from itself by 3 % shows nothing with that.
     student = next(row for row in found.ratios if row.candidate == "s/fp32" and row.comparison == "to_baseline")
     assert student.value == pytest.approx(1.025)
@@ -95,7 +96,7 @@ def test_only_rounds_that_both_have_are_paired(plan):
     fill(plan, SHORT, {"t/fp32": 10}, rounds=8)
     plan.journal.put(
         ("round", "1×16", 3, 9), {"calls_ms": {"s/fp32": [5.0]}, "cpu_s": {"s/fp32": 1}, "wall_s": {"s/fp32": 1}}
-    )  # fmt: skip
+    )
     fill(plan, SHORT, {"t/fp32": 10, "s/fp32": 5}, rounds=3)
     row = compute(plan).ratios[0]
     assert (row.rounds, row.value) == (3, 2)
@@ -119,9 +120,13 @@ def test_the_samples_of_an_old_report_give_the_same_parts(plan):
     first = compute(plan)
     plan.journal.finish()
     again = results(
-        read_journal(plan.journal.file), plan.entries, plan.loads, baseline=plan.baseline, config=plan.config,
+        read_samples(plan.journal.file),
+        plan.entries,
+        plan.loads,
+        baseline=plan.baseline,
+        config=plan.config,
         seed=plan.seed,
-    )  # fmt: skip
+    )
     assert again == first
     assert first.loaded == {"t/fp32": {"device": "cpu"}}
     assert compute(plan, seed=8) != first
@@ -140,10 +145,13 @@ def test_another_row_does_not_move_an_interval(plan):
 def test_an_empty_journal_misses_everything(tmp_path):
     plan = make_plan(
         tmp_path, World(), keys=["t/fp32"], loads=[SHORT, LONG], throughput_batch_sizes=[8], callers=[4], cold_starts=1
-    )  # fmt: skip
+    )
     found = compute(plan)
     assert (found.latency, found.energy.source, found.energy.reason) == ([], None, "not measured yet")
     assert found.missing == [
-        "latency at 1×16: 0 of 5 rounds", "latency at 1×128: 0 of 5 rounds", "memory of t/fp32",
-        "cold start of t/fp32", "throughput at 8×64, 4 callers",
-    ]  # fmt: skip
+        "latency at 1×16: 0 of 5 rounds",
+        "latency at 1×128: 0 of 5 rounds",
+        "memory of t/fp32",
+        "cold start of t/fp32",
+        "throughput at 8×64, 4 callers",
+    ]

@@ -31,9 +31,17 @@ CUDA = "CUDAExecutionProvider"
 
 def command(folder, runner="onnxruntime-cpu", precision="fp32", **changes):
     return {
-        "do": "load", "runner": runner, "folder": str(folder), "precision": precision, "threads": 1, "seed": 0,
-        "spinning": True, "task": "text-classification", "problem_type": None, "max_length": None,
-    } | changes  # fmt: skip
+        "do": "load",
+        "runner": runner,
+        "folder": str(folder),
+        "precision": precision,
+        "threads": 1,
+        "seed": 0,
+        "spinning": True,
+        "task": "text-classification",
+        "problem_type": None,
+        "max_length": None,
+    } | changes
 
 
 # onnxruntime
@@ -155,9 +163,10 @@ def test_a_provider_that_fell_back_is_an_error_and_no_row(teacher_dir, monkeypat
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
     # As onnxruntime does where the GPU's libraries do not load: it goes on without a word.
     monkeypatch.setattr(
-        onnxruntime, "InferenceSession",
+        onnxruntime,
+        "InferenceSession",
         lambda file, options, **named: real(file, options, providers=["CPUExecutionProvider"]),
-    )  # fmt: skip
+    )
     with pytest.raises(CheckError, match=r"runs on \['CPUExecutionProvider'\], not on (CUDA|Tensorrt)"):
         open_runner(command(teacher_dir, runner=runner))
 

@@ -7,9 +7,15 @@ import pytest
 from potstill.bench.engines.size import compressed_bytes, count_flops_per_token, embedding_parameters
 
 BERT_BASE = {
-    "model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072,
-    "num_attention_heads": 12, "vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2,
-}  # fmt: skip
+    "model_type": "bert",
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "vocab_size": 30522,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+}
 TINY = {"vocab_size": 50, "max_position_embeddings": 40, "num_attention_heads": 2}
 USUAL = TINY | {"hidden_size": 16, "num_hidden_layers": 3, "intermediate_size": 24}
 FAMILIES = {

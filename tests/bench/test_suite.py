@@ -46,8 +46,12 @@ def test_data_sets_are_read_with_glues_names(write):
     assert list(suite.tasks) == ["SST-2", "Own reviews"]
     first, own = suite.tasks.values()
     assert (first.data, first.split, first.text_columns, first.label_column, first.limit) == (
-        "nyu-mll/glue:sst2", "validation", None, None, None,
-    )  # fmt: skip
+        "nyu-mll/glue:sst2",
+        "validation",
+        None,
+        None,
+        None,
+    )
     assert first.models == {"teacher": "a-onnx", "student": "b-onnx"}
     assert (own.split, own.text_columns, own.label_column, own.limit) == ("test", ["first", "second"], "stars", 50)
     assert read_suite(write(GOOD)) == suite

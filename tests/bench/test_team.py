@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from potstill.bench.measuring.journal import open_journal
+from potstill.bench.measuring.samples import open_samples
 from potstill.bench.measuring.team import classify, open_team, start_worker
 from potstill.timing.client import CommandFailed, Worker, WorkerConfused, WorkerDied, WorkerHung
 from tests.bench.fake_worker import FakeEntry, World
@@ -18,7 +18,7 @@ def world():
 
 @pytest.fixture
 def journal(tmp_path):
-    return open_journal(tmp_path, head={})
+    return open_samples(tmp_path, head={})
 
 
 def team_of(world, journal, *keys, texts=False):
@@ -83,9 +83,13 @@ def test_a_failure_costs_the_load_and_not_the_process(world, journal):
 
 @pytest.mark.parametrize(
     ("error", "kind"),
-    [(WorkerDied("the process was killed by signal 11"), "crash"), (WorkerHung("no answer"), "hang"),
-     (WorkerConfused("answered 'hello'"), "error"), (CommandFailed("MemoryError: "), "out of memory")],
-)  # fmt: skip
+    [
+        (WorkerDied("the process was killed by signal 11"), "crash"),
+        (WorkerHung("no answer"), "hang"),
+        (WorkerConfused("answered 'hello'"), "error"),
+        (CommandFailed("MemoryError: "), "out of memory"),
+    ],
+)
 def test_who_died_or_ran_out_of_memory_starts_anew_at_the_next_load(world, journal, error, kind):
     world.faults = {("a/fp32", "block", None): [error]}
     with team_of(world, journal, "a/fp32", texts=True) as team:

@@ -1,9 +1,9 @@
 import pytest
 
 from potstill import machine
-from potstill.bench.contract import Load
 from potstill.bench.measuring import noise, throughput
 from potstill.bench.measuring.results import results
+from potstill.bench.report_schema import Load
 from potstill.timing.client import CommandFailed, WorkerDied
 from tests.bench.fake_worker import FakeEntry, World, make_plan
 
@@ -25,9 +25,7 @@ def plan_of(folder, world, **settings):
 
 
 def compute(plan):
-    return results(
-        plan.journal, plan.entries, plan.loads, baseline=plan.baseline, config=plan.config, seed=plan.seed
-    )  # fmt: skip
+    return results(plan.journal, plan.entries, plan.loads, baseline=plan.baseline, config=plan.config, seed=plan.seed)
 
 
 def take_turns(plan, launches=1):
@@ -63,7 +61,7 @@ def test_a_failure_costs_its_number_of_callers_only(world, tmp_path):
     found = compute(plan)
     assert [(row.stage, row.where, row.kind) for row in found.failures] == [
         ("throughput", "8×64, 1 caller", "out of memory")
-    ]  # fmt: skip
+    ]
     own = [(str(row.load), row.callers) for row in found.throughput if row.key == "s/fp32"]
     assert own == [("1×64", 1), ("1×64", 4), ("8×64", 4)]
     assert len(world.processes) == 3
@@ -91,9 +89,14 @@ def test_too_few_calls_have_no_median(world, tmp_path):
 
 @pytest.mark.parametrize(
     "reply",
-    [{"texts": 0, "seconds": 1.0, "latencies_ms": [1.0]}, {"texts": 1, "seconds": 0.0, "latencies_ms": [1.0]},
-     {"texts": 1, "seconds": 1.0, "latencies_ms": []}, {"texts": 1, "seconds": 1.0, "latencies_ms": [-1.0]}, {}],
-)  # fmt: skip
+    [
+        {"texts": 0, "seconds": 1.0, "latencies_ms": [1.0]},
+        {"texts": 1, "seconds": 0.0, "latencies_ms": [1.0]},
+        {"texts": 1, "seconds": 1.0, "latencies_ms": []},
+        {"texts": 1, "seconds": 1.0, "latencies_ms": [-1.0]},
+        {},
+    ],
+)
 def test_a_reply_that_cannot_be_is_a_failure(world, tmp_path, reply):
     world.faults = {("t/fp32", "concurrent", "1×64"): reply or {"texts": "many"}}
     plan = plan_of(tmp_path, world, callers=[1])
@@ -164,7 +167,5 @@ def test_what_others_did_meanwhile_marks_the_row(world, tmp_path, monkeypatch):
     take_turns(plan)
     found = compute(plan)
     assert {row.disturbed for row in found.throughput} == {"other processes took 40% of the time of the cores"}
-    assert found.noise.flags == [
-        "While throughput was measured, other processes took 40% of the time of the cores."
-    ]  # fmt: skip
+    assert found.noise.flags == ["While throughput was measured, other processes took 40% of the time of the cores."]
     assert len(world.asked("concurrent")) == 2 * 2 * 6 * 2  # every turn once again

@@ -3,14 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from potstill.bench import contract
+from potstill.bench import report_schema
 from potstill.bench.claims.verify import check, plan, sample_cells
 from potstill.errors import UsageError
 from tests.bench.made import made_report
 
-LOAD = contract.Load(num_tokens=128)
+LOAD = report_schema.Load(num_tokens=128)
 KEY = "student/fp32"
-NOISE = contract.Noise(floor=0.0)
+NOISE = report_schema.Noise(floor=0.0)
 
 
 def rng(seed=0):
@@ -43,7 +43,7 @@ def timed(factor, *, width=0.01, load=LOAD, **changes):
 
 def scored(value, *, key=KEY, **changes):
     quality = made_report().quality[0]
-    scores = [contract.Score(key=key, value=value, interval=(0.8, 0.95), scores={})]
+    scores = [report_schema.Score(key=key, value=value, interval=(0.8, 0.95), scores={})]
     sets = [quality.model_copy(update={"scores": scores} | changes.pop("data", {}))]
     return made_report(**({"latency": [], "ratios": [], "quality": sets, "glue": [], "noise": NOISE} | changes))
 
@@ -129,9 +129,10 @@ def test_what_was_disturbed_is_not_compared():
     def disturbed(report):
         reason = {"disturbed": "other processes took 40%"}
         return report.model_copy(
-            update={part: [row.model_copy(update=reason) for row in getattr(report, part)]
-                    for part in ("latency", "ratios")}
-        )  # fmt: skip
+            update={
+                part: [row.model_copy(update=reason) for row in getattr(report, part)] for part in ("latency", "ratios")
+            }
+        )
 
     for pair in ((timed(1.0), disturbed(timed(2.0))), (disturbed(timed(1.0)), timed(2.0))):
         (row,) = check(*pair)
@@ -150,14 +151,14 @@ def test_p50_holds_within_both_intervals(factor, holds):
 
 def test_p50_may_differ_by_the_noise_of_both_runs():
     for old, new, holds in ((0.0, 0.0, False), (0.03, 0.0, True), (0.0, 0.03, True), (None, 0.01, False)):
-        noise = [contract.Noise(floor=floor) for floor in (old, new)]
+        noise = [report_schema.Noise(floor=floor) for floor in (old, new)]
         (row,) = check(timed(1.0, noise=noise[0]), timed(1.04, noise=noise[1]))
         assert row.holds is holds
 
 
 def test_many_cells_are_judged_together():
     # 1.4 % is the interval of one; of 20, each has 3.02 / 1.96 times that: 2.2 %.
-    loads = [contract.Load(num_tokens=tokens) for tokens in range(8, 28)]
+    loads = [report_schema.Load(num_tokens=tokens) for tokens in range(8, 28)]
 
     def many(factor):
         row = timed(factor).latency[0]
@@ -178,20 +179,33 @@ def test_another_machine_leaves_times_uncompared_and_other_software_does_not():
 
 
 def ratio(value, interval, **changes):
-    row = contract.Ratio(
-        comparison="like_for_like", baseline="teacher/fp32", candidate=KEY, load=LOAD, rounds=12, value=value,
-        interval=interval, finding="faster",
-    )  # fmt: skip
+    row = report_schema.Ratio(
+        comparison="like_for_like",
+        baseline="teacher/fp32",
+        candidate=KEY,
+        load=LOAD,
+        rounds=12,
+        value=value,
+        interval=interval,
+        finding="faster",
+    )
     return timed(1.0, ratios=[row], **changes)
 
 
 @pytest.mark.parametrize(
     ("interval", "floor", "holds"),
-    [((1.95, 2.05), 0.0, True), ((2.1, 2.3), 0.0, True), ((2.11, 2.3), 0.0, False), ((2.11, 2.3), 0.01, True),
-     ((1.7, 1.89), 0.0, False), ((1.7, 1.89), 0.01, True), ((1.5, 1.7), 0.01, False)],
-)  # fmt: skip
+    [
+        ((1.95, 2.05), 0.0, True),
+        ((2.1, 2.3), 0.0, True),
+        ((2.11, 2.3), 0.0, False),
+        ((2.11, 2.3), 0.01, True),
+        ((1.7, 1.89), 0.0, False),
+        ((1.7, 1.89), 0.01, True),
+        ((1.5, 1.7), 0.01, False),
+    ],
+)
 def test_a_ratio_holds_where_the_intervals_overlap(interval, floor, holds):
-    noise = contract.Noise(floor=floor)
+    noise = report_schema.Noise(floor=floor)
     findings = check(ratio(2.0, (1.9, 2.1), noise=noise), ratio(sum(interval) / 2, interval, noise=noise))
     (row,) = [row for row in findings if "times as fast" in row.what]
     assert row.holds is holds
@@ -256,7 +270,7 @@ def test_what_was_planned_and_is_lacking_does_not_hold(report):
     latency = [row for row in report.latency if (row.key, row.load) == (KEY, LOAD)]
     small = report.model_copy(update={"latency": latency, "quality": [], "ratios": []})
     planned = plan(small, rng(), 1)
-    crash = contract.Failure(key=KEY, stage="latency", where="1×128", kind="crash", reason="killed by signal 9")
+    crash = report_schema.Failure(key=KEY, stage="latency", where="1×128", kind="crash", reason="killed by signal 9")
     (row,) = check(small, small.model_copy(update={"latency": [], "failures": [crash]}), planned=planned)
     assert (row.holds, row.new, row.note) == (False, "–", "killed by signal 9")
     (row,) = check(small, small.model_copy(update={"latency": [], "failures": []}), planned=planned)
@@ -266,8 +280,10 @@ def test_what_was_planned_and_is_lacking_does_not_hold(report):
 def test_only_what_was_measured_again_is_checked():
     fresh = timed(1.0)
     rows = [row for row in made_report().contestants if row.key == KEY]
-    findings = check(timed(1.0, ratios=made_report().ratios, quality=made_report().quality),
-                     fresh.model_copy(update={"contestants": rows}))  # fmt: skip
+    findings = check(
+        timed(1.0, ratios=made_report().ratios, quality=made_report().quality),
+        fresh.model_copy(update={"contestants": rows}),
+    )
     assert [row.what for row in findings] == ["student/fp32 p50 at 1×128"]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from potstill.bench import contract
+from potstill.bench import report_schema
 from potstill.bench.engines import duties, worker
 from potstill.bench.engines.duties import Duties, call_together, warm_up
 from potstill.bench.engines.memory import Growth, OutOfMemory
@@ -32,9 +32,17 @@ def running():
 
 def load_command(folder, precision="fp32", **changes):
     return {
-        "do": "load", "runner": "onnxruntime-cpu", "folder": str(folder), "precision": precision, "threads": 1,
-        "seed": 3, "spinning": True, "task": "text-classification", "problem_type": None, "max_length": None,
-    } | changes  # fmt: skip
+        "do": "load",
+        "runner": "onnxruntime-cpu",
+        "folder": str(folder),
+        "precision": precision,
+        "threads": 1,
+        "seed": 3,
+        "spinning": True,
+        "task": "text-classification",
+        "problem_type": None,
+        "max_length": None,
+    } | changes
 
 
 def load(worker, folder, precision="fp32"):
@@ -149,7 +157,7 @@ def test_a_worker_tells_its_memory_by_part(running, teacher_dir):
     # 512 x 32 x 192 floats are 12.6 MB, and there are several of them.
     assert after["peak_bytes"] > before["peak_bytes"] + 12 * 2**20
     assert after["loading_peak_bytes"] == before["loading_peak_bytes"]
-    contract.Memory(key="teacher/fp32", limit_bytes=None, **after)
+    report_schema.Memory(key="teacher/fp32", limit_bytes=None, **after)
 
 
 def test_a_restarted_peak_is_told(running, teacher_dir):
@@ -318,8 +326,10 @@ def test_a_warm_up_that_never_settles_ends_and_says_so():
 def test_even_slow_calls_are_made_three_times():
     clock = Clock(10)
     assert warm_up([clock.call], max_s=3, clock=clock.read) == {
-        "calls": 3, "stationary": True, "call_ms": pytest.approx(10_000)
-    }  # fmt: skip
+        "calls": 3,
+        "stationary": True,
+        "call_ms": pytest.approx(10_000),
+    }
 
 
 def test_a_window_is_long_enough_for_fast_calls():

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from potstill.bench.contract import Load
 from potstill.bench.engines import workload
+from potstill.bench.report_schema import Load
 from potstill.bundle import read_bundle
 from potstill.errors import BundleError, UsageError
 from potstill.serve import BundleTokenizer

@@ -6,7 +6,7 @@ python tests/page/make_reports.py OUT
 import sys
 from pathlib import Path
 
-from potstill.bench import contract
+from potstill.bench import report_schema
 from potstill.bench.claims import decide, load_claims
 from potstill.bench.report import write_report
 from tests.bench import made
@@ -18,9 +18,9 @@ _LINK = "<img src=https://example.com/x.png onerror=alert(1)>"
 def hostile():
     """Return an incomplete report whose names and texts try to become part of the page."""
     text = made.incomplete().model_dump_json(by_alias=True)
-    report = contract.Report.model_validate_json(text.replace("student", HOSTILE))
+    report = report_schema.Report.model_validate_json(text.replace("student", HOSTILE))
     worst = "a" * 300
-    failure = contract.Failure(key=report.baseline, stage="quality", kind="crash", reason=f"{_LINK} {worst}")
+    failure = report_schema.Failure(key=report.baseline, stage="quality", kind="crash", reason=f"{_LINK} {worst}")
     quality = [
         row.model_copy(update={"name": f"{row.name}\"><b>{_LINK}", "data": worst, "confusion": [
             found.model_copy(update={"labels": [_LINK, worst[:60]]}) for found in row.confusion

@@ -93,8 +93,13 @@ def test_work_of_children_is_our_own_and_that_of_others_is_not():
 def test_counters_grow():
     early = Counters(1, 2, 3, 4, 5, 6)
     assert Counters(2, 4, 6, 8, 10, 12).since(early) == {
-        "total": 1, "busy": 2, "stolen": 3, "own": 4, "throttled": 5, "wall": 6
-    }  # fmt: skip
+        "total": 1,
+        "busy": 2,
+        "stolen": 3,
+        "own": 4,
+        "throttled": 5,
+        "wall": 6,
+    }
 
 
 BURN = "import time\nprint('go', flush=True)\nwhile time.time() < {}: pass\n"

@@ -213,8 +213,11 @@ def test_who_cannot_load_or_fails_a_cell_is_named_and_the_others_go_on(fake):
     }
     result = race(entrants, [SHORT, LONG], rounds=2, block_s=0.1)
     assert {name: list(cells) for name, cells in result.rounds.items()} == {
-        "well": [SHORT, LONG], "short only": [SHORT], "long only": [LONG], "dying": [SHORT],
-    }  # fmt: skip
+        "well": [SHORT, LONG],
+        "short only": [SHORT],
+        "long only": [LONG],
+        "dying": [SHORT],
+    }
     assert result.failures == {
         "unloadable": "ValueError: no such model",
         "short only": "1x128: ValueError: too long",

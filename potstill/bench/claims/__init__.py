@@ -7,7 +7,7 @@ definitions open; ours are in `claims.yaml`, beside this file.
 from collections.abc import Sequence
 from typing import Literal
 
-from potstill.bench import contract
+from potstill.bench import report_schema
 from potstill.bench.claims.claimfile import Claim, load_claims, nearest
 from potstill.bench.claims.measures import MEASURES, Measure
 from potstill.bench.claims.readings import Reading, Selection
@@ -18,19 +18,33 @@ __all__ = ["GLUE_BERT", "GLUE_DISTILBERT", "Claim", "check_required", "decide", 
 
 # DistilBERT paper, table 1 (development sets, medians of 5 runs).
 GLUE_BERT = {
-    "CoLA": 56.3, "MNLI": 84.7, "MRPC": 88.6, "QNLI": 91.8, "QQP": 89.6, "RTE": 69.3, "SST-2": 92.7, "STS-B": 89.0,
+    "CoLA": 56.3,
+    "MNLI": 84.7,
+    "MRPC": 88.6,
+    "QNLI": 91.8,
+    "QQP": 89.6,
+    "RTE": 69.3,
+    "SST-2": 92.7,
+    "STS-B": 89.0,
     "WNLI": 53.5,
-}  # fmt: skip
+}
 GLUE_DISTILBERT = {
-    "CoLA": 51.3, "MNLI": 82.2, "MRPC": 87.5, "QNLI": 89.2, "QQP": 88.5, "RTE": 59.9, "SST-2": 91.3, "STS-B": 86.9,
+    "CoLA": 51.3,
+    "MNLI": 82.2,
+    "MRPC": 87.5,
+    "QNLI": 89.2,
+    "QQP": 88.5,
+    "RTE": 59.9,
+    "SST-2": 91.3,
+    "STS-B": 86.9,
     "WNLI": 56.3,
-}  # fmt: skip
+}
 # WNLI has 71 examples, on which answering the more frequent label beats both models.
 
 Direction = Literal["at_least", "at_most"]
 
 
-def decide(report: contract.Report, claims: Sequence[Claim]) -> list[contract.Decision]:
+def decide(report: report_schema.Report, claims: Sequence[Claim]) -> list[report_schema.Decision]:
     """Decide every claim from what a report measured.
 
     PASS and FAIL are given only where the whole 95 % interval is on one side of the target, and for ratios of times
@@ -52,7 +66,7 @@ def check_required(claims: Sequence[Claim], wanted: Sequence[str]) -> None:
             raise UsageError(f"--require {name}: no claim is called {name!r}{nearest(name, known)}")
 
 
-def require(decisions: Sequence[contract.Decision], wanted: Sequence[str]) -> list[contract.Decision]:
+def require(decisions: Sequence[report_schema.Decision], wanted: Sequence[str]) -> list[report_schema.Decision]:
     """Return the decisions that are not PASS among those with the ids `wanted`; `all` stands for every one.
 
     Raises:
@@ -67,8 +81,8 @@ def require(decisions: Sequence[contract.Decision], wanted: Sequence[str]) -> li
 
 
 def verdict(
-    value: float, interval: contract.Interval, *, target: float, direction: Direction, floor: float = 0.0
-) -> contract.Verdict:
+    value: float, interval: report_schema.Interval, *, target: float, direction: Direction, floor: float = 0.0
+) -> report_schema.Verdict:
     """Say whether a claim holds: only where the whole interval is on one side of the target.
 
     Args:
@@ -86,7 +100,7 @@ def verdict(
     return "PASS" if high <= target else "FAIL" if low > target else "INCONCLUSIVE"
 
 
-def _decide(report: contract.Report, claim: Claim, pick: Selection | Nothing) -> contract.Decision:
+def _decide(report: report_schema.Report, claim: Claim, pick: Selection | Nothing) -> report_schema.Decision:
     if isinstance(pick, Nothing):
         return _decision(claim, Selection(model=pick.subject, data=pick.where), reason=pick.reason)
     measure = MEASURES[claim.measure]
@@ -105,7 +119,7 @@ def _decide(report: contract.Report, claim: Claim, pick: Selection | Nothing) ->
     return _decision(claim, pick, reading=answer, found=found, reason=reason)
 
 
-def _judge(claim: Claim, reading: Reading, *, floor: float) -> tuple[contract.Verdict, str | None]:
+def _judge(claim: Claim, reading: Reading, *, floor: float) -> tuple[report_schema.Verdict, str | None]:
     """Return the verdict, and why if there is none."""
     if reading.interval is None:
         return "INCONCLUSIVE", "it has no interval, so nobody knows how sure it is"
@@ -125,11 +139,11 @@ def _decision(
     pick: Selection,
     *,
     reading: Reading | None = None,
-    found: contract.Verdict = "INCONCLUSIVE",
+    found: report_schema.Verdict = "INCONCLUSIVE",
     reason: str | None = None,
-) -> contract.Decision:
+) -> report_schema.Decision:
     measure = MEASURES[claim.measure]
-    return contract.Decision(
+    return report_schema.Decision(
         id=claim.id,
         claim=claim.claim,
         measure=measure.name,

@@ -8,7 +8,7 @@ independent. Where they were measured side by side, or on the same examples, the
 from math import exp, hypot, log
 from typing import TypeAlias
 
-from potstill.bench.contract import Interval
+from potstill.bench.report_schema import Interval
 
 Measured: TypeAlias = tuple[float, Interval]
 """A value and its 95 % interval."""

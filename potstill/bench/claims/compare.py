@@ -12,7 +12,7 @@ from functools import partial
 from statistics import NormalDist
 from typing import Literal, TypeAlias
 
-from potstill.bench import contract
+from potstill.bench import report_schema
 from potstill.bench.claims import combine
 from potstill.bench.claims.differing import other_data, other_files, other_machine, other_software
 from potstill.bench.report.formatting import number, score
@@ -48,7 +48,7 @@ class Change:
     new: float | None
     change: float | None = None
     """new / old; of scores new - old."""
-    interval: contract.Interval | None = None
+    interval: report_schema.Interval | None = None
     """Of `change`, with the noise floors of both runs in it; None where nothing was sampled."""
     outcome: Outcome
 
@@ -102,7 +102,7 @@ class _Found:
     """What one report says of a row."""
 
     value: float
-    interval: contract.Interval | None = None
+    interval: report_schema.Interval | None = None
     low_is_good: bool = True
     disturbed: str | None = None
     once: bool = False
@@ -138,7 +138,7 @@ _GROUPS = (
 )
 
 
-def compare(old: contract.Report, new: contract.Report) -> Comparison:
+def compare(old: report_schema.Report, new: report_schema.Report) -> Comparison:
     """Hold a report against an older one, row by row."""
     machine = other_machine(old, new)
     groups = list(zip(_GROUPS, _tables_of(old), _tables_of(new), strict=True))
@@ -164,13 +164,13 @@ def compare(old: contract.Report, new: contract.Report) -> Comparison:
     return Comparison(notes=list(_notes(old, new)), changes=changes, verdicts=list(_verdicts(old, new)))
 
 
-def _is_disturbed(group: _Group, report: contract.Report, row: _Found) -> bool:
+def _is_disturbed(group: _Group, report: report_schema.Report, row: _Found) -> bool:
     """Tell whether a row says so, or may be any that its run flags without naming rows."""
     unnamed = bool(report.noise.flags) and not report.names_disturbed_rows
     return group.can_be_disturbed and (bool(row.disturbed) or unnamed)
 
 
-def _notes(old: contract.Report, new: contract.Report) -> Iterator[str]:
+def _notes(old: report_schema.Report, new: report_schema.Report) -> Iterator[str]:
     machine = other_machine(old, new)
     if machine:
         yield f"Measured on different machines, so times are not comparable: {'; '.join(machine)}."
@@ -193,7 +193,7 @@ def _notes(old: contract.Report, new: contract.Report) -> Iterator[str]:
         yield from (f"The {name} run was disturbed: {flag}" for flag in report.noise.flags)
 
 
-def _tables_of(report: contract.Report) -> tuple[_Rows, ...]:
+def _tables_of(report: report_schema.Report) -> tuple[_Rows, ...]:
     """Return the rows of every group, in the order of `_GROUPS`."""
     return (
         {
@@ -219,7 +219,7 @@ def _tables_of(report: contract.Report) -> tuple[_Rows, ...]:
             for row in report.cold_start
         },
         {
-            (str(row["key"]), str(contract.Load.model_validate(row["load"]))): _Found(
+            (str(row["key"]), str(report_schema.Load.model_validate(row["load"]))): _Found(
                 float(row["joules_per_text"]),
                 tuple(row["interval"]) if row.get("interval") else None,
                 disturbed=row.get("disturbed"),
@@ -239,7 +239,7 @@ def _tables_of(report: contract.Report) -> tuple[_Rows, ...]:
     )
 
 
-def _memory(report: contract.Report, part: str) -> _Rows:
+def _memory(report: report_schema.Report, part: str) -> _Rows:
     """Return one part of every row's memory, in MB, with the span of the processes that were looked at."""
     found = {}
     for row in report.memory:
@@ -281,19 +281,19 @@ def _change(
     )
 
 
-def _difference(before: _Found, after: _Found) -> tuple[float, contract.Interval | None]:
+def _difference(before: _Found, after: _Found) -> tuple[float, report_schema.Interval | None]:
     if before.interval is None or after.interval is None:
         return after.value - before.value, None
     return combine.difference((after.value, after.interval), (before.value, before.interval))
 
 
-def _ratio(before: _Found, after: _Found, widened: float) -> tuple[float | None, contract.Interval | None]:
+def _ratio(before: _Found, after: _Found, widened: float) -> tuple[float | None, report_schema.Interval | None]:
     """Return new / old; what was counted is its own interval."""
     sides = [(side.value, side.interval or (side.value, side.value)) for side in (after, before)]
     return combine.ratio(*sides, widened=widened) if combine.can_be_ratio(*sides) else (None, None)
 
 
-def _outcome(interval: contract.Interval | None, *, same: float, low_is_good: bool) -> Outcome:
+def _outcome(interval: report_schema.Interval | None, *, same: float, low_is_good: bool) -> Outcome:
     if interval is None:
         return "not comparable"
     low, high = interval
@@ -302,7 +302,9 @@ def _outcome(interval: contract.Interval | None, *, same: float, low_is_good: bo
     return "better" if (high < same) == low_is_good else "worse"
 
 
-def _floors(group: _Group, old: contract.Report, new: contract.Report, *, where: str) -> tuple[float | None, ...]:
+def _floors(
+    group: _Group, old: report_schema.Report, new: report_schema.Report, *, where: str
+) -> tuple[float | None, ...]:
     if group.floor == "load":
         return old.noise.at(where), new.noise.at(where)
     if group.floor == "cold start":
@@ -312,14 +314,14 @@ def _floors(group: _Group, old: contract.Report, new: contract.Report, *, where:
     return ()
 
 
-def _other_gpu(old: contract.Report, new: contract.Report, *, key: str) -> bool:
+def _other_gpu(old: report_schema.Report, new: report_schema.Report, *, key: str) -> bool:
     rows = old.contestant(key), new.contestant(key)
     return (
         any(row is not None and row.device != "cpu" for row in rows) and len({row and row.device for row in rows}) > 1
     )
 
 
-def _verdicts(old: contract.Report, new: contract.Report) -> Iterator[ChangedVerdict]:
+def _verdicts(old: report_schema.Report, new: report_schema.Report) -> Iterator[ChangedVerdict]:
     before, after = (
         {(row.id, row.subject, row.against or "", row.where or ""): row for row in report.claims}
         for report in (old, new)

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 
-from potstill.bench import contract
+from potstill.bench import report_schema
 
 _MACHINE = ("cpu", "cores", "cpu_quota", "threads", "spinning", "governor", "turbo", "smt")
 _UNKNOWN_IS_FINE = ("governor", "turbo", "smt")
 
 
-def other_machine(old: contract.Report, new: contract.Report) -> list[str]:
+def other_machine(old: report_schema.Report, new: report_schema.Report) -> list[str]:
     """Return what makes times incomparable, each as `threads: 2, now 4`; what a system does not tell is left out."""
     found = []
     for field in _MACHINE:
@@ -20,7 +20,7 @@ def other_machine(old: contract.Report, new: contract.Report) -> list[str]:
     return found + ([f"cpu_features: {', '.join(lost)} on one alone"] if lost else [])
 
 
-def other_software(old: contract.Report, new: contract.Report) -> list[str]:
+def other_software(old: report_schema.Report, new: report_schema.Report) -> list[str]:
     """Return the packages, the Python and the system that are not the same."""
     before, after = (
         dict(report.environment.packages) | {"Python": report.environment.python, "system": report.environment.os}
@@ -33,7 +33,7 @@ def other_software(old: contract.Report, new: contract.Report) -> list[str]:
     ]
 
 
-def other_files(old: contract.Report, new: contract.Report) -> list[str]:
+def other_files(old: report_schema.Report, new: report_schema.Report) -> list[str]:
     """Return the rows that both have, `KEY (FILE, FILE)`, with the files whose SHA-256 is another."""
     found = []
     for row in old.contestants:
@@ -49,7 +49,7 @@ def differing_files(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]
     return [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
 
 
-def other_data(old: contract.Report, new: contract.Report) -> list[str]:
+def other_data(old: report_schema.Report, new: report_schema.Report) -> list[str]:
     """Return the names of the data sets that both have and whose examples are not the same."""
     after = {quality.name: quality.data_sha256 for quality in new.quality}
     return [row.name for row in old.quality if after.get(row.name, row.data_sha256) != row.data_sha256]

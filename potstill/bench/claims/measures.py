@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from potstill.bench import contract
+from potstill.bench import report_schema
 from potstill.bench.claims import quality_readings, readings
 from potstill.bench.claims.readings import Loaded, Read
 from potstill.bench.report.formatting import percent, quantity
@@ -46,13 +46,13 @@ class Measure:
             return f"{percent(abs(value))} {'fewer' if value >= 0 else 'more'}"
         return f"{value:.2f}{_SPACE}times" if self.form == "times" else quantity(value, self.unit)
 
-    def write_interval(self, interval: contract.Interval) -> str:
+    def write_interval(self, interval: report_schema.Interval) -> str:
         """Write both ends of an interval, and the unit once."""
         low, high = map(self.write, interval)
         return f"{low.partition(_SPACE)[0]} to {high}"
 
 
-def grid(report: contract.Report, measure: Measure) -> list[tuple[int, int]]:
+def grid(report: report_schema.Report, measure: Measure) -> list[tuple[int, int]]:
     """Return batch size and tokens of the loads that were to be measured, also if no row got so far."""
     concurrent = "callers" in measure.fields
     rows: Iterable[Loaded] = report.throughput if concurrent else report.latency

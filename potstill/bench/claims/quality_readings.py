@@ -3,14 +3,14 @@
 from dataclasses import replace
 from typing import TypeAlias
 
-from potstill.bench import contract
+from potstill.bench import report_schema
 from potstill.bench.claims import combine
 from potstill.bench.claims.readings import Answer, Reading, Selection, lost
 from potstill.bench.report.formatting import percent
 from potstill.evaluation.intervals import wilson
 
 
-def score(report: contract.Report, pick: Selection) -> Answer:
+def score(report: report_schema.Report, pick: Selection) -> Answer:
     """Read the score by the data set's metric."""
     found = _scored(report, pick, pick.key)
     if isinstance(found, str):
@@ -19,7 +19,7 @@ def score(report: contract.Report, pick: Selection) -> Answer:
     return Reading(value=row.value, interval=row.interval, worthless=_worthless(quality, row), what=_metric(quality))
 
 
-def agreement(report: contract.Report, pick: Selection) -> Answer:
+def agreement(report: report_schema.Report, pick: Selection) -> Answer:
     """Read the share of decisions that are the baseline's, with Wilson's interval over the examples."""
     found = _scored(report, pick, pick.key)
     if isinstance(found, str):
@@ -31,7 +31,7 @@ def agreement(report: contract.Report, pick: Selection) -> Answer:
     return Reading(value=row.agreement, interval=wilson(same, quality.num_examples), what=quality.name)
 
 
-def calibration(report: contract.Report, pick: Selection) -> Answer:
+def calibration(report: report_schema.Report, pick: Selection) -> Answer:
     """Read the expected calibration error."""
     found = _scored(report, pick, pick.key)
     if isinstance(found, str):
@@ -42,12 +42,12 @@ def calibration(report: contract.Report, pick: Selection) -> Answer:
     return Reading(value=row.calibration_error, interval=row.calibration_interval, what=quality.name)
 
 
-def kept(report: contract.Report, pick: Selection) -> Answer:
+def kept(report: report_schema.Report, pick: Selection) -> Answer:
     """Read the share of the other's score that is kept: on one data set, or by the mean over GLUE's tasks."""
     return _kept_on(report, pick) if pick.data else _kept_of_glue(report, pick)
 
 
-def _kept_on(report: contract.Report, pick: Selection) -> Answer:
+def _kept_on(report: report_schema.Report, pick: Selection) -> Answer:
     found = _two_scores(report, pick)
     if isinstance(found, str):
         return found
@@ -71,7 +71,7 @@ def _kept_on(report: contract.Report, pick: Selection) -> Answer:
     )
 
 
-def _kept_of_glue(report: contract.Report, pick: Selection) -> Answer:
+def _kept_of_glue(report: report_schema.Report, pick: Selection) -> Answer:
     row = next((row for row in report.glue if (row.candidate, row.baseline) == (pick.key, pick.against)), None)
     if row is None or row.macro is None:
         return f"{pick.key} and {pick.against} have no row of several data sets"
@@ -96,7 +96,7 @@ def _kept_of_glue(report: contract.Report, pick: Selection) -> Answer:
     )
 
 
-def points_lost(report: contract.Report, pick: Selection) -> Answer:
+def points_lost(report: report_schema.Report, pick: Selection) -> Answer:
     """Read how many hundredths of the metric are lost against the other; negative where it gains."""
     found = _two_scores(report, pick)
     if isinstance(found, str):
@@ -120,10 +120,12 @@ def points_lost(report: contract.Report, pick: Selection) -> Answer:
     )
 
 
-_Scores: TypeAlias = tuple[contract.Quality, contract.Retention | None, contract.Score, contract.Score]
+_Scores: TypeAlias = tuple[
+    report_schema.Quality, report_schema.Retention | None, report_schema.Score, report_schema.Score
+]
 
 
-def _two_scores(report: contract.Report, pick: Selection) -> _Scores | str:
+def _two_scores(report: report_schema.Report, pick: Selection) -> _Scores | str:
     """Return the scores of the row and of the other, with their paired comparison where the report has it."""
     own, base = _scored(report, pick, pick.key), _scored(report, pick, pick.against)
     if isinstance(own, str) or isinstance(base, str):
@@ -133,7 +135,9 @@ def _two_scores(report: contract.Report, pick: Selection) -> _Scores | str:
     return own[0], row, own[1], base[1]
 
 
-def _scored(report: contract.Report, pick: Selection, key: str) -> tuple[contract.Quality, contract.Score] | str:
+def _scored(
+    report: report_schema.Report, pick: Selection, key: str
+) -> tuple[report_schema.Quality, report_schema.Score] | str:
     quality = next((row for row in report.quality if row.name == pick.data), None)
     if quality is None:
         return f"no quality on {pick.data or 'any data'}"
@@ -141,12 +145,12 @@ def _scored(report: contract.Report, pick: Selection, key: str) -> tuple[contrac
     return (quality, row) if row is not None else lost(report, key, "score", at=quality.name)
 
 
-def _worthless(quality: contract.Quality, row: contract.Score) -> str | None:
+def _worthless(quality: report_schema.Quality, row: report_schema.Score) -> str | None:
     """Return why a score cannot be a PASS; None where it can."""
     if row.better_than_trivial is not False:
         return None
     return f"{row.key} is not shown to be better on {quality.name} than an answer that ignores the text"
 
 
-def _metric(quality: contract.Quality) -> str:
+def _metric(quality: report_schema.Quality) -> str:
     return f"{quality.metric.replace('_', ' ')} on {quality.name}"

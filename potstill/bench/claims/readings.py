@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, TypeVar
 
-from potstill.bench import contract
+from potstill.bench import report_schema
 from potstill.bench.claims import combine
 from potstill.bench.report.formatting import percent
 
@@ -21,7 +21,7 @@ class Selection:
     against: str = ""
     """The row, or the model, that it is held against."""
     load: str = ""
-    """As `contract.Load` writes itself."""
+    """As `report_schema.Load` writes itself."""
     callers: int = 0
     data: str = ""
     """The data set's name; "" with a measure of quality means the mean over GLUE's tasks."""
@@ -32,7 +32,7 @@ class Reading:
     """A measured value."""
 
     value: float
-    interval: contract.Interval | None
+    interval: report_schema.Interval | None
     """None where none was measured, so that nothing can be decided; of what is counted it is the value itself."""
     worthless: str | None = None
     """Why it can be no PASS, however good it looks: the row is no better than an answer that ignores the text."""
@@ -46,7 +46,7 @@ class Reading:
 
 Answer: TypeAlias = Reading | str
 """A str says why there is no value."""
-Read: TypeAlias = Callable[[contract.Report, Selection], Answer]
+Read: TypeAlias = Callable[[report_schema.Report, Selection], Answer]
 
 
 class Loaded(Protocol):
@@ -57,31 +57,31 @@ class Loaded(Protocol):
         """Return which contestant it is of."""
 
     @property
-    def load(self) -> contract.Load:
+    def load(self) -> report_schema.Load:
         """Return what a call is given."""
 
 
 _L = TypeVar("_L", bound=Loaded)
 
 
-def baseline_model(report: contract.Report) -> str:
+def baseline_model(report: report_schema.Report) -> str:
     """Return the name of the baseline's model, also where its row could not be measured."""
     row = report.contestant(report.baseline)
     return row.model if row is not None else report.baseline.rpartition("/")[0]
 
 
-def encoder_parameters(report: contract.Report, pick: Selection) -> Answer:
+def encoder_parameters(report: report_schema.Report, pick: Selection) -> Answer:
     """Read the share of the encoder's parameters that is saved."""
     own, base = report.models[pick.model], report.models[pick.against]
     return _saved(own.encoder_parameters, base.encoder_parameters)
 
 
-def parameters(report: contract.Report, pick: Selection) -> Answer:
+def parameters(report: report_schema.Report, pick: Selection) -> Answer:
     """Read the share of all parameters that is saved."""
     return _saved(report.models[pick.model].parameters, report.models[pick.against].parameters)
 
 
-def flops(report: contract.Report, pick: Selection) -> Answer:
+def flops(report: report_schema.Report, pick: Selection) -> Answer:
     """Read the share of the floating-point operations per token that is saved, at the length of the load."""
     own, base = (report.models[name].flops_per_token for name in (pick.model, pick.against))
     length = pick.load.partition("×")[2]
@@ -97,7 +97,7 @@ def _saved(own: float, base: float) -> Reading:
     return Reading(value=value, interval=(value, value), note=f" ({own:,.0f} against {base:,.0f})")
 
 
-def file_share(report: contract.Report, pick: Selection) -> Answer:
+def file_share(report: report_schema.Report, pick: Selection) -> Answer:
     """Read the size of the files as a share of the other's."""
     own, base = _file(report, pick.key), _file(report, pick.against)
     if own is None or base is None:
@@ -105,7 +105,7 @@ def file_share(report: contract.Report, pick: Selection) -> Answer:
     return Reading(value=own / base, interval=(own / base, own / base))
 
 
-def _file(report: contract.Report, key: str) -> int | None:
+def _file(report: report_schema.Report, key: str) -> int | None:
     row = report.contestant(key)
     return row.file_bytes if row is not None else None
 
@@ -116,7 +116,7 @@ def bytes_of(rows: str, *fields: str) -> Read:
     A file's size is its own interval; memory has that of the processes that were looked at.
     """
 
-    def read(report: contract.Report, pick: Selection) -> Answer:
+    def read(report: report_schema.Report, pick: Selection) -> Answer:
         row = next((row for row in getattr(report, rows) if row.key == pick.key), None)
         name = next((field for field in fields if getattr(row, field, None) is not None), None)
         if row is None or name is None:
@@ -128,7 +128,7 @@ def bytes_of(rows: str, *fields: str) -> Read:
     return read
 
 
-def speed(report: contract.Report, pick: Selection) -> Answer:
+def speed(report: report_schema.Report, pick: Selection) -> Answer:
     """Read how many times as fast the row is: from paired rounds, or where those are lacking from each one's p50."""
     wanted = (pick.against, pick.key, pick.load)
     for row in report.ratios:
@@ -154,7 +154,7 @@ def _less_time(ratio: float) -> str:
 def percentile(name: str) -> Read:
     """Return what reads a percentile of the latency, such as `p95`."""
 
-    def read(report: contract.Report, pick: Selection) -> Answer:
+    def read(report: report_schema.Report, pick: Selection) -> Answer:
         row = _loaded(report.latency, pick)
         if row is None:
             return lost(report, pick.key, "latency", at=pick.load, known=_loads_of(report.latency, pick.key))
@@ -167,7 +167,7 @@ def percentile(name: str) -> Read:
     return read
 
 
-def texts_per_s(report: contract.Report, pick: Selection) -> Answer:
+def texts_per_s(report: report_schema.Report, pick: Selection) -> Answer:
     """Read the texts per second of one caller: batch size / p50."""
     time = percentile("p50")(report, pick)
     row = _loaded(report.latency, pick)
@@ -179,7 +179,7 @@ def texts_per_s(report: contract.Report, pick: Selection) -> Answer:
     return Reading(value=1e3 * row.load.batch_size / time.value, interval=interval, disturbed=time.disturbed)
 
 
-def concurrent(report: contract.Report, pick: Selection) -> Answer:
+def concurrent(report: report_schema.Report, pick: Selection) -> Answer:
     """Read the texts per second of several callers."""
     rows = [row for row in report.throughput if row.callers == pick.callers]
     row = _loaded(rows, pick)
@@ -190,7 +190,7 @@ def concurrent(report: contract.Report, pick: Selection) -> Answer:
     return Reading(value=row.texts_per_s, interval=row.interval, what=what, disturbed=row.disturbed)
 
 
-def cold_start(report: contract.Report, pick: Selection) -> Answer:
+def cold_start(report: report_schema.Report, pick: Selection) -> Answer:
     """Read the milliseconds from nothing to the first answer."""
     row = next((row for row in report.cold_start if row.key == pick.key), None)
     if row is None:
@@ -198,7 +198,7 @@ def cold_start(report: contract.Report, pick: Selection) -> Answer:
     return Reading(value=row.total_ms, interval=row.interval if row.starts > 1 else None, disturbed=row.disturbed)
 
 
-def joules(report: contract.Report, pick: Selection) -> Answer:
+def joules(report: report_schema.Report, pick: Selection) -> Answer:
     """Read the joules of one text."""
     if report.energy.source is None:
         return f"energy was not measured: {report.energy.reason or 'no source'}"
@@ -215,10 +215,10 @@ def joules(report: contract.Report, pick: Selection) -> Answer:
 
 
 def _load_name(load: object) -> str:
-    return load if isinstance(load, str) else str(contract.Load.model_validate(load))
+    return load if isinstance(load, str) else str(report_schema.Load.model_validate(load))
 
 
-def lost(report: contract.Report, key: str, what: str, *, at: str = "", known: Iterable[str] = ()) -> str:
+def lost(report: report_schema.Report, key: str, what: str, *, at: str = "", known: Iterable[str] = ()) -> str:
     """Say why a row lacks something: the failure that cost it, or that it was not measured, and what was."""
     failures = {row.where: row for row in reversed(report.failures) if row.key == key}
     failure = failures.get(at or None) or failures.get(None)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from potstill.bench import contract
+from potstill.bench import report_schema
 from potstill.bench.claims.claimfile import Claim, normal_load
 from potstill.bench.claims.measures import MEASURES, Measure, grid
 from potstill.bench.claims.readings import Selection, baseline_model
@@ -20,7 +20,7 @@ class Nothing:
     reason: str
 
 
-def select(report: contract.Report, claim: Claim) -> list[Selection | Nothing]:
+def select(report: report_schema.Report, claim: Claim) -> list[Selection | Nothing]:
     """Return everything that a claim is decided for, at least one thing.
 
     A claim without a model is about every model but the baseline; without a precision, about every precision; without
@@ -41,7 +41,7 @@ def _compares_models(claim: Claim) -> bool:
     return measure.of_model or ("against" in measure.fields and claim.where.against != "fp32")
 
 
-def _of_model(report: contract.Report, claim: Claim, *, model: str) -> list[Selection | Nothing]:
+def _of_model(report: report_schema.Report, claim: Claim, *, model: str) -> list[Selection | Nothing]:
     measure, baseline = MEASURES[claim.measure], baseline_model(report)
     if model not in report.models:
         return [Nothing(subject=model, reason=f"no model is called {model}; there are {', '.join(report.models)}")]
@@ -57,7 +57,7 @@ def _of_model(report: contract.Report, claim: Claim, *, model: str) -> list[Sele
     return picks or [Nothing(subject=model, reason=f"{model} was measured in fp32 alone, which compares nothing")]
 
 
-def _rows(report: contract.Report, claim: Claim, *, model: str) -> list[contract.Contestant]:
+def _rows(report: report_schema.Report, claim: Claim, *, model: str) -> list[report_schema.Contestant]:
     """Return the model's rows of the wanted precision and engine; of the baseline's engine where none is named."""
     where = claim.where
     rows = [row for row in report.contestants if row.model == model and where.precision in (None, row.precision)]
@@ -68,7 +68,7 @@ def _rows(report: contract.Report, claim: Claim, *, model: str) -> list[contract
     return [row for row in rows if row.runner == usual] or rows
 
 
-def _of_row(report: contract.Report, claim: Claim, row: contract.Contestant) -> Iterator[Selection | Nothing]:
+def _of_row(report: report_schema.Report, claim: Claim, row: report_schema.Contestant) -> Iterator[Selection | Nothing]:
     measure = MEASURES[claim.measure]
     pick = Selection(model=row.model, key=row.key)
     if "against" in measure.fields:
@@ -90,7 +90,7 @@ def _of_row(report: contract.Report, claim: Claim, row: contract.Contestant) -> 
     yield from _with_data(report, claim, pick) if "data" in measure.fields else [pick]
 
 
-def _with_data(report: contract.Report, claim: Claim, pick: Selection) -> Iterator[Selection | Nothing]:
+def _with_data(report: report_schema.Report, claim: Claim, pick: Selection) -> Iterator[Selection | Nothing]:
     names = [quality.name for quality in report.quality]
     wanted, why = claim.where.data, "no data was given (--data)"
     if report.config.get("data") and report.left_out:
@@ -109,11 +109,11 @@ def _with_data(report: contract.Report, claim: Claim, pick: Selection) -> Iterat
         yield from (replace(pick, data=name) for name in names)
 
 
-def _has_mean(report: contract.Report, pick: Selection) -> bool:
+def _has_mean(report: report_schema.Report, pick: Selection) -> bool:
     return any((row.candidate, row.baseline) == (pick.key, pick.against) for row in report.glue)
 
 
-def _against(report: contract.Report, claim: Claim, row: contract.Contestant) -> str | Nothing:
+def _against(report: report_schema.Report, claim: Claim, row: report_schema.Contestant) -> str | Nothing:
     """Return the key of the row that `row` is held against."""
     against = claim.where.against or "like_for_like"
     if against == "baseline":
@@ -129,7 +129,7 @@ def _against(report: contract.Report, claim: Claim, row: contract.Contestant) ->
     return Nothing(subject=row.key, reason=f"{missing}, so nothing can be held against it; measured are {_list(have)}")
 
 
-def _load(report: contract.Report, claim: Claim, measure: Measure) -> str:
+def _load(report: report_schema.Report, claim: Claim, measure: Measure) -> str:
     """Return the load as reports write it; `1×longest` with the longest length of the grid."""
     if "load" not in measure.fields:
         return ""
@@ -141,7 +141,7 @@ def _load(report: contract.Report, claim: Claim, measure: Measure) -> str:
     return f"{batch}{cross}{max(lengths)}" if lengths else load
 
 
-def _not_measured(report: contract.Report, claim: Claim, *, model: str) -> Nothing:
+def _not_measured(report: report_schema.Report, claim: Claim, *, model: str) -> Nothing:
     where = claim.where
     runner = where.runner or _USUAL
     key = f"{model}/{where.precision}" + ("" if runner == _USUAL else f"@{runner}")

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from potstill.bench import contract
+from potstill.bench import report_schema
 from potstill.bench.claims import combine
 from potstill.bench.claims.differing import differing_files, other_machine, other_software
 from potstill.bench.report.formatting import bounds, ms, score
@@ -48,7 +48,7 @@ class Plan:
 
     keys: tuple[str, ...]
     """The baseline's row first; with each sampled row also the one it is held against."""
-    loads: tuple[contract.Load, ...]
+    loads: tuple[report_schema.Load, ...]
     data: tuple[str, ...]
     """Names of data sets."""
     places: tuple[tuple[str, str], ...]
@@ -68,10 +68,10 @@ class Finding:
     """By what it was judged, or why not."""
 
 
-_Side: TypeAlias = tuple[float, contract.Interval]
+_Side: TypeAlias = tuple[float, report_schema.Interval]
 
 
-def sample_cells(report: contract.Report, rng: np.random.Generator, count: int) -> list[Cell]:
+def sample_cells(report: report_schema.Report, rng: np.random.Generator, count: int) -> list[Cell]:
     """Draw `count` cells of a report without repeats, at least one of each kind that it has if there is room.
 
     Raises:
@@ -91,7 +91,7 @@ def sample_cells(report: contract.Report, rng: np.random.Generator, count: int) 
     return [*first, *(rest[at] for at in rng.permutation(len(rest)))][:count]
 
 
-def plan(report: contract.Report, rng: np.random.Generator, count: int) -> Plan:
+def plan(report: report_schema.Report, rng: np.random.Generator, count: int) -> Plan:
     """Draw cells, and return what must be measured for them.
 
     Raises:
@@ -115,7 +115,7 @@ def plan(report: contract.Report, rng: np.random.Generator, count: int) -> Plan:
     )
 
 
-def check(report: contract.Report, fresh: contract.Report, *, planned: Plan | None = None) -> list[Finding]:
+def check(report: report_schema.Report, fresh: report_schema.Report, *, planned: Plan | None = None) -> list[Finding]:
     """Hold a report against a fresh measurement of some of its cells.
 
     Files and data come first: where one is another, what was measured with it is not compared. A p50 holds if the
@@ -147,7 +147,7 @@ def check(report: contract.Report, fresh: contract.Report, *, planned: Plan | No
     ]
 
 
-def _places(report: contract.Report, keys: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _places(report: report_schema.Report, keys: Sequence[str]) -> Iterator[tuple[str, str]]:
     seen = set()
     for key in keys:
         row = report.contestant(key)
@@ -163,7 +163,7 @@ def _places(report: contract.Report, keys: Sequence[str]) -> Iterator[tuple[str,
             yield row.model, place
 
 
-def _files(report: contract.Report, fresh: contract.Report) -> Iterator[tuple[str, Finding]]:
+def _files(report: report_schema.Report, fresh: report_schema.Report) -> Iterator[tuple[str, Finding]]:
     """Yield the rows with other files than before."""
     for again in fresh.contestants:
         row = report.contestant(again.key)
@@ -173,7 +173,7 @@ def _files(report: contract.Report, fresh: contract.Report) -> Iterator[tuple[st
             yield again.key, _finding(f"{again.key}: {name}", old, new, holds=False, note="SHA-256")
 
 
-def _data(report: contract.Report, fresh: contract.Report) -> Iterator[tuple[str, Finding]]:
+def _data(report: report_schema.Report, fresh: report_schema.Report) -> Iterator[tuple[str, Finding]]:
     """Yield the data sets with other examples than before."""
     before = {each.name: each.data_sha256 for each in report.quality}
     for each in fresh.quality:
@@ -184,7 +184,7 @@ def _data(report: contract.Report, fresh: contract.Report) -> Iterator[tuple[str
 
 
 def _times(
-    report: contract.Report, fresh: contract.Report, *, keys: Sequence[str], loads: Sequence[str]
+    report: report_schema.Report, fresh: report_schema.Report, *, keys: Sequence[str], loads: Sequence[str]
 ) -> Iterator[Finding]:
     before, after = (
         {(row.key, str(row.load)): side for row in each.latency if (side := _side(row)) is not None}
@@ -212,7 +212,7 @@ def _times(
         yield _finding(what, *told, holds=low <= 1 <= high, note=note)
 
 
-def _disturbance(*sides: tuple[contract.Report, contract.Latency | contract.Ratio | None]) -> str | None:
+def _disturbance(*sides: tuple[report_schema.Report, report_schema.Latency | report_schema.Ratio | None]) -> str | None:
     """Return what disturbed a row in either report; a flag that names no row is about any."""
     for (report, row), when in zip(sides, ("then", "now"), strict=True):
         unnamed = report.noise.flags[:1] if report.noise.flags and not report.names_disturbed_rows else []
@@ -222,17 +222,17 @@ def _disturbance(*sides: tuple[contract.Report, contract.Latency | contract.Rati
     return None
 
 
-def _find(rows: Sequence[contract.Latency], *, key: str, load: str) -> contract.Latency | None:
+def _find(rows: Sequence[report_schema.Latency], *, key: str, load: str) -> report_schema.Latency | None:
     return next((row for row in rows if (row.key, str(row.load)) == (key, load)), None)
 
 
-def _side(row: contract.Latency) -> _Side | None:
+def _side(row: report_schema.Latency) -> _Side | None:
     """Return p50 with its interval; where that is lacking, with itself."""
     return None if row.p50_ms is None else (row.p50_ms, row.intervals.get("p50", (row.p50_ms, row.p50_ms)))
 
 
 def _ratios(
-    report: contract.Report, fresh: contract.Report, *, keys: Sequence[str], loads: Sequence[str]
+    report: report_schema.Report, fresh: report_schema.Report, *, keys: Sequence[str], loads: Sequence[str]
 ) -> Iterator[Finding]:
     # A pair that is two comparisons at once has a row for each, with the same figures.
     before, after = (
@@ -263,7 +263,7 @@ def _ratios(
 
 
 def _scores(
-    report: contract.Report, fresh: contract.Report, *, keys: Sequence[str], data: Sequence[str]
+    report: report_schema.Report, fresh: report_schema.Report, *, keys: Sequence[str], data: Sequence[str]
 ) -> Iterator[Finding]:
     after = {(each.name, row.key): row for each in fresh.quality for row in each.scores}
     moved = bool(other_machine(report, fresh) or other_software(report, fresh))
@@ -281,7 +281,7 @@ def _scores(
 
 
 def _tolerance(
-    report: contract.Report, row: contract.Score, quality: contract.Quality, *, moved: bool
+    report: report_schema.Report, row: report_schema.Score, quality: report_schema.Quality, *, moved: bool
 ) -> tuple[float, str]:
     """Return by how much a score may differ, and why."""
     entry = report.contestant(row.key)
@@ -295,7 +295,7 @@ def _tolerance(
     return max(one, _REDUCED * abs(row.value)), f"{entry.precision} may differ by 1\u00a0% between CPUs and engines"
 
 
-def _lacking(fresh: contract.Report, what: str, *, key: str, where: str, old: str) -> Finding:
+def _lacking(fresh: report_schema.Report, what: str, *, key: str, where: str, old: str) -> Finding:
     failures = {row.where: row for row in reversed(fresh.failures) if row.key == key}
     failure = failures.get(where) or failures.get(None)
     return _finding(what, old, "–", holds=False, note=failure.reason if failure else "it was not measured again")

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill.bench.contract import Load
 from potstill.bench.engines.memory import Growth, OutOfMemory, ran_out, restart_peak
 from potstill.bench.engines.runners import Runner, find_opener
 from potstill.bench.engines.workload import Call, Work, make_work
+from potstill.bench.report_schema import Load
 from potstill.errors import UsageError
 from potstill.serve import Text
-from potstill.serve.tasks.classification import scoring_function
+from potstill.serve.tasks.text_classification import scoring_function
 from potstill.tasks import PROBLEM_TYPES, TOKEN_CLASSIFICATION
 from potstill.timing.process import Message, run_block
 
@@ -57,11 +57,18 @@ class Duties:
             OutOfMemory: whatever an engine calls it.
         """
         duties: dict[str, Callable[[Mapping[str, Any]], Message]] = {
-            "load": self._load, "texts": self._take_texts, "warm": self._warm, "block": self._block,
-            "concurrent": self._concurrent, "first": self._first, "answer": self._answer, "memory": self._memory,
-            "products": self._load_products, "product": self._run_products,
+            "load": self._load,
+            "texts": self._take_texts,
+            "warm": self._warm,
+            "block": self._block,
+            "concurrent": self._concurrent,
+            "first": self._first,
+            "answer": self._answer,
+            "memory": self._memory,
+            "products": self._load_products,
+            "product": self._run_products,
             "restart_peak": lambda _: {"restarted": restart_peak()},
-        }  # fmt: skip
+        }
         if command["do"] not in duties:
             raise UsageError(f"unknown command {command['do']!r}; a worker knows {', '.join(duties)}")
         try:

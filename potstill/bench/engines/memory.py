@@ -51,9 +51,11 @@ class Growth:
         peak_bytes, after = peak(), resident()
         unique, proportional = shares()
         return asdict(self) | {
-            "peak_bytes": peak_bytes, "after_rss_bytes": after, "after_uss_bytes": unique,
+            "peak_bytes": peak_bytes,
+            "after_rss_bytes": after,
+            "after_uss_bytes": unique,
             "after_pss_bytes": proportional,
-        }  # fmt: skip
+        }
 
 
 def resident() -> int:

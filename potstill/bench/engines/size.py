@@ -23,10 +23,23 @@ LENGTHS = (1, 8, 16, 32, 64, 128, 256, 512)
 # As BERT: four square products for attention and two for the feed-forward part.
 _LIKE_BERT = frozenset(
     {
-        "bert", "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "data2vec-text",
-        "electra", "ernie", "megatron-bert", "mpnet", "distilbert", "albert", "deberta", "deberta-v2",
+        "bert",
+        "roberta",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "camembert",
+        "roberta-prelayernorm",
+        "data2vec-text",
+        "electra",
+        "ernie",
+        "megatron-bert",
+        "mpnet",
+        "distilbert",
+        "albert",
+        "deberta",
+        "deberta-v2",
     }
-)  # fmt: skip
+)
 _RELATIVE = frozenset({"deberta", "deberta-v2"})
 # DistilBERT calls its sizes by other names.
 _NAMES = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "intermediate_size": "hidden_dim"}

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill.bench.contract import Load
+from potstill.bench.report_schema import Load
 from potstill.errors import BundleError, UsageError
 from potstill.serve import BundleTokenizer, Text
 

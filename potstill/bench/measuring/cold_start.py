@@ -11,8 +11,8 @@ from typing import Any
 
 from scipy import stats
 
-from potstill.bench.contract import ColdStart, Interval
 from potstill.bench.measuring.stats import mean_log_interval
+from potstill.bench.report_schema import ColdStart, Interval
 from potstill.serve import Text
 from potstill.timing.client import TIMEOUT_S, Worker, python_module
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from potstill.bench.contract import Load
 from potstill.bench.measuring.rounds import Round
 from potstill.bench.measuring.stats import mean_interval
+from potstill.bench.report_schema import Load
 
 _POWERCAP = Path("/sys/class/powercap")
 

@@ -65,9 +65,7 @@ def _seconds(plan: Plan, key: str, datasets: Mapping[str, tuple[Sequence[Any], s
     return start_s + texts * per_text_ms / 1e3
 
 
-def _answer(
-    plan: Plan, team: Team, key: str, *, name: str, texts: Sequence[Any], kind: str, file: Path
-) -> bool:  # fmt: skip
+def _answer(plan: Plan, team: Team, key: str, *, name: str, texts: Sequence[Any], kind: str, file: Path) -> bool:
     """Have one row answer one data set, if it has not; tell whether its answers are there."""
     if plan.journal.get("answers", key, name) is not None and file.is_file():
         return True

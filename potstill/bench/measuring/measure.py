@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from potstill.bench.contract import Failure, Load, Memory
 from potstill.bench.engines.memory import container_limit
 from potstill.bench.measuring import noise
 from potstill.bench.measuring.budget import (
@@ -51,6 +50,7 @@ from potstill.bench.measuring.rounds import (
 from potstill.bench.measuring.stats import median_interval
 from potstill.bench.measuring.team import Team, classify
 from potstill.bench.measuring.throughput import measure_scaling, runs_on_processor, throughput_turns
+from potstill.bench.report_schema import Failure, Load, Memory
 from potstill.timing.client import CommandFailed
 from potstill.timing.ratio import ratio_interval
 

@@ -6,11 +6,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from potstill.bench.contract import Load
 from potstill.bench.measuring.budget import Deadline
-from potstill.bench.measuring.journal import Journal
 from potstill.bench.measuring.rounds import AGAIN, PRODUCT
+from potstill.bench.measuring.samples import Samples
 from potstill.bench.measuring.team import Command, Launch, Team, open_team, start_worker
+from potstill.bench.report_schema import Load
 from potstill.config import BenchConfig
 from potstill.progress import Progress, silent
 
@@ -40,7 +40,7 @@ class Plan:
     loads: Sequence[Load]
     baseline: str
     config: BenchConfig
-    journal: Journal
+    journal: Samples
     seed: int
     texts: Sequence[Any] | None = None
     progress: Progress = silent

@@ -14,17 +14,20 @@ Reply = Mapping[str, Any]
 def read_block(reply: Reply) -> dict[str, Any]:
     """Return `latencies_ms`, and the CPU and wall-clock seconds of the block."""
     return {
-        "latencies_ms": read_times(reply["latencies_ms"]), "cpu_s": _amount(reply["cpu_s"]),
+        "latencies_ms": read_times(reply["latencies_ms"]),
+        "cpu_s": _amount(reply["cpu_s"]),
         "wall_s": _amount(reply["wall_s"]),
-    }  # fmt: skip
+    }
 
 
 def read_warm(reply: Reply) -> dict[str, Any]:
     """Return what the warm-up found."""
     return {
-        "calls": int(reply["calls"]), "stationary": bool(reply["stationary"]),
-        "mean_tokens": _amount(reply["mean_tokens"]), "call_ms": _amount(reply["call_ms"]),
-    }  # fmt: skip
+        "calls": int(reply["calls"]),
+        "stationary": bool(reply["stationary"]),
+        "mean_tokens": _amount(reply["mean_tokens"]),
+        "call_ms": _amount(reply["call_ms"]),
+    }
 
 
 def read_concurrent(reply: Reply) -> dict[str, Any]:

@@ -11,7 +11,14 @@ from zlib import crc32
 
 import numpy as np
 
-from potstill.bench.contract import (
+from potstill.bench.measuring import energy as joules
+from potstill.bench.measuring import noise, stats
+from potstill.bench.measuring.cold_start import summarise_starts
+from potstill.bench.measuring.rounds import AGAIN, PRODUCT, Round, calls_of, calm_rounds, is_lost, load_seed
+from potstill.bench.measuring.samples import Samples
+from potstill.bench.measuring.throughput import place, scaling_load, split_threads, throughput_loads
+from potstill.bench.measuring.unfinished import list_unfinished
+from potstill.bench.report_schema import (
     ColdStart,
     Energy,
     Failure,
@@ -23,13 +30,6 @@ from potstill.bench.contract import (
     Scaling,
     Throughput,
 )
-from potstill.bench.measuring import energy as joules
-from potstill.bench.measuring import noise, stats
-from potstill.bench.measuring.cold_start import summarise_starts
-from potstill.bench.measuring.journal import Journal
-from potstill.bench.measuring.rounds import AGAIN, PRODUCT, Round, calls_of, calm_rounds, is_lost, load_seed
-from potstill.bench.measuring.throughput import place, scaling_load, split_threads, throughput_loads
-from potstill.bench.measuring.unfinished import list_unfinished
 from potstill.bench.subjects import Comparison, list_pairs
 from potstill.config import BenchConfig
 from potstill.timing.ratio import Estimate, finding, ratio_interval
@@ -79,7 +79,7 @@ class _Source:
         drifts: load -> row -> by how much it drifted, of those that drifted by more than chance would have it.
     """
 
-    journal: Journal
+    journal: Samples
     entries: "Sequence[Entry]"
     cells: dict[Load, list[Round]]
     doubts: dict[Load, str]
@@ -100,7 +100,7 @@ class _Source:
 
 
 def results(
-    journal: Journal,
+    journal: Samples,
     entries: "Sequence[Entry]",
     loads: Sequence[Load],
     *,
@@ -141,7 +141,7 @@ def results(
     )
 
 
-def _without_lost(journal: Journal, load: Load, found: Round) -> Round:
+def _without_lost(journal: Samples, load: Load, found: Round) -> Round:
     calls_ms = {key: calls for key, calls in found.calls_ms.items() if not is_lost(journal, key, load)}
     return replace(found, calls_ms=calls_ms, joules={key: found.joules[key] for key in found.joules if key in calls_ms})
 

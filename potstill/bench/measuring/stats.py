@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from potstill.bench.contract import Interval
+from potstill.bench.report_schema import Interval
 from potstill.timing.ratio import Estimate, Floats, draw_rounds, expanded_tail, ratio_interval
 
 # MLPerf's early stopping rule with 99 % confidence and no margin: fewer calls than this carry no such percentile
@@ -91,9 +91,7 @@ def _draw_percentiles(ordered: Floats, whose: Any, drawn: Any, shares: Floats) -
     times = np.stack([np.bincount(row, minlength=drawn.shape[1]) for row in drawn])
     weights = times[:, whose].cumsum(axis=1)
     wanted = np.ceil(weights[:, -1:] * shares)
-    return np.stack(
-        [ordered[np.searchsorted(line, levels)] for line, levels in zip(weights, wanted, strict=True)]
-    )  # fmt: skip
+    return np.stack([ordered[np.searchsorted(line, levels)] for line, levels in zip(weights, wanted, strict=True)])
 
 
 def drift(rounds: Rounds) -> float | None:

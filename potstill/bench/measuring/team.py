@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from potstill.bench.contract import Failure
-from potstill.bench.measuring.journal import Journal
+from potstill.bench.measuring.samples import Samples
+from potstill.bench.report_schema import Failure
 from potstill.timing.client import (
     Asks,
     CommandFailed,
@@ -56,7 +56,7 @@ class Team:
     """The processes, started when they are first asked; made by `open_team`."""
 
     def __init__(
-        self, greetings: Mapping[str, Sequence[Command]], *, journal: Journal, launch: Launch, timeout_s: float
+        self, greetings: Mapping[str, Sequence[Command]], *, journal: Samples, launch: Launch, timeout_s: float
     ) -> None:
         """Know whom to start; see `open_team`."""
         self._greetings, self._journal = greetings, journal
@@ -145,9 +145,15 @@ class Team:
         return True
 
     def _ask(
-        self, name: str, command: Command, *, read: Callable[[dict[str, Any]], Answer], stage: Stage,
-        where: str | None, timeout_s: float | None,
-    ) -> Answer | None:  # fmt: skip
+        self,
+        name: str,
+        command: Command,
+        *,
+        read: Callable[[dict[str, Any]], Answer],
+        stage: Stage,
+        where: str | None,
+        timeout_s: float | None,
+    ) -> Answer | None:
         worker = self._running[name]
         worker.resume()
         try:
@@ -179,7 +185,7 @@ class Team:
 
 @contextmanager
 def open_team(
-    greetings: Mapping[str, Sequence[Command]], *, journal: Journal, launch: Launch, timeout_s: float
+    greetings: Mapping[str, Sequence[Command]], *, journal: Samples, launch: Launch, timeout_s: float
 ) -> Iterator[Team]:
     """Have a team within a block; whatever happens there, none of its processes outlives it.
 

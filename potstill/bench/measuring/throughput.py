@@ -5,7 +5,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from potstill import machine
-from potstill.bench.contract import Load
 from potstill.bench.measuring.budget import (
     MIN_CALLS,
     SCALING,
@@ -24,6 +23,7 @@ from potstill.bench.measuring.plan import Plan
 from potstill.bench.measuring.replies import Reply, read_concurrent, read_times, read_warm
 from potstill.bench.measuring.rounds import order_of
 from potstill.bench.measuring.team import Stage, Team
+from potstill.bench.report_schema import Load
 from potstill.config import BenchConfig
 
 if TYPE_CHECKING:

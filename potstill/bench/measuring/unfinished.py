@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from potstill import machine
-from potstill.bench.contract import Load
 from potstill.bench.measuring.budget import SCALING_ROUNDS, thread_counts
-from potstill.bench.measuring.journal import Journal
 from potstill.bench.measuring.rounds import is_lost, kept_rounds, wanted_rounds
+from potstill.bench.measuring.samples import Samples
 from potstill.bench.measuring.throughput import is_enough, place, runs_on_processor, throughput_loads
+from potstill.bench.report_schema import Load
 from potstill.config import BenchConfig
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def list_unfinished(
-    journal: Journal, entries: "Sequence[Entry]", loads: Sequence[Load], *, config: BenchConfig
+    journal: Samples, entries: "Sequence[Entry]", loads: Sequence[Load], *, config: BenchConfig
 ) -> list[str]:
     """Return a phrase for everything that is still to be measured; what failed is finished."""
     keys = [entry.key for entry in entries if journal.get("failure", entry.key, "load", "") is None]
@@ -35,14 +35,12 @@ def list_unfinished(
     return found
 
 
-def _rounds(
-    journal: Journal, keys: Sequence[str], loads: Sequence[Load], *, config: BenchConfig
-) -> Iterable[str]:  # fmt: skip
+def _rounds(journal: Samples, keys: Sequence[str], loads: Sequence[Load], *, config: BenchConfig) -> Iterable[str]:
     for load in loads:
         made, wanted = len(kept_rounds(journal, load)), wanted_rounds(journal, load, config=config)
         if made < wanted and not all(is_lost(journal, key, load) for key in keys):
             yield f"latency at {load}: {made} of {wanted} rounds"
 
 
-def _is_done(journal: Journal, key: str, stage: str, *, least: int) -> bool:
+def _is_done(journal: Samples, key: str, stage: str, *, least: int) -> bool:
     return len(journal.parts(stage, key)) >= least or journal.get("failure", key, stage, "") is not None

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from potstill import metrics
-from potstill.bench import contract
+from potstill.bench import report_schema
 from potstill.bench.quality.contrasts import count_confusion, list_differences
 from potstill.bench.quality.power import power
 from potstill.bench.quality.retention import Pair, compare, unseen, widen
@@ -27,7 +27,7 @@ _TRIVIAL = ""
 class Judged:
     """The quality of every contestant on one data set, and the draws behind its intervals."""
 
-    quality: contract.Quality
+    quality: report_schema.Quality
     resampled: dict[str, Floats]
     """Each contestant's score of the same draws of the examples, by its key, shape (resamples,)."""
 
@@ -70,7 +70,7 @@ def judge(
     drawn, calibrated = _resample(marks, trivial, name, seed=seed, resamples=resamples)
     resampled = {key: drawn[key] for key in marks}
     compared = [pair for pair in pairs if pair[1] in marks and pair[2] in marks]
-    quality = contract.Quality(
+    quality = report_schema.Quality(
         name=name,
         data=examples.name,
         split=examples.split,
@@ -131,13 +131,13 @@ def _score(
     metric: str,
     drawn: Mapping[str, Floats],
     calibrated: Mapping[str, Floats],
-) -> contract.Score:
+) -> report_schema.Score:
     value = mine.scores[metric]
     low, high = widen(value, percentiles(drawn[key]), unseen(mine))
     if mine.right is not None:
         low, high = max(-1.0 if metric == "matthews_correlation" else 0.0, low), min(1.0, high)
     error = None if mine.calibration is None else float(mine.calibration(np.ones((1, mine.drawn)))[0])
-    return contract.Score(
+    return report_schema.Score(
         key=key,
         value=value,
         interval=(low, high),
@@ -150,7 +150,7 @@ def _score(
     )
 
 
-def _around(value: float, resampled: Floats) -> contract.Interval:
+def _around(value: float, resampled: Floats) -> report_schema.Interval:
     """Return the percentile interval, moved so that the resampled values' median is the value.
 
     Resampling adds to a calibration error, which is a sum of sizes, as if the model were worse calibrated.
@@ -160,7 +160,9 @@ def _around(value: float, resampled: Floats) -> contract.Interval:
     return max(0.0, low + moved), min(1.0, high + moved)
 
 
-def summarise_glue(judged: Sequence[Judged], *, baseline: str, candidates: Sequence[str]) -> list[contract.GlueRow]:
+def summarise_glue(
+    judged: Sequence[Judged], *, baseline: str, candidates: Sequence[str]
+) -> list[report_schema.GlueRow]:
     """Return each candidate's scores over several data sets, and how much of the baseline's they are.
 
     Data sets that one of the two has no score of are left out of a row, and so are those where a low score is good. A
@@ -175,7 +177,7 @@ def summarise_glue(judged: Sequence[Judged], *, baseline: str, candidates: Seque
     return [row for row in rows if len(row.scores) > 1]
 
 
-def _glue_row(judged: Sequence[Judged], *, baseline: str, candidate: str) -> contract.GlueRow:
+def _glue_row(judged: Sequence[Judged], *, baseline: str, candidate: str) -> report_schema.GlueRow:
     shared = {
         one.quality.name: one
         for one in judged
@@ -186,7 +188,7 @@ def _glue_row(judged: Sequence[Judged], *, baseline: str, candidate: str) -> con
     kept = [name for name in shared if name != metrics.WNLI]
     whole = len(ratios) == len(kept) > 0
     worst = min(ratios, key=lambda name: ratios[name]) if whole else None
-    return contract.GlueRow(
+    return report_schema.GlueRow(
         baseline=baseline,
         candidate=candidate,
         scores=ours,
@@ -209,7 +211,7 @@ def _ratio(ours: Mapping[str, float], theirs: Mapping[str, float], names: Sequen
     return sum(ours[name] for name in names) / total if total > 0 else None
 
 
-def _macro_interval(judged: Sequence[Judged], *, baseline: str, candidate: str) -> contract.Interval | None:
+def _macro_interval(judged: Sequence[Judged], *, baseline: str, candidate: str) -> report_schema.Interval | None:
     """Return the interval of the ratio of the means: in every resample, each data set's examples are drawn anew."""
     if not judged or sum(_value(one, baseline) for one in judged) <= 0:
         return None

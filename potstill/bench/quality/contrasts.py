@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from potstill.bench import contract
+from potstill.bench import report_schema
 from potstill.data import Examples
 from potstill.evaluation.contrast import confusion, contrast
 from potstill.evaluation.marks import Arrays
@@ -25,7 +25,7 @@ def _shown(answers: Mapping[str, Arrays], baseline: str) -> list[str]:
 
 def count_confusion(
     answers: Mapping[str, Arrays], examples: Examples, *, kind: str, baseline: str
-) -> list[contract.Confusion]:
+) -> list[report_schema.Confusion]:
     """Count the answers of one row per model against the baseline's and against the labels, and the baseline's own.
 
     Args:
@@ -42,18 +42,18 @@ def count_confusion(
     for rows, key in [*pairs, *([(None, baseline)] if baseline in answers else [])]:
         side = None if rows is None else answers[rows]
         labels, counts = confusion(side, answers[key], examples, names=examples.label_names)
-        tables.append(contract.Confusion(rows=rows or "label", columns=key, labels=labels, counts=counts))
+        tables.append(report_schema.Confusion(rows=rows or "label", columns=key, labels=labels, counts=counts))
     return tables
 
 
 def list_differences(
     answers: Mapping[str, Arrays], examples: Examples, *, kind: str, baseline: str
-) -> list[contract.Difference]:
+) -> list[report_schema.Difference]:
     """Return for one row per model the texts that it answers most differently from the baseline."""
     if baseline not in answers:
         return []
     return [
-        contract.Difference(
+        report_schema.Difference(
             baseline=baseline, candidate=key, text=found.text, label=found.label, baseline_answer=found.first_answer,
             candidate_answer=found.second_answer, distance=found.distance,
         )

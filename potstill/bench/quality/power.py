@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill import metrics
-from potstill.bench import contract
+from potstill.bench import report_schema
 from potstill.data import Examples
 from potstill.evaluation.intervals import Floats, mcnemar
 from potstill.tasks import (
@@ -35,7 +35,7 @@ _LABELS_R, _MODELS_R = 0.88, 0.95
 _STEPS, _MOST_CHANGED, _TINY = 40, 120, 1e-12
 
 
-def power(examples: Examples, *, kind: str, metric: str) -> contract.Power:
+def power(examples: Examples, *, kind: str, metric: str) -> report_schema.Power:
     """Return the smallest loss that a paired test of so many examples does not overlook, and a sentence about it.
 
     - `accuracy`, `subset_accuracy`, `exact_match`: exact, for McNemar's exact test, if of the answers that change four
@@ -56,14 +56,14 @@ def power(examples: Examples, *, kind: str, metric: str) -> contract.Power:
     found = _smallest_loss(examples, kind=kind, metric=metric)
     name = metric.replace("_", " ")
     if isinstance(found, str):
-        return contract.Power(num_examples=count, smallest_loss=None, sentence=found)
+        return report_schema.Power(num_examples=count, smallest_loss=None, sentence=found)
     points = 100 * found
     told = f"{points:.1f}" if points >= 0.95 else f"{points:.2g}"
     sentence = (
         f"With {count:,} examples, a loss of {told} points of {name} or more is found 4 times in 5; "
         "a smaller one may well go unseen."
     )
-    return contract.Power(num_examples=count, smallest_loss=found, sentence=sentence)
+    return report_schema.Power(num_examples=count, smallest_loss=found, sentence=sentence)
 
 
 def smallest_share(count: int) -> float | None:

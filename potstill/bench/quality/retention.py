@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
-from potstill.bench import contract
+from potstill.bench import report_schema
 from potstill.evaluation.intervals import Floats, mcnemar, percentiles, sign_p_value, wilson
 from potstill.evaluation.marks import Marks
 from potstill.tasks import MULTI_LABEL, QUESTION_ANSWERING, SINGLE_LABEL, lower_is_better
@@ -22,7 +22,7 @@ def compare(
     *,
     kind: str,
     metric: str,
-) -> contract.Retention:
+) -> report_schema.Retention:
     """Hold one contestant's score against another's, on the same draws of the examples.
 
     Args:
@@ -43,7 +43,7 @@ def compare(
     kept, kept_interval = _kept(marks, resampled, metric, part=part, whole=whole)
     gained, lost = _changes(theirs, ours)
     exact = metric == _SHARES.get(kind)
-    return contract.Retention(
+    return report_schema.Retention(
         comparison=comparison,
         baseline=first,
         candidate=second,
@@ -60,7 +60,7 @@ def compare(
 
 def _kept(
     marks: Mapping[str, Marks], resampled: Mapping[str, Floats], metric: str, *, part: str, whole: str
-) -> tuple[float | None, contract.Interval | None]:
+) -> tuple[float | None, report_schema.Interval | None]:
     total = marks[whole].scores[metric]
     # A draw in which nothing is there has no ratio; it is as good as never drawn.
     clear = resampled[whole] > 0
@@ -86,6 +86,6 @@ def unseen(mine: Marks) -> float:
     return wilson(0, mine.drawn)[1] if mine.right is not None else 0.0
 
 
-def widen(value: float, interval: contract.Interval, room: float) -> contract.Interval:
+def widen(value: float, interval: report_schema.Interval, room: float) -> report_schema.Interval:
     """Return an interval whose ends are at least `room` away from the value."""
     return min(interval[0], value - room), max(interval[1], value + room)

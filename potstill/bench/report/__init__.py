@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from potstill.bench.contract import SCHEMA, Report
 from potstill.bench.report.markdown import to_markdown
 from potstill.bench.report.page import to_html
+from potstill.bench.report_schema import SCHEMA, Report
 from potstill.errors import UsageError
 
 REPORT_NAME = "report.json"

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill.bench.contract import Interval, Load, Quality, Report
 from potstill.bench.report.formatting import (
     DISTURBED,
     bounds,
@@ -24,6 +23,7 @@ from potstill.bench.report.formatting import (
 )
 from potstill.bench.report.selection import in_order, latency_at, loads_of, main_load, main_quality, ratio_at, scores_of
 from potstill.bench.report.style import INK, LONGEST_NAME, PAPER, Look, looks_of, new_figure, plot_style, to_svg
+from potstill.bench.report_schema import Interval, Load, Quality, Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

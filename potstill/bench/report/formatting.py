@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from potstill.bench.contract import Contestant, Latency, Load
+from potstill.bench.report_schema import Contestant, Latency, Load
 
 NOTHING = "–"
 DISTURBED = "disturbed"

@@ -1,7 +1,7 @@
 """What every word of a report means, in the order in which a reader meets them."""
 
-from potstill.bench.contract import Report
 from potstill.bench.report.formatting import clean, percent
+from potstill.bench.report_schema import Report
 
 VERDICTS = {
     "PASS": ("✓", "The claim holds.", "The whole 95 % interval is on the side that was asked for."),

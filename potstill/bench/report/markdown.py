@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from potstill.bench.contract import Report
 from potstill.bench.report import tables
 from potstill.bench.report.formatting import clean, mb, percent
 from potstill.bench.report.glossary import VERDICTS, definitions
 from potstill.bench.report.tables import Table
+from potstill.bench.report_schema import Report
 
 # What Markdown or HTML would take for its own, or what would call somebody.
 _NUMBER = re.compile(r"[-<]? ?\d[\d,.]*(?!×)\b|–$|needs \d")

@@ -3,13 +3,13 @@
 from collections import Counter
 from typing import Any
 
-from potstill.bench.contract import Decision, Report
 from potstill.bench.report import tables
 from potstill.bench.report.charts import charts
 from potstill.bench.report.formatting import NOTHING, clean, count, listed, mb, percent, rate
 from potstill.bench.report.glossary import VERDICTS, definitions
 from potstill.bench.report.style import DARK, LIGHT, MARKERS, engine_order, model_order
 from potstill.bench.report.tables import Table
+from potstill.bench.report_schema import Decision, Report
 
 # Of a gauge: what is left free at both ends, as a share of what it shows.
 _MARGIN = 0.22

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
-from potstill.bench.contract import Latency, Load, Quality, Ratio, Report, Retention, Score
+from potstill.bench.report_schema import Latency, Load, Quality, Ratio, Report, Retention, Score
 
 
 class _Keyed(Protocol):

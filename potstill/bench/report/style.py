@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
-from potstill.bench.contract import Report
 from potstill.bench.report.formatting import name_of
+from potstill.bench.report_schema import Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

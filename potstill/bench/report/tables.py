@@ -3,20 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from potstill.bench.contract import (
-    ColdStart,
-    Contestant,
-    Decision,
-    Latency,
-    Load,
-    Quality,
-    Ratio,
-    Report,
-    Retention,
-    Scaling,
-    Score,
-    Throughput,
-)
 from potstill.bench.report import selection
 from potstill.bench.report.formatting import (
     DISTURBED,
@@ -39,6 +25,20 @@ from potstill.bench.report.formatting import (
     rate,
     score,
     with_interval,
+)
+from potstill.bench.report_schema import (
+    ColdStart,
+    Contestant,
+    Decision,
+    Latency,
+    Load,
+    Quality,
+    Ratio,
+    Report,
+    Retention,
+    Scaling,
+    Score,
+    Throughput,
 )
 
 Rows = list[list[str]]

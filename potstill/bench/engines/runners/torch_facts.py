@@ -2,7 +2,7 @@
 
     python -m potstill.bench.engines.runners.torch_facts CHECKPOINT
 
-The last line of stdout is JSON: the fields of `potstill.bench.contract.Model`, and `config` as transformers has it.
+The last line of stdout is JSON: the fields of `report_schema.Model`, and `config` as transformers has it.
 """
 
 import json
@@ -10,8 +10,13 @@ import sys
 from typing import Any
 
 from potstill.checkpoint.folder import read_folder
-from potstill.checkpoint.loading import count_parameters, hash_checkpoint, load_checkpoint, load_config
-from potstill.checkpoint.sentence_head import load_sentence_encoder
+from potstill.checkpoint.model import (
+    count_parameters,
+    hash_checkpoint,
+    load_checkpoint,
+    load_config,
+    load_sentence_encoder,
+)
 from potstill.errors import CheckpointError, PotstillError
 from potstill.tasks import FEATURE_EXTRACTION, REGRESSION, TASKS, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 
