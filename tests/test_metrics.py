@@ -68,7 +68,7 @@ def test_precision_and_recall_of_what_never_occurs_are_0_without_a_warning():
 
 def test_the_table_of_classes_has_a_row_for_each():
     labels, predictions = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
-    first, second = metrics.per_class(labels, predictions, ["no", "yes"])
+    first, second = metrics.classification_report(labels, predictions, ["no", "yes"])
     assert first == pytest.approx(
         {"label": "no", "precision": 1.0, "recall": 2 / 3, "f1": 0.8, "support": 3, "predicted": 2}
     )
@@ -111,21 +111,21 @@ def test_the_matthews_correlation_of_one_label_is_0():
 
 
 def test_classification_judges_the_most_likely_class():
-    found = metrics.classification(LABELS, one_hot(PREDICTIONS, 3) * 7 - 3)
+    found = metrics.classification_scores(LABELS, one_hot(PREDICTIONS, 3) * 7 - 3)
     assert found == pytest.approx({"accuracy": 1 / 3, "macro_f1": 0.8 / 3, "matthews_correlation": 0.0})
     assert tuple(found) == metrics.CLASSIFICATION
     assert all(type(value) is float for value in found.values())
 
 
 def test_a_class_that_is_neither_label_nor_prediction_is_left_out_of_the_macro_f1():
-    found = metrics.classification(np.array([0, 1]), one_hot(np.array([0, 1]), 3))
+    found = metrics.classification_scores(np.array([0, 1]), one_hot(np.array([0, 1]), 3))
     assert found["macro_f1"] == 1.0
     assert found["accuracy"] == 1.0
 
 
 def test_two_classes_have_the_f1_of_the_positive_one():
     labels, predictions = np.array([1, 1, 1, 0]), np.array([1, 0, 1, 1])
-    found = metrics.classification(labels, one_hot(predictions, 2))
+    found = metrics.classification_scores(labels, one_hot(predictions, 2))
     assert found["f1"] == pytest.approx(2 * 2 / (3 + 3))
     assert found["accuracy_and_f1"] == pytest.approx((0.5 + 2 / 3) / 2)
     assert found["macro_f1"] == pytest.approx((2 / 3 + 0.0) / 2)
@@ -139,7 +139,7 @@ SEVERAL_LOGITS = np.array([[2.0, 0.1, -1.0], [-3.0, 0.0, -0.1], [0.5, -2.0, -9.0
 
 
 def test_several_labels_by_hand():
-    found = metrics.multi_label(SEVERAL, SEVERAL_LOGITS)
+    found = metrics.multi_label_scores(SEVERAL, SEVERAL_LOGITS)
     assert found == pytest.approx(
         {"micro_f1": 2 * 2 / (3 + 3), "macro_f1": (0.5 + 1.0 + 0.0) / 3, "subset_accuracy": 1 / 3}
     )
@@ -147,7 +147,7 @@ def test_several_labels_by_hand():
 
 
 def test_the_table_of_several_labels_has_a_row_for_each():
-    rows = metrics.per_label(SEVERAL, SEVERAL_LOGITS, ["a", "b", "c"])
+    rows = metrics.multi_label_report(SEVERAL, SEVERAL_LOGITS, ["a", "b", "c"])
     assert rows == [
         {"label": "a", "precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2, "predicted": 2},
         {"label": "b", "precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 1, "predicted": 1},
@@ -156,11 +156,11 @@ def test_the_table_of_several_labels_has_a_row_for_each():
 
 
 def test_a_probability_of_one_half_is_no_label():
-    assert metrics.multi_label(np.zeros((1, 2)), np.zeros((1, 2)))["subset_accuracy"] == 1.0
+    assert metrics.multi_label_scores(np.zeros((1, 2)), np.zeros((1, 2)))["subset_accuracy"] == 1.0
 
 
 def test_several_labels_of_which_none_is_there_are_0_without_a_warning():
-    found = metrics.multi_label(np.zeros((2, 2)), np.full((2, 2), -1.0))
+    found = metrics.multi_label_scores(np.zeros((2, 2)), np.full((2, 2), -1.0))
     assert found == {"micro_f1": 0.0, "macro_f1": 0.0, "subset_accuracy": 1.0}
 
 

@@ -74,7 +74,7 @@ def test_classes_are_scored_as_by_scikit_learn(name):
         )
     assert found.scores == pytest.approx(expected, abs=1e-12)
     for row, *theirs in zip(
-        metrics.per_class(labels, predictions, list(map(str, range(classes)))), *table, strict=True
+        metrics.classification_report(labels, predictions, list(map(str, range(classes)))), *table, strict=True
     ):
         assert [row["precision"], row["recall"], row["f1"], row["support"]] == pytest.approx(theirs)
 
@@ -112,7 +112,7 @@ def test_label_sets_are_scored_as_by_scikit_learn(absent):
     }
     assert found.scores == pytest.approx(theirs, abs=1e-12)
     table = sklearn.metrics.precision_recall_fscore_support(labels, given, zero_division=0)
-    for row, *expected in zip(metrics.per_label(labels, values, names), *table, strict=True):
+    for row, *expected in zip(metrics.multi_label_report(labels, values, names), *table, strict=True):
         assert [row["precision"], row["recall"], row["f1"], row["support"]] == pytest.approx(expected)
 
 
@@ -231,7 +231,7 @@ def test_entities_of_tags_that_keep_their_scheme_are_those_of_seqevals_strict_mo
         longest = max(map(len, sides))
         labels, given = ([side + ["O"] * (longest - len(side))] for side in sides)
         theirs = seqeval.metrics.f1_score(labels, given, mode="strict", scheme=scheme, zero_division=0)
-        assert metrics.tagging(labels, given)["f1"] == pytest.approx(theirs, abs=1e-12)
+        assert metrics.entity_scores(labels, given)["f1"] == pytest.approx(theirs, abs=1e-12)
 
 
 def squad_normalise(text):

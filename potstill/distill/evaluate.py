@@ -266,7 +266,7 @@ def evaluate_words(
             nll += F.cross_entropy(logits, labels[asked], reduction="sum").item()
             hits += int((logits.argmax(-1) == labels[asked]).sum())
             count += len(asked)
-    return metrics.masked_words(nll, count=count, hits=hits)
+    return metrics.masked_lm_scores(nll, count=count, hits=hits)
 
 
 def embed_texts(

@@ -1,6 +1,6 @@
-"""How sure a share or a score is: Wilson's interval, McNemar's test, and the bootstrap over texts."""
+"""Intervals and tests of shares and scores: Wilson's interval, McNemar's test, and the paired bootstrap over texts."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from math import comb
 from statistics import NormalDist
 from typing import TypeAlias
@@ -30,7 +30,7 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
 
 
 def wilson_needs(share: float, limit: float) -> float:
-    """Return how many texts put the upper end of Wilson's interval of `share` at `limit`, which is above it."""
+    """Return how many texts put the upper end of Wilson's interval of `share` at `limit`, a greater share."""
     texts: float = Z**2 * limit * (1 - limit) / (limit - share) ** 2
     return texts
 
@@ -55,9 +55,14 @@ def bootstrap(statistic: Statistic, texts: int, *, rng: np.random.Generator, res
 def bootstrap_together(
     statistics: Mapping[str, Statistic], texts: int, *, rng: np.random.Generator, resamples: int = RESAMPLES
 ) -> dict[str, Floats]:
-    """Return every statistic of the same draws, each of shape (resamples,): what they are compared by is paired."""
+    """Return every statistic of the same draws, each of shape (resamples,), so that comparing two of them is paired."""
     found: dict[str, list[Floats]] = {name: [] for name in statistics}
-    for counts in _draws(texts, resamples, rng):
+    at_once = max(1, _COUNTS_AT_ONCE // texts)
+    for start in range(0, resamples, at_once):
+        draws = min(at_once, resamples - start)
+        # One bincount counts the texts of all these draws: each draw has numbers of its own.
+        drawn = rng.integers(texts, size=(draws, texts)) + texts * np.arange(draws)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=draws * texts).reshape(draws, texts).astype(np.float64)
         for name, statistic in statistics.items():
             found[name].append(statistic(counts))
     return {name: np.concatenate(parts) for name, parts in found.items()}
@@ -80,10 +85,6 @@ def sign_p_value(resampled: Floats) -> float:
     return min(1.0, 2 * (beyond + 1) / (len(resampled) + 1))
 
 
-def _draws(texts: int, resamples: int, rng: np.random.Generator) -> Iterator[Floats]:
-    """Yield how often each text was drawn, shape (draws, texts), a few draws at a time."""
-    at_once = max(1, _COUNTS_AT_ONCE // texts)
-    for start in range(0, resamples, at_once):
-        draws = min(at_once, resamples - start)
-        drawn = rng.integers(texts, size=(draws, texts)) + texts * np.arange(draws)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=draws * texts).reshape(draws, texts).astype(np.float64)
+def widen(value: float, interval: tuple[float, float], room: float) -> tuple[float, float]:
+    """Return an interval whose ends are at least `room` away from the value."""
+    return min(interval[0], value - room), max(interval[1], value + room)

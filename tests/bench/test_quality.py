@@ -129,7 +129,7 @@ def test_other_metrics_are_compared_by_the_bootstrap(put):
     assert (row.test, row.gained, row.lost) == ("paired bootstrap", 5, 20)
     assert row.p_value < 0.02
     values = [score.value for score in found.quality.scores]
-    assert values == [metrics.classification(labels, arrays["values"])["matthews_correlation"]
+    assert values == [metrics.classification_scores(labels, arrays["values"])["matthews_correlation"]
                       for arrays in answers.values()]  # fmt: skip
     assert row.difference == pytest.approx(values[1] - values[0])
     assert found.resampled[STUDENT].shape == (500,)
@@ -367,7 +367,7 @@ def test_a_bundle_is_scored_as_it_answers(teacher_dir):
 
     data, told = make_examples(), []
     found = evaluate_bundle(teacher_dir, data, threads=1, progress=lambda *news: told.append(news))
-    expected = metrics.classification(data.labels, Encoder(teacher_dir, threads=1).logits(data.texts))
+    expected = metrics.classification_scores(data.labels, Encoder(teacher_dir, threads=1).logits(data.texts))
     assert found["scores"] == pytest.approx(expected)
     assert (found["metric"], found["value"], found["lost_finite"]) == ("accuracy", found["scores"]["accuracy"], 0)
     assert found["trivial"] == metrics.majority_share(data.labels)

@@ -90,7 +90,7 @@ def test_the_draw_of_every_text_once_is_the_score(kind, metric):
 def test_scores_are_those_of_the_metrics():
     arrays, data = single()
     found = mark(arrays, data, kind="single_label_classification", metric="accuracy")
-    assert found.scores == metrics.classification(data.labels, arrays["values"])
+    assert found.scores == metrics.classification_scores(data.labels, arrays["values"])
     assert found.right.sum() == round(found.scores["accuracy"] * 40)
     arrays, data = amounts()
     found = mark(arrays, data, kind="feature-extraction", metric="spearman")
@@ -102,7 +102,7 @@ def test_a_word_that_was_not_seen_counts_as_outside():
     arrays, data = words()
     tags = np.where(arrays["seen"], arrays["values"].argmax(axis=1), 0)
     given = [[TAGS[tag] for tag in tags[arrays["texts"] == text]] for text in range(30)]
-    expected = metrics.tagging(metrics.tag_names(data.labels, TAGS), given)
+    expected = metrics.entity_scores(metrics.tag_names(data.labels, TAGS), given)
     assert mark(arrays, data, kind="token-classification", metric="f1").scores == expected
     assert (~arrays["seen"]).sum() > 3
 
