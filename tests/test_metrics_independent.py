@@ -15,10 +15,10 @@ import scipy.stats
 import seqeval.metrics
 import seqeval.scheme
 import sklearn.metrics
+from potstill.evaluation.marks import mark
 
 from potstill import metrics
 from potstill.data import Examples
-from potstill.evaluation.marks import mark
 from potstill.evaluation.summary import summarise
 from potstill.tasks import METRICS
 

@@ -20,9 +20,18 @@ from numpy.typing import NDArray
 from potstill import metrics
 from potstill.data import Examples
 from potstill.errors import CheckError
-from potstill.evaluation.intervals import Floats, Statistic, bootstrap, mcnemar, percentiles, wilson, wilson_needs
+from potstill.evaluation.intervals import (
+    Floats,
+    Statistic,
+    bootstrap,
+    decide_by_interval,
+    mcnemar,
+    percentiles,
+    wilson,
+    wilson_needs,
+)
 from potstill.evaluation.predictions import ModelOutputs
-from potstill.evaluation.results import Interval, Power, Verdict
+from potstill.evaluation.results import Power
 from potstill.evaluation.scores import Scored, changes, pearson_statistic
 from potstill.tasks import (
     FEATURE_EXTRACTION,
@@ -51,19 +60,6 @@ _LABELS_R, _MODELS_R = 0.88, 0.95
 _STEPS, _MOST_CHANGED, _TINY = 40, 120, 1e-12
 
 
-def decide(interval: Interval, target: float, *, at_least: bool) -> Verdict:
-    """Return what an interval says of a target: FAIL if all of it misses the target, PASS if all of it meets it.
-
-    Args:
-        interval: its lower and upper end.
-        target: the limit.
-        at_least: whether the value must be at least the target; otherwise it must be at most.
-    """
-    low, high = interval if at_least else (-interval[1], -interval[0])
-    limit = target if at_least else -target
-    return "FAIL" if high < limit else "PASS" if low >= limit else "INCONCLUSIVE"
-
-
 @dataclass(frozen=True, slots=True)
 class _Loss:
     """What is lost, its 95 % interval, and how many texts would put the interval's upper end at the limit."""
@@ -75,8 +71,8 @@ class _Loss:
 
     def decide(self, max_loss: float) -> dict[str, Any]:
         """Return the verdict and what it rests on. A loss above the limit fails, whatever its interval."""
-        verdict = decide((self.value, self.high), max_loss, at_least=False)
-        evidence = {
+        verdict = decide_by_interval((self.value, self.high), max_loss, at_least=False)
+        evidence: dict[str, Any] = {
             "verdict": verdict,
             "holds": verdict != "FAIL",
             "loss": self.value,

@@ -18,15 +18,14 @@ from potstill.bundle import Pooling
 from potstill.data import Examples
 from potstill.errors import CheckError, DataError, UsageError
 from potstill.serve import SENTENCE_EMBEDDING, BundleTokenizer, Row, Text
+from potstill.serve.encoder import unpad
 from potstill.serve.http_errors import RequestError
-from potstill.serve.tasks.classification import prepare_scores
-from potstill.serve.tasks.entities import prepare_words
-from potstill.serve.tasks.fillings import prepare_hidden
-from potstill.serve.tasks.padding import unpad
-from potstill.serve.tasks.prepared import Outputs, Prepared
-from potstill.serve.tasks.questions import prepare_questions
-from potstill.serve.tasks.shapes import QuestionParameters, VectorParameters
-from potstill.serve.tasks.vectors import prepare_vectors
+from potstill.serve.tasks.feature_extraction import VectorParameters, preprocess_vectors
+from potstill.serve.tasks.features import Features, Outputs
+from potstill.serve.tasks.fill_mask import preprocess_hidden
+from potstill.serve.tasks.question_answering import QuestionParameters, preprocess_questions
+from potstill.serve.tasks.text_classification import preprocess_scores
+from potstill.serve.tasks.token_classification import preprocess_words
 from potstill.serve.tokenizer import Pieces
 from potstill.tasks import (
     FEATURE_EXTRACTION,
@@ -99,8 +98,8 @@ def predict(
         texts: as `potstill.data.Examples.texts`, also from JSON: a pair may be a list of two strings.
         kind: `potstill.tasks.kind_of`.
         outputs: the model's outputs in the order of the manifest.
-        function: what makes scores of a classifier's logits (`serve.tasks.classification.scoring_function`); None is
-            the kind's usual.
+        function: what makes scores of a classifier's logits (`serve.tasks.text_classification.scoring_function`); None
+            is the kind's usual.
         pooling: how feature-extraction makes a vector of a text's tokens, or its mode by name; None is their mean.
         batch_invariant: whether a text's answer is independent of its batch mates; if not, texts run one by one.
         batch_size: rows per run. 1, as a server runs a request that is alone, gives to the last digit what it gives.
@@ -128,8 +127,8 @@ def predict(
         known = Pooling.model_validate({"mode": pooling, "normalize": False}) if isinstance(pooling, str) else pooling
         return _predict_similarities(session, tokenizer, asked, outputs=outputs, pooling=known, batch_size=size)
     chosen = function or _FUNCTIONS.get(kind, "softmax")
-    prepared = [prepare_scores(tokenizer, [text], function=chosen, output=outputs[0]) for text in asked]
-    found = _run(session, tokenizer, prepared, kind=kind, batch_size=size)
+    features = [preprocess_scores(tokenizer, [text], function=chosen, output=outputs[0]) for text in asked]
+    found = _run(session, tokenizer, features, kind=kind, batch_size=size)
     # A text's answer is (logits, scores); what is served of a regression is the score.
     served, dtype = (1, np.float64) if kind == REGRESSION else (0, np.float32)
     rows = [[np.nan] * one.width if isinstance(one, _NotFinite) else one[served] for one in found]
@@ -151,29 +150,29 @@ class _NotFinite:
 
 
 def _run(
-    session: Session, tokenizer: BundleTokenizer, prepared: Sequence[Prepared], *, kind: str, batch_size: int
+    session: Session, tokenizer: BundleTokenizer, features: Sequence[Features], *, kind: str, batch_size: int
 ) -> list[Any]:
     """Return the answer to each request of one input, `_NotFinite` where its numbers are NaN or infinite."""
     task = TEXT_CLASSIFICATION.name if kind in PROBLEM_TYPES else kind
-    rows = [(owner, place) for owner, one in enumerate(prepared) for place in range(len(one.rows))]
+    rows = [(owner, place) for owner, one in enumerate(features) for place in range(len(one.rows))]
     # Longest first, because onnxruntime's memory grows to the largest batch and stays there.
-    rows.sort(key=lambda row: -len(prepared[row[0]].rows[row[1]]["input_ids"]))
+    rows.sort(key=lambda row: -len(features[row[0]].rows[row[1]]["input_ids"]))
     # Without a mask the padding would be read as words.
-    size = batch_size if rows and "attention_mask" in prepared[0].rows[0] else 1
-    answers: list[Any] = [None] * len(prepared)
+    size = batch_size if rows and "attention_mask" in features[0].rows[0] else 1
+    answers: list[Any] = [None] * len(features)
     waiting: dict[int, dict[int, Outputs]] = {}
     for start in range(0, len(rows), size):
         batch = rows[start : start + size]
-        given = [prepared[owner].rows[place] for owner, place in batch]
+        given = [features[owner].rows[place] for owner, place in batch]
         found = unpad(session.run(tokenizer.pad(given)), given, task=task, left=tokenizer.pads_left)
         for (owner, place), outputs in zip(batch, found, strict=True):
-            one, kept = prepared[owner], waiting.setdefault(owner, {})
+            one, kept = features[owner], waiting.setdefault(owner, {})
             kept[place] = one.keep(place, outputs)
             if len(kept) < len(one.rows):
                 continue
             whole = [kept[number] for number in range(len(one.rows))]
             try:
-                answers[owner] = one.read(whole)[0]
+                answers[owner] = one.decode(whole)[0]
             except CheckError:
                 answers[owner] = _NotFinite(next(iter(whole[0].values())).shape[-1])
             del waiting[owner]
@@ -186,8 +185,8 @@ def _predict_words(
     sizes = [len(words) for words in texts]
     if not sum(sizes):
         raise DataError("there are no words to ask about; give texts that are not empty")
-    prepared = [prepare_words(tokenizer, [words], output=output) for words in texts]
-    found = _run(session, tokenizer, prepared, kind=TOKEN_CLASSIFICATION.name, batch_size=batch_size)
+    features = [preprocess_words(tokenizer, [words], output=output) for words in texts]
+    found = _run(session, tokenizer, features, kind=TOKEN_CLASSIFICATION.name, batch_size=batch_size)
     both = [
         (np.full((size, one.width), np.nan), np.ones(size, dtype=np.bool_)) if isinstance(one, _NotFinite) else one
         for one, size in zip(found, sizes, strict=True)
@@ -209,18 +208,16 @@ def _predict_answers(
 ) -> dict[str, NDArray[Any]]:
     """Answer with the parameters that a request has by default, and once more with "no answer" among the answers."""
     ways = QuestionParameters(), QuestionParameters(handle_impossible_answer=True)
-    prepared = []
+    features = []
     for number, pair in enumerate(pairs):
         try:
             always, perhaps = (
-                prepare_questions(tokenizer, [pair], way, outputs=outputs, most_windows=_MAX_WINDOWS) for way in ways
+                preprocess_questions(tokenizer, [pair], way, outputs=outputs, most_windows=_MAX_WINDOWS) for way in ways
             )
         except RequestError as error:
             raise DataError(f"question {number + 1} cannot be asked: {error}") from error
-        # Both ask for the same windows, so one run is read twice.
-        both = [always, perhaps]
-        prepared.append(Prepared(always.rows, lambda given, both=both: [[one.read(given)[0] for one in both]]))
-    found = _run(session, tokenizer, prepared, kind=QUESTION_ANSWERING.name, batch_size=batch_size)
+        features.append(_decode_twice(always, perhaps))
+    found = _run(session, tokenizer, features, kind=QUESTION_ANSWERING.name, batch_size=batch_size)
     lost = {"answer": "", "score": np.nan}
     answers = [(lost, lost) if isinstance(one, _NotFinite) else one for one in found]
     return {
@@ -228,6 +225,11 @@ def _predict_answers(
         "answers_or_none": np.array([one["answer"] for _, one in answers], dtype=np.str_),
         "scores": np.array([one["score"] for one, _ in answers], dtype=np.float64),
     }
+
+
+def _decode_twice(one: Features, other: Features) -> Features:
+    """Return features whose outputs are decoded in both ways, which run the same windows."""
+    return Features(one.rows, lambda outputs: [[each.decode(outputs)[0] for each in (one, other)]])
 
 
 def _predict_similarities(
@@ -242,10 +244,10 @@ def _predict_similarities(
     """Return the cosine of the two vectors of each pair."""
     each = list(dict.fromkeys(text for pair in pairs for text in pair))
     settings = VectorParameters()
-    prepared = [
-        prepare_vectors(tokenizer, [text], settings, outputs=outputs, pooling=pooling, width=None) for text in each
+    features = [
+        preprocess_vectors(tokenizer, [text], settings, outputs=outputs, pooling=pooling, width=None) for text in each
     ]
-    found = _run(session, tokenizer, prepared, kind=FEATURE_EXTRACTION.name, batch_size=batch_size)
+    found = _run(session, tokenizer, features, kind=FEATURE_EXTRACTION.name, batch_size=batch_size)
     filled = [[np.nan] * one.width if isinstance(one, _NotFinite) else one for one in found]
     vectors = dict(zip(each, filled, strict=True))
     one, two = (np.array([vectors[text] for text in side], dtype=np.float64) for side in zip(*pairs, strict=True))
@@ -265,8 +267,8 @@ def _predict_masked_words(
     asked = [number for number, (_, hidden) in enumerate(masked) if hidden and shown[number] == len(hidden)]
     if not asked:
         raise DataError("there are no words to hide from a language model; give texts that are not empty")
-    prepared = [prepare_hidden(tokenizer, [masked[at][0]], [masked[at][1]], output=output) for at in asked]
-    found = _run(session, tokenizer, prepared, kind=FILL_MASK.name, batch_size=1)
+    features = [preprocess_hidden(tokenizer, [masked[at][0]], [masked[at][1]], output=output) for at in asked]
+    found = _run(session, tokenizer, features, kind=FILL_MASK.name, batch_size=1)
     sizes = [len(masked[at][1]) for at in asked]
     filled = [
         [(np.nan, 0, one.width)] * size if isinstance(one, _NotFinite) else one

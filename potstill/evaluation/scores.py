@@ -97,9 +97,7 @@ def changes(before: Scored, after: Scored) -> tuple[int, int] | None:
     return int((before.correct & ~after.correct).sum()), int((after.correct & ~before.correct).sum())
 
 
-def confusion(
-    rows: Predictions | None, columns: Predictions, examples: Examples
-) -> tuple[list[str], list[list[int]]]:
+def confusion(rows: Predictions | None, columns: Predictions, examples: Examples) -> tuple[list[str], list[list[int]]]:
     """Return the names and the counts of two models' answers, of single labels or of words' tags.
 
     Args:
@@ -183,7 +181,10 @@ def _score_classes(predictions: Predictions, examples: Examples, *, kind: str, m
         confidences, hits = shares.max(axis=1)[:, None], decisions == wanted
         if kind == TOKEN_CLASSIFICATION.name:
             ends = np.flatnonzero(np.diff(groups)) + 1
-            tags = [metrics.tag_names(np.split(side[:, 0], ends), names) for side in (wanted, decisions)]
+            tags = [
+                metrics.tag_names([ids.tolist() for ids in np.split(side[:, 0], ends)], names)
+                for side in (wanted, decisions)
+            ]
             scores, statistic = metrics.entity_scores(*tags), _entity_statistic(*tags, metric=metric)
         else:
             columns = np.arange(shares.shape[1])

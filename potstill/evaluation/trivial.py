@@ -76,7 +76,9 @@ class AgainstTrivial:
 
 def trivial_scores(examples: Examples, *, kind: str) -> dict[str, float]:
     """Return the best score by each metric of the answers that ignore the text; empty where there is none."""
-    candidates = [score(answer, examples, kind=kind, metric=METRICS[kind][0]) for answer in _constants(examples, kind).values()]
+    candidates = [
+        score(answer, examples, kind=kind, metric=METRICS[kind][0]) for answer in _constants(examples, kind).values()
+    ]
     if not candidates:
         return {}
     return {

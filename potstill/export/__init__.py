@@ -26,7 +26,7 @@ with needing("export"):
     from onnx import ModelProto
 
     from potstill.checkpoint import reference_tokenizer, save_tokenizer
-    from potstill.checkpoint.sentence_head import write_sentence_transformers
+    from potstill.checkpoint.model import write_sentence_transformers
     from potstill.export.calibration import make_probe
     from potstill.export.graph import append_head, build_graph
     from potstill.export.onnx_files import load_model

@@ -19,9 +19,10 @@ from potstill.checkpoint import (
     load_config,
     load_tokenizer,
     read_folder,
+    trained_task,
 )
 from potstill.checkpoint.folder import USUAL_LENGTH, longest_text
-from potstill.checkpoint.sentence_head import SentenceHead, find_sentence_transformers, load_head, simple_head
+from potstill.checkpoint.model import SentenceHead, find_sentence_transformers, load_head, simple_head
 from potstill.checkpoint.sentence_transformers import SentenceTransformers, check_pooling
 from potstill.errors import CheckpointError, UsageError
 from potstill.export.fusion import count_layers
@@ -37,7 +38,6 @@ from potstill.tasks import (
     Task,
     get_task,
     kind_of,
-    trained_task,
 )
 
 Feeds: TypeAlias = dict[str, NDArray[np.int64]]

@@ -80,9 +80,7 @@ def entity_report(labels: Sequence[Tags], predictions: Sequence[Tags]) -> list[C
         ours, theirs = ({entity for entity in found if entity[1] == kind} for found in (wanted, given))
         precision, recall, f1 = _scores(len(ours & theirs), wanted=len(ours), given=len(theirs))
         rows.append(
-            ClassRow(
-                label=kind, precision=precision, recall=recall, f1=f1, support=len(ours), predicted=len(theirs)
-            )
+            ClassRow(label=kind, precision=precision, recall=recall, f1=f1, support=len(ours), predicted=len(theirs))
         )
     return rows
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import scipy.stats
-
 from potstill.bench.quality.power import LOST_OF_CHANGED, power, smallest_share
-from potstill.data import Examples
 from potstill.evaluation.answers import Answers
+
+from potstill.data import Examples
 from potstill.evaluation.intervals import bootstrap_together, mcnemar, percentiles
 from potstill.evaluation.scores import score_draws
 

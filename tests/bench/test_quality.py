@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import scipy.stats
+from potstill.bench.quality import Judged, _around, judge, summarise_glue
+from potstill.bench.quality.evaluation import evaluate_bundle
 
 from potstill import metrics
 from potstill.bench import report_schema
 from potstill.bench.claims import GLUE_BERT, GLUE_DISTILBERT
-from potstill.bench.quality import Judged, _around, judge, summarise_glue
-from potstill.bench.quality.evaluation import evaluate_bundle
 from potstill.data import Examples
 from potstill.errors import DataError, UsageError
 from potstill.evaluation.intervals import wilson

@@ -12,15 +12,15 @@ import pytest
 import scipy.stats
 import seqeval.metrics
 import sklearn.metrics
+from potstill.bench.quality import judge
+from potstill.bench.quality.evaluation import evaluate_bundle
+from potstill.distill.evaluate import Evaluation
+from potstill.evaluation.ask import _hide
 
 from potstill.bench.engines.duties import Duties
 from potstill.bench.engines.memory import Growth
-from potstill.bench.quality import judge
-from potstill.bench.quality.evaluation import evaluate_bundle
 from potstill.bundle import Pooling
 from potstill.data import Examples
-from potstill.distill.evaluate import Evaluation
-from potstill.evaluation.ask import _hide
 from potstill.serve.batching import Engine, EngineSettings
 from potstill.serve.http import create_app
 from potstill.serve.limits import Limits

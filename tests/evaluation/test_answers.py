@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from onnx import helper
+from potstill.evaluation.answers import collect, ordinary_tokens
 
 from potstill.errors import DataError, UsageError
 from potstill.evaluation import answers as answering
-from potstill.evaluation.answers import collect, ordinary_tokens
 from tests.export import small
 
 TEXTS = ["abc", "a", "hello good day", ("ab", "c"), "xyz xyz xyz xyz"]

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from potstill.evaluation.ask import ask
 
 from potstill.errors import DataError, UsageError
-from potstill.evaluation.ask import ask
 from tests.evaluation.asking import Mean, Table
 from tests.export import small
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from potstill.evaluation.contrast import NO_ANSWER, confusion, contrast
 
 from potstill.data import Examples
-from potstill.evaluation.contrast import NO_ANSWER, confusion, contrast
 
 TAGS = ("O", "B-PER")
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from potstill.evaluation.marks import agreement, mark
 
 from potstill import metrics
 from potstill.data import Examples
-from potstill.evaluation.marks import agreement, mark
 from potstill.tasks import METRICS
 
 TAGS = ("O", "B-PER", "I-PER")

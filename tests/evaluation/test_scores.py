@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import scipy.stats
-
 from potstill.evaluation.answers import Answers
+
 from potstill.evaluation.scores import IGNORED, group, right, score, score_draws
 from potstill.tasks import METRICS
 

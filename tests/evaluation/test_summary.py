@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from potstill.evaluation.contrast import NO_ANSWER
 
 from potstill.data import Examples
-from potstill.evaluation.contrast import NO_ANSWER
 from potstill.evaluation.summary import summarise
 
 SINGLE = "single_label_classification"

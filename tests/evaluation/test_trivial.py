@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from potstill.evaluation.marks import mark
 
 from potstill.data import Examples
-from potstill.evaluation.marks import mark
 from potstill.evaluation.trivial import against_trivial
 
 SINGLE, SEVERAL = "single_label_classification", "multi_label_classification"

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import scipy.stats
+from potstill.evaluation.marks import mark
+from potstill.export.quality import Answers
 
 from potstill.data import Examples
 from potstill.errors import CheckError
 from potstill.evaluation.intervals import Z, bootstrap, percentiles, wilson
-from potstill.evaluation.marks import mark
 from potstill.export import quality
-from potstill.export.quality import Answers
 from potstill.tasks import METRICS
 
 SINGLE, SEVERAL, AMOUNT = "single_label_classification", "multi_label_classification", "regression"

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from potstill.checkpoint.sentence_head import simple_head
+from potstill.checkpoint.model import simple_head
 from potstill.export import export_bundle
 from potstill.export.graph import SENTENCE_EMBEDDING, build_graph
 from potstill.export.quantize import int8_recipe, prepare, quantise

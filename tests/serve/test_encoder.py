@@ -17,7 +17,7 @@ from potstill.errors import BundleError, CheckError, OtherCpuWarning, TamperedEr
 from potstill.machine import available_cores
 from potstill.metrics import softmax
 from potstill.serve import Encoder, OnnxSession
-from potstill.serve.tasks.classification import rank
+from potstill.serve.tasks.text_classification import rank
 
 TEXTS = [
     "a good film",

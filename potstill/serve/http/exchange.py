@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from pydantic_core import to_json
 
-from potstill.serve.batching.settings import Answered
+from potstill.serve.batching import Answered
 from potstill.serve.http_errors import RequestError, invalid, malformed, too_large
 from potstill.serve.limits import Limits
 

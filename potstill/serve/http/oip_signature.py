@@ -10,7 +10,7 @@ from typing import Literal
 
 from potstill.serve.encoder import Encoder
 from potstill.serve.http.oip_messages import ModelMetadata, TensorMetadata
-from potstill.serve.tasks.vectors import SENTENCE_EMBEDDING
+from potstill.serve.tasks.feature_extraction import SENTENCE_EMBEDDING
 from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 
 VERSION = "1"

@@ -11,7 +11,7 @@ from potstill.serve.http.exchange import Fields, Reply
 from potstill.serve.http.oip_reading import Asked
 from potstill.serve.http.oip_signature import ANSWERS, EMBEDDING, LABEL, SCORE, VERSION
 from potstill.serve.http_errors import too_large
-from potstill.serve.tasks.prepared import Outputs
+from potstill.serve.tasks.features import Outputs
 
 Column: TypeAlias = NDArray[np.float32] | list[bytes]
 """One output of all rows."""

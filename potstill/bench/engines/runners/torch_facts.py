@@ -10,8 +10,13 @@ import sys
 from typing import Any
 
 from potstill.checkpoint.folder import read_folder
-from potstill.checkpoint.loading import count_parameters, hash_checkpoint, load_checkpoint, load_config
-from potstill.checkpoint.sentence_head import load_sentence_encoder
+from potstill.checkpoint.model import (
+    count_parameters,
+    hash_checkpoint,
+    load_checkpoint,
+    load_config,
+    load_sentence_encoder,
+)
 from potstill.errors import CheckpointError, PotstillError
 from potstill.tasks import FEATURE_EXTRACTION, REGRESSION, TASKS, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 

@@ -16,11 +16,16 @@ from transformers.utils import cached_file
 
 from potstill.bundle import sha256_of
 from potstill.checkpoint.folder import USUAL_LENGTH, longest_text, read_folder
-from potstill.checkpoint.loading import accepted_inputs, load_checkpoint, save_tokenizer
-from potstill.checkpoint.sentence_head import SentenceEncoder, load_sentence_encoder
+from potstill.checkpoint.model import (
+    SentenceEncoder,
+    accepted_inputs,
+    load_checkpoint,
+    load_sentence_encoder,
+    save_tokenizer,
+)
 from potstill.errors import CheckError, CheckpointError, MissingError, UsageError
 from potstill.serve import BundleTokenizer
-from potstill.serve.tasks.vectors import SENTENCE_EMBEDDING
+from potstill.serve.tasks.feature_extraction import SENTENCE_EMBEDDING
 from potstill.tasks import FEATURE_EXTRACTION, QUESTION_ANSWERING, Task, get_task
 
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

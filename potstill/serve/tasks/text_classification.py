@@ -8,12 +8,38 @@ import json
 import math
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import Any
+from typing import Any, Literal
 
-from potstill.serve.tasks.prepared import Outputs, Prepared, check_labelled, not_finite
-from potstill.serve.tasks.shapes import ClassificationParameters
+from pydantic import BaseModel, StrictStr
+
+from potstill.serve.tasks.features import Features, LoadedModel, Outputs, ServedTask, check_label_count, not_finite
+from potstill.serve.tasks.inputs import Count, RequestModel, read_two_texts
 from potstill.serve.tokenizer import BundleTokenizer, Text
 from potstill.tasks import MULTI_LABEL, REGRESSION
+
+
+class Pair(RequestModel):
+    """Two texts that are read together."""
+
+    text: StrictStr
+    text_pair: StrictStr
+
+
+class ClassificationParameters(RequestModel):
+    """Of text-classification."""
+
+    top_k: Count | None = None
+    """How many labels, the best first; all by default."""
+    function_to_apply: Literal["softmax", "sigmoid", "none"] | None = None
+    """Scores from logits; by default softmax, sigmoid where several labels may hold or there is only one, none for a
+    checkpoint that says itself that it is a regression."""
+
+
+class Score(BaseModel):
+    """One label and its score."""
+
+    label: str
+    score: float
 
 
 def scoring_function(problem_type: str | None, config: bytes | None) -> str:
@@ -35,7 +61,7 @@ def scoring_function(problem_type: str | None, config: bytes | None) -> str:
     return "none" if not isinstance(settings, dict) or settings.get("problem_type") else "sigmoid"
 
 
-def prepare_texts(
+def preprocess_texts(
     tokenizer: BundleTokenizer,
     texts: Sequence[Text],
     parameters: ClassificationParameters,
@@ -43,7 +69,7 @@ def prepare_texts(
     labels: Sequence[str],
     function: str,
     output: str,
-) -> Prepared:
+) -> Features:
     """Return texts and pairs to classify; each gets its labels with scores, the best first.
 
     Args:
@@ -56,17 +82,17 @@ def prepare_texts(
     """
     chosen = parameters.function_to_apply or function
 
-    def read(outputs: Sequence[Outputs]) -> list[Any]:
-        logits = [check_labelled(own[output], labels) for own in outputs]
+    def decode(outputs: Sequence[Outputs]) -> list[Any]:
+        logits = [check_label_count(own[output], labels) for own in outputs]
         return [rank(row.tolist(), labels, function=chosen, top_k=parameters.top_k) for row in logits]
 
-    return Prepared(rows=tokenizer.rows(texts), read=read)
+    return Features(rows=tokenizer.rows(texts), decode=decode)
 
 
-def prepare_scores(tokenizer: BundleTokenizer, texts: Sequence[Text], *, function: str, output: str) -> Prepared:
+def preprocess_scores(tokenizer: BundleTokenizer, texts: Sequence[Text], *, function: str, output: str) -> Features:
     """Return texts and pairs to score; each gets its logits and its labels' scores, in the order of the logits.
 
-    These are the numbers that `prepare_texts` ranks, for whoever needs them all: an evaluation.
+    These are the numbers that `preprocess_texts` ranks, for whoever needs them all: an evaluation.
 
     Args:
         tokenizer: the model's.
@@ -75,11 +101,11 @@ def prepare_scores(tokenizer: BundleTokenizer, texts: Sequence[Text], *, functio
         output: the name of the logits.
     """
 
-    def read(outputs: Sequence[Outputs]) -> list[Any]:
+    def decode(outputs: Sequence[Outputs]) -> list[Any]:
         rows = [own[output].tolist() for own in outputs]
         return [(row, label_scores(row, function)) for row in rows]
 
-    return Prepared(rows=tokenizer.rows(texts), read=read)
+    return Features(rows=tokenizer.rows(texts), decode=decode)
 
 
 def rank(
@@ -115,3 +141,29 @@ def label_scores(logits: Sequence[float], function: str) -> Sequence[float]:
         return [power / total for power in powers]
     # Written with tanh, which does not overflow.
     return [0.5 * (1 + math.tanh(0.5 * logit)) for logit in logits] if function == "sigmoid" else logits
+
+
+def _preprocess(model: LoadedModel, items: Sequence[object], parameters: ClassificationParameters, _: int) -> Features:
+    expected = "a text, or a pair of text and text_pair"
+    texts = [
+        item if isinstance(item, str) else read_two_texts(index, item, Pair, expected)
+        for index, item in enumerate(items)
+    ]
+    manifest = model.manifest
+    return preprocess_texts(
+        model.tokenizer,
+        texts,
+        parameters,
+        labels=manifest.labels,
+        function=model.function,
+        output=manifest.outputs[0],
+    )
+
+
+TASK = ServedTask(
+    item=StrictStr | Pair,
+    parameters=ClassificationParameters,
+    answer=list[Score],
+    example="a great movie",
+    preprocess=_preprocess,
+)

@@ -17,14 +17,13 @@ from time import monotonic
 from typing import TypeAlias
 
 from potstill.errors import CheckError, UsageError
-from potstill.serve.batching.jobs import Batch, Item, Job, Task
-from potstill.serve.batching.model import Runs
-from potstill.serve.batching.queue import SHORT_CHARACTERS, Queue
-from potstill.serve.batching.shadow import Shadow
+from potstill.serve.batching.queue import SHORT_CHARACTERS, Batch, Item, Job, Queue, Task
+from potstill.serve.batching.shadow_compare import Shadow
+from potstill.serve.encoder import RunRows
 from potstill.serve.http_errors import RequestError, failed, invalid, unavailable
 from potstill.serve.logging import log_failure
 from potstill.serve.session import Stop
-from potstill.serve.tasks.prepared import Outputs
+from potstill.serve.tasks.features import Outputs
 from potstill.serve.tokenizer import Row, between_chunks
 
 _LOG = logging.getLogger("potstill.serve")
@@ -54,7 +53,7 @@ class Crew:
 
     def __init__(
         self,
-        models: Mapping[str, Runs],
+        models: Mapping[str, RunRows],
         queue: Queue,
         *,
         runners: int,
@@ -75,7 +74,7 @@ class Crew:
         self._models, self.queue = models, queue
         self._done, self._shadow = done, shadow
         self.ran: deque[tuple[Batch, float]] = deque()
-        """Runs that are over and the seconds they took, for whoever counts them; here they would hold answers up."""
+        """RunRows that are over and the seconds they took, for whoever counts them; here they would hold answers up."""
         self._lock = threading.Lock()
         self._reads: deque[Job] = deque()
         self._read_s = 0.0
@@ -275,7 +274,7 @@ class Crew:
             if job.dead or job.prepared is None:
                 continue
             try:
-                job.answers = job.prepared.read([found for found in job.outputs if found is not None])
+                job.answers = job.prepared.decode([found for found in job.outputs if found is not None])
                 if self._shadow is not None:
                     self._shadow.offer(job)
             except Exception as error:

@@ -1,15 +1,16 @@
 """Fill-mask: the best words for each mask of a text, as transformers' fill-mask pipeline chooses them."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, StrictStr
 
 from potstill.metrics import softmax
 from potstill.serve.http_errors import invalid
-from potstill.serve.tasks.prepared import Outputs, Prepared, check_finite
-from potstill.serve.tasks.shapes import MaskParameters
+from potstill.serve.tasks.features import Features, LoadedModel, Outputs, ServedTask, check_finite
+from potstill.serve.tasks.inputs import MAX_COUNT, Count, RequestModel, read_texts
 from potstill.serve.tokenizer import BundleTokenizer, without_surrogates
 
 # Tokens of all the sequences that one request's answers repeat: every word for every mask comes with its whole text,
@@ -18,9 +19,27 @@ _MOST_TOKENS = 2_000_000
 _KEPT = "logits of the masks"
 
 
-def prepare_masks(
+class MaskParameters(RequestModel):
+    """Of fill-mask."""
+
+    top_k: Count = 5
+    """How many words, the best first."""
+    targets: Annotated[list[StrictStr], Field(min_length=1, max_length=MAX_COUNT)] | None = None
+    """The only words to choose from."""
+
+
+class Filling(BaseModel):
+    """One word for the mask."""
+
+    score: float
+    token: int
+    token_str: str
+    sequence: str
+
+
+def preprocess_masks(
     tokenizer: BundleTokenizer, texts: Sequence[str], parameters: MaskParameters, *, output: str
-) -> Prepared:
+) -> Features:
     """Return texts with masks; a text with one gets its best words, one with several a list of these per mask.
 
     Args:
@@ -50,7 +69,7 @@ def prepare_masks(
     def keep(index: int, outputs: Outputs) -> Outputs:
         return {_KEPT: outputs[output][masks[index]]}
 
-    def read(outputs: Sequence[Outputs]) -> list[Any]:
+    def decode(outputs: Sequence[Outputs]) -> list[Any]:
         answers = []
         for index, own in enumerate(outputs):
             logits = (own if _KEPT in own else keep(index, own))[_KEPT]
@@ -59,15 +78,15 @@ def prepare_masks(
             answers.append(found[0] if len(found) == 1 else found)
         return answers
 
-    return Prepared(rows=rows, read=read, keep=keep)
+    return Features(rows=rows, decode=decode, keep=keep)
 
 
-def prepare_hidden(
+def preprocess_hidden(
     tokenizer: BundleTokenizer, texts: Sequence[str], hidden: Sequence[Sequence[int]], *, output: str
-) -> Prepared:
+) -> Features:
     """Return texts whose masks hide known tokens; each gets a triple per mask.
 
-    The triple is the score of the hidden token, as `prepare_masks` gives it where it is one of the `targets`; the
+    The triple is the score of the hidden token, as `preprocess_masks` gives it where it is one of the `targets`; the
     likeliest token; and how many tokens the model chooses from.
 
     Args:
@@ -90,7 +109,7 @@ def prepare_hidden(
     def keep(index: int, outputs: Outputs) -> Outputs:
         return {_KEPT: outputs[output][masks[index]]}
 
-    def read(outputs: Sequence[Outputs]) -> list[Any]:
+    def decode(outputs: Sequence[Outputs]) -> list[Any]:
         answers = []
         for index, own in enumerate(outputs):
             scores = softmax(check_finite((own if _KEPT in own else keep(index, own))[_KEPT]))
@@ -102,7 +121,7 @@ def prepare_hidden(
             )
         return answers
 
-    return Prepared(rows=rows, read=read, keep=keep)
+    return Features(rows=rows, decode=decode, keep=keep)
 
 
 def _fill(
@@ -159,3 +178,16 @@ def _targets(tokenizer: BundleTokenizer, words: Sequence[str]) -> NDArray[np.int
     if not found:
         raise invalid("none of the targets is a token of this model")
     return np.array(sorted(found), dtype=np.int64)
+
+
+def _preprocess(model: LoadedModel, items: Sequence[object], parameters: MaskParameters, _: int) -> Features:
+    return preprocess_masks(model.tokenizer, read_texts(items), parameters, output=model.manifest.outputs[0])
+
+
+TASK = ServedTask(
+    item=StrictStr,
+    parameters=MaskParameters,
+    answer=list[Filling] | list[list[Filling]],
+    example="Paris is the [MASK] of France.",
+    preprocess=_preprocess,
+)

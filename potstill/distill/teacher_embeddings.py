@@ -13,17 +13,11 @@ import torch
 from datasets import Dataset, load_from_disk
 
 from potstill.checkpoint import Checkpoint, hash_checkpoint, read_folder
-from potstill.checkpoint.sentence_head import (
-    DenseLayer,
-    SentenceHead,
-    UnitLength,
-    find_sentence_transformers,
-    load_head,
-)
+from potstill.checkpoint.model import DenseLayer, SentenceHead, UnitLength, find_sentence_transformers, load_head
 from potstill.checkpoint.sentence_transformers import Dense, check_pooling
 from potstill.data import Examples, load_texts
 from potstill.distill.batches import tokenize
-from potstill.distill.evaluate import embed_texts
+from potstill.distill.evaluation import embed_texts
 from potstill.distill.methods.embedding import TEACHER_VECTORS
 from potstill.files import new_folder
 from potstill.progress import Progress

@@ -5,15 +5,37 @@ The rules are those of transformers' token-classification pipeline and its five 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, StrictStr
 
 from potstill.metrics import softmax
-from potstill.serve.tasks.prepared import Outputs, Prepared, check_finite, check_labelled
-from potstill.serve.tasks.shapes import TokenParameters
+from potstill.serve.tasks.features import Features, LoadedModel, Outputs, ServedTask, check_finite, check_label_count
+from potstill.serve.tasks.inputs import MAX_COUNT, RequestModel, read_texts
 from potstill.serve.tokenizer import BundleTokenizer, Pieces, without_surrogates
+
+
+class TokenParameters(RequestModel):
+    """Of token-classification."""
+
+    aggregation_strategy: Literal["none", "simple", "first", "average", "max"] = "simple"
+    """How tokens become words and entities, as in transformers' pipeline."""
+    ignore_labels: list[StrictStr] = Field(default=["O"], max_length=MAX_COUNT)
+    """Labels that are left out."""
+
+
+class Entity(BaseModel):
+    """One token, word or entity; `entity_group` where tokens were joined, else `entity` and `index`."""
+
+    entity_group: str | None = None
+    entity: str | None = None
+    score: float
+    index: int | None = None
+    word: str
+    start: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +64,9 @@ class _Tagged:
     end: int
 
 
-def prepare_tokens(
+def preprocess_tokens(
     tokenizer: BundleTokenizer, texts: Sequence[str], parameters: TokenParameters, *, labels: Sequence[str], output: str
-) -> Prepared:
+) -> Features:
     """Return texts whose tokens are to be labelled; each gets its tokens or entities in the order of the text.
 
     Args:
@@ -58,21 +80,21 @@ def prepare_tokens(
     pieces = [_seen(tokenizer, whole) for whole in tokenizer.pieces(clean)]
     before = len(tokenizer.single.ids[0])
 
-    def read(outputs: Sequence[Outputs]) -> list[Any]:
+    def decode(outputs: Sequence[Outputs]) -> list[Any]:
         answers = []
         for text, seen, own in zip(clean, pieces, outputs, strict=True):
-            logits = _logits(tokenizer, seen, check_labelled(own[output], labels))
+            logits = _logits(tokenizer, seen, check_label_count(own[output], labels))
             tokens = _tokens(tokenizer, text, seen, softmax(logits), first=before)
             answers.append(_aggregate(tokenizer, tokens, parameters, labels))
         return answers
 
-    return Prepared(rows=[tokenizer.frame(seen.ids) for seen in pieces], read=read)
+    return Features(rows=[tokenizer.frame(seen.ids) for seen in pieces], decode=decode)
 
 
-def prepare_words(tokenizer: BundleTokenizer, texts: Sequence[Sequence[str]], *, output: str) -> Prepared:
+def preprocess_words(tokenizer: BundleTokenizer, texts: Sequence[Sequence[str]], *, output: str) -> Features:
     """Return texts that come as lists of words, joined by spaces; each gets its words' logits, and which were read.
 
-    A word is labelled by the first token that touches it: of what `prepare_tokens` lists with `aggregation_strategy`
+    A word is labelled by the first token that touches it: of what `preprocess_tokens` lists with `aggregation_strategy`
     "none", the tokens at which words begin. The answer to W words is an array (W, labels) and one (W,) of truth values,
     false for a word that no token touches: one behind the longest input, or one that the tokenizer leaves out.
 
@@ -84,7 +106,7 @@ def prepare_words(tokenizer: BundleTokenizer, texts: Sequence[Sequence[str]], *,
     clean = [[without_surrogates(word) for word in words] for words in texts]
     pieces = [_seen(tokenizer, whole) for whole in tokenizer.pieces([" ".join(words) for words in clean])]
 
-    def read(outputs: Sequence[Outputs]) -> list[Any]:
+    def decode(outputs: Sequence[Outputs]) -> list[Any]:
         answers = []
         for words, seen, own in zip(clean, pieces, outputs, strict=True):
             logits = _logits(tokenizer, seen, own[output])
@@ -94,7 +116,7 @@ def prepare_words(tokenizer: BundleTokenizer, texts: Sequence[Sequence[str]], *,
             answers.append((padded[np.maximum(firsts, 0)], firsts >= 0))
         return answers
 
-    return Prepared(rows=[tokenizer.frame(seen.ids) for seen in pieces], read=read)
+    return Features(rows=[tokenizer.frame(seen.ids) for seen in pieces], decode=decode)
 
 
 def _first_tokens(words: Sequence[str], places: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -211,3 +233,22 @@ def _of_group(tokenizer: BundleTokenizer, group: Sequence[_Tagged]) -> dict[str,
         "start": group[0].start,
         "end": group[-1].end,
     }  # fmt: skip
+
+
+def _preprocess(model: LoadedModel, items: Sequence[object], parameters: TokenParameters, _: int) -> Features:
+    return preprocess_tokens(
+        model.tokenizer,
+        read_texts(items),
+        parameters,
+        labels=model.manifest.labels,
+        output=model.manifest.outputs[0],
+    )
+
+
+TASK = ServedTask(
+    item=StrictStr,
+    parameters=TokenParameters,
+    answer=list[Entity],
+    example="Ada Lovelace lived in London",
+    preprocess=_preprocess,
+)

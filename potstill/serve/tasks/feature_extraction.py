@@ -1,15 +1,16 @@
 """Feature extraction: one vector per text, as sentence-transformers makes it."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from potstill.bundle import Pooling
 from potstill.serve.http_errors import invalid
-from potstill.serve.tasks.prepared import Outputs, Prepared, check_finite
-from potstill.serve.tasks.shapes import VectorParameters
+from potstill.serve.tasks.features import Features, LoadedModel, Outputs, ServedTask, check_finite
+from potstill.serve.tasks.inputs import RequestModel, read_texts
 from potstill.serve.tokenizer import BundleTokenizer
 
 SENTENCE_EMBEDDING = "sentence_embedding"
@@ -20,7 +21,23 @@ _SHORTEST = 1e-12  # torch.nn.functional.normalize divides by no less
 _AS_IT_IS = Pooling(mode="mean", normalize=False)
 
 
-def prepare_vectors(
+class VectorParameters(RequestModel):
+    """Of feature-extraction, where a text gets one vector."""
+
+    normalize: StrictBool | None = None
+    """Whether vectors get length 1; by default as the model was trained."""
+    truncate: StrictBool = True
+    """Whether a text longer than the model reads is cut; otherwise it is refused."""
+    truncation_direction: Literal["left", "right"] | None = None
+    """Which end of a long text is cut; by default the tokenizer's own choice."""
+    dimensions: Annotated[StrictInt, Field(ge=1)] | None = None
+    """Only the first so many numbers of a vector, for models trained for it; its length is made 1 again if it was."""
+    prompt_name: None = None
+    """Prompts are not kept in bundles."""
+    encoding_format: Literal["float"] | None = None
+
+
+def preprocess_vectors(
     tokenizer: BundleTokenizer,
     texts: Sequence[str],
     parameters: VectorParameters,
@@ -28,7 +45,7 @@ def prepare_vectors(
     outputs: Sequence[str],
     pooling: Pooling | None,
     width: int | None,
-) -> Prepared:
+) -> Features:
     """Return texts of which vectors are to be made; each gets one, a list of floats.
 
     Args:
@@ -60,7 +77,7 @@ def prepare_vectors(
         vector = given[SENTENCE_EMBEDDING].copy() if is_pooled else _pool(given[outputs[0]], known.mode)
         return {_KEPT: vector}
 
-    def read(given: Sequence[Outputs]) -> list[Any]:
+    def decode(given: Sequence[Outputs]) -> list[Any]:
         answers = []
         for index, own in enumerate(given):
             vector = check_finite((own if _KEPT in own else keep(index, own))[_KEPT])[: parameters.dimensions]
@@ -69,7 +86,7 @@ def prepare_vectors(
             answers.append(vector.tolist())
         return answers
 
-    return Prepared(rows=tokenizer.rows(texts, side=parameters.truncation_direction), read=read, keep=keep)
+    return Features(rows=tokenizer.rows(texts, side=parameters.truncation_direction), decode=decode, keep=keep)
 
 
 def _pool(states: NDArray[np.floating[Any]], mode: str) -> NDArray[np.float64]:
@@ -89,3 +106,23 @@ def _check_lengths(tokenizer: BundleTokenizer, texts: Sequence[str]) -> None:
                 f"input {index} has {tokens} tokens and this model reads {tokenizer.max_length}; "
                 "shorten it or leave out truncate: false"
             )
+
+
+def _preprocess(model: LoadedModel, items: Sequence[object], parameters: VectorParameters, _: int) -> Features:
+    return preprocess_vectors(
+        model.tokenizer,
+        read_texts(items),
+        parameters,
+        outputs=model.manifest.outputs,
+        pooling=model.manifest.pooling,
+        width=model.width,
+    )
+
+
+TASK = ServedTask(
+    item=StrictStr,
+    parameters=VectorParameters,
+    answer=list[float],
+    example="a great movie",
+    preprocess=_preprocess,
+)

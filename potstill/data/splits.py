@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.data.formats import SUFFIXES, Names, Row, label_names, read_file
-from potstill.data.pydocs import CHAPTERS, read_python_docs
+from potstill.data.python_docs import CHAPTERS, read_python_docs
 from potstill.errors import AbsentError, DataError
 from potstill.extras import require
 from potstill.hub import check_name

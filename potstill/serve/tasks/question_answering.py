@@ -6,17 +6,17 @@ windows or by another token of the same word, add up. Unlike there, a question m
 room for (it is cut), and no answer has the score 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, StrictBool, StrictStr
 
 from potstill.serve.http_errors import invalid, too_large
-from potstill.serve.tasks.prepared import Outputs, Prepared, check_finite
-from potstill.serve.tasks.shapes import QuestionParameters
-from potstill.serve.tasks.windows import count_windows, window_rows
+from potstill.serve.tasks.features import Features, LoadedModel, Outputs, ServedTask, check_finite
+from potstill.serve.tasks.inputs import Count, RequestModel, read_two_texts
 from potstill.serve.tokenizer import BundleTokenizer, Pieces, Row, without_surrogates
 
 # Of transformers' pipeline: the tokens of a window, and those that neighbours share.
@@ -24,6 +24,41 @@ _WINDOW, STRIDE = 384, 128
 # Characters of all the answers to one request, each as long as its context at worst.
 _MOST_CHARACTERS = 16_000_000
 _NO_ANSWER = {"answer": "", "score": 0.0, "start": 0, "end": 0}
+
+
+class Question(RequestModel):
+    """A question and the text that answers it."""
+
+    question: StrictStr
+    context: StrictStr
+
+
+class QuestionParameters(RequestModel):
+    """Of question-answering."""
+
+    top_k: Count = 1
+    """How many answers, the best first; above 1 an answer is a list of them."""
+    doc_stride: Count | None = None
+    """Tokens that neighbouring windows share; 128 by default, less where the model reads little."""
+    max_answer_len: Count = 15
+    """An answer's greatest length in tokens."""
+    max_question_len: Count = 64
+    """Tokens of the question that are read; half of a window at most where its neighbours would share more."""
+    max_seq_len: Count | None = None
+    """Tokens of a window; by default 384, or what the model can read."""
+    handle_impossible_answer: StrictBool = False
+    """Whether "no answer" (an empty text) is one of the answers."""
+    align_to_words: StrictBool = True
+    """Whether an answer begins and ends with whole words."""
+
+
+class Answer(BaseModel):
+    """A part of the context, in characters."""
+
+    answer: str
+    score: float
+    start: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +81,14 @@ class _Asked:
     windows: list[_Window]
 
 
-def prepare_questions(
+def preprocess_questions(
     tokenizer: BundleTokenizer,
     questions: Sequence[tuple[str, str]],
     parameters: QuestionParameters,
     *,
     outputs: Sequence[str],
     most_windows: int,
-) -> Prepared:
+) -> Features:
     """Return questions to be answered; each gets its best answer, or with `top_k` above 1 a list, the best first.
 
     Args:
@@ -76,7 +111,7 @@ def prepare_questions(
         found = _windows(tokenizer, question, context, parameters, most=most_windows, index=index)
         asked.append(_Asked(contexts[index], context, found))
 
-    def read(given: Sequence[Outputs]) -> list[Any]:
+    def decode(given: Sequence[Outputs]) -> list[Any]:
         left = iter(given)
         answers = []
         for one in asked:
@@ -85,7 +120,7 @@ def prepare_questions(
             answers.append(found if parameters.top_k > 1 else (found or [dict(_NO_ANSWER)])[0])
         return answers
 
-    return Prepared(rows=[window.row for one in asked for window in one.windows], read=read)
+    return Features(rows=[window.row for one in asked for window in one.windows], decode=decode)
 
 
 def _windows(
@@ -196,3 +231,70 @@ def _place(pieces: Pieces, part: slice, first: int, last: int, *, align: bool) -
         first = int(np.flatnonzero(words == words[first])[0])
         last = int(np.flatnonzero(words == words[last])[-1])
     return int(places[first, 0]), int(places[last, 1])
+
+
+# DOC: Texts that are longer than a model reads, window by window.
+
+
+def windows(tokens: int, *, room: int, stride: int, side: str = "right") -> Iterator[slice]:
+    """Yield the windows of a text of so many tokens; neighbours share `stride` tokens, and one at least there is.
+
+    They are those of the tokenizers library (`Encoding::truncate`): from the beginning, the last one perhaps shorter,
+    or with `side` "left" from the end backwards.
+
+    Args:
+        tokens: the text's.
+        room: tokens of a window, above `stride`.
+        stride: tokens that neighbours share.
+        side: the end at which texts are cut.
+    """
+    step = room - stride
+    for start in range(0, max(tokens, 1), step):
+        stop = min(start + room, tokens)
+        yield slice(tokens - stop, tokens - start) if side == "left" else slice(start, stop)
+        if stop == tokens:
+            return
+
+
+def count_windows(tokens: int, *, room: int, stride: int) -> int:
+    """Return how many windows there are."""
+    return 1 if tokens <= room else 1 + -(-(tokens - room) // (room - stride))
+
+
+def window_rows(
+    tokenizer: BundleTokenizer, question: Sequence[int], context: Sequence[int], *, room: int, stride: int
+) -> Iterator[tuple[Row, slice, slice]]:
+    """Yield the inputs of a question with each window of its context; which part of the context it is, and of the row.
+
+    Args:
+        tokenizer: the model's.
+        question: its ids, all of which are read.
+        context: its ids.
+        room: the context's tokens in a window.
+        stride: tokens that neighbours share.
+    """
+    first = len(tokenizer.pair.ids[0]) + len(question) + len(tokenizer.pair.ids[1])
+    for part in windows(len(context), room=room, stride=stride, side=tokenizer.truncation_side):
+        ids = context[part]
+        yield tokenizer.frame(question, ids), part, slice(first, first + len(ids))
+
+
+def _preprocess(
+    model: LoadedModel, items: Sequence[object], parameters: QuestionParameters, most_windows: int
+) -> Features:
+    questions = [
+        read_two_texts(index, item, Question, "a question with its context") for index, item in enumerate(items)
+    ]
+    return preprocess_questions(
+        model.tokenizer, questions, parameters, outputs=model.manifest.outputs, most_windows=most_windows
+    )
+
+
+TASK = ServedTask(
+    item=Question,
+    parameters=QuestionParameters,
+    answer=Answer | list[Answer],
+    example={"question": "Where did she live?", "context": "Ada Lovelace lived in London."},
+    preprocess=_preprocess,
+    has_windows=True,
+)

@@ -1,18 +1,16 @@
 """A second model that answers what the first one has answered, when nothing else is to do; only agreement is kept."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from potstill.errors import CheckError, UsageError
-from potstill.serve.batching.jobs import Job, Task
-from potstill.serve.batching.model import Runs
-from potstill.serve.batching.settings import Observer
-from potstill.serve.encoder import Encoder
+from potstill.serve.batching.queue import Job, Task
+from potstill.serve.encoder import Encoder, RunRows
 from potstill.serve.session import Stop
-from potstill.serve.tasks.prepared import Outputs, Prepared
+from potstill.serve.tasks.features import Features, Outputs
 from potstill.tasks import FEATURE_EXTRACTION
 
 # Answered requests that wait for the shadow; more are let go, the newest first.
@@ -26,7 +24,7 @@ _PROBES = ["One text, and 2 numbers.", "Ein anderer Text: für Größe & Maß!",
 class _Case:
     """One answered request on its way through the shadow."""
 
-    prepared: Prepared
+    prepared: Features
     answers: list[Any]
     outputs: list[Outputs] = field(default_factory=list)
     tries: int = 0
@@ -35,9 +33,11 @@ class _Case:
 class Shadow:
     """Takes what the primary has answered; gives way as soon as anything else is to run. Safe in any thread."""
 
-    def __init__(self, pair: tuple[str, str], run: Runs, *, max_length: int, observer: Observer) -> None:
+    def __init__(
+        self, pair: tuple[str, str], run: RunRows, *, max_length: int, on_compared: Callable[[bool], None]
+    ) -> None:
         self.primary, self.name = pair
-        self._run, self._max_length, self._observer = run, max_length, observer
+        self._run, self._max_length, self._on_compared = run, max_length, on_compared
         self._cases: deque[_Case] = deque()
         self._stops: set[Stop] = set()
 
@@ -83,8 +83,8 @@ class Shadow:
         if len(case.outputs) < len(case.prepared.rows):
             self._cases.appendleft(case)
             return
-        for mine, other in zip(case.answers, case.prepared.read(case.outputs), strict=True):
-            self._observer.shadow(self.primary, self.name, agreed=decision(mine) == decision(other))
+        for mine, other in zip(case.answers, case.prepared.decode(case.outputs), strict=True):
+            self._on_compared(decision(mine) == decision(other))
 
 
 def decision(answer: Any) -> Any:
