@@ -70,7 +70,9 @@ def test_tiny_and_huge_values_correlate_like_others():
 
 
 def test_regression_by_hand():
-    found = metrics.regression_scores(np.array([1.0, 2.0, 3.0, 4.0]), np.array([[0.0], [0.0], [2.0], [2.0]], dtype=np.float32))
+    found = metrics.regression_scores(
+        np.array([1.0, 2.0, 3.0, 4.0]), np.array([[0.0], [0.0], [2.0], [2.0]], dtype=np.float32)
+    )
     correlation = 4 / math.sqrt(20)  # the ranks (1, 2, 3, 4) and (1.5, 1.5, 3.5, 3.5) have the same
     expected = {"pearson": correlation, "spearman": correlation, "pearson_and_spearman": correlation, "mse": 2.5}
     assert found == pytest.approx(expected, abs=EXACT)

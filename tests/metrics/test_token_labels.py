@@ -69,7 +69,12 @@ def test_an_entity_never_reaches_into_the_next_text():
 
 
 def test_texts_without_entities_score_0_without_a_warning():
-    assert metrics.entity_scores([["O", "O"]], [["O", "O"]]) == {"f1": 0.0, "precision": 0.0, "recall": 0.0, "accuracy": 1.0}
+    assert metrics.entity_scores([["O", "O"]], [["O", "O"]]) == {
+        "f1": 0.0,
+        "precision": 0.0,
+        "recall": 0.0,
+        "accuracy": 1.0,
+    }
     assert metrics.entity_report([["O"]], [["O"]]) == []
 
 
