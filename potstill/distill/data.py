@@ -9,7 +9,6 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from potstill import metrics
 from potstill.checkpoint import Checkpoint, read_folder
 from potstill.checkpoint.model import SentenceEncoder
 from potstill.config import Recipe
@@ -17,7 +16,7 @@ from potstill.data import Examples, Splits, load_examples, load_splits
 from potstill.distill.augmentation import augment
 from potstill.distill.batches import EpochRows, count_shared, make_collator, make_mlm_collator, tokenize
 from potstill.distill.corpus import load_corpus
-from potstill.distill.evaluate import Evaluation, Model, Scores, evaluate_words, problem_type_of
+from potstill.distill.evaluation import Evaluation, Model, Scores, evaluate_words, problem_type_of
 from potstill.distill.masking import token_counts
 from potstill.distill.methods.distilbert import TripleLoss
 from potstill.distill.methods.embedding import EmbeddingDistillation
@@ -35,6 +34,7 @@ from potstill.distill.teacher_embeddings import (
     teacher_head,
 )
 from potstill.errors import CheckpointError, DataError, RecipeError
+from potstill.evaluation.trivial import trivial_scores, uniform_scores
 from potstill.progress import Progress
 from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, Task, get_task, kind_of, lower_is_better, primary_metric
 
@@ -248,7 +248,7 @@ def _labelled(
         score=score,
         evaluation=evaluation,
         metric=primary_metric(task, problem, asked=recipe.metric, num_labels=len(names) or None),
-        floor=metrics.baseline(task, eval_examples.labels, problem_type=problem, label_names=names),
+        floor=trivial_scores(eval_examples, kind=kind),
         about=_about(eval_examples) | {"train_examples": len(train_examples), "kind": kind} | _about_labels(splits),
     )
 
@@ -310,7 +310,7 @@ def _running_text(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progre
         eval_set=eval_set,
         score=score,
         metric=primary_metric(FILL_MASK, asked=recipe.metric),
-        floor=metrics.baseline(FILL_MASK, None, vocab_size=vocabulary),
+        floor=uniform_scores(vocabulary),
         about=about,
     )
 
@@ -354,7 +354,7 @@ def _pairs(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progress: Pro
         score=score if has_scores else None,
         evaluation=evaluation if has_scores else None,
         metric=primary_metric(FEATURE_EXTRACTION, asked=recipe.metric) if has_scores else "loss",
-        floor=metrics.baseline(FEATURE_EXTRACTION, examples.labels),
+        floor=trivial_scores(examples, kind=FEATURE_EXTRACTION.name),
         about=_about(examples)
         | {
             "train_examples": len(train_set),

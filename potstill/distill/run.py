@@ -41,7 +41,7 @@ from potstill.distill.data import (
     teacher_as_used,
     tokenizers_agree,
 )
-from potstill.distill.evaluate import Model, problem_type_of
+from potstill.distill.evaluation import Model, problem_type_of
 from potstill.distill.methods.objective import Objective
 from potstill.distill.student import best_layers, choose_layers, create_student
 from potstill.distill.trainer import TrainingResult, TrainingRun, train

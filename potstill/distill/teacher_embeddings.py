@@ -17,7 +17,7 @@ from potstill.checkpoint.model import DenseLayer, SentenceHead, UnitLength, find
 from potstill.checkpoint.sentence_transformers import Dense, check_pooling
 from potstill.data import Examples, load_texts
 from potstill.distill.batches import tokenize
-from potstill.distill.evaluate import embed_texts
+from potstill.distill.evaluation import embed_texts
 from potstill.distill.methods.embedding import TEACHER_VECTORS
 from potstill.files import new_folder
 from potstill.progress import Progress
