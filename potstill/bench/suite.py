@@ -13,16 +13,15 @@
 Places are read as on the command line: from the folder that a bench is started in, or from the hub.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from potstill.config import Section
-from potstill.errors import UsageError
+from potstill.errors import UsageError, describe_fault, did_you_mean
 from potstill.metrics import glue_task
 
 
@@ -62,7 +61,7 @@ def read_suite(path: Path, *, models: Sequence[str] | None = None) -> Suite:
     try:
         suite = Suite.model_validate(values)
     except ValidationError as error:
-        raise _refused(path, [*map(_describe, error.errors()), *faults]) from error
+        raise _refused(path, [*(describe_fault(fault, Suite) for fault in error.errors()), *faults]) from error
     if faults:
         raise _refused(path, faults)
     return suite.model_copy(update={"tasks": {_glue_name(name): task for name, task in suite.tasks.items()}})
@@ -83,7 +82,9 @@ def _name_faults(values: Mapping[str, Any], models: Sequence[str] | None) -> lis
         places = task.get("models") if isinstance(task, Mapping) else None
         for model, place in places.items() if isinstance(places, Mapping) else ():
             if models is not None and model not in models:
-                faults.append(f"tasks.{name}.models.{model}: is no model of this bench{_nearest(str(model), models)}")
+                faults.append(
+                    f"tasks.{name}.models.{model}: is no model of this bench{did_you_mean(str(model), models)}"
+                )
             if place == "":
                 faults.append(f"tasks.{name}.models.{model}: is empty")
     return faults
@@ -108,23 +109,6 @@ def _load(path: Path) -> Any:
 def _refused(path: Path, faults: Sequence[str]) -> UsageError:
     listed = "\n".join(f"  {fault}" for fault in faults)
     return UsageError(f"suite {path} is not valid:\n{listed}")
-
-
-def _describe(fault: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        section: type[BaseModel] = Suite if len(fault["loc"]) == 1 else SuiteTask
-        return f"{where}: unknown key{_nearest(str(fault['loc'][-1]), list(section.model_fields))}"
-    if fault["type"] == "missing":
-        return f"{where}: is missing"
-    shown = "" if isinstance(fault["input"], Mapping) else f" (it is {fault['input']!r})"
-    message = str(fault["msg"])
-    return f"{where}: {message[:1].lower()}{message[1:]}{shown}"
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else f"; known are {', '.join(known)}"
 
 
 def _glue_name(name: str) -> str:

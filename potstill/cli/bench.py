@@ -19,6 +19,7 @@ from potstill.extras import require
 
 if TYPE_CHECKING:
     from potstill.bench.report_schema import Report
+    from potstill.config import BenchConfig
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
@@ -212,26 +213,18 @@ def _seconds(text: str | None) -> float | None:
     return float(found[1]) * _UNITS[found[2]]
 
 
-def _config(given: Mapping[str, Any]) -> Any:
+def _config(given: Mapping[str, Any]) -> "BenchConfig":
     """Check the flags as the recipe's `bench` section is checked."""
-    from pydantic import ValidationError
-
-    from potstill.config import BenchConfig, parse_setting
+    from potstill.config import BenchConfig, parse_section, parse_setting
 
     values = _LESS if "quick" in given else {}
     values = values | {field: given[flag] for field, flag in _FIELDS.items() if given.get(flag)}
     budget_s = _seconds(given.get("budget"))
     values = values | ({} if budget_s is None else {"budget_s": budget_s})
-    try:
-        return BenchConfig.model_validate(values | dict(map(parse_setting, given.get("settings", ()))))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = str(first["loc"][0]) if first["loc"] else ""
-        what = f"{first['input']!r} is not valid: {first['msg'].lower()}"
-        if first["type"] == "extra_forbidden":
-            what = f"is no setting of the bench; there are {', '.join(BenchConfig.model_fields)}"
-        flag = f"--{_FIELDS[field].replace('_', '-')}" if field in _FIELDS else f"--set {field}"
-        raise UsageError(f"{flag}: {what}") from error
+    settings = dict(map(parse_setting, given.get("settings", ())))
+    flags = {f"bench.{field}": f"--set {field}" for field in settings}
+    flags |= {f"bench.{field}": f"--{flag.replace('_', '-')}" for field, flag in _FIELDS.items()}
+    return parse_section(BenchConfig, values | settings, flags=flags)
 
 
 _FIELDS = {

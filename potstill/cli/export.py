@@ -155,8 +155,7 @@ def _config(given: Mapping[str, Any]) -> ExportConfig:
     if "precision" in settings:
         settings["precisions"] = settings.pop("precision")
     flags = {f"export.{name}": f"--{name.replace('_', '-')}" for name in _CONFIG}
-    config: ExportConfig = parse_section("export", settings, flags=flags | {"export.precisions": "--precision"})
-    return config
+    return parse_section(ExportConfig, settings, flags=flags | {"export.precisions": "--precision"})
 
 
 def _warn_of_slow(manifest: Manifest) -> None:
