@@ -1,7 +1,7 @@
 """Let a second model answer what the first has answered while nothing else is to do, and count where they agree."""
 
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,7 +11,6 @@ from potstill.serve.batching.queue import QueuedRequest
 from potstill.serve.encoder import Encoder, RunRows
 from potstill.serve.session import Stop
 from potstill.serve.tasks import Features, Outputs
-from potstill.tasks import FEATURE_EXTRACTION
 
 # Answered requests that wait for the shadow; more are let go, the newest first.
 _MOST_WAITING = 64
@@ -25,6 +24,7 @@ class _Case:
     """One answered request on its way through the shadow."""
 
     features: Features
+    decide: Callable[[Any], Hashable]
     answers: list[Any]
     outputs: list[Outputs] = field(default_factory=list)
     tries: int = 0
@@ -52,12 +52,12 @@ class ShadowComparison:
 
     def offer(self, request: QueuedRequest) -> None:
         """Take a request that was answered, if there is room."""
-        rows, answers = request.features.rows, request.answers
+        features, answers = request.features, request.answers
         if request.model != self._primary or answers is None or len(self._cases) >= _MOST_WAITING:
             return
-        fits = all(len(row["input_ids"]) <= self._max_length for row in rows)
-        if rows and fits and any(decision(answer) is not None for answer in answers):
-            self._cases.append(_Case(request.features, answers))
+        fits = all(len(row["input_ids"]) <= self._max_length for row in features.rows)
+        if features.rows and fits and features.decide is not None:
+            self._cases.append(_Case(features, features.decide, answers))
 
     def next_work(self) -> Callable[[], None] | None:
         """Return the next row's run, or None where there is none; `step_aside` ends it from now on."""
@@ -93,28 +93,7 @@ class ShadowComparison:
             self._cases.appendleft(case)
             return
         for mine, other in zip(case.answers, case.features.decode(case.outputs), strict=True):
-            self._on_compared(decision(mine) == decision(other))
-
-
-def decision(answer: object) -> Hashable | None:
-    """Return what an answer decides, without its scores; None where it decides nothing (a vector, a bare tensor).
-
-    That is the best label, the best word for each mask, all entities and where they stand, or the best span.
-    """
-    if isinstance(answer, dict):
-        if "entity" in answer or "entity_group" in answer:
-            return (answer.get("entity") or answer.get("entity_group"), answer["start"], answer["end"])
-        for names in (("label",), ("token",), ("start", "end")):
-            if all(name in answer for name in names) and "score" in answer:
-                return tuple(answer[name] for name in names)
-        return None
-    if isinstance(answer, Sequence) and not isinstance(answer, str):
-        parts = [decision(part) for part in answer if isinstance(part, (dict, list))]
-        if answer and (not parts or parts[0] is None):
-            return None
-        ranked = bool(answer) and isinstance(answer[0], dict) and not {"entity", "entity_group"} & answer[0].keys()
-        return parts[0] if ranked else tuple(parts)
-    return None
+            self._on_compared(case.decide(mine) == case.decide(other))
 
 
 def check_pair(primary: Encoder, shadow: Encoder) -> None:
@@ -129,7 +108,7 @@ def check_pair(primary: Encoder, shadow: Encoder) -> None:
             f"the shadow answers {second.task} with {len(second.labels)} labels, the primary {first.task} with "
             f"{len(first.labels)}; a shadow has the same task and the same labels in the same order"
         )
-    if first.task == FEATURE_EXTRACTION.name:
+    if primary.task.decide is None:
         raise UsageError("a shadow compares decisions, and vectors decide nothing")
     mine, other = (encoder.tokenizer.rows(_PROBES) for encoder in (primary, shadow))
     same = all(
