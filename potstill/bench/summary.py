@@ -206,7 +206,7 @@ def _contestant(
         file_bytes=sum(file.stat().st_size for file in files) or None,
         compressed_bytes=compressed,
         sha256=loaded.get("sha256", {}),
-        quantisation=record.quantisation if record else None,
+        quantisation=record.quantisation.model_dump(mode="json") if record and record.quantisation else None,
         batch_invariant=record.batch_invariant if record else True,
     )
 

@@ -17,9 +17,8 @@ from potstill import metrics
 from potstill.checkpoint import save_tokenizer
 from potstill.checkpoint.model import SentenceEncoder, SentenceHead
 from potstill.data import Examples
-from potstill.distill.anatomy import base, masked_lm_head, model_inputs
-from potstill.distill.batches import EpochRows, make_collator, make_mlm_collator, read_column, tokenize
-from potstill.distill.examples import LENGTH_COLUMN
+from potstill.distill.batches import LENGTH_COLUMN, EpochRows, make_collator, make_mlm_collator, read_column, tokenize
+from potstill.distill.hooks import base, masked_lm_head, model_inputs
 from potstill.distill.masking import IGNORED
 from potstill.distill.methods.embedding import embed
 from potstill.errors import CheckpointError

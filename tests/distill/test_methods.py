@@ -17,7 +17,7 @@ from potstill.distill.methods.tinybert import (
     hidden_distance_sum,
     uniform_map,
 )
-from potstill.distill.vectors import student_head
+from potstill.distill.teacher_embeddings import student_head
 from potstill.errors import CheckpointError
 from tests.distill.families import VOCABULARY, build
 

@@ -58,9 +58,9 @@ def test_the_bundle_scores_like_torch_and_int8_loses_half_a_point_at_most(bundle
 
 def test_static_int8_gives_a_text_its_answer_in_any_batch(bundle):
     invariance = read_bundle(bundle).manifest.models["int8-static"].invariance
-    assert invariance["texts"] == 872
-    assert invariance["flips"] == 0
-    assert invariance["max_drift"] < 1e-4
+    assert invariance.texts == 872
+    assert invariance.flips == 0
+    assert invariance.max_drift < 1e-4
 
 
 def test_int8_agrees_with_fp32_on_nearly_every_text(bundle, examples):

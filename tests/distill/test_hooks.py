@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from potstill.distill.anatomy import attention_scores, base, find_layers, masked_lm_head, model_inputs, tap
+from potstill.distill.hooks import (
+    attention_scores,
+    base,
+    capture_hidden_states,
+    find_layers,
+    masked_lm_head,
+    model_inputs,
+)
 from potstill.errors import CheckpointError
 from tests.distill.families import FAMILIES, batch_for, build
 
@@ -24,7 +31,7 @@ def test_hidden_states_are_those_of_transformers(family):
     model = build(family)
     inputs = batch_for(model)
     with torch.no_grad():
-        tapped = tap(model, inputs, hidden=range(4))
+        tapped = capture_hidden_states(model, inputs, hidden=range(4))
         theirs = model(**inputs, output_hidden_states=True).hidden_states
         plain = model(**inputs)
     assert torch.equal(tapped.output.logits, plain.logits)
@@ -68,7 +75,7 @@ def test_projections_give_the_models_own_attention(family):
     model = build(family, attn_implementation="eager")
     inputs = batch_for(model)
     with torch.no_grad():
-        tapped = tap(model, inputs, qkv=[0, 2])
+        tapped = capture_hidden_states(model, inputs, qkv=[0, 2])
         attentions = model(**inputs, output_attentions=True).attentions
     unseen = (1 - inputs["attention_mask"])[:, None, None].bool()
     for layer, (query, key, value) in tapped.qkv.items():
@@ -85,13 +92,13 @@ def test_values_are_what_the_third_projection_gives(batch):
         ("DistilBert", lambda layer: layer.attention.v_lin),
     ):
         model = build(family)
-        tapped = tap(model, batch, hidden=[1], qkv=[1])
+        tapped = capture_hidden_states(model, batch, hidden=[1], qkv=[1])
         assert torch.equal(tapped.qkv[1][2], projection(find_layers(model)[1][1])(tapped.hidden[1]))
 
 
 def test_modernberts_fused_projection_is_split_in_three(batch):
     model = build("ModernBert")
-    tapped = tap(model, batch, hidden=[1], qkv=[1])
+    tapped = capture_hidden_states(model, batch, hidden=[1], qkv=[1])
     layer = model.model.layers[1]
     normed, weight = layer.attn_norm(tapped.hidden[1]), layer.attn.Wqkv.weight
     for number, part in enumerate(tapped.qkv[1]):
@@ -113,7 +120,7 @@ def test_a_stopped_forward_gives_the_same_states_and_gradients(family):
     grads = []
     for stop in (False, True):
         model.zero_grad()
-        tapped = tap(model, inputs, hidden=[0, 2], qkv=[1], stop=stop)
+        tapped = capture_hidden_states(model, inputs, hidden=[0, 2], qkv=[1], stop=stop)
         assert (tapped.output is None) == stop
         (tapped.hidden[2].square().sum() + tapped.qkv[1][0].sum()).backward()
         grads.append(model.get_input_embeddings().weight.grad.clone())
@@ -125,14 +132,14 @@ def test_nothing_behind_the_last_state_runs(batch):
     ran = []
     for number, layer in enumerate(model.bert.encoder.layer):
         layer.attention.self.register_forward_hook(lambda *_, number=number: ran.append(number))
-    tap(model, batch, hidden=[2], stop=True)
+    capture_hidden_states(model, batch, hidden=[2], stop=True)
     assert ran == [0, 1]
     ran.clear()
     # Layer 1's own attention never ends: the forward stops at its projections.
-    tap(model, batch, qkv=[1], stop=True)
+    capture_hidden_states(model, batch, qkv=[1], stop=True)
     assert ran == [0]
     ran.clear()
-    assert tap(model, batch, hidden=[0], stop=True).hidden[0].shape == (2, 7, 16)
+    assert capture_hidden_states(model, batch, hidden=[0], stop=True).hidden[0].shape == (2, 7, 16)
     assert ran == []
 
 
@@ -140,7 +147,7 @@ def test_what_a_model_does_not_take_is_left_out(batch):
     model = build("DistilBert")
     full = batch | {"labels": torch.tensor([0, 1]), "masked_labels": batch["input_ids"]}
     assert list(model_inputs(model, full)) == ["input_ids", "attention_mask"]
-    output = tap(model, full, hidden=[1]).output
+    output = capture_hidden_states(model, full, hidden=[1]).output
     assert output.loss is None
 
 
@@ -155,8 +162,10 @@ def test_packed_texts_give_the_states_that_they_give_alone(family):
         "segments": torch.tensor([[1] * 7 + [2] * 5]),
     }
     with torch.no_grad():
-        together = tap(model, packed, hidden=[3], stop=True).hidden[3]
-        alone = torch.cat([tap(model, {"input_ids": ids}, hidden=[3], stop=True).hidden[3] for ids in texts], dim=1)
+        together = capture_hidden_states(model, packed, hidden=[3], stop=True).hidden[3]
+        alone = torch.cat(
+            [capture_hidden_states(model, {"input_ids": ids}, hidden=[3], stop=True).hidden[3] for ids in texts], dim=1
+        )
     torch.testing.assert_close(together, alone, atol=TOLERANCE, rtol=0)
 
 
@@ -167,10 +176,10 @@ def hooks_of(model):
 def test_no_hook_stays_behind(batch):
     model = build("Bert")
     for stop in (False, True):
-        tap(model, batch, hidden=[0, 1], qkv=[0, 2], stop=stop)
+        capture_hidden_states(model, batch, hidden=[0, 1], qkv=[0, 2], stop=stop)
         assert hooks_of(model) == 0
     with pytest.raises(IndexError):
-        tap(model, {"input_ids": torch.tensor([[1000]])}, hidden=[0, 3], qkv=[1])
+        capture_hidden_states(model, {"input_ids": torch.tensor([[1000]])}, hidden=[0, 3], qkv=[1])
     assert hooks_of(model) == 0
 
 
@@ -178,7 +187,7 @@ def test_a_stopped_forward_leaves_transformers_own_capture_whole(batch):
     model = build("Bert")
     inputs = model_inputs(model, batch)
     before = model(**inputs, output_hidden_states=True).hidden_states
-    tap(model, inputs, hidden=[1], stop=True)
+    capture_hidden_states(model, inputs, hidden=[1], stop=True)
     after = model(**inputs, output_hidden_states=True).hidden_states
     assert len(after) == 4
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
@@ -187,14 +196,14 @@ def test_a_stopped_forward_leaves_transformers_own_capture_whole(batch):
 @pytest.mark.parametrize("asked", [{"hidden": [4]}, {"hidden": [-1]}, {"qkv": [3]}])
 def test_layers_that_are_not_there_are_refused(asked, batch):
     with pytest.raises(CheckpointError, match="the model has"):
-        tap(build("Bert"), batch, **asked)
+        capture_hidden_states(build("Bert"), batch, **asked)
 
 
 def test_an_unknown_attention_is_refused(batch):
     model = build("Bert")
     del model.bert.encoder.layer[0].attention
     with pytest.raises(CheckpointError, match="no known family"):
-        tap(model, batch, qkv=[0])
+        capture_hidden_states(model, batch, qkv=[0])
 
 
 def test_checkpointed_layers_give_the_same_gradients(batch):
@@ -208,7 +217,7 @@ def test_checkpointed_layers_give_the_same_gradients(batch):
     saving.activation_checkpointing_enable()
     grads = []
     for model in (plain, saving):
-        tapped = tap(model, batch, hidden=[1, 3], qkv=[2])
+        tapped = capture_hidden_states(model, batch, hidden=[1, 3], qkv=[2])
         (sum(state.square().sum() for state in tapped.hidden.values()) + tapped.qkv[2][0].sum()).backward()
         grads.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
     assert set(grads[0]) == set(grads[1])
@@ -225,7 +234,7 @@ def test_a_tap_inside_a_wrapped_modules_forward_trains_in_parallel(batch, tmp_pa
             self.model = model
 
         def forward(self, inputs):
-            return tap(self.model, inputs, hidden=[2], stop=True).hidden[2].square().sum()
+            return capture_hidden_states(self.model, inputs, hidden=[2], stop=True).hidden[2].square().sum()
 
     alone, shared = build("Bert"), build("Bert")
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)

@@ -17,7 +17,7 @@ from potstill.checkpoint import load_checkpoint
 from potstill.checkpoint.folder import USUAL_LENGTH, longest_text
 from potstill.config import Recipe
 from potstill.data import Examples
-from potstill.distill.anatomy import base, masked_lm_head, model_inputs
+from potstill.distill.hooks import base, masked_lm_head, model_inputs
 from potstill.errors import RecipeError
 from potstill.progress import Progress
 from potstill.tasks import FILL_MASK

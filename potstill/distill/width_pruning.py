@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from potstill.distill.anatomy import find_layers
+from potstill.distill.hooks import find_layers
 from potstill.errors import CheckpointError
 
 State = dict[str, Tensor]
@@ -59,7 +59,7 @@ class _Sizes(NamedTuple):
     intermediate: int
 
 
-def narrow(
+def prune_width(
     model: PreTrainedModel,
     *,
     hidden_size: int | None = None,

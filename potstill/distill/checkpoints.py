@@ -17,7 +17,7 @@ _IDENTITY = "run.json"
 _SHOWN = 4
 
 
-class CheckpointKeeper(TrainerCallback):
+class CheckpointCallback(TrainerCallback):
     """Mark a checkpoint once it is whole, and keep the newest and the k best."""
 
     def __init__(self, metric: str, keep_best_k: int, *, maximise: bool) -> None:

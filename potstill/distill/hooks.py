@@ -28,7 +28,7 @@ _MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids"
 
 
 @dataclass(slots=True)
-class Tapped:
+class CapturedStates:
     """What one forward gave.
 
     Attributes:
@@ -59,7 +59,7 @@ class MaskedLMHead:
 
 
 class _Reached(Exception):
-    """Ends a forward from inside a hook; never leaves `tap`."""
+    """Ends a forward from inside a hook; never leaves `capture_hidden_states`."""
 
 
 def base(model: PreTrainedModel) -> PreTrainedModel:
@@ -94,14 +94,14 @@ def model_inputs(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, 
     return {name: batch[name] for name in _MODEL_INPUTS if name in batch and name in parameters}
 
 
-def tap(
+def capture_hidden_states(
     model: PreTrainedModel,
     inputs: Mapping[str, Any],
     *,
     hidden: Sequence[int] = (),
     qkv: Sequence[int] = (),
     stop: bool = False,
-) -> Tapped:
+) -> CapturedStates:
     """Run a model once and return the states that were asked for, with their graph where gradients are on.
 
     The hooks are gone when this returns, also after an error. With `stop` the forward ends as soon as the last state
@@ -113,7 +113,7 @@ def tap(
         model: an encoder with or without a head; its mode and attention kernel stay as they are.
         inputs: a batch; what the model does not take is left out, and labels are never passed. Packed texts, which come
             with `segments` and `position_ids`, are kept apart (`packing.packed_inputs`).
-        hidden: numbers 0 to L, see `Tapped`.
+        hidden: numbers 0 to L, see `CapturedStates`.
         qkv: layers 0 to L - 1.
         stop: give up the rest of the forward; without a state to wait for it runs to its end.
 
@@ -139,7 +139,7 @@ def tap(
     finally:
         for handle in handles:
             handle.remove()
-    return Tapped(
+    return CapturedStates(
         hidden={number: seen["hidden", number, 0] for number in hidden},
         qkv={layer: _three([seen[place] for place in watched if place[:2] == ("qkv", layer)]) for layer in qkv},
         output=output,

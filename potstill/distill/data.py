@@ -14,7 +14,7 @@ from potstill.checkpoint import Checkpoint, read_folder
 from potstill.checkpoint.model import SentenceEncoder
 from potstill.config import Recipe
 from potstill.data import Examples, Splits, load_examples, load_splits
-from potstill.distill.augment import augment
+from potstill.distill.augmentation import augment
 from potstill.distill.batches import EpochRows, count_shared, make_collator, make_mlm_collator, tokenize
 from potstill.distill.corpus import load_corpus
 from potstill.distill.evaluate import Evaluation, Model, Scores, evaluate_words, problem_type_of
@@ -27,7 +27,7 @@ from potstill.distill.methods.objective import Objective
 from potstill.distill.methods.task import TaskDistillation
 from potstill.distill.methods.tinybert import TinyBert, check_map, uniform_map
 from potstill.distill.packing import check_packable
-from potstill.distill.vectors import (
+from potstill.distill.teacher_embeddings import (
     add_teacher_vectors,
     collate_vectors,
     load_single_texts,
@@ -45,7 +45,7 @@ _HELD_OUT_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Material:
+class TrainingData:
     """What a student learns from and is scored by."""
 
     train_set: Dataset
@@ -68,14 +68,14 @@ class Material:
         return not lower_is_better(self.metric)
 
 
-def load_material(
+def load_training_data(
     recipe: Recipe,
     teacher: Checkpoint,
     *,
     work_dir: Path,
     label_names: tuple[str, ...] | None = None,
     progress: Progress,
-) -> Material:
+) -> TrainingData:
     """Load and tokenise the recipe's data as its method wants it.
 
     Args:
@@ -182,15 +182,15 @@ def make_labels_objective(recipe: Recipe, model: PreTrainedModel) -> Objective:
 
 
 def score_of(
-    material: Material, objective: Objective, teacher: PreTrainedModel | None, *, who: str = "student"
+    training_data: TrainingData, objective: Objective, teacher: PreTrainedModel | None, *, who: str = "student"
 ) -> Callable[[PreTrainedModel], Scores]:
     """Return what scores a model during training: the task's score, or the loss on texts held out."""
-    if material.score is not None:
-        scorer = material.score
+    if training_data.score is not None:
+        scorer = training_data.score
         return lambda model: scorer(objective.as_used(model), who)
-    assert material.eval_set is not None
+    assert training_data.eval_set is not None
     assert teacher is not None
-    rows, collate = material.eval_set, material.collate
+    rows, collate = training_data.eval_set, training_data.collate
     return lambda student: {"loss": held_out_loss(student, teacher, objective, rows=rows, collate=collate)}
 
 
@@ -224,7 +224,7 @@ def held_out_loss(
 
 def _labelled(
     recipe: Recipe, teacher: Checkpoint, *, task: Task, label_names: tuple[str, ...] | None, progress: Progress
-) -> Material:
+) -> TrainingData:
     problem = problem_type_of(teacher.model)
     names = label_names or teacher.label_names
     splits = read_splits(recipe, label_names=names, problem_type=problem)
@@ -241,7 +241,7 @@ def _labelled(
     def score(model: Model, who: str) -> Scores:
         return evaluation.score(model, progress=progress, who=who)
 
-    return Material(
+    return TrainingData(
         train_set=tokenize(train_examples, teacher.tokenizer, max_length=recipe.max_length),
         collate=make_collator(teacher.tokenizer),
         eval_set=None,
@@ -253,7 +253,7 @@ def _labelled(
     )
 
 
-def _running_text(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progress: Progress) -> Material:
+def _running_text(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progress: Progress) -> TrainingData:
     data, settings = recipe.data, recipe.distill.settings()
     masked = "mask_share" in settings
     train_set, eval_set = (
@@ -279,7 +279,7 @@ def _running_text(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progre
     about |= {"train_split": data.train_split, "shared_texts": count_shared(eval_set, train_set)}
     _check_shared(about)
     if not masked:
-        return Material(
+        return TrainingData(
             train_set=train_set,
             collate=make_mlm_collator(teacher.tokenizer, seed=recipe.seed, mask=False),
             eval_set=eval_set,
@@ -296,7 +296,7 @@ def _running_text(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progre
         share = settings["mask_share"]
         return evaluate_words(model, teacher.tokenizer, eval_set, mask_share=share, progress=progress, who=who)
 
-    return Material(
+    return TrainingData(
         train_set=train_set,
         collate=make_mlm_collator(
             teacher.tokenizer,
@@ -315,7 +315,7 @@ def _running_text(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progre
     )
 
 
-def _pairs(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progress: Progress) -> Material:
+def _pairs(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progress: Progress) -> TrainingData:
     """Return the data's single texts with the teacher's vectors, scored by the similarity of pairs if it has any."""
     head = teacher_head(teacher.name, recipe.distill.pooling)
     (train_split, train_limit), (eval_split, eval_limit) = _splits(recipe)
@@ -347,7 +347,7 @@ def _pairs(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progress: Pro
         return evaluation.score(model, progress=progress, who=who)
 
     has_scores = examples.labels is not None
-    return Material(
+    return TrainingData(
         train_set=train_set,
         collate=collate,
         eval_set=eval_set,
