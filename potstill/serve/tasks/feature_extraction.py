@@ -91,9 +91,8 @@ def preprocess_vectors(
 
 def _pool(states: NDArray[np.floating[Any]], mode: str) -> NDArray[np.float64]:
     """Return one vector of a text's token vectors, shape (tokens, width)."""
-    if mode == "cls":
-        return states[0].astype(np.float64)
-    wide = states.astype(np.float64)
+    # The first token alone is copied: all of them are megabytes.
+    wide = (states[:1] if mode == "cls" else states).astype(np.float64)
     pooled: NDArray[np.float64] = wide.max(axis=0) if mode == "max" else wide.mean(axis=0)
     return pooled
 
