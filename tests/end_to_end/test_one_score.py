@@ -13,10 +13,10 @@ import scipy.stats
 import seqeval.metrics
 import sklearn.metrics
 
-from potstill.bench.engines.duties import Duties
-from potstill.bench.engines.memory import Growth
+from potstill.bench.measure.memory import Growth
 from potstill.bench.quality import judge
 from potstill.bench.quality.evaluation import evaluate_bundle
+from potstill.bench.worker_commands import Duties
 from potstill.bundle import Pooling
 from potstill.data import Examples
 from potstill.distill.evaluate import Evaluation
