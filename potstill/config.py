@@ -24,9 +24,9 @@ from pydantic import (
 )
 
 from potstill.bundle import Precision
+from potstill.checkpoint import trained_task
 from potstill.data import choose_splits
 from potstill.errors import RecipeError
-from potstill.tasks import trained_task
 
 _CLASSIFIERS = ("text-classification", "token-classification")
 

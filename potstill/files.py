@@ -1,17 +1,21 @@
-"""Write whole or not at all: new folders and files appear by one rename.
+"""Write files so that a crash loses nothing: folders and files that appear whole or not at all, and the one journal.
 
 A folder is built in a hidden sibling (`.NAME.tmp-PID`), flushed to disk and renamed. A process that dies leaves
-only the hidden sibling, which the next run for the same name removes.
+only the hidden sibling, which the next run for the same name removes. Long work keeps what it has finished in a
+`Journal`, and goes on from there.
 """
 
 import errno
+import fcntl
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 from potstill.errors import DiskError, MissingError, OutputError, PotstillError
 
@@ -57,7 +61,8 @@ def new_folder(out_dir: Path, *, overwrite: bool = False) -> Iterator[Path]:
             out_dir.parent.mkdir(parents=True, exist_ok=True)
             building.mkdir()
             yield building
-            _flush(building)
+            for path in (building, *building.rglob("*")):
+                flush_to_disk(path)
             _replace(out_dir, building)
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -165,14 +170,14 @@ def _replace(out_dir: Path, building: Path) -> None:
     shutil.rmtree(old)
 
 
-def _flush(folder: Path) -> None:
-    for path in (folder, *folder.rglob("*")):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # some file systems cannot flush a folder
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def flush_to_disk(path: Path) -> None:
+    """Have the content of a file, or the names in a folder, on the disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems cannot flush a folder
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove_leftovers(out_dir: Path) -> None:
@@ -197,3 +202,166 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+class Journal:
+    """An append-only file of JSON objects, one a line, by which a run that was interrupted goes on.
+
+    The first line, the header, says of which run the file is: its models, data and settings, as plain JSON. Each other
+    line is an entry. Made by `open_journal`, or by `read_journal` to look at it only.
+
+    What holds after a crash:
+
+    - A process that dies leaves at most a torn last line, which is dropped when the file is opened again. Where the
+      system takes only a part of a line, as where a disk is nearly full, the part is taken back at once. So every entry
+      that is read is whole; a damaged line before the last is refused.
+    - An entry outlives the process when `append` returns. It outlives the machine with `flush=True`, or after `close`.
+      Whatever an entry vouches for, such as rows in a file beside it, must be flushed before the entry is appended.
+    - Only one process at a time has the file open for writing (flock); another is refused.
+    """
+
+    def __init__(self, file: Path, lines: Sequence[tuple[dict[str, Any], int]], *, descriptor: int | None) -> None:
+        """Hold the lines of the file, each with the size of the file up to its end; None can be read only."""
+        self.file = file
+        self.header: Mapping[str, Any] = lines[0][0]
+        self.entries = [entry for entry, _ in lines[1:]]
+        self._ends = [end for _, end in lines]
+        self._descriptor = descriptor
+
+    def append(self, entry: Mapping[str, Any], *, flush: bool = False) -> dict[str, Any]:
+        """Add an entry, and return it as it will be read again (tuples are lists).
+
+        Args:
+            entry: plain JSON.
+            flush: return only when it is on the disk.
+
+        Raises:
+            ValueError: if it is no JSON, such as NaN; nothing is written.
+            OutputError: if the journal is closed.
+            OSError: if the disk takes no more; the file is as it was.
+        """
+        if self._descriptor is None:
+            raise OutputError(f"{self.file} is closed: nothing more can be written to it")
+        line = _json_line(entry)
+        _append_line(self._descriptor, line)
+        if flush:
+            os.fsync(self._descriptor)
+        self.entries.append(json.loads(line))
+        self._ends.append(os.fstat(self._descriptor).st_size)
+        return self.entries[-1]
+
+    def keep_first(self, count: int) -> None:
+        """Drop all entries but the first `count`, such as those whose rows have not come to the disk."""
+        if self._descriptor is None:
+            raise OutputError(f"{self.file} is closed: nothing more can be written to it")
+        if count < len(self.entries):
+            os.ftruncate(self._descriptor, self._ends[count])
+            del self.entries[count:], self._ends[count + 1 :]
+
+    def close(self) -> None:
+        """Put everything on the disk and let go of the file, which may then be copied or removed; entries stay."""
+        if self._descriptor is not None:
+            os.fsync(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def open_journal(
+    file: Path,
+    *,
+    header: Mapping[str, Any],
+    resume: bool = True,
+    name: str | None = None,
+    remedy: str = "go on with the same, or begin anew elsewhere",
+) -> Journal:
+    """Open a journal to go on with it, or begin one.
+
+    Args:
+        file: in a folder that is there.
+        header: plain JSON, the same for every run that may go on with the file.
+        resume: whether to go on with what is there; otherwise it is emptied.
+        name: what messages call it; None is the path.
+        remedy: what a message advises if the file is of another run, or damaged.
+
+    Raises:
+        OutputError: if the file is of another run, is damaged, or another process writes it.
+    """
+    name = name or str(file)
+    wanted = json.loads(_json_line(header))
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = file.exists() and file.stat().st_ino == os.fstat(descriptor).st_ino
+        except BlockingIOError:
+            is_ours = False
+        if not is_ours:  # another process has it, or had it until this moment and removed it
+            raise OutputError(f"{name} is being written by another process; wait for it, or name another")
+        lines = _read_lines(file, remedy) if resume else []
+        if lines and lines[0][0] != wanted:
+            found = lines[0][0]
+            changed = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+            raise OutputError(f"{name} was begun with another {', '.join(changed)}; {remedy}")
+        os.ftruncate(descriptor, lines[-1][1] if lines else 0)
+        if not lines:
+            line = _json_line(wanted)
+            _append_line(descriptor, line)
+            lines = [(wanted, len(line))]
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return Journal(file, lines, descriptor=descriptor)
+
+
+def read_journal(file: Path) -> Journal:
+    """Read a journal without locking it; nothing can be added to it.
+
+    Raises:
+        OutputError: if the file is missing, empty, or damaged before its last line.
+    """
+    if not file.is_file():
+        raise OutputError(f"{file} does not exist")
+    lines = _read_lines(file, "name another")
+    if not lines:
+        raise OutputError(f"{file} is empty, so it is no journal")
+    return Journal(file, lines, descriptor=None)
+
+
+def _json_line(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, allow_nan=False, separators=(",", ":")) + "\n").encode()
+
+
+def _append_line(descriptor: int, line: bytes) -> None:
+    """Write a whole line or nothing."""
+    end = os.fstat(descriptor).st_size
+    try:
+        write_all(descriptor, line)
+    except BaseException:
+        os.ftruncate(descriptor, end)
+        raise
+
+
+def write_all(descriptor: int, content: bytes) -> None:
+    """Write all of it: the system may take a part at a time."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _read_lines(file: Path, remedy: str) -> list[tuple[dict[str, Any], int]]:
+    """Return the object of every whole line and the size of the file up to its end; a torn last line is left out."""
+    read: list[tuple[dict[str, Any], int]] = []
+    end = 0
+    lines = file.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        try:
+            content = json.loads(line)
+        except ValueError:
+            content = None
+        if not line.endswith(b"\n") or not isinstance(content, dict):
+            if number == len(lines):
+                break
+            raise OutputError(f"{file}, line {number} is damaged; {remedy}")
+        end += len(line)
+        read.append((content, end))
+    return read

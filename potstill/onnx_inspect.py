@@ -354,7 +354,7 @@ _SCALES: dict[str, tuple[int, ...]] = {
 _CARRIES = _TRANSPARENT | {"Cast", "Gather", "Expand"}
 
 
-def find_untruth(outline: Outline, precision: str, *, weight_only: bool = False) -> str | None:
+def check_declared_precision(outline: Outline, precision: str, *, weight_only: bool = False) -> str | None:
     """Say why a file is not of this precision; None if it is.
 
     - `int8`: most products with a weight multiply an int8 weight as integers.

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from potstill.data import choose_splits, load_examples, rows
+from potstill.data import choose_splits, load_examples, splits
 from potstill.errors import DataError, MissingExtraError
 from potstill.tasks import TEXT_CLASSIFICATION
 
@@ -174,7 +174,7 @@ def test_an_empty_parquet_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["./nothing", "/nothing/here", "nothing.jsonl", "a/b/c", "data/train.csv"])
 def test_a_missing_folder_or_file_never_reaches_the_hub(name, monkeypatch):
-    monkeypatch.setattr(rows, "require", lambda *_args, **_kwargs: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(splits, "require", lambda *_args, **_kwargs: pytest.fail("the hub was asked"))
     assert f"there is no file or folder {name}; name a data folder, a file, or a hub id" in refusal(name)
 
 
@@ -357,8 +357,8 @@ def hub(monkeypatch, load_dataset):
         assert (module, extra) == ("datasets", "distill")
         return SimpleNamespace(load_dataset=load_dataset)
 
-    monkeypatch.setattr(rows, "require", answer)
-    monkeypatch.setattr(rows, "check_name", lambda *_: None)  # the hub has it
+    monkeypatch.setattr(splits, "require", answer)
+    monkeypatch.setattr(splits, "check_name", lambda *_: None)  # the hub has it
 
 
 class HubData(list):
@@ -417,7 +417,7 @@ def test_a_hub_id_without_the_library_names_the_extra(monkeypatch):
     def missing(module, *, extra):
         raise MissingExtraError(f"{module} {extra}")
 
-    monkeypatch.setattr(rows, "require", missing)
+    monkeypatch.setattr(splits, "require", missing)
     with pytest.raises(MissingExtraError, match="datasets distill"):
         load("imdb")
 
@@ -428,16 +428,16 @@ def test_an_empty_split_of_the_hub_is_refused(monkeypatch):
 
 
 def test_local_files_ask_for_no_library(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "require", lambda *_args, **_kwargs: pytest.fail("a library was asked for"))
+    monkeypatch.setattr(splits, "require", lambda *_args, **_kwargs: pytest.fail("a library was asked for"))
     for kind in ("jsonl", "json", "csv", "tsv"):
         assert len(load(write(tmp_path, ROWS, kind))) == 3
 
 
 def test_the_embedded_data_has_chapter_names_in_every_limit(monkeypatch):
-    monkeypatch.setattr(rows, "read_python_docs", lambda split: [(f"{split} text", "numbers"), ("more", "files")])
+    monkeypatch.setattr(splits, "read_python_docs", lambda split: [(f"{split} text", "numbers"), ("more", "files")])
     found = load("python-docs", limit=1)
     assert found.texts == ["train text"]
-    assert found.label_names == rows.CHAPTERS
+    assert found.label_names == splits.CHAPTERS
     assert found.label_names[found.labels[0]] == "numbers"
 
 

@@ -9,7 +9,14 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from potstill.onnx_inspect import Node, Outline, count_parameters, count_products, find_untruth, read_outline
+from potstill.onnx_inspect import (
+    Node,
+    Outline,
+    check_declared_precision,
+    count_parameters,
+    count_products,
+    read_outline,
+)
 from tests import onnx_graphs as graphs
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8-static")
@@ -87,7 +94,7 @@ def transposed(number, x, weight, y, *, late):
 def test_products_run_in_onnxruntime_as_we_count_them(tmp_path, product, integer, weight_only, true):
     outline = outline_of(graphs.classifier(product), tmp_path)
     assert count_products(outline) == {"integer": integer, "float": 4 - integer, "weight_only": weight_only}
-    assert {name for name in PRECISIONS if find_untruth(outline, name) is None} == true
+    assert {name for name in PRECISIONS if check_declared_precision(outline, name) is None} == true
     ran = Counter(loaded_by_onnxruntime(tmp_path))
     assert sum(ran[name] for name in INTEGER) == integer
     # Weight-only int8 was folded to floats by older ones.
@@ -96,12 +103,15 @@ def test_products_run_in_onnxruntime_as_we_count_them(tmp_path, product, integer
 
 def test_int8_with_float_products_is_told_by_its_counts(tmp_path):
     outline = outline_of(graphs.classifier(), tmp_path)
-    assert find_untruth(outline, "int8") == "0 of its 4 products with a weight multiply int8; expected most of them"
+    assert (
+        check_declared_precision(outline, "int8")
+        == "0 of its 4 products with a weight multiply int8; expected most of them"
+    )
 
 
 def test_int8_whose_weights_are_only_dequantised_is_told(tmp_path):
     outline = outline_of(graphs.classifier(graphs.folded_product), tmp_path)
-    assert find_untruth(outline, "int8") == (
+    assert check_declared_precision(outline, "int8") == (
         "0 of its 4 products with a weight multiply int8; expected most of them (4 int8 weights are only dequantised, "
         "so their products are of floats)"
     )
@@ -110,19 +120,19 @@ def test_int8_whose_weights_are_only_dequantised_is_told(tmp_path):
 def test_int8_whose_weights_are_stored_in_floats_is_not_int8(tmp_path):
     outline = outline_of(graphs.classifier(graphs.late_product), tmp_path)
     assert count_products(outline)["integer"] == 0
-    assert "0 of its 4 products" in find_untruth(outline, "int8")
+    assert "0 of its 4 products" in check_declared_precision(outline, "int8")
 
 
 @pytest.mark.parametrize(("layers", "is_int8"), [(("0",), False), (("0", "1"), True), (("0", "1", "c"), True)])
 def test_int8_may_keep_up_to_half_of_its_products_in_floats(tmp_path, layers, is_int8):
     outline = outline_of(graphs.classifier(graphs.mixed(*layers)), tmp_path)
     assert count_products(outline) == {"integer": len(layers), "float": 4 - len(layers), "weight_only": 0}
-    assert (find_untruth(outline, "int8") is None) == is_int8
+    assert (check_declared_precision(outline, "int8") is None) == is_int8
 
 
 def test_static_int8_has_no_scale_that_depends_on_the_batch(tmp_path):
     outline = outline_of(graphs.classifier(graphs.dynamic_product), tmp_path)
-    assert find_untruth(outline, "int8-static") == (
+    assert check_declared_precision(outline, "int8-static") == (
         "4 of its activation scales are measured while it runs; expected none"
     )
 
@@ -130,15 +140,20 @@ def test_static_int8_has_no_scale_that_depends_on_the_batch(tmp_path):
 def test_fp16_that_holds_float32_is_not_fp16(tmp_path):
     outline = outline_of(graphs.classifier(), tmp_path)
     total = sum(weight.size for weight in graphs.weights().values())
-    assert find_untruth(outline, "fp16") == f"0 of its {total} float weights have 16 bits; expected most of them"
+    assert (
+        check_declared_precision(outline, "fp16")
+        == f"0 of its {total} float weights have 16 bits; expected most of them"
+    )
     half = outline_of(graphs.classifier(dtype=np.float16), tmp_path)
-    assert find_untruth(half, "fp16") is None
-    assert find_untruth(half, "fp32") == f"0 of its {total} float weights have 32 bits; expected most of them"
+    assert check_declared_precision(half, "fp16") is None
+    assert (
+        check_declared_precision(half, "fp32") == f"0 of its {total} float weights have 32 bits; expected most of them"
+    )
 
 
 def test_a_quantised_file_is_not_fp32(tmp_path):
     outline = outline_of(graphs.classifier(graphs.static_product), tmp_path)
-    assert find_untruth(outline, "fp32") == (
+    assert check_declared_precision(outline, "fp32") == (
         "it is quantised already, with DequantizeLinear, QuantizeLinear; expected float weights"
     )
 
@@ -259,10 +274,10 @@ def test_weights_are_counted_whatever_they_are_stored_in_and_scales_are_none(tmp
 )
 def test_int8_that_multiplies_floats_is_int8_where_it_says_so_and_nothing_else(tmp_path, product):
     outline = outline_of(graphs.classifier(product), tmp_path)
-    assert {name for name in PRECISIONS if find_untruth(outline, name) is None} == set()
-    assert find_untruth(outline, "int8", weight_only=True) is None
+    assert {name for name in PRECISIONS if check_declared_precision(outline, name) is None} == set()
+    assert check_declared_precision(outline, "int8", weight_only=True) is None
     plain = outline_of(graphs.classifier(), tmp_path)
     total = WEIGHTS
-    assert find_untruth(plain, "int8", weight_only=True) == (
+    assert check_declared_precision(plain, "int8", weight_only=True) == (
         f"0 of its {total} weights are stored as int8; expected most of them"
     )

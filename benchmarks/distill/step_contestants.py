@@ -24,12 +24,11 @@ from transformers.utils import logging
 from potstill.bench.measure.memory import peak, restart_peak
 from potstill.config import DistillConfig
 from potstill.distill import create_student
-from potstill.distill.arguments import training_arguments
-from potstill.distill.batches import EpochRows, make_mlm_collator
-from potstill.distill.examples import LENGTH_COLUMN
+from potstill.distill.batches import LENGTH_COLUMN, EpochRows, make_mlm_collator
 from potstill.distill.methods.distilbert import TripleLoss
 from potstill.distill.methods.minilmv2 import MiniLMv2
-from potstill.distill.trainer import Job, train
+from potstill.distill.trainer import TrainingRun, train
+from potstill.distill.training_args import training_arguments
 
 TEMPERATURE, KL, MLM, COS, CLIP = 2.0, 5.0, 2.0, 1.0, 5.0
 IGNORED, MASKED_SHARE, EXTRA_SHARE, HEADS, SEED = -100, 0.15, 0.15, 48, 0
@@ -231,7 +230,7 @@ def our_config(size, method, folder, *, compiled=False):
 def run_ours(size, gate, folder, *, student, teacher, objective, collate, method, compiled=False):
     """Train as `potstill distill` does."""
     config, work = our_config(size, method, folder, compiled=compiled)
-    job = Job(
+    job = TrainingRun(
         config=config,
         metric="loss",
         maximise=False,

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from potstill.bench.config import DataSet, Request
     from potstill.bench.models import name_models
     from potstill.bench.pipeline import bench, verify_report
-    from potstill.bench.quality.evaluation import evaluate_bundle
     from potstill.bench.report import read_report
+    from potstill.evaluation.summary import evaluate_bundle
 
 __all__ = ["DataSet", "Request", "bench", "evaluate_bundle", "name_models", "read_report", "verify_report"]
 
@@ -19,7 +19,7 @@ _HOMES = {
     "DataSet": "potstill.bench.config",
     "Request": "potstill.bench.config",
     "bench": "potstill.bench.pipeline",
-    "evaluate_bundle": "potstill.bench.quality.evaluation",
+    "evaluate_bundle": "potstill.evaluation.summary",
     "name_models": "potstill.bench.models",
     "read_report": "potstill.bench.report",
     "verify_report": "potstill.bench.pipeline",

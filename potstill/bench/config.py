@@ -30,14 +30,14 @@ from potstill import machine
 from potstill.bench import report_schema
 from potstill.bench.claims import Claim
 from potstill.bench.models import BenchModel, Configuration, list_configurations, pick_baseline, read_models
-from potstill.bench.quality.power import power
 from potstill.bench.report_schema import Load
 from potstill.bench.runners import check_runner
 from potstill.bench.workload import check_loads, make_loads
 from potstill.config import BenchConfig, Section
 from potstill.data import Examples, load_examples
 from potstill.errors import UsageError
-from potstill.evaluation.fitness import check_examples
+from potstill.evaluation.decision import power
+from potstill.evaluation.predictions import check_examples
 from potstill.metrics import GLUE_METRICS, glue_task
 from potstill.tasks import METRICS, get_task, kind_of, primary_metric
 

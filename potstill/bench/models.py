@@ -429,9 +429,9 @@ def _read_model(name: str, places: Mapping[str, str]) -> BenchModel:
             problem_type=manifest.problem_type,
             labels=manifest.labels,
             parameters=manifest.parameters,
-            encoder_parameters=int(manifest.architecture.get("encoder_parameters", manifest.parameters)),
-            architecture=manifest.architecture,
-            source=manifest.source,
+            encoder_parameters=manifest.architecture.encoder_parameters or manifest.parameters,
+            architecture=manifest.architecture.model_dump(mode="json"),
+            source=manifest.source.model_dump(mode="json"),
             max_length=manifest.max_length,
             embedding_parameters=embedding_parameters(config),
             flops_per_token=count_flops_per_token(config),
@@ -461,7 +461,7 @@ def _read_config(bundle: Bundle) -> dict[str, Any]:
         own = json.loads(bundle.read(file.name))
     elif file.is_file():
         own = json.loads(file.read_text(encoding="utf-8"))
-    return bundle.manifest.architecture | own
+    return {**bundle.manifest.architecture.model_dump(mode="json"), **own}
 
 
 def _describe_checkpoint(checkpoint: str) -> dict[str, Any]:

@@ -24,14 +24,15 @@ from potstill.bench.measure.latency import measure_latency
 from potstill.bench.measure.quality import collect_answers
 from potstill.bench.measure.results import summarise_measurements
 from potstill.bench.measure.run import BenchRun
+from potstill.bench.measure.samples import FILE_NAME, Samples, open_samples, read_samples
 from potstill.bench.measure.throughput import measure_scaling
-from potstill.bench.measuring.journal import FILE_NAME, Journal, open_journal, read_journal
 from potstill.bench.models import compressed_bytes, list_comparisons
-from potstill.bench.quality import Judged, judge, summarise_glue
 from potstill.bench.report import REPORT_NAME, read_report, write_report
 from potstill.bench.report_schema import Contestant, Environment, Failure, Latency, Model, Peaks, Report
 from potstill.config import BenchConfig
 from potstill.errors import CheckError, OutputError
+from potstill.evaluation.comparison import Comparison, compare_glue, compare_models
+from potstill.evaluation.predictions import load_predictions
 from potstill.files import check_free, new_folder
 from potstill.progress import Progress, silent
 
@@ -142,7 +143,7 @@ def _read_finished(out_dir: Path) -> Report | None:
 
 def _decide_again(report: Report, bench: ResolvedBench, out_dir: Path) -> Report:
     """Return a finished report with the claims as they are asked for now, which needs no new measurement."""
-    journal = read_journal(out_dir / FILE_NAME)
+    journal = read_samples(out_dir / FILE_NAME)
     wanted = _journal_head(bench, report.environment)
     changed = [name for name in ("models", "data", "config", "seed") if journal.head.get(name) != wanted[name]]
     if changed:
@@ -182,7 +183,7 @@ def _run(
     if not resume:
         shutil.rmtree(work, ignore_errors=True)
     before = environment.describe(threads=bench.threads)
-    journal = open_journal(work, head=_journal_head(bench, before))
+    journal = open_samples(work, head=_journal_head(bench, before))
     spent_s = float(journal.get("elapsed") or 0.0)
     deadline = None
     if budget_s is not None:
@@ -269,16 +270,16 @@ def _journal_head(bench: ResolvedBench, found: Environment) -> dict[str, object]
     }
 
 
-def _publish(report: Report, journal: Journal, out_dir: Path) -> None:
+def _publish(report: Report, journal: Samples, out_dir: Path) -> None:
     with new_folder(out_dir, overwrite=True) as building:
         write_report(report, building)
         shutil.copyfile(journal.file, building / FILE_NAME)
 
 
-def make_report(bench: ResolvedBench, journal: Journal, work: Path, *, elapsed_s: float | None = None) -> Report:
+def make_report(bench: ResolvedBench, journal: Samples, work: Path, *, elapsed_s: float | None = None) -> Report:
     """Compute the report of what the journal and the answers in `work` hold, whole or not."""
     measured = summarise_measurements(bench, journal)
-    judged, unanswered = _judge(bench, journal, work)
+    compared, unanswered = _compare_quality(bench, journal, work)
     found = environment.describe(threads=bench.threads, load_before=journal.get("load before"))
     if measured.peaks:
         fp32, int8 = measured.peaks.get("fp32"), measured.peaks.get("int8")
@@ -313,8 +314,8 @@ def make_report(bench: ResolvedBench, journal: Journal, work: Path, *, elapsed_s
         throughput=measured.throughput,
         scaling=measured.scaling,
         memory=measured.memory,
-        quality=[each.quality for each in judged],
-        glue=summarise_glue(judged, baseline=bench.baseline.key, candidates=keys),
+        quality=[each.quality for each in compared],
+        glue=compare_glue(compared, baseline=bench.baseline.key, candidates=keys),
         energy=measured.energy,
         failures=[_name_dataset(failure) for failure in measured.failures],
         notes=_list_notes(bench, found, contestants),
@@ -323,7 +324,7 @@ def make_report(bench: ResolvedBench, journal: Journal, work: Path, *, elapsed_s
 
 
 def describe_contestants(
-    bench: ResolvedBench, journal: Journal, *, compress: bool = True, progress: Progress = silent
+    bench: ResolvedBench, journal: Samples, *, compress: bool = True, progress: Progress = silent
 ) -> list[Contestant]:
     """Return what each row is; with `compress` also how small its files become, which takes time."""
     contestants = []
@@ -348,7 +349,7 @@ def describe_contestants(
                 file_bytes=sum(file.stat().st_size for file in files) or None,
                 compressed_bytes=compressed,
                 sha256=loaded.get("sha256", {}),
-                quantisation=record.quantisation if record else None,
+                quantisation=record.quantisation.model_dump(mode="json") if record and record.quantisation else None,
                 batch_invariant=record.batch_invariant if record else True,
             )
         )
@@ -357,9 +358,9 @@ def describe_contestants(
     return contestants
 
 
-def _judge(bench: ResolvedBench, journal: Journal, work: Path) -> tuple[list[Judged], list[str]]:
+def _compare_quality(bench: ResolvedBench, journal: Samples, work: Path) -> tuple[list[Comparison], list[str]]:
     """Return the quality on every data set that was answered, and what is still unanswered."""
-    judged, unanswered = [], []
+    compared, unanswered = [], []
     for dataset in bench.datasets:
         files = {}
         for each in dataset.configurations:
@@ -371,9 +372,9 @@ def _judge(bench: ResolvedBench, journal: Journal, work: Path) -> tuple[list[Jud
             elif not failed:
                 unanswered.append(f"quality of {each.key} on {dataset.name}")
         if files:
-            judged.append(
-                judge(
-                    files,
+            compared.append(
+                compare_models(
+                    {key: load_predictions(file) for key, file in files.items()},
                     dataset.examples,
                     name=dataset.name,
                     kind=dataset.kind,
@@ -384,7 +385,7 @@ def _judge(bench: ResolvedBench, journal: Journal, work: Path) -> tuple[list[Jud
                     resamples=bench.config.resamples,
                 )
             )
-    return judged, unanswered
+    return compared, unanswered
 
 
 def add_flops(bench: ResolvedBench, row: Latency, peaks: Peaks | None) -> Latency:

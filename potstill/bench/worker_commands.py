@@ -16,7 +16,7 @@ from potstill.bench.runners import Runner, find_opener
 from potstill.bench.workload import Call, Work, make_work
 from potstill.errors import UsageError
 from potstill.serve import Text
-from potstill.serve.tasks.classification import scoring_function
+from potstill.serve.tasks.text_classification import scoring_function
 from potstill.tasks import PROBLEM_TYPES, TOKEN_CLASSIFICATION
 from potstill.timing.worker_loop import Message, run_block
 
@@ -136,13 +136,15 @@ class Duties:
         return {"first_answer_ms": (time.perf_counter() - started) * 1e3}
 
     def _answer(self, command: Mapping[str, Any]) -> Message:
-        from potstill.evaluation.ask import ask  # nothing that a model needs to be served, so no part of its memory
+        from potstill.evaluation.predictions import (
+            predict,  # nothing that a model needs to be served, so no part of its memory
+        )
 
         model, texts, kind = self._model, command["texts"], command["kind"]
         file = self._folder / "config.json"
         config = file.read_bytes() if file.is_file() else None
         function = scoring_function(kind, config) if kind in PROBLEM_TYPES else None
-        answers = ask(
+        answers = predict(
             model,
             model.tokenizer,
             texts,

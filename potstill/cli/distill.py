@@ -21,7 +21,7 @@ from potstill.cli.settings import (
     resolve,
 )
 from potstill.config import METHODS, Recipe
-from potstill.data.rows import HELD_OUT, REST, parse_split
+from potstill.data.splits import HELD_OUT, REST, parse_split
 from potstill.extras import require
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from potstill.checkpoint import trained_task
 from potstill.cli import stopping
 from potstill.cli.checks import check_training
 from potstill.cli.settings import (
@@ -22,7 +23,7 @@ from potstill.cli.settings import (
 from potstill.config import METHODS, Recipe, method_for
 from potstill.data import guess_task
 from potstill.extras import require
-from potstill.tasks import TEXT_CLASSIFICATION, trained_task
+from potstill.tasks import TEXT_CLASSIFICATION
 
 # What was set for the fine-tuning and holds for what comes after it.
 _PASSED_ON = ("data.", "max_length=", "metric=", "tokenizer=", "seed=")

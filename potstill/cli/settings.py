@@ -11,7 +11,7 @@ from potstill.bundle import MANIFEST_NAME
 from potstill.cli.checks import check_task
 from potstill.config import Recipe, build_recipe, load_recipe, parse_setting, with_splits
 from potstill.data import choose_splits
-from potstill.data.rows import HELD_OUT, parse_split
+from potstill.data.splits import HELD_OUT, parse_split
 from potstill.errors import RecipeError
 
 if TYPE_CHECKING:

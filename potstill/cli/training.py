@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from potstill.data.rows import HELD_OUT
+from potstill.data.splits import HELD_OUT
 
 _MIB = 2**20
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from potstill.data import labels
 from potstill.data.columns import LABEL_REMEDY, TEXT_REMEDY, pick_label_columns, pick_text_columns
 from potstill.data.formats import Names, Row
-from potstill.data.rows import PYTHON_DOCS, choose_splits, first_row, parse_split, read_rows, select_part
+from potstill.data.splits import PYTHON_DOCS, choose_splits, first_row, parse_split, read_rows, select_part
 from potstill.errors import AbsentError, DataError
 from potstill.tasks import (
     FEATURE_EXTRACTION,

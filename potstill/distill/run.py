@@ -22,26 +22,18 @@ from potstill.checkpoint import (
     load_config,
     load_tokenizer,
     save_tokenizer,
+    task_of_architectures,
 )
-from potstill.checkpoint.sentence_head import (
-    SentenceEncoder,
-    find_sentence_transformers,
-    write_sentence_transformers,
-)
+from potstill.checkpoint.model import SentenceEncoder, find_sentence_transformers, write_sentence_transformers
 from potstill.checkpoint.sentence_transformers import PROMPTS_FILE
 from potstill.config import Recipe, build_recipe, with_splits
-from potstill.distill import scratch
-from potstill.distill.arguments import count_steps, resolve_dtype
-from potstill.distill.batches import hash_rows, read_column
+from potstill.distill import scratch_teacher
+from potstill.distill.batches import LENGTH_COLUMN, hash_rows, read_column
+from potstill.distill.checkpoints import check_same_run
 from potstill.distill.controls import train_controls
-from potstill.distill.evaluate import Model, problem_type_of
-from potstill.distill.examples import LENGTH_COLUMN
-from potstill.distill.keeper import check_same_run
-from potstill.distill.methods.objective import Objective
-from potstill.distill.plan import make_plan
-from potstill.distill.prepare import (
-    Material,
-    load_material,
+from potstill.distill.data import (
+    TrainingData,
+    load_training_data,
     make_labels_objective,
     make_objective,
     read_splits,
@@ -49,8 +41,11 @@ from potstill.distill.prepare import (
     teacher_as_used,
     tokenizers_agree,
 )
+from potstill.distill.evaluation import Model, problem_type_of
+from potstill.distill.methods.objective import Objective
 from potstill.distill.student import best_layers, choose_layers, create_student
-from potstill.distill.trainer import Job, TrainingResult, train
+from potstill.distill.trainer import TrainingResult, TrainingRun, train
+from potstill.distill.training_args import count_steps, plan_training, resolve_dtype
 from potstill.errors import CheckpointError, DataError, RecipeError
 from potstill.files import check_free, new_folder
 from potstill.progress import Announce, Progress, keep_quiet, silent
@@ -62,7 +57,6 @@ from potstill.tasks import (
     TEXT_CLASSIFICATION,
     Task,
     get_task,
-    task_of_architectures,
 )
 
 # How many batches a choice of layers is scored on.
@@ -113,30 +107,36 @@ def distill(
     teacher = _load_teacher(recipe)
     teacher.model.to(processes.device)
     with processes.main_process_first():
-        material = load_material(recipe, teacher, work_dir=job.work_dir, progress=progress)
-    teacher_scores = material.score(teacher_as_used(recipe, teacher), "teacher") if material.score else {}
-    _check_teacher(teacher_scores, material, recipe)
-    student, layers = _load_student(recipe, teacher, material)
+        training_data = load_training_data(recipe, teacher, work_dir=job.work_dir, progress=progress)
+    teacher_scores = training_data.score(teacher_as_used(recipe, teacher), "teacher") if training_data.score else {}
+    _check_teacher(teacher_scores, training_data, recipe)
+    student, layers = _load_student(recipe, teacher, training_data)
     objective = make_objective(recipe, teacher=teacher.model, student=student.model)
-    identity = _identity(recipe, material, models=(teacher.name, recipe.student.model))
-    job = replace(job, metric=material.metric, maximise=material.maximise, identity=identity)
+    identity = _identity(recipe, training_data, models=(teacher.name, recipe.student.model))
+    job = replace(job, metric=training_data.metric, maximise=training_data.maximise, identity=identity)
     untrained = copy.deepcopy(student.model) if recipe.distill.controls else None
     result = _train(
-        student.model, teacher.model, objective, material=material, job=job, task=recipe.task, announce=announce
+        student.model,
+        teacher.model,
+        objective,
+        training_data=training_data,
+        job=job,
+        task=recipe.task,
+        announce=announce,
     )
-    report = _report(recipe, material=material, result=result) | {
+    report = _report(recipe, training_data=training_data, result=result) | {
         "teacher": _describe(teacher) | {"scores": teacher_scores},
         "student": _describe(student)
         | {
             "layers_kept": layers,
             "scores": result.metrics,
             "against_trivial": _against_trivial(
-                material, objective.as_used(student.model), "student", progress=progress
+                training_data, objective.as_used(student.model), "student", progress=progress
             ),
         },
     }
     if untrained is not None:
-        report["controls"] = train_controls(recipe, untrained, teacher.model, material=material, job=job)
+        report["controls"] = train_controls(recipe, untrained, teacher.model, training_data=training_data, job=job)
     report["seconds"] = round(time.perf_counter() - started, 1)
     used = objective.as_used(student.model)
     return _publish(student, out_dir, report=report, overwrite=overwrite, used=used, recipe=recipe)
@@ -167,27 +167,29 @@ def finetune(
     started = time.perf_counter()
     task, config = get_task(recipe.task), recipe.teacher.scratch
     if config is not None:
-        recipe = recipe.model_copy(update={"distill": scratch.training_config(config, recipe.distill)})
+        recipe = recipe.model_copy(update={"distill": scratch_teacher.training_config(config, recipe.distill)})
     processes = _processes()
     if not processes.is_main_process:
         progress, announce = silent, keep_quiet
     job = _job(recipe, out_dir, resume=resume, stage="train the teacher", progress=progress)
-    teacher = _new_teacher(recipe, task) if config is None else scratch.new_teacher(recipe, config)
+    teacher = _new_teacher(recipe, task) if config is None else scratch_teacher.new_teacher(recipe, config)
     if recipe.teacher.model is not None:
         _announce_head(load_config(recipe.teacher.model), teacher, announce)
     names = teacher.label_names if problem_type_of(teacher.model) != REGRESSION else None
     with processes.main_process_first():
-        material = load_material(recipe, teacher, work_dir=job.work_dir, label_names=names, progress=progress)
+        training_data = load_training_data(recipe, teacher, work_dir=job.work_dir, label_names=names, progress=progress)
     objective = make_labels_objective(recipe, teacher.model)
-    identity = _identity(recipe, material, models=(recipe.teacher.model,))
-    job = replace(job, metric=material.metric, maximise=material.maximise, identity=identity)
-    result = _train(teacher.model, None, objective, material=material, job=job, task=recipe.task, announce=announce)
-    report = _report(recipe, material=material, result=result) | {
+    identity = _identity(recipe, training_data, models=(recipe.teacher.model,))
+    job = replace(job, metric=training_data.metric, maximise=training_data.maximise, identity=identity)
+    result = _train(
+        teacher.model, None, objective, training_data=training_data, job=job, task=recipe.task, announce=announce
+    )
+    report = _report(recipe, training_data=training_data, result=result) | {
         "method": "finetune",
         "teacher": _describe(teacher)
         | {
             "scores": result.metrics,
-            "against_trivial": _against_trivial(material, teacher.model, "teacher", progress=progress),
+            "against_trivial": _against_trivial(training_data, teacher.model, "teacher", progress=progress),
         },
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -236,7 +238,7 @@ def _as_recipe(what: Recipe | str, data: str | None, settings: Mapping[str, Any]
     return build_recipe({}, overrides=list(given.items()), origin="what you asked for")
 
 
-def _job(recipe: Recipe, out_dir: Path, *, resume: bool, stage: str, progress: Progress) -> Job:
+def _job(recipe: Recipe, out_dir: Path, *, resume: bool, stage: str, progress: Progress) -> TrainingRun:
     """Return the training of a recipe; one that is gone on with has had the same settings.
 
     Raises:
@@ -245,7 +247,7 @@ def _job(recipe: Recipe, out_dir: Path, *, resume: bool, stage: str, progress: P
     work_dir = out_dir.with_name(f"{out_dir.name}.training")
     if resume:
         check_same_run(work_dir, _settings(recipe))
-    return Job(
+    return TrainingRun(
         config=recipe.distill,
         metric="loss",
         maximise=False,
@@ -257,12 +259,12 @@ def _job(recipe: Recipe, out_dir: Path, *, resume: bool, stage: str, progress: P
     )
 
 
-def _identity(recipe: Recipe, material: Material, *, models: Sequence[str | None]) -> dict[str, Any]:
+def _identity(recipe: Recipe, training_data: TrainingData, *, models: Sequence[str | None]) -> dict[str, Any]:
     """Return all that decides the weights of a training: only the same run may be gone on with."""
     content = _settings(recipe)
-    content["training data"] = hash_rows(material.train_set)
-    content["evaluation data"] = material.about.get("sha256") or (
-        hash_rows(material.eval_set) if material.eval_set is not None else None
+    content["training data"] = hash_rows(training_data.train_set)
+    content["evaluation data"] = training_data.about.get("sha256") or (
+        hash_rows(training_data.eval_set) if training_data.eval_set is not None else None
     )
     content["checkpoints"] = [hash_checkpoint(name) or name for name in models if name is not None]
     content["processes"] = _processes().num_processes
@@ -281,32 +283,34 @@ def _train(
     teacher: PreTrainedModel | None,
     objective: Objective,
     *,
-    material: Material,
-    job: Job,
+    training_data: TrainingData,
+    job: TrainingRun,
     task: str,
     announce: Announce,
 ) -> TrainingResult:
-    lengths = read_column(material.train_set, LENGTH_COLUMN).tolist()
+    lengths = read_column(training_data.train_set, LENGTH_COLUMN).tolist()
     steps = count_steps(job.config, len(lengths), world_size=_processes().num_processes)
-    plan = make_plan(student, teacher, config=job.config, lengths=lengths, steps=steps)
-    announce("plan", plan.figures() | {"data": material.about | {"task": task}})
+    plan = plan_training(student, teacher, config=job.config, lengths=lengths, steps=steps)
+    announce("plan", plan.figures() | {"data": training_data.about | {"task": task}})
     return train(
         student,
         teacher=teacher,
         objective=objective,
-        train_set=material.train_set,
-        collate=material.collate,
+        train_set=training_data.train_set,
+        collate=training_data.collate,
         # Without a teacher it is the teacher itself that is trained.
-        score=score_of(material, objective, teacher, who="teacher" if teacher is None else "student"),
+        score=score_of(training_data, objective, teacher, who="teacher" if teacher is None else "student"),
         job=replace(job, announce=announce),
     )
 
 
-def _against_trivial(material: Material, model: Model, who: str, *, progress: Progress) -> dict[str, Any] | None:
+def _against_trivial(
+    training_data: TrainingData, model: Model, who: str, *, progress: Progress
+) -> dict[str, Any] | None:
     """Return how a trained model's score stands against an answer that ignores the text; None without labels."""
-    if material.evaluation is None:
+    if training_data.evaluation is None:
         return None
-    evaluation, metric = material.evaluation, material.metric
+    evaluation, metric = training_data.evaluation, training_data.metric
     return evaluation.against_trivial(model, metric=metric, progress=progress, who=who).to_json()
 
 
@@ -393,7 +397,7 @@ def _head_for(recipe: Recipe, task: Task) -> dict[str, Any]:
             if found.labels_read.startswith("by name") or problem == REGRESSION:
                 return {}
     examples = read_splits(recipe, label_names=None, problem_type=declared).train
-    return scratch.head_config(examples.label_names, examples.problem_type)
+    return scratch_teacher.head_config(examples.label_names, examples.problem_type)
 
 
 def _announce_head(before: PretrainedConfig, teacher: Checkpoint, announce: Announce) -> None:
@@ -404,13 +408,13 @@ def _announce_head(before: PretrainedConfig, teacher: Checkpoint, announce: Anno
         announce("head", {"before": list(before.id2label.values()), "after": list(ours.id2label.values())})
 
 
-def _check_teacher(scores: dict[str, float], material: Material, recipe: Recipe) -> None:
+def _check_teacher(scores: dict[str, float], training_data: TrainingData, recipe: Recipe) -> None:
     """Refuse a teacher that has nothing to teach: not fine-tuned, or with its labels in another order."""
-    metric = material.metric
-    if metric not in scores or metric not in material.floor or recipe.distill.allow_weak_teacher:
+    metric = training_data.metric
+    if metric not in scores or metric not in training_data.floor or recipe.distill.allow_weak_teacher:
         return
-    score, floor = scores[metric], material.floor[metric]
-    if (score <= floor) if material.maximise else (score >= floor):
+    score, floor = scores[metric], training_data.floor[metric]
+    if (score <= floor) if training_data.maximise else (score >= floor):
         raise CheckpointError(
             f"the teacher's {metric} is {score:.3f}, and an answer that ignores the text has {floor:.3f}: "
             "it is not fine-tuned for this task, or its labels stand in another order than the data's; "
@@ -419,7 +423,7 @@ def _check_teacher(scores: dict[str, float], material: Material, recipe: Recipe)
 
 
 def _load_student(
-    recipe: Recipe, teacher: Checkpoint, material: Material | None
+    recipe: Recipe, teacher: Checkpoint, training_data: TrainingData | None
 ) -> tuple[Checkpoint, list[int] | None]:
     """Return the student and the teacher layers that it kept, if it was cut."""
     wanted = recipe.student
@@ -430,7 +434,7 @@ def _load_student(
         return replace(student, tokenizer=teacher.tokenizer), None
     layers = recipe.student_layers
     if wanted.best_of:
-        layers = _best_of(recipe, teacher.model, material)
+        layers = _best_of(recipe, teacher.model, training_data)
     family = "mobilebert" if recipe.distill.method == "mobilebert" else wanted.family
     model = create_student(
         teacher.model,
@@ -445,14 +449,14 @@ def _load_student(
     return Checkpoint("student", model, teacher.tokenizer), kept
 
 
-def _best_of(recipe: Recipe, teacher: PreTrainedModel, material: Material | None) -> list[int]:
+def _best_of(recipe: Recipe, teacher: PreTrainedModel, training_data: TrainingData | None) -> list[int]:
     """Return the layers whose untrained student has the lowest loss on a few batches."""
     count = recipe.student.layers
-    if material is None:
+    if training_data is None:
         raise RecipeError("student.best_of scores students on data, and `init` has none; name the layers")
     assert isinstance(count, int)
-    rows = material.train_set.select(range(min(len(material.train_set), _BATCHES_TO_CHOOSE_ON * 32)))
-    task_alone = replace(material, eval_set=rows, score=None)
+    rows = training_data.train_set.select(range(min(len(training_data.train_set), _BATCHES_TO_CHOOSE_ON * 32)))
+    task_alone = replace(training_data, eval_set=rows, score=None)
 
     def score(student: PreTrainedModel) -> float:
         objective = make_objective(recipe, teacher=teacher, student=student)
@@ -487,13 +491,13 @@ def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _report(recipe: Recipe, *, material: Material, result: TrainingResult) -> dict[str, Any]:
+def _report(recipe: Recipe, *, training_data: TrainingData, result: TrainingResult) -> dict[str, Any]:
     return {
         "method": recipe.distill.method,
         "task": recipe.task,
-        "metric": material.metric,
-        "data": material.about,
-        "floor": material.floor,
+        "metric": training_data.metric,
+        "data": training_data.about,
+        "floor": training_data.floor,
         "dtype": resolve_dtype(recipe.distill.dtype),
         "steps": result.steps,
         "best_step": result.best_step,

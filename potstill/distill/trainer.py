@@ -28,10 +28,9 @@ from transformers import (
 )
 
 from potstill.config import DistillConfig
-from potstill.distill.arguments import training_arguments
 from potstill.distill.batches import EpochRows, LengthGroupedSampler
-from potstill.distill.keeper import (
-    CheckpointKeeper,
+from potstill.distill.checkpoints import (
+    CheckpointCallback,
     check_same_run,
     complete_checkpoints,
     discard_incomplete,
@@ -40,7 +39,7 @@ from potstill.distill.keeper import (
     write_identity,
 )
 from potstill.distill.methods.objective import Objective
-from potstill.distill.plan import Pace
+from potstill.distill.training_args import PaceReporter, training_arguments
 from potstill.errors import DiskError, TrainingError
 from potstill.extras import require
 from potstill.files import writing
@@ -66,7 +65,7 @@ class TrainingResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class TrainingRun:
     """How and where to train."""
 
     config: DistillConfig
@@ -119,7 +118,7 @@ def train(
     train_set: Dataset,
     collate: Collator,
     score: Callable[[PreTrainedModel], Scores],
-    job: Job,
+    job: TrainingRun,
 ) -> TrainingResult:
     """Train `student` in place and leave the weights with the best score in it.
 
@@ -153,7 +152,7 @@ def train(
     if config.compile:
         student.base_model.compile(dynamic=True)
     distiller = Distiller(student, objective, teacher)
-    keeper = CheckpointKeeper(job.metric, config.keep_best_k, maximise=job.maximise)
+    keeper = CheckpointCallback(job.metric, config.keep_best_k, maximise=job.maximise)
     rows = EpochRows(train_set)
     trainer = DistillationTrainer(
         model=distiller,
@@ -302,9 +301,9 @@ class DistillationTrainer(Trainer):
 class _ProgressReporter(TrainerCallback):
     """Tell the listener of every step."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: TrainingRun) -> None:
         self._stage, self._progress, self._metric = job.stage, job.progress, f"eval_{job.metric}"
-        self._pace = Pace(job.announce)
+        self._pace = PaceReporter(job.announce)
         self._note = ""
 
     def on_train_begin(
@@ -326,7 +325,7 @@ class _ProgressReporter(TrainerCallback):
 
 
 def _choose_best(
-    trainer: DistillationTrainer, keeper: CheckpointKeeper, job: Job, *, resumed_from: int
+    trainer: DistillationTrainer, keeper: CheckpointCallback, job: TrainingRun, *, resumed_from: int
 ) -> TrainingResult:
     """Score the final weights, and go back to a kept checkpoint that was better."""
     trainer.accelerator.wait_for_everyone()

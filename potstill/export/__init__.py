@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from potstill import machine
-from potstill.bundle import Manifest, ModelRecord, Precision, record_files, write_manifest
+from potstill.bundle import (
+    Architecture,
+    Made,
+    Manifest,
+    ModelRecord,
+    Precision,
+    SourceRecord,
+    TokenizerParity,
+    record_files,
+    write_manifest,
+)
 from potstill.checkpoint.sentence_transformers import PROMPTS_FILE
 from potstill.config import ExportConfig
 from potstill.data import Examples, Text
@@ -26,14 +36,14 @@ with needing("export"):
     from onnx import ModelProto
 
     from potstill.checkpoint import reference_tokenizer, save_tokenizer
-    from potstill.checkpoint.sentence_head import write_sentence_transformers
+    from potstill.checkpoint.model import write_sentence_transformers
+    from potstill.export.calibration import make_probe
     from potstill.export.graph import append_head, build_graph
-    from potstill.export.onnxfile import load_model
+    from potstill.export.onnx_files import load_model
+    from potstill.export.pipeline import Workshop, draft_manifest
     from potstill.export.source import Source, load_source, peek
-    from potstill.export.texts import make_probe
-    from potstill.export.tokens import check_tokens
+    from potstill.export.tokenizer_parity import check_tokenizer_parity
     from potstill.export.tuning import tune
-    from potstill.export.workshop import Workshop, draft_manifest
     from potstill.serve import BundleTokenizer
 
 __all__ = ["export_bundle", "peek"]
@@ -91,7 +101,7 @@ def export_bundle(
         )
         ours = BundleTokenizer(folder, draft_manifest(source))
         reference = reference_tokenizer(source.tokenizer)
-        parity = check_tokens(ours, reference, probe.judged, max_length=source.max_length)
+        parity = check_tokenizer_parity(ours, reference, probe.judged, max_length=source.max_length)
         shop = Workshop(source, folder, tokenizer=ours, probe=probe, config=config, say=steps.next)
         models = _make_models(shop, steps=steps)
         steps.next("hash")
@@ -190,20 +200,28 @@ def _write_contract(
         outputs=list(source.outputs),
         pooling=source.pooling,
         parameters=source.parameters,
-        architecture=source.architecture(),
+        architecture=Architecture.model_validate(source.architecture()),
         models=models,
         files=record_files(folder),
-        tokenizer_parity=tokenizer_parity,
-        source={"name": source.name, "sha256": source.sha256, "kind": "onnx" if source.existing else "checkpoint"}
-        | ({"notes": list(source.notes)} if source.notes else {}),
-        made={
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": shlex.join(["potstill", *sys.argv[1:]]),
-            "config": config.model_dump(mode="json"),
-            "cpu": machine.cpu_name(),
-            "packages": machine.versions(),
-        }
-        | ({} if judged is None else {"judged": judged}),
+        tokenizer_parity=TokenizerParity.model_validate(tokenizer_parity),
+        source=SourceRecord.model_validate(
+            {
+                "name": source.name,
+                "sha256": source.sha256,
+                "kind": "onnx" if source.existing else "checkpoint",
+            }
+            | ({"notes": list(source.notes)} if source.notes else {})
+        ),
+        made=Made.model_validate(
+            {
+                "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "command": shlex.join(["potstill", *sys.argv[1:]]),
+                "config": config.model_dump(mode="json"),
+                "cpu": machine.cpu_name(),
+                "packages": machine.versions(),
+            }
+            | ({} if judged is None else {"judged": judged})
+        ),
     )
     write_manifest(folder, manifest)
     return manifest

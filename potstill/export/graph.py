@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from potstill.checkpoint.sentence_head import SentenceHead
+from potstill.checkpoint.model import SentenceHead
 from potstill.errors import CheckpointError, UsageError
 from potstill.export.attention import Attention
 from potstill.export.clean import clean, drop_dead
 from potstill.export.families import traceable
-from potstill.export.receipt import check_fusion, fusion_receipt
+from potstill.export.fusion import check_fusion, fusion_receipt
 
 __all__ = ["SENTENCE_EMBEDDING", "Attention", "build_graph", "check_fusion", "drop_dead", "fusion_receipt"]
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from potstill.export.attention import OPERATORS
-from potstill.export.products import Layer
+from potstill.export.matmuls import Layer
 
 _DOMAIN = "com.microsoft"
 

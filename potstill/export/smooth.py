@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from potstill.export.products import Layer, Range
+from potstill.export.matmuls import Layer, Range
 
 # How much of the outliers moves into the weights. Mean and largest logit error of static int8 for a MiniLM on SST-2,
 # and for its 3-layer student: none 0.095, 0.77 and 0.071, 0.68; alpha 0.5 0.162, 1.56 and 0.146, 1.14; 0.65 0.063,

@@ -19,14 +19,15 @@ from potstill.checkpoint import (
     load_config,
     load_tokenizer,
     read_folder,
+    trained_task,
 )
 from potstill.checkpoint.folder import USUAL_LENGTH, longest_text
-from potstill.checkpoint.sentence_head import SentenceHead, find_sentence_transformers, load_head, simple_head
+from potstill.checkpoint.model import SentenceHead, find_sentence_transformers, load_head, simple_head
 from potstill.checkpoint.sentence_transformers import SentenceTransformers, check_pooling
 from potstill.errors import CheckpointError, UsageError
-from potstill.export.existing import ExistingModel, find_existing
+from potstill.export.fusion import count_layers
 from potstill.export.graph import SENTENCE_EMBEDDING
-from potstill.export.receipt import count_layers
+from potstill.export.onnx_source import OnnxSource, find_onnx_source
 from potstill.serve import OnnxSession
 from potstill.tasks import (
     FEATURE_EXTRACTION,
@@ -37,7 +38,6 @@ from potstill.tasks import (
     Task,
     get_task,
     kind_of,
-    trained_task,
 )
 
 Feeds: TypeAlias = dict[str, NDArray[np.int64]]
@@ -81,7 +81,7 @@ class Source:
     vectors: SentenceTransformers | None = None
     notes: tuple[str, ...] = ()
     model: PreTrainedModel | None = None
-    existing: ExistingModel | None = None
+    existing: OnnxSource | None = None
     parameters: int
     encoder_parameters: int
     sha256: str | None
@@ -146,7 +146,7 @@ def peek(name: str, *, task: str | None = None) -> tuple[Task, list[str], str | 
     Raises:
         CheckpointError: if it has no configuration.
     """
-    existing = find_existing(name, task=task)
+    existing = find_onnx_source(name, task=task)
     wanted = get_task(existing.task if existing else task or trained_task(name) or TEXT_CLASSIFICATION.name)
     config = existing.config if existing else load_config(name)
     names = label_names(config) if wanted in _LABELLED else []
@@ -177,7 +177,7 @@ def load_source(
         CheckpointError: if it cannot be loaded, or reads fewer tokens than asked for.
         UsageError: if pooling is asked for where there are no token vectors, or another one than the folder's.
     """
-    existing = find_existing(name, task=task)
+    existing = find_onnx_source(name, task=task)
     wanted = get_task(existing.task if existing else task or trained_task(name) or TEXT_CLASSIFICATION.name)
     if pooling is not None and wanted is not FEATURE_EXTRACTION:
         raise UsageError(f"pooling makes one vector of a text; {wanted.name} has none, so leave it out")
@@ -216,7 +216,7 @@ def load_source(
 
 def _existing_source(
     name: str,
-    existing: ExistingModel,
+    existing: OnnxSource,
     found: SentenceTransformers | None,
     *,
     tokenizer: str | None,

@@ -1,32 +1,32 @@
 """Texts in, answers out: the one way in which potstill asks an exported model."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from potstill import machine
-from potstill.bundle import Bundle, ModelRecord, read_bundle, verify_files
+from potstill.bundle import LABELLED_TASKS, Bundle, ModelRecord, read_bundle, verify_files
 from potstill.errors import BundleError, CheckError, OtherCpuWarning, UsageError
 from potstill.serve.limits import Limits
-from potstill.serve.session import OnnxSession
-from potstill.serve.tasks.classification import scoring_function
-from potstill.serve.tasks.items import read_parameters
-from potstill.serve.tasks.padding import unpad
-from potstill.serve.tasks.prepared import Outputs, Prepared
-from potstill.serve.tasks.preparing import prepare
-from potstill.serve.tasks.shapes import shape_of
+from potstill.serve.session import OnnxSession, Stop
+from potstill.serve.tasks import Features, Outputs, ServedTask, served_task
+from potstill.serve.tasks.feature_extraction import SENTENCE_EMBEDDING
+from potstill.serve.tasks.inputs import read_parameters
+from potstill.serve.tasks.text_classification import scoring_function
 from potstill.serve.tokenizer import BundleTokenizer, Row, Text
 from potstill.tasks import FILL_MASK, TEXT_CLASSIFICATION
 
 # Numbers that one run of a language model may give in `predict`, 256 MB: it answers each token with its vocabulary.
 _MOST_NUMBERS = 2**26
 _BATCH = 32
+RunRows: TypeAlias = Callable[[Sequence[Row], Stop | None], list[Outputs]]
+"""`Encoder.run_rows`, or what stands for it in a test."""
 _MOST_WINDOWS = Limits().windows
 
 
@@ -39,6 +39,7 @@ class Encoder:
         precision: the precision that answers.
         record: how that precision's file was made and checked.
         function: what makes scores of a classifier's logits: `softmax`, `sigmoid` or `none`.
+        task: the schemas of its requests, and what decodes its answers.
         tokenizer: texts to ids.
         session: ids to logits.
     """
@@ -75,6 +76,7 @@ class Encoder:
         if verify:
             verify_files(self.bundle, but=self.bundle.loaded_files(self.precision))
         self._output = self.manifest.outputs[0]
+        self.task: ServedTask = served_task(self.manifest.task)
         self.function = _function_of(self.bundle, verify=verify)
         _warn_of_other_cpu(self.record, bundle_dir)
         self.tokenizer = BundleTokenizer(bundle_dir, self.manifest, read=self.bundle.read if verify else None)
@@ -88,7 +90,7 @@ class Encoder:
         self._check_graph()
         shape = self.session.engine.get_outputs()[-1].shape
         # How many numbers the last output has per text or token, where the graph says so.
-        self._width: int | None = shape[-1] if shape and isinstance(shape[-1], int) else None
+        self.width: int | None = shape[-1] if shape and isinstance(shape[-1], int) else None
 
     def outputs(self, texts: Sequence[Text], *, batch_size: int = 32) -> list[dict[str, NDArray[np.float32]]]:
         """Return every output of the graph for each text, in the order given, padding cut off.
@@ -139,27 +141,19 @@ class Encoder:
         parameters: BaseModel | Mapping[str, Any] | None = None,
         *,
         most_windows: int = _MOST_WINDOWS,
-    ) -> Prepared:
+    ) -> Features:
         """Return a request as rows for the model, and what reads its answers; pure and safe in any thread.
 
         Args:
-            items: what `potstill.serve.tasks.shapes.shape_of(manifest).item` says: texts, pairs or questions; a
+            items: what `task.item` says: texts, pairs or questions; a
                 pair, and a question with its context, may be a tuple.
-            parameters: `shape_of(manifest).parameters`, or a mapping of them; None takes the defaults.
+            parameters: `task.parameters`, or a mapping of them; None takes the defaults.
             most_windows: windows that one question's context may be read in.
 
         Raises:
             RequestError: if an item or a parameter is none of this task; no message repeats a text.
         """
-        return prepare(
-            self.manifest,
-            self.tokenizer,
-            items,
-            parameters,
-            function=self.function,
-            width=self._width,
-            most_windows=most_windows,
-        )
+        return self.task.preprocess(self, items, read_parameters(self.task.parameters, parameters), most_windows)
 
     def predict(
         self, inputs: Any, *, parameters: BaseModel | Mapping[str, Any] | None = None, top_k: int | None = None
@@ -180,7 +174,7 @@ class Encoder:
         """
         items = inputs if isinstance(inputs, list) else [inputs]
         if top_k is not None:
-            model = shape_of(self.manifest).parameters
+            model = self.task.parameters
             given = read_parameters(model, parameters).model_dump(exclude_unset=True)
             parameters = given | {"top_k": top_k}
         # Nothing else waits here, so a text may take as many windows as it has.
@@ -189,12 +183,27 @@ class Encoder:
             index: prepared.keep(index, own)
             for index, own in self._run_each(prepared.rows, self._batch_size(prepared.rows))
         }
-        answers = prepared.read([kept[index] for index in range(len(prepared.rows))])
+        answers = prepared.decode([kept[index] for index in range(len(prepared.rows))])
         return answers if isinstance(inputs, list) else answers[0]
 
     def unpad(self, given: Mapping[str, NDArray[Any]], rows: Sequence[Row]) -> list[Outputs]:
         """Return the outputs of each row of a batch, padding cut off: views into the arrays that a run gave."""
         return unpad(given, rows, task=self.manifest.task, left=self.manifest.padding_side == "left")
+
+    def run_rows(self, rows: Sequence[Row], stop: Stop | None = None) -> list[Outputs]:
+        """Run rows together and return each row's outputs; safe in any thread.
+
+        Args:
+            rows: of `Features.rows`.
+            stop: ends the run with an error when it is set.
+
+        Raises:
+            CheckError: if the model fails, or was stopped.
+        """
+        # One row needs no copy.
+        one = len(rows) == 1
+        feeds = {name: values[None] for name, values in rows[0].items()} if one else self.tokenizer.pad(rows)
+        return self.unpad(self.session.run(feeds, stop), rows)
 
     def _run_each(self, rows: Sequence[Row], batch_size: int) -> Iterator[tuple[int, Outputs]]:
         """Yield each row's number and outputs, in any order."""
@@ -229,6 +238,33 @@ class Encoder:
         missing = [name for name in self.manifest.outputs if name not in outputs]
         if missing:
             raise BundleError(f"{file} gives {', '.join(outputs)}; its manifest says {', '.join(missing)} too")
+        labels = len(self.manifest.labels)
+        shapes = {node.name: node.shape for node in self.session.engine.get_outputs()}
+        width = (shapes[self._output] or [None])[-1]  # None or a name where the graph leaves it open
+        if self.manifest.task in LABELLED_TASKS and isinstance(width, int) and width != labels:
+            raise BundleError(f"{file} answers with {width} labels; its manifest names {labels}; export it again")
+
+
+def unpad(given: Mapping[str, NDArray[Any]], rows: Sequence[Row], *, task: str, left: bool = False) -> list[Outputs]:
+    """Return the outputs of each row of a batch, padding cut off: views into the arrays that a run gave.
+
+    Args:
+        given: what the model gave for the batch.
+        rows: the batch's rows, before they were padded.
+        task: the task's name.
+        left: whether they were padded on the left.
+    """
+    lengths = [len(row["input_ids"]) for row in rows]
+    padded = max(lengths, default=0)
+    per_token = {name for name in given if task != TEXT_CLASSIFICATION.name and name != SENTENCE_EMBEDDING}
+
+    def tokens(length: int) -> slice:
+        return slice(padded - length, None) if left else slice(length)
+
+    return [
+        {name: values[at][tokens(length)] if name in per_token else values[at] for name, values in given.items()}
+        for at, length in enumerate(lengths)
+    ]
 
 
 def _function_of(bundle: Bundle, *, verify: bool) -> str:
@@ -245,7 +281,9 @@ def _warn_of_other_cpu(record: ModelRecord, folder: Path) -> None:
     if record.quantisation is None or not record.cpu_features:
         return
     made_exact, here_exact = machine.multiplies_exactly(record.cpu_features), machine.has_fast_int8()
-    breaks = (record.saturation or {}).get("breaks_without_vnni", record.quantisation.get("weight_bits", 8) == 8)
+    breaks = record.saturation.breaks_without_vnni if record.saturation is not None else None
+    if breaks is None:  # a manifest from before it was measured
+        breaks = record.quantisation.weight_bits == 8
     if made_exact and not here_exact:
         worse = "its products overflow there, so the answers are wrong" if breaks else "it will be slow"
         warnings.warn(

@@ -23,9 +23,9 @@ from typing import Any, Protocol, TypeAlias
 
 import uvicorn
 
-from potstill.serve.failures import log_failure
+from potstill.serve.http_errors import RequestError, unavailable
 from potstill.serve.limits import Limits
-from potstill.serve.refusals import RequestError, unavailable
+from potstill.serve.logging import log_failure
 from potstill.serve.wire import Connection, guarded
 from potstill.serve.wire.listening import Acceptor, bind, listen
 

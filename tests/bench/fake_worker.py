@@ -5,7 +5,7 @@ from pathlib import Path
 
 from potstill.bench.config import ResolvedBench
 from potstill.bench.measure.run import BenchRun
-from potstill.bench.measuring.journal import open_journal
+from potstill.bench.measure.samples import open_samples
 from potstill.bench.models import Configuration
 from potstill.bench.report_schema import Load
 from potstill.config import BenchConfig
@@ -159,7 +159,7 @@ def make_run(folder, world, *, keys=("t/fp32", "s/fp32"), loads=(SHORT, LONG), h
     )
     return BenchRun(
         bench=bench,
-        journal=open_journal(folder, head=dict(head)),
+        journal=open_samples(folder, head=dict(head)),
         launch=world.launch,
         clock=lambda: world.clock,
         progress=progress,

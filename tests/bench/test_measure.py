@@ -11,7 +11,7 @@ from potstill.bench.measure.energy import Meter
 from potstill.bench.measure.latency import all_rounds, kept_rounds
 from potstill.bench.measure.quality import collect_answers
 from potstill.bench.measure.results import summarise_measurements
-from potstill.bench.measuring.journal import FILE_NAME
+from potstill.bench.measure.samples import FILE_NAME
 from potstill.bench.pipeline import measure
 from potstill.bench.report_schema import Load
 from potstill.timing import disturbance

@@ -4,7 +4,7 @@ import pytest
 
 from potstill.bench.measure.latency import Round, drop_rounds, kept_rounds, store_round
 from potstill.bench.measure.results import summarise_measurements
-from potstill.bench.measuring.journal import read_journal
+from potstill.bench.measure.samples import read_samples
 from potstill.bench.report_schema import Load
 from tests.bench.fake_worker import LONG, SHORT, TEXTS, World, make_run
 
@@ -118,7 +118,7 @@ def test_the_samples_of_an_old_report_give_the_same_parts(run):
     )
     first = compute(run)
     run.journal.finish()
-    assert summarise_measurements(run.bench, read_journal(run.journal.file)) == first
+    assert summarise_measurements(run.bench, read_samples(run.journal.file)) == first
     assert compute(run, seed=8) != first
 
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from potstill.checkpoint import load_checkpoint, load_config
 from potstill.errors import CheckpointError
+from potstill.export.pipeline import draft_manifest
 from potstill.export.source import load_source
-from potstill.export.workshop import draft_manifest
 from potstill.serve import BundleTokenizer
 from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, TASKS, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 from tests.checkpoint import made

@@ -137,8 +137,8 @@ def test_byte_pairs_without_their_merges_are_refused(tmp_path):
 
 
 def test_a_bundle_can_be_made_of_older_files(tmp_path):
+    from potstill.export.pipeline import draft_manifest
     from potstill.export.source import load_source
-    from potstill.export.workshop import draft_manifest
 
     write(tmp_path, "XLMRoberta")
     out = tmp_path / "out"

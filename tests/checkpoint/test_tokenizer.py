@@ -14,10 +14,10 @@ from potstill.distill import distill
 from potstill.distill.batches import make_collator, tokenize
 from potstill.distill.corpus import load_corpus
 from potstill.errors import CheckpointError
-from potstill.export import export_bundle, tokens
+from potstill.export import export_bundle, tokenizer_parity
+from potstill.export.pipeline import draft_manifest
 from potstill.export.source import load_source
-from potstill.export.tokens import check_tokens
-from potstill.export.workshop import draft_manifest
+from potstill.export.tokenizer_parity import check_tokenizer_parity
 from potstill.serve import BundleTokenizer
 from potstill.tasks import TEXT_CLASSIFICATION
 from tests.checkpoint import made
@@ -158,16 +158,18 @@ def test_export_compares_its_tokenizer_with_the_checkpoints_file(tmp_path):
 
 
 def test_a_whole_export_of_a_wordpiece_roberta_is_served_by_the_files_ids(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens, "NASTY", tuple(text for text in tokens.NASTY if len(str(text)) < 5000))
-    monkeypatch.setattr(tokens, "TEXTS", 200)
+    monkeypatch.setattr(
+        tokenizer_parity, "NASTY", tuple(text for text in tokenizer_parity.NASTY if len(str(text)) < 5000)
+    )
+    monkeypatch.setattr(tokenizer_parity, "TEXTS", 200)
     folder = made.write_checkpoint(tmp_path / "model", "WordPiece as RobertaTokenizer")
     config = ExportConfig(precisions=["fp32"], calibration_texts=8, judged_texts=16, allow_unfused=True)
     manifest = export_bundle(str(folder), tmp_path / "bundle", config=config)
-    assert manifest.tokenizer_parity["equal"]
-    assert manifest.models["fp32"].invariance["invariant"]
+    assert manifest.tokenizer_parity.equal
+    assert manifest.models["fp32"].invariance.invariant
     ours = BundleTokenizer(tmp_path / "bundle", manifest)
     equal(of_rows(ours.rows(ALL)), made.columns(made.reference(folder).encode_batch(list(ALL))))
-    check_tokens(ours, made.reference(folder), list(ALL), max_length=made.LONGEST)
+    check_tokenizer_parity(ours, made.reference(folder), list(ALL), max_length=made.LONGEST)
 
 
 def test_a_tokenizer_that_needs_code_of_its_own_is_refused(tmp_path):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from potstill.checkpoint import load_checkpoint
 from potstill.config import build_recipe
-from potstill.distill import distill, evaluate_model, finetune, init_student, keeper
+from potstill.distill import checkpoints, distill, evaluate_model, finetune, init_student
 from potstill.distill import trainer as training
 from potstill.distill.methods import task as task_method
 from potstill.errors import CheckpointError, DataError, MissingExtraError, OutputError, TrainingError
@@ -92,8 +92,8 @@ def test_a_half_written_checkpoint_is_thrown_away(tmp_path):
         folder.mkdir()
         if complete:
             (folder / "COMPLETE").touch()
-    keeper.discard_incomplete(tmp_path)
-    assert keeper.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    checkpoints.discard_incomplete(tmp_path)
+    assert checkpoints.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert not (tmp_path / "checkpoint-12").exists()
 
 
@@ -115,7 +115,7 @@ def test_the_best_checkpoint_becomes_the_student_and_k_are_kept(recipe, tmp_path
 
 def test_the_teacher_neither_learns_nor_drops_out_and_sees_its_token_types(recipe, tmp_path, monkeypatch):
     seen = []
-    original = task_method.tap
+    original = task_method.capture_hidden_states
 
     def spy(model, batch, **states):
         is_teacher = model.config.model_type == "bert"
@@ -127,7 +127,7 @@ def test_the_teacher_neither_learns_nor_drops_out_and_sees_its_token_types(recip
             assert torch.is_grad_enabled()
         return original(model, batch, **states)
 
-    monkeypatch.setattr(task_method, "tap", spy)
+    monkeypatch.setattr(task_method, "capture_hidden_states", spy)
     distill(recipe(**{"student.family": "distilbert", "distill.max_steps": 2}), tmp_path / "student")
     assert seen == [(False, False, True)] * 2
 
@@ -152,7 +152,7 @@ def test_when_the_loss_goes_bad_the_last_good_checkpoint_stays(recipe, tmp_path,
     settings = recipe(**{"distill.checkpoint_every": 2, "distill.log_every": 100, "distill.keep_best_k": 9})
     with pytest.raises(TrainingError, match="no longer numbers at step 6"):
         distill(settings, tmp_path / "student")
-    last = keeper.newest_checkpoint(tmp_path / "student.training")
+    last = checkpoints.newest_checkpoint(tmp_path / "student.training")
     assert last.name == "checkpoint-4"
     assert all(bool(value.isfinite().all()) for value in weights(last).values())
     assert not (tmp_path / "student").exists()

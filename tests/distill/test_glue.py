@@ -8,9 +8,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from potstill.distill import glue
 from potstill.distill import trainer as training
-from potstill.distill.glue import Grid, run_glue
-from potstill.distill.glue_data import find_sources
-from potstill.distill.glue_table import read_reference
+from potstill.distill.glue import Grid, find_sources, read_reference, run_glue
 from potstill.errors import CheckpointError, DataError, OutputError, RecipeError, TrainingError, UsageError
 from tests import tiny
 

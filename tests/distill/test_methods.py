@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from potstill.checkpoint.sentence_head import SentenceHead
+from potstill.checkpoint.model import SentenceHead
 from potstill.distill.methods.embedding import TEACHER_VECTORS, EmbeddingDistillation, pool
 from potstill.distill.methods.mobilebert import MobileBert, attention_loss_sum, feature_loss_sum
 from potstill.distill.methods.task import TaskDistillation, answer_loss_sum, label_loss_sum
@@ -17,7 +17,7 @@ from potstill.distill.methods.tinybert import (
     hidden_distance_sum,
     uniform_map,
 )
-from potstill.distill.vectors import student_head
+from potstill.distill.teacher_embeddings import student_head
 from potstill.errors import CheckpointError
 from tests.distill.families import VOCABULARY, build
 

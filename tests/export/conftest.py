@@ -4,7 +4,7 @@ import onnx
 import pytest
 
 import potstill.export as exporting
-from potstill.export import tokens
+from potstill.export import tokenizer_parity
 
 _TRACED: dict[tuple[str, ...], bytes] = {}
 
@@ -25,4 +25,4 @@ def _trace_once(monkeypatch):
 @pytest.fixture
 def few_texts(monkeypatch):
     """Compare tokenizers on fewer texts than an export does."""
-    monkeypatch.setattr(tokens, "TEXTS", 200)
+    monkeypatch.setattr(tokenizer_parity, "TEXTS", 200)

@@ -6,7 +6,7 @@ import torch
 from onnx import numpy_helper
 
 from potstill.errors import CheckpointError
-from potstill.export.receipt import check_fusion, fusion_receipt
+from potstill.export.fusion import check_fusion, fusion_receipt
 from tests.export import families
 
 from .test_graph import EXPORTS as PLAIN

@@ -10,7 +10,7 @@ from onnx import helper
 
 from potstill.errors import ParityError
 from potstill.export.graph import build_graph
-from potstill.export.onnxfile import save_model
+from potstill.export.onnx_files import save_model
 from potstill.export.parity import FP32_TOLERANCE, check_parity, left_out, masks, measure_difference, plan
 from potstill.export.source import load_source
 from potstill.serve import OnnxSession

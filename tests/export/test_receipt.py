@@ -5,7 +5,7 @@ import pytest
 from onnx import helper
 
 from potstill.errors import ParityError
-from potstill.export.receipt import check_fusion, count_layers, fusion_receipt
+from potstill.export.fusion import check_fusion, count_layers, fusion_receipt
 from tests.export import families
 
 

@@ -10,7 +10,7 @@ import potstill.export as exporting
 from potstill.config import ExportConfig
 from potstill.errors import PotstillError
 from potstill.export import export_bundle
-from potstill.export.onnxfile import load_model, save_model
+from potstill.export.onnx_files import load_model, save_model
 
 from .test_parity import FAULTS
 
@@ -63,7 +63,7 @@ def point_at(file, location):
 
 def test_an_existing_folder_with_its_weights_beside_it_is_fine(existing, tmp_path):
     manifest = export_bundle(str(existing), tmp_path / "bundle", config=ONLY_FP32)
-    assert manifest.source["kind"] == "onnx"
+    assert manifest.source.kind == "onnx"
 
 
 def test_a_truncated_model(existing, tmp_path):

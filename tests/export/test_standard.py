@@ -4,7 +4,7 @@ import onnx
 import pytest
 
 from potstill.errors import UsageError
-from potstill.export.receipt import check_fusion, fusion_receipt
+from potstill.export.fusion import check_fusion, fusion_receipt
 from tests.export import families
 
 EXPORTS = {

@@ -5,10 +5,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from potstill.checkpoint.sentence_head import simple_head
+from potstill.checkpoint.model import simple_head
 from potstill.export import export_bundle
 from potstill.export.graph import SENTENCE_EMBEDDING, build_graph
-from potstill.export.quantise import int8_recipe, prepare, quantise
+from potstill.export.quantize import int8_recipe, prepare, quantise
 from potstill.export.unpad import is_unpadded, unpad
 from potstill.onnx_inspect import count_products, read_outline
 from potstill.serve import Encoder

@@ -38,8 +38,8 @@ from potstill.bench.measure.run import (
     read_warm,
     turn_order,
 )
+from potstill.bench.measure.samples import Samples
 from potstill.bench.measure.throughput import measure_throughput
-from potstill.bench.measuring.journal import Journal
 from potstill.bench.report_schema import Load, Memory
 from potstill.bench.statistics import Rounds, median_interval
 from potstill.config import BenchConfig
@@ -84,20 +84,20 @@ class Round:
     machine: dict[str, float] = field(default_factory=dict)
 
 
-def store_round(journal: Journal, load: Load, found: Round) -> None:
+def store_round(journal: Samples, load: Load, found: Round) -> None:
     """Write a round down."""
     value = asdict(found)
     del value["launch"], value["number"]
     journal.put(("round", str(load), found.launch, found.number), value)
 
 
-def all_rounds(journal: Journal, load: Load | None = None) -> list[Round]:
+def all_rounds(journal: Samples, load: Load | None = None) -> list[Round]:
     """Return the rounds of one load, or of all, in the order in which they ran; the dropped ones too."""
     named = journal.parts("round") if load is None else journal.parts("round", str(load))
     return [Round(launch=int(name[-2]), number=int(name[-1]), **value) for name, value in named.items()]
 
 
-def kept_rounds(journal: Journal, load: Load) -> list[Round]:
+def kept_rounds(journal: Samples, load: Load) -> list[Round]:
     """Return the rounds of one load that count, by launch and number."""
     dropped = journal.parts("dropped", str(load))
     gone = {(name[0], number) for name, value in dropped.items() for number in value["rounds"]}
@@ -105,7 +105,7 @@ def kept_rounds(journal: Journal, load: Load) -> list[Round]:
     return sorted(kept, key=lambda found: (found.launch, found.number))
 
 
-def undisturbed_rounds(journal: Journal, load: Load) -> tuple[list[Round], list[str]]:
+def undisturbed_rounds(journal: Samples, load: Load) -> tuple[list[Round], list[str]]:
     """Return the rounds of one load that a report is made of, and what disturbed them, if anything.
 
     Launches that the machine disturbed to the last are left out where the others are enough. That is decided by what
@@ -127,7 +127,7 @@ def disturbances(rounds: Iterable[Round]) -> list[str]:
     return disturbance.shares(found.machine for found in rounds).over_limit()
 
 
-def wanted_rounds(journal: Journal, load: Load, *, config: BenchConfig) -> int:
+def wanted_rounds(journal: Samples, load: Load, *, config: BenchConfig) -> int:
     """Return how many rounds of a load must count: those of the settings, and what was added for a wide interval."""
     if config.budget_s is not None:
         return LEAST_ROUNDS
@@ -135,7 +135,7 @@ def wanted_rounds(journal: Journal, load: Load, *, config: BenchConfig) -> int:
     return config.rounds + sum(added)
 
 
-def drop_rounds(journal: Journal, load: Load, rounds: Sequence[Round], *, reason: str) -> None:
+def drop_rounds(journal: Samples, load: Load, rounds: Sequence[Round], *, reason: str) -> None:
     """Let some rounds of one launch count no more."""
     numbers = [found.number for found in rounds]
     journal.put(("dropped", str(load), rounds[0].launch, numbers[0]), {"rounds": numbers, "reason": reason})
@@ -147,7 +147,7 @@ def calls_of(rounds: Sequence[Round], key: str) -> Rounds:
     return Rounds([found.calls_ms[key] for found in own], [found.launch for found in own])
 
 
-def has_failed_at(journal: Journal, key: str, load: Load) -> bool:
+def has_failed_at(journal: Samples, key: str, load: Load) -> bool:
     """Tell whether a configuration failed at a load, so that none of its rounds there counts."""
     return any(journal.get("failure", key, stage, str(load)) is not None for stage in ("warm-up", "latency"))
 

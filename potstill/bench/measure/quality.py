@@ -14,7 +14,7 @@ _TEXTS_PER_TIMEOUT = 64
 
 
 def collect_answers(run: BenchRun, datasets: Sequence[LoadedDataset], folder: Path) -> None:
-    """Write each configuration's answers to each data set into a file of `folder`, as `potstill.evaluation` reads them.
+    """Write each configuration's answers to each data set into a file of `folder` (`evaluation.predictions` reads it).
 
     The configurations answer one after the other, so that none needs memory beside another. What is in the journal and
     in `folder` is not asked again; one that fails at a data set has no file for it. A data set is not answered at all

@@ -27,8 +27,8 @@ from potstill.bench.measure.latency import (
     wanted_rounds,
 )
 from potstill.bench.measure.run import A_A_SUFFIX, PEAK, load_seed
+from potstill.bench.measure.samples import Samples
 from potstill.bench.measure.throughput import describe_callers, has_enough_turns, split_threads
-from potstill.bench.measuring.journal import Journal
 from potstill.bench.models import Comparison, Configuration, list_comparisons
 from potstill.bench.report_schema import (
     ColdStart,
@@ -77,7 +77,7 @@ class Measured:
     missing: list[str]
 
 
-def summarise_measurements(bench: ResolvedBench, journal: Journal) -> Measured:
+def summarise_measurements(bench: ResolvedBench, journal: Samples) -> Measured:
     """Compute all parts of a report that were measured; the journal may be that of a run that was interrupted."""
     results = _Results(bench, journal)
     configurations = bench.configurations
@@ -100,7 +100,7 @@ def summarise_measurements(bench: ResolvedBench, journal: Journal) -> Measured:
 class _Results:
     """The rounds that count, without the configurations that failed there, and what disturbed them."""
 
-    def __init__(self, bench: ResolvedBench, journal: Journal) -> None:
+    def __init__(self, bench: ResolvedBench, journal: Samples) -> None:
         self.bench, self.journal = bench, journal
         self.rounds: dict[Load, list[Round]] = {}
         self.disturbances: dict[Load, str] = {}
@@ -379,7 +379,7 @@ class _Results:
         return found
 
 
-def _without_failed(journal: Journal, load: Load, found: Round) -> Round:
+def _without_failed(journal: Samples, load: Load, found: Round) -> Round:
     calls_ms = {key: calls for key, calls in found.calls_ms.items() if not has_failed_at(journal, key, load)}
     return replace(found, calls_ms=calls_ms, joules={key: found.joules[key] for key in found.joules if key in calls_ms})
 
@@ -393,7 +393,7 @@ def _apart(one: float, other: float) -> float:
     return max(one, other) / min(one, other) - 1
 
 
-def _list_missing(bench: ResolvedBench, journal: Journal) -> list[str]:
+def _list_missing(bench: ResolvedBench, journal: Samples) -> list[str]:
     """Return a phrase for everything that is still to be measured; what failed is finished."""
     config = bench.config
     keys = [each.key for each in bench.configurations if journal.get("failure", each.key, "load", "") is None]
@@ -416,7 +416,7 @@ def _list_missing(bench: ResolvedBench, journal: Journal) -> list[str]:
     return found
 
 
-def _list_missing_rounds(bench: ResolvedBench, journal: Journal, keys: Sequence[str]) -> Iterable[str]:
+def _list_missing_rounds(bench: ResolvedBench, journal: Samples, keys: Sequence[str]) -> Iterable[str]:
     for load in bench.loads:
         made, wanted = len(kept_rounds(journal, load)), wanted_rounds(journal, load, config=bench.config)
         if made < wanted and not all(has_failed_at(journal, key, load) for key in keys):

@@ -11,7 +11,7 @@ import numpy as np
 
 from potstill.bench.budget import Deadline
 from potstill.bench.config import ResolvedBench
-from potstill.bench.measuring.journal import Journal
+from potstill.bench.measure.samples import Samples
 from potstill.bench.models import Configuration
 from potstill.bench.report_schema import Failure, Load
 from potstill.progress import Progress, silent
@@ -55,7 +55,7 @@ class BenchRun:
     """
 
     bench: ResolvedBench
-    journal: Journal
+    journal: Samples
     progress: Progress = silent
     launch: Callable[[float], Asks] = start_worker
     clock: Callable[[], float] = time.perf_counter
@@ -99,7 +99,7 @@ class BenchRun:
 class _JournalLog:
     """What happens to the processes of a pool, as the journal holds it."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Samples) -> None:
         self._journal = journal
 
     def has_failed(self, name: str, stage: str, where: str) -> bool:
@@ -113,7 +113,7 @@ class _JournalLog:
             self._journal.put(("load", name), reply)
 
 
-def store_failure(journal: Journal, key: str, stage: str, where: str | None, error: CommandFailed) -> None:
+def store_failure(journal: Samples, key: str, stage: str, where: str | None, error: CommandFailed) -> None:
     """Write down that something could not be measured."""
     failure = Failure(key=key, stage=stage, where=where, kind=classify(error), reason=str(error))
     journal.put(("failure", key, stage, where or ""), failure.model_dump(mode="json"))

@@ -18,18 +18,19 @@ from transformers.utils import cached_file
 
 from potstill.bundle import sha256_of
 from potstill.checkpoint.folder import USUAL_LENGTH, longest_text, read_folder
-from potstill.checkpoint.loading import (
+from potstill.checkpoint.model import (
+    SentenceEncoder,
     accepted_inputs,
     count_parameters,
     hash_checkpoint,
     load_checkpoint,
     load_config,
+    load_sentence_encoder,
     save_tokenizer,
 )
-from potstill.checkpoint.sentence_head import SentenceEncoder, load_sentence_encoder
 from potstill.errors import CheckError, CheckpointError, MissingError, PotstillError, UsageError
 from potstill.serve import BundleTokenizer
-from potstill.serve.tasks.vectors import SENTENCE_EMBEDDING
+from potstill.serve.tasks.feature_extraction import SENTENCE_EMBEDDING
 from potstill.tasks import (
     FEATURE_EXTRACTION,
     QUESTION_ANSWERING,

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from potstill.distill.anatomy import base, masked_lm_head, model_inputs
-from potstill.distill.losses import hidden_cosine_sum
-from potstill.distill.methods.objective import Batch, Objective
+from potstill.distill.hooks import base, masked_lm_head, model_inputs
+from potstill.distill.methods.objective import Batch, Objective, hidden_cosine_sum
 from potstill.errors import CheckpointError
 
 IGNORED = -100

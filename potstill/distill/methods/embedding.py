@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from potstill.checkpoint.sentence_head import SentenceEncoder, SentenceHead, pool
-from potstill.distill.anatomy import base, model_inputs
+from potstill.checkpoint.model import SentenceEncoder, SentenceHead, pool
+from potstill.distill.hooks import base, model_inputs
 from potstill.distill.methods.objective import Batch, Objective
 from potstill.distill.methods.task import combine
 

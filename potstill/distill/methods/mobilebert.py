@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from potstill.distill.anatomy import attention_scores, find_layers, tap
+from potstill.distill.hooks import attention_scores, capture_hidden_states, find_layers
 from potstill.distill.methods.distilbert import TripleLoss
 from potstill.distill.methods.objective import Batch, Objective
 from potstill.distill.methods.task import combine
@@ -99,10 +99,10 @@ class MobileBert(Objective):
             return self.words(student, teacher, batch, scales)
         layer = self.due_layer()
         with _resting_below(student, layer):
-            ours = tap(student, batch, hidden=[layer + 1], qkv=[layer], stop=True)
+            ours = capture_hidden_states(student, batch, hidden=[layer + 1], qkv=[layer], stop=True)
         number = self._map[layer]
         with torch.no_grad():
-            theirs = tap(teacher, batch, hidden=[number], qkv=[number - 1], stop=True)
+            theirs = capture_hidden_states(teacher, batch, hidden=[number], qkv=[number - 1], stop=True)
         mask = batch["attention_mask"]
         sums = {}
         if "feat" in scales:

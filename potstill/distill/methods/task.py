@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from potstill.distill.anatomy import tap
-from potstill.distill.losses import hidden_cosine_sum, kl_divergence_sum
-from potstill.distill.methods.objective import Batch, Objective
+from potstill.distill.hooks import capture_hidden_states
+from potstill.distill.methods.objective import Batch, Objective, hidden_cosine_sum, kl_divergence_sum
 
 IGNORED = -100
 """The label of a token that counts in no loss: padding, special tokens, and all pieces of a word but its first."""
@@ -47,13 +46,13 @@ class TaskDistillation(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its parts; the teacher runs only if a part needs it."""
         want_states = "cos" in scales
-        ours = tap(student, batch, hidden=_last_layer(student) if want_states else [])
+        ours = capture_hidden_states(student, batch, hidden=_last_layer(student) if want_states else [])
         sums = {}
         if "ce" in scales:
             sums["ce"] = label_loss_sum(ours.output, batch, self._problem)
         if "kl" in scales or "cos" in scales:
             with torch.no_grad():
-                theirs = tap(teacher, batch, hidden=_last_layer(teacher) if want_states else [])
+                theirs = capture_hidden_states(teacher, batch, hidden=_last_layer(teacher) if want_states else [])
             if "kl" in scales:
                 sums["kl"] = answer_loss_sum(ours.output, theirs.output, batch, self._problem, self._temperature)
             if want_states:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from potstill.distill.anatomy import attention_scores, tap
+from potstill.distill.hooks import attention_scores, capture_hidden_states
 from potstill.distill.methods.objective import Batch, Objective
 from potstill.distill.methods.task import answer_loss_sum, combine, count_answers
 from potstill.errors import CheckpointError
@@ -93,9 +93,9 @@ class TinyBert(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its parts, running both models only as far as they are compared."""
         if "pred" in scales:
-            ours = tap(student, batch)
+            ours = capture_hidden_states(student, batch)
             with torch.no_grad():
-                theirs = tap(teacher, batch)
+                theirs = capture_hidden_states(teacher, batch)
             assert self._problem is not None
             pred = answer_loss_sum(ours.output, theirs.output, batch, self._problem, self._temperature)
             return combine({"pred": pred}, scales)
@@ -107,7 +107,7 @@ class TinyBert(Objective):
         numbers = list(range(1, len(self._map) + 1))
         zero = [0] if "emb" in scales else []
         want_hidden, want_attention = "hid" in scales, "att" in scales
-        ours = tap(
+        ours = capture_hidden_states(
             student,
             batch,
             hidden=zero + (numbers if want_hidden else []),
@@ -115,7 +115,7 @@ class TinyBert(Objective):
             stop=True,
         )
         with torch.no_grad():
-            theirs = tap(
+            theirs = capture_hidden_states(
                 teacher,
                 batch,
                 hidden=zero + (self._map if want_hidden else []),

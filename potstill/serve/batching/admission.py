@@ -14,7 +14,7 @@ from random import Random
 from typing import Protocol
 
 # Multiples of a long request's cost. The small one keeps an overloaded server's answers within a few times its normal
-# ones, and still has the next batch at hand: tests/serve/engine/simulation.py tries them.
+# ones, and still has the next batch at hand: tests/serve/batching/simulation.py tries them.
 _BURST = 9.0
 _STANDING = 1.5
 # But a burst's wait is not to outlast what people wait for an answer, however long a model's runs are.

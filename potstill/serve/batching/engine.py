@@ -1,26 +1,178 @@
-"""The engine: requests in on the event loop, answers out, or a refusal at once."""
+"""What goes into an engine and what comes out of it."""
 
 import asyncio
 import logging
+import resource
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from math import ceil
+from pathlib import Path
 from time import monotonic
+from typing import Any, Literal, Protocol, TypeAlias
 
 from potstill.errors import UsageError
 from potstill.machine import available_cores
 from potstill.serve.batching.admission import Admission
-from potstill.serve.batching.cost import LONG_TOKENS, Drift
-from potstill.serve.batching.crew import Crew
-from potstill.serve.batching.jobs import Job
-from potstill.serve.batching.model import runs_of
-from potstill.serve.batching.plan import Plan, measure_models, resident_bytes
-from potstill.serve.batching.queue import Policy, Queue
-from potstill.serve.batching.settings import Answered, EngineSettings, Gauges, Observer, Outcome, Timings, nothing
-from potstill.serve.batching.shadow import Shadow, check_pair
-from potstill.serve.encoder import Encoder
-from potstill.serve.refusals import RequestError, expired, overloaded, unavailable
-from potstill.serve.tasks.prepared import Prepared
-from potstill.tasks import QUESTION_ANSWERING
+from potstill.serve.batching.cost import LONG_TOKENS, Drift, ModelPlan, describe, measure, row_of
+from potstill.serve.batching.queue import Answered, Job, Policy, Queue, Timings
+from potstill.serve.batching.shadow_compare import Shadow, check_pair
+from potstill.serve.batching.workers import Crew
+from potstill.serve.encoder import Encoder, RunRows
+from potstill.serve.http_errors import RequestError, expired, overloaded, unavailable
+from potstill.serve.limits import Limits
+from potstill.serve.tasks.features import Features
+
+Stage: TypeAlias = Literal["tokenise", "queue", "infer", "read"]
+Outcome: TypeAlias = Literal["answered", "overloaded", "expired", "gone", "invalid", "failed", "unavailable"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """How one engine works.
+
+    Raises:
+        UsageError: if a count is below 1.
+    """
+
+    threads: int | None = None
+    """Threads within one run, as the models were loaded with; None where they chose for themselves."""
+    runners: int | None = None
+    """RunRows at a time; None: the cores over the threads of one run. Several runs of one thread each answer more than
+    one run of several threads (microsoft/onnxruntime#16304); an int8 student of 1 ms took 1.3 times the CPU with two
+    threads."""
+    text_threads: int = 1
+    """Threads that only tokenise and read, while the runners run."""
+    allow_drift: bool = False
+    """Whether texts share a run even where a file's answers depend on their company (dynamic int8)."""
+    limits: Limits = field(default_factory=Limits)
+    shadow: tuple[str, str] | None = None
+    """(primary, shadow): what the primary has answered runs on the shadow too, when nothing else is to do."""
+    hang_s: float = 10.0
+    """A run that takes longer than this, and many times longer than predicted, is told to stop."""
+    grace_s: float = 5.0
+    """How long a run may go on after it was told to stop; then the engine is dead."""
+
+    def __post_init__(self) -> None:
+        for name in ("runners", "threads", "text_threads"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise UsageError(f"{name} is {count}; an engine needs at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gauges:
+    """One model's state now."""
+
+    queued_rows: int
+    queued_tokens: int
+    running_rows: int
+    wait_s: float
+    """The predicted wait of a short request that came now."""
+
+
+class Observer(Protocol):
+    """Whoever counts; called on the event loop, `shadow` from any thread. It is quick and raises nothing."""
+
+    def batch(self, model: str, *, rows: int, tokens: int, padded_tokens: int, seconds: float) -> None:
+        """One run is over."""
+
+    def stage(self, model: str, name: Stage, seconds: float) -> None:
+        """One request has spent `seconds` in a stage."""
+
+    def outcome(self, model: str, name: Outcome) -> None:
+        """One request is over."""
+
+    def shadow(self, model: str, shadow: str, *, agreed: bool) -> None:
+        """The shadow has answered one input of the model's, and decided as the model did or not."""
+
+
+class Nobody:
+    """An observer that counts nothing."""
+
+    def batch(self, model: str, *, rows: int, tokens: int, padded_tokens: int, seconds: float) -> None:
+        """Do nothing."""
+
+    def stage(self, model: str, name: Stage, seconds: float) -> None:
+        """Do nothing."""
+
+    def outcome(self, model: str, name: Outcome) -> None:
+        """Do nothing."""
+
+    def shadow(self, model: str, shadow: str, *, agreed: bool) -> None:
+        """Do nothing."""
+
+
+nothing: Observer = Nobody()
+
+
+# DOC: What an engine measures and chooses at its start.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What the engine measured and chose at its start."""
+
+    models: dict[str, ModelPlan]
+    runners: int
+    threads: int
+    text_threads: int
+    wait_ms: dict[str, float]
+    """The predicted wait beyond which a request is refused: in a burst and while a queue stands."""
+    memory_bytes: int | None
+    """Resident after the largest runs: about what it stays at."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return {
+            "runners": self.runners,
+            "threads": self.threads,
+            "text_threads": self.text_threads,
+            "wait_ms": self.wait_ms,
+            "memory_bytes": self.memory_bytes,
+            "models": {name: describe(plan) for name, plan in self.models.items()},
+        }
+
+
+def measure_models(
+    models: Mapping[str, Encoder], runs: Mapping[str, RunRows], *, settings: EngineSettings, runners: int
+) -> dict[str, ModelPlan]:
+    """Measure every model.
+
+    Args:
+        models: what is measured.
+        runs: what runs rows of each.
+        settings: say whether texts may share a run.
+        runners: how many runs there may be at a time.
+
+    Raises:
+        CheckError: if a model does not run.
+    """
+    plans: dict[str, ModelPlan] = {}
+    for name, model in models.items():
+        alone = None
+        if not model.record.batch_invariant and not settings.allow_drift:
+            alone = "this file's answers depend on their company, so every text runs alone"
+        plans[name] = measure(
+            runs[name],
+            max_length=model.manifest.max_length,
+            row=partial(row_of, model.session.inputs, model.manifest.pad_token_id),
+            alone=alone,
+            runners=runners,
+            unpadded=model.record.unpadded,
+        )
+    return plans
+
+
+def resident_bytes() -> int | None:
+    """Return how much memory this process has; None where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return None
+
+
+# DOC: The engine: requests in on the event loop, answers out, or a refusal at once.
 
 # How often hung runs and dead threads are looked for; not in the way of any request.
 _WATCH_S = 0.5
@@ -59,7 +211,7 @@ class Engine:
         self.plan: Plan | None = None
         self.observer = observer
         """Who counts; may be changed until `start`."""
-        self._runs = {name: runs_of(encoder, encoder.session) for name, encoder in models.items()}
+        self._runs = {name: encoder.run_rows for name, encoder in models.items()}
         self._active: set[Job] = set()
         self._ratio = dict.fromkeys(models, 0.25)  # tokens per character, as in English; learnt
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -172,7 +324,7 @@ class Engine:
     async def answer(
         self,
         model: str,
-        prepare: Callable[[], Prepared],
+        prepare: Callable[[], Features],
         *,
         characters: Sequence[int],
         client: str = "",
@@ -236,7 +388,12 @@ class Engine:
         pair = self.settings.shadow
         if pair is None:
             return None
-        return Shadow(pair, self._runs[pair[1]], max_length=self._length(pair[1]), observer=self.observer)
+        return Shadow(
+            pair,
+            self._runs[pair[1]],
+            max_length=self._length(pair[1]),
+            on_compared=lambda agreed: self.observer.shadow(*pair, agreed=agreed),
+        )
 
     def _check_open(self, model: str) -> None:
         if self._dead:
@@ -275,8 +432,7 @@ class Engine:
 
     def _windows(self, model: str) -> int:
         """Return in how many rows a text may be read; where it is one, longer texts are cut."""
-        is_read_whole = self.models[model].manifest.task == QUESTION_ANSWERING.name
-        return self.settings.limits.windows if is_read_whole else 1
+        return self.settings.limits.windows if self.models[model].task.has_windows else 1
 
     def _length(self, model: str) -> int:
         return self.models[model].manifest.max_length

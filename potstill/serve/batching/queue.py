@@ -16,17 +16,20 @@ says that a row is cheaper in company than alone, up to a budget of tokens. Wher
 counts, and rows of similar length come first; where the file leaves it out, those whose turn comes first.
 """
 
+import asyncio
 import heapq
 from bisect import insort
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from math import ceil, log2
+from typing import Any, NamedTuple, TypeAlias
 
 from potstill.serve.batching.cost import LONG_TOKENS, Drift, RunCost
-from potstill.serve.batching.jobs import Batch, Item, Job
+from potstill.serve.http_errors import RequestError
 from potstill.serve.session import Stop
+from potstill.serve.tasks.features import Features, Outputs
 
 # Rows among which company is looked for. More would find little more, and takes time in front of each run.
 _WINDOW = 64
@@ -39,6 +42,99 @@ _LEVELS = 16
 # A text is tokenised as if it had come later by this time for each character, about fifty times what that takes: short
 # ones pass long ones, and long ones are passed for 20 s at most.
 _LATER_S = 1e-5
+
+
+class Timings(NamedTuple):
+    """Where one request's time went, in seconds."""
+
+    tokenise_s: float
+    queue_s: float
+    """Neither tokenised nor run, until the answer was ready."""
+    infer_s: float
+    """All runs that held one of its rows."""
+    tokens: int
+    """Tokens that the model saw of it, without padding."""
+
+
+class Answered(NamedTuple):
+    """One request's answers, in the order of its inputs."""
+
+    answers: list[Any]
+    timings: Timings
+
+
+Task: TypeAlias = Callable[[], None]
+"""Something for a thread to do."""
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Job:
+    """One request inside of the engine. Times are of `time.monotonic`, costs in seconds of one runner."""
+
+    model: str
+    prepare: Callable[[], Features]
+    characters: int
+    """Of all its texts."""
+    arrived: float
+    deadline: float
+    timeout_s: float
+    client: str = ""
+    """Who sent it, as far as that is known: what one client has waiting stands only in its own way."""
+    future: "asyncio.Future[Answered] | None" = None
+
+    lane: "Lane | None" = None
+    """Where it, or its rows, wait."""
+    waiting_s: float = 0.0
+    """Cost of its rows that wait, as measured at the start; before it is tokenised, what it is expected to cost."""
+    dead: bool = False
+    """Nobody waits for it any more; its rows must not run."""
+
+    prepared: Features | None = None
+    outputs: list[Outputs | None] = field(default_factory=list)
+    """Of its rows, as far as they have run."""
+    left: int = 0
+    """Rows that have not run."""
+    tokens: int = 0
+    tokenise_s: float = 0.0
+    infer_s: float = 0.0
+    read_s: float = 0.0
+    answers: list[Any] | None = None
+    error: RequestError | None = None
+    ended: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One row that waits."""
+
+    job: Job
+    index: int
+    tokens: int
+    cost_s: float
+    """Alone, as measured at the start."""
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Batch:
+    """Rows that run together."""
+
+    model: str
+    items: Sequence[Item]
+    longest: int
+    """Tokens of the longest row: what the others are padded to."""
+    started: float
+    predicted_s: float
+    stop: Stop = field(default_factory=Stop)
+    stopped_at: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Return the tokens without padding."""
+        return sum(item.tokens for item in self.items)
+
+    def is_abandoned(self) -> bool:
+        """Tell whether nobody waits for any of it."""
+        return all(item.job.dead for item in self.items)
 
 
 @dataclass(slots=True, kw_only=True)

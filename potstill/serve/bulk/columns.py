@@ -7,7 +7,7 @@ from potstill.bundle import Manifest
 from potstill.data.columns import find_column, split_names
 from potstill.errors import UsageError
 from potstill.serve.limits import Limits
-from potstill.serve.tasks.shapes import Question
+from potstill.serve.tasks.question_answering import Question
 from potstill.tasks import (
     FEATURE_EXTRACTION,
     QUESTION_ANSWERING,

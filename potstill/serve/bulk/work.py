@@ -24,7 +24,6 @@ from potstill.serve.bulk.journal import Journal
 from potstill.serve.bulk.output import Answered, CsvOutput, JsonLinesOutput, Names, Output
 from potstill.serve.bulk.rows import JsonLines, Place, Row, Separated, Source
 from potstill.serve.encoder import Encoder
-from potstill.serve.tasks.shapes import shape_of
 
 STANDARD = "-"
 """Standard input and output."""
@@ -317,7 +316,7 @@ def _parameters(encoder: Encoder, given: Mapping[str, Any]) -> BaseModel | None:
     if not given:
         return None
     try:
-        return shape_of(encoder.manifest).parameters.model_validate(dict(given))
+        return encoder.task.parameters.model_validate(dict(given))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

@@ -26,8 +26,8 @@ from potstill.serve.http.openai import Embeddings, describe_model, list_models
 from potstill.serve.http.openapi import document
 from potstill.serve.http.pages import pages
 from potstill.serve.http.work import Work, works
+from potstill.serve.http_errors import unavailable
 from potstill.serve.limits import Limits
-from potstill.serve.refusals import unavailable
 from potstill.tasks import FEATURE_EXTRACTION
 
 

@@ -6,9 +6,8 @@ from pydantic import BaseModel
 
 from potstill.serve.encoder import Encoder
 from potstill.serve.http.reading import check_keys, check_length, kind_of, parse_object, validate
+from potstill.serve.http_errors import invalid, too_large
 from potstill.serve.limits import Limits
-from potstill.serve.refusals import invalid, too_large
-from potstill.serve.tasks.shapes import shape_of
 
 _KEYS = ("inputs", "parameters")
 
@@ -28,7 +27,7 @@ class Reader:
     """Reads the bodies of one model: {"inputs": ..., "parameters": ...}."""
 
     def __init__(self, encoder: Encoder, limits: Limits) -> None:
-        shape = shape_of(encoder.manifest)
+        shape = encoder.task
         options = _options(shape.item)
         self._takes_text = str in options
         self._model = next((option for option in options if option is not str), None)

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from potstill.serve.batching.settings import Answered, EngineSettings, Gauges, Observer
+from potstill.serve.batching import Answered, EngineSettings, Gauges, Observer
 from potstill.serve.encoder import Encoder
 from potstill.serve.limits import Limits
-from potstill.serve.tasks.prepared import Prepared
+from potstill.serve.tasks.features import Features
 
 
 class Engine(Protocol):
@@ -33,7 +33,7 @@ class Engine(Protocol):
     async def answer(
         self,
         model: str,
-        prepare: Callable[[], Prepared],
+        prepare: Callable[[], Features],
         *,
         characters: Sequence[int],
         client: str,

@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 
 from pydantic_core import to_json
 
-from potstill.serve.batching.settings import Answered
+from potstill.serve.batching import Answered
+from potstill.serve.http_errors import RequestError, invalid, malformed, too_large
 from potstill.serve.limits import Limits
-from potstill.serve.refusals import RequestError, invalid, malformed, too_large
 
 Scope: TypeAlias = Any
 Receive: TypeAlias = Callable[[], Awaitable[Any]]

@@ -11,7 +11,6 @@ from hashlib import sha256
 from time import perf_counter
 from typing import TypeAlias
 
-from potstill.serve.failures import log_failure
 from potstill.serve.http.context import Engine
 from potstill.serve.http.exchange import (
     Call,
@@ -25,7 +24,8 @@ from potstill.serve.http.exchange import (
     send_reply,
 )
 from potstill.serve.http.metrics import Counts, Traffic
-from potstill.serve.refusals import RequestError, failed
+from potstill.serve.http_errors import RequestError, failed
+from potstill.serve.logging import log_failure
 
 _GONE = 499  # nginx's word for a client that hung up; only in the metrics
 Handler: TypeAlias = Callable[[Call], Awaitable[Reply]]

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from potstill.serve.batching.settings import Outcome, Stage
+from potstill.serve.batching import Outcome, Stage
 from potstill.serve.http.context import Engine
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

@@ -37,9 +37,10 @@ from potstill.serve.http.oip_reading import Asked, read_infer
 from potstill.serve.http.oip_signature import VERSIONS, signature_of
 from potstill.serve.http.oip_writing import check_numbers, columns_of_answers, columns_of_outputs, write_reply
 from potstill.serve.http.reading import validate
-from potstill.serve.refusals import RequestError, invalid, unavailable
-from potstill.serve.tasks.prepared import Outputs, Prepared
-from potstill.serve.tasks.shapes import Pair, Question, shape_of
+from potstill.serve.http_errors import RequestError, invalid, unavailable
+from potstill.serve.tasks.features import Features, Outputs
+from potstill.serve.tasks.question_answering import Question
+from potstill.serve.tasks.text_classification import Pair
 
 # A text's characters per token in English, where there are only tokens: the engine guesses a request's cost from it.
 _CHARACTERS = 4
@@ -133,10 +134,10 @@ class Model:
         )
         return write_reply(asked, columns, model=self._name, fields=timing_fields(answered))
 
-    def _texts(self, asked: Asked) -> tuple[Callable[[], Prepared], list[int]]:
+    def _texts(self, asked: Asked) -> tuple[Callable[[], Features], list[int]]:
         """Return what prepares the same request as `POST /predict` has, and the characters of each text."""
         encoder, columns, windows = self._encoder, asked.texts, self._context.limits.windows
-        parameters = validate(shape_of(encoder.manifest).parameters, dict(asked.parameters), "parameters")
+        parameters = validate(encoder.task.parameters, dict(asked.parameters), "parameters")
         items: list[Any] = columns.get("text", [])
         if "text_pair" in columns:
             sides = zip(columns["text"], columns["text_pair"], strict=True)
@@ -147,7 +148,7 @@ class Model:
         prepare = partial(encoder.prepare, items, parameters, most_windows=windows)
         return prepare, [sum(map(len, item)) for item in zip(*columns.values(), strict=True)]
 
-    def _ids(self, asked: Asked) -> tuple[Callable[[], Prepared], list[int]]:
+    def _ids(self, asked: Asked) -> tuple[Callable[[], Features], list[int]]:
         """Return what hands the ids to the model as they are, and what their texts may have had of characters."""
         if asked.parameters:
             raise invalid("parameters has a key that is not known; the task's parameters go with texts, not with ids")
@@ -160,9 +161,9 @@ class Model:
         def keep(_: int, outputs: Outputs) -> Outputs:
             return {name: np.array(outputs[name], dtype=np.float32) for name in wanted}
 
-        def prepare() -> Prepared:
+        def prepare() -> Features:
             rows = [{name: values[row] for name, values in ids.items()} for row in range(asked.rows)]
-            return Prepared(rows=rows, read=_read_outputs, keep=keep)
+            return Features(rows=rows, decode=_read_outputs, keep=keep)
 
         return prepare, [tokens * _CHARACTERS] * asked.rows
 

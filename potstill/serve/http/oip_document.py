@@ -12,7 +12,6 @@ from potstill.serve.http.facts import mask_token
 from potstill.serve.http.oip_messages import LONGEST_ID
 from potstill.serve.http.oip_signature import VERSION, VERSIONS, Mode, Signature, signature_of
 from potstill.serve.limits import Limits
-from potstill.serve.tasks.shapes import shape_of
 
 Schema = dict[str, Any]
 _TAG = "open inference protocol"
@@ -119,7 +118,7 @@ def _reply(name: str, signature: Signature) -> Schema:
 
 
 def _example(encoder: Encoder) -> dict[str, Any]:
-    example = shape_of(encoder.manifest).example
+    example = encoder.task.example
     values = {"text": example} if isinstance(example, str) else example
     return {
         "inputs": [

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from potstill.serve.http.oip_messages import LONGEST_ID, Envelope, InferOutput, InferTensor, RequestParameters
 from potstill.serve.http.oip_signature import Mode, Signature
 from potstill.serve.http.reading import check_length, kind_of, parse_object, validate
+from potstill.serve.http_errors import invalid, malformed, too_large
 from potstill.serve.limits import Limits
-from potstill.serve.refusals import invalid, malformed, too_large
 
 Ids: TypeAlias = NDArray[np.int64]
 _SHAPE = 'send {"inputs": [{"name": ..., "shape": [...], "datatype": ..., "data": [...]}]}'

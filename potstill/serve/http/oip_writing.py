@@ -10,8 +10,8 @@ from pydantic_core import to_json
 from potstill.serve.http.exchange import Fields, Reply
 from potstill.serve.http.oip_reading import Asked
 from potstill.serve.http.oip_signature import ANSWERS, EMBEDDING, LABEL, SCORE, VERSION
-from potstill.serve.refusals import too_large
-from potstill.serve.tasks.prepared import Outputs
+from potstill.serve.http_errors import too_large
+from potstill.serve.tasks.features import Outputs
 
 Column: TypeAlias = NDArray[np.float32] | list[bytes]
 """One output of all rows."""

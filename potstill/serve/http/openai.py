@@ -12,8 +12,8 @@ from potstill.serve.http.context import Context
 from potstill.serve.http.exchange import Call, Reply, json_reply, timing_fields
 from potstill.serve.http.reading import parse_object, validate
 from potstill.serve.http.work import Work
-from potstill.serve.refusals import RequestError
-from potstill.serve.tasks.shapes import VectorParameters
+from potstill.serve.http_errors import RequestError
+from potstill.serve.tasks.feature_extraction import VectorParameters
 
 _SHAPE = 'send {"input": "text", "model": "NAME"}, or a list of texts'
 

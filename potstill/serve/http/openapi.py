@@ -12,9 +12,8 @@ from potstill.serve.http.exchange import LONGEST_TIMEOUT_MS, SHORTEST_TIMEOUT_MS
 from potstill.serve.http.facts import mask_token
 from potstill.serve.http.openai import EmbeddingsBody
 from potstill.serve.http.tokens import Tokenized
+from potstill.serve.http_errors import ErrorType
 from potstill.serve.limits import Limits
-from potstill.serve.refusals import ErrorType
-from potstill.serve.tasks.shapes import shape_of
 from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, TEXT_CLASSIFICATION
 
 _ERRORS = {
@@ -107,7 +106,7 @@ def _work_paths(context: Context) -> dict[str, Any]:
 
 
 def _predict(encoder: Encoder, limits: Limits, *, name: str | None = None) -> dict[str, Any]:
-    answer = _schema(shape_of(encoder.manifest).answer, mode="serialization")
+    answer = _schema(encoder.task.answer, mode="serialization")
     return _work(
         _title("Predict", encoder, name),
         _body(_inputs_schema(encoder, limits), _example(encoder)),
@@ -127,7 +126,7 @@ def _embed(encoder: Encoder, limits: Limits, *, name: str | None = None) -> dict
 
 def _hugging_face(encoder: Encoder, limits: Limits, *, name: str | None = None) -> dict[str, Any]:
     task = encoder.manifest.task
-    answer = _schema(shape_of(encoder.manifest).answer, mode="serialization")
+    answer = _schema(encoder.task.answer, mode="serialization")
     flat = task == FEATURE_EXTRACTION.name
     wrapped = flat or task == TEXT_CLASSIFICATION.name
     return _work(
@@ -242,7 +241,7 @@ def _body(schema: dict[str, Any], example: Any) -> dict[str, Any]:
 
 
 def _inputs_schema(encoder: Encoder, limits: Limits, *, flat: bool = False) -> dict[str, Any]:
-    shape = shape_of(encoder.manifest)
+    shape = encoder.task
     item = _capped(_schema(shape.item), _most(encoder, limits))
     if encoder.manifest.task == FILL_MASK.name:
         item["description"] = "A text with the model's mask token in it."
@@ -260,8 +259,8 @@ def _cap_dimensions(schema: dict[str, Any], encoder: Encoder) -> None:
 
 
 def _example(encoder: Encoder) -> dict[str, Any]:
-    example = shape_of(encoder.manifest).example
-    if encoder.manifest.task == FILL_MASK.name:
+    example = encoder.task.example
+    if isinstance(example, str):
         example = example.replace("[MASK]", mask_token(encoder) or "[MASK]")
     return {"inputs": example}
 

@@ -17,8 +17,8 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
+from potstill.serve.http_errors import RequestError, invalid, malformed, too_large
 from potstill.serve.limits import Limits
-from potstill.serve.refusals import RequestError, invalid, malformed, too_large
 from potstill.serve.tokenizer import without_surrogates
 
 _Model = TypeVar("_Model", bound=BaseModel)

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from potstill.serve.encoder import Encoder
-from potstill.serve.tasks.prepared import Prepared
+from potstill.serve.tasks.features import Features
 from potstill.serve.tokenizer import between_chunks
 
 
@@ -35,15 +35,15 @@ class Tokens:
         # A copy: the tokenizer's own has its lock to itself.
         self._tokenizer = encoder.tokenizer.copy()
 
-    def prepare(self, texts: Sequence[str]) -> Callable[[], Prepared]:
+    def prepare(self, texts: Sequence[str]) -> Callable[[], Features]:
         """Return work for the engine that asks nothing of the model."""
 
-        def work() -> Prepared:
+        def work() -> Features:
             found = []
             for text in texts:
                 found.append(self._one(text))
                 between_chunks.get()()
-            return Prepared(rows=[], read=lambda _: found)
+            return Features(rows=[], decode=lambda _: found)
 
         return work
 

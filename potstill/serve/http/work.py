@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from potstill.serve.batching.settings import Answered
+from potstill.serve.batching import Answered
 from potstill.serve.http.asked import Reader, TextReader
 from potstill.serve.http.context import Context
 from potstill.serve.http.exchange import (
@@ -20,7 +20,7 @@ from potstill.serve.http.exchange import (
     timing_fields,
 )
 from potstill.serve.http.tokens import Tokens
-from potstill.serve.tasks.prepared import Prepared
+from potstill.serve.tasks.features import Features
 from potstill.tasks import FEATURE_EXTRACTION, TEXT_CLASSIFICATION
 
 # The tasks in which the Hugging Face API answers one text with a list of one.
@@ -65,7 +65,7 @@ class Work:
         prepare = partial(self._encoder.prepare, items, parameters, most_windows=windows)
         return await self.run(call, prepare, characters=characters)
 
-    async def run(self, call: Call, prepare: Callable[[], Prepared], *, characters: Sequence[int]) -> Answered:
+    async def run(self, call: Call, prepare: Callable[[], Features], *, characters: Sequence[int]) -> Answered:
         """Let the engine run `prepare` and what it asks of the model."""
         context = self._context
         return await context.engine.answer(

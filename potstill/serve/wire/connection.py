@@ -12,7 +12,7 @@ from typing import Any
 
 import httptools
 
-from potstill.serve.refusals import RequestError, malformed, too_large, unavailable
+from potstill.serve.http_errors import RequestError, malformed, too_large, unavailable
 from potstill.serve.wire.again import Known, known
 from potstill.serve.wire.ending import Ending
 from potstill.serve.wire.exchange import Exchange

@@ -4,8 +4,8 @@ import asyncio
 from math import inf
 from typing import Any
 
+from potstill.serve.http_errors import RequestError, unavailable
 from potstill.serve.limits import Limits
-from potstill.serve.refusals import RequestError, unavailable
 from potstill.serve.wire.exchange import Exchange
 from potstill.serve.wire.hub import Hub
 from potstill.serve.wire.parts import LINGER_SECONDS, Phase

@@ -5,8 +5,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeAlias
 
-from potstill.serve.failures import log_failure
-from potstill.serve.refusals import RequestError, unavailable
+from potstill.serve.http_errors import RequestError, unavailable
+from potstill.serve.logging import log_failure
 from potstill.serve.wire.replies import CONTINUE, STATUS_LINES, refuse
 
 Message: TypeAlias = Any

@@ -4,8 +4,8 @@ import re
 from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
+from potstill.serve.http_errors import malformed
 from potstill.serve.limits import Limits
-from potstill.serve.refusals import malformed
 from potstill.serve.wire.replies import refuse
 
 Fields: TypeAlias = list[tuple[bytes, bytes]]

@@ -3,7 +3,7 @@
 import http
 import json
 
-from potstill.serve.refusals import ErrorType, RequestError
+from potstill.serve.http_errors import ErrorType, RequestError
 
 STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in http.HTTPStatus}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from potstill.serve.batching import Engine, EngineSettings
+from potstill.serve.http_errors import RequestError
 from potstill.serve.limits import Limits
-from potstill.serve.refusals import RequestError
 
 TEXTS = ["a good film", "the book was not very good", "bad", "it is a very very warm film, is it", "was it the film ?"]
 

@@ -3,8 +3,7 @@
 import math
 
 from potstill.serve.batching.cost import Drift, RunCost
-from potstill.serve.batching.jobs import Job
-from potstill.serve.batching.queue import Policy, Queue
+from potstill.serve.batching.queue import Job, Policy, Queue
 
 # One millisecond a run and one a token: sums can be done in the head. A usual text, of 64 tokens, takes 65 ms.
 UNIT = RunCost(fixed=0.001, per_row=0.0, per_token=0.001, per_pair=0.0)

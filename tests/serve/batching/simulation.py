@@ -8,8 +8,7 @@ import numpy as np
 
 from potstill.serve.batching.admission import Admission
 from potstill.serve.batching.cost import LONG_TOKENS, Drift, RunCost
-from potstill.serve.batching.jobs import Job
-from potstill.serve.batching.queue import Policy, Queue
+from potstill.serve.batching.queue import Job, Policy, Queue
 
 # A student of 3 layers and 384 features in fp32 on one core of an EPYC: 2 ms for 25 tokens, 1.5 ms in batches.
 STUDENT = RunCost(fixed=0.0007, per_row=0.0001, per_token=0.00005, per_pair=5e-8)

@@ -11,9 +11,9 @@ from potstill.errors import UsageError
 from potstill.machine import available_cores
 from potstill.serve import Encoder
 from potstill.serve.batching import Engine, EngineSettings
+from potstill.serve.http_errors import invalid
 from potstill.serve.limits import Limits
-from potstill.serve.refusals import invalid
-from potstill.serve.tasks.prepared import Prepared
+from potstill.serve.tasks.features import Features
 from tests.serve.batching.helpers import TEXTS, Counts, ask, occupy, refused, running, start, until
 from tests.serve.batching.scripted import scripted
 
@@ -121,7 +121,7 @@ def test_refusals_of_prepare_pass(encoder):
 def test_a_request_without_rows_is_answered(encoder):
     async def main():
         async with running(encoder) as engine:
-            prepared = Prepared(rows=[], read=lambda _: ["tokens"])
+            prepared = Features(rows=[], decode=lambda _: ["tokens"])
             return await engine.answer("m", lambda: prepared, characters=[])
 
     answered = asyncio.run(main())
@@ -251,7 +251,7 @@ def test_outputs_are_cut_and_kept_as_asked(encoder):
         def read(found):
             return [(int(one["index"]), one["logits"].shape) for one in found]
 
-        return Prepared(rows=prepared.rows, read=read, keep=keep)
+        return Features(rows=prepared.rows, decode=read, keep=keep)
 
     async def main():
         async with running(encoder) as engine:

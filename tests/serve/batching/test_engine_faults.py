@@ -7,9 +7,9 @@ import time
 
 import pytest
 
+from potstill.serve.http_errors import RequestError
 from potstill.serve.limits import Limits
-from potstill.serve.refusals import RequestError
-from potstill.serve.tasks.prepared import Prepared
+from potstill.serve.tasks.features import Features
 from tests.serve.batching.helpers import TEXTS, Counts, ask, occupy, refused, running, start, until
 
 
@@ -210,7 +210,7 @@ def test_an_error_outside_of_the_model_costs_one_request(encoder, caplog, where)
     def prepare():
         if where == "prepare":
             broken()
-        return Prepared(rows=encoder.prepare(["good"]).rows, read=broken)
+        return Features(rows=encoder.prepare(["good"]).rows, decode=broken)
 
     async def main():
         async with running(encoder) as engine:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potstill.serve import Encoder
+from potstill.serve.http_errors import RequestError
 from potstill.serve.limits import Limits
-from potstill.serve.refusals import RequestError
 from tests.serve.batching.helpers import ask, occupy, running, until
 from tests.serve.batching.scripted import scripted
 from tests.serve.batching.simulation import DISTILBERT, STUDENT, Client, Machine, long, short, sst2

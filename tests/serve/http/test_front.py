@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from potstill.serve.http import create_app
-from potstill.serve.refusals import overloaded, unavailable
+from potstill.serve.http_errors import overloaded, unavailable
 from tests.serve.http.fake import FakeEngine
 from tests.serve.http.test_predict import SECRET, assert_error, post
 

@@ -10,8 +10,8 @@ from starlette.testclient import TestClient
 
 from potstill.serve.batching import Engine, EngineSettings
 from potstill.serve.http import create_app
+from potstill.serve.http_errors import overloaded
 from potstill.serve.limits import Limits
-from potstill.serve.refusals import overloaded
 from tests.serve.http.fake import FakeEngine
 
 TEXTS = ["a good film", "a very bad book !", ""]

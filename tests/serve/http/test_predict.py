@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from potstill.errors import CheckError
 from potstill.serve.http import create_app
-from potstill.serve.refusals import failed, overloaded
+from potstill.serve.http_errors import failed, overloaded
 from tests.serve.http.conftest import LIMITS
 
 MOST_CHARACTERS = 320  # 10 for each of 32 tokens

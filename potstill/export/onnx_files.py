@@ -1,0 +1,254 @@
+"""ONNX files on disk: write them, and let nothing pass that is broken, leaves its folder or has a false name."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from potstill.errors import BundleError, ParityError, TamperedError
+from potstill.export.shapes import has_foreign_operators, infer_shapes
+from potstill.onnx_inspect import Outline, check_declared_precision, read_outline, without_weights
+
+# A protobuf message holds less than 2 GiB; the graph needs some of it.
+_LARGEST_SINGLE_FILE = 3 * 2**29
+# onnx's own limit: smaller constants are shapes and axes, which are needed before any other file is opened.
+_SMALLEST_EXTERNAL = 1024
+_GRAPH_TAG, _INITIALIZER_TAG = b"\x3a", b"\x2a"  # fields 7 of a model and 5 of a graph, both with a length
+_PAGE = 4096  # what ONNX asks offsets to be multiples of, so that weights can be mapped into memory
+# Separators of other systems, the end of a C string, and onnxruntime's mark for an address in memory.
+_STRANGE = frozenset("\\:\0*")
+
+
+def save_model(graph: onnx.ModelProto, file: Path, *, external: bool | None = None) -> list[Path]:
+    """Write a model, and its weights beside it in `<file.name>_data` if they are too large for one file.
+
+    Args:
+        graph: the model with its weights; it is not changed.
+        file: the file to write.
+        external: whether the weights go beside it; None does that above 1.5 GiB.
+
+    Returns:
+        Every file that was written, the model first.
+    """
+    if external is None:
+        external = sum(map(_size_bytes, graph.graph.initializer)) > _LARGEST_SINGLE_FILE
+    if not external:
+        with file.open("wb") as stream:
+            _write_message(graph, stream)
+        return [file]
+    weights = file.with_name(f"{file.name}_data")
+    slim = _without_initializers(graph)
+    with weights.open("wb") as stream:
+        slim.graph.initializer.extend(_moved(tensor, stream, weights.name) for tensor in graph.graph.initializer)
+    onnx.save(slim, file)
+    return [file, weights]
+
+
+def load_model(file: Path) -> onnx.ModelProto:
+    """Read a model with all of its weights.
+
+    Raises:
+        TamperedError: if it is cut short or damaged, or if weights lie elsewhere than in plain files of its folder.
+        BundleError: if it is no ONNX file, or one that onnx cannot read.
+    """
+    read_safe(file)
+    return _parsed(file, onnx.load, file)
+
+
+def load_graph(file: Path) -> onnx.ModelProto:
+    """Read a model without the values of its larger weights, which takes milliseconds whatever its size.
+
+    Raises:
+        TamperedError: as `load_model`.
+        BundleError: as `load_model`.
+    """
+    read_safe(file)
+    return _parsed(file, onnx.load_model_from_string, without_weights(file))
+
+
+def check_model(file: Path) -> None:
+    """Check a file as onnx does, and infer every shape strictly from the graph's inputs to its outputs.
+
+    Raises:
+        ParityError: if the file breaks a rule of ONNX, or an output is not what the file says.
+        TamperedError: as `load_model`.
+    """
+    model = load_graph(file)
+    try:
+        onnx.checker.check_model(str(file), full_check=not has_foreign_operators(model))
+        declared = {value.name: _shape(value) for value in model.graph.output}
+        inferred = {value.name: _shape(value) for value in infer_shapes(model).graph.output}
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ParityError(f"{file} is not a valid ONNX model: {_short(error)}") from error
+    except ParityError as error:
+        raise ParityError(f"{file}: {error}") from error
+    for name, (kind, dims) in declared.items():
+        found_kind, found = inferred[name]
+        if found is None or found_kind != kind or not _agree(dims, found):
+            raise ParityError(
+                f"{file} declares its output {name} as {_describe(kind, dims)}, but its operators give "
+                f"{_describe(found_kind, found)}"
+            )
+
+
+def lint(file: Path, precision: str, *, weight_only: bool = False) -> None:
+    """Check that a file is of the precision that its name says.
+
+    Raises:
+        ParityError: saying what it is instead.
+        TamperedError: as `load_model`.
+    """
+    untruth = check_declared_precision(read_safe(file), precision, weight_only=weight_only)
+    if untruth:
+        raise ParityError(f"{file} is not {precision}: {untruth}")
+
+
+def read_safe(file: Path) -> Outline:
+    """Return what a file consists of, if it is whole and keeps its weights in plain files of its folder.
+
+    Raises:
+        TamperedError: if it is cut short or damaged, or names a file that it must not.
+        BundleError: if it is no ONNX file.
+    """
+    outline = read_outline(file)
+    sizes = {location: _side_file(file, location).stat().st_size for location in sorted(outline.locations)}
+    for tensor in outline.tensors:
+        place = tensor.external
+        if place and place.offset + place.length > sizes[place.location]:
+            raise TamperedError(
+                f"{file.parent / place.location} is cut short: it has {sizes[place.location]} bytes and {tensor.name} "
+                f"of {file.name} ends at {place.offset + place.length}; fetch it or export it again"
+            )
+    return outline
+
+
+def _parsed(file: Path, parse: Callable[[Any], onnx.ModelProto], content: Any) -> onnx.ModelProto:
+    try:
+        return parse(content)
+    except Exception as error:  # protobuf's own errors have no name in onnx
+        raise BundleError(f"{file} cannot be read by onnx {onnx.__version__}: {_short(error)}") from error
+
+
+def _side_file(file: Path, location: str) -> Path:
+    """Return the file with weights that a model names, if it is a plain one in the model's folder."""
+    path = PurePosixPath(location)
+    if path.is_absolute() or ".." in path.parts or _STRANGE & set(location):
+        raise TamperedError(f"{file} keeps weights in {location!r}, which leaves its folder; expected a file beside it")
+    side = file.parent / location
+    if side.resolve() != file.parent.resolve() / location:
+        raise TamperedError(f"{side} is a symbolic link, so weights of {file.name} may lie anywhere; copy them here")
+    if not side.is_file():
+        raise TamperedError(f"{side} is missing, though {file.name} keeps weights in it; fetch it as well")
+    if side.stat().st_nlink > 1:
+        raise TamperedError(
+            f"{side} is a hard link, so weights of {file.name} may change from elsewhere; copy them here"
+        )
+    return side
+
+
+def _size_bytes(tensor: TensorProto) -> int:
+    return math.prod(tensor.dims) * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+
+
+def _write_message(model: onnx.ModelProto, stream: IO[bytes]) -> None:
+    """Write a model as protobuf does, one weight after the other: a message as a whole is a copy of all of them."""
+    slim = _without_initializers(model)
+    graph = slim.graph.SerializeToString()
+    slim.ClearField("graph")
+    weights = model.graph.initializer
+    sizes = [tensor.ByteSize() for tensor in weights]
+    heads = [_INITIALIZER_TAG + _varint(size) for size in sizes]
+    stream.write(slim.SerializeToString())
+    stream.write(_GRAPH_TAG + _varint(len(graph) + sum(map(len, heads)) + sum(sizes)) + graph)
+    for head, tensor in zip(heads, weights, strict=True):
+        stream.write(head)
+        stream.write(tensor.SerializeToString())
+
+
+def _varint(value: int) -> bytes:
+    """Return a number as protobuf writes it: seven bits a byte, the lowest first."""
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*found, value])
+
+
+def without_values(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a model in which weights with more than one axis have a name, a type and a shape alone."""
+    slim = _without_initializers(model)
+    slim.graph.initializer.extend(
+        TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type) if len(tensor.dims) > 1 else tensor
+        for tensor in model.graph.initializer
+    )
+    return slim
+
+
+def rewire(model: onnx.ModelProto, slim: onnx.ModelProto) -> None:
+    """Give a model, in place, the nodes and constants of a slim one; weights that it has already are not copied."""
+    wanted = {tensor.name: tensor for tensor in slim.graph.initializer}
+    have = {tensor.name for tensor in model.graph.initializer}
+    nodes = list(slim.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    for index in reversed(range(len(model.graph.initializer))):
+        if model.graph.initializer[index].name not in wanted:
+            del model.graph.initializer[index]
+    model.graph.initializer.extend(tensor for name, tensor in wanted.items() if name not in have)
+
+
+def _without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+    slim = onnx.ModelProto()
+    for source, target, left_out in ((model, slim, "graph"), (model.graph, slim.graph, "initializer")):
+        for field, value in source.ListFields():
+            if field.name == left_out:
+                continue
+            if isinstance(value, str | int):
+                setattr(target, field.name, value)
+            else:
+                getattr(target, field.name).MergeFrom(value)
+    return slim
+
+
+def _moved(tensor: TensorProto, stream: IO[bytes], location: str) -> TensorProto:
+    """Write a tensor's values to `stream`; return a tensor that says where they are. Small ones stay."""
+    if _size_bytes(tensor) < _SMALLEST_EXTERNAL or tensor.data_type == TensorProto.STRING:
+        return tensor
+    values = tensor.raw_data or numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
+    stream.write(bytes(-stream.tell() % _PAGE))
+    place = {"location": location, "offset": stream.tell(), "length": len(values)}
+    stream.write(values)
+    moved = TensorProto(
+        name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, data_location=TensorProto.EXTERNAL
+    )
+    for key, value in place.items():
+        moved.external_data.add(key=key, value=str(value))
+    return moved
+
+
+def _shape(value: Any) -> tuple[int, list[int | None] | None]:
+    """Return the element type and the dimensions: None where one is free, None for all where the rank is unknown."""
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return tensor.elem_type, None
+    return tensor.elem_type, [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
+
+
+def _agree(declared: list[int | None] | None, found: list[int | None]) -> bool:
+    if declared is None:
+        return True
+    return len(declared) == len(found) and all(
+        one is None or other is None or one == other for one, other in zip(declared, found, strict=True)
+    )
+
+
+def _describe(kind: int, dims: list[int | None] | None) -> str:
+    shape = "unknown rank" if dims is None else f"({', '.join('?' if dim is None else str(dim) for dim in dims)})"
+    return f"{TensorProto.DataType.Name(kind).lower()} {shape}"
+
+
+def _short(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]

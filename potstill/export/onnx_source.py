@@ -1,0 +1,257 @@
+"""Find an ONNX model that somebody else exported, and what must be known of it to make a bundle.
+
+Three layouts are common: optimum's flat folder, the hub's `onnx/` below a checkpoint's files (transformers.js and
+sentence-transformers), and a file of its own with config.json and tokenizer.json beside it or one level up.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx import GraphProto, TensorProto, helper
+from transformers import AutoConfig
+
+from potstill.bundle import Precision
+from potstill.errors import CheckpointError
+from potstill.export.onnx_files import load_graph, read_safe
+from potstill.onnx_inspect import INT4, UINT4, Outline, check_declared_precision, count_parameters
+from potstill.tasks import FEATURE_EXTRACTION, TASKS, Task, get_task
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_TOKENIZER_OUTPUTS = ("input_ids", "attention_mask", "token_type_ids")
+# What only shows by int8-static's rule is int8 by the other, too, so it is asked first.
+_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8-static", "int8")
+_BLOCKWISE = frozenset({"MatMulNBits", "GatherBlockQuantized"})
+_FOUR_BITS = frozenset({INT4, UINT4})
+# Task -> its outputs and how many axes they have.
+_OUTPUTS: dict[str, dict[str, int]] = {
+    "text-classification": {"logits": 2},
+    "token-classification": {"logits": 3},
+    "question-answering": {"start_logits": 2, "end_logits": 2},
+    "fill-mask": {"logits": 3},
+    "feature-extraction": {"last_hidden_state": 3, "token_embeddings": 3, "sentence_embedding": 2},
+}
+_LABELLED = ("text-classification", "token-classification")
+# A model that makes vectors gives those of the tokens, or one of the text, or both.
+_FEATURES = ("last_hidden_state", "sentence_embedding")
+# What transformers' models give beside their answer; it is left alone.
+_BESIDE = ("pooler_output", "hidden_states", "attentions")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxSource:
+    """An ONNX file with the files that a bundle takes from beside it.
+
+    Attributes:
+        file: the ONNX file; its weights may lie in further files of the same folder.
+        folder: the folder with config.json and tokenizer.json.
+        task: the name of its task.
+        config: config.json, as transformers reads it.
+        inputs: the graph's inputs, all of them made by a tokenizer.
+        outputs: the graph's outputs that the task needs.
+        labels: in the order of the outputs.
+        parameters: how many weights the file has, whatever they are stored in.
+        precision: what the file is; anything but fp32 can only be published as it is.
+        weight_only: whether an int8 file stores integers and multiplies floats.
+    """
+
+    file: Path
+    folder: Path
+    task: str
+    config: Any
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    labels: tuple[str, ...]
+    parameters: int
+    precision: Precision = "fp32"
+    weight_only: bool = False
+
+
+def find_onnx_source(source: str | Path, *, task: str | None = None) -> OnnxSource | None:
+    """Return the ONNX model at `source`, or None if that is a checkpoint, a hub id or nothing at all.
+
+    A folder with a checkpoint's own weights is a checkpoint, even where ONNX files lie in it: its graph comes out
+    better. Name the ONNX file itself to take that one.
+
+    Args:
+        source: an .onnx file, or a folder with `model.onnx` or `onnx/model.onnx`.
+        task: the name of the task; None takes it from config.json and the graph's outputs.
+
+    Raises:
+        CheckpointError: if it is not clear which file is meant, if config.json or tokenizer.json is missing, or if the
+            file is not an encoder with free batch and length that potstill's tasks know, in fp32, fp16 or int8.
+        TamperedError: if the file is cut short, or keeps weights outside of its folder.
+        BundleError: if it is no ONNX file.
+        UsageError: if `task` is not known.
+    """
+    file = _model_file(Path(source))
+    if file is None:
+        return None
+    folder = _folder_of(file)
+    outline = read_safe(file)
+    graph = load_graph(file).graph
+    packed = _packed(file, graph)
+    precision, weight_only = _precision(file, outline)
+    constants = {tensor.name for tensor in graph.initializer}  # old files list these as inputs too
+    config = _config(folder)
+    outputs = {value.name: value.type.tensor_type for value in graph.output}
+    chosen = get_task(task) if task else _task_of(file, config, outputs)
+    labels = tuple(str(config.id2label[number]) for number in range(config.num_labels))
+    return OnnxSource(
+        file=file,
+        folder=folder,
+        task=chosen.name,
+        config=config,
+        inputs=_inputs(file, [value for value in graph.input if value.name not in constants]),
+        outputs=_outputs(file, outputs, task=chosen, num_labels=len(labels)),
+        labels=labels,
+        parameters=count_parameters(outline, packed),
+        precision=precision,
+        weight_only=weight_only,
+    )
+
+
+def _model_file(source: Path) -> Path | None:
+    if source.suffix == ".onnx" and not source.is_dir():
+        if not source.is_file():
+            raise CheckpointError(f"there is no file {source}; name an ONNX file or a folder that holds one")
+        return source
+    if not source.is_dir() or any((source / name).is_file() for name in _WEIGHTS):
+        return None
+    found = sorted([*source.glob("*.onnx"), *source.glob("onnx/*.onnx")])
+    named = [file for file in found if file.name == "model.onnx"]
+    if len(named or found) > 1:
+        names = ", ".join(file.relative_to(source).as_posix() for file in named or found)
+        raise CheckpointError(f"{source} has {names}, and it is not clear which is meant; name the fp32 file itself")
+    return next(iter(named or found), None)
+
+
+def _folder_of(file: Path) -> Path:
+    """Return the folder beside the file, or one level up, that has config.json and tokenizer.json."""
+    beside = file.absolute().parent
+    folder = next((folder for folder in (beside, beside.parent) if (folder / "config.json").is_file()), None)
+    if folder is None:
+        raise CheckpointError(f"there is no config.json beside {file} nor one level up; copy the checkpoint's there")
+    if not (folder / "tokenizer.json").is_file():
+        raise CheckpointError(f"{folder} has no tokenizer.json; save the checkpoint's fast tokenizer there")
+    return folder
+
+
+def _config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{folder / 'config.json'} cannot be read by transformers: {reason}") from error
+
+
+def _precision(file: Path, outline: Outline) -> tuple[Precision, bool]:
+    """Return what a file is, and whether its int8 weights are multiplied as floats.
+
+    Raises:
+        CheckpointError: if it is none of the precisions that a bundle has.
+    """
+    for precision in _PRECISIONS:
+        if check_declared_precision(outline, precision) is None:
+            return precision, False
+    if check_declared_precision(outline, "int8", weight_only=True) is None:
+        return "int8", True
+    raise CheckpointError(
+        f"{file} is not fp32: {check_declared_precision(outline, 'fp32')}; nor is it fp16 or int8, which a bundle also "
+        f"holds ({check_declared_precision(outline, 'int8')}); name the fp32 file, the others are made from it"
+    )
+
+
+def _packed(file: Path, graph: GraphProto) -> dict[str, int]:
+    """Return how many weights the constants hold that are read in blocks.
+
+    Raises:
+        CheckpointError: if weights have fewer bits than 8.
+    """
+    found = {}
+    for node in graph.node:
+        if node.op_type not in _BLOCKWISE:
+            continue
+        settings = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        bits = settings.get("bits", 4)
+        if bits != 8:
+            raise CheckpointError(
+                f"{file} has weights of {bits} bits ({node.op_type}); a bundle holds fp32, fp16 and int8; name the "
+                "fp32 file, int8 is made from it"
+            )
+        if node.op_type == "MatMulNBits":
+            found[node.input[1]] = settings["K"] * settings["N"]
+    small = sorted({kind for tensor in graph.initializer if (kind := tensor.data_type) in _FOUR_BITS})
+    if small:
+        raise CheckpointError(
+            f"{file} has weights of {TensorProto.DataType.Name(small[0]).lower()}; a bundle holds fp32, fp16 and int8; "
+            "name the fp32 file, int8 is made from it"
+        )
+    return found
+
+
+def _task_of(file: Path, config: Any, outputs: Mapping[str, Any]) -> Task:
+    """Choose by what the graph gives, because masked-LM checkpoints are often exported for their vectors."""
+    if "logits" not in outputs and any(name in outputs for name in _FEATURES):
+        return FEATURE_EXTRACTION
+    architectures = tuple(config.architectures or ())
+    for task in TASKS.values():
+        ending = task.model_class.removeprefix("AutoModel")  # such as ForTokenClassification
+        if ending and any(name.endswith(ending) for name in architectures):
+            return task
+    raise CheckpointError(
+        f"the task of {file} is not known from the architecture {', '.join(architectures) or 'that is not named'} and "
+        f"the outputs {', '.join(outputs)}; name one with --task: {', '.join(TASKS)}"
+    )
+
+
+def _inputs(file: Path, values: Sequence[Any]) -> tuple[str, ...]:
+    names = tuple(value.name for value in values)
+    unknown = [name for name in names if name not in _TOKENIZER_OUTPUTS]
+    if unknown or "input_ids" not in names:
+        raise CheckpointError(
+            f"{file} takes {', '.join(unknown or names)}; a tokenizer makes {', '.join(_TOKENIZER_OUTPUTS)}, of which "
+            "input_ids is needed; export the checkpoint itself"
+        )
+    for value in values:
+        tensor = value.type.tensor_type
+        fixed = [dim.dim_value for dim in tensor.shape.dim if dim.dim_value > 0]
+        if fixed or len(tensor.shape.dim) != 2:
+            shape = " x ".join(str(dim.dim_value or dim.dim_param or "?") for dim in tensor.shape.dim)
+            raise CheckpointError(
+                f"{file} takes {value.name} in the shape {shape or '()'}; expected batch x length, both free; "
+                "export it with dynamic axes"
+            )
+        if tensor.elem_type != TensorProto.INT64:
+            kind = TensorProto.DataType.Name(tensor.elem_type).lower()
+            raise CheckpointError(f"{file} takes {value.name} as {kind}; expected int64; export the checkpoint itself")
+    return names
+
+
+def _outputs(file: Path, found: Mapping[str, Any], *, task: Task, num_labels: int) -> tuple[str, ...]:
+    """Return the outputs that the task needs, after looking whether they can be its own."""
+    wanted = _OUTPUTS[task.name]
+    have = tuple(name for name in wanted if name in found)
+    if not have or (task is not FEATURE_EXTRACTION and len(have) < len(wanted)) or have == ("token_embeddings",):
+        raise CheckpointError(
+            f"{file} gives {', '.join(found)}; {task.name} needs {', '.join(wanted)}; name another --task"
+        )
+    strange = [name for name in found if name not in wanted and not name.startswith(_BESIDE)]
+    if strange:
+        raise CheckpointError(
+            f"{file} gives {', '.join(strange)}, which {task.name} does not have; name another --task, or export the "
+            "checkpoint itself"
+        )
+    for name in have:
+        dims = found[name].shape.dim
+        if len(dims) != wanted[name]:
+            raise CheckpointError(
+                f"{file} gives {name} with {len(dims)} axes; {task.name} has {wanted[name]}; name another --task"
+            )
+        if task.name in _LABELLED and dims[-1].dim_value not in {0, num_labels}:
+            raise CheckpointError(
+                f"{file} answers with {dims[-1].dim_value} labels and config.json names {num_labels}; copy the "
+                "config.json of the same checkpoint there"
+            )
+    return have

@@ -1,0 +1,80 @@
+"""Layers go back to fp32 one by one, the most helpful first, and no further than needed."""
+
+import pytest
+
+from potstill.errors import ParityError
+from potstill.export.mixed_precision import fall_back, sensitivity, show_steps
+
+LAYERS = ["layer.0", "layer.1", "layer.2", "layer.3"]
+HARM = {"layer.0": 0.001, "layer.1": 0.02, "layer.2": 0.03, "layer.3": 0.002}
+
+
+class Quantiser:
+    """Loses the sum of what each quantised layer does; remembers what it was asked."""
+
+    def __init__(self, max_loss):
+        self.max_loss, self.asked = max_loss, []
+
+    def __call__(self, kept):
+        self.asked.append(kept)
+        loss = sum(harm for layer, harm in HARM.items() if layer not in kept)
+        holds = loss <= self.max_loss
+        verdict = "PASS" if holds else "FAIL"
+        return {
+            "loss": loss, "loss_interval": [loss / 2, loss * 2], "max_loss": self.max_loss, "verdict": verdict,
+            "holds": holds,
+        }  # fmt: skip
+
+
+def order():
+    return [layer for layer, _ in sensitivity(LAYERS, lambda kept: sum(HARM.values()) - sum(HARM[x] for x in kept))]
+
+
+def test_the_layer_whose_absence_leaves_the_least_error_comes_first():
+    found = sensitivity(LAYERS, lambda kept: 1 - HARM[next(iter(kept))])
+    assert found == [("layer.2", 0.97), ("layer.1", 0.98), ("layer.3", 0.998), ("layer.0", 0.999)]
+    assert order() == ["layer.2", "layer.1", "layer.3", "layer.0"]
+
+
+def test_int8_that_holds_measures_nothing_else():
+    quantise = Quantiser(0.1)
+
+    def never():
+        raise AssertionError
+
+    kept, evidence, steps = fall_back(LAYERS, quantise_and_judge=quantise, order=never, max_fp32_layers=4)
+    assert (kept, evidence["verdict"], quantise.asked) == (frozenset(), "PASS", [frozenset()])
+    assert [(step["fp32_layers"], step["added"]) for step in steps] == [(0, None)]
+
+
+def test_layers_are_added_until_it_holds_and_the_last_call_made_that_file():
+    quantise = Quantiser(0.01)
+    kept, evidence, steps = fall_back(LAYERS, quantise_and_judge=quantise, order=order, max_fp32_layers=4)
+    assert kept == {"layer.1", "layer.2"} == quantise.asked[-1]
+    assert evidence["loss"] == pytest.approx(0.003)
+    assert [step["added"] for step in steps] == [None, "layer.2", "layer.1"]
+    assert [step["verdict"] for step in steps] == ["FAIL", "FAIL", "PASS"]
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 2])
+def test_too_few_layers_fail_with_the_table_of_all_steps(allowed):
+    quantise = Quantiser(0.0025)
+    with pytest.raises(ParityError) as caught:
+        fall_back(LAYERS, quantise_and_judge=quantise, order=order, max_fp32_layers=allowed)
+    message = str(caught.value)
+    assert f"up to {allowed} of 4 layers" in message
+    assert "0.25% allowed" in message
+    assert "nothing was published" in message
+    table = [line for line in message.splitlines() if line.strip()[:1].isdigit()]
+    assert len(table) == allowed + 1 == len(quantise.asked)
+    assert table[0].split() == ["0", "5.30%", "2.65%", "to", "10.60%", "FAIL", "-"]
+
+
+def test_the_table_has_straight_columns():
+    _, _, steps = fall_back(LAYERS, quantise_and_judge=Quantiser(0.01), order=order, max_fp32_layers=4)
+    assert show_steps(steps).splitlines() == [
+        "fp32 layers      loss       95 % interval  verdict       added",
+        "          0     5.30%     2.65% to 10.60%  FAIL          -",
+        "          1     2.30%      1.15% to 4.60%  FAIL          layer.2",
+        "          2     0.30%      0.15% to 0.60%  PASS          layer.1",
+    ]
