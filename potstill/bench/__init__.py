@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from potstill.bench.assemble import Request, bench, verify_report
     from potstill.bench.datasets import DataSet
-    from potstill.bench.quality.evaluation import evaluate_bundle
     from potstill.bench.report import read_report
     from potstill.bench.subjects import name_models
+    from potstill.evaluation.summary import evaluate_bundle
 
 __all__ = ["DataSet", "Request", "bench", "evaluate_bundle", "name_models", "read_report", "verify_report"]
 
@@ -19,7 +19,7 @@ _HOMES = {
     "DataSet": "potstill.bench.datasets",
     "Request": "potstill.bench.assemble",
     "bench": "potstill.bench.assemble",
-    "evaluate_bundle": "potstill.bench.quality.evaluation",
+    "evaluate_bundle": "potstill.evaluation.summary",
     "name_models": "potstill.bench.subjects",
     "read_report": "potstill.bench.report",
     "verify_report": "potstill.bench.assemble",

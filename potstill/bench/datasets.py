@@ -6,13 +6,13 @@ from pathlib import Path
 
 from potstill.bench import report_schema
 from potstill.bench.measuring.plan import Plan
-from potstill.bench.quality.power import power
 from potstill.bench.subjects import Entry, Subject, list_entries, read_subjects
 from potstill.bench.suite import SuiteTask, read_suite
 from potstill.config import BenchConfig
 from potstill.data import Examples, load_examples
 from potstill.errors import UsageError
-from potstill.evaluation.fitness import check_examples
+from potstill.evaluation.decision import power
+from potstill.evaluation.predictions import check_examples
 from potstill.metrics import GLUE_METRICS, glue_task
 from potstill.tasks import METRICS, get_task, kind_of, primary_metric
 

@@ -250,9 +250,9 @@ def _bundle_facts(bundle: Bundle, config: Mapping[str, Any], *, checkpoint: str 
         problem_type=manifest.problem_type,
         labels=manifest.labels,
         parameters=manifest.parameters,
-        encoder_parameters=int(manifest.architecture.get("encoder_parameters", manifest.parameters)),
-        architecture=manifest.architecture,
-        source=manifest.source,
+        encoder_parameters=manifest.architecture.encoder_parameters or manifest.parameters,
+        architecture=manifest.architecture.model_dump(mode="json"),
+        source=manifest.source.model_dump(mode="json"),
         max_length=manifest.max_length,
         **_sizes(config),
     )
@@ -266,7 +266,7 @@ def _read_config(bundle: Bundle) -> dict[str, Any]:
         own = json.loads(bundle.read(file.name))
     elif file.is_file():
         own = json.loads(file.read_text(encoding="utf-8"))
-    return bundle.manifest.architecture | own
+    return {**bundle.manifest.architecture.model_dump(mode="json"), **own}
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from potstill.bench.measuring.plan import Plan
 from potstill.bench.measuring.results import results
 from potstill.bench.measuring.samples import Samples
 from potstill.bench.notes import list_notes
-from potstill.bench.quality import Judged, judge, summarise_glue
 from potstill.bench.report_schema import Contestant, Environment, Failure, Latency, Load, Peaks, Report
 from potstill.bench.subjects import Entry, Subject, list_pairs
 from potstill.config import BenchConfig
+from potstill.evaluation.comparison import Comparison, compare_glue, compare_models
+from potstill.evaluation.predictions import load_predictions
 from potstill.progress import Progress
 
 _WEIGHTS = (".safetensors", ".bin")
@@ -124,7 +125,7 @@ def summarise(setting: Setting, journal: Samples, work: Path, *, elapsed_s: floa
         config=setting.config,
         seed=setting.seed,
     )
-    judged, unanswered = _judge(setting, journal, work)
+    compared, unanswered = _compare_quality(setting, journal, work)
     best = measured.peaks
     peaks = Peaks(threads=setting.threads, fp32_flops_per_s=best.get("fp32"), int8_ops_per_s=best.get("int8"))
     found = environment.describe(
@@ -158,8 +159,8 @@ def summarise(setting: Setting, journal: Samples, work: Path, *, elapsed_s: floa
         throughput=measured.throughput,
         scaling=measured.scaling,
         memory=measured.memory,
-        quality=[each.quality for each in judged],
-        glue=summarise_glue(judged, baseline=setting.baseline.key, candidates=[entry.key for entry in setting.entries]),
+        quality=[each.quality for each in compared],
+        glue=compare_glue(compared, baseline=setting.baseline.key, candidates=[entry.key for entry in setting.entries]),
         energy=measured.energy,
         failures=[_readable(failure) for failure in measured.failures],
         notes=list_notes(found, entries=setting.entries, models=models, rows=contestants, trials=len(setting.trials)),
@@ -206,7 +207,7 @@ def _contestant(
         file_bytes=sum(file.stat().st_size for file in files) or None,
         compressed_bytes=compressed,
         sha256=loaded.get("sha256", {}),
-        quantisation=record.quantisation if record else None,
+        quantisation=record.quantisation.model_dump(mode="json") if record and record.quantisation else None,
         batch_invariant=record.batch_invariant if record else True,
     )
 
@@ -233,9 +234,9 @@ def _hash(subject: Subject, entry: Entry) -> str | None:
     return source
 
 
-def _judge(setting: Setting, journal: Samples, work: Path) -> tuple[list[Judged], list[str]]:
+def _compare_quality(setting: Setting, journal: Samples, work: Path) -> tuple[list[Comparison], list[str]]:
     """Return the quality on every data set that somebody answered, and what is still unanswered."""
-    judged, unanswered = [], []
+    compared, unanswered = [], []
     for trial in setting.trials:
         files = {}
         for entry in trial.entries:
@@ -247,9 +248,9 @@ def _judge(setting: Setting, journal: Samples, work: Path) -> tuple[list[Judged]
             elif not failed:
                 unanswered.append(f"quality of {entry.key} on {trial.name}")
         if files:
-            judged.append(
-                judge(
-                    files,
+            compared.append(
+                compare_models(
+                    {key: load_predictions(file) for key, file in files.items()},
                     trial.examples,
                     name=trial.name,
                     kind=trial.kind,
@@ -260,7 +261,7 @@ def _judge(setting: Setting, journal: Samples, work: Path) -> tuple[list[Judged]
                     resamples=setting.config.resamples,
                 )
             )
-    return judged, unanswered
+    return compared, unanswered
 
 
 def _with_flops(setting: Setting, row: Latency, peaks: Peaks | None) -> Latency:

@@ -243,7 +243,7 @@ def _score_checkpoint(given: Mapping[str, Any], reading: dict[str, Any]) -> dict
     require("torch", extra="distill")
     require("transformers", extra="distill")
     from potstill.cli.render import progress_bars
-    from potstill.distill.quality import Reading, evaluate
+    from potstill.distill.evaluation import Reading, evaluate
 
     if "pooling" in given and settings["task"] != "feature-extraction":
         raise UsageError(f"--pooling makes one vector of a text, which {settings['task']} does not; leave it out")

@@ -140,7 +140,7 @@ def export(
         print_json(manifest.model_dump(mode="json"))
     else:
         print_bundle(out)
-    for note in manifest.source.get("notes", ()):
+    for note in manifest.source.notes:
         typer.echo(f"potstill: {note}", err=True)
     _warn_of_slow(manifest)
     found = worthless(manifest)
@@ -161,14 +161,16 @@ def _config(given: Mapping[str, Any]) -> ExportConfig:
 
 def _warn_of_slow(manifest: Manifest) -> None:
     for name, record in manifest.models.items():
-        speed = record.speed or {}
-        if "failures" in speed:
-            reasons = "; ".join(f"{who}: {why}" for who, why in speed["failures"].items())
+        speed = record.speed
+        if speed is None:
+            continue
+        if speed.failures:
+            reasons = "; ".join(f"{who}: {why}" for who, why in speed.failures.items())
             typer.echo(f"warning: the speed of {name} was not measured ({reasons}); try again or see bench", err=True)
-        elif (verdict := speed.get("verdict", "faster")) != "faster":
+        elif speed.verdict != "faster":
             fp32 = "serve fp32" if "fp32" in manifest.models else "export fp32, too,"
-            advice = f"{fp32} here, or try --tune" if "ratio" in speed else "see potstill.json"
-            typer.echo(f"warning: {name} is {verdict} than fp32 on this machine: {advice}", err=True)
+            advice = f"{fp32} here, or try --tune" if speed.ratio is not None else "see potstill.json"
+            typer.echo(f"warning: {name} is {speed.verdict} than fp32 on this machine: {advice}", err=True)
 
 
 def _read_data(given: Mapping[str, Any], *, enough: int) -> tuple[list[Any], Any]:

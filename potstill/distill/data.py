@@ -13,7 +13,6 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from potstill import metrics
 from potstill.checkpoint import Checkpoint, read_folder
 from potstill.checkpoint.model import SentenceEncoder
 from potstill.config import Recipe
@@ -21,13 +20,14 @@ from potstill.data import Examples, Splits, load_examples, load_splits
 from potstill.distill.augmentation import augment
 from potstill.distill.batches import Collator, EpochRows, count_shared, make_collator, make_mlm_collator, tokenize
 from potstill.distill.corpus import load_corpus
-from potstill.distill.evaluate import Evaluation, Model, Scores, evaluate_words, problem_type_of
+from potstill.distill.evaluation import Evaluation, Model, Scores, evaluate_words, problem_type_of
 from potstill.distill.masking import token_counts
 from potstill.distill.methods.embedding import teacher_head
 from potstill.distill.methods.objective import Objective
 from potstill.distill.packing import check_packable
 from potstill.distill.teacher_embeddings import add_teacher_vectors, collate_vectors, load_single_texts
 from potstill.errors import DataError, RecipeError
+from potstill.evaluation.trivial import trivial_scores, uniform_scores
 from potstill.progress import Progress
 from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, get_task, kind_of, lower_is_better, primary_metric
 
@@ -98,6 +98,7 @@ def _load_labelled(
         train_examples = augment(train_examples, recipe, copies=recipe.distill.augment, progress=progress)
     if recipe.data.packing != "none":
         raise RecipeError(f"data.packing={recipe.data.packing} has no effect on labelled texts; leave it out")
+    kind = kind_of(task, problem)
     evaluation = Evaluation(teacher.tokenizer, eval_examples, max_length=recipe.max_length, task=task)
     return TrainingData(
         train_set=tokenize(train_examples, teacher.tokenizer, max_length=recipe.max_length),
@@ -106,11 +107,11 @@ def _load_labelled(
         score=lambda model, who: evaluation.score(model, progress=progress, who=who),
         evaluation=evaluation,
         metric=primary_metric(task, problem, asked=recipe.metric, num_labels=len(label_names) or None),
-        floor=metrics.baseline(task, eval_examples.labels, problem_type=problem, label_names=label_names),
+        floor=trivial_scores(eval_examples, kind=kind),
         about=_about(eval_examples)
         | {
             "train_examples": len(train_examples),
-            "kind": kind_of(task, problem),
+            "kind": kind,
             "train_split": splits.train.split,
             "train_sha256": splits.train.sha256,
             "problem_type": splits.train.problem_type,
@@ -189,7 +190,7 @@ def _load_running_text(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, p
         eval_set=eval_set,
         score=score,
         metric=primary_metric(FILL_MASK, asked=recipe.metric),
-        floor=metrics.baseline(FILL_MASK, None, vocab_size=vocabulary),
+        floor=uniform_scores(vocabulary),
         about=about,
     )
 
@@ -226,7 +227,7 @@ def _load_sentences(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, prog
         score=(lambda model, who: evaluation.score(model, progress=progress, who=who)) if evaluation else None,
         evaluation=evaluation,
         metric=primary_metric(FEATURE_EXTRACTION, asked=recipe.metric) if evaluation else "loss",
-        floor=metrics.baseline(FEATURE_EXTRACTION, examples.labels),
+        floor=trivial_scores(examples, kind=FEATURE_EXTRACTION.name),
         about=_about(examples)
         | {
             "train_examples": len(train_set),

@@ -32,7 +32,7 @@ from potstill.distill.batches import LENGTH_COLUMN, hash_rows, read_column
 from potstill.distill.checkpoints import check_same_run
 from potstill.distill.controls import train_controls
 from potstill.distill.data import TrainingData, load_training_data, make_scorer, read_splits
-from potstill.distill.evaluate import Model, problem_type_of
+from potstill.distill.evaluation import Model, problem_type_of
 from potstill.distill.methods import make_labels_objective, make_objective
 from potstill.distill.methods.embedding import teacher_head
 from potstill.distill.methods.objective import Objective

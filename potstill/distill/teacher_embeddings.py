@@ -15,7 +15,7 @@ from potstill.checkpoint import Checkpoint, hash_checkpoint, read_folder
 from potstill.checkpoint.model import SentenceHead
 from potstill.data import Examples, load_texts
 from potstill.distill.batches import tokenize
-from potstill.distill.evaluate import embed_texts
+from potstill.distill.evaluation import embed_texts
 from potstill.distill.methods.embedding import TEACHER_VECTORS
 from potstill.files import new_folder
 from potstill.progress import Progress

@@ -31,8 +31,8 @@ def fall_back(
 
     Args:
         layers: all that could be quantised.
-        quantise_and_judge: quantises all but these layers and returns `potstill.export.quality.judge`'s evidence. The
-            last call made the file that holds.
+        quantise_and_judge: quantises all but these layers and returns the evidence of
+            `potstill.evaluation.decision.compare_outputs`. The last call made the file that holds.
         order: returns layers, the most helpful first; called once, and only if int8 everywhere does not hold, because
             measuring it quantises once per layer.
         max_fp32_layers: how many may stay fp32.

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from potstill.bundle import ModelRecord, Precision
+from potstill.bundle import ModelRecord, Precision, Tuning
 from potstill.errors import ParityError
 from potstill.export.onnx_files import save_model
 from potstill.export.pipeline import DISABLED_OPTIMIZERS, Workshop
@@ -96,7 +96,7 @@ def tune(shop: Workshop, precision: Precision) -> ModelRecord:
         about = {"cpu": cpu_name(), "threads": available_cores(), "kept": name, "candidates": rows}
         if first.disturbed() is not None:
             about["disturbed"] = first.disturbed()
-        return record.model_copy(update={"tuning": about})
+        return record.model_copy(update={"tuning": Tuning.model_validate(about)})
     raise ParityError(
         "no recipe holds: " + "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         + "; nothing was published"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from potstill import machine
-from potstill.bundle import Bundle, ModelRecord, read_bundle, verify_files
+from potstill.bundle import LABELLED_TASKS, Bundle, ModelRecord, read_bundle, verify_files
 from potstill.errors import BundleError, CheckError, OtherCpuWarning, UsageError
 from potstill.serve.limits import Limits
 from potstill.serve.session import OnnxSession, Stop
@@ -238,6 +238,11 @@ class Encoder:
         missing = [name for name in self.manifest.outputs if name not in outputs]
         if missing:
             raise BundleError(f"{file} gives {', '.join(outputs)}; its manifest says {', '.join(missing)} too")
+        labels = len(self.manifest.labels)
+        shapes = {node.name: node.shape for node in self.session.engine.get_outputs()}
+        width = (shapes[self._output] or [None])[-1]  # None or a name where the graph leaves it open
+        if self.manifest.task in LABELLED_TASKS and isinstance(width, int) and width != labels:
+            raise BundleError(f"{file} answers with {width} labels; its manifest names {labels}; export it again")
 
 
 def unpad(given: Mapping[str, NDArray[Any]], rows: Sequence[Row], *, task: str, left: bool = False) -> list[Outputs]:
@@ -276,7 +281,9 @@ def _warn_of_other_cpu(record: ModelRecord, folder: Path) -> None:
     if record.quantisation is None or not record.cpu_features:
         return
     made_exact, here_exact = machine.multiplies_exactly(record.cpu_features), machine.has_fast_int8()
-    breaks = (record.saturation or {}).get("breaks_without_vnni", record.quantisation.get("weight_bits", 8) == 8)
+    breaks = record.saturation.breaks_without_vnni if record.saturation is not None else None
+    if breaks is None:  # a manifest from before it was measured
+        breaks = record.quantisation.weight_bits == 8
     if made_exact and not here_exact:
         worse = "its products overflow there, so the answers are wrong" if breaks else "it will be slow"
         warnings.warn(

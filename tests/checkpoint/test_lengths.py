@@ -10,7 +10,7 @@ from potstill.bench.engines.runners import with_torch
 from potstill.checkpoint import fit_length
 from potstill.config import build_recipe
 from potstill.distill import distill
-from potstill.distill.quality import evaluate
+from potstill.distill.evaluation import evaluate
 from potstill.distill.run import finetune
 from potstill.errors import CheckpointError
 from potstill.export.source import load_source

@@ -165,8 +165,8 @@ def test_a_whole_export_of_a_wordpiece_roberta_is_served_by_the_files_ids(tmp_pa
     folder = made.write_checkpoint(tmp_path / "model", "WordPiece as RobertaTokenizer")
     config = ExportConfig(precisions=["fp32"], calibration_texts=8, judged_texts=16, allow_unfused=True)
     manifest = export_bundle(str(folder), tmp_path / "bundle", config=config)
-    assert manifest.tokenizer_parity["equal"]
-    assert manifest.models["fp32"].invariance["invariant"]
+    assert manifest.tokenizer_parity.equal
+    assert manifest.models["fp32"].invariance.invariant
     ours = BundleTokenizer(tmp_path / "bundle", manifest)
     equal(of_rows(ours.rows(ALL)), made.columns(made.reference(folder).encode_batch(list(ALL))))
     check_tokenizer_parity(ours, made.reference(folder), list(ALL), max_length=made.LONGEST)

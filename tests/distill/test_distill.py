@@ -11,7 +11,7 @@ from potstill.checkpoint import load_checkpoint
 from potstill.config import build_recipe
 from potstill.distill import checkpoints, distill, evaluate_model, finetune, init_student
 from potstill.distill import trainer as training
-from potstill.distill.evaluate import Evaluation
+from potstill.distill.evaluation import Evaluation
 from potstill.distill.methods import task as task_method
 from potstill.errors import CheckpointError, DataError, MissingExtraError, OutputError, TrainingError
 from potstill.tasks import TEXT_CLASSIFICATION

@@ -136,13 +136,15 @@ class Duties:
         return {"first_answer_ms": (time.perf_counter() - started) * 1e3}
 
     def _answer(self, command: Mapping[str, Any]) -> Message:
-        from potstill.evaluation.ask import ask  # nothing that a model needs to be served, so no part of its memory
+        from potstill.evaluation.predictions import (
+            predict,  # nothing that a model needs to be served, so no part of its memory
+        )
 
         model, texts, kind = self._model, command["texts"], command["kind"]
         file = self._folder / "config.json"
         config = file.read_bytes() if file.is_file() else None
         function = scoring_function(kind, config) if kind in PROBLEM_TYPES else None
-        answers = ask(
+        answers = predict(
             model,
             model.tokenizer,
             texts,

@@ -18,7 +18,7 @@ _TEXTS_PER_LIMIT = 64
 def gather_answers(
     plan: Plan, datasets: Mapping[str, tuple[Sequence[Any], str]], folder: Path
 ) -> dict[tuple[str, str], Path]:
-    """Return where each row's answers to each data set are: files as `potstill.evaluation.ask.ask` describes them.
+    """Return where each row's answers to each data set are: files of `potstill.evaluation.predictions`.
 
     The rows answer one after the other, each in a fresh process, so that none needs memory beside another. What is in
     the journal and in `folder` is not asked again; a row that fails at a data set has no file for it. Nobody is asked

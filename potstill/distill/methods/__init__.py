@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from potstill.config import Recipe
-from potstill.distill.evaluate import problem_type_of
+from potstill.distill.evaluation import problem_type_of
 from potstill.distill.methods.distilbert import TripleLoss
 from potstill.distill.methods.embedding import EmbeddingDistillation, student_head, teacher_head
 from potstill.distill.methods.minilmv2 import MiniLMv2

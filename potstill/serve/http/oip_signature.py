@@ -72,7 +72,7 @@ class Signature:
 def signature_of(encoder: Encoder) -> Signature:
     """Return what a model takes and gives."""
     manifest, tokenizer = encoder.manifest, encoder.tokenizer
-    vocab_size = manifest.architecture.get("vocab_size")
+    vocab_size = manifest.architecture.vocab_size
     frame = tokenizer.pair
     types = [*frame.text_types, *(int(kind) for piece in frame.types for kind in piece)]
     return Signature(
@@ -119,8 +119,8 @@ def _graph_outputs(encoder: Encoder) -> dict[str, TensorMetadata]:
     widths = {
         TEXT_CLASSIFICATION.name: len(manifest.labels),
         TOKEN_CLASSIFICATION.name: len(manifest.labels),
-        FILL_MASK.name: manifest.architecture.get("vocab_size"),
-        FEATURE_EXTRACTION.name: manifest.architecture.get("hidden_size"),
+        FILL_MASK.name: manifest.architecture.vocab_size,
+        FEATURE_EXTRACTION.name: manifest.architecture.hidden_size,
     }
     found = {}
     for name in manifest.outputs:

@@ -66,5 +66,5 @@ def read_bundled(folder: Path, precision: str, *, max_length: int | None = None)
 
 
 def _vocab_size(manifest: Manifest) -> int | None:
-    size = manifest.architecture.get("vocab_size")
+    size = manifest.architecture.vocab_size
     return int(size) if size else None

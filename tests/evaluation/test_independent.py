@@ -18,8 +18,8 @@ import sklearn.metrics
 
 from potstill import metrics
 from potstill.data import Examples
-from potstill.evaluation.marks import mark
-from potstill.evaluation.summary import summarise
+from potstill.evaluation.scores import score
+from potstill.evaluation.summary import summarize
 from potstill.tasks import METRICS
 
 SINGLE, SEVERAL = "single_label_classification", "multi_label_classification"
@@ -57,7 +57,7 @@ CLASSES = {
 def test_classes_are_scored_as_by_scikit_learn(name):
     labels, predictions, classes = (np.asarray(part) for part in CLASSES[name])
     classes = int(classes)
-    found = mark({"values": logits(predictions, classes)}, examples(labels, map(str, range(classes))),
+    found = score({"values": logits(predictions, classes)}, examples(labels, map(str, range(classes))),
                  kind=SINGLE, metric="macro_f1")  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -74,7 +74,7 @@ def test_classes_are_scored_as_by_scikit_learn(name):
         )
     assert found.scores == pytest.approx(expected, abs=1e-12)
     for row, *theirs in zip(
-        metrics.per_class(labels, predictions, list(map(str, range(classes)))), *table, strict=True
+        metrics.classification_report(labels, predictions, list(map(str, range(classes)))), *table, strict=True
     ):
         assert [row["precision"], row["recall"], row["f1"], row["support"]] == pytest.approx(theirs)
 
@@ -83,8 +83,8 @@ def test_a_draw_is_scored_as_scikit_learn_scores_its_texts():
     """In a draw of few texts classes are missing that the data has."""
     labels, predictions = draw(5).integers(6, size=12), draw(6).integers(6, size=12)
     for metric in ("accuracy", "macro_f1", "matthews_correlation"):
-        statistic = mark({"values": logits(predictions, 8)}, examples(labels, map(str, range(8))),
-                         kind=SINGLE, metric=metric).draws  # fmt: skip
+        statistic = score({"values": logits(predictions, 8)}, examples(labels, map(str, range(8))),
+                         kind=SINGLE, metric=metric).statistic  # fmt: skip
         for seed in range(20):
             chosen = draw(seed).integers(12, size=12)
             ours = statistic(np.bincount(chosen, minlength=12)[None].astype(float))[0]
@@ -104,7 +104,7 @@ def test_label_sets_are_scored_as_by_scikit_learn(absent):
         labels[:, 2], given[:, 2], labels[:, 3], given[:, 4] = 0, False, 0, False
     names = list("abcde")
     values = np.where(given, 2.0, -2.0).astype(np.float32)
-    found = mark({"values": values}, examples(labels, names), kind=SEVERAL, metric="macro_f1")
+    found = score({"values": values}, examples(labels, names), kind=SEVERAL, metric="macro_f1")
     theirs = {
         "micro_f1": sklearn.metrics.f1_score(labels, given, average="micro", zero_division=0),
         "macro_f1": sklearn.metrics.f1_score(labels, given, average="macro", zero_division=0),
@@ -112,7 +112,7 @@ def test_label_sets_are_scored_as_by_scikit_learn(absent):
     }
     assert found.scores == pytest.approx(theirs, abs=1e-12)
     table = sklearn.metrics.precision_recall_fscore_support(labels, given, zero_division=0)
-    for row, *expected in zip(metrics.per_label(labels, values, names), *table, strict=True):
+    for row, *expected in zip(metrics.multi_label_report(labels, values, names), *table, strict=True):
         assert [row["precision"], row["recall"], row["f1"], row["support"]] == pytest.approx(expected)
 
 
@@ -127,7 +127,7 @@ AMOUNTS = {
 @pytest.mark.parametrize("name", AMOUNTS)
 def test_amounts_are_scored_as_by_scipy(name):
     labels, given = AMOUNTS[name]
-    found = mark({"values": given[:, None]}, examples(labels), kind="regression", metric="spearman").scores
+    found = score({"values": given[:, None]}, examples(labels), kind="regression", metric="spearman").scores
     pearson, spearman = scipy.stats.pearsonr(labels, given).statistic, scipy.stats.spearmanr(labels, given).statistic
     assert found["pearson"] == pytest.approx(pearson, abs=1e-7 if name == "large numbers" else 1e-12)
     assert found["spearman"] == pytest.approx(spearman, abs=1e-12)
@@ -138,7 +138,7 @@ def test_amounts_are_scored_as_by_scipy(name):
 def test_a_draw_of_amounts_is_scored_as_by_scipy():
     labels, given = AMOUNTS["ties"]
     for metric, theirs in (("pearson", scipy.stats.pearsonr), ("spearman", scipy.stats.spearmanr)):
-        statistic = mark({"values": given[:, None]}, examples(labels), kind="regression", metric=metric).draws
+        statistic = score({"values": given[:, None]}, examples(labels), kind="regression", metric=metric).statistic
         for seed in range(10):
             chosen = draw(seed).integers(80, size=80)
             ours = statistic(np.bincount(chosen, minlength=80)[None].astype(float))[0]
@@ -154,7 +154,7 @@ def test_a_correlation_that_scipy_has_not_is_0_and_said(labels, given, said):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert len(labels) < 2 or np.isnan(scipy.stats.pearsonr(labels, given).statistic)
-    found = summarise({"values": np.array(given)[:, None]}, examples(np.array(labels)), kind="regression",
+    found = summarize({"values": np.array(given)[:, None]}, examples(np.array(labels)), kind="regression",
                       metric="pearson")  # fmt: skip
     assert found["scores"]["pearson"] == found["scores"]["spearman"] == 0.0
     assert found["notes"] == [f"{said}, so no correlation is defined; it counts as 0."]
@@ -163,15 +163,15 @@ def test_a_correlation_that_scipy_has_not_is_0_and_said(labels, given, said):
 
 def test_labels_that_do_not_occur_and_single_classes_are_said():
     labels, values = np.array([0, 1, 1, 0]), logits([0, 1, 1, 0], 4)
-    found = summarise({"values": values}, examples(labels, "abcd"), kind=SINGLE, metric="macro_f1")
+    found = summarize({"values": values}, examples(labels, "abcd"), kind=SINGLE, metric="macro_f1")
     assert found["value"] == 1.0
     assert found["notes"] == [
         "Macro F1 is the mean over 2 of 4 labels; c, d occur neither in the data nor in the answers."
     ]
-    alone = summarise({"values": logits([1, 1], 2)}, examples(np.array([1, 0]), "ab"), kind=SINGLE, metric="accuracy")
+    alone = summarize({"values": logits([1, 1], 2)}, examples(np.array([1, 0]), "ab"), kind=SINGLE, metric="accuracy")
     assert alone["scores"]["matthews_correlation"] == 0.0
     assert alone["notes"] == ["The answers are all of one class, so Matthews' correlation counts as 0."]
-    sets = summarise({"values": np.array([[1.0, -1], [1, -1]])}, examples(np.array([[1.0, 0], [0, 0]]), "ab"),
+    sets = summarize({"values": np.array([[1.0, -1], [1, -1]])}, examples(np.array([[1.0, 0], [0, 0]]), "ab"),
                      kind=SEVERAL, metric="macro_f1")  # fmt: skip
     assert sets["notes"] == ["Macro F1 counts 0 for b, which occur neither in the data nor in the answers."]
 
@@ -200,7 +200,7 @@ def test_entities_are_scored_as_by_seqeval_whatever_the_tags(scheme):
             "seen": np.ones(sizes.sum(), bool),
         }  # fmt: skip
         texts = [["word"] * size for size in sizes]
-        found = mark(arrays, examples(labels, names, texts), kind="token-classification", metric="f1").scores
+        found = score(arrays, examples(labels, names, texts), kind="token-classification", metric="f1").scores
         sides = [[[names[tag] for tag in row] for row in side] for side in (labels, given)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -231,7 +231,7 @@ def test_entities_of_tags_that_keep_their_scheme_are_those_of_seqevals_strict_mo
         longest = max(map(len, sides))
         labels, given = ([side + ["O"] * (longest - len(side))] for side in sides)
         theirs = seqeval.metrics.f1_score(labels, given, mode="strict", scheme=scheme, zero_division=0)
-        assert metrics.tagging(labels, given)["f1"] == pytest.approx(theirs, abs=1e-12)
+        assert metrics.entity_scores(labels, given)["f1"] == pytest.approx(theirs, abs=1e-12)
 
 
 def squad_normalise(text):
@@ -279,7 +279,7 @@ def test_answers_are_scored_as_by_squads_script(unanswerable):
         "scores": np.ones(len(rows)),
     }  # fmt: skip
     data = examples(labels, texts=[("what?", "context")] * len(rows))
-    found = mark(arrays, data, kind="question-answering", metric="f1").scores
+    found = score(arrays, data, kind="question-answering", metric="f1").scores
     theirs = squad(golds, given)
     assert {name: found[name] for name in METRICS["question-answering"]} == pytest.approx(theirs, abs=1e-12)
     if unanswerable:

@@ -1,4 +1,4 @@
-"""How well the names in a text were found: whole entities, not single words.
+"""Metrics of token classification: whole entities, not single words.
 
 The rules are those of CoNLL's `conlleval` as seqeval 1.2.2 reads them by default, which everybody's published numbers
 come from: an entity counts when its type, first and last word are all right, and a beginning that is no `B-` still
@@ -7,7 +7,9 @@ two in a row become one. Rename them to `E-` and `S-` where that matters.
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
+
+from potstill.metrics.classification import ClassRow
 
 Tags: TypeAlias = Sequence[str]
 Entity: TypeAlias = tuple[str, int, int]
@@ -17,7 +19,7 @@ _NOTHING = (_OUTSIDE, ".")
 _UNTYPED = "_"
 
 
-def find_entities(tags: Tags) -> list[Entity]:
+def get_entities(tags: Tags) -> list[Entity]:
     """Return (type, first word, last word) of each entity of one text, words counted from 0."""
     found = []
     before, before_type, start = _OUTSIDE, "", 0
@@ -46,7 +48,7 @@ def _starts(before: str, letter: str, *, changed: bool) -> bool:
     return changed and letter not in _NOTHING
 
 
-def tagging(labels: Sequence[Tags], predictions: Sequence[Tags]) -> dict[str, float]:
+def entity_scores(labels: Sequence[Tags], predictions: Sequence[Tags]) -> dict[str, float]:
     """Return `f1`, `precision` and `recall` of all entities together (micro average), and the words' `accuracy`.
 
     Each is 0 where there is nothing to divide by. Tags without entities, such as parts of speech, are judged by
@@ -70,19 +72,16 @@ def tagging(labels: Sequence[Tags], predictions: Sequence[Tags]) -> dict[str, fl
     }
 
 
-def per_entity(labels: Sequence[Tags], predictions: Sequence[Tags]) -> list[dict[str, Any]]:
-    """Return one row per entity type: `label`, `precision`, `recall`, `f1`, `support`, `predicted`, as `per_class`."""
+def entity_report(labels: Sequence[Tags], predictions: Sequence[Tags]) -> list[ClassRow]:
+    """Return precision, recall, F1 and counts of each type of entity, in the order of their names."""
     wanted, given = _entity_sets(labels), _entity_sets(predictions)
     rows = []
     for kind in sorted({entity[1] for entity in wanted | given}):
         ours, theirs = ({entity for entity in found if entity[1] == kind} for found in (wanted, given))
         precision, recall, f1 = _scores(len(ours & theirs), wanted=len(ours), given=len(theirs))
         rows.append(
-            {
-                "label": kind, "precision": precision, "recall": recall, "f1": f1, "support": len(ours),
-                "predicted": len(theirs),
-            }
-        )  # fmt: skip
+            ClassRow(label=kind, precision=precision, recall=recall, f1=f1, support=len(ours), predicted=len(theirs))
+        )
     return rows
 
 
@@ -92,7 +91,7 @@ def tag_names(ids: Sequence[Sequence[int]], names: Sequence[str]) -> list[list[s
 
 
 def _entity_sets(texts: Sequence[Tags]) -> set[tuple[int, str, int, int]]:
-    return {(number, *entity) for number, tags in enumerate(texts) for entity in find_entities(tags)}
+    return {(number, *entity) for number, tags in enumerate(texts) for entity in get_entities(tags)}
 
 
 def _scores(hits: int, *, wanted: int, given: int) -> tuple[float, float, float]:

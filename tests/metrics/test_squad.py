@@ -18,7 +18,7 @@ from potstill.tasks import METRICS, QUESTION_ANSWERING
     ],
 )
 def test_answers_are_compared_without_what_does_not_matter(text, expected):
-    assert metrics.normalise_answer(text) == expected
+    assert metrics.normalize_answer(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,8 @@ def test_answers_are_compared_without_what_does_not_matter(text, expected):
     ],
 )
 def test_one_answer_by_hand(accepted, prediction, exact, f1):
-    assert metrics.answer_exact(accepted, prediction) == exact
-    assert metrics.answer_f1(accepted, prediction) == pytest.approx(f1)
+    assert metrics.squad_exact_match(accepted, prediction) == exact
+    assert metrics.squad_f1(accepted, prediction) == pytest.approx(f1)
 
 
 def reference(*texts):
@@ -46,14 +46,14 @@ def reference(*texts):
 
 
 def test_a_set_of_questions_is_the_mean():
-    found = metrics.question_answering([reference("Denver Broncos"), reference("Rome")], ["Broncos", "rome."])
+    found = metrics.squad_scores([reference("Denver Broncos"), reference("Rome")], ["Broncos", "rome."])
     assert found == pytest.approx({"f1": (2 / 3 + 1) / 2, "exact_match": 0.5})
     assert tuple(found) == METRICS[QUESTION_ANSWERING.name]
 
 
 def test_questions_with_and_without_an_answer_are_told_apart_too():
     references = [reference("Denver Broncos"), reference(), reference(), reference("Rome")]
-    found = metrics.question_answering(references, ["Broncos", "", "Rome", ""])
+    found = metrics.squad_scores(references, ["Broncos", "", "Rome", ""])
     assert found == pytest.approx(
         {
             "f1": (2 / 3 + 1) / 4,
@@ -66,9 +66,9 @@ def test_questions_with_and_without_an_answer_are_told_apart_too():
 
 
 def test_questions_that_all_have_no_answer_need_no_table():
-    assert metrics.question_answering([reference()], [""]) == {"f1": 1.0, "exact_match": 1.0}
+    assert metrics.squad_scores([reference()], [""]) == {"f1": 1.0, "exact_match": 1.0}
 
 
 def test_every_question_needs_a_prediction():
     with pytest.raises(ValueError, match="zip"):
-        metrics.question_answering([reference("x"), reference("y")], ["x"])
+        metrics.squad_scores([reference("x"), reference("y")], ["x"])

@@ -70,7 +70,9 @@ def test_tiny_and_huge_values_correlate_like_others():
 
 
 def test_regression_by_hand():
-    found = metrics.regression(np.array([1.0, 2.0, 3.0, 4.0]), np.array([[0.0], [0.0], [2.0], [2.0]], dtype=np.float32))
+    found = metrics.regression_scores(
+        np.array([1.0, 2.0, 3.0, 4.0]), np.array([[0.0], [0.0], [2.0], [2.0]], dtype=np.float32)
+    )
     correlation = 4 / math.sqrt(20)  # the ranks (1, 2, 3, 4) and (1.5, 1.5, 3.5, 3.5) have the same
     expected = {"pearson": correlation, "spearman": correlation, "pearson_and_spearman": correlation, "mse": 2.5}
     assert found == pytest.approx(expected, abs=EXACT)
@@ -105,10 +107,10 @@ def test_no_masked_token_is_an_error_and_no_perfect_score():
     with pytest.raises(DataError, match=r"^no token was masked"):
         metrics.perplexity(0.0, 0)
     with pytest.raises(DataError, match=r"^no token was masked"):
-        metrics.masked_words(0.0, count=0, hits=0)
+        metrics.masked_lm_scores(0.0, count=0, hits=0)
 
 
 def test_masked_words_by_hand():
-    found = metrics.masked_words(4 * math.log(2), count=4, hits=3)
+    found = metrics.masked_lm_scores(4 * math.log(2), count=4, hits=3)
     assert found == pytest.approx({"perplexity": 2.0, "loss": math.log(2), "accuracy": 0.75}, abs=EXACT)
     assert tuple(found) == METRICS[FILL_MASK.name]

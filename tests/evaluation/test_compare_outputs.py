@@ -8,13 +8,13 @@ import scipy.stats
 
 from potstill.data import Examples
 from potstill.errors import CheckError
+from potstill.evaluation.decision import compare_outputs
 from potstill.evaluation.intervals import Z, bootstrap, percentiles, wilson
-from potstill.evaluation.marks import mark
-from potstill.export import quality
-from potstill.export.quality import Answers
+from potstill.evaluation.predictions import ModelOutputs
+from potstill.evaluation.scores import score
 from potstill.tasks import METRICS
 
-SINGLE, SEVERAL, AMOUNT = "single_label_classification", "multi_label_classification", "regression"
+SINGLE, SEVERAL, NUMBER = "single_label_classification", "multi_label_classification", "regression"
 
 
 def draw(seed=0):
@@ -23,7 +23,7 @@ def draw(seed=0):
 
 def answers(values, kind=SINGLE, texts=None):
     values = np.asarray(values, dtype=np.float32)
-    return Answers(values, np.arange(len(values)) if texts is None else np.asarray(texts), kind)
+    return ModelOutputs(values, np.arange(len(values)) if texts is None else np.asarray(texts), kind)
 
 
 def choosing(classes, *, num=2):
@@ -37,23 +37,23 @@ def flipped(texts, flips):
 
 
 def judge(reference, candidate, *, labels=None, metric=None, label_names=(), **settings):
-    """Judge; with labels, answers are marked as an export marks what would be served."""
+    """Compare; with labels, answers are scored as an export scores what would be served."""
     if labels is None:
-        return quality.judge(reference, candidate, metric=metric, **settings)
+        return compare_outputs(reference, candidate, metric=metric, **settings)
     kind = reference.kind
     metric = metric or METRICS[kind][0]
-    if not len(label_names) and kind != AMOUNT:
+    if not len(label_names) and kind != NUMBER:
         label_names = [str(number) for number in range(reference.values.shape[1])]
     data = Examples(
         name="d", split="s", texts=[""] * len(labels), labels=labels, label_names=tuple(label_names), sha256="0" * 64
     )
-    marks = []
+    scored = []
     for side in (reference, candidate):
         arrays = {"values": side.values}
         if isinstance(labels, list):
             arrays |= {"texts": side.texts, "seen": np.ones(len(side.values), dtype=bool)}
-        marks.append(mark(arrays, data, kind=kind, metric=metric))
-    return quality.judge(reference, candidate, scored=tuple(marks), metric=metric, **settings)
+        scored.append(score(arrays, data, kind=kind, metric=metric))
+    return compare_outputs(reference, candidate, scored=tuple(scored), metric=metric, **settings)
 
 
 def judge_json(*arguments, **settings):
@@ -191,7 +191,7 @@ def test_so_many_texts_as_are_asked_for_do_decide():
         assert evidence["verdict"] == "INCONCLUSIVE"
         for factor, verdict in ((0.85, "INCONCLUSIVE"), (1.15, "PASS")):
             chosen = np.linspace(0, 399.999, round(factor * evidence["texts_needed"])).astype(int)
-            again = (Answers(side.values[chosen], np.arange(len(chosen)), side.kind) for side in (before, after))
+            again = (ModelOutputs(side.values[chosen], np.arange(len(chosen)), side.kind) for side in (before, after))
             assert judge(*again, **settings | ({"labels": labels[chosen]} if labelled else {}))["verdict"] == verdict
 
 
@@ -224,7 +224,7 @@ def test_any_metric_of_the_kind_can_decide(metric):
 def test_an_error_that_grows_is_a_loss_too():
     labels = draw(1).normal(size=300)
     before, after = (
-        answers((labels + spread * draw(2).normal(size=300))[:, None], AMOUNT) for spread in (0.10, 0.11)
+        answers((labels + spread * draw(2).normal(size=300))[:, None], NUMBER) for spread in (0.10, 0.11)
     )  # fmt: skip
     evidence = judge_json(before, after, max_loss=0.01, labels=labels, metric="mse")
     assert evidence["loss"] == pytest.approx(0.21, rel=1e-3)
@@ -242,10 +242,10 @@ def test_where_the_reference_scores_nothing_agreement_decides():
     assert evidence["labelled"]["relative_loss"] is None
 
 
-def test_amounts_agree_by_pearsons_correlation():
+def test_numbers_agree_by_pearsons_correlation():
     first = draw(1).normal(size=200)
     second = first + 0.05 * draw(2).normal(size=200)
-    evidence = judge_json(answers(first[:, None], AMOUNT), answers(second[:, None], AMOUNT), max_loss=0.01)
+    evidence = judge_json(answers(first[:, None], NUMBER), answers(second[:, None], NUMBER), max_loss=0.01)
     value = scipy.stats.pearsonr(first, second).statistic
     assert evidence["agreement"]["value"] == pytest.approx(value, abs=1e-6)
     assert (evidence["agreement"]["measure"], evidence["agreement"]["flips"]) == ("pearson", None)

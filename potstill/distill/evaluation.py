@@ -1,4 +1,8 @@
-"""Score a torch model on any task: asked and decoded as the server does it, with torch in place of onnxruntime."""
+"""Score torch models on any task, decoded as the server decodes, with torch in place of onnxruntime.
+
+`evaluate` scores a checkpoint by name, `Evaluation` any number of models on one data set during training, and
+`TorchSession` is the adapter by which `potstill.evaluation` runs a torch model.
+"""
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,26 +18,29 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill import metrics
-from potstill.checkpoint import save_tokenizer
-from potstill.checkpoint.model import SentenceEncoder, SentenceHead
-from potstill.data import Examples
+from potstill.checkpoint import load_checkpoint, read_folder, save_tokenizer
+from potstill.checkpoint.model import SentenceEncoder, SentenceHead, find_sentence_transformers, load_head
+from potstill.checkpoint.sentence_transformers import check_pooling
+from potstill.data import Examples, load_examples
 from potstill.distill.batches import LENGTH_COLUMN, EpochRows, make_collator, make_mlm_collator, read_column, tokenize
 from potstill.distill.hooks import embed, masked_lm_head, model_inputs
 from potstill.distill.masking import IGNORED
-from potstill.errors import CheckpointError
-from potstill.evaluation.ask import Arrays, ask
-from potstill.evaluation.fitness import check_answers, check_examples
-from potstill.evaluation.marks import mark
+from potstill.errors import CheckpointError, UsageError
+from potstill.evaluation.predictions import Predictions, check_examples, check_predictions, predict
+from potstill.evaluation.scores import score
+from potstill.evaluation.summary import summarize
 from potstill.evaluation.trivial import AgainstTrivial, against_trivial
 from potstill.progress import Progress, silent
 from potstill.serve import BundleTokenizer
 from potstill.serve.tasks.feature_extraction import SENTENCE_EMBEDDING
 from potstill.tasks import (
     FEATURE_EXTRACTION,
+    FILL_MASK,
     QUESTION_ANSWERING,
     REGRESSION,
     TEXT_CLASSIFICATION,
     Task,
+    get_task,
     kind_of,
     primary_metric,
 )
@@ -43,6 +50,7 @@ Model: TypeAlias = PreTrainedModel | SentenceEncoder
 """What is scored: an encoder is pooled as is asked for, and one with its head as that says."""
 
 _BATCH_SIZE = 32
+_USUAL_LENGTH = 128
 # Held-out words are masked alike for every model and at every step: scores differ by the model alone.
 _MASKING_SEED = 0
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -118,7 +126,7 @@ def problem_type_of(model: Model) -> str | None:
 
 
 class Evaluation:
-    """One data set and how models are asked about it, for any number of models with one tokenizer."""
+    """One data set, prepared for scoring any number of models with one tokenizer."""
 
     def __init__(
         self,
@@ -129,7 +137,7 @@ class Evaluation:
         task: Task = TEXT_CLASSIFICATION,
         pooling: str = "mean",
     ) -> None:
-        """Prepare to ask.
+        """Prepare the data set.
 
         Args:
             tokenizer: the models'.
@@ -142,8 +150,8 @@ class Evaluation:
         self._tokenizer = serving_tokenizer(tokenizer, max_length=max_length)
         self._pooling = pooling
 
-    def predict(self, model: Model, *, progress: Progress = silent, who: str = "model") -> Arrays:
-        """Return a model's answers, as `potstill.evaluation.ask.ask` describes them.
+    def predict(self, model: Model, *, progress: Progress = silent, who: str = "model") -> Predictions:
+        """Return a model's answers, as `potstill.evaluation.predictions.predict` describes them.
 
         Args:
             model: of the task's class; it is put into eval mode and stays there.
@@ -165,7 +173,7 @@ class Evaluation:
         session = TorchSession(model, self.task, tell=tell)
         # As the server tells it: without a problem type of its own, a single output is a probability.
         is_declared = kind != REGRESSION or model.config.problem_type is not None
-        arrays = ask(
+        predictions = predict(
             session,
             self._tokenizer,
             self.examples.texts,
@@ -176,23 +184,23 @@ class Evaluation:
             batch_size=_BATCH_SIZE,
         )
         progress(f"score the {who}", total, total, "")
-        check_answers(arrays, self.examples, kind=kind, key=f"the {who}")
-        return arrays
+        check_predictions(predictions, self.examples, kind=kind, key=f"the {who}")
+        return predictions
 
     def score(self, model: Model, *, progress: Progress = silent, who: str = "model") -> Scores:
         """Return a model's scores, the task's own first; arguments and errors as `predict`."""
-        arrays, kind = self.predict(model, progress=progress, who=who), self.kind(model)
+        predictions, kind = self.predict(model, progress=progress, who=who), self.kind(model)
         metric = primary_metric(self.task, problem_type_of(model))
-        scores = mark(arrays, self.examples, kind=kind, metric=metric).scores
+        scores = score(predictions, self.examples, kind=kind, metric=metric).scores
         return {metric: scores[metric]} | scores
 
     def against_trivial(
         self, model: Model, *, metric: str, progress: Progress = silent, who: str = "model"
     ) -> AgainstTrivial:
-        """Hold a model's score against that of an answer that ignores the text; arguments and errors as `predict`."""
-        arrays, kind = self.predict(model, progress=progress, who=who), self.kind(model)
-        marks = mark(arrays, self.examples, kind=kind, metric=metric)
-        return against_trivial(arrays, marks, self.examples, kind=kind, metric=metric)
+        """Compare a model's score with that of an answer that ignores the text; arguments and errors as `predict`."""
+        predictions, kind = self.predict(model, progress=progress, who=who), self.kind(model)
+        scored = score(predictions, self.examples, kind=kind, metric=metric)
+        return against_trivial(predictions, scored, self.examples, kind=kind, metric=metric)
 
     def kind(self, model: Model) -> str:
         """Return what a model is asked: a key of `potstill.tasks.METRICS`."""
@@ -227,6 +235,94 @@ def evaluate_model(
     """
     evaluation = Evaluation(tokenizer, examples, max_length=max_length, task=task, pooling=pooling)
     return evaluation.score(model, progress=progress, who=who)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Which texts `evaluate` reads, and by which columns."""
+
+    split: str = "validation"
+    label_column: str | None = None
+    text_columns: list[str] | None = None
+    limit: int | None = None
+
+
+def evaluate(
+    model: str | Path,
+    *,
+    data: str | Path,
+    task: str | None = None,
+    metric: str | None = None,
+    max_length: int | None = None,
+    reading: Reading | None = None,
+    pooling: str | None = None,
+    keep_predictions: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Return the scores of a checkpoint on a data set, under `scores`, with what was scored beside them.
+
+    Texts are read and answers are decoded by the code that serves them, so a bundle of the checkpoint scores the same,
+    but for what its precision changes. Beside the scores is what `potstill.evaluation.summary.summarize` says of them.
+
+    Args:
+        model: a hub id or checkpoint folder.
+        data: a hub id or folder of labelled texts; running text for fill-mask.
+        task: the hub's name of the task; None takes what the checkpoint folder was trained for.
+        metric: the score to put first; None takes the task's own.
+        max_length: longest text in tokens; None takes what a sentence-transformers folder says, and elsewhere 128, or
+            what the checkpoint reads if that is less.
+        reading: which split and columns; None takes the validation split and the usual names.
+        pooling: for feature-extraction, `mean` or `cls`; None does what a sentence-transformers folder says, and
+            elsewhere takes the mean.
+        keep_predictions: also return `predictions`, one row per example: what was asked (`text`, `tokens` or
+            `question`), `label` and `prediction`.
+        progress: is told how far it is.
+
+    Raises:
+        CheckpointError, DataError: if they cannot be loaded or do not fit.
+        UsageError: if the metric does not judge the task, predictions are wanted of masked words, or another pooling
+            than the folder describes.
+    """
+    folder = read_folder(model)
+    task = task or (folder.task or TEXT_CLASSIFICATION).name
+    kind, reading = get_task(task), reading or Reading()
+    if kind is FILL_MASK and keep_predictions:
+        raise UsageError("fill-mask guesses words by the thousand and has no answer per example to keep")
+    found = find_sentence_transformers(str(model)) if kind is FEATURE_EXTRACTION else None
+    if found is not None:
+        check_pooling(found, pooling=pooling, normalize=None)
+    if max_length is None:
+        max_length = folder.usual_length if found else min(_USUAL_LENGTH, folder.longest or _USUAL_LENGTH)
+    folder.check_length(max_length)
+    checkpoint, head = load_checkpoint(str(model), kind), load_head(found) if found else None
+    num_labels = checkpoint.model.config.num_labels
+    first = primary_metric(kind, problem_type_of(checkpoint.model), asked=metric, num_labels=num_labels)
+    examples = load_examples(
+        str(data),
+        split=reading.split,
+        task=kind,
+        text_columns=reading.text_columns,
+        label_column=reading.label_column,
+        label_names=checkpoint.label_names if kind.label_columns and kind.output == "logits" else None,
+        problem_type=problem_type_of(checkpoint.model),
+        limit=reading.limit,
+    )
+    evaluation = Evaluation(checkpoint.tokenizer, examples, max_length=max_length, task=kind, pooling=pooling or "mean")
+    scored = checkpoint.model if head is None else SentenceEncoder(checkpoint.model, head)
+    predictions = evaluation.predict(scored, progress=progress)
+    told = folder.notes if max_length == folder.max_seq_length else ()
+    result: dict[str, Any] = {
+        "model": str(model),
+        "task": task,
+        "data": str(data),
+        "split": reading.split,
+        "num_examples": len(examples),
+        "data_sha256": examples.sha256,
+    } | summarize(
+        predictions, examples, kind=evaluation.kind(checkpoint.model), metric=first, keep_predictions=keep_predictions
+    )
+    result["notes"] = [*examples.notes, *told, *result["notes"]]
+    return result
 
 
 def evaluate_words(
@@ -264,7 +360,7 @@ def evaluate_words(
             nll += F.cross_entropy(logits, labels[asked], reduction="sum").item()
             hits += int((logits.argmax(-1) == labels[asked]).sum())
             count += len(asked)
-    return metrics.masked_words(nll, count=count, hits=hits)
+    return metrics.masked_lm_scores(nll, count=count, hits=hits)
 
 
 def embed_texts(

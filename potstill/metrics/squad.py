@@ -1,4 +1,4 @@
-"""How well questions were answered from a text, by SQuAD's rules.
+"""Metrics of extractive question answering, by SQuAD's rules.
 
 Rajpurkar et al. 2016 (arXiv 1606.05250, section 6.1) for the numbers, Rajpurkar et al. 2018 (arXiv 1806.03822) for
 questions without an answer, which only the empty answer satisfies. Shares of 1, where SQuAD's own script prints
@@ -15,23 +15,23 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def normalise_answer(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """Return the text in lower case without punctuation (ASCII's), English articles and superfluous blanks."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
-def answer_exact(accepted: Sequence[str], prediction: str) -> float:
+def squad_exact_match(accepted: Sequence[str], prediction: str) -> float:
     """Return 1 if the prediction is one of the accepted answers but for case, punctuation, articles and blanks."""
-    return float(normalise_answer(prediction) in _accepted(accepted))
+    return float(normalize_answer(prediction) in _accepted(accepted))
 
 
-def answer_f1(accepted: Sequence[str], prediction: str) -> float:
+def squad_f1(accepted: Sequence[str], prediction: str) -> float:
     """Return the F1 of the prediction's words, against the accepted answer that it fits best."""
-    given = normalise_answer(prediction).split()
+    given = normalize_answer(prediction).split()
     return max(_word_f1(gold.split(), given) for gold in _accepted(accepted))
 
 
-def question_answering(references: Sequence[Mapping[str, Any]], predictions: Sequence[str]) -> dict[str, float]:
+def squad_scores(references: Sequence[Mapping[str, Any]], predictions: Sequence[str]) -> dict[str, float]:
     """Return `f1` and `exact_match`, both means over the questions.
 
     Where some questions have an answer and some have none, there are `answerable_f1`, `answerable_exact_match` and
@@ -46,7 +46,7 @@ def question_answering(references: Sequence[Mapping[str, Any]], predictions: Seq
     """
     golds = [reference["text"] for reference in references]
     scores = [
-        (len(gold) > 0, answer_f1(gold, given), answer_exact(gold, given))
+        (len(gold) > 0, squad_f1(gold, given), squad_exact_match(gold, given))
         for gold, given in zip(golds, predictions, strict=True)
     ]
     result = {"f1": _mean([f1 for _, f1, _ in scores]), "exact_match": _mean([exact for _, _, exact in scores])}
@@ -60,7 +60,7 @@ def question_answering(references: Sequence[Mapping[str, Any]], predictions: Seq
 
 def _accepted(answers: Sequence[str]) -> list[str]:
     """Return the accepted answers as they are compared; those of which nothing is left mean no answer."""
-    return [gold for gold in map(normalise_answer, answers) if gold] or [""]
+    return [gold for gold in map(normalize_answer, answers) if gold] or [""]
 
 
 def _word_f1(gold: Sequence[str], given: Sequence[str]) -> float:

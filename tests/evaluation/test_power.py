@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from potstill.bench.quality.power import LOST_OF_CHANGED, power, smallest_share
 from potstill.data import Examples
-from potstill.evaluation.answers import Answers
+from potstill.evaluation.decision import LOST_OF_CHANGED, expected_score, power, smallest_share
 from potstill.evaluation.intervals import bootstrap_together, mcnemar, percentiles
-from potstill.evaluation.scores import score_draws
+from potstill.evaluation.scores import pearson_statistic
 
 
 def examples(labels, names=("no", "yes")):
@@ -76,14 +75,12 @@ def test_the_loss_of_answers_is_put_into_the_metrics_unit():
 
 def test_the_loss_in_another_metric_is_that_of_the_counts():
     """Of 30 texts of class 1 and 70 of class 0, 9 in 10 are right: 27 hits, 34 given; F1 is 54 / 64."""
-    from potstill.bench.quality.power import _score
-
-    assert _score(np.array([70.0, 30.0]), 0.9, metric="f1") == pytest.approx(54 / 64)
+    assert expected_score(np.array([70.0, 30.0]), 0.9, metric="f1") == pytest.approx(54 / 64)
     hits, total, given, wanted = 90, 100, np.array([66, 34]), np.array([70, 30])
     expected = (hits * total - given @ wanted) / np.sqrt((total**2 - given @ given) * (total**2 - wanted @ wanted))
-    assert _score(np.array([70.0, 30.0]), 0.9, metric="matthews_correlation") == pytest.approx(expected)
+    assert expected_score(np.array([70.0, 30.0]), 0.9, metric="matthews_correlation") == pytest.approx(expected)
     # Three classes of 10: each loses 1 and is given 1 that is not its own.
-    assert _score(np.array([10.0] * 3), 0.9, metric="macro_f1") == pytest.approx(0.9)
+    assert expected_score(np.array([10.0] * 3), 0.9, metric="macro_f1") == pytest.approx(0.9)
 
 
 def test_steigers_test_finds_a_loss_of_correlation_4_times_in_5():
@@ -96,8 +93,7 @@ def test_steigers_test_finds_a_loss_of_correlation_4_times_in_5():
     draw, found = np.random.default_rng(1), []
     for _ in range(150):
         labels, ours, theirs = mixing @ draw.normal(size=(3, count))
-        sides = [Answers(side[:, None].astype(np.float32), np.arange(count), "regression") for side in (ours, theirs)]
-        draws = {str(n): score_draws(side, labels, metric="pearson") for n, side in enumerate(sides)}
+        draws = {str(n): pearson_statistic(labels, side) for n, side in enumerate((ours, theirs))}
         resampled = bootstrap_together(draws, count, rng=draw, resamples=300)
         found.append(percentiles(resampled["0"] - resampled["1"])[0] > 0)
     assert np.mean(found) == pytest.approx(0.8, abs=0.1)

@@ -16,7 +16,7 @@ from transformers import (
 
 from potstill.distill import evaluate, evaluate_model
 from potstill.distill.confusion_matrix import draw_confusion
-from potstill.distill.quality import Reading
+from potstill.distill.evaluation import Reading
 from potstill.errors import OutputError, UsageError
 
 

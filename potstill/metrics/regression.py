@@ -1,4 +1,4 @@
-"""How well amounts were guessed: scores of pairs, similarities of embeddings, the surprise at masked words."""
+"""Metrics of numbers: regression, similarities of embeddings, and the likelihood of masked words."""
 
 import math
 
@@ -10,7 +10,7 @@ from potstill.errors import DataError
 Floats = NDArray[np.float64]
 
 
-def regression(labels: NDArray[np.floating], predictions: NDArray[np.floating]) -> dict[str, float]:
+def regression_scores(labels: NDArray[np.floating], predictions: NDArray[np.floating]) -> dict[str, float]:
     """Return both correlations, their mean (GLUE's number for STS-B), and the mean squared error.
 
     Args:
@@ -31,7 +31,7 @@ def pearson(labels: NDArray[np.floating], predictions: NDArray[np.floating]) -> 
     """Return the linear correlation, from -1 to 1.
 
     It is 0, and not undefined, where one side never varies: an answer that ignores its text shows no relation. It is
-    nan where a value is not finite.
+    NaN where a value is not finite.
     """
     first, second = _flat(labels), _flat(predictions)
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
@@ -43,7 +43,7 @@ def pearson(labels: NDArray[np.floating], predictions: NDArray[np.floating]) -> 
 
 
 def spearman(labels: NDArray[np.floating], predictions: NDArray[np.floating]) -> float:
-    """Return the correlation of the ranks, equal values sharing the mean of theirs; 0 and nan as `pearson`."""
+    """Return the correlation of the ranks, equal values sharing the mean of theirs; 0 and NaN as `pearson`."""
     first, second = _flat(labels), _flat(predictions)
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         return math.nan
@@ -58,7 +58,7 @@ def row_cosines(first: NDArray[np.floating], second: NDArray[np.floating]) -> Fl
     return result
 
 
-def masked_words(nll: float, *, count: int, hits: int) -> dict[str, float]:
+def masked_lm_scores(nll: float, *, count: int, hits: int) -> dict[str, float]:
     """Return `perplexity`, its logarithm `loss`, and `accuracy` at the masked positions.
 
     Args:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from potstill.errors import DataError, UsageError
-from potstill.evaluation.ask import ask
-from tests.evaluation.asking import Mean, Table
+from potstill.evaluation.predictions import load_predictions, predict
+from tests.evaluation.sessions import Mean, Table
 from tests.export import small
 
 TEXTS = ["abc", "a", "hello good day", ("ab", "c"), "xyz xyz xyz xyz"]
@@ -22,7 +22,7 @@ def tokenizer(request, tmp_path):
 @pytest.mark.parametrize("kind", ["single_label_classification", "multi_label_classification", "regression"])
 def test_a_text_has_a_row_in_the_order_given(tokenizer, kind):
     session = Mean(logits=small.table(3))
-    found = ask(session, tokenizer, TEXTS, kind=kind, outputs=["logits"])
+    found = predict(session, tokenizer, TEXTS, kind=kind, outputs=["logits"])
     rows = tokenizer.rows(TEXTS)
     expected = [session.tables["logits"][row["input_ids"]].mean(axis=0) for row in rows]
     assert list(found) == ["values"]
@@ -31,7 +31,7 @@ def test_a_text_has_a_row_in_the_order_given(tokenizer, kind):
         assert found["values"].shape == (5, 3)
     np.testing.assert_allclose(found["values"], expected, atol=1e-6)
     assert (session.runs, session.largest) == (5, 1)
-    ask(session, tokenizer, TEXTS, kind=kind, outputs=["logits"], batch_size=4)
+    predict(session, tokenizer, TEXTS, kind=kind, outputs=["logits"], batch_size=4)
     assert (session.runs, session.largest) == (5 + 2, 4)
 
 
@@ -39,7 +39,7 @@ def test_a_probability_is_scored_where_the_server_gives_one(tokenizer):
     """A single output without a problem type of its own, as of a cross-encoder, is served through a sigmoid."""
     session = Mean(logits=small.table(1))
     plain, squashed = (
-        ask(session, tokenizer, TEXTS, kind="regression", outputs=["logits"], function=function)["values"]
+        predict(session, tokenizer, TEXTS, kind="regression", outputs=["logits"], function=function)["values"]
         for function in ("none", "sigmoid")
     )
     np.testing.assert_allclose(squashed, 1 / (1 + np.exp(-plain)), atol=1e-12)
@@ -47,9 +47,9 @@ def test_a_probability_is_scored_where_the_server_gives_one(tokenizer):
 
 def test_pairs_may_come_from_json_and_texts_run_alone_where_they_must(tokenizer):
     session = Mean(logits=small.table(2))
-    ask_again = {"kind": "regression", "outputs": ["logits"]}
-    tuples = ask(session, tokenizer, [("ab", "c"), ("d", "e")], **ask_again)
-    lists = ask(session, tokenizer, [["ab", "c"], ["d", "e"]], batch_invariant=False, **ask_again)
+    settings = {"kind": "regression", "outputs": ["logits"]}
+    tuples = predict(session, tokenizer, [("ab", "c"), ("d", "e")], **settings)
+    lists = predict(session, tokenizer, [["ab", "c"], ["d", "e"]], batch_invariant=False, **settings)
     np.testing.assert_allclose(tuples["values"], lists["values"], atol=1e-6)
     assert session.runs == 2 + 2
 
@@ -58,7 +58,7 @@ def test_a_word_is_answered_by_its_first_token(tokenizer):
     """One token per character, and 32 of them fit: 30 beside the special ones."""
     session = Table(logits=small.table(4))
     texts = [["ab", "c"], ["", "de"], ["x" * 29, "yz", "w"]]
-    found = ask(session, tokenizer, texts, kind="token-classification", outputs=["logits"])
+    found = predict(session, tokenizer, texts, kind="token-classification", outputs=["logits"])
     assert found["texts"].tolist() == [0, 0, 1, 1, 2, 2, 2]
     assert found["seen"].tolist() == [True, True, False, True, True, True, False]
     firsts = [small.VOCABULARY.index(letter) for letter in ("a", "c", "d", "x", "y")]
@@ -68,7 +68,7 @@ def test_a_word_is_answered_by_its_first_token(tokenizer):
 
 def test_texts_without_words_are_refused(tokenizer):
     with pytest.raises(DataError, match="no word"):
-        ask(Table(), tokenizer, [[], []], kind="token-classification", outputs=["logits"])
+        predict(Table(), tokenizer, [[], []], kind="token-classification", outputs=["logits"])
 
 
 def test_a_text_of_which_a_number_is_lost_is_lost_with_all_its_words(tokenizer):
@@ -76,7 +76,7 @@ def test_a_text_of_which_a_number_is_lost_is_lost_with_all_its_words(tokenizer):
     logits = small.table(4)
     logits[small.VOCABULARY.index("c")] = np.nan
     texts = [["ab", "c"], ["d"]]
-    found = ask(Table(logits=logits), tokenizer, texts, kind="token-classification", outputs=["logits"])
+    found = predict(Table(logits=logits), tokenizer, texts, kind="token-classification", outputs=["logits"])
     assert np.isnan(found["values"]).all(axis=1).tolist() == [True, True, False]
     assert found["seen"].all()
 
@@ -88,14 +88,14 @@ def test_pairs_have_the_cosine_of_their_vectors(tokenizer):
                for pair in pairs]  # fmt: skip
     vectors = [[table[[small.FIRST, *ids, small.LAST]].mean(axis=0) for ids in pair] for pair in letters]
     cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in vectors]
-    pooled = ask(Mean(sentence_embedding=table), tokenizer, pairs, kind="feature-extraction",
+    pooled = predict(Mean(sentence_embedding=table), tokenizer, pairs, kind="feature-extraction",
                  outputs=["last_hidden_state", "sentence_embedding"][1:])  # fmt: skip
-    hidden = ask(Table(last_hidden_state=table), tokenizer, pairs, kind="feature-extraction",
+    hidden = predict(Table(last_hidden_state=table), tokenizer, pairs, kind="feature-extraction",
                  outputs=["last_hidden_state"])  # fmt: skip
     for found in (pooled, hidden):
         assert found["values"].shape == (3, 1)
         np.testing.assert_allclose(found["values"][:, 0], cosines, atol=1e-6)
-    first = ask(Table(last_hidden_state=table), tokenizer, pairs, kind="feature-extraction",
+    first = predict(Table(last_hidden_state=table), tokenizer, pairs, kind="feature-extraction",
                 outputs=["last_hidden_state"], pooling="cls")  # fmt: skip
     np.testing.assert_allclose(first["values"][:, 0], 1.0, atol=1e-6)  # every text begins with the same token
 
@@ -103,14 +103,14 @@ def test_pairs_have_the_cosine_of_their_vectors(tokenizer):
 def test_single_texts_have_no_cosine(tokenizer):
     for kind in ("feature-extraction", "question-answering"):
         with pytest.raises(DataError, match=f"{kind} is judged by pairs.*'abc' is one"):
-            ask(Table(), tokenizer, ["abc"], kind=kind, outputs=["x"])
+            predict(Table(), tokenizer, ["abc"], kind=kind, outputs=["x"])
 
 
 def test_hidden_words_are_the_same_ones_and_their_surprise_is_told(tokenizer):
     """The model gives the token after the one it sees, so at a hidden word always the one after the mask."""
     logits = np.roll(np.eye(len(small.VOCABULARY), dtype=np.float32) * 3, 1, axis=1)
     texts = ["", "a b xy c d e f g h i j k l", "q"]
-    found = ask(Table(logits=logits), tokenizer, texts, kind="fill-mask", outputs=["logits"])
+    found = predict(Table(logits=logits), tokenizer, texts, kind="fill-mask", outputs=["logits"])
     vocabulary = len(small.VOCABULARY)
     # Of the words that are one token, "xy" being two: numbers 3 and 10 of the longer text, and the last.
     assert found["wanted_words"].tolist() == ["d", "k", "q"]
@@ -125,22 +125,22 @@ def test_hidden_words_are_the_same_ones_and_their_surprise_is_told(tokenizer):
 def test_a_hidden_word_that_is_no_number_is_not_a_number_and_no_warning(tokenizer):
     logits = np.zeros((len(small.VOCABULARY), len(small.VOCABULARY)), dtype=np.float32)
     logits[small.MASK, 3] = np.inf
-    found = ask(Table(logits=logits), tokenizer, ["a"], kind="fill-mask", outputs=["logits"])
+    found = predict(Table(logits=logits), tokenizer, ["a"], kind="fill-mask", outputs=["logits"])
     assert np.isnan(found["nll"]).all()
 
 
 def test_nothing_to_ask_is_refused(tokenizer, tmp_path):
     with pytest.raises(DataError, match="no texts"):
-        ask(Table(), tokenizer, [], kind="regression", outputs=["logits"])
+        predict(Table(), tokenizer, [], kind="regression", outputs=["logits"])
     with pytest.raises(DataError, match="no words to hide"):
-        ask(Table(), tokenizer, ["", " "], kind="fill-mask", outputs=["logits"])
+        predict(Table(), tokenizer, ["", " "], kind="fill-mask", outputs=["logits"])
     (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(UsageError, match="mask token"):
-        ask(Table(), small.bundle_tokenizer(tmp_path), ["a"], kind="fill-mask", outputs=["logits"])
+        predict(Table(), small.bundle_tokenizer(tmp_path), ["a"], kind="fill-mask", outputs=["logits"])
 
 
 def test_answers_survive_a_file(tokenizer, tmp_path):
-    found = ask(Table(logits=small.table(99)), tokenizer, ["a b c d e"], kind="fill-mask", outputs=["logits"])
+    found = predict(Table(logits=small.table(99)), tokenizer, ["a b c d e"], kind="fill-mask", outputs=["logits"])
     np.savez(tmp_path / "answers.npz", **found)
-    with np.load(tmp_path / "answers.npz", allow_pickle=False) as stored:
-        assert {name: stored[name].tolist() for name in stored} == {name: v.tolist() for name, v in found.items()}
+    stored = load_predictions(tmp_path / "answers.npz")
+    assert {name: stored[name].tolist() for name in stored} == {name: v.tolist() for name, v in found.items()}

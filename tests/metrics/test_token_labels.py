@@ -38,17 +38,17 @@ PREDICTIONS = [text.split() for text in ("B-PER I-PER O B-ORG", "O I-ORG I-ORG O
 
 @pytest.mark.parametrize(("tags", "expected"), FOUND_BY_SEQEVAL)
 def test_entities_are_those_of_seqeval(tags, expected):
-    assert metrics.find_entities(tags.split()) == expected
+    assert metrics.get_entities(tags.split()) == expected
 
 
 def test_an_entity_counts_by_type_and_both_ends():
-    found = metrics.tagging(LABELS, PREDICTIONS)
+    found = metrics.entity_scores(LABELS, PREDICTIONS)
     assert found == pytest.approx({"f1": 0.5, "precision": 0.5, "recall": 0.5, "accuracy": 7 / 11})
     assert tuple(found) == METRICS[TOKEN_CLASSIFICATION.name]
 
 
 def test_the_table_of_types_is_seqevals_report():
-    rows = metrics.per_entity(LABELS, PREDICTIONS)
+    rows = metrics.entity_report(LABELS, PREDICTIONS)
     expected = [
         {"label": "LOC", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 2, "predicted": 1},
         {"label": "ORG", "precision": 0.5, "recall": 1.0, "f1": 2 / 3, "support": 1, "predicted": 2},
@@ -59,24 +59,29 @@ def test_the_table_of_types_is_seqevals_report():
 
 
 def test_precision_and_recall_are_told_apart():
-    found = metrics.tagging([["B-PER", "O", "O"]], [["B-PER", "O", "B-LOC"]])
+    found = metrics.entity_scores([["B-PER", "O", "O"]], [["B-PER", "O", "B-LOC"]])
     assert found == pytest.approx({"f1": 2 / 3, "precision": 0.5, "recall": 1.0, "accuracy": 2 / 3})
 
 
 def test_an_entity_never_reaches_into_the_next_text():
-    found = metrics.tagging([["B-PER"], ["I-PER"]], [["B-PER"], ["B-PER"]])
+    found = metrics.entity_scores([["B-PER"], ["I-PER"]], [["B-PER"], ["B-PER"]])
     assert found["f1"] == 1.0
 
 
 def test_texts_without_entities_score_0_without_a_warning():
-    assert metrics.tagging([["O", "O"]], [["O", "O"]]) == {"f1": 0.0, "precision": 0.0, "recall": 0.0, "accuracy": 1.0}
-    assert metrics.per_entity([["O"]], [["O"]]) == []
+    assert metrics.entity_scores([["O", "O"]], [["O", "O"]]) == {
+        "f1": 0.0,
+        "precision": 0.0,
+        "recall": 0.0,
+        "accuracy": 1.0,
+    }
+    assert metrics.entity_report([["O"]], [["O"]]) == []
 
 
 @pytest.mark.parametrize(("labels", "predictions"), [([["O", "O"]], [["O"]]), ([["O"]], [["O"], ["O"]])])
 def test_a_missing_prediction_is_no_prediction_of_nothing(labels, predictions):
     with pytest.raises(ValueError, match="zip"):
-        metrics.tagging(labels, predictions)
+        metrics.entity_scores(labels, predictions)
 
 
 def test_ids_become_names():
