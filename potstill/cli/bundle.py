@@ -11,7 +11,7 @@ from potstill.bundle import (
     Judged,
     Manifest,
     ModelRecord,
-    Quality,
+    QualityLoss,
     Quantization,
     Saturation,
     SourceRecord,
@@ -145,7 +145,7 @@ def _recipe(recipe: Quantization) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _quality(quality: Quality) -> str:
+def _quality(quality: QualityLoss) -> str:
     low, high = quality.loss_interval
     loses = f"loses {quality.loss:.2%}" if quality.loss >= 0 else f"gains {-quality.loss:.2%}"
     text = (
