@@ -241,7 +241,7 @@ def run_ours(size, gate, folder, *, student, teacher, objective, collate, method
         progress=lambda stage, done, total, note: gate() if done else None,
     )
     rows = make_rows(size)
-    train(student, teacher=teacher, objective=objective, train_set=rows, collate=collate, score=lambda _: {}, job=job)
+    train(student, teacher=teacher, objective=objective, train_set=rows, collate=collate, score=lambda _: {}, run=job)
 
 
 def run_potstill(size, gate, folder, name):

@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from potstill import machine
-from potstill.bundle import MODEL_FILES, WEIGHT_ONLY, Manifest, ModelRecord, Precision
+from potstill.bundle import MODEL_FILES, WEIGHT_ONLY, Manifest, ModelRecord, Precision, QualityLoss
 from potstill.config import ExportConfig
 from potstill.errors import ParityError
 from potstill.evaluation.decision import compare_outputs
@@ -133,8 +133,8 @@ class Workshop:
         lint(file, "fp16")
         session = self._open(file, DISABLED_OPTIMIZERS)
         evidence = self._judge(session, batch_size=8)
-        if not evidence["holds"]:
-            raise ParityError(f"fp16 loses {evidence['loss']:.2%}, where {self.config.max_loss:.2%} is allowed")
+        if not evidence.holds:
+            raise ParityError(f"fp16 loses {evidence.loss:.2%}, where {self.config.max_loss:.2%} is allowed")
         return self._record(
             "fp16",
             side,
@@ -170,10 +170,10 @@ class Workshop:
             self._answers(session, self.rows, batch_size=batch_size),
             max_loss=self.config.max_loss,
             scored=scored,
-        ) | {"on": self.probe.origin["judged"]}
-        if not evidence["holds"]:
+        ).model_copy(update={"on": self.probe.origin["judged"]})
+        if not evidence.holds:
             raise ParityError(
-                f"{existing.file} loses {evidence['loss']:.2%} by onnxruntime's own optimisations, where "
+                f"{existing.file} loses {evidence.loss:.2%} by onnxruntime's own optimisations, where "
                 f"{self.config.max_loss:.2%} is allowed; nothing was published"
             )
         self.say(f"{precision}: compare answers in batches")
@@ -214,7 +214,7 @@ class Workshop:
         static, file = recipe.method == "static", self.file(precision)
         batch_size = 8 if static else 1
 
-        def attempt(keep: frozenset[str]) -> dict[str, Any]:
+        def attempt(keep: frozenset[str]) -> QualityLoss:
             plain = quantise(self.prepared, recipe, keep=keep)
             # One text at a time, which is how dynamic files are served, has no padding.
             save_model(unpad(plain) if static and self._unpads else plain, file)
@@ -348,13 +348,13 @@ class Workshop:
         arrays = self._ask(session, batch_invariant=batch_invariant)
         return score(arrays, self.probe.examples, kind=self.source.kind, metric=METRICS[self.source.kind][0])
 
-    def _judge(self, session: OnnxSession, *, batch_size: int) -> dict[str, Any]:
+    def _judge(self, session: OnnxSession, *, batch_size: int) -> QualityLoss:
         found = self._answers(session, self.rows, batch_size=batch_size)
         scored = None
         if self.scored is not None:
             scored = self.scored, self._score(session, batch_invariant=batch_size > 1)
         evidence = compare_outputs(self.expected, found, max_loss=self.config.max_loss, scored=scored)
-        return evidence | {"on": self.probe.origin["judged"]}
+        return evidence.model_copy(update={"on": self.probe.origin["judged"]})
 
     def _most_sensitive(self, recipe: Int8Recipe) -> list[str]:
         """Return the layers by how much it helps to leave one of them alone in fp32."""

@@ -14,8 +14,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from potstill.data import read
 from potstill.errors import DataError, DiskError, MissingExtraError, OutputError, UsageError
-from potstill.serve.bulk import BulkSettings, journal, predict_file, rows, work
+from potstill.files import open_journal
+from potstill.serve import predict_file as predicting
+from potstill.serve.predict_file import PredictSettings, journal_file, predict_file
 
 TEXTS = ["a good film", "", "not very good , it was", "a", 'x "quoted", and\ntwo lines', "🙂 שלום", "the book is bad"]
 # Texts of a window share batches, so sums are added in another order than alone.
@@ -24,8 +27,8 @@ NEIGHBOURS = 1e-6
 
 @pytest.fixture
 def small_windows(monkeypatch):
-    monkeypatch.setattr(work, "_WINDOW_ROWS", 5)
-    monkeypatch.setattr(work, "_GROUP", 2)
+    monkeypatch.setattr(predicting, "_WINDOW_ROWS", 5)
+    monkeypatch.setattr(predicting, "_GROUP", 2)
 
 
 def write_jsonl(file, content):
@@ -38,7 +41,7 @@ def read_jsonl(file):
 
 
 def settings(**changes):
-    return BulkSettings(**{"workers": 2} | changes)
+    return PredictSettings(**{"workers": 2} | changes)
 
 
 def close(got, want):
@@ -159,7 +162,7 @@ def test_pairs_by_their_usual_names_or_by_name(encoder, tmp_path):
     predict_file(encoder, source, tmp_path / "one.jsonl", settings=settings(columns=["other"]))
     assert close(read_jsonl(tmp_path / "one.jsonl")[0]["answer"], encoder.predict("x"))
     for columns, said in (
-        (["nothing"], "there is no column 'nothing'; there are: premise"),
+        (["nothing"], "has no column 'nothing'; it has premise"),
         (list("abc"), "one column"),
     ):
         with pytest.raises(UsageError, match=said):
@@ -188,7 +191,7 @@ BAD = [
     (b'{"text": null}', "line 2 column 'text' holds nothing, not a text"),
     (b'{"text": "%s"}' % LONG.encode(), "line 2 column 'text' has 8001 characters; at most 8000 are read"),
     (b'{"text": "a", "answer": 1}', "line 2 has a column 'answer', which is the output's"),
-    (b'{"text": "' + b"a" * rows.LONGEST_LINE, f"line 2 is over {rows.LONGEST_LINE} bytes"),
+    (b'{"text": "' + b"a" * read.LONGEST_LINE, f"line 2 is over {read.LONGEST_LINE} bytes"),
 ]
 
 
@@ -308,14 +311,15 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from potstill.serve import Encoder
-from potstill.serve.bulk import BulkSettings, predict_file, work
-work._WINDOW_ROWS = 20
+from potstill.serve import predict_file as predicting
+from potstill.serve.predict_file import PredictSettings, predict_file
+predicting._WINDOW_ROWS = 20
 class Slow(Encoder):
     def predict(self, *given, **more):
         time.sleep(0.005)
         return super().predict(*given, **more)
 bundle, source, out, resume = sys.argv[1:]
-settings = BulkSettings(workers=2)
+settings = PredictSettings(workers=2)
 predict_file(Slow(Path(bundle), threads=1), source, out, settings=settings, resume=resume == "resume")
 """
 
@@ -346,25 +350,20 @@ def test_kill_minus_nine(bundle_dir, encoder, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
-def interrupted(encoder, source, out, monkeypatch, **changes):
+def interrupted(encoder, source, out, **changes):
     """Begin a run that ends behind its second window."""
-    count = iter(range(2))
-    usual = journal.Journal.add
 
-    def add(self, *given, **more):
-        if next(count, None) is None:
+    def stop(stage, done, total, note):
+        if done == 10:
             raise KeyboardInterrupt
-        usual(self, *given, **more)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(journal.Journal, "add", add)
-        with pytest.raises(KeyboardInterrupt):
-            predict_file(encoder, source, out, settings=settings(**changes))
+    with pytest.raises(KeyboardInterrupt):
+        predict_file(encoder, source, out, settings=settings(**changes), progress=stop)
 
 
-def test_what_was_begun_is_neither_lost_nor_mixed(encoder, int8_encoder, tmp_path, monkeypatch, small_windows):
+def test_what_was_begun_is_neither_lost_nor_mixed(encoder, int8_encoder, tmp_path, small_windows):
     source, out = write_jsonl(tmp_path / "in.jsonl", [{"text": text} for text in TEXTS * 3]), tmp_path / "out.jsonl"
-    interrupted(encoder, source, out, monkeypatch)
+    interrupted(encoder, source, out)
     with pytest.raises(OutputError, match="was begun and not finished; go on with --resume"):
         predict_file(encoder, source, out, settings=settings())
     with pytest.raises(OutputError, match="begun with another precision"):
@@ -382,9 +381,9 @@ def test_what_was_begun_is_neither_lost_nor_mixed(encoder, int8_encoder, tmp_pat
     assert out.read_bytes() != interrupted_input
 
 
-def test_an_input_that_changed_is_not_gone_on_with(encoder, tmp_path, monkeypatch, small_windows):
+def test_an_input_that_changed_is_not_gone_on_with(encoder, tmp_path, small_windows):
     source, out = write_jsonl(tmp_path / "in.jsonl", [{"text": text} for text in TEXTS * 3]), tmp_path / "out.jsonl"
-    interrupted(encoder, source, out, monkeypatch)
+    interrupted(encoder, source, out)
     source.write_text(source.read_text().replace("good", "warm"))
     os.utime(source, ns=(1, 1))
     with pytest.raises(OutputError, match="begun with another input"):
@@ -394,27 +393,28 @@ def test_an_input_that_changed_is_not_gone_on_with(encoder, tmp_path, monkeypatc
 
 def test_only_one_process_writes(encoder, tmp_path):
     source, out = write_jsonl(tmp_path / "in.jsonl", [{"text": "a"}]), tmp_path / "out.jsonl"
-    first = journal.Journal(out).open({}, resume=False, overwrite=False)
+    first = open_journal(journal_file(out), header={})
     for options in ({"resume": True}, {"overwrite": True}):
         with pytest.raises(OutputError, match="is being written by another process"):
             predict_file(encoder, source, out, settings=settings(), **options)
-    assert (tmp_path / ".out.jsonl.journal").is_file()
+    assert journal_file(out).is_file()
     first.close()
+    journal_file(out).unlink()
     assert predict_file(encoder, source, out, settings=settings()).rows == 1
 
 
 def test_a_full_disk_loses_nothing(encoder, tmp_path, monkeypatch, small_windows):
     source, out = write_jsonl(tmp_path / "in.jsonl", [{"text": text} for text in TEXTS * 3]), tmp_path / "out.jsonl"
-    count, usual = iter(range(9)), journal._write
+    count, usual = iter(range(9)), os.write
 
     def write(descriptor, content):
         if next(count, None) is None:
             usual(descriptor, content[: len(content) // 2])
             raise OSError(28, "No space left on device")
-        usual(descriptor, content)
+        return usual(descriptor, content)
 
     with monkeypatch.context() as patched:
-        patched.setattr(journal, "_write", write)
+        patched.setattr(os, "write", write)
         with pytest.raises(DiskError, match=r"out\.jsonl cannot be written: the end of the disk is reached; make room"):
             predict_file(encoder, source, out, settings=settings())
     assert predict_file(encoder, source, out, settings=settings(), resume=True).resumed_rows == 20
@@ -446,28 +446,25 @@ def test_ends_that_cannot_be_are_refused(encoder, tmp_path, monkeypatch):
 
 
 def test_memory_is_that_of_a_few_windows(encoder, tmp_path, monkeypatch):
-    """Rows wait for at most three windows, however long the file is."""
-    monkeypatch.setattr(work, "_WINDOW_ROWS", 10)
-    most, waiting = 0, 0
-    usual = work._Work._ask
+    """Rows wait for at most three windows and one that is being read, however long the file is."""
+    monkeypatch.setattr(predicting, "_WINDOW_ROWS", 10)
+    read_rows, most = 0, 0
 
-    def ask(self, given, pool):
-        nonlocal most, waiting
-        waiting += 1
-        most = max(most, waiting)
-        return usual(self, given, pool)
+    class Counting(read.JsonLinesFile):
+        def records(self, *given, **more):
+            nonlocal read_rows
+            for record in super().records(*given, **more):
+                read_rows += 1
+                yield record
 
-    def answered(self, window):
-        nonlocal waiting
-        waiting -= 1
-        return usual_answered(self, window)
+    def tell(stage, done, total, note):
+        nonlocal most
+        most = max(most, read_rows - done)
 
-    usual_answered = work._Work.answered
-    monkeypatch.setattr(work._Work, "_ask", ask)
-    monkeypatch.setattr(work._Work, "answered", answered)
+    monkeypatch.setattr(read, "JsonLinesFile", Counting)
     source = write_jsonl(tmp_path / "in.jsonl", [{"text": text} for text in TEXTS * 40])
-    predict_file(encoder, source, tmp_path / "out.jsonl", settings=settings())
-    assert most == work._AHEAD + 1
+    predict_file(encoder, source, tmp_path / "out.jsonl", settings=settings(), progress=tell)
+    assert 20 <= most <= 31
 
 
 def test_progress_ends_with_all_rows(encoder, tmp_path, small_windows):
