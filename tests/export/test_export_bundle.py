@@ -434,8 +434,8 @@ def test_tags_are_judged_by_their_entities_where_labels_are_there(tmp_path):
         evidence = manifest.models["int8"].quality
         assert evidence.basis == basis
         if examples_ is not None:
-            assert evidence["labelled"]["reference"] == 1.0
-            assert evidence["loss"] == pytest.approx(1 - evidence["labelled"]["candidate"])
+            assert evidence.labelled.reference == 1.0
+            assert evidence.loss == pytest.approx(1 - evidence.labelled.candidate)
             judged = manifest.made.judged
             assert (judged.metric, judged.value, judged.trivial, judged.better) == ("f1", 1.0, 0.0, True)
         else:
