@@ -23,7 +23,7 @@ def sensitivity(
 def fall_back(
     layers: Sequence[str],
     *,
-    quantise_and_judge: Callable[[frozenset[str]], dict[str, Any]],
+    quantize_and_judge: Callable[[frozenset[str]], dict[str, Any]],
     order: Callable[[], Sequence[str]],
     max_fp32_layers: int,
 ) -> tuple[frozenset[str], dict[str, Any], list[dict[str, Any]]]:
@@ -31,7 +31,7 @@ def fall_back(
 
     Args:
         layers: all that could be quantised.
-        quantise_and_judge: quantises all but these layers and returns `potstill.export.quality.judge`'s evidence. The
+        quantize_and_judge: quantises all but these layers and returns `potstill.export.quality.judge`'s evidence. The
             last call made the file that holds.
         order: returns layers, the most helpful first; called once, and only if int8 everywhere does not hold, because
             measuring it quantises once per layer.
@@ -45,12 +45,12 @@ def fall_back(
         ParityError: with the table of all steps, if it holds with none of them.
     """
     kept: frozenset[str] = frozenset()
-    evidence = quantise_and_judge(kept)
+    evidence = quantize_and_judge(kept)
     steps = [_step(kept, None, evidence)]
     candidates = () if evidence["holds"] or max_fp32_layers < 1 else order()[:max_fp32_layers]
     for layer in candidates:
         kept |= {layer}
-        evidence = quantise_and_judge(kept)
+        evidence = quantize_and_judge(kept)
         steps.append(_step(kept, layer, evidence))
         if evidence["holds"]:
             break

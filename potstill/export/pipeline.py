@@ -29,7 +29,7 @@ from potstill.export.mixed_precision import fall_back, sensitivity
 from potstill.export.onnx_files import check_model, lint, load_model, rewire, save_model, without_values
 from potstill.export.parity import check_parity, keep_rows, measure_difference
 from potstill.export.quality import judge
-from potstill.export.quantize import Int8Recipe, Prepared, int8_recipe, prepare, quantise
+from potstill.export.quantize import Int8Recipe, Prepared, int8_recipe, prepare, quantize
 from potstill.export.saturation import saturation
 from potstill.export.scores import longest_that_fits, most_texts
 from potstill.export.source import Source
@@ -210,14 +210,14 @@ class Workshop:
         batch_size = 8 if static else 1
 
         def attempt(keep: frozenset[str]) -> dict[str, Any]:
-            plain = quantise(self.prepared, recipe, keep=keep)
+            plain = quantize(self.prepared, recipe, keep=keep)
             # One text at a time, which is how dynamic files are served, has no padding.
             save_model(unpad(plain) if static and self._unpads else plain, file)
             return self._judge(self._open(file, disabled_optimizers), batch_size=batch_size)
 
         kept, evidence, steps = fall_back(
             self.prepared.layers,
-            quantise_and_judge=attempt,
+            quantize_and_judge=attempt,
             order=lambda: self._most_sensitive(recipe),
             max_fp32_layers=self.config.max_fp32_layers,
         )
@@ -357,7 +357,7 @@ class Workshop:
         expected = self._answers(self.fp32_session(), rows, batch_size=8)
 
         def error_without(keep: frozenset[str]) -> float:
-            written = save_model(quantise(self.prepared, recipe, keep=keep), file)
+            written = save_model(quantize(self.prepared, recipe, keep=keep), file)
             found = self._answers(self._open(file, DISABLED_OPTIMIZERS), rows, batch_size=8)
             for path in written:
                 path.unlink()

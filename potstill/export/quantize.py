@@ -105,7 +105,7 @@ def prepare(model: onnx.ModelProto, batches: Iterable[Feeds]) -> Prepared:
     return Prepared(copied, tuple(layer.name for layer in layers), ranges)
 
 
-def quantise(prepared: Prepared, recipe: Int8Recipe, *, keep: frozenset[str] = frozenset()) -> onnx.ModelProto:
+def quantize(prepared: Prepared, recipe: Int8Recipe, *, keep: frozenset[str] = frozenset()) -> onnx.ModelProto:
     """Return the int8 form of a prepared graph.
 
     Args:
@@ -116,14 +116,14 @@ def quantise(prepared: Prepared, recipe: Int8Recipe, *, keep: frozenset[str] = f
     model = onnx.ModelProto()
     model.CopyFrom(prepared.model)
     graph = model.graph
-    _quantise_tables(graph, recipe=recipe, keep=keep)
+    _quantize_tables(graph, recipe=recipe, keep=keep)
     for layer in find_layers(graph):
         if layer.name in keep:
             continue
         found = prepared.ranges.get(layer.activation)
         if recipe.smoothing is not None and found is not None and not layer.tied and not layer.shared:
             layer, found = smooth(graph, layer, found, alpha=recipe.smoothing)
-        _quantise_layer(graph, layer, found, recipe=recipe)
+        _quantize_layer(graph, layer, found, recipe=recipe)
     if recipe.gelu == "tanh":
         _approximate_gelu(graph)
     drop_dead(graph)
@@ -142,7 +142,7 @@ def static_scale(found: Range) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     return np.array(scale, np.float32), np.array(np.clip(round(-low / scale), 0, 255), np.uint8)
 
 
-def _quantise_layer(graph: onnx.GraphProto, layer: Layer, found: Range | None, *, recipe: Int8Recipe) -> None:
+def _quantize_layer(graph: onnx.GraphProto, layer: Layer, found: Range | None, *, recipe: Int8Recipe) -> None:
     """Replace the products of a layer by integer ones, in place."""
     entry = f"{layer.activation}_quantised"
     enter = [helper.make_node("DynamicQuantizeLinear", [layer.activation], _triple(entry), name=entry)]
@@ -187,7 +187,7 @@ def _store_matrix(graph: onnx.GraphProto, name: str, matrix: NDArray[np.float32]
     """Add the int8 form of a matrix to a graph: `name`_int8, _scale and _zero. Another layer may have done it."""
     if any(tensor.name == f"{name}_int8" for tensor in graph.initializer):
         return
-    integers, scales = quantise_matrix(
+    integers, scales = quantize_matrix(
         matrix, largest=_LARGEST_WEIGHT[recipe.weight_bits], axis=0 if recipe.per_channel else None
     )
     flat = scales.reshape(-1 if recipe.per_channel else ())
@@ -235,7 +235,7 @@ def _tied_product(graph: onnx.GraphProto, node: onnx.NodeProto, entry: str, *, m
     ]
 
 
-def quantise_matrix(
+def quantize_matrix(
     matrix: NDArray[np.float32], *, largest: int, axis: int | None
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Return int8 values and the float32 scales that give the matrix back, symmetric around zero.
@@ -250,7 +250,7 @@ def quantise_matrix(
     return np.clip(np.rint(matrix / scales), -largest, largest).astype(np.int8), scales
 
 
-def _quantise_tables(graph: onnx.GraphProto, *, recipe: Int8Recipe, keep: frozenset[str]) -> None:
+def _quantize_tables(graph: onnx.GraphProto, *, recipe: Int8Recipe, keep: frozenset[str]) -> None:
     """Turn every embedding table into int8 with one scale per row, in place, except those of `keep`.
 
     onnxruntime's own quantiser has one scale for a whole table of 30,000 rows, whose sizes differ; a scale per row
@@ -268,7 +268,7 @@ def _quantise_tables(graph: onnx.GraphProto, *, recipe: Int8Recipe, keep: frozen
         name, rows = table.name, node.output[0]
         if name not in done:
             largest = _LARGEST_WEIGHT[recipe.weight_bits]
-            integers, scales = quantise_matrix(numpy_helper.to_array(table), largest=largest, axis=1)
+            integers, scales = quantize_matrix(numpy_helper.to_array(table), largest=largest, axis=1)
             graph.initializer.extend([_tensor(integers, f"{name}_int8"), _tensor(scales, f"{name}_scale")])
             done.add(name)
         for part in ("int8", "scale"):
