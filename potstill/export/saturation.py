@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from potstill import machine
+from potstill.export.onnx_files import Feeds
 
-Feeds: TypeAlias = Mapping[str, NDArray[np.int64]]
 Integers: TypeAlias = NDArray[np.integer]
 
 _HIGHEST, _LOWEST = 2**15 - 1, -(2**15)

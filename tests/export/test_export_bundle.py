@@ -312,9 +312,9 @@ def test_a_mismatch_publishes_nothing(tiny_teacher, tmp_path, monkeypatch):
 
 def test_a_missing_fusion_publishes_nothing_unless_it_is_allowed(tiny_teacher, tmp_path, monkeypatch):
     def claim_less(graph, config):
-        return {"attention": "fused", "attention_expected": 4, "attention_found": 3}
+        return Fusion(attention="fused", attention_expected=4, attention_found=3)
 
-    monkeypatch.setattr(exporting.pipeline, "fusion_receipt", claim_less)
+    monkeypatch.setattr(exporting.pipeline, "fusion_report", claim_less)
     with pytest.raises(ParityError, match=r"3 fused attention operators for 4 layers.*--allow-unfused"):
         export(tiny_teacher, tmp_path / "bundle", precisions=["fp32"])
     assert list(tmp_path.iterdir()) == []

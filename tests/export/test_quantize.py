@@ -17,10 +17,21 @@ from transformers import (
 
 from potstill import machine
 from potstill.export.graph import build_graph
-from potstill.export.matmuls import Range, find_layers, measure_ranges, split_gemms
 from potstill.export.onnx_files import check_model, lint, load_model, save_model
-from potstill.export.quantize import Int8Recipe, int8_recipe, prepare, quantize, quantize_matrix, static_scale
-from potstill.export.smooth import smooth, smoothing_factors
+from potstill.export.quantize import (
+    Int8Recipe,
+    Range,
+    find_layers,
+    int8_recipe,
+    measure_ranges,
+    prepare,
+    quantize,
+    quantize_matrix,
+    smooth,
+    smoothing_factors,
+    split_gemms,
+    static_scale,
+)
 from potstill.onnx_inspect import count_products, read_outline
 from potstill.serve import Encoder, OnnxSession
 
