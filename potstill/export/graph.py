@@ -441,9 +441,8 @@ def name_after_modules(graph: onnx.GraphProto) -> None:
     taken = Counter(names.values())
     for node in graph.node:
         # The innermost module that wrote the node, as `named_modules` calls it.
-        scopes: list[str] = next(
-            (ast.literal_eval(entry.value) for entry in node.metadata_props if entry.key == _SCOPES), []
-        )
+        written = [entry.value for entry in node.metadata_props if entry.key == _SCOPES]
+        scopes: list[str] = ast.literal_eval(written[0]) if written else []
         paths = [scope.removeprefix(_WRAPPER) for scope in scopes[:-1] if scope.startswith(_WRAPPER)]
         path = paths[-1] if paths else ""
         wanted = f"{path}/{node.op_type}" if path else node.op_type

@@ -260,8 +260,8 @@ def _short(error: Exception) -> str:
 
 # Shape inference. onnx passes an operator that it does not know, and everything behind it, without a look: in a BERT
 # with one fused attention operator per layer that is all but the first four products. onnxruntime's symbolic inference
-# gives up on current exports ("Incomplete symbolic shape inference", onnxruntime 1.31.1 on a graph of opset 20). So each
-# of onnxruntime's own operators is replaced, for inference only, by standard ones that give the same shapes.
+# gives up on current exports ("Incomplete symbolic shape inference", onnxruntime 1.31.1 on a graph of opset 20). So
+# each of onnxruntime's own operators is replaced, for inference only, by standard ones that give the same shapes.
 
 _STANDARD_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 

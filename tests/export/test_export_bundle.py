@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import potstill.export as exporting
-from potstill.bundle import read_bundle
+from potstill.bundle import Fusion, read_bundle
 from potstill.checkpoint import load_checkpoint
 from potstill.config import ExportConfig
 from potstill.data import Examples
