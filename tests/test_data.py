@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -227,7 +228,7 @@ def test_a_broken_parquet_file_is_refused(tmp_path):
 @pytest.mark.parametrize("content", [b"sentence,label\nx,1\ny\n", b"sentence,label\nx,1\ny,z,0\n"])
 def test_a_csv_line_with_another_number_of_columns_is_refused_by_number(tmp_path, content):
     message = refusal(raw(tmp_path, "train.csv", content))
-    assert "train.csv line 3: another number of columns than the head has" in message
+    assert re.search(r"train\.csv line 3 has [13] columns, the head has 2; quote cells that hold ','", message)
 
 
 def test_a_csv_field_longer_than_pythons_own_limit_is_read(tmp_path):
@@ -399,7 +400,7 @@ def test_the_hubs_names_are_those_of_the_label_column(monkeypatch):
     [
         (ConnectionError("no route to host\nTraceback of the client ..."), "no route to host"),
         (FileNotFoundError(), "FileNotFoundError"),
-        (RuntimeError("x" * 900), "x" * 200),
+        (RuntimeError("x" * 900), "x" * 300),
     ],
 )
 def test_any_failure_of_the_hub_is_one_clear_line(monkeypatch, error, told):

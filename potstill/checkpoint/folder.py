@@ -18,7 +18,7 @@ from potstill.checkpoint.sentence_transformers import (
     read_length,
     read_sentence_transformers,
 )
-from potstill.errors import CheckpointError
+from potstill.errors import CheckpointError, first_line
 from potstill.hub import check_name
 from potstill.tasks import (
     FEATURE_EXTRACTION,
@@ -504,15 +504,6 @@ def _read_header(file: Path) -> dict[str, tuple[int, ...]]:
 def _is_quantised(name: str, dtype: str) -> bool:
     """Tell whether a weight is held in a type that has a scale, which transformers would leave out."""
     return name.endswith((".weight", ".bias")) and dtype not in _UNSCALED
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, and the next where that one only announces it; 300 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else type(error).__name__
-    if isinstance(error, KeyError):  # whose message is the key alone
-        said = f"nothing is called {said}"
-    return said[:300]
 
 
 def _check_code(file: Path, content: Mapping[str, Any]) -> None:

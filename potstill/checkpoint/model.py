@@ -21,7 +21,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import cached_file
 
 from potstill.bundle import sha256_of
-from potstill.checkpoint.folder import Folder, first_line, read_folder
+from potstill.checkpoint.folder import Folder, read_folder
 from potstill.checkpoint.sentence_transformers import (
     MODULES_FILE,
     POOLING_FLAGS,
@@ -40,7 +40,7 @@ from potstill.checkpoint.tokenizer import (
     reference_tokenizer,
     save_tokenizer,
 )
-from potstill.errors import CheckpointError
+from potstill.errors import CheckpointError, first_line
 from potstill.tasks import (
     FEATURE_EXTRACTION,
     FILL_MASK,

@@ -15,7 +15,7 @@ from potstill.bundle import MANIFEST_NAME
 from potstill.checkpoint import Folder, read_folder
 from potstill.checkpoint.sentence_transformers import check_pooling
 from potstill.config import Recipe
-from potstill.data.formats import SUFFIXES
+from potstill.data.read import SUFFIXES
 from potstill.data.splits import find_files, parse_split
 from potstill.errors import (
     BundleError,

@@ -11,13 +11,7 @@ from potstill.checkpoint import task_of
 from potstill.cli import glue as glue_cli
 from potstill.cli import stopping
 from potstill.cli.checks import check_evaluate
-from potstill.cli.settings import (
-    JsonOption,
-    LabelColumnOption,
-    ResumeOption,
-    TextColumnOption,
-    scored_split,
-)
+from potstill.cli.options import JsonOption, LabelColumnOption, ResumeOption, TextColumnOption, scored_split
 from potstill.errors import UsageError
 from potstill.extras import require
 from potstill.tasks import TEXT_CLASSIFICATION
@@ -243,7 +237,7 @@ def _score_checkpoint(given: Mapping[str, Any], reading: dict[str, Any]) -> dict
     require("torch", extra="distill")
     require("transformers", extra="distill")
     from potstill.cli.render import progress_bars
-    from potstill.distill.quality import Reading, evaluate
+    from potstill.distill.evaluation import Reading, evaluate
 
     if "pooling" in given and settings["task"] != "feature-extraction":
         raise UsageError(f"--pooling makes one vector of a text, which {settings['task']} does not; leave it out")

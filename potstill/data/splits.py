@@ -6,15 +6,19 @@ every command, whatever its seed, agrees on what no model has learned from.
 """
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from potstill.data.formats import SUFFIXES, Names, Row, label_names, read_file
 from potstill.data.python_docs import CHAPTERS, read_python_docs
-from potstill.errors import AbsentError, DataError
+from potstill.data.read import SUFFIXES, Row, arrow_schema, read_rows
+from potstill.errors import AbsentError, DataError, first_line
 from potstill.extras import require
 from potstill.hub import check_name
+
+LabelNames: TypeAlias = Mapping[str, Sequence[str]]
+"""The names of a column's label ids, by column."""
 
 PYTHON_DOCS = "python-docs"
 HELD_OUT, REST = "held-out", "rest"
@@ -26,7 +30,7 @@ _FIXED_SEED = b"potstill held-out 42"
 _HASH_BITS = 64
 
 
-def read_rows(name: str, split: str) -> tuple[list[Row], Names]:
+def read_split(name: str, split: str) -> tuple[list[Row], LabelNames]:
     """Return the rows of a whole split, and by column the label names that the data set itself has.
 
     Raises:
@@ -53,7 +57,7 @@ def first_row(name: str, split: str = "train") -> Row | None:
         files = find_files(name, split)
     except AbsentError:
         return None
-    return next((row for file in files or () for _, row in read_file(file)), None)
+    return next((row for file in files or () for _, row in read_rows(file)), None)
 
 
 # Splits
@@ -187,12 +191,12 @@ def _data_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     return [file for file in files if file.suffix in suffixes and file.name not in notes]
 
 
-def _read_files(files: Sequence[Path]) -> tuple[list[Row], Names]:
+def _read_files(files: Sequence[Path]) -> tuple[list[Row], LabelNames]:
     rows: list[Row] = []
     names: dict[str, Sequence[str]] = {}
     for file in files:
         before = len(rows)
-        rows.extend(row for _, row in read_file(file))
+        rows.extend(row for _, row in read_rows(file))
         if len(rows) == before and len(files) == 1:
             raise DataError(f"{file} is empty; it needs at least one row")
         for column, found in label_names(file).items():
@@ -207,7 +211,7 @@ def _read_files(files: Sequence[Path]) -> tuple[list[Row], Names]:
 # The hub
 
 
-def _read_hub(name: str, split: str) -> tuple[list[Row], Names]:
+def _read_hub(name: str, split: str) -> tuple[list[Row], LabelNames]:
     datasets = require("datasets", extra="distill")
     check_name(name, "dataset")
     repository, _, configuration = name.partition(":")
@@ -215,7 +219,7 @@ def _read_hub(name: str, split: str) -> tuple[list[Row], Names]:
         loaded = datasets.load_dataset(repository, configuration or None, split=split)
     except Exception as error:  # the hub client raises many kinds, all meaning the same here
         raise AbsentError(
-            f"cannot load {name!r} ({split}) from the hub: {_short(error)}; check the name and the network, "
+            f"cannot load {name!r} ({split}) from the hub: {first_line(error)}; check the name and the network, "
             "or pass a folder with train and validation files"
         ) from error
     return list(loaded), {column: names for column, feature in loaded.features.items() if (names := _names(feature))}
@@ -227,6 +231,106 @@ def _names(feature: Any) -> Sequence[str] | None:
     return tuple(names) if names else None
 
 
-def _short(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]
+# Names of labels that a data set carries beside its rows
+
+
+def label_names(file: Path) -> dict[str, tuple[str, ...]]:
+    """Return by column the names of its label ids, as `datasets` writes them into parquet, arrow and a README.
+
+    Raises:
+        DataError: if a parquet or arrow file cannot be read.
+    """
+    if file.suffix in (".parquet", ".arrow"):
+        metadata = (arrow_schema(file).metadata or {}).get(b"huggingface")
+        found = _names_in_info(_parsed(metadata).get("info")) if metadata else {}
+        if found:
+            return found
+    for folder in (file.parent, *([file.parent.parent] if file.parent.name == "data" else [])):
+        info, infos, card = (folder / name for name in ("dataset_info.json", "dataset_infos.json", "README.md"))
+        for described in (
+            _names_in_info(_parsed(info.read_bytes())) if info.is_file() else {},
+            # What `datasets` 1 and 2 wrote of all configurations.
+            _where_agreed(map(_names_in_info, _parsed(infos.read_bytes()).values())) if infos.is_file() else {},
+            _names_in_card(card),
+        ):
+            if described:
+                return described
+    return {}
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    try:
+        parsed = json.loads(content)
+    except ValueError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _where_agreed(found: Iterable[LabelNames]) -> dict[str, tuple[str, ...]]:
+    """Return the names of columns on which all configurations of a data set agree."""
+    by_column: dict[str, set[tuple[str, ...]]] = {}
+    for each in found:
+        for column, names in each.items():
+            by_column.setdefault(column, set()).add(tuple(names))
+    return {column: names.pop() for column, names in by_column.items() if len(names) == 1}
+
+
+def _names_in_info(info: Any) -> dict[str, tuple[str, ...]]:
+    """Read the features of a `DatasetInfo` as JSON."""
+    features = info.get("features") if isinstance(info, dict) else None
+    if not isinstance(features, dict):
+        return {}
+    return {str(column): names for column, feature in features.items() if (names := _class_names(feature))}
+
+
+def _class_names(feature: Any) -> tuple[str, ...] | None:
+    if isinstance(feature, list) and len(feature) == 1:
+        return _class_names(feature[0])
+    if not isinstance(feature, dict):
+        return None
+    if isinstance(feature.get("names"), list):
+        return tuple(map(str, feature["names"]))
+    return _class_names(feature.get("feature"))
+
+
+def _names_in_card(file: Path) -> dict[str, tuple[str, ...]]:
+    """Read `dataset_info` of the YAML in front of a dataset card, where all configurations agree on a column."""
+    if not file.is_file():
+        return {}
+    text = file.read_text(encoding="utf-8", errors="replace")
+    if not text.startswith("---"):
+        return {}
+    import yaml
+
+    try:
+        card = yaml.safe_load(text.split("---", 2)[1])
+    except yaml.YAMLError:
+        return {}
+    infos = card.get("dataset_info") if isinstance(card, dict) else None
+    features = (
+        (info.get("features") or []) if isinstance(info, dict) else []
+        for info in (infos if isinstance(infos, list) else [infos])
+    )
+    return _where_agreed(
+        {str(feature.get("name")): names}
+        for listed in features
+        for feature in listed
+        if (names := _card_names(feature))
+    )
+
+
+def _card_names(feature: Any) -> tuple[str, ...] | None:
+    """Read `{dtype: {class_label: {names: {"0": ...}}}}`, or the same under `sequence` or `list`."""
+    if not isinstance(feature, dict):
+        return None
+    for key in ("dtype", "sequence", "list"):
+        inner = feature.get(key)
+        if isinstance(inner, dict):
+            names = (inner.get("class_label") or {}).get("names")
+            if isinstance(names, dict):
+                return tuple(str(names[number]) for number in sorted(names, key=int))
+            if isinstance(names, list):
+                return tuple(map(str, names))
+            if (deeper := _card_names(inner)) is not None:
+                return deeper
+    return None

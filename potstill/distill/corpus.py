@@ -27,9 +27,9 @@ from transformers import PreTrainedTokenizerBase
 
 from potstill.data import PYTHON_DOCS, splits
 from potstill.data.columns import TEXT_REMEDY, find_column, split_names
-from potstill.data.formats import SUFFIXES as TABLES
-from potstill.data.formats import arrow_columns, lines_of, read_file
 from potstill.data.python_docs import read_python_docs
+from potstill.data.read import SUFFIXES as TABLES
+from potstill.data.read import arrow_schema, read_rows, text_lines
 from potstill.data.splits import is_held_out, parse_split
 from potstill.distill.batches import LENGTH_COLUMN, LengthGroupedSampler, read_column
 from potstill.distill.packing import pack
@@ -465,12 +465,12 @@ def pick_column(columns: Sequence[str], asked: str | None, *, origin: str) -> st
 def _texts_of(file: Path, column: str | None) -> Iterator[tuple[int, Any]]:
     """Yield (row or line number from 1, text)."""
     if file.suffix == ".txt":
-        yield from enumerate((line.rstrip("\r\n") for line in lines_of(file)), 1)
+        yield from enumerate((line.rstrip("\r\n") for line in text_lines(file)), 1)
         return
     chosen = ""
     if file.suffix in (".parquet", ".arrow"):
-        chosen = pick_column(arrow_columns(file), column, origin=str(file))
-    for number, row in read_file(file, [chosen] if chosen else None):
+        chosen = pick_column(arrow_schema(file).names, column, origin=str(file))
+    for number, row in read_rows(file, [chosen] if chosen else None):
         chosen = chosen or pick_column(list(row), column, origin=f"{file} row {number}")
         if chosen not in row:
             raise DataError(f"{file} row {number} has no column {chosen!r}; it has {', '.join(row) or 'none'}")

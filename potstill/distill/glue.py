@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 from potstill.checkpoint import count_parameters, hash_checkpoint, load_checkpoint
 from potstill.config import Recipe, build_recipe
 from potstill.data import load_examples
-from potstill.distill.quality import Reading, evaluate
+from potstill.distill.evaluation import Reading, evaluate
 from potstill.distill.run import finetune
 from potstill.errors import CheckpointError, DataError, OutputError, TrainingError, UsageError
 from potstill.files import write_text

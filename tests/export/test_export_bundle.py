@@ -408,7 +408,7 @@ def test_the_manifest_says_how_it_was_made(full_bundle):
 
 def test_tags_are_judged_by_their_entities_where_labels_are_there(tmp_path):
     """The labels are what the checkpoint answers, so fp32 has F1 1; without labels, decisions are compared."""
-    from potstill.distill.evaluate import Evaluation
+    from potstill.distill.evaluation import Evaluation
     from potstill.tasks import TOKEN_CLASSIFICATION
     from tests.serve.tasks import models
 

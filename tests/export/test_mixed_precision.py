@@ -2,6 +2,7 @@
 
 import pytest
 
+from potstill.bundle import QualityLoss
 from potstill.errors import ParityError
 from potstill.export.mixed_precision import fall_back, sensitivity, show_steps
 
@@ -20,10 +21,9 @@ class Quantiser:
         loss = sum(harm for layer, harm in HARM.items() if layer not in kept)
         holds = loss <= self.max_loss
         verdict = "PASS" if holds else "FAIL"
-        return {
-            "loss": loss, "loss_interval": [loss / 2, loss * 2], "max_loss": self.max_loss, "verdict": verdict,
-            "holds": holds,
-        }  # fmt: skip
+        return QualityLoss(
+            loss=loss, loss_interval=(loss / 2, loss * 2), max_loss=self.max_loss, verdict=verdict, holds=holds
+        )
 
 
 def order():
@@ -43,7 +43,7 @@ def test_int8_that_holds_measures_nothing_else():
         raise AssertionError
 
     kept, evidence, steps = fall_back(LAYERS, quantize_and_judge=quantize, order=never, max_fp32_layers=4)
-    assert (kept, evidence["verdict"], quantize.asked) == (frozenset(), "PASS", [frozenset()])
+    assert (kept, evidence.verdict, quantize.asked) == (frozenset(), "PASS", [frozenset()])
     assert [(step["fp32_layers"], step["added"]) for step in steps] == [(0, None)]
 
 
@@ -51,7 +51,7 @@ def test_layers_are_added_until_it_holds_and_the_last_call_made_that_file():
     quantize = Quantiser(0.01)
     kept, evidence, steps = fall_back(LAYERS, quantize_and_judge=quantize, order=order, max_fp32_layers=4)
     assert kept == {"layer.1", "layer.2"} == quantize.asked[-1]
-    assert evidence["loss"] == pytest.approx(0.003)
+    assert evidence.loss == pytest.approx(0.003)
     assert [step["added"] for step in steps] == [None, "layer.2", "layer.1"]
     assert [step["verdict"] for step in steps] == ["FAIL", "FAIL", "PASS"]
 
