@@ -153,7 +153,8 @@ class Encoder:
         Raises:
             RequestError: if an item or a parameter is none of this task; no message repeats a text.
         """
-        return self.task.preprocess(self, items, read_parameters(self.task.parameters, parameters), most_windows)
+        read = read_parameters(self.task.parameters, parameters)
+        return self.task.preprocess(self, items, read, most_windows)._replace(decide=self.task.decide)
 
     def predict(
         self, inputs: Any, *, parameters: BaseModel | Mapping[str, Any] | None = None, top_k: int | None = None
