@@ -152,7 +152,7 @@ class LabelledLoss(Evidence):
     relative_loss_interval: tuple[float, float] | None = None
 
 
-class Quality(Evidence):
+class QualityLoss(Evidence):
     """What a file loses against fp32 on real texts."""
 
     texts: int = 0
@@ -411,7 +411,7 @@ class ModelRecord(_Record):
     """onnxruntime graph optimisers that the session switches off for this file, because measuring said so."""
     fusion: Fusion = Fusion()
     parity: Parity = Parity()
-    quality: Quality | None = None
+    quality: QualityLoss | None = None
     """None for fp32 itself."""
     invariance: BatchInvariance | None = None
     saturation: Saturation | None = None

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from potstill.checkpoint import load_checkpoint, save_tokenizer
 from potstill.config import build_recipe
-from potstill.distill.data import load_training_data, make_labels_objective, score_of
+from potstill.distill.data import load_training_data, make_scorer
+from potstill.distill.methods import make_labels_objective
 from potstill.distill.trainer import TrainingRun, train
 from potstill.progress import silent
 from potstill.tasks import FILL_MASK
@@ -31,8 +32,8 @@ def learn(teacher, *, recipe, work_dir, only_head):
         objective=objective,
         train_set=training_data.train_set,
         collate=training_data.collate,
-        score=score_of(training_data, objective, None),
-        job=TrainingRun(
+        score=make_scorer(training_data, objective, None),
+        run=TrainingRun(
             config=recipe.distill,
             metric=training_data.metric,
             maximise=training_data.maximise,

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizer, Trainer, TrainerCallback
 from transformers.utils import logging
 
-from potstill.bench.engines.memory import peak, restart_peak
+from potstill.bench.measure.memory import peak, restart_peak
 from potstill.config import DistillConfig
 from potstill.distill import create_student
 from potstill.distill.batches import LENGTH_COLUMN, EpochRows, make_mlm_collator
@@ -241,7 +241,7 @@ def run_ours(size, gate, folder, *, student, teacher, objective, collate, method
         progress=lambda stage, done, total, note: gate() if done else None,
     )
     rows = make_rows(size)
-    train(student, teacher=teacher, objective=objective, train_set=rows, collate=collate, score=lambda _: {}, job=job)
+    train(student, teacher=teacher, objective=objective, train_set=rows, collate=collate, score=lambda _: {}, run=job)
 
 
 def run_potstill(size, gate, folder, name):

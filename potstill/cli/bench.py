@@ -1,4 +1,4 @@
-"""`potstill bench`: measure models side by side, and decide the claims."""
+"""The options of `potstill bench`, so that its function is short enough to read."""
 
 import json
 import re
@@ -6,14 +6,13 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from potstill.cli import bench_options as options
 from potstill.cli import stopping
 from potstill.cli.checks import check_bench
-from potstill.cli.settings import JsonOption, LabelColumnOption, OverwriteOption, TextColumnOption, scored_split
+from potstill.cli.options import JsonOption, LabelColumnOption, OverwriteOption, TextColumnOption, scored_split
 from potstill.errors import CheckError, UsageError
 from potstill.extras import require
 
@@ -21,34 +20,101 @@ if TYPE_CHECKING:
     from potstill.bench.report_schema import Report
     from potstill.config import BenchConfig
 
+
+ModelsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(help="Bundles and checkpoints, each [NAME=]PLACE; a name may have one of both.", show_default=False),
+]
+OutOption = Annotated[
+    Path | None, typer.Option(help="Folder for report.json, report.md, report.html.", show_default=False)
+]
+BaselineOption = Annotated[str | None, typer.Option(help="The model all are held against.", show_default="the first")]
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Labelled texts: a hub id or folder; repeatable.", show_default="none, no quality"),
+]
+SplitOption = Annotated[str, typer.Option(help="Which split of the data is scored.")]
+LimitOption = Annotated[int | None, typer.Option(min=11, help="Score only the first so many examples.")]
+SuiteOption = Annotated[
+    Path | None, typer.Option(help="YAML: for each task of a table (GLUE) its models and data.", show_default=False)
+]
+PrecisionOption = Annotated[
+    list[str] | None, typer.Option(help="fp32, int8, int8-static, fp16, bf16; repeatable.", show_default="all")
+]
+RunnerOption = Annotated[
+    list[str] | None,
+    typer.Option(help="onnxruntime-cpu, torch-cuda, ...; repeatable.", show_default="onnxruntime-cpu; torch-cpu"),
+]
+BatchSizeOption = Annotated[list[int] | None, typer.Option(min=1, help="Repeatable.", show_default="1 8")]
+NumTokensOption = Annotated[list[int] | None, typer.Option(min=1, help="Repeatable.", show_default="16 128")]
+RoundsOption = Annotated[
+    int | None, typer.Option(min=5, help="How often each model takes its turn.", show_default="12")
+]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Time for the whole bench, such as 2m: what does not fit is left out, and said.", show_default=False
+    ),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Threads of each model.", show_default="the cores this process may use")
+]
+QuickOption = Annotated[
+    bool, typer.Option("--quick", help="Latency and quality alone: no cold starts, throughput, scaling.")
+]
+SettingsOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, e.g. cold_starts=10.")
+]
+ClaimsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="YAML with your own claims, in the place of potstill's; see `potstill claims`.", show_default=False
+    ),
+]
+RequiredOption = Annotated[
+    list[str] | None,
+    typer.Option("--require", help="Exit 1 unless this claim passes; `all`: every one.", show_default=False),
+]
+CompareOption = Annotated[
+    Path | None, typer.Option(help="An older report: tell what got better or worse.", show_default=False)
+]
+VerifyOption = Annotated[
+    Path | None, typer.Option(help="Measure a sample of a report's cells again; stands alone.", show_default=False)
+]
+SeedOption = Annotated[int, typer.Option(min=0, help="Of the inputs, the turns and the intervals.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with a bench that was cut off.")]
+
+
+# DOC: `potstill bench`: measure models side by side, and decide the claims.
+
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
 def bench(
-    models: options.ModelsArgument = None,
-    out: options.OutOption = None,
-    baseline: options.BaselineOption = None,
-    data: options.DataOption = None,
-    split: options.SplitOption = "validation",
+    models: ModelsArgument = None,
+    out: OutOption = None,
+    baseline: BaselineOption = None,
+    data: DataOption = None,
+    split: SplitOption = "validation",
     label_column: LabelColumnOption = None,
     text_column: TextColumnOption = None,
-    limit: options.LimitOption = None,
-    suite: options.SuiteOption = None,
-    precision: options.PrecisionOption = None,
-    runner: options.RunnerOption = None,
-    batch_size: options.BatchSizeOption = None,
-    num_tokens: options.NumTokensOption = None,
-    rounds: options.RoundsOption = None,
-    budget: options.BudgetOption = None,
-    threads: options.ThreadsOption = None,
-    quick: options.QuickOption = False,
-    settings: options.SettingsOption = None,
-    claims: options.ClaimsOption = None,
-    required: options.RequiredOption = None,
-    compare: options.CompareOption = None,
-    verify: options.VerifyOption = None,
-    seed: options.SeedOption = 42,
-    resume: options.ResumeOption = False,
+    limit: LimitOption = None,
+    suite: SuiteOption = None,
+    precision: PrecisionOption = None,
+    runner: RunnerOption = None,
+    batch_size: BatchSizeOption = None,
+    num_tokens: NumTokensOption = None,
+    rounds: RoundsOption = None,
+    budget: BudgetOption = None,
+    threads: ThreadsOption = None,
+    quick: QuickOption = False,
+    settings: SettingsOption = None,
+    claims: ClaimsOption = None,
+    required: RequiredOption = None,
+    compare: CompareOption = None,
+    verify: VerifyOption = None,
+    seed: SeedOption = 42,
+    resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -153,7 +219,7 @@ def _show(report: "Report", out: Path, *, as_json: bool) -> None:
 
 def _compare(older: "Report", report: "Report", *, as_json: bool) -> None:
     """Tell what changed; beside a JSON document on stderr, so that stdout stays one."""
-    from potstill.bench.claims.compare import compare
+    from potstill.bench.compare import compare
     from potstill.cli.render import err, print_table
 
     comparison = compare(older, report)

@@ -9,7 +9,7 @@ import typer
 from potstill.bundle import Manifest
 from potstill.cli import stopping
 from potstill.cli.checks import check_export
-from potstill.cli.settings import JsonOption, LabelColumnOption, OverwriteOption, TextColumnOption, say_how
+from potstill.cli.options import JsonOption, LabelColumnOption, OverwriteOption, TextColumnOption, say_how
 from potstill.config import ExportConfig
 from potstill.errors import AbsentError
 from potstill.extras import require
@@ -119,8 +119,8 @@ def export(
     stopping.keeps(stopping.left_by_nothing)
     require("torch", extra="export")
     require("onnx", extra="export")
-    from potstill.cli.bundle import print_bundle, worthless
     from potstill.cli.render import print_json, progress_bars
+    from potstill.cli.show import print_bundle, worthless
     from potstill.export import export_bundle
 
     texts, examples = _read_data(given, enough=config.calibration_texts + config.judged_texts)

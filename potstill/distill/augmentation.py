@@ -17,7 +17,7 @@ from potstill.checkpoint import load_checkpoint
 from potstill.checkpoint.folder import USUAL_LENGTH, longest_text
 from potstill.config import Recipe
 from potstill.data import Examples
-from potstill.distill.hooks import base, masked_lm_head, model_inputs
+from potstill.distill.hooks import masked_lm_head, model_inputs
 from potstill.errors import RecipeError
 from potstill.progress import Progress
 from potstill.tasks import FILL_MASK
@@ -90,7 +90,7 @@ def propose(
     word_ids = encoded.word_ids(0)
     pieces = {word: word_ids.count(word) for word in set(word_ids) if word is not None}
     places = [at for at, word in enumerate(word_ids) if word is not None and pieces[word] == 1]
-    encoder, head = base(model), masked_lm_head(model)
+    encoder, head = model.base_model, masked_lm_head(model)
     proposals: list[list[str]] = []
     for start in range(0, len(places), _MASKED_AT_ONCE):
         part = torch.tensor(places[start : start + _MASKED_AT_ONCE])

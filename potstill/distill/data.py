@@ -1,4 +1,8 @@
-"""From a recipe to what training needs: rows, batches, the method's loss, and the score that picks a checkpoint."""
+"""What a student learns from and is scored by: the recipe's data, tokenised as its method wants it.
+
+`load_training_data` reads one of three kinds: labelled examples, running text to mask, or single texts with the
+teacher's sentence vectors. `make_scorer` returns what scores a student on it during training.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,40 +11,26 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from potstill.checkpoint import Checkpoint, read_folder
 from potstill.checkpoint.model import SentenceEncoder
 from potstill.config import Recipe
 from potstill.data import Examples, Splits, load_examples, load_splits
 from potstill.distill.augmentation import augment
-from potstill.distill.batches import EpochRows, count_shared, make_collator, make_mlm_collator, tokenize
+from potstill.distill.batches import Collator, EpochRows, count_shared, make_collator, make_mlm_collator, tokenize
 from potstill.distill.corpus import load_corpus
 from potstill.distill.evaluation import Evaluation, Model, Scores, evaluate_words, problem_type_of
 from potstill.distill.masking import token_counts
-from potstill.distill.methods.distilbert import TripleLoss
-from potstill.distill.methods.embedding import EmbeddingDistillation
-from potstill.distill.methods.minilmv2 import MiniLMv2
-from potstill.distill.methods.mobilebert import MobileBert
+from potstill.distill.methods.embedding import teacher_head
 from potstill.distill.methods.objective import Objective
-from potstill.distill.methods.task import TaskDistillation
-from potstill.distill.methods.tinybert import TinyBert, check_map, uniform_map
 from potstill.distill.packing import check_packable
-from potstill.distill.teacher_embeddings import (
-    add_teacher_vectors,
-    collate_vectors,
-    load_single_texts,
-    student_head,
-    teacher_head,
-)
-from potstill.errors import CheckpointError, DataError, RecipeError
+from potstill.distill.teacher_embeddings import add_teacher_vectors, collate_vectors, load_single_texts
+from potstill.errors import DataError, RecipeError
 from potstill.evaluation.trivial import trivial_scores, uniform_scores
 from potstill.progress import Progress
-from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, Task, get_task, kind_of, lower_is_better, primary_metric
+from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, get_task, kind_of, lower_is_better, primary_metric
 
-_LARGE = 24
-# MiniLMv2's large teachers teach from an upper middle layer, the 21st of 24 (arXiv 2012.15828, section 4.2).
-_UPPER_MIDDLE = 21 / 24
 _HELD_OUT_BATCH = 32
 
 
@@ -49,7 +39,7 @@ class TrainingData:
     """What a student learns from and is scored by."""
 
     train_set: Dataset
-    collate: Callable[[Any], Any]
+    collate: Collator
     eval_set: Dataset | None
     """Rows to take the loss on where there is no score."""
     score: Callable[[Model, str], Scores] | None
@@ -57,6 +47,7 @@ class TrainingData:
     evaluation: Evaluation | None = None
     """Of labelled data: what `score` asks, for more than scores."""
     metric: str
+    """The score that picks the best checkpoint."""
     floor: Scores
     """What an answer scores that ignores its text; empty where there is none."""
     about: dict[str, Any]
@@ -89,118 +80,208 @@ def load_training_data(
         DataError: if the data does not fit the task.
         RecipeError: if a setting has no effect on this data.
     """
-    task = get_task(recipe.task)
     if recipe.distill.method == "embedding":
-        return _pairs(recipe, teacher, work_dir=work_dir, progress=progress)
-    if task in (FILL_MASK, FEATURE_EXTRACTION):
-        return _running_text(recipe, teacher, work_dir=work_dir, progress=progress)
-    return _labelled(recipe, teacher, task=task, label_names=label_names, progress=progress)
+        return _load_sentences(recipe, teacher, work_dir=work_dir, progress=progress)
+    if get_task(recipe.task) in (FILL_MASK, FEATURE_EXTRACTION):
+        return _load_running_text(recipe, teacher, work_dir=work_dir, progress=progress)
+    return _load_labelled(recipe, teacher, label_names=label_names or teacher.label_names, progress=progress)
 
 
-def make_objective(recipe: Recipe, *, teacher: PreTrainedModel, student: PreTrainedModel) -> Objective:
-    """Return the loss of the recipe's method for this pair; what it learns itself starts from the recipe's seed.
-
-    Raises:
-        CheckpointError: if the method cannot compare the two.
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)
-        return _make_objective(recipe, teacher, student)
-
-
-def _make_objective(recipe: Recipe, teacher: PreTrainedModel, student: PreTrainedModel) -> Objective:
-    config, settings = recipe.distill, recipe.distill.settings()
-    if config.method in {"task", "distilbert"} and settings["alpha_cos"] > 0:
-        _check_widths(student, teacher)
-    match config.method:
-        case "task":
-            return TaskDistillation(_kind(recipe, teacher), **settings)
-        case "distilbert":
-            return _triple_loss(settings)
-        case "minilmv2":
-            depth = teacher.config.num_hidden_layers
-            usual = round(depth * _UPPER_MIDDLE) - 1 if depth >= _LARGE else depth - 1
-            layer = settings["teacher_layer"]
-            return MiniLMv2(
-                teacher_layer=usual if layer is None else layer,
-                student_width=_query_width(student),
-                teacher_width=_query_width(teacher),
-                heads=settings["relation_heads"],
-                relation_weights=settings["relation_weights"],
-            )
-        case "tinybert":
-            return TinyBert(
-                student,
-                teacher,
-                layer_map=_layer_map(settings["layer_map"], student, teacher),
-                weights={
-                    short: settings[f"alpha_{name}"]
-                    for short, name in (
-                        ("emb", "embedding"),
-                        ("hid", "hidden"),
-                        ("att", "attention"),
-                        ("pred", "prediction"),
-                    )
-                },
-                problem=None if get_task(recipe.task) in (FILL_MASK, FEATURE_EXTRACTION) else _kind(recipe, teacher),
-                intermediate_share=settings["intermediate_share"],
-                temperature=settings["temperature"],
-            )
-        case "mobilebert":
-            return MobileBert(
-                student,
-                teacher,
-                layer_map=_layer_map(None, student, teacher),
-                weights={"feat": settings["alpha_feature"], "att": settings["alpha_attention"]},
-                words=_triple_loss(settings | {"alpha_cos": 0.0}),
-                progressive_share=settings["progressive_share"],
-            )
-        case "embedding":
-            assert recipe.teacher.model is not None
-            pooling = settings["pooling"]
-            head = student_head(
-                teacher_head(recipe.teacher.model, pooling),
-                student=recipe.student.model,
-                pooling=pooling,
-                widths=(student.config.hidden_size, teacher.config.hidden_size),
-            )
-            return EmbeddingDistillation(head, alpha_cos=settings["alpha_cos"], alpha_mse=settings["alpha_mse"])
+def _load_labelled(
+    recipe: Recipe, teacher: Checkpoint, *, label_names: tuple[str, ...], progress: Progress
+) -> TrainingData:
+    """Load labelled texts, pairs, tagged words or questions."""
+    task, problem = get_task(recipe.task), problem_type_of(teacher.model)
+    splits = read_splits(recipe, label_names=label_names, problem_type=problem)
+    train_examples, eval_examples = splits.train, splits.evaluation
+    if recipe.distill.augment:
+        train_examples = augment(train_examples, recipe, copies=recipe.distill.augment, progress=progress)
+    if recipe.data.packing != "none":
+        raise RecipeError(f"data.packing={recipe.data.packing} has no effect on labelled texts; leave it out")
+    kind = kind_of(task, problem)
+    evaluation = Evaluation(teacher.tokenizer, eval_examples, max_length=recipe.max_length, task=task)
+    return TrainingData(
+        train_set=tokenize(train_examples, teacher.tokenizer, max_length=recipe.max_length),
+        collate=make_collator(teacher.tokenizer),
+        eval_set=None,
+        score=lambda model, who: evaluation.score(model, progress=progress, who=who),
+        evaluation=evaluation,
+        metric=primary_metric(task, problem, asked=recipe.metric, num_labels=len(label_names) or None),
+        floor=trivial_scores(eval_examples, kind=kind),
+        about=_about(eval_examples)
+        | {
+            "train_examples": len(train_examples),
+            "kind": kind,
+            "train_split": splits.train.split,
+            "train_sha256": splits.train.sha256,
+            "problem_type": splits.train.problem_type,
+            "text_columns": list(splits.train.text_columns),
+            "label_columns": list(splits.train.label_columns),
+            "labels": list(splits.train.label_names),
+            "labels_read": splits.train.labels_read,
+            "shared_texts": splits.shared,
+            "notes": list(splits.evaluation.notes),
+        },
+    )
 
 
-def teacher_as_used(recipe: Recipe, teacher: Checkpoint) -> Model:
-    """Return a teacher as it is scored: of sentence vectors, with what makes them."""
-    if recipe.distill.method != "embedding":
-        return teacher.model
-    return SentenceEncoder(teacher.model, teacher_head(teacher.name, recipe.distill.pooling).to(teacher.model.device))
+def _load_running_text(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progress: Progress) -> TrainingData:
+    """Load unlabelled text, masked where the method learns words, and scored by perplexity then."""
+    data, settings = recipe.data, recipe.distill.settings()
+    train_set, eval_set = (
+        load_corpus(
+            data.name,
+            split=split,
+            tokenizer=teacher.tokenizer,
+            max_length=recipe.max_length,
+            text_column=data.text_columns[0] if data.text_columns else None,
+            packing=data.packing if split == data.train_split else "none",
+            limit=limit,
+            num_proc=data.num_proc,
+            streaming=data.streaming,
+            cache_dir=work_dir.with_name(f"{work_dir.name}-text"),
+        )
+        for split, limit in ((data.train_split, data.max_train_examples), (data.eval_split, data.max_eval_examples))
+    )
+    if data.packing == "texts":
+        check_packable(teacher.model.config)
+        if recipe.distill.method == "tinybert":
+            raise RecipeError("data.packing=texts puts strangers in the attention that tinybert compares; use none")
+    about = {
+        "name": data.name,
+        "split": data.eval_split,
+        "examples": len(eval_set),
+        "train_examples": len(train_set),
+        "train_split": data.train_split,
+        "shared_texts": count_shared(eval_set, train_set),
+    }
+    if about["shared_texts"] == about["examples"]:
+        raise DataError(
+            f"every text of {data.name} ({data.eval_split}) is in {data.train_split} as well, so a score would "
+            "say nothing; take other texts to score on, or pass the training file alone, of which a tenth is held out"
+        )
+    if "mask_share" not in settings:
+        return TrainingData(
+            train_set=train_set,
+            collate=make_mlm_collator(teacher.tokenizer, seed=recipe.seed, mask=False),
+            eval_set=eval_set,
+            score=None,
+            metric="loss",
+            floor={},
+            about=about,
+        )
+    share, smoothing, vocabulary = settings["mask_share"], settings["mask_smoothing"], teacher.model.config.vocab_size
+
+    def score(model: Model, who: str) -> Scores:
+        assert not isinstance(model, SentenceEncoder)
+        return evaluate_words(model, teacher.tokenizer, eval_set, mask_share=share, progress=progress, who=who)
+
+    return TrainingData(
+        train_set=train_set,
+        collate=make_mlm_collator(
+            teacher.tokenizer,
+            seed=recipe.seed,
+            share=share,
+            counts=token_counts(train_set, vocabulary) if smoothing else None,
+            smoothing=smoothing,
+            extra_share=settings.get("extra_share", 0.0),
+            kl_positions=settings.get("kl_positions", "masked"),
+        ),
+        eval_set=eval_set,
+        score=score,
+        metric=primary_metric(FILL_MASK, asked=recipe.metric),
+        floor=uniform_scores(vocabulary),
+        about=about,
+    )
 
 
-def make_labels_objective(recipe: Recipe, model: PreTrainedModel) -> Objective:
-    """Return the loss of the data alone, without a teacher: labels, or masked words."""
-    if get_task(recipe.task) is FILL_MASK:
-        return TripleLoss(temperature=1.0, alpha_kl=0.0, alpha_mlm=1.0, alpha_cos=0.0)
-    return TaskDistillation(_kind(recipe, model), temperature=1.0, alpha_kl=0.0, alpha_ce=1.0, alpha_cos=0.0)
+def _load_sentences(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progress: Progress) -> TrainingData:
+    """Load single texts with the teacher's vectors, scored by the similarity of pairs if the data has scores."""
+    data, head = recipe.data, teacher_head(teacher.name, recipe.distill.pooling)
+    train_set, eval_set = (
+        add_teacher_vectors(
+            load_single_texts(data.name, split=split, text_columns=data.text_columns, limit=limit),
+            teacher,
+            head,
+            max_length=recipe.max_length,
+            cache_dir=work_dir.with_name(f"{work_dir.name}-vectors"),
+            progress=progress,
+        )
+        for split, limit in ((data.train_split, data.max_train_examples), (data.eval_split, data.max_eval_examples))
+    )
+    examples = load_examples(
+        data.name,
+        split=data.eval_split,
+        task=get_task(recipe.task),
+        text_columns=data.text_columns,
+        label_column=data.label_column,
+        limit=data.max_eval_examples,
+    )
+    evaluation = None
+    if examples.labels is not None:
+        evaluation = Evaluation(teacher.tokenizer, examples, max_length=recipe.max_length, task=FEATURE_EXTRACTION)
+    return TrainingData(
+        train_set=train_set,
+        collate=collate_vectors(make_collator(teacher.tokenizer)),
+        eval_set=eval_set,
+        score=(lambda model, who: evaluation.score(model, progress=progress, who=who)) if evaluation else None,
+        evaluation=evaluation,
+        metric=primary_metric(FEATURE_EXTRACTION, asked=recipe.metric) if evaluation else "loss",
+        floor=trivial_scores(examples, kind=FEATURE_EXTRACTION.name),
+        about=_about(examples)
+        | {
+            "train_examples": len(train_set),
+            "train_split": data.train_split,
+            "teacher_vectors": head.describe(),
+            "notes": [*examples.notes, *read_folder(teacher.name).notes],
+            "text_columns": list(examples.text_columns),
+            "label_columns": list(examples.label_columns),
+        },
+    )
 
 
-def score_of(
+def _about(examples: Examples) -> dict[str, Any]:
+    return {"name": examples.name, "split": examples.split, "examples": len(examples), "sha256": examples.sha256}
+
+
+def read_splits(recipe: Recipe, *, label_names: Sequence[str] | None, problem_type: str | None) -> Splits:
+    """Load both splits of the recipe's labelled data."""
+    data = recipe.data
+    return load_splits(
+        data.name,
+        train=(data.train_split, data.max_train_examples),
+        evaluation=(data.eval_split, data.max_eval_examples),
+        task=get_task(recipe.task),
+        text_columns=data.text_columns,
+        label_column=data.label_column,
+        label_names=label_names,
+        problem_type=problem_type,
+    )
+
+
+def make_scorer(
     training_data: TrainingData, objective: Objective, teacher: PreTrainedModel | None, *, who: str = "student"
 ) -> Callable[[PreTrainedModel], Scores]:
-    """Return what scores a model during training: the task's score, or the loss on texts held out."""
-    if training_data.score is not None:
-        scorer = training_data.score
-        return lambda model: scorer(objective.as_used(model), who)
-    assert training_data.eval_set is not None
+    """Return what scores a student during training: the task's score, or the loss on texts held out.
+
+    Args:
+        training_data: from `load_training_data`.
+        objective: the method's; it may add a head to the student, and is the loss that is taken.
+        teacher: what the loss compares with; None only where the data has a score.
+        who: the name under which progress is told.
+    """
+    score, rows = training_data.score, training_data.eval_set
+    if score is not None:
+        return lambda student: score(objective.as_used(student), who)
+    assert rows is not None
     assert teacher is not None
-    rows, collate = training_data.eval_set, training_data.collate
-    return lambda student: {"loss": held_out_loss(student, teacher, objective, rows=rows, collate=collate)}
+    return lambda student: {
+        "loss": held_out_loss(student, teacher, objective, rows=rows, collate=training_data.collate)
+    }
 
 
 def held_out_loss(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel,
-    objective: Objective,
-    *,
-    rows: Dataset,
-    collate: Callable[[Any], Any],
+    student: PreTrainedModel, teacher: PreTrainedModel, objective: Objective, *, rows: Dataset, collate: Collator
 ) -> float:
     """Return the objective on rows held out, as it is weighed at the start of the training."""
     student.to(teacher.device)
@@ -220,229 +301,3 @@ def held_out_loss(
         for name, value in parts.items():
             sums[name] += value.item()
     return sum(weight * sums[name] / max(counts[name], 1) for name, weight in weights.items())
-
-
-def _labelled(
-    recipe: Recipe, teacher: Checkpoint, *, task: Task, label_names: tuple[str, ...] | None, progress: Progress
-) -> TrainingData:
-    problem = problem_type_of(teacher.model)
-    names = label_names or teacher.label_names
-    splits = read_splits(recipe, label_names=names, problem_type=problem)
-    train_examples, eval_examples = splits.train, splits.evaluation
-    copies = recipe.distill.augment
-    if copies:
-        train_examples = augment(train_examples, recipe, copies=copies, progress=progress)
-    if recipe.data.packing != "none":
-        raise RecipeError(f"data.packing={recipe.data.packing} has no effect on labelled texts; leave it out")
-    kind = kind_of(task, problem)
-
-    evaluation = Evaluation(teacher.tokenizer, eval_examples, max_length=recipe.max_length, task=task)
-
-    def score(model: Model, who: str) -> Scores:
-        return evaluation.score(model, progress=progress, who=who)
-
-    return TrainingData(
-        train_set=tokenize(train_examples, teacher.tokenizer, max_length=recipe.max_length),
-        collate=make_collator(teacher.tokenizer),
-        eval_set=None,
-        score=score,
-        evaluation=evaluation,
-        metric=primary_metric(task, problem, asked=recipe.metric, num_labels=len(names) or None),
-        floor=trivial_scores(eval_examples, kind=kind),
-        about=_about(eval_examples) | {"train_examples": len(train_examples), "kind": kind} | _about_labels(splits),
-    )
-
-
-def _running_text(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progress: Progress) -> TrainingData:
-    data, settings = recipe.data, recipe.distill.settings()
-    masked = "mask_share" in settings
-    train_set, eval_set = (
-        load_corpus(
-            data.name,
-            split=split,
-            tokenizer=teacher.tokenizer,
-            max_length=recipe.max_length,
-            text_column=data.text_columns[0] if data.text_columns else None,
-            packing=data.packing if split == data.train_split else "none",
-            limit=limit,
-            num_proc=data.num_proc,
-            streaming=data.streaming,
-            cache_dir=work_dir.with_name(f"{work_dir.name}-text"),
-        )
-        for split, limit in _splits(recipe)
-    )
-    if data.packing == "texts":
-        check_packable(teacher.model.config)
-        if recipe.distill.method == "tinybert":
-            raise RecipeError("data.packing=texts puts strangers in the attention that tinybert compares; use none")
-    about = {"name": data.name, "split": data.eval_split, "examples": len(eval_set), "train_examples": len(train_set)}
-    about |= {"train_split": data.train_split, "shared_texts": count_shared(eval_set, train_set)}
-    _check_shared(about)
-    if not masked:
-        return TrainingData(
-            train_set=train_set,
-            collate=make_mlm_collator(teacher.tokenizer, seed=recipe.seed, mask=False),
-            eval_set=eval_set,
-            score=None,
-            metric="loss",
-            floor={},
-            about=about,
-        )
-    smoothing = settings["mask_smoothing"]
-    vocabulary = teacher.model.config.vocab_size
-
-    def score(model: Model, who: str) -> Scores:
-        assert not isinstance(model, SentenceEncoder)
-        share = settings["mask_share"]
-        return evaluate_words(model, teacher.tokenizer, eval_set, mask_share=share, progress=progress, who=who)
-
-    return TrainingData(
-        train_set=train_set,
-        collate=make_mlm_collator(
-            teacher.tokenizer,
-            seed=recipe.seed,
-            share=settings["mask_share"],
-            counts=token_counts(train_set, vocabulary) if smoothing else None,
-            smoothing=smoothing,
-            extra_share=settings.get("extra_share", 0.0),
-            kl_positions=settings.get("kl_positions", "masked"),
-        ),
-        eval_set=eval_set,
-        score=score,
-        metric=primary_metric(FILL_MASK, asked=recipe.metric),
-        floor=uniform_scores(vocabulary),
-        about=about,
-    )
-
-
-def _pairs(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progress: Progress) -> TrainingData:
-    """Return the data's single texts with the teacher's vectors, scored by the similarity of pairs if it has any."""
-    head = teacher_head(teacher.name, recipe.distill.pooling)
-    (train_split, train_limit), (eval_split, eval_limit) = _splits(recipe)
-    data, tokenizer = recipe.data, teacher.tokenizer
-    train_set, eval_set = (
-        add_teacher_vectors(
-            load_single_texts(data.name, split=split, text_columns=data.text_columns, limit=limit),
-            teacher,
-            head,
-            max_length=recipe.max_length,
-            cache_dir=work_dir.with_name(f"{work_dir.name}-vectors"),
-            progress=progress,
-        )
-        for split, limit in ((train_split, train_limit), (eval_split, eval_limit))
-    )
-    examples = load_examples(
-        data.name,
-        split=eval_split,
-        task=get_task(recipe.task),
-        text_columns=data.text_columns,
-        label_column=data.label_column,
-        limit=eval_limit,
-    )
-    collate = collate_vectors(make_collator(tokenizer))
-
-    evaluation = Evaluation(tokenizer, examples, max_length=recipe.max_length, task=FEATURE_EXTRACTION)
-
-    def score(model: Model, who: str) -> Scores:
-        return evaluation.score(model, progress=progress, who=who)
-
-    has_scores = examples.labels is not None
-    return TrainingData(
-        train_set=train_set,
-        collate=collate,
-        eval_set=eval_set,
-        score=score if has_scores else None,
-        evaluation=evaluation if has_scores else None,
-        metric=primary_metric(FEATURE_EXTRACTION, asked=recipe.metric) if has_scores else "loss",
-        floor=trivial_scores(examples, kind=FEATURE_EXTRACTION.name),
-        about=_about(examples)
-        | {
-            "train_examples": len(train_set),
-            "train_split": train_split,
-            "teacher_vectors": head.describe(),
-            "notes": [*examples.notes, *read_folder(teacher.name).notes],
-            "text_columns": list(examples.text_columns),
-            "label_columns": list(examples.label_columns),
-        },
-    )
-
-
-def read_splits(recipe: Recipe, *, label_names: Sequence[str] | None, problem_type: str | None) -> Splits:
-    """Load both splits of the recipe's labelled data."""
-    data = recipe.data
-    train, evaluation = _splits(recipe)
-    return load_splits(
-        data.name,
-        train=train,
-        evaluation=evaluation,
-        task=get_task(recipe.task),
-        text_columns=data.text_columns,
-        label_column=data.label_column,
-        label_names=label_names,
-        problem_type=problem_type,
-    )
-
-
-def _check_shared(about: dict[str, Any]) -> None:
-    if about["shared_texts"] == about["examples"]:
-        raise DataError(
-            f"every text of {about['name']} ({about['split']}) is in {about['train_split']} as well, so a score would "
-            "say nothing; take other texts to score on, or pass the training file alone, of which a tenth is held out"
-        )
-
-
-def _splits(recipe: Recipe) -> tuple[tuple[str, int | None], tuple[str, int | None]]:
-    data = recipe.data
-    return (data.train_split, data.max_train_examples), (data.eval_split, data.max_eval_examples)
-
-
-def _about(examples: Examples) -> dict[str, Any]:
-    return {"name": examples.name, "split": examples.split, "examples": len(examples), "sha256": examples.sha256}
-
-
-def _about_labels(splits: Splits) -> dict[str, Any]:
-    """Return how labelled data was read, for the plan and the report."""
-    ours, theirs = splits.train, splits.evaluation
-    return {
-        "train_split": ours.split,
-        "train_sha256": ours.sha256,
-        "problem_type": ours.problem_type,
-        "text_columns": list(ours.text_columns),
-        "label_columns": list(ours.label_columns),
-        "labels": list(ours.label_names),
-        "labels_read": ours.labels_read,
-        "shared_texts": splits.shared,
-        "notes": list(theirs.notes),
-    }
-
-
-def _kind(recipe: Recipe, model: PreTrainedModel) -> str:
-    return kind_of(get_task(recipe.task), problem_type_of(model))
-
-
-def _triple_loss(settings: dict[str, Any]) -> TripleLoss:
-    return TripleLoss(**{name: settings[name] for name in ("temperature", "alpha_kl", "alpha_mlm", "alpha_cos")})
-
-
-def _check_widths(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    ours, theirs = student.config.hidden_size, teacher.config.hidden_size
-    if ours != theirs:
-        raise CheckpointError(
-            f"the student has {ours} hidden units and the teacher {theirs}, and the cosine compares them one by one; "
-            "set distill.alpha_cos=0, or take tinybert or minilmv2 for a narrower student"
-        )
-
-
-def _query_width(model: PreTrainedModel) -> int:
-    """Return the width of a model's queries: MobileBERT's are as wide as its bottleneck."""
-    return getattr(model.config, "true_hidden_size", None) or model.config.hidden_size
-
-
-def _layer_map(asked: list[int] | None, student: PreTrainedModel, teacher: PreTrainedModel) -> list[int]:
-    ours, theirs = student.config.num_hidden_layers, teacher.config.num_hidden_layers
-    return check_map(asked, ours, theirs) if asked else uniform_map(ours, theirs)
-
-
-def tokenizers_agree(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Return whether two tokenizers number the same pieces alike, which every comparison of tokens rests on."""
-    return bool(one.get_vocab() == other.get_vocab())

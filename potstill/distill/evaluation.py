@@ -23,9 +23,8 @@ from potstill.checkpoint.model import SentenceEncoder, SentenceHead, find_senten
 from potstill.checkpoint.sentence_transformers import check_pooling
 from potstill.data import Examples, load_examples
 from potstill.distill.batches import LENGTH_COLUMN, EpochRows, make_collator, make_mlm_collator, read_column, tokenize
-from potstill.distill.hooks import base, masked_lm_head, model_inputs
+from potstill.distill.hooks import embed, masked_lm_head, model_inputs
 from potstill.distill.masking import IGNORED
-from potstill.distill.methods.embedding import embed
 from potstill.errors import CheckpointError, UsageError
 from potstill.evaluation.predictions import Predictions, check_examples, check_predictions, predict
 from potstill.evaluation.scores import score
@@ -87,7 +86,7 @@ class TorchSession:
         if isinstance(model, SentenceEncoder):
             self.outputs = (task.output, SENTENCE_EMBEDDING)
         elif task is FEATURE_EXTRACTION:
-            self._call = self._encoder = base(model)
+            self._call = self._encoder = model.base_model
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return every output by name, as float32, for a padded batch; inputs that the model does not take are left."""
@@ -348,7 +347,7 @@ def evaluate_words(
         who: the name under which it is told.
     """
     model.eval()
-    encoder, head = base(model), masked_lm_head(model)
+    encoder, head = model.base_model, masked_lm_head(model)
     collate = make_mlm_collator(tokenizer, seed=_MASKING_SEED, share=mask_share)
     nll, hits, count = 0.0, 0, 0
     for _, batch in _batches(corpus, collate, tell=(progress, who)):

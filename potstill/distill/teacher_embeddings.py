@@ -1,6 +1,5 @@
 """A teacher's sentence vectors, computed once and kept on disk beside the training."""
 
-import copy
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -13,8 +12,7 @@ import torch
 from datasets import Dataset, load_from_disk
 
 from potstill.checkpoint import Checkpoint, hash_checkpoint, read_folder
-from potstill.checkpoint.model import DenseLayer, SentenceHead, UnitLength, find_sentence_transformers, load_head
-from potstill.checkpoint.sentence_transformers import Dense, check_pooling
+from potstill.checkpoint.model import SentenceHead
 from potstill.data import Examples, load_texts
 from potstill.distill.batches import tokenize
 from potstill.distill.evaluation import embed_texts
@@ -28,54 +26,6 @@ def load_single_texts(name: str, *, split: str, text_columns: Sequence[str] | No
     """Return the texts of a split, both of a pair, each once, in the order of their first appearance."""
     texts = load_texts(name, split=split, task=FEATURE_EXTRACTION, text_columns=text_columns, limit=limit)
     return list(dict.fromkeys(part for text in texts for part in (text if isinstance(text, tuple) else (text,))))
-
-
-def teacher_head(name: str, pooling: str | None) -> SentenceHead:
-    """Return what makes a teacher's vectors: its own modules, or else the pooling that is asked for, or the mean."""
-    own = find_sentence_transformers(name)
-    head = load_head(own) if own else None
-    return head if head is not None else SentenceHead([pooling or "mean"])
-
-
-def student_head(
-    teacher: SentenceHead,
-    *,
-    student: str | None,
-    pooling: str | None,
-    widths: tuple[int, int],
-) -> SentenceHead:
-    """Return what makes a student's vectors, as wide as the teacher's and of length 1 where those are.
-
-    That is what the student's own folder says; else a copy of the teacher's head where that fits; else the pooling.
-    Where the widths differ, a linear layer that is learned with the student follows.
-
-    Args:
-        teacher: the teacher's.
-        student: the folder or hub id of a student that is not cut from the teacher.
-        pooling: what is asked for; None pools as the teacher does.
-        widths: of the student's token vectors and the teacher's.
-
-    Raises:
-        UsageError: if another pooling is asked for than the student's folder describes.
-    """
-    own = find_sentence_transformers(student) if student else None
-    head = load_head(own) if own else None
-    if own is not None and head is not None:
-        check_pooling(own, pooling=pooling, normalize=None, option="distill.pooling")
-    elif pooling in (None, "+".join(teacher.pooling)) and widths[0] == widths[1]:
-        return copy.deepcopy(teacher)
-    else:
-        head = SentenceHead([pooling] if pooling else teacher.pooling)
-    layers, width, wanted = list(head.layers), head.width(widths[0]), teacher.width(widths[1])
-    if width != wanted:
-        layers.append(DenseLayer(Dense("", width, wanted, bias=False, activation="Identity", residual=False)))
-    if _gives_unit_length(teacher) and not _gives_unit_length(SentenceHead([], layers)):
-        layers.append(UnitLength())
-    return SentenceHead(head.pooling, layers)
-
-
-def _gives_unit_length(head: SentenceHead) -> bool:
-    return len(head.layers) > 0 and isinstance(head.layers[-1], UnitLength)
 
 
 def add_teacher_vectors(

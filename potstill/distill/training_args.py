@@ -1,9 +1,13 @@
-"""From a recipe's settings to the arguments of transformers' Trainer."""
+"""From a recipe's settings to the arguments of transformers' Trainer, and to what the training will take.
+
+`plan_training` tells parameters, tokens, steps and memory before the start; `PaceReporter` tells the time after the
+first steps.
+"""
 
 import math
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -33,13 +37,6 @@ def count_steps(config: DistillConfig, num_rows: int, *, world_size: int = 1) ->
     return config.max_steps or math.ceil(per_epoch * config.epochs), per_epoch
 
 
-def warmup_steps(config: DistillConfig, total: int) -> int:
-    """Return the steps of warm-up: as many as asked for, but never more than a tenth of a short training."""
-    if config.warmup_steps is not None:
-        return min(config.warmup_steps, total // 10)
-    return math.ceil(total * config.warmup_ratio)
-
-
 def training_arguments(
     config: DistillConfig, *, seed: int, work_dir: Path, num_rows: int, unused: bool = False
 ) -> TrainingArguments:
@@ -48,6 +45,10 @@ def training_arguments(
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     total, per_epoch = count_steps(config, num_rows, world_size=world_size)
     eval_every = config.eval_every or per_epoch
+    if config.warmup_steps is not None:  # never more than a tenth of a short training
+        warmup_steps = min(config.warmup_steps, total // 10)
+    else:
+        warmup_steps = math.ceil(total * config.warmup_ratio)
     arguments = TrainingArguments(
         output_dir=str(work_dir),
         seed=seed,
@@ -57,7 +58,7 @@ def training_arguments(
         num_train_epochs=config.epochs,
         max_steps=config.max_steps or -1,
         weight_decay=config.weight_decay,
-        warmup_steps=warmup_steps(config, total),
+        warmup_steps=warmup_steps,
         max_grad_norm=config.max_grad_norm,
         adam_beta2=config.adam_beta2,
         adam_epsilon=config.adam_epsilon,
@@ -108,10 +109,6 @@ class TrainingPlan:
     memory_bytes: int
     """Estimate: weights, gradients, optimiser, and what a micro-batch keeps for the backward pass."""
 
-    def figures(self) -> dict[str, object]:
-        """Return the plan as plain values."""
-        return asdict(self)
-
 
 def plan_training(
     student: PreTrainedModel,
@@ -119,7 +116,8 @@ def plan_training(
     *,
     config: DistillConfig,
     lengths: list[int],
-    steps: tuple[int, int],
+    steps: int,
+    steps_per_epoch: int,
 ) -> TrainingPlan:
     """Return what training `student` on rows of these lengths, in tokens, will take.
 
@@ -128,7 +126,8 @@ def plan_training(
         teacher: runs beside it; None without one.
         config: gives the batch size.
         lengths: of the training rows.
-        steps: of the whole training, and of one epoch.
+        steps: of the whole training.
+        steps_per_epoch: of one pass over the rows.
     """
     tokens = sum(lengths)
     micro_batch = tokens // max(len(lengths), 1) * config.batch_size
@@ -142,8 +141,8 @@ def plan_training(
         student_parameters=learned,
         rows=len(lengths),
         tokens=tokens,
-        steps=steps[0],
-        steps_per_epoch=steps[1],
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
         tokens_per_step=micro_batch * config.gradient_accumulation,
         memory_bytes=learned * _BYTES_PER_LEARNED + (frozen or 0) * _BYTES_PER_FROZEN + micro_batch * per_token,
     )

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill import metrics
+from potstill.bundle import Agreement, LabelledLoss, McNemar, QualityLoss
 from potstill.data import Examples
 from potstill.errors import CheckError
 from potstill.evaluation.intervals import (
@@ -91,8 +92,8 @@ def compare_outputs(
     scored: tuple[Scored, Scored] | None = None,
     metric: str | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Return the evidence, as JSON values, of what a file loses against another.
+) -> QualityLoss:
+    """Return what a file loses against another, with the verdict and what it rests on.
 
     - `basis`: what the verdict rests on: the metric, or `agreement`
     - `loss`, `loss_interval`, `max_loss`, `verdict`, `holds` (it did not fail), `texts`, `rows`
@@ -128,7 +129,8 @@ def compare_outputs(
     if broken:
         failed = _Loss(1.0, 1.0, 1.0, inf).decide(-inf)
         reason = f"{broken} of {int(finite.sum())} numbers are NaN or infinite"
-        return about | failed | {"reason": reason, "basis": "agreement", "agreement": None, "labelled": None}
+        failed |= {"reason": reason, "basis": "agreement", "agreement": None, "labelled": None}
+        return QualityLoss.model_validate(about | failed)
     rng = np.random.default_rng(seed)
     loss, agreement = _compare_agreement(reference, candidate, rng=rng, max_loss=max_loss)
     basis, labelled = "agreement", None
@@ -137,12 +139,13 @@ def compare_outputs(
         of_score, labelled = _compare_scores(*scored, metric=metric, rng=rng, max_loss=max_loss)
         if of_score is not None:
             loss, basis = of_score, metric
-    return about | loss.decide(max_loss) | {"basis": basis, "agreement": agreement, "labelled": labelled}
+    evidence = loss.decide(max_loss) | {"basis": basis, "agreement": agreement, "labelled": labelled}
+    return QualityLoss.model_validate(about | evidence)
 
 
 def _compare_agreement(
     reference: ModelOutputs, candidate: ModelOutputs, *, rng: np.random.Generator, max_loss: float
-) -> tuple[_Loss, dict[str, Any]]:
+) -> tuple[_Loss, Agreement]:
     """Return the loss without labels, and how far the outputs are from each other."""
     finite, groups = np.isfinite(reference.values), np.unique(reference.texts, return_inverse=True)[1]
     first, second = reference.decisions(), candidate.decisions()
@@ -164,14 +167,14 @@ def _compare_agreement(
                 return np.asarray(parts / totals)
 
             loss = _bootstrap_loss(share, flips / decisions, len(per_text), rng=rng, max_loss=max_loss, unseen=1.0)
-    return loss, {
-        "measure": measure,
-        "value": 1 - loss.value,
-        "flips": flips,
-        "decisions": decisions,
-        "mean_kl": _mean_kl(reference.values, candidate.values) if reference.kind in _DISTRIBUTIONS else None,
-        "max_abs_difference": float(np.abs(reference.values[finite] - candidate.values[finite]).max()),
-    }
+    return loss, Agreement(
+        measure=measure,
+        value=1 - loss.value,
+        flips=flips,
+        decisions=decisions,
+        mean_kl=_mean_kl(reference.values, candidate.values) if reference.kind in _DISTRIBUTIONS else None,
+        max_abs_difference=float(np.abs(reference.values[finite] - candidate.values[finite]).max()),
+    )
 
 
 def _compare_numbers(
@@ -190,15 +193,20 @@ def _compare_numbers(
 
 def _compare_scores(
     reference: Scored, candidate: Scored, *, metric: str, rng: np.random.Generator, max_loss: float
-) -> tuple[_Loss | None, dict[str, Any]]:
+) -> tuple[_Loss | None, LabelledLoss]:
     """Return the relative loss of the score, None where the reference has nothing to lose, and the evidence."""
     before, after = reference.scores[metric], candidate.scores[metric]
-    evidence = {"metric": metric, "reference": before, "candidate": after, "mcnemar": None}
     changed = changes(reference, candidate)
-    if changed is not None:
-        evidence["mcnemar"] = {"lost": changed[0], "gained": changed[1], "p_value": mcnemar(*changed)}
+    evidence = LabelledLoss(
+        metric=metric,
+        reference=before,
+        candidate=after,
+        mcnemar=changed and McNemar(lost=changed[0], gained=changed[1], p_value=mcnemar(*changed)),
+        relative_loss=None,
+        relative_loss_interval=None,
+    )
     if before <= 0:
-        return None, evidence | {"relative_loss": None, "relative_loss_interval": None}
+        return None, evidence
     sign = -1 if lower_is_better(metric) else 1
 
     def relative_loss(counts: Floats) -> Floats:
@@ -214,7 +222,8 @@ def _compare_scores(
         max_loss=max_loss,
         unseen=0.0 if reference.correct is None else 1 / before,
     )
-    return loss, evidence | {"relative_loss": loss.value, "relative_loss_interval": [loss.low, loss.high]}
+    found = {"relative_loss": loss.value, "relative_loss_interval": (loss.low, loss.high)}
+    return loss, evidence.model_copy(update=found)
 
 
 def _bootstrap_loss(

@@ -125,7 +125,7 @@ def test_a_budget_is_read_in_seconds_minutes_or_hours(text, seconds):
     [
         ([], "name the models and a folder"),
         (["TEACHER"], "name the models and a folder"),
-        (["TEACHER", "--out", "OUT", "--runner", "tensorflow"], "--runner tensorflow: input should be 'onnxruntime-cpu', "),
+        (["TEACHER", "--out", "OUT", "--runner", "tensorflow"], "--runner tensorflow: input should be 'onnx"),
         (["TEACHER", "--out", "OUT", "--precision", "int4"], "--precision int4: input should be 'fp32', "),
         (["TEACHER", "--out", "OUT", "--precision", "bf16"], "has no bf16; it has fp32, int8"),
         (["TEACHER", "--out", "OUT", "--set", "roundz=3"], "bench.roundz: unknown key; did you mean 'rounds'?"),

@@ -11,6 +11,7 @@ from potstill.checkpoint import load_checkpoint
 from potstill.config import build_recipe
 from potstill.distill import checkpoints, distill, evaluate_model, finetune, init_student
 from potstill.distill import trainer as training
+from potstill.distill.evaluation import Evaluation
 from potstill.distill.methods import task as task_method
 from potstill.errors import CheckpointError, DataError, MissingExtraError, OutputError, TrainingError
 from potstill.tasks import TEXT_CLASSIFICATION
@@ -69,7 +70,7 @@ def test_resuming_gives_the_weights_of_the_straight_run(recipe, tmp_path, monkey
             raise PullThePlug
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._ProgressReporter, "on_step_end", pull)
+        patch.setattr(training.ProgressCallback, "on_step_end", pull)
         with pytest.raises(PullThePlug):
             distill(settings, tmp_path / "cut")
     assert not (tmp_path / "cut").exists()
@@ -99,11 +100,11 @@ def test_a_half_written_checkpoint_is_thrown_away(tmp_path):
 
 def test_the_best_checkpoint_becomes_the_student_and_k_are_kept(recipe, tmp_path, monkeypatch):
     scores = iter([0.9, 0.7, 0.8, 0.6])
-    monkeypatch.setattr(
-        training.DistillationTrainer,
-        "_scores",
-        lambda self: {"accuracy": next(scores), "macro_f1": 0.0},
-    )
+
+    def score(self, model, *, progress, who):
+        return {"accuracy": 1.0 if who == "teacher" else next(scores), "macro_f1": 0.0}
+
+    monkeypatch.setattr(Evaluation, "score", score)
     settings = recipe(**{"distill.eval_every": 3, "distill.keep_best_k": 2})
     report = distill(settings, tmp_path / "student")
     assert report["best_step"] == 3

@@ -180,7 +180,7 @@ def test_a_cell_that_was_cut_off_goes_on_in_its_middle(encoder, data, tmp_path, 
         if len(steps) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training._ProgressReporter, "on_step_end", count)
+    monkeypatch.setattr(training.ProgressCallback, "on_step_end", count)
     with pytest.raises(KeyboardInterrupt):
         run_glue(encoder, tmp_path / "cut", data=data, grid=grid)
     found = run_glue(encoder, tmp_path / "cut", data=data, grid=grid, resume=True)

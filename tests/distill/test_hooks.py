@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from potstill.distill.hooks import (
     attention_scores,
-    base,
     capture_hidden_states,
     find_layers,
     masked_lm_head,
@@ -48,7 +47,7 @@ def test_the_head_in_parts_gives_the_models_logits(family):
     model = build(family)
     inputs = batch_for(model)
     head = masked_lm_head(model)
-    states = base(model)(**inputs).last_hidden_state
+    states = model.base_model(**inputs).last_hidden_state
     logits = F.linear(head.transform(states.flatten(0, 1)), head.weight, head.bias)
     torch.testing.assert_close(logits, model(**inputs).logits.flatten(0, 1), atol=TOLERANCE, rtol=0)
     assert head.weight.shape[0] == head.bias.shape[0] == 60

@@ -39,7 +39,7 @@ def flipped(texts, flips):
 def judge(reference, candidate, *, labels=None, metric=None, label_names=(), **settings):
     """Compare; with labels, answers are scored as an export scores what would be served."""
     if labels is None:
-        return compare_outputs(reference, candidate, metric=metric, **settings)
+        return compare_outputs(reference, candidate, metric=metric, **settings).model_dump(mode="json")
     kind = reference.kind
     metric = metric or METRICS[kind][0]
     if not len(label_names) and kind != NUMBER:
@@ -53,11 +53,12 @@ def judge(reference, candidate, *, labels=None, metric=None, label_names=(), **s
         if isinstance(labels, list):
             arrays |= {"texts": side.texts, "seen": np.ones(len(side.values), dtype=bool)}
         scored.append(score(arrays, data, kind=kind, metric=metric))
-    return compare_outputs(reference, candidate, scored=tuple(scored), metric=metric, **settings)
+    found = compare_outputs(reference, candidate, scored=tuple(scored), metric=metric, **settings)
+    return found.model_dump(mode="json")
 
 
 def judge_json(*arguments, **settings):
-    """Judge, and make sure that a manifest can hold the evidence."""
+    """Compare, and make sure that a manifest can hold the evidence."""
     evidence = judge(*arguments, **settings)
     assert json.loads(json.dumps(evidence, allow_nan=False)) == evidence
     return evidence

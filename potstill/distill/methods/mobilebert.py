@@ -15,8 +15,7 @@ from transformers import PreTrainedModel
 
 from potstill.distill.hooks import attention_scores, capture_hidden_states, find_layers
 from potstill.distill.methods.distilbert import TripleLoss
-from potstill.distill.methods.objective import Batch, Objective
-from potstill.distill.methods.task import combine
+from potstill.distill.methods.objective import Batch, Objective, weighted_sum
 from potstill.errors import CheckpointError
 
 # The authors' factors of normalised map, mean and variance are 100, 5000 and 5; here relative to the first.
@@ -112,7 +111,7 @@ class MobileBert(Objective):
             our_scores = attention_scores(*ours.qkv[layer][:2], heads)
             their_scores = attention_scores(*theirs.qkv[number - 1][:2], heads)
             sums["att"] = attention_loss_sum(our_scores, their_scores, mask)
-        return combine(sums, scales)
+        return weighted_sum(sums, scales)
 
 
 @contextmanager

@@ -1,7 +1,12 @@
-"""What a method of distillation tells the trainer: which losses, what each is averaged over, and what it costs."""
+"""The base class of the methods, and the losses that several of them share.
+
+Shapes: `B` texts, `T` tokens, `C` classes, `H` hidden width. Losses are sums over their units, so that the trainer can
+average over a whole step; divided by the count they grow neither with batch, length nor vocabulary.
+"""
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -46,6 +51,12 @@ class Objective(nn.Module):
             scales: the weight of each part divided by its count over the whole step.
         """
         raise NotImplementedError
+
+
+def weighted_sum(sums: dict[str, Tensor], scales: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss `sum(scales[k] * sums[k])`, and the sums detached: what `Objective.forward` returns."""
+    loss = torch.stack([scales[name] * value for name, value in sums.items()]).sum()
+    return loss, {name: value.detach() for name, value in sums.items()}
 
 
 def kl_divergence_sum(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
