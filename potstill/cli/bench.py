@@ -232,7 +232,7 @@ def _show(report: "Report", out: Path, *, as_json: bool) -> None:
 
 def _compare(older: "Report", report: "Report", *, as_json: bool) -> None:
     """Tell what changed; beside a JSON document on stderr, so that stdout stays one."""
-    from potstill.bench.claims.compare import compare
+    from potstill.bench.compare import compare
     from potstill.cli.render import err, print_table
 
     comparison = compare(older, report)

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from potstill.bench import report_schema
-from potstill.bench.claims.claimfile import Claim, load_claims, nearest
-from potstill.bench.claims.measures import MEASURES, Measure
-from potstill.bench.claims.readings import Reading, Selection
-from potstill.bench.claims.selecting import Nothing, select
+from potstill.bench.claims.claim_file import Claim, load_claims, nearest
+from potstill.bench.claims.metrics import MEASURES, Measure, Reading, Selection
+from potstill.bench.claims.selection import Nothing, select
 from potstill.errors import UsageError
 from potstill.evaluation.intervals import decide_by_interval
 
