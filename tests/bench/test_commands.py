@@ -6,7 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from potstill.cli.bench import _seconds, bench
+from potstill.cli.bench import bench, parse_seconds
 from potstill.cli.claims import claims
 from potstill.errors import CheckError, MissingError, UsageError
 
@@ -117,7 +117,7 @@ def test_a_budget_that_is_no_time_is_refused(invoke, teacher_dir, text, tmp_path
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("2m", 120), ("1.5h", 5400)])
 def test_a_budget_is_read_in_seconds_minutes_or_hours(text, seconds):
-    assert _seconds(text) == seconds
+    assert parse_seconds(text) == seconds
 
 
 @pytest.mark.parametrize(
