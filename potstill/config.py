@@ -195,7 +195,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-SectionT = TypeVar("SectionT", bound=Section)
+_Section = TypeVar("_Section", bound=Section)
 
 
 class ScratchConfig(Section):
@@ -617,8 +617,8 @@ def _infer_task(values: Mapping[str, Any]) -> str | None:
 
 
 def parse_section(
-    section: type[SectionT], values: Mapping[str, Any], *, flags: Mapping[str, str] | None = None
-) -> SectionT:
+    section: type[_Section], values: Mapping[str, Any], *, flags: Mapping[str, str] | None = None
+) -> _Section:
     """Check the values of one section of a recipe, given as flags.
 
     Args:

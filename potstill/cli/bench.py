@@ -19,7 +19,6 @@ from potstill.extras import require
 
 if TYPE_CHECKING:
     from potstill.bench.report_schema import Report
-    from potstill.config import BenchConfig
 
 
 ModelsArgument = Annotated[
