@@ -14,17 +14,28 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from potstill.errors import BundleError, TamperedError
+from potstill.errors import BundleError, TamperedError, describe_fault, first_line
 from potstill.onnx_inspect import check_declared_precision, read_outline
 
 MANIFEST_NAME = "potstill.json"
 SCHEMA_VERSION = 2
-_LABELLED = ("text-classification", "token-classification")
+LABELLED_TASKS = ("text-classification", "token-classification")
 Precision = Literal["fp32", "fp16", "int8", "int8-static"]
 MODEL_FILES: dict[str, str] = {
     "fp32": "onnx/model.onnx",
@@ -34,11 +45,329 @@ MODEL_FILES: dict[str, str] = {
 }
 WEIGHT_ONLY = "weight-only"
 """The method of an int8 file, in its record's `quantisation`, that stores integers and multiplies floats."""
+LONGEST_TEXT = 2**20
+"""The most tokens of one text that a manifest may name; a tokenizer makes arrays of this length when it is loaded."""
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 
 class _Record(BaseModel):
+    """A part of the manifest whose keys are all known."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Evidence(BaseModel):
+    """What was measured or done when a file was made.
+
+    It is written as it was given: what was not set is left out. It is read leniently, because an older bundle may say
+    less and one of a newer potstill more; what is missing has the default, and unknown keys are kept.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, serialize_by_alias=True, validate_by_name=True)
+
+    @model_serializer(mode="wrap")
+    def _leave_out_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        content: dict[str, object] = handler(self)
+        for name, field in type(self).model_fields.items():
+            if name not in self.model_fields_set:
+                content.pop(field.alias or name, None)
+        return content
+
+
+class Fusion(Evidence):
+    """How many operators of the graph are what a layer's attention, activation and norm became."""
+
+    attention: str | None = None
+    """`fused` (onnxruntime's operator) or `onnx` (the standard's)."""
+    attention_expected: int | None = None
+    """One per layer, as the configuration says."""
+    attention_found: int | None = None
+    layer_norms: int = 0
+    gelus: int = 0
+    nodes: int = 0
+    shape_nodes: int = 0
+    """Nodes that compute with sizes and constants only."""
+
+
+class ParityCell(Evidence):
+    """One batch size, length and mask of the grid."""
+
+    batch_size: int = 0
+    length: int = 0
+    """In tokens."""
+    mask: str = ""
+    max_abs_difference: float = nan
+    root_mean_square: float = nan
+    """Of the reference's answers."""
+    label_agreement: float = nan
+    """The share of clear labels that both name."""
+
+
+class Parity(Evidence):
+    """The answers held against a reference's over a grid of batches, lengths and masks."""
+
+    reference: str = ""
+    cells: int = 0
+    max_abs_difference: float = nan
+    label_agreement: float = nan
+    grid: list[ParityCell] = []
+    tolerance: float | None = None
+    """What fp32 may differ by; other precisions have none."""
+    inputs: str | None = None
+    left_out: str | None = None
+    """Cells that would not fit into memory, in words."""
+    checked_on: str | None = None
+    gpu: str | None = None
+
+
+class Agreement(Evidence):
+    """How far a file's answers are from fp32's, without labels."""
+
+    measure: str = ""
+    value: float = nan
+    flips: int | None = None
+    """Decisions that changed; None where an answer is an amount or a vector."""
+    decisions: int | None = None
+    mean_kl: float | None = None
+    """KL(fp32 || file) in nats."""
+    max_abs_difference: float = nan
+
+
+class McNemar(Evidence):
+    """Texts that only one of two files answers rightly, and the exact test's p value."""
+
+    lost: int = 0
+    gained: int = 0
+    p_value: float = nan
+
+
+class LabelledLoss(Evidence):
+    """What a file loses of fp32's score on labelled texts."""
+
+    metric: str = ""
+    reference: float = nan
+    candidate: float = nan
+    mcnemar: McNemar | None = None
+    relative_loss: float | None = None
+    relative_loss_interval: tuple[float, float] | None = None
+
+
+class QualityLoss(Evidence):
+    """What a file loses against fp32 on real texts."""
+
+    texts: int = 0
+    rows: int = 0
+    max_loss: float = nan
+    verdict: str = ""
+    """PASS, FAIL or INCONCLUSIVE."""
+    holds: bool = False
+    loss: float = nan
+    loss_interval: tuple[float, float] = (nan, nan)
+    """95 %."""
+    texts_needed: int | None = None
+    """How many texts would decide; None if no number would."""
+    reason: str | None = None
+    basis: str = ""
+    """The metric that the verdict rests on, or `agreement`."""
+    agreement: Agreement | None = None
+    labelled: LabelledLoss | None = None
+    on: str | None = None
+    """Where the texts are from."""
+
+
+class BatchDrift(Evidence):
+    """How far answers moved in batches of one size."""
+
+    max_drift: float = nan
+    mean_drift: float = nan
+    flips: int | None = None
+
+
+class BatchInvariance(Evidence):
+    """How far answers move between a text alone and in batches with padding."""
+
+    texts: int = 0
+    rows: int = 0
+    batches: dict[str, BatchDrift] = {}
+    """By batch size."""
+    flips: int | None = None
+    """Answers that changed in any batch; None where an answer is an amount or a vector."""
+    max_drift: float = nan
+    spread: float = nan
+    """The standard deviation of the answers, by which a drift is large or small."""
+    invariant: bool = False
+
+
+class Saturation(Evidence):
+    """Whether sums of two int8 products overflow 16 bits on an x86 CPU without VNNI."""
+
+    products: int = 0
+    unchecked: int = 0
+    """Products whose weights are made at run time."""
+    saturating_products: int = 0
+    pairs: int = 0
+    saturated_pairs: int = 0
+    share: float = 0.0
+    largest_sum: int = 0
+    worst: str | None = None
+    """The product whose outputs are most wrong then."""
+    worst_error: float = 0.0
+    """By how much, as a share of their spread."""
+    breaks_without_vnni: bool | None = None
+
+
+class SpeedCell(Evidence):
+    """Two files' median times for one batch size and length."""
+
+    batch_size: int = 0
+    num_tokens: int = 0
+    ratio: float = nan
+    interval: tuple[float, float] = (nan, nan)
+    fp32_ms: float = nan
+    int8_ms: float = nan
+
+
+class Speed(Evidence):
+    """How many times as fast as fp32 a file is on the machine it was made on."""
+
+    cpu: str | None = None
+    threads: int | None = None
+    rounds: int | None = None
+    cells: list[SpeedCell] = []
+    ratio: float | None = None
+    """The geometric mean over the cells; None where it was not measured."""
+    interval: tuple[float, float] | None = None
+    verdict: str = "not measured"
+    """faster, slower, no faster or not measured."""
+    failures: dict[str, str] = {}
+    """Why it was not measured, by what failed."""
+
+
+class FallbackStep(Evidence):
+    """One attempt to make int8 hold, with so many layers left in fp32."""
+
+    fp32_layers: int = 0
+    added: str | None = None
+    """The layer that went back to fp32 in this step."""
+    loss: float = nan
+    loss_interval: tuple[float, float] = (nan, nan)
+    verdict: str = ""
+
+
+class Quantization(Evidence):
+    """How a file was quantised."""
+
+    method: str | None = None
+    """`dynamic`, `static`, or `weight-only` for another tool's file that stores integers and multiplies floats."""
+    made_by: str | None = None
+    """Set for a file that was quantised before potstill saw it."""
+    weight_bits: int = 8
+    per_channel: bool | None = None
+    smoothing: float | None = None
+    attention: str = "float"
+    gelu: str = "exact"
+    weights: str | None = None
+    activations: str | None = None
+    embeddings: str | None = None
+    calibration: str | None = None
+    fp32_layers: list[str] = []
+    """Layers that were left in fp32, because int8 loses too much there."""
+    texts: str | None = None
+    """Where the calibration texts are from."""
+    steps: list[FallbackStep] = []
+    integer_products: int = Field(default=0, alias="integer")
+    float_products: int = Field(default=0, alias="float")
+    weight_only: int = 0
+    """Products whose weight is stored as integers and multiplied as floats."""
+
+
+class TunedCandidate(Evidence):
+    """One recipe that `--tune` timed."""
+
+    name: str = ""
+    recipe: Quantization = Quantization()
+    disabled_optimizers: list[str] = []
+    ratio: float | None = None
+    interval: tuple[float, float] | None = None
+    ms: dict[str, float | None] = {}
+    """Median by cell, such as "1x128"."""
+    failed: str | None = None
+    refused: str | None = None
+    """The gate that it did not pass."""
+
+
+class Tuning(Evidence):
+    """The candidates of `--tune`, and which of them the file is."""
+
+    cpu: str | None = None
+    threads: int | None = None
+    kept: str | None = None
+    candidates: list[TunedCandidate] = []
+    disturbed: str | None = None
+    """What kept the machine too busy to time anything."""
+
+
+class TokenizerParity(Evidence):
+    """The bundle's tokenizer held against the checkpoint's file, id by id."""
+
+    texts: int = 0
+    nasty: int = 0
+    """Texts among them that are made to break tokenizers."""
+    max_length: int = 0
+    equal: bool = False
+
+
+class Architecture(Evidence):
+    """The model's sizes."""
+
+    model_type: str | None = None
+    layers: int | None = None
+    hidden_size: int | None = None
+    heads: int | None = None
+    vocab_size: int | None = None
+    encoder_parameters: int | None = None
+    max_position_embeddings: int | None = None
+
+
+class SourceRecord(Evidence):
+    """What the bundle was made from."""
+
+    name: str | None = None
+    sha256: str | None = None
+    """Over the checkpoint's files, or of the ONNX file; None for a hub id."""
+    kind: str | None = None
+    """`checkpoint` or `onnx`."""
+    notes: list[str] = []
+    """What a user must know to get the checkpoint's own answers."""
+
+
+class Judged(Evidence):
+    """fp32's score on the judged texts, against the best answer that ignores the text."""
+
+    metric: str = ""
+    value: float = nan
+    interval: tuple[float, float] = (nan, nan)
+    trivial: float = nan
+    trivial_answer: str = ""
+    difference_interval: tuple[float, float] = (nan, nan)
+    better: bool = True
+    num_examples: int = 0
+    sentence: str | None = None
+    """What must be said of a model that is not better; None where it is."""
+    on: str | None = None
+
+
+class Made(Evidence):
+    """When, where and how the bundle was made."""
+
+    created: str | None = None
+    command: str | None = None
+    config: dict[str, JsonValue] = {}
+    """`potstill.config.ExportConfig`."""
+    cpu: str | None = None
+    packages: dict[str, str | None] = {}
+    """Versions."""
+    judged: Judged | None = None
 
 
 class FileRecord(_Record):
@@ -69,7 +398,7 @@ class ModelRecord(_Record):
     file: str
     external_data: list[str] = []
     """Files beside it that hold its weights, where it is too large for one; named as in the manifest's `files`."""
-    quantisation: dict[str, Any] | None = None
+    quantisation: Quantization | None = None
     """The int8 recipe; None for a file that was not quantised."""
     cpu_features: list[str] = []
     """The CPU features of the machine it was made and checked on."""
@@ -80,20 +409,15 @@ class ModelRecord(_Record):
     """Whether its products leave padding out, so that a batch costs what its tokens cost and not its longest text."""
     disabled_optimizers: list[str] = []
     """onnxruntime graph optimisers that the session switches off for this file, because measuring said so."""
-    fusion: dict[str, Any] = {}
-    """The receipt: how many fused attention operators the layers let expect, and how many there are."""
-    parity: dict[str, Any] = {}
-    """The answers held against the checkpoint's over a grid of batches, lengths and masks."""
-    quality: dict[str, Any] | None = None
-    """What the file loses against fp32 on real texts; None for fp32 itself."""
-    invariance: dict[str, Any] | None = None
-    """How much a text's answer moves between alone and in padded batches."""
-    saturation: dict[str, Any] | None = None
-    """Whether an int8 file's products overflow on a CPU without VNNI."""
-    speed: dict[str, Any] | None = None
-    """Its speed against fp32's on the machine it was made on."""
-    tuning: dict[str, Any] | None = None
-    """The candidates that `--tune` tried, and which one this file is."""
+    fusion: Fusion = Fusion()
+    parity: Parity = Parity()
+    quality: QualityLoss | None = None
+    """None for fp32 itself."""
+    invariance: BatchInvariance | None = None
+    saturation: Saturation | None = None
+    """None for a file without int8."""
+    speed: Speed | None = None
+    tuning: Tuning | None = None
 
 
 class Manifest(_Record):
@@ -103,33 +427,31 @@ class Manifest(_Record):
     task: str
     labels: list[str] = []
     """In the order of the outputs; empty where a task has none."""
-    max_length: int = Field(ge=1)
+    max_length: int = Field(ge=1, le=LONGEST_TEXT)
+    """The longest text in tokens, special ones included."""
     padding_side: Literal["left", "right"] = "right"
-    pad_token_id: int = Field(default=0, ge=0)
+    pad_token_id: int = Field(default=0, ge=0, le=2**31 - 1)
     inputs: list[str] = Field(min_length=1)
     outputs: list[str] = Field(min_length=1)
     parameters: int = Field(ge=1)
-    architecture: dict[str, Any] = {}
+    architecture: Architecture = Architecture()
     models: dict[Precision, ModelRecord] = Field(min_length=1)
     files: dict[str, FileRecord]
     problem_type: str | None = None
     """What a text classifier answers: a single label, several, or a number; None is a single label."""
     pooling: Pooling | None = None
     """How the graph makes one vector of a text's tokens, where it does."""
-    tokenizer_parity: dict[str, Any] = {}
-    """The bundle's tokenizer held against the checkpoint's file."""
+    tokenizer_parity: TokenizerParity = TokenizerParity()
     disabled_optimizers: list[str] = []
     """Of schema 1: what every file's session switches off."""
-    source: dict[str, Any] = {}
-    """The checkpoint: its name and the SHA-256 over its files."""
-    made: dict[str, Any] = {}
-    """When, with which tool versions, by which command and recipe."""
+    source: SourceRecord = SourceRecord()
+    made: Made = Made()
     digest: str | None = None
     """SHA-256 over all that the manifest says beside it, against flipped bits; manifests made before have none."""
 
     @model_validator(mode="after")
     def _labelled(self) -> Self:
-        if self.task in _LABELLED and not self.labels:
+        if self.task in LABELLED_TASKS and not self.labels:
             raise ValueError(f"labels are missing, and {self.task} answers with them")
         return self
 
@@ -290,7 +612,11 @@ def read_bundle(folder: Path, *, verify: bool = True) -> Bundle:
         if manifest.digest is not None and manifest.digest != _digest_of(content):
             raise TamperedError(f"{manifest_file} was changed after it was written; export the bundle again")
     except (ValidationError, ValueError, RecursionError) as error:
-        raise TamperedError(f"{manifest_file} is not a valid manifest: {_first_line(error)}") from error
+        fault = error.errors()[0] if isinstance(error, ValidationError) else None
+        # Whoever wrote a number that no machine can serve did not change a good bundle: they made a bad one.
+        kind = BundleError if fault and fault["type"] == "less_than_equal" else TamperedError
+        reason = describe_fault(fault, Manifest) if fault else first_line(error)
+        raise kind(f"{manifest_file} is not a valid manifest: {reason}") from error
     bundle = Bundle(folder, manifest, hashlib.sha256(written).hexdigest())
     _check_names(bundle)
     if verify:
@@ -349,7 +675,7 @@ def _verify_model(folder: Path, precision: str, record: ModelRecord, content: by
     for name in record.external_data:
         if (folder / name).is_symlink() or (folder / name).stat().st_nlink > 1:
             raise TamperedError(f"{folder / name} is a link, so its weights may change from elsewhere; copy it here")
-    weight_only = (record.quantisation or {}).get("method") == WEIGHT_ONLY
+    weight_only = record.quantisation is not None and record.quantisation.method == WEIGHT_ONLY
     untruth = check_declared_precision(outline, precision, weight_only=weight_only)
     if untruth:
         raise TamperedError(f"{file} is not {precision}: {untruth}; export the bundle again")
@@ -370,10 +696,3 @@ def _check_names(bundle: Bundle) -> None:
     planted = bundle.folder / "tokenizer_config.json"
     if planted.name not in bundle.manifest.files and planted.is_file():
         raise TamperedError(f"{planted} is not named by {MANIFEST_NAME}; export the bundle again")
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

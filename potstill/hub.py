@@ -5,7 +5,6 @@ would wait for that, so a name is looked up once, and briefly, before anything a
 torch, transformers or datasets.
 """
 
-import difflib
 import os
 import re
 import threading
@@ -15,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from potstill.errors import CheckpointError, DataError, UsageError
+from potstill.errors import CheckpointError, DataError, UsageError, nearest_name
 
 Kind = Literal["model", "dataset"]
 _ERRORS: dict[str, type[UsageError]] = {"model": CheckpointError, "dataset": DataError}
@@ -81,11 +80,10 @@ def similar(name: str) -> str:
         beside = [entry.name for entry in missing.parent.iterdir() if not entry.name.startswith(".")]
     except OSError:
         return ""
-    by_lower = {entry.lower(): entry for entry in beside}
-    found = difflib.get_close_matches(missing.name.lower(), by_lower, n=1, cutoff=0.6)
-    if not found:
+    found = nearest_name(missing.name, beside, cutoff=0.6)
+    if found is None:
         return ""
-    meant = missing.with_name(by_lower[found[0]])
+    meant = missing.with_name(found)
     whole = meant / path.relative_to(missing)
     return f"did you mean {whole if whole.exists() else meant}?"
 

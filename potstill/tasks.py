@@ -1,9 +1,6 @@
 """The tasks, as data: what goes in, what comes out, and by which number it is judged."""
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from potstill.errors import UsageError
 
@@ -164,47 +161,6 @@ def primary_metric(
     if kind == SINGLE_LABEL and asked in TWO_CLASS_METRICS and num_labels not in (None, 2):
         raise UsageError(f"metric {asked!r} needs 2 labels and the model has {num_labels}; take macro_f1")
     return asked
-
-
-SENTENCE_MODULES = "modules.json"
-"""The file by which sentence-transformers knows a folder of its own."""
-_HEADS = {
-    "ForSequenceClassification": TEXT_CLASSIFICATION,
-    "ForTokenClassification": TOKEN_CLASSIFICATION,
-    "ForQuestionAnswering": QUESTION_ANSWERING,
-    "ForMaskedLM": FILL_MASK,
-    "ForPreTraining": FILL_MASK,
-    "Model": FEATURE_EXTRACTION,
-}
-
-
-def task_of_architectures(names: Sequence[str]) -> Task | None:
-    """Return the task that a checkpoint was trained for, by `architectures` of its configuration; None if unknown."""
-    return next((task for name in names for head, task in _HEADS.items() if name.endswith(head)), None)
-
-
-def task_of_folder(folder: Path, architectures: Sequence[str]) -> Task | None:
-    """Return the task that the checkpoint in a folder was trained for; None if unknown.
-
-    A sentence encoder is saved under the class that it was made from: all-mpnet-base-v2 calls itself MPNetForMaskedLM.
-    """
-    found = task_of_architectures(architectures)
-    is_sentence_encoder = found in (None, FILL_MASK) and (folder / SENTENCE_MODULES).is_file()
-    return FEATURE_EXTRACTION if is_sentence_encoder else found
-
-
-def trained_task(name: str | Path) -> str | None:
-    """Return the name of the task that a checkpoint folder was trained for; None for a hub id, and if unknown."""
-    folder = Path(name).expanduser()
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        names = [str(each) for each in config.get("architectures") or ()]
-    except OSError:
-        names = []  # an old sentence encoder's lies one level down
-    except (ValueError, AttributeError, TypeError):
-        return None
-    found = task_of_folder(folder, names)
-    return found.name if found else None
 
 
 def lower_is_better(metric: str) -> bool:

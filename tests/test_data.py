@@ -1,11 +1,12 @@
 import csv
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from potstill.data import choose_splits, load_examples, rows
+from potstill.data import choose_splits, load_examples, splits
 from potstill.errors import DataError, MissingExtraError
 from potstill.tasks import TEXT_CLASSIFICATION
 
@@ -174,7 +175,7 @@ def test_an_empty_parquet_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["./nothing", "/nothing/here", "nothing.jsonl", "a/b/c", "data/train.csv"])
 def test_a_missing_folder_or_file_never_reaches_the_hub(name, monkeypatch):
-    monkeypatch.setattr(rows, "require", lambda *_args, **_kwargs: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(splits, "require", lambda *_args, **_kwargs: pytest.fail("the hub was asked"))
     assert f"there is no file or folder {name}; name a data folder, a file, or a hub id" in refusal(name)
 
 
@@ -227,7 +228,7 @@ def test_a_broken_parquet_file_is_refused(tmp_path):
 @pytest.mark.parametrize("content", [b"sentence,label\nx,1\ny\n", b"sentence,label\nx,1\ny,z,0\n"])
 def test_a_csv_line_with_another_number_of_columns_is_refused_by_number(tmp_path, content):
     message = refusal(raw(tmp_path, "train.csv", content))
-    assert "train.csv line 3: another number of columns than the head has" in message
+    assert re.search(r"train\.csv line 3 has [13] columns, the head has 2; quote cells that hold ','", message)
 
 
 def test_a_csv_field_longer_than_pythons_own_limit_is_read(tmp_path):
@@ -357,8 +358,8 @@ def hub(monkeypatch, load_dataset):
         assert (module, extra) == ("datasets", "distill")
         return SimpleNamespace(load_dataset=load_dataset)
 
-    monkeypatch.setattr(rows, "require", answer)
-    monkeypatch.setattr(rows, "check_name", lambda *_: None)  # the hub has it
+    monkeypatch.setattr(splits, "require", answer)
+    monkeypatch.setattr(splits, "check_name", lambda *_: None)  # the hub has it
 
 
 class HubData(list):
@@ -399,7 +400,7 @@ def test_the_hubs_names_are_those_of_the_label_column(monkeypatch):
     [
         (ConnectionError("no route to host\nTraceback of the client ..."), "no route to host"),
         (FileNotFoundError(), "FileNotFoundError"),
-        (RuntimeError("x" * 900), "x" * 200),
+        (RuntimeError("x" * 900), "x" * 300),
     ],
 )
 def test_any_failure_of_the_hub_is_one_clear_line(monkeypatch, error, told):
@@ -417,7 +418,7 @@ def test_a_hub_id_without_the_library_names_the_extra(monkeypatch):
     def missing(module, *, extra):
         raise MissingExtraError(f"{module} {extra}")
 
-    monkeypatch.setattr(rows, "require", missing)
+    monkeypatch.setattr(splits, "require", missing)
     with pytest.raises(MissingExtraError, match="datasets distill"):
         load("imdb")
 
@@ -428,16 +429,16 @@ def test_an_empty_split_of_the_hub_is_refused(monkeypatch):
 
 
 def test_local_files_ask_for_no_library(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "require", lambda *_args, **_kwargs: pytest.fail("a library was asked for"))
+    monkeypatch.setattr(splits, "require", lambda *_args, **_kwargs: pytest.fail("a library was asked for"))
     for kind in ("jsonl", "json", "csv", "tsv"):
         assert len(load(write(tmp_path, ROWS, kind))) == 3
 
 
 def test_the_embedded_data_has_chapter_names_in_every_limit(monkeypatch):
-    monkeypatch.setattr(rows, "read_python_docs", lambda split: [(f"{split} text", "numbers"), ("more", "files")])
+    monkeypatch.setattr(splits, "read_python_docs", lambda split: [(f"{split} text", "numbers"), ("more", "files")])
     found = load("python-docs", limit=1)
     assert found.texts == ["train text"]
-    assert found.label_names == rows.CHAPTERS
+    assert found.label_names == splits.CHAPTERS
     assert found.label_names[found.labels[0]] == "numbers"
 
 

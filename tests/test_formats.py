@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from potstill.data import formats, load_examples
+from potstill.data import load_examples
+from potstill.data.read import read_rows
 from potstill.errors import DataError
 from potstill.tasks import MULTI_LABEL, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 
@@ -238,7 +239,7 @@ def test_arrow_in_both_of_its_forms_is_read(tmp_path):
         with writer(str(file), table.schema) as out:
             out.write_table(table)
         assert load(file).texts == ["a", "b"]
-        assert [row for _, row in formats.read_file(file, ["label"])] == [{"label": 1}, {"label": 0}]
+        assert [row for _, row in read_rows(file, ["label"])] == [{"label": 1}, {"label": 0}]
     (tmp_path / "bad.arrow").write_bytes(b"nonsense")
     assert "is not an arrow file" in refusal(tmp_path / "bad.arrow")
 

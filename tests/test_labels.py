@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from potstill.data import load_examples, load_texts, rows
+from potstill.data import load_examples, load_texts, splits
 from potstill.errors import DataError, UsageError
 from potstill.tasks import (
     FEATURE_EXTRACTION,
@@ -347,7 +347,7 @@ def test_running_text_is_one_column(tmp_path):
 
 
 def test_the_embedded_data_is_running_text(monkeypatch):
-    monkeypatch.setattr(rows, "read_python_docs", lambda split: [(f"{split} text", "numbers")])
+    monkeypatch.setattr(splits, "read_python_docs", lambda split: [(f"{split} text", "numbers")])
     found = load_examples("python-docs", split="train", task=FILL_MASK)
     assert (found.texts, found.labels) == (["train text"], None)
 
@@ -392,9 +392,9 @@ def hub(monkeypatch, table, **features):
     loaded = HubData(table)
     loaded.features = features
     monkeypatch.setattr(
-        rows, "require", lambda *_args, **_kwargs: SimpleNamespace(load_dataset=lambda *_, **__: loaded)
+        splits, "require", lambda *_args, **_kwargs: SimpleNamespace(load_dataset=lambda *_, **__: loaded)
     )
-    monkeypatch.setattr(rows, "check_name", lambda *_: None)  # the hub has it
+    monkeypatch.setattr(splits, "check_name", lambda *_: None)  # the hub has it
 
 
 def test_the_hubs_names_of_tags_are_used(monkeypatch):
@@ -417,10 +417,10 @@ def test_the_hubs_names_of_several_labels_are_used(monkeypatch):
 def test_real_features_of_the_hubs_library_name_labels_and_tags():
     datasets = pytest.importorskip("datasets")
     names = ["O", "B-PER"]
-    assert rows._names(datasets.ClassLabel(names=names)) == tuple(names)
-    assert rows._names(datasets.Sequence(datasets.ClassLabel(names=names))) == tuple(names)
-    assert rows._names(datasets.Sequence({"text": datasets.Value("string")})) is None
-    assert rows._names(datasets.Value("int64")) is None
+    assert splits._names(datasets.ClassLabel(names=names)) == tuple(names)
+    assert splits._names(datasets.Sequence(datasets.ClassLabel(names=names))) == tuple(names)
+    assert splits._names(datasets.Sequence({"text": datasets.Value("string")})) is None
+    assert splits._names(datasets.Value("int64")) is None
 
 
 def test_amounts_do_not_look_for_names(monkeypatch):

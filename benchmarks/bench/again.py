@@ -128,7 +128,7 @@ def measure_slowing(bundle, slowed, *, num_tokens):
         name: session(
             read_bundle(folder).model_file("fp32"),
             threads=machine.available_cores(),
-            vocab_size=read_bundle(folder).manifest.architecture["vocab_size"],
+            vocab_size=read_bundle(folder).manifest.architecture.vocab_size,
         )
         for name, folder in (("a", bundle), ("b", slowed))
     }

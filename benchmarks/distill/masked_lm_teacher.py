@@ -13,8 +13,9 @@ from pathlib import Path
 
 from potstill.checkpoint import load_checkpoint, save_tokenizer
 from potstill.config import build_recipe
-from potstill.distill.prepare import load_material, make_labels_objective, score_of
-from potstill.distill.trainer import Job, train
+from potstill.distill.data import load_training_data, make_scorer
+from potstill.distill.methods import make_labels_objective
+from potstill.distill.trainer import TrainingRun, train
 from potstill.progress import silent
 from potstill.tasks import FILL_MASK
 
@@ -23,19 +24,19 @@ def learn(teacher, *, recipe, work_dir, only_head):
     """Train the head, or everything, and return the scores."""
     for name, parameter in teacher.model.named_parameters():
         parameter.requires_grad_(not (only_head and name.startswith(f"{teacher.model.base_model_prefix}.")))
-    material = load_material(recipe, teacher, work_dir=work_dir, progress=silent)
+    training_data = load_training_data(recipe, teacher, work_dir=work_dir, progress=silent)
     objective = make_labels_objective(recipe, teacher.model)
     result = train(
         teacher.model,
         teacher=None,
         objective=objective,
-        train_set=material.train_set,
-        collate=material.collate,
-        score=score_of(material, objective, None),
-        job=Job(
+        train_set=training_data.train_set,
+        collate=training_data.collate,
+        score=make_scorer(training_data, objective, None),
+        run=TrainingRun(
             config=recipe.distill,
-            metric=material.metric,
-            maximise=material.maximise,
+            metric=training_data.metric,
+            maximise=training_data.maximise,
             seed=recipe.seed,
             work_dir=work_dir,
             resume=True,

@@ -21,15 +21,14 @@ from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizer, Trainer, TrainerCallback
 from transformers.utils import logging
 
-from potstill.bench.engines.memory import peak, restart_peak
+from potstill.bench.measure.memory import peak, restart_peak
 from potstill.config import DistillConfig
 from potstill.distill import create_student
-from potstill.distill.arguments import training_arguments
-from potstill.distill.batches import EpochRows, make_mlm_collator
-from potstill.distill.examples import LENGTH_COLUMN
+from potstill.distill.batches import LENGTH_COLUMN, EpochRows, make_mlm_collator
 from potstill.distill.methods.distilbert import TripleLoss
 from potstill.distill.methods.minilmv2 import MiniLMv2
-from potstill.distill.trainer import Job, train
+from potstill.distill.trainer import TrainingRun, train
+from potstill.distill.training_args import training_arguments
 
 TEMPERATURE, KL, MLM, COS, CLIP = 2.0, 5.0, 2.0, 1.0, 5.0
 IGNORED, MASKED_SHARE, EXTRA_SHARE, HEADS, SEED = -100, 0.15, 0.15, 48, 0
@@ -231,7 +230,7 @@ def our_config(size, method, folder, *, compiled=False):
 def run_ours(size, gate, folder, *, student, teacher, objective, collate, method, compiled=False):
     """Train as `potstill distill` does."""
     config, work = our_config(size, method, folder, compiled=compiled)
-    job = Job(
+    job = TrainingRun(
         config=config,
         metric="loss",
         maximise=False,
@@ -242,7 +241,7 @@ def run_ours(size, gate, folder, *, student, teacher, objective, collate, method
         progress=lambda stage, done, total, note: gate() if done else None,
     )
     rows = make_rows(size)
-    train(student, teacher=teacher, objective=objective, train_set=rows, collate=collate, score=lambda _: {}, job=job)
+    train(student, teacher=teacher, objective=objective, train_set=rows, collate=collate, score=lambda _: {}, run=job)
 
 
 def run_potstill(size, gate, folder, name):

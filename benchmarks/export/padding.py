@@ -94,7 +94,8 @@ def main() -> None:
         content = {
             "about": "one checkpoint exported with and without padding in its products; one thread, in turns",
             "date": datetime.now(UTC).date().isoformat(), "environment": environment,
-            "architecture": manifest.architecture, "precision": arguments.precision, "texts": len(texts),
+            "architecture": manifest.architecture.model_dump(mode="json"),
+            "precision": arguments.precision, "texts": len(texts),
             "batches": found,
         }  # fmt: skip
         write_text(arguments.result, json.dumps(content, indent=1) + "\n")

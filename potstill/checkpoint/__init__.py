@@ -6,11 +6,20 @@ The facts need no torch, so checks can come before it; what loads a checkpoint i
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from potstill.checkpoint.folder import Folder, find_folder, fit_length, read_folder, task_of, usable_positions
+from potstill.checkpoint.folder import (
+    Folder,
+    find_folder,
+    fit_length,
+    read_folder,
+    task_of,
+    task_of_architectures,
+    trained_task,
+    usable_positions,
+)
 from potstill.extras import require
 
 if TYPE_CHECKING:
-    from potstill.checkpoint.loading import (
+    from potstill.checkpoint.model import (
         Checkpoint,
         accepted_inputs,
         count_parameters,
@@ -37,6 +46,8 @@ __all__ = [
     "reference_tokenizer",
     "save_tokenizer",
     "task_of",
+    "task_of_architectures",
+    "trained_task",
     "usable_positions",
 ]
 
@@ -47,4 +58,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     for module in ("torch", "transformers"):
         require(module, extra="distill")
-    return getattr(import_module("potstill.checkpoint.loading"), name)
+    return getattr(import_module("potstill.checkpoint.model"), name)

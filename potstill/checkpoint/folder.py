@@ -5,7 +5,7 @@ Everything here takes milliseconds, so every command asks it before it loads any
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +18,18 @@ from potstill.checkpoint.sentence_transformers import (
     read_length,
     read_sentence_transformers,
 )
-from potstill.errors import CheckpointError
+from potstill.errors import CheckpointError, first_line
 from potstill.hub import check_name
-from potstill.tasks import PROBLEM_TYPES, REGRESSION, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, Task, task_of_folder
+from potstill.tasks import (
+    FEATURE_EXTRACTION,
+    FILL_MASK,
+    PROBLEM_TYPES,
+    QUESTION_ANSWERING,
+    REGRESSION,
+    TEXT_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+    Task,
+)
 
 # Their position ids begin behind that of the padding, so that they read fewer tokens than they have positions.
 POSITIONS_AFTER_PADDING = frozenset(
@@ -49,6 +58,15 @@ _NOT_EXPORTED = frozenset(
         "bart", "flaubert", "funnel", "gpt2", "led", "longformer", "mbart", "reformer", "t5", "xlm", "xlnet",
     }
 )  # fmt: skip
+# How the names of transformers' classes end, and the task that their checkpoints were trained for.
+_TASK_OF_HEAD = {
+    "ForSequenceClassification": TEXT_CLASSIFICATION,
+    "ForTokenClassification": TOKEN_CLASSIFICATION,
+    "ForQuestionAnswering": QUESTION_ANSWERING,
+    "ForMaskedLM": FILL_MASK,
+    "ForPreTraining": FILL_MASK,
+    "Model": FEATURE_EXTRACTION,
+}
 # Types of safetensors that hold a weight as it is.
 _UNSCALED = frozenset({"F64", "F32", "F16", "BF16"})
 _MOST_HEADER_BYTES = 100 * 2**20  # as the safetensors library
@@ -84,7 +102,7 @@ class Folder:
     @property
     def task(self) -> Task | None:
         """What it was trained for, as `architectures` says; None where they name none of potstill's tasks."""
-        return task_of_folder(self.root or self.path, self.architectures)
+        return _task_of_folder(self.root or self.path, self.architectures)
 
     @property
     def labels(self) -> tuple[str, ...] | None:
@@ -324,6 +342,36 @@ def task_of(name: str | Path) -> Task | None:
     return read_folder(name).task
 
 
+def task_of_architectures(names: Sequence[str]) -> Task | None:
+    """Return the task that a checkpoint was trained for, by `architectures` of its configuration; None if unknown."""
+    return next((task for name in names for head, task in _TASK_OF_HEAD.items() if name.endswith(head)), None)
+
+
+def _task_of_folder(folder: Path, architectures: Sequence[str]) -> Task | None:
+    found = task_of_architectures(architectures)
+    # A sentence encoder is saved under the class it was made from: all-mpnet-base-v2 calls itself MPNetForMaskedLM.
+    if found in (None, FILL_MASK) and (folder / MODULES_FILE).is_file():
+        return FEATURE_EXTRACTION
+    return found
+
+
+def trained_task(name: str | Path) -> str | None:
+    """Return the name of the task that a checkpoint folder was trained for; None for a hub id, and if unknown.
+
+    Unlike `task_of` it refuses nothing, since the name may stand for something else, and asks no hub.
+    """
+    folder = Path(name).expanduser()
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architectures = [str(each) for each in config.get("architectures") or ()]
+    except OSError:
+        architectures = []  # an old sentence encoder's lies one level down
+    except (ValueError, AttributeError, TypeError):
+        return None
+    found = _task_of_folder(folder, architectures)
+    return found.name if found else None
+
+
 def usable_positions(config: Mapping[str, Any]) -> int | None:
     """Return how many tokens of one text a model has positions for.
 
@@ -456,15 +504,6 @@ def _read_header(file: Path) -> dict[str, tuple[int, ...]]:
 def _is_quantised(name: str, dtype: str) -> bool:
     """Tell whether a weight is held in a type that has a scale, which transformers would leave out."""
     return name.endswith((".weight", ".bias")) and dtype not in _UNSCALED
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, and the next where that one only announces it; 300 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else type(error).__name__
-    if isinstance(error, KeyError):  # whose message is the key alone
-        said = f"nothing is called {said}"
-    return said[:300]
 
 
 def _check_code(file: Path, content: Mapping[str, Any]) -> None:

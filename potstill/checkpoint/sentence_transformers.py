@@ -18,9 +18,9 @@ from typing import Any, TypeAlias
 
 from potstill.bundle import POOLING_MODES
 from potstill.errors import CheckpointError, UsageError
-from potstill.tasks import SENTENCE_MODULES
 
-MODULES_FILE = SENTENCE_MODULES
+MODULES_FILE = "modules.json"
+"""The file by which sentence-transformers knows a folder of its own."""
 PROMPTS_FILE = "config_sentence_transformers.json"
 # The flags of files before sentence-transformers 6, in the order in which several of them are concatenated.
 POOLING_FLAGS = {

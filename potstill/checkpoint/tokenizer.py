@@ -21,8 +21,8 @@ from transformers.convert_slow_tokenizer import SLOW_TO_FAST_CONVERTERS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
-from potstill.checkpoint.folder import Folder, first_line, read_json, read_tokenizer_folder
-from potstill.errors import CheckpointError
+from potstill.checkpoint.folder import Folder, read_json, read_tokenizer_folder
+from potstill.errors import CheckpointError, first_line
 from potstill.extras import require
 
 _TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

@@ -11,13 +11,7 @@ from potstill.checkpoint import task_of
 from potstill.cli import glue as glue_cli
 from potstill.cli import stopping
 from potstill.cli.checks import check_evaluate
-from potstill.cli.settings import (
-    JsonOption,
-    LabelColumnOption,
-    ResumeOption,
-    TextColumnOption,
-    scored_split,
-)
+from potstill.cli.options import JsonOption, LabelColumnOption, ResumeOption, TextColumnOption, scored_split
 from potstill.errors import UsageError
 from potstill.extras import require
 from potstill.tasks import TEXT_CLASSIFICATION
@@ -130,7 +124,7 @@ def _show(results: dict[str, dict[str, Any]], extras: Mapping[str, Any], given: 
         lines = [json.dumps(row, ensure_ascii=False) for row in extras["predictions"]]
         write_text(given["predictions"], "\n".join(lines) + "\n")
     if "confusion" in given:
-        from potstill.distill.pictures import draw_confusion
+        from potstill.distill.confusion_matrix import draw_confusion
 
         if "confusion_matrix" not in first:
             raise UsageError("--confusion draws single labels, and this model gives several, or amounts")
@@ -225,7 +219,7 @@ def _check_files(given: Mapping[str, Any], task: str) -> None:
 
     if "confusion" in given:
         require("torch", extra="distill")
-        from potstill.distill.pictures import check_picture
+        from potstill.distill.confusion_matrix import check_picture
 
         if task != TEXT_CLASSIFICATION.name:
             raise UsageError(f"--confusion draws the classes of texts, and {task} has none; leave it out")
@@ -243,7 +237,7 @@ def _score_checkpoint(given: Mapping[str, Any], reading: dict[str, Any]) -> dict
     require("torch", extra="distill")
     require("transformers", extra="distill")
     from potstill.cli.render import progress_bars
-    from potstill.distill.quality import Reading, evaluate
+    from potstill.distill.evaluation import Reading, evaluate
 
     if "pooling" in given and settings["task"] != "feature-extraction":
         raise UsageError(f"--pooling makes one vector of a text, which {settings['task']} does not; leave it out")

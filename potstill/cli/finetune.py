@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from potstill.checkpoint import trained_task
 from potstill.cli import stopping
 from potstill.cli.checks import check_training
-from potstill.cli.settings import (
+from potstill.cli.options import (
     FLAGS,
     JsonOption,
     LabelColumnOption,
@@ -22,7 +23,7 @@ from potstill.cli.settings import (
 from potstill.config import METHODS, Recipe, method_for
 from potstill.data import guess_task
 from potstill.extras import require
-from potstill.tasks import TEXT_CLASSIFICATION, trained_task
+from potstill.tasks import TEXT_CLASSIFICATION
 
 # What was set for the fine-tuning and holds for what comes after it.
 _PASSED_ON = ("data.", "max_length=", "metric=", "tokenizer=", "seed=")
@@ -68,8 +69,8 @@ def finetune(
     check_training(resolved, out, overwrite=overwrite, flags=FLAGS, teaches=False)
     stopping.keeps(lambda: stopping.left_by_training(out))
     require("torch", extra="distill")
+    from potstill.cli.distill import announce, print_next
     from potstill.cli.render import print_json, print_pairs, progress_bars
-    from potstill.cli.training import announce, print_next
     from potstill.distill import finetune as train
 
     with progress_bars() as progress:

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
+from potstill.checkpoint import trained_task
 from potstill.cli import stopping
 from potstill.cli.checks import check_init
-from potstill.cli.settings import FLAGS, OverwriteOption, SetOption, parse_layers, resolve
+from potstill.cli.options import FLAGS, OverwriteOption, SetOption, parse_layers, resolve
 from potstill.config import method_for
 from potstill.extras import require
-from potstill.tasks import trained_task
 
 
 def init(

@@ -9,7 +9,7 @@ import typer
 from potstill.bundle import MODEL_FILES
 from potstill.cli import stopping
 from potstill.cli.checks import check_predict
-from potstill.cli.settings import JsonOption, OverwriteOption
+from potstill.cli.options import JsonOption, OverwriteOption
 from potstill.errors import UsageError
 from potstill.extras import require
 
@@ -62,10 +62,10 @@ def predict(
     from potstill.cli.render import progress_bars
     from potstill.machine import available_cores
     from potstill.serve import Encoder
-    from potstill.serve.bulk import BulkSettings, predict_file
+    from potstill.serve.predict_file import PredictSettings, predict_file
 
     workers = threads or available_cores()
-    settings = BulkSettings(
+    settings = PredictSettings(
         columns=text_column,
         parameters=answer_parameters,
         answer_column=answer_column,
@@ -90,22 +90,15 @@ def predict(
 
 def _left(out: str) -> stopping.Left:
     """Return how many rows a stopped run has answered."""
+    from potstill.serve.predict_file import rows_done
+
     if out == "-":
         return stopping.Left()
     path = Path(out).expanduser()
-    journal = path.with_name(f".{path.name}.journal")
-    if not journal.is_file():
+    rows = rows_done(path)
+    if rows is None:
         return stopping.Left([f"all rows in {out}"], done=True) if path.is_file() else stopping.Left()
-    rows = [row["rows"] for line in journal.read_text("utf-8").splitlines() if "rows" in (row := _commit(line))]
-    return stopping.Left([f"{rows[-1]:,} rows"] if rows else [], drops=("--overwrite",))
-
-
-def _commit(line: str) -> dict[str, Any]:
-    try:
-        content = json.loads(line)
-    except ValueError:  # the last line, torn
-        return {}
-    return content if isinstance(content, dict) else {}
+    return stopping.Left([f"{rows:,} rows"] if rows else [], drops=("--overwrite",))
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -29,27 +29,41 @@ def find_column(name: str, have: Sequence[str]) -> str | None:
     return alike[0] if len(alike) == 1 else None
 
 
-def pick_text_columns(have: Sequence[str], *, task: Task, asked: Sequence[str] | None, origin: str) -> tuple[str, ...]:
+def pick_text_columns(
+    have: Sequence[str],
+    *,
+    task: Task,
+    asked: Sequence[str] | None,
+    origin: str,
+    usual: Sequence[tuple[str, ...]] | None = None,
+) -> tuple[str, ...]:
     """Return the column of the text, or the two of a pair.
+
+    Args:
+        have: the columns that there are.
+        task: says which names are usual.
+        asked: what was asked for; None takes the first usual names that are there.
+        origin: named in messages.
+        usual: instead of the task's; two names are a pair.
 
     Raises:
         DataError: if what is asked for is not there or too much, or no column has a usual name.
     """
     listed = ", ".join(have) or "none"
+    usual = usual or task.text_columns
     if asked:
         names = split_names(asked, have)
-        widths = {len(columns) for columns in task.text_columns}
+        widths = {len(columns) for columns in usual}
         if len(names) not in widths:
             wanted = "one column or two" if widths == {1, 2} else "two columns" if 2 in widths else "one column"
             raise DataError(
-                f"--text-column names {', '.join(names)}; {task.name} reads {wanted}, "
-                f"such as {', '.join(task.text_columns[0])}"
+                f"--text-column names {', '.join(names)}; {task.name} reads {wanted}, such as {', '.join(usual[0])}"
             )
         missing = [name for name in names if name not in have]
         if missing:
             raise DataError(f"{origin} has no column {missing[0]!r}; it has {listed}; {TEXT_REMEDY}")
         return tuple(names)
-    for columns in task.text_columns:
+    for columns in usual:
         found = [find_column(name, have) for name in columns]
         if all(name is not None for name in found):
             return tuple(name for name in found if name is not None)
@@ -118,3 +132,14 @@ def _flag_columns(
 
 def _is_flag(value: Any) -> bool:
     return isinstance(value, bool | int | float | str) and value in _FLAGS
+
+
+def cell_of(row: Mapping[str, Any], column: str, number: int, remedy: str) -> Any:
+    """Return what a row holds in a column.
+
+    Raises:
+        DataError: if it has no such column.
+    """
+    if column not in row:
+        raise DataError(f"row {number} has no column {column!r}; it has {', '.join(row)}; {remedy}")
+    return row[column]

@@ -1,6 +1,7 @@
 """What a column of labels holds, as numbers: ids, amounts, sets of labels, tags of words, or answers in a text.
 
-Every function takes cells, pairs of a row's number (from 1, for messages) and its value, and the column's name.
+`LabelReader` decides once, for all splits together, what the labels are, and then reads each split. The functions
+below it take cells, pairs of a row's number (from 1, for messages) and its value, and the column's name.
 """
 
 import ast
@@ -13,12 +14,23 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill.data.columns import LABEL_REMEDY
-from potstill.errors import DataError
-from potstill.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from potstill.data.columns import LABEL_REMEDY, cell_of
+from potstill.data.read import Row
+from potstill.errors import AbsentError, DataError
+from potstill.tasks import (
+    FEATURE_EXTRACTION,
+    MULTI_LABEL,
+    QUESTION_ANSWERING,
+    REGRESSION,
+    SINGLE_LABEL,
+    TEXT_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+    Task,
+    kind_of,
+)
 
+NumberedRow: TypeAlias = tuple[int, Row]
 Cells: TypeAlias = Sequence[tuple[int, Any]]
-Ids: TypeAlias = NDArray[np.int64]
 
 # More labels than this, none named and most of them seen once, are a row's own id or another text.
 MAX_UNNAMED_LABELS = 100
@@ -37,6 +49,179 @@ _NAME_ENDINGS = ("_text", "_name", "_names", "_str")
 _SHORTEST_STEM = 3
 
 
+class LabelReader:
+    """What the labels of one or several columns are, decided once for all splits, and then read from each."""
+
+    def __init__(
+        self,
+        task: Task,
+        columns: Sequence[str],
+        *,
+        known: tuple[str, ...] | None,
+        own: Sequence[str] | None,
+        problem_type: str | None,
+    ) -> None:
+        """Remember what is known before any row is read.
+
+        Args:
+            task: says what a label is.
+            columns: the label's, or one for each label.
+            known: the model's labels in their order; None if a new head is to have those of the data.
+            own: the names that the data set itself gives to ids.
+            problem_type: what a text classifier answers; None leaves it to the values.
+        """
+        self.names: tuple[str, ...] = ()
+        """The labels by id, once `decide` has been called; empty where labels are not ids."""
+        self.how = ""
+        """How cells became ids, in words."""
+        self.notes: list[str] = []
+        """What a user should know of how they were read."""
+        self.problem_type = problem_type
+        self._task, self._columns, self._known, self._own = task, columns, known, own
+        self._column = ", ".join(columns)
+        self._naming: Naming | None = None
+
+    @property
+    def _kind(self) -> str:
+        return kind_of(self._task, self.problem_type)
+
+    def without_unlabelled(self, rows: list[NumberedRow], origin: str) -> list[NumberedRow]:
+        """Leave out the rows that say they have no label (-1), and note it.
+
+        Raises:
+            DataError: if no row has one, or -1 may be one of the model's labels.
+        """
+        if self._kind != SINGLE_LABEL or len(self._columns) > 1:
+            return rows
+        names = self._own or self._known
+        bare = [row for row in rows if _is_unlabelled(row[1].get(self._column), names or ())]
+        if bare and len(bare) == len(rows):
+            raise AbsentError(
+                f"{origin} has no labels: column {self._column!r} holds nothing but {bare[0][1][self._column]}, as the "
+                "test splits of GLUE do; take another split"
+            )
+        if not bare or not names:
+            return rows
+        seen = {spell(row[1].get(self._column), row[0], self._column) for row in rows}
+        if self._known and not self._own and "-1" in seen and len(seen) == len(self._known):
+            raise DataError(
+                f"column {self._column!r} of {origin} holds {', '.join(sorted(seen, key=str))}: -1 marks a text "
+                f"without a label, and here it may be one of the model's {len(self._known)} labels "
+                f"({', '.join(self._known[:8])}); write the model's names into the data, or leave the rows of -1 out"
+            )
+        self.notes.append(f"{len(bare)} of {len(rows)} rows of {origin} have no label (-1) and are left out")
+        left_out = {number for number, _ in bare}
+        return [row for row in rows if row[0] not in left_out]
+
+    def decide(self, rows: Sequence[NumberedRow], texts: Sequence[Any], text_columns: Sequence[str]) -> None:
+        """Find out what the labels are, from the rows of all splits; every row is checked here.
+
+        Args:
+            rows: with their numbers.
+            texts: those of the rows, for tags and answers; other tasks need none.
+            text_columns: named in messages.
+
+        Raises:
+            DataError: if a cell is no label, or the labels are not those of the model.
+        """
+        cells, column = self._cells(rows), self._column
+        if self._task == TEXT_CLASSIFICATION and self.problem_type is None:
+            inferred = MULTI_LABEL if len(self._columns) > 1 else _infer_problem_type(cells)
+            self.problem_type = SINGLE_LABEL if self._known else inferred
+            if self._known and inferred == MULTI_LABEL:
+                raise DataError(
+                    f"column {column!r} holds several labels per text, and the model answers one of "
+                    f"{len(self._known)} ({', '.join(self._known[:8])}); if it was trained to answer several, its "
+                    'config.json must say "problem_type": "multi_label_classification"'
+                )
+        if self._kind in (REGRESSION, FEATURE_EXTRACTION.name):
+            _amounts(cells, column)
+            self.how = "amounts"
+        elif self._kind == QUESTION_ANSWERING.name:
+            _answer_spans(cells, texts, column)
+        elif self._kind == MULTI_LABEL:
+            self._decide_sets(as_lists(cells, column, what="labels"))
+        elif self._kind == TOKEN_CLASSIFICATION.name:
+            cells = as_lists(cells, column, what="tags")
+            _check_tags(cells, texts, column=column, words_column=text_columns[0])
+            naming = name_labels(_flatten(cells), column=column, known=self._known, own=self._own, word="tag")
+            if not (self._known or self._own) and _OUTSIDE in naming.names:  # among those that occur it comes first
+                names = (_OUTSIDE, *(name for name in naming.names if name != _OUTSIDE))
+                naming = Naming(names=names, ids={name: place for place, name in enumerate(names)}, how=naming.how)
+            self._take(naming)
+        else:
+            self._take(name_labels(cells, column=column, known=self._known, own=self._own))
+
+    def _decide_sets(self, cells: Cells) -> None:
+        """Decide what lists of labels mean: of names or ids, or of a 0 or 1 for each label."""
+        if len(self._columns) > 1:
+            columns = [(1, name) for name in self._columns]
+            naming = name_labels(columns, column=self._column, known=self._known, own=None)
+            if not self._known:
+                places = {name: place for place, name in enumerate(self._columns)}
+                naming = Naming(names=tuple(self._columns), ids=places, how="a column each")
+            self._take(naming)
+            return
+        # Ids of named labels are never flags; lists of 0 and 1, as many as there are labels, are.
+        lengths = {len(value) for _, value in cells}
+        width = lengths.pop() if len(lengths) == 1 and not self._own else 0
+        is_width_of_model = not self._known or width == len(self._known)
+        flags = (isinstance(flag, int | float) and flag in (0, 1) for _, value in cells for flag in value)
+        if width > 1 and is_width_of_model and all(flags):
+            self.names = self._known or tuple(map(str, range(width)))
+            self.how = "by position, 0 or 1 for each"
+            return
+        flat = _flatten(cells)
+        if not flat and not (self._known or self._own):
+            raise DataError(f"no row has any label in column {self._column!r}; {LABEL_REMEDY}")
+        self._take(name_labels(flat, column=self._column, known=self._known, own=self._own))
+
+    def _take(self, naming: "Naming") -> None:
+        self._naming, self.names, self.how = naming, naming.names, naming.how
+        # Plain positions of a model whose labels have names are what most data sets have; all else is worth a word.
+        are_numbers = all(name.lstrip("-").isdigit() for name in naming.names)
+        if "(" in naming.how and (naming.how.startswith("by name") or self._own or are_numbers):
+            self.notes.append(f"labels in column {self._column!r} are read {naming.how}")
+
+    def read(self, rows: Sequence[NumberedRow], texts: Sequence[Any]) -> Any:
+        """Return the labels of some rows, as `potstill.data.Examples.labels` has them."""
+        cells, column, naming = self._cells(rows), self._column, self._naming
+        if self._kind in (REGRESSION, FEATURE_EXTRACTION.name):
+            return _amounts(cells, column)
+        if self._kind == QUESTION_ANSWERING.name:
+            return _answer_spans(cells, texts, column)
+        if self._kind == MULTI_LABEL:
+            cells = as_lists(cells, column, what="labels")
+            if naming is None:
+                return np.array([value for _, value in cells], dtype=np.float64)
+            found = np.zeros((len(cells), len(naming.names)))
+            at = np.repeat(np.arange(len(cells)), [len(value) for _, value in cells])
+            found[at, naming.to_ids(_flatten(cells), column)] = 1.0
+            return found
+        assert naming is not None
+        if self._kind == TOKEN_CLASSIFICATION.name:
+            cells = as_lists(cells, column, what="tags")
+            ends = np.cumsum([len(value) for _, value in cells])[:-1]
+            return np.split(naming.to_ids(_flatten(cells), column), ends)
+        return naming.to_ids(cells, column)
+
+    def _cells(self, rows: Sequence[NumberedRow]) -> Cells:
+        """Return what the rows hold; of a column per label the names of those that are 1."""
+        if len(self._columns) == 1:
+            return [(number, cell_of(row, self._column, number, LABEL_REMEDY)) for number, row in rows]
+        return [
+            (
+                number,
+                [
+                    column
+                    for column in self._columns
+                    if _flag(cell_of(row, column, number, LABEL_REMEDY), number, column)
+                ],
+            )
+            for number, row in rows
+        ]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Naming:
     """How the cells of a column become ids."""
@@ -47,6 +232,10 @@ class Naming:
     """By what a cell holds, as `spell` spells it."""
     how: str
     """In words, for whoever wants to know: by name, by position, as they occur."""
+
+    def to_ids(self, cells: Cells, column: str) -> NDArray[np.int64]:
+        """Return the id of each cell, int64 of shape (cells,)."""
+        return np.array([self.ids[spell(value, row, column)] for row, value in cells], dtype=np.int64)
 
 
 def name_labels(
@@ -156,7 +345,7 @@ def names_beside(rows: Sequence[Mapping[str, Any]], column: str, *, fill: bool) 
     return tuple(found.get(number, str(number)) for number in range(count))
 
 
-def is_unlabelled(value: Any, names: Sequence[str]) -> bool:
+def _is_unlabelled(value: Any, names: Sequence[str]) -> bool:
     """Return whether a cell says that its text has no label: -1, where no label is called so."""
     number = _INTEGER.fullmatch(str(value)) if isinstance(value, int | float | str) else None
     return number is not None and number[1] in UNLABELLED and number[1] not in names
@@ -266,12 +455,7 @@ def _list(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
-def to_ids(cells: Cells, naming: Naming, column: str) -> Ids:
-    """Return the id of each cell, int64 of shape (cells,)."""
-    return np.array([naming.ids[spell(value, row, column)] for row, value in cells], dtype=np.int64)
-
-
-def scores(cells: Cells, column: str) -> NDArray[np.float64]:
+def _amounts(cells: Cells, column: str) -> NDArray[np.float64]:
     """Return one amount per row, float64 of shape (rows,).
 
     Raises:
@@ -303,7 +487,7 @@ def read_list(value: Any) -> Any:
         return value
 
 
-def flag(value: Any, row: int, column: str) -> bool:
+def _flag(value: Any, row: int, column: str) -> bool:
     """Return whether a cell of a column of one label says that the text has it.
 
     Raises:
@@ -315,38 +499,12 @@ def flag(value: Any, row: int, column: str) -> bool:
     return spelt in ("1", "true")
 
 
-def flag_width(cells: Cells, known: Sequence[str] | None) -> int | None:
-    """Return the number of labels if all rows are lists of 0 and 1, one per label; None if they list labels."""
-    lengths = {len(value) for _, value in cells}
-    width = lengths.pop() if len(lengths) == 1 else 0
-    if width < 2 or (known and width != len(known)):
-        return None
-    flags = all(isinstance(flag, int | float) and flag in (0, 1) for _, value in cells for flag in value)
-    return width if flags else None
-
-
-def flatten(cells: Cells) -> Cells:
+def _flatten(cells: Cells) -> Cells:
     """Return every entry of cells that are lists, with its row."""
     return [(row, entry) for row, value in cells for entry in value]
 
 
-def label_sets(cells: Cells, naming: Naming | None, column: str) -> NDArray[np.float64]:
-    """Return 1 for every label that a row has and 0 for the others, float64 of shape (rows, labels).
-
-    Args:
-        cells: lists of labels, or with no naming lists of 0 and 1, one per label.
-        naming: what the labels are.
-        column: named in messages.
-    """
-    if naming is None:
-        return np.array([value for _, value in cells], dtype=np.float64)
-    found = np.zeros((len(cells), len(naming.names)))
-    at = np.repeat(np.arange(len(cells)), [len(value) for _, value in cells])
-    found[at, to_ids(flatten(cells), naming, column)] = 1.0
-    return found
-
-
-def check_tags(cells: Cells, words: Sequence[Sequence[str]], *, column: str, words_column: str) -> None:
+def _check_tags(cells: Cells, words: Sequence[Sequence[str]], *, column: str, words_column: str) -> None:
     """Check that every word has one tag.
 
     Raises:
@@ -365,22 +523,7 @@ def check_tags(cells: Cells, words: Sequence[Sequence[str]], *, column: str, wor
             )
 
 
-def name_tags(cells: Cells, *, column: str, known: Sequence[str] | None, own: Sequence[str] | None) -> Naming:
-    """Decide what tags mean, as `name_labels` does; among those that occur `O` comes first."""
-    naming = name_labels(flatten(cells), column=column, known=known, own=own, word="tag")
-    if known or own or _OUTSIDE not in naming.names:
-        return naming
-    names = (_OUTSIDE, *(name for name in naming.names if name != _OUTSIDE))
-    return Naming(names=names, ids={name: number for number, name in enumerate(names)}, how=naming.how)
-
-
-def word_tags(cells: Cells, naming: Naming, column: str) -> list[Ids]:
-    """Return for every row the ids of its words' tags, int64 of shape (words,)."""
-    ends = np.cumsum([len(value) for _, value in cells])[:-1]
-    return np.split(to_ids(flatten(cells), naming, column), ends)
-
-
-def infer_problem_type(cells: Cells) -> str:
+def _infer_problem_type(cells: Cells) -> str:
     """Return what labels of a text classifier are, where nobody says: lists are several, fractions are amounts."""
     values = [value for _, value in cells]
     if all(isinstance(read_list(value), list) for value in values):
@@ -402,18 +545,18 @@ def _as_float(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def answer_spans(cells: Cells, contexts: Sequence[str], *, column: str) -> list[dict[str, list[Any]]]:
+def _answer_spans(cells: Cells, texts: Sequence[tuple[str, str]], column: str) -> list[dict[str, list[Any]]]:
     """Return for every row its accepted answers, `{"text": [...], "answer_start": [...]}`; empty is unanswerable.
 
     Args:
         cells: SQuAD's answers, such an object or a list of `{"text": ..., "answer_start": ...}`.
-        contexts: the texts in which the answers stand, counted in characters.
+        texts: question and context; answers stand in the context, counted in characters.
         column: named in messages.
 
     Raises:
         DataError: if a cell has another shape, or an answer does not stand where it says.
     """
-    return [_answers(value, row, context, column) for (row, value), context in zip(cells, contexts, strict=True)]
+    return [_answers(value, row, context, column) for (row, value), (_, context) in zip(cells, texts, strict=True)]
 
 
 def _answers(value: Any, row: int, context: str, column: str) -> dict[str, list[Any]]:

@@ -9,8 +9,7 @@ scores = evaluate("student/", data="nyu-mll/glue:sst2")
 from potstill.extras import needing
 
 with needing("distill"):
-    from potstill.distill.evaluate import evaluate_model
-    from potstill.distill.quality import evaluate
+    from potstill.distill.evaluation import evaluate, evaluate_model
     from potstill.distill.run import distill, finetune, init_student, read_report
     from potstill.distill.student import create_student
 

@@ -6,12 +6,19 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from potstill.config import Recipe
-from potstill.distill.prepare import Material, make_labels_objective, make_objective, score_of
-from potstill.distill.trainer import Job, train
+from potstill.distill.data import TrainingData, make_scorer
+from potstill.distill.methods import make_labels_objective, make_objective
+from potstill.distill.trainer import TrainingRun, train
+from potstill.progress import keep_quiet
 
 
 def train_controls(
-    recipe: Recipe, untrained: PreTrainedModel, teacher: PreTrainedModel, *, material: Material, job: Job
+    recipe: Recipe,
+    untrained: PreTrainedModel,
+    teacher: PreTrainedModel,
+    *,
+    training_data: TrainingData,
+    run: TrainingRun,
 ) -> dict[str, dict[str, Any]]:
     """Return the scores of the controls by name, each under `scores`.
 
@@ -24,24 +31,31 @@ def train_controls(
         recipe: of the distillation.
         untrained: a copy of the student before it; it is trained here.
         teacher: of the distillation.
-        material: its data.
-        job: its training, whose work folder gets a sibling.
+        training_data: its data.
+        run: its training, whose work folder gets a sibling.
     """
     objective = make_objective(recipe, teacher=teacher, student=untrained)
-    controls: dict[str, dict[str, Any]] = {"untrained": {"scores": score_of(material, objective, teacher)(untrained)}}
-    if material.floor:
-        controls["floor"] = {"scores": material.floor}
-    if material.score is None or recipe.distill.method == "embedding":
+    controls: dict[str, dict[str, Any]] = {
+        "untrained": {"scores": make_scorer(training_data, objective, teacher)(untrained)}
+    }
+    if training_data.floor:
+        controls["floor"] = {"scores": training_data.floor}
+    if training_data.score is None or recipe.distill.method == "embedding":
         return controls
-    alone = replace(job, work_dir=job.work_dir.with_name(f"{job.work_dir.name}-control"), stage="train the control")
+    alone = replace(
+        run,
+        announce=keep_quiet,
+        work_dir=run.work_dir.with_name(f"{run.work_dir.name}-control"),
+        stage="train the control",
+    )
     result = train(
         untrained,
         teacher=None,
         objective=make_labels_objective(recipe, untrained),
-        train_set=material.train_set,
-        collate=material.collate,
-        score=score_of(material, objective, teacher),
-        job=alone,
+        train_set=training_data.train_set,
+        collate=training_data.collate,
+        score=make_scorer(training_data, objective, teacher),
+        run=alone,
     )
     controls["no_teacher"] = {"scores": result.metrics, "steps": result.steps, "best_step": result.best_step}
     return controls

@@ -13,24 +13,31 @@ import sys
 import tempfile
 import uuid
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import datasets
 import numpy as np
 import pyarrow
 from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from potstill.data import PYTHON_DOCS
+from potstill.data import PYTHON_DOCS, splits
+from potstill.data.columns import pick_text_columns
+from potstill.data.python_docs import read_python_docs
+from potstill.data.read import SUFFIXES as TABLES
+from potstill.data.read import arrow_schema, read_rows, text_lines
+from potstill.data.splits import is_held_out, parse_split
 from potstill.distill.batches import LENGTH_COLUMN, LengthGroupedSampler, read_column
 from potstill.distill.packing import pack
-from potstill.distill.text_source import find_files, read_hub, read_texts
 from potstill.errors import DataError
 from potstill.files import new_folder
+from potstill.hub import check_name
 from potstill.machine import available_cores
+from potstill.tasks import FILL_MASK
 
 Packing: TypeAlias = Literal["none", "blocks", "texts"]
 Ints: TypeAlias = NDArray[np.int64]
@@ -381,3 +388,79 @@ def _write(file: Path, features: Features, batches: Iterable[list[pyarrow.Array]
     with pyarrow.OSFile(str(file), "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
         for columns in batches:
             writer.write_batch(pyarrow.record_batch(columns, schema=schema))
+
+
+SUFFIXES = (*TABLES, ".txt")
+
+
+def find_files(name: str, split: str) -> list[Path] | None:
+    """Return the files of a split as `potstill.data` finds them; a text file is one, too."""
+    return splits.find_files(name, parse_split(split)[0], SUFFIXES)
+
+
+def read_texts(name: str, *, split: str, files: list[Path] | None, column: str | None) -> Iterator[str]:
+    """Yield the texts of files, or of `python-docs`, in their order; blank ones are left out.
+
+    Files are read as a stream, whatever their size; only a `.json` array is held whole.
+
+    Raises:
+        DataError: with the file and the row, at the first row that cannot be read.
+    """
+    base, part = parse_split(split)
+    for text in _all_texts(base, files=files, column=column):
+        if part is None or is_held_out(text) == (part == splits.HELD_OUT):
+            yield text
+
+
+def _all_texts(split: str, *, files: list[Path] | None, column: str | None) -> Iterator[str]:
+    if files is None:
+        yield from (text for text, _ in read_python_docs(split))
+        return
+    for file in files:
+        for number, text in _texts_of(file, column):
+            if not isinstance(text, str):
+                raise DataError(f"{file} row {number}: the text column holds {text!r}, not a text; mend or remove it")
+            if text.strip():
+                yield text
+
+
+def read_hub(name: str, *, split: str, column: str | None, streaming: bool) -> tuple[Any, str]:
+    """Return a split of the hub (`owner/name` or `owner/name:configuration`) and the name of its text column.
+
+    Streaming, nothing is downloaded before the rows are read.
+
+    Raises:
+        DataError: if it cannot be loaded, or has no such column.
+    """
+    if parse_split(split)[1] is not None:
+        raise DataError(f"no texts can be held out of {name!r}, which is on the hub; name its split to score on")
+    check_name(name, "dataset")
+    repository, _, configuration = name.partition(":")
+    try:
+        loaded = datasets.load_dataset(repository, configuration or None, split=split, streaming=streaming)
+    except Exception as error:  # the hub client raises many kinds, all meaning the same here
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+        raise DataError(
+            f"cannot load {name!r} ({split}) from the hub: {reason}; check the name and the network, or pass a folder"
+        ) from error
+    columns = loaded.column_names or list(next(iter(loaded), {}))
+    return loaded, _text_column(columns, column, origin=f"{name} ({split})")
+
+
+def _text_column(columns: Sequence[str], asked: str | None, *, origin: str) -> str:
+    return pick_text_columns(columns, task=FILL_MASK, asked=[asked] if asked else None, origin=origin)[0]
+
+
+def _texts_of(file: Path, column: str | None) -> Iterator[tuple[int, Any]]:
+    """Yield (row or line number from 1, text)."""
+    if file.suffix == ".txt":
+        yield from enumerate((line.rstrip("\r\n") for line in text_lines(file)), 1)
+        return
+    chosen = ""
+    if file.suffix in (".parquet", ".arrow"):
+        chosen = _text_column(arrow_schema(file).names, column, origin=str(file))
+    for number, row in read_rows(file, [chosen] if chosen else None):
+        chosen = chosen or _text_column(list(row), column, origin=f"{file} row {number}")
+        if chosen not in row:
+            raise DataError(f"{file} row {number} has no column {chosen!r}; it has {', '.join(row) or 'none'}")
+        yield number, row[chosen]

@@ -12,29 +12,36 @@ MiniLMv2's reimplementations publish is 1e-5, 2e-5, 3e-5, 4e-5 over 3, 5 and 10 
 """
 
 import json
+import math
+import re
 import shutil
+import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from potstill.checkpoint import count_parameters, hash_checkpoint, load_checkpoint
 from potstill.config import Recipe, build_recipe
 from potstill.data import load_examples
-from potstill.distill.glue_data import Source, find_sources
-from potstill.distill.glue_table import SUMMARY, choose, compare, read_reference
-from potstill.distill.quality import Reading, evaluate
+from potstill.distill.evaluation import Reading, evaluate
 from potstill.distill.run import finetune
-from potstill.errors import CheckpointError, OutputError, TrainingError, UsageError
+from potstill.errors import CheckpointError, DataError, OutputError, TrainingError, UsageError
 from potstill.files import write_text
-from potstill.metrics import GLUE_METRICS, glue_summary
+from potstill.metrics import GLUE_METRICS, glue_summary, glue_task
 from potstill.progress import Progress, silent
 from potstill.tasks import FEATURE_EXTRACTION, REGRESSION, SINGLE_LABEL, TEXT_CLASSIFICATION
 
 _TRAINED_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 _REGRESSIONS = ("STS-B",)
+_MATCHED, _MISMATCHED = "validation_matched", "validation_mismatched"
+_SPLIT_IN_TWO = ("MNLI",)
+SUMMARY = "glue.json"
+"""The file of a run's summary."""
+Setting: TypeAlias = tuple[float, float]
+"""A learning rate and a number of epochs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +59,24 @@ class Grid:
     """Train on the first so many examples of each task."""
     eval_limit: int | None = None
     """Score on the first so many examples of each task."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One task's data."""
+
+    task: str
+    """GLUE's spelling."""
+    name: str
+    """A hub id with its configuration, or a folder."""
+    eval_split: str
+    second_split: str | None
+    """MNLI's mismatched validation texts, where there are any."""
+
+    @property
+    def short(self) -> str:
+        """The task in small letters and figures: `sst2`."""
+        return _short(self.task)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,3 +320,146 @@ def _file_of(cell: _Cell, out_dir: Path) -> Path:
 
 def _to_json(content: Any) -> str:
     return json.dumps(content, indent=2) + "\n"
+
+
+def find_sources(data: str, tasks: Sequence[str] | None) -> dict[str, Source]:
+    """Return each task's data by GLUE's spelling, in GLUE's order.
+
+    Args:
+        data: the front of a hub id, such as `nyu-mll/glue`, or a folder with one folder per task.
+        tasks: in any spelling; None takes those that the folder has, of a hub id all.
+
+    Raises:
+        UsageError: if a task is unknown.
+        DataError: if a task's folder is missing, or `data` names a single task.
+    """
+    asked = None if tasks is None else {glue_task(name) for name in tasks}
+    if asked is not None and not asked:
+        raise UsageError("no task is named; give at least one, such as sst2")
+    root = Path(data).expanduser()
+    if root.is_dir():
+        return _in_folder(root, asked)
+    if data.startswith((".", "/", "~")) or data.count("/") > 1:
+        raise DataError(f"there is no folder {data}; name a folder with one folder per task, or nyu-mll/glue")
+    if ":" in data:
+        raise DataError(f"{data} is the data of one task; leave out what follows the colon, and choose by --tasks")
+    return {
+        task: Source(task=task, name=f"{data}:{_short(task)}", eval_split=_MATCHED, second_split=_MISMATCHED)
+        if task in _SPLIT_IN_TWO
+        else Source(task=task, name=f"{data}:{_short(task)}", eval_split="validation", second_split=None)
+        for task in GLUE_METRICS
+        if asked is None or task in asked
+    }
+
+
+def _in_folder(root: Path, asked: set[str] | None) -> dict[str, Source]:
+    folders = {_short(path.name): path for path in sorted(root.iterdir()) if path.is_dir()}
+    found = {task: folders[_short(task)] for task in GLUE_METRICS if _short(task) in folders}
+    if not found:
+        raise DataError(
+            f"{root} has no folder of a task of GLUE; expected {', '.join(map(_short, GLUE_METRICS))}, with train and "
+            "validation files in each"
+        )
+    missing = [_short(task) for task in GLUE_METRICS if asked is not None and task in asked and task not in found]
+    if missing:
+        raise DataError(f"{root} has no folder {', '.join(missing)}; it has {', '.join(map(_short, found))}")
+    return {task: _source(task, path) for task, path in found.items() if asked is None or task in asked}
+
+
+def _source(task: str, folder: Path) -> Source:
+    splits = {file.stem for file in folder.iterdir()} if task in _SPLIT_IN_TWO else set()
+    return Source(
+        task=task,
+        name=str(folder),
+        eval_split=_MATCHED if _MATCHED in splits else "validation",
+        second_split=_MISMATCHED if _MISMATCHED in splits else None,
+    )
+
+
+def _short(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def choose(task: str, tried: Sequence[Setting], outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the setting with the best median over its seeds, and under `settings` what every setting scored.
+
+    Args:
+        task: in GLUE's spelling.
+        tried: the setting of each fine-tuning.
+        outcomes: its `scores` (or `failed`), `floor`, `num_examples`, and for MNLI `second_scores`.
+
+    Raises:
+        TrainingError: if no setting has a score with every seed.
+    """
+    metric = GLUE_METRICS[task]
+    by_setting: dict[Setting, list[Mapping[str, Any]]] = {}
+    for setting, outcome in zip(tried, outcomes, strict=True):
+        by_setting.setdefault(setting, []).append(outcome)
+    settings = [
+        {"learning_rate": rate, "epochs": epochs} | _spread([_value(one, "scores", metric) for one in found])
+        for (rate, epochs), found in by_setting.items()
+    ]
+    whole = [setting for setting in settings if setting["median"] is not None]
+    if not whole:
+        raise TrainingError(
+            f"{task} failed with every setting: {outcomes[0].get('failed', 'its scores are no numbers')}"
+        )
+    best = max(whole, key=lambda setting: setting["median"])
+    chosen = by_setting[best["learning_rate"], best["epochs"]]
+    second = [_value(one, "second_scores", metric) for one in chosen if "second_scores" in one]
+    return {
+        "metric": metric,
+        "num_examples": chosen[0]["num_examples"],
+        "floor": chosen[0]["floor"][metric],
+        **best,
+        **({"mismatched": _spread(second)} if second else {}),
+        "settings": settings,
+    }
+
+
+def _value(outcome: Mapping[str, Any], key: str, metric: str) -> float | None:
+    value = outcome.get(key, {}).get(metric)
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, Any]:
+    """Return `values` with their median, least and greatest; nothing but the values where a seed has failed."""
+    found = [value for value in values if value is not None]
+    whole = len(found) == len(values)
+    return {
+        "median": statistics.median(found) if whole else None,
+        "min": min(found) if whole else None,
+        "max": max(found) if whole else None,
+        "values": list(values),
+    }
+
+
+def read_reference(file: Path, tasks: Sequence[str]) -> dict[str, float]:
+    """Return the scores of `tasks` in a run's summary, or in a JSON object of scores by task.
+
+    Raises:
+        UsageError: if it cannot be read, lacks a task, or has scores that are no shares of 1.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        found = content.get("scores", content)
+        scores = {glue_task(name): float(score) for name, score in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UsageError(
+            f"cannot read {file} as a reference: {error}; expected a run's {SUMMARY} or an object of scores by task"
+        ) from error
+    missing = [task for task in tasks if task not in scores]
+    if missing:
+        raise UsageError(f"{file} has no score of {', '.join(missing)}; choose other tasks or another reference")
+    large = next((task for task in tasks if scores[task] > 1), None)
+    if large is not None:
+        raise UsageError(f"{file} has {scores[large]} for {large}; scores are shares of 1: {scores[large] / 100:g}")
+    return {task: scores[task] for task in tasks}
+
+
+def compare(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, Any]:
+    """Return how much of the reference's row is kept; tasks on which it has learned nothing have no share to keep."""
+    usable = {task: score for task, score in ours.items() if theirs[task] > 0}
+    compared = glue_summary(usable, theirs)
+    kept = {key: compared[key] for key in ("retention", "retention_by_definition", "worst_task") if key in compared}
+    return {"reference": glue_summary({task: theirs[task] for task in ours})} | kept

@@ -5,7 +5,7 @@ import copy
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +22,23 @@ from potstill.checkpoint import (
     load_config,
     load_tokenizer,
     save_tokenizer,
+    task_of_architectures,
 )
-from potstill.checkpoint.sentence_head import (
-    SentenceEncoder,
-    find_sentence_transformers,
-    write_sentence_transformers,
-)
+from potstill.checkpoint.model import SentenceEncoder, find_sentence_transformers, write_sentence_transformers
 from potstill.checkpoint.sentence_transformers import PROMPTS_FILE
 from potstill.config import Recipe, build_recipe, with_splits
-from potstill.distill import scratch
-from potstill.distill.arguments import count_steps, resolve_dtype
-from potstill.distill.batches import hash_rows, read_column
+from potstill.distill import scratch_teacher
+from potstill.distill.batches import LENGTH_COLUMN, hash_rows, read_column
+from potstill.distill.checkpoints import check_same_run
 from potstill.distill.controls import train_controls
-from potstill.distill.evaluate import Model, problem_type_of
-from potstill.distill.examples import LENGTH_COLUMN
-from potstill.distill.keeper import check_same_run
+from potstill.distill.data import TrainingData, load_training_data, make_scorer, read_splits
+from potstill.distill.evaluation import Model, problem_type_of
+from potstill.distill.methods import make_labels_objective, make_objective
+from potstill.distill.methods.embedding import teacher_head
 from potstill.distill.methods.objective import Objective
-from potstill.distill.plan import make_plan
-from potstill.distill.prepare import (
-    Material,
-    load_material,
-    make_labels_objective,
-    make_objective,
-    read_splits,
-    score_of,
-    teacher_as_used,
-    tokenizers_agree,
-)
 from potstill.distill.student import best_layers, choose_layers, create_student
-from potstill.distill.trainer import Job, TrainingResult, train
+from potstill.distill.trainer import TrainingResult, TrainingRun, train
+from potstill.distill.training_args import count_steps, plan_training, resolve_dtype
 from potstill.errors import CheckpointError, DataError, RecipeError
 from potstill.files import check_free, new_folder
 from potstill.progress import Announce, Progress, keep_quiet, silent
@@ -62,11 +50,10 @@ from potstill.tasks import (
     TEXT_CLASSIFICATION,
     Task,
     get_task,
-    task_of_architectures,
 )
 
-# How many batches a choice of layers is scored on.
-_BATCHES_TO_CHOOSE_ON = 8
+# How many rows a choice of layers is scored on: 8 batches of 32.
+_ROWS_TO_CHOOSE_ON = 256
 
 
 def distill(
@@ -109,37 +96,55 @@ def distill(
     processes = _processes()
     if not processes.is_main_process:
         progress, announce = silent, keep_quiet
-    job = _job(recipe, out_dir, resume=resume, stage="distil the student", progress=progress)
+    work_dir = _work_dir(out_dir)
+    if resume:  # what can be known before anything is loaded; `train` compares the rest
+        check_same_run(work_dir, _settings(recipe))
+
     teacher = _load_teacher(recipe)
     teacher.model.to(processes.device)
     with processes.main_process_first():
-        material = load_material(recipe, teacher, work_dir=job.work_dir, progress=progress)
-    teacher_scores = material.score(teacher_as_used(recipe, teacher), "teacher") if material.score else {}
-    _check_teacher(teacher_scores, material, recipe)
-    student, layers = _load_student(recipe, teacher, material)
+        training_data = load_training_data(recipe, teacher, work_dir=work_dir, progress=progress)
+    teacher_scores = {}
+    if training_data.score is not None:
+        # A teacher of sentence vectors is scored with what makes them.
+        used: Model = teacher.model
+        if recipe.distill.method == "embedding":
+            head = teacher_head(teacher.name, recipe.distill.pooling)
+            used = SentenceEncoder(teacher.model, head.to(teacher.model.device))
+        teacher_scores = training_data.score(used, "teacher")
+        _check_teacher(teacher_scores, training_data, recipe)
+
+    student, layers_kept = _make_student(recipe, teacher, training_data)
     objective = make_objective(recipe, teacher=teacher.model, student=student.model)
-    identity = _identity(recipe, material, models=(teacher.name, recipe.student.model))
-    job = replace(job, metric=material.metric, maximise=material.maximise, identity=identity)
-    untrained = copy.deepcopy(student.model) if recipe.distill.controls else None
-    result = _train(
-        student.model, teacher.model, objective, material=material, job=job, task=recipe.task, announce=announce
+    run = TrainingRun(
+        config=recipe.distill,
+        metric=training_data.metric,
+        maximise=training_data.maximise,
+        seed=recipe.seed,
+        work_dir=work_dir,
+        resume=resume,
+        stage="distil the student",
+        progress=progress,
+        announce=announce,
+        identity=_identity(recipe, training_data, models=(teacher.name, recipe.student.model)),
     )
-    report = _report(recipe, material=material, result=result) | {
-        "teacher": _describe(teacher) | {"scores": teacher_scores},
-        "student": _describe(student)
-        | {
-            "layers_kept": layers,
-            "scores": result.metrics,
-            "against_trivial": _against_trivial(
-                material, objective.as_used(student.model), "student", progress=progress
-            ),
-        },
+    untrained = copy.deepcopy(student.model) if recipe.distill.controls else None
+    result = _plan_and_train(student.model, teacher.model, objective, training_data, run, task=recipe.task)
+
+    used = objective.as_used(student.model)
+    report = _report(recipe, training_data, result)
+    report["teacher"] = _describe(teacher) | {"scores": teacher_scores}
+    report["student"] = _describe(student) | {
+        "layers_kept": layers_kept,
+        "scores": result.metrics,
+        "against_trivial": _against_trivial(training_data, used, "student", progress=progress),
     }
     if untrained is not None:
-        report["controls"] = train_controls(recipe, untrained, teacher.model, material=material, job=job)
+        report["controls"] = train_controls(recipe, untrained, teacher.model, training_data=training_data, run=run)
     report["seconds"] = round(time.perf_counter() - started, 1)
-    used = objective.as_used(student.model)
-    return _publish(student, out_dir, report=report, overwrite=overwrite, used=used, recipe=recipe)
+    return _publish(
+        student, out_dir, report=report, overwrite=overwrite, used=objective.as_used(student.model), recipe=recipe
+    )
 
 
 def finetune(
@@ -165,32 +170,45 @@ def finetune(
         raise RecipeError("a sentence encoder is not fine-tuned on labels; distil one with method embedding")
     recipe = _fit_length(with_splits(recipe))
     started = time.perf_counter()
-    task, config = get_task(recipe.task), recipe.teacher.scratch
-    if config is not None:
-        recipe = recipe.model_copy(update={"distill": scratch.training_config(config, recipe.distill)})
+    scratch = recipe.teacher.scratch
+    if scratch is not None:
+        config = scratch_teacher.training_config(scratch, recipe.distill)
+        recipe = recipe.model_copy(update={"distill": config})
     processes = _processes()
     if not processes.is_main_process:
         progress, announce = silent, keep_quiet
-    job = _job(recipe, out_dir, resume=resume, stage="train the teacher", progress=progress)
-    teacher = _new_teacher(recipe, task) if config is None else scratch.new_teacher(recipe, config)
-    if recipe.teacher.model is not None:
-        _announce_head(load_config(recipe.teacher.model), teacher, announce)
+    work_dir = _work_dir(out_dir)
+    if resume:
+        check_same_run(work_dir, _settings(recipe))
+
+    if scratch is not None:
+        teacher = scratch_teacher.new_teacher(recipe, scratch)
+    else:
+        teacher = _load_to_finetune(recipe, announce)
     names = teacher.label_names if problem_type_of(teacher.model) != REGRESSION else None
     with processes.main_process_first():
-        material = load_material(recipe, teacher, work_dir=job.work_dir, label_names=names, progress=progress)
+        training_data = load_training_data(recipe, teacher, work_dir=work_dir, label_names=names, progress=progress)
     objective = make_labels_objective(recipe, teacher.model)
-    identity = _identity(recipe, material, models=(recipe.teacher.model,))
-    job = replace(job, metric=material.metric, maximise=material.maximise, identity=identity)
-    result = _train(teacher.model, None, objective, material=material, job=job, task=recipe.task, announce=announce)
-    report = _report(recipe, material=material, result=result) | {
-        "method": "finetune",
-        "teacher": _describe(teacher)
-        | {
-            "scores": result.metrics,
-            "against_trivial": _against_trivial(material, teacher.model, "teacher", progress=progress),
-        },
-        "seconds": round(time.perf_counter() - started, 1),
+    run = TrainingRun(
+        config=recipe.distill,
+        metric=training_data.metric,
+        maximise=training_data.maximise,
+        seed=recipe.seed,
+        work_dir=work_dir,
+        resume=resume,
+        stage="train the teacher",
+        progress=progress,
+        announce=announce,
+        identity=_identity(recipe, training_data, models=(recipe.teacher.model,)),
+    )
+    result = _plan_and_train(teacher.model, None, objective, training_data, run, task=recipe.task)
+
+    report = _report(recipe, training_data, result) | {"method": "finetune"}
+    report["teacher"] = _describe(teacher) | {
+        "scores": result.metrics,
+        "against_trivial": _against_trivial(training_data, teacher.model, "teacher", progress=progress),
     }
+    report["seconds"] = round(time.perf_counter() - started, 1)
     return _publish(teacher, out_dir, report=report, overwrite=overwrite)
 
 
@@ -199,10 +217,10 @@ def init_student(recipe: Recipe, out_dir: Path, *, overwrite: bool = False) -> d
     check_free(out_dir, overwrite=overwrite)
     recipe = _fit_length(recipe)
     teacher = _load_teacher(recipe)
-    student, layers = _load_student(recipe, teacher, None)
+    student, layers_kept = _make_student(recipe, teacher, None)
     report = {
         "teacher": _describe(teacher),
-        "student": _describe(student) | {"layers_kept": layers},
+        "student": _describe(student) | {"layers_kept": layers_kept},
         "steps": 0,
     }
     used = None
@@ -218,13 +236,6 @@ def read_report(checkpoint_dir: Path) -> dict[str, Any] | None:
     return content
 
 
-def _fit_length(recipe: Recipe) -> Recipe:
-    """Hold `max_length` against what the recipe's models read; where nobody set it, it becomes that."""
-    names = filter(None, (recipe.teacher.model, recipe.student.model))
-    fitted = fit_length(names, recipe.max_length, was_set="max_length" in recipe.model_fields_set)
-    return recipe if fitted == recipe.max_length else recipe.model_copy(update={"max_length": fitted})
-
-
 def _as_recipe(what: Recipe | str, data: str | None, settings: Mapping[str, Any] | None) -> Recipe:
     if isinstance(what, Recipe):
         if data is not None or settings:
@@ -236,37 +247,20 @@ def _as_recipe(what: Recipe | str, data: str | None, settings: Mapping[str, Any]
     return build_recipe({}, overrides=list(given.items()), origin="what you asked for")
 
 
-def _job(recipe: Recipe, out_dir: Path, *, resume: bool, stage: str, progress: Progress) -> Job:
-    """Return the training of a recipe; one that is gone on with has had the same settings.
-
-    Raises:
-        OutputError: if it had others.
-    """
-    work_dir = out_dir.with_name(f"{out_dir.name}.training")
-    if resume:
-        check_same_run(work_dir, _settings(recipe))
-    return Job(
-        config=recipe.distill,
-        metric="loss",
-        maximise=False,
-        seed=recipe.seed,
-        work_dir=work_dir,
-        resume=resume,
-        stage=stage,
-        progress=progress,
-    )
+def _fit_length(recipe: Recipe) -> Recipe:
+    """Hold `max_length` against what the recipe's models read; where nobody set it, it becomes that."""
+    names = filter(None, (recipe.teacher.model, recipe.student.model))
+    fitted = fit_length(names, recipe.max_length, was_set="max_length" in recipe.model_fields_set)
+    return recipe if fitted == recipe.max_length else recipe.model_copy(update={"max_length": fitted})
 
 
-def _identity(recipe: Recipe, material: Material, *, models: Sequence[str | None]) -> dict[str, Any]:
-    """Return all that decides the weights of a training: only the same run may be gone on with."""
-    content = _settings(recipe)
-    content["training data"] = hash_rows(material.train_set)
-    content["evaluation data"] = material.about.get("sha256") or (
-        hash_rows(material.eval_set) if material.eval_set is not None else None
-    )
-    content["checkpoints"] = [hash_checkpoint(name) or name for name in models if name is not None]
-    content["processes"] = _processes().num_processes
-    return content
+def _work_dir(out_dir: Path) -> Path:
+    return out_dir.with_name(f"{out_dir.name}.training")
+
+
+def _processes() -> PartialState:
+    """Return the processes that train together: one, or those that `accelerate launch` started."""
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -276,38 +270,200 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     return content
 
 
-def _train(
+def _identity(recipe: Recipe, training_data: TrainingData, *, models: Sequence[str | None]) -> dict[str, Any]:
+    """Return all that decides the weights of a training: only the same run may be gone on with."""
+    content = _settings(recipe)
+    content["training data"] = hash_rows(training_data.train_set)
+    content["evaluation data"] = training_data.about.get("sha256") or (
+        hash_rows(training_data.eval_set) if training_data.eval_set is not None else None
+    )
+    content["checkpoints"] = [hash_checkpoint(name) or name for name in models if name is not None]
+    content["processes"] = _processes().num_processes
+    return content
+
+
+def _load_teacher(recipe: Recipe) -> Checkpoint:
+    if recipe.teacher.model is None:
+        raise CheckpointError("name a teacher: teacher.model is a hub id or a checkpoint folder")
+    return load_checkpoint(recipe.teacher.model, get_task(recipe.task), tokenizer=recipe.tokenizer)
+
+
+def _check_teacher(scores: dict[str, float], training_data: TrainingData, recipe: Recipe) -> None:
+    """Refuse a teacher that has nothing to teach: not fine-tuned, or with its labels in another order."""
+    metric = training_data.metric
+    if metric not in scores or metric not in training_data.floor or recipe.distill.allow_weak_teacher:
+        return
+    score, floor = scores[metric], training_data.floor[metric]
+    if (score <= floor) if training_data.maximise else (score >= floor):
+        raise CheckpointError(
+            f"the teacher's {metric} is {score:.3f}, and an answer that ignores the text has {floor:.3f}: "
+            "it is not fine-tuned for this task, or its labels stand in another order than the data's; "
+            "set distill.allow_weak_teacher=true to go on"
+        )
+
+
+def _load_to_finetune(recipe: Recipe, announce: Announce) -> Checkpoint:
+    """Load the model to fine-tune, with a head for the data's labels if it has none yet.
+
+    A head that gives way to a new one, because the data has another number of labels, is announced.
+    """
+    assert recipe.teacher.model is not None
+    task, config = get_task(recipe.task), load_config(recipe.teacher.model)
+    head = {} if task in (FILL_MASK, FEATURE_EXTRACTION, QUESTION_ANSWERING) else _new_head(recipe, task, config)
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        teacher = load_checkpoint(recipe.teacher.model, task, tokenizer=recipe.tokenizer, new_head=head)
+    ours = teacher.model.config
+    if type(teacher.model).__name__ in (config.architectures or []) and config.num_labels != ours.num_labels:
+        announce("head", {"before": list(config.id2label.values()), "after": list(ours.id2label.values())})
+    return teacher
+
+
+def _new_head(recipe: Recipe, task: Task, config: PretrainedConfig) -> dict[str, Any]:
+    """Return the settings of the head that the data needs: none if the checkpoint's own has its labels already."""
+    declared = recipe.data.problem_type
+    if task_of_architectures(config.architectures or ()) is task and declared in (None, config.problem_type):
+        names = tuple(str(config.id2label[number]) for number in range(config.num_labels))
+        single = config.problem_type or (REGRESSION if config.num_labels == 1 else None)
+        with contextlib.suppress(DataError):
+            problem = single if task is TEXT_CLASSIFICATION else None
+            found = read_splits(recipe, label_names=names, problem_type=problem).train
+            # Bare numbers have no names that the checkpoint's could be: 0 of another task is not its `negative`.
+            if found.labels_read.startswith("by name") or problem == REGRESSION:
+                return {}
+    examples = read_splits(recipe, label_names=None, problem_type=declared).train
+    return scratch_teacher.head_config(examples.label_names, examples.problem_type)
+
+
+def _make_student(
+    recipe: Recipe, teacher: Checkpoint, training_data: TrainingData | None
+) -> tuple[Checkpoint, list[int] | None]:
+    """Return the student and the teacher layers that it kept, if it was cut.
+
+    Args:
+        recipe: its section `student` says what to make.
+        teacher: the teacher.
+        training_data: what a choice of layers is scored on; None for `init`, which has no data.
+    """
+    wanted = recipe.student
+    if wanted.model is not None:
+        student = load_checkpoint(wanted.model, get_task(recipe.task))
+        _check_same_vocabulary(student, teacher)
+        # It learns from texts as the teacher's tokenizer reads them, whose normaliser may be another.
+        return replace(student, tokenizer=teacher.tokenizer), None
+    layers = recipe.student_layers
+    if wanted.best_of:
+        layers = _choose_best_layers(recipe, teacher.model, training_data)
+    family = "mobilebert" if recipe.distill.method == "mobilebert" else wanted.family
+    model = create_student(
+        teacher.model,
+        layers=layers,
+        family=family,
+        hidden_size=wanted.hidden_size,
+        num_heads=wanted.num_heads,
+        intermediate_size=wanted.intermediate_size,
+        seed=recipe.seed,
+    )
+    kept = None if family == "mobilebert" else choose_layers(teacher.model.config.num_hidden_layers, layers)
+    return Checkpoint("student", model, teacher.tokenizer), kept
+
+
+def _choose_best_layers(recipe: Recipe, teacher: PreTrainedModel, training_data: TrainingData | None) -> list[int]:
+    """Return the layers whose untrained student has the lowest loss on a few batches."""
+    count = recipe.student.layers
+    if training_data is None:
+        raise RecipeError("student.best_of scores students on data, and `init` has none; name the layers")
+    assert isinstance(count, int)
+    rows = training_data.train_set.select(range(min(len(training_data.train_set), _ROWS_TO_CHOOSE_ON)))
+    loss_alone = replace(training_data, eval_set=rows, score=None)
+
+    def score(student: PreTrainedModel) -> float:
+        objective = make_objective(recipe, teacher=teacher, student=student)
+        return -make_scorer(loss_alone, objective, teacher)(student)["loss"]
+
+    return best_layers(teacher, count, score, family=recipe.student.family)[0]
+
+
+def _check_same_vocabulary(student: Checkpoint, teacher: Checkpoint) -> None:
+    """Refuse a pair whose tokens or labels cannot be compared one by one."""
+    ours, theirs = student.model.config, teacher.model.config
+    vocabulary = load_tokenizer(teacher.name).get_vocab()
+    if ours.vocab_size != theirs.vocab_size or student.tokenizer.get_vocab() != vocabulary:
+        raise CheckpointError(
+            f"the vocabularies differ: {student.name} has {ours.vocab_size} entries, {teacher.name} "
+            f"{theirs.vocab_size}, or numbers them in another way; distillation compares tokens one by one, so take a "
+            "student with the teacher's tokenizer"
+        )
+    if getattr(ours, "num_labels", None) != getattr(theirs, "num_labels", None):
+        raise CheckpointError(
+            f"the student has {ours.num_labels} labels and the teacher {theirs.num_labels}; use a student that fits"
+        )
+
+
+def _plan_and_train(
     student: PreTrainedModel,
     teacher: PreTrainedModel | None,
     objective: Objective,
+    training_data: TrainingData,
+    run: TrainingRun,
     *,
-    material: Material,
-    job: Job,
     task: str,
-    announce: Announce,
 ) -> TrainingResult:
-    lengths = read_column(material.train_set, LENGTH_COLUMN).tolist()
-    steps = count_steps(job.config, len(lengths), world_size=_processes().num_processes)
-    plan = make_plan(student, teacher, config=job.config, lengths=lengths, steps=steps)
-    announce("plan", plan.figures() | {"data": material.about | {"task": task}})
+    """Announce what the training will take, and train."""
+    lengths = read_column(training_data.train_set, LENGTH_COLUMN).tolist()
+    steps, steps_per_epoch = count_steps(run.config, len(lengths), world_size=_processes().num_processes)
+    plan = plan_training(
+        student, teacher, config=run.config, lengths=lengths, steps=steps, steps_per_epoch=steps_per_epoch
+    )
+    run.announce("plan", asdict(plan) | {"data": training_data.about | {"task": task}})
     return train(
         student,
         teacher=teacher,
         objective=objective,
-        train_set=material.train_set,
-        collate=material.collate,
+        train_set=training_data.train_set,
+        collate=training_data.collate,
         # Without a teacher it is the teacher itself that is trained.
-        score=score_of(material, objective, teacher, who="teacher" if teacher is None else "student"),
-        job=replace(job, announce=announce),
+        score=make_scorer(training_data, objective, teacher, who="teacher" if teacher is None else "student"),
+        run=run,
     )
 
 
-def _against_trivial(material: Material, model: Model, who: str, *, progress: Progress) -> dict[str, Any] | None:
+def _against_trivial(
+    training_data: TrainingData, model: Model, who: str, *, progress: Progress
+) -> dict[str, Any] | None:
     """Return how a trained model's score stands against an answer that ignores the text; None without labels."""
-    if material.evaluation is None:
+    if training_data.evaluation is None:
         return None
-    evaluation, metric = material.evaluation, material.metric
+    evaluation, metric = training_data.evaluation, training_data.metric
     return evaluation.against_trivial(model, metric=metric, progress=progress, who=who).to_json()
+
+
+def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    config = checkpoint.model.config
+    return {
+        "name": checkpoint.name,
+        "sha256": hash_checkpoint(checkpoint.name),
+        "model_type": config.model_type,
+        "parameters": count_parameters(checkpoint.model),
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+    }
+
+
+def _report(recipe: Recipe, training_data: TrainingData, result: TrainingResult) -> dict[str, Any]:
+    return {
+        "method": recipe.distill.method,
+        "task": recipe.task,
+        "metric": training_data.metric,
+        "data": training_data.about,
+        "floor": training_data.floor,
+        "dtype": resolve_dtype(recipe.distill.dtype),
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "resumed_from": result.resumed_from,
+        "recipe": recipe.model_dump(mode="json"),
+        "history": result.history,
+    }
 
 
 def _publish(
@@ -337,167 +493,17 @@ def _publish(
             checkpoint.model.save_pretrained(folder)
             save_tokenizer(checkpoint.tokenizer, folder)
             if isinstance(used, SentenceEncoder) and recipe is not None:
+                # The prompts that a student's texts need are its own, else its teacher's.
+                names = filter(None, (recipe.student.model, recipe.teacher.model))
+                folders = filter(None, map(find_sentence_transformers, names))
+                prompts = next((found.folder / PROMPTS_FILE for found in folders), None)
                 write_sentence_transformers(
                     used.head,
                     folder,
                     width=checkpoint.model.config.hidden_size,
                     max_length=recipe.max_length,
-                    prompts=_prompts(recipe),
+                    prompts=prompts,
                 )
             (folder / "distill.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     processes.wait_for_everyone()
     return report
-
-
-def _prompts(recipe: Recipe) -> Path | None:
-    """Return the file with the prompts that a student's texts need: its own, else its teacher's."""
-    for name in filter(None, (recipe.student.model, recipe.teacher.model)):
-        found = find_sentence_transformers(name)
-        if found is not None:
-            return found.folder / PROMPTS_FILE
-    return None
-
-
-def _processes() -> PartialState:
-    """Return the processes that train together: one, or those that `accelerate launch` started."""
-    return PartialState(cpu=not torch.cuda.is_available())
-
-
-def _load_teacher(recipe: Recipe) -> Checkpoint:
-    if recipe.teacher.model is None:
-        raise CheckpointError("name a teacher: teacher.model is a hub id or a checkpoint folder")
-    return load_checkpoint(recipe.teacher.model, get_task(recipe.task), tokenizer=recipe.tokenizer)
-
-
-def _new_teacher(recipe: Recipe, task: Task) -> Checkpoint:
-    """Load the model to fine-tune, with a head for the data's labels if it has none yet."""
-    assert recipe.teacher.model is not None
-    head = {} if task in (FILL_MASK, FEATURE_EXTRACTION, QUESTION_ANSWERING) else _head_for(recipe, task)
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)
-        return load_checkpoint(recipe.teacher.model, task, tokenizer=recipe.tokenizer, new_head=head)
-
-
-def _head_for(recipe: Recipe, task: Task) -> dict[str, Any]:
-    """Return the settings of the head that the data needs: none if the checkpoint's own has its labels already."""
-    assert recipe.teacher.model is not None
-    config = load_config(recipe.teacher.model)
-    declared = recipe.data.problem_type
-    if task_of_architectures(config.architectures or ()) is task and declared in (None, config.problem_type):
-        names = tuple(str(config.id2label[number]) for number in range(config.num_labels))
-        single = config.problem_type or (REGRESSION if config.num_labels == 1 else None)
-        with contextlib.suppress(DataError):
-            problem = single if task is TEXT_CLASSIFICATION else None
-            found = read_splits(recipe, label_names=names, problem_type=problem).train
-            # Bare numbers have no names that the checkpoint's could be: 0 of another task is not its `negative`.
-            if found.labels_read.startswith("by name") or problem == REGRESSION:
-                return {}
-    examples = read_splits(recipe, label_names=None, problem_type=declared).train
-    return scratch.head_config(examples.label_names, examples.problem_type)
-
-
-def _announce_head(before: PretrainedConfig, teacher: Checkpoint, announce: Announce) -> None:
-    """Tell where a head that was there gives way to a new one, because the data has another number of labels."""
-    ours = teacher.model.config
-    had_head = type(teacher.model).__name__ in (before.architectures or [])
-    if had_head and before.num_labels != ours.num_labels:
-        announce("head", {"before": list(before.id2label.values()), "after": list(ours.id2label.values())})
-
-
-def _check_teacher(scores: dict[str, float], material: Material, recipe: Recipe) -> None:
-    """Refuse a teacher that has nothing to teach: not fine-tuned, or with its labels in another order."""
-    metric = material.metric
-    if metric not in scores or metric not in material.floor or recipe.distill.allow_weak_teacher:
-        return
-    score, floor = scores[metric], material.floor[metric]
-    if (score <= floor) if material.maximise else (score >= floor):
-        raise CheckpointError(
-            f"the teacher's {metric} is {score:.3f}, and an answer that ignores the text has {floor:.3f}: "
-            "it is not fine-tuned for this task, or its labels stand in another order than the data's; "
-            "set distill.allow_weak_teacher=true to go on"
-        )
-
-
-def _load_student(
-    recipe: Recipe, teacher: Checkpoint, material: Material | None
-) -> tuple[Checkpoint, list[int] | None]:
-    """Return the student and the teacher layers that it kept, if it was cut."""
-    wanted = recipe.student
-    if wanted.model is not None:
-        student = load_checkpoint(wanted.model, get_task(recipe.task))
-        _check_pair(student, teacher)
-        # It learns from texts as the teacher's tokenizer reads them, whose normaliser may be another.
-        return replace(student, tokenizer=teacher.tokenizer), None
-    layers = recipe.student_layers
-    if wanted.best_of:
-        layers = _best_of(recipe, teacher.model, material)
-    family = "mobilebert" if recipe.distill.method == "mobilebert" else wanted.family
-    model = create_student(
-        teacher.model,
-        layers=layers,
-        family=family,
-        hidden_size=wanted.hidden_size,
-        num_heads=wanted.num_heads,
-        intermediate_size=wanted.intermediate_size,
-        seed=recipe.seed,
-    )
-    kept = None if family == "mobilebert" else choose_layers(teacher.model.config.num_hidden_layers, layers)
-    return Checkpoint("student", model, teacher.tokenizer), kept
-
-
-def _best_of(recipe: Recipe, teacher: PreTrainedModel, material: Material | None) -> list[int]:
-    """Return the layers whose untrained student has the lowest loss on a few batches."""
-    count = recipe.student.layers
-    if material is None:
-        raise RecipeError("student.best_of scores students on data, and `init` has none; name the layers")
-    assert isinstance(count, int)
-    rows = material.train_set.select(range(min(len(material.train_set), _BATCHES_TO_CHOOSE_ON * 32)))
-    task_alone = replace(material, eval_set=rows, score=None)
-
-    def score(student: PreTrainedModel) -> float:
-        objective = make_objective(recipe, teacher=teacher, student=student)
-        return -score_of(task_alone, objective, teacher)(student)["loss"]
-
-    return best_layers(teacher, count, score, family=recipe.student.family)[0]
-
-
-def _check_pair(student: Checkpoint, teacher: Checkpoint) -> None:
-    ours, theirs = student.model.config, teacher.model.config
-    if ours.vocab_size != theirs.vocab_size or not tokenizers_agree(student.tokenizer, load_tokenizer(teacher.name)):
-        raise CheckpointError(
-            f"the vocabularies differ: {student.name} has {ours.vocab_size} entries, {teacher.name} "
-            f"{theirs.vocab_size}, or numbers them in another way; distillation compares tokens one by one, so take a "
-            "student with the teacher's tokenizer"
-        )
-    if getattr(ours, "num_labels", None) != getattr(theirs, "num_labels", None):
-        raise CheckpointError(
-            f"the student has {ours.num_labels} labels and the teacher {theirs.num_labels}; use a student that fits"
-        )
-
-
-def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    config = checkpoint.model.config
-    return {
-        "name": checkpoint.name,
-        "sha256": hash_checkpoint(checkpoint.name),
-        "model_type": config.model_type,
-        "parameters": count_parameters(checkpoint.model),
-        "layers": config.num_hidden_layers,
-        "hidden_size": config.hidden_size,
-    }
-
-
-def _report(recipe: Recipe, *, material: Material, result: TrainingResult) -> dict[str, Any]:
-    return {
-        "method": recipe.distill.method,
-        "task": recipe.task,
-        "metric": material.metric,
-        "data": material.about,
-        "floor": material.floor,
-        "dtype": resolve_dtype(recipe.distill.dtype),
-        "steps": result.steps,
-        "best_step": result.best_step,
-        "resumed_from": result.resumed_from,
-        "recipe": recipe.model_dump(mode="json"),
-        "history": result.history,
-    }

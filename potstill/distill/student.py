@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from potstill.distill.anatomy import find_layers
-from potstill.distill.convert import to_distilbert, to_mobilebert
-from potstill.distill.width import narrow
+from potstill.distill.hooks import find_layers
+from potstill.distill.student_families import to_distilbert, to_mobilebert
+from potstill.distill.width_pruning import prune_width
 from potstill.errors import CheckpointError
 
 FAMILIES = ("same", "distilbert", "mobilebert")
@@ -40,7 +40,7 @@ def create_student(
             A MobileBERT student takes only their number, and None is all.
         family: `same` for the teacher's architecture, `distilbert` from a BERT teacher, `mobilebert` for a bottleneck
             student of the teacher's width, with random layers.
-        hidden_size: a narrower residual stream; the units that stay are chosen by `width.narrow`.
+        hidden_size: a narrower residual stream; the units that stay are chosen by `width_pruning.prune_width`.
         num_heads: None keeps the width of a head; for `mobilebert` the teacher's.
         intermediate_size: None scales it with the hidden size.
         seed: of what starts at random, which is `mobilebert`'s layers.
@@ -58,7 +58,7 @@ def create_student(
         student = to_distilbert(student)
     if (hidden_size, num_heads, intermediate_size) == (None, None, None):
         return student
-    return narrow(student, hidden_size=hidden_size, num_heads=num_heads, intermediate_size=intermediate_size)
+    return prune_width(student, hidden_size=hidden_size, num_heads=num_heads, intermediate_size=intermediate_size)
 
 
 def choose_layers(total: int, layers: int | Sequence[int] | None) -> list[int]:

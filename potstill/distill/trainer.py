@@ -28,10 +28,9 @@ from transformers import (
 )
 
 from potstill.config import DistillConfig
-from potstill.distill.arguments import training_arguments
-from potstill.distill.batches import EpochRows, LengthGroupedSampler
-from potstill.distill.keeper import (
-    CheckpointKeeper,
+from potstill.distill.batches import Collator, EpochRows, LengthGroupedSampler, Row
+from potstill.distill.checkpoints import (
+    CheckpointCallback,
     check_same_run,
     complete_checkpoints,
     discard_incomplete,
@@ -40,13 +39,12 @@ from potstill.distill.keeper import (
     write_identity,
 )
 from potstill.distill.methods.objective import Objective
-from potstill.distill.plan import Pace
+from potstill.distill.training_args import PaceReporter, training_arguments
 from potstill.errors import DiskError, TrainingError
 from potstill.extras import require
 from potstill.files import writing
 from potstill.progress import Announce, Progress, keep_quiet
 
-Collator = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
 Scores = dict[str, float]
 
 _WEIGHTS = "model.safetensors"
@@ -66,7 +64,7 @@ class TrainingResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class TrainingRun:
     """How and where to train."""
 
     config: DistillConfig
@@ -119,7 +117,7 @@ def train(
     train_set: Dataset,
     collate: Collator,
     score: Callable[[PreTrainedModel], Scores],
-    job: Job,
+    run: TrainingRun,
 ) -> TrainingResult:
     """Train `student` in place and leave the weights with the best score in it.
 
@@ -130,55 +128,51 @@ def train(
         train_set: tokenised rows with a `length` column.
         collate: makes a batch of rows.
         score: scores the student as it stands; called at every evaluation.
-        job: how and where to train.
+        run: how and where to train.
 
     Raises:
         OutputError: if the run to go on with had other settings, data or checkpoints.
         TrainingError: if the loss is no longer a number; the last good checkpoint stays in the work folder.
         MissingExtraError: if a tracker is not installed.
     """
-    config = job.config
+    config = run.config
     for tracker in config.trackers:
         require(tracker, extra="trackers")
     arguments = training_arguments(
-        config, seed=job.seed, work_dir=job.work_dir, num_rows=len(train_set), unused=objective.has_unused_parameters
+        config, seed=run.seed, work_dir=run.work_dir, num_rows=len(train_set), unused=objective.has_unused_parameters
     )
-    if job.resume:
-        check_same_run(job.work_dir, job.identity)
+    if run.resume:
+        check_same_run(run.work_dir, run.identity)
     if arguments.should_save:
-        if not job.resume:
-            shutil.rmtree(job.work_dir, ignore_errors=True)
-        discard_incomplete(job.work_dir)
-        write_identity(job.work_dir, job.identity)
+        if not run.resume:
+            shutil.rmtree(run.work_dir, ignore_errors=True)
+        discard_incomplete(run.work_dir)
+        write_identity(run.work_dir, run.identity)
     if config.compile:
         student.base_model.compile(dynamic=True)
     distiller = Distiller(student, objective, teacher)
-    keeper = CheckpointKeeper(job.metric, config.keep_best_k, maximise=job.maximise)
+    keeper = CheckpointCallback(run.metric, config.keep_best_k, maximise=run.maximise)
     rows = EpochRows(train_set)
+
+    def collate_and_count(batch_rows: Sequence[Row]) -> dict[str, Any]:
+        # Units are counted while the batch is on the CPU: on a GPU, reading them would stall every micro-batch.
+        batch = collate(batch_rows)
+        return {**batch, _COUNTS: objective.count(batch)}
+
     trainer = DistillationTrainer(
         model=distiller,
         score=score,
         args=arguments,
         train_dataset=rows,
         eval_dataset=rows,  # Trainer insists on one; `evaluate` brings its own texts
-        data_collator=_counting(collate, objective),
-        callbacks=[keeper, _ProgressReporter(job)],
+        data_collator=collate_and_count,
+        callbacks=[keeper, ProgressCallback(run)],
     )
     trainer.remove_callback(PrinterCallback)
     # Without resume a process may still see the old checkpoints that another one is removing.
-    last = newest_checkpoint(job.work_dir) if job.resume else None
+    last = newest_checkpoint(run.work_dir) if run.resume else None
     trainer.train(resume_from_checkpoint=str(last) if last else None)
-    return _choose_best(trainer, keeper, job, resumed_from=step_of(last) if last else 0)
-
-
-def _counting(collate: Collator, objective: Objective) -> Collator:
-    """Count a batch's units while it is on the CPU: on a GPU, reading them would stall every micro-batch."""
-
-    def collate_and_count(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        batch = collate(rows)
-        return {**batch, _COUNTS: objective.count(batch)}
-
-    return collate_and_count
+    return _choose_best(trainer, keeper, run, resumed_from=step_of(last) if last else 0)
 
 
 class DistillationTrainer(Trainer):
@@ -240,17 +234,13 @@ class DistillationTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Score the student as `potstill evaluate` would; every process does, and finds the same."""
         started = time.perf_counter()
-        scores = {f"eval_{name}": value for name, value in self._scores().items()}
+        student = self._distiller.student
+        was_training = student.training
+        scores = {f"eval_{name}": value for name, value in self._score(student.eval()).items()}
+        student.train(was_training)
         scores["eval_seconds"] = round(time.perf_counter() - started, 3)
         self.log(dict(scores))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
-        return scores
-
-    def _scores(self) -> Scores:
-        student = self._distiller.student
-        was_training = student.training
-        scores = self._score(student.eval())
-        student.train(was_training)
         return scores
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -299,25 +289,28 @@ class DistillationTrainer(Trainer):
             load_model(self._distiller, Path(resume_from_checkpoint) / _WEIGHTS, device=str(self.args.device))
 
 
-class _ProgressReporter(TrainerCallback):
+class ProgressCallback(TrainerCallback):
     """Tell the listener of every step."""
 
-    def __init__(self, job: Job) -> None:
-        self._stage, self._progress, self._metric = job.stage, job.progress, f"eval_{job.metric}"
-        self._pace = Pace(job.announce)
+    def __init__(self, run: TrainingRun) -> None:
+        self._stage, self._progress, self._metric = run.stage, run.progress, f"eval_{run.metric}"
+        self._pace = PaceReporter(run.announce)
         self._note = ""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Tell where the training starts: not at 0 when it was resumed."""
         self._progress(self._stage, state.global_step, state.max_steps, self._note)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Tell the step with the newest loss or score."""
         if state.global_step < state.max_steps:  # the end is told with the score that it leads to, not the one before
             self._progress(self._stage, state.global_step, state.max_steps, self._note)
         self._pace.step(state.global_step, state.max_steps)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Keep the newest loss or score for the next step."""
         latest = state.log_history[-1] if state.log_history else {}
         if "loss" in latest:
             self._note = f"loss {latest['loss']:.3f}"
@@ -326,7 +319,7 @@ class _ProgressReporter(TrainerCallback):
 
 
 def _choose_best(
-    trainer: DistillationTrainer, keeper: CheckpointKeeper, job: Job, *, resumed_from: int
+    trainer: DistillationTrainer, keeper: CheckpointCallback, run: TrainingRun, *, resumed_from: int
 ) -> TrainingResult:
     """Score the final weights, and go back to a kept checkpoint that was better."""
     trainer.accelerator.wait_for_everyone()
@@ -341,11 +334,11 @@ def _choose_best(
     if best_step != final_step:
         load_model(distiller, on_disk[best_step] / _WEIGHTS, device=str(trainer.args.device))
     distiller.eval()
-    metric = f"eval_{job.metric}"
+    metric = f"eval_{run.metric}"
     best = next(entry for entry in trainer.state.log_history if entry["step"] == best_step and metric in entry)
     measured = {name.removeprefix("eval_"): value for name, value in best.items() if name.startswith("eval_")}
     del measured["seconds"]
-    job.progress(job.stage, final_step, final_step, f"{job.metric} {best[metric]:.4f}")
+    run.progress(run.stage, final_step, final_step, f"{run.metric} {best[metric]:.4f}")
     return TrainingResult(
         steps=final_step,
         best_step=best_step,

@@ -1,13 +1,16 @@
-"""How sure a share or a score is: Wilson's interval, McNemar's test, and the bootstrap over texts."""
+"""Intervals and tests of shares and scores: Wilson's interval, McNemar's test, and the paired bootstrap over texts."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from math import comb
 from statistics import NormalDist
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from potstill.evaluation.results import Interval, Verdict
+
+Key = TypeVar("Key")
 Floats: TypeAlias = NDArray[np.float64]
 Statistic: TypeAlias = Callable[[Floats], Floats]
 """Takes how often each text counts in each draw, shape (draws, texts); returns the draws' values, shape (draws,)."""
@@ -19,7 +22,7 @@ RESAMPLES = 2000
 _COUNTS_AT_ONCE = 2**21
 
 
-def wilson(hits: int, total: int) -> tuple[float, float]:
+def wilson(hits: int, total: int) -> Interval:
     """Return the 95 % interval of a share of which `hits` of `total` were seen (Wilson 1927).
 
     Unlike the textbook's normal interval it says something where nothing, or everything, was hit.
@@ -30,7 +33,7 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
 
 
 def wilson_needs(share: float, limit: float) -> float:
-    """Return how many texts put the upper end of Wilson's interval of `share` at `limit`, which is above it."""
+    """Return how many texts put the upper end of Wilson's interval of `share` at `limit`, a greater share."""
     texts: float = Z**2 * limit * (1 - limit) / (limit - share) ** 2
     return texts
 
@@ -53,17 +56,22 @@ def bootstrap(statistic: Statistic, texts: int, *, rng: np.random.Generator, res
 
 
 def bootstrap_together(
-    statistics: Mapping[str, Statistic], texts: int, *, rng: np.random.Generator, resamples: int = RESAMPLES
-) -> dict[str, Floats]:
-    """Return every statistic of the same draws, each of shape (resamples,): what they are compared by is paired."""
-    found: dict[str, list[Floats]] = {name: [] for name in statistics}
-    for counts in _draws(texts, resamples, rng):
+    statistics: Mapping[Key, Statistic], texts: int, *, rng: np.random.Generator, resamples: int = RESAMPLES
+) -> dict[Key, Floats]:
+    """Return every statistic of the same draws, each of shape (resamples,), so that comparing two of them is paired."""
+    found: dict[Key, list[Floats]] = {name: [] for name in statistics}
+    at_once = max(1, _COUNTS_AT_ONCE // texts)
+    for start in range(0, resamples, at_once):
+        draws = min(at_once, resamples - start)
+        # One bincount counts the texts of all these draws: each draw has numbers of its own.
+        drawn = rng.integers(texts, size=(draws, texts)) + texts * np.arange(draws)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=draws * texts).reshape(draws, texts).astype(np.float64)
         for name, statistic in statistics.items():
             found[name].append(statistic(counts))
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def percentiles(resampled: Floats) -> tuple[float, float]:
+def percentiles(resampled: Floats) -> Interval:
     """Return the 95 % interval of what was resampled (Efron and Tibshirani 1993, ch. 13)."""
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(resampled, (tail, 1 - tail))
@@ -80,10 +88,19 @@ def sign_p_value(resampled: Floats) -> float:
     return min(1.0, 2 * (beyond + 1) / (len(resampled) + 1))
 
 
-def _draws(texts: int, resamples: int, rng: np.random.Generator) -> Iterator[Floats]:
-    """Yield how often each text was drawn, shape (draws, texts), a few draws at a time."""
-    at_once = max(1, _COUNTS_AT_ONCE // texts)
-    for start in range(0, resamples, at_once):
-        draws = min(at_once, resamples - start)
-        drawn = rng.integers(texts, size=(draws, texts)) + texts * np.arange(draws)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=draws * texts).reshape(draws, texts).astype(np.float64)
+def widen(value: float, interval: Interval, room: float) -> Interval:
+    """Return an interval whose ends are at least `room` away from the value."""
+    return min(interval[0], value - room), max(interval[1], value + room)
+
+
+def decide_by_interval(interval: Interval, target: float, *, at_least: bool) -> Verdict:
+    """Return what an interval says of a target: FAIL if all of it misses the target, PASS if all of it meets it.
+
+    Args:
+        interval: its lower and upper end.
+        target: the limit.
+        at_least: whether the value must be at least the target; otherwise it must be at most.
+    """
+    low, high = interval if at_least else (-interval[1], -interval[0])
+    limit = target if at_least else -target
+    return "FAIL" if high < limit else "PASS" if low >= limit else "INCONCLUSIVE"

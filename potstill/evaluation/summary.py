@@ -1,222 +1,269 @@
-"""What there is to say of one model's answers to one data set: the same for a bundle's and a checkpoint's."""
+"""The result of evaluating one model, as plain JSON: the same for a bundle and for a checkpoint."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from potstill import metrics
 from potstill.data import Examples
-from potstill.evaluation.contrast import confusion
-from potstill.evaluation.marks import Arrays, Marks, answer_texts, class_values, lost_rows, mark, probabilities
+from potstill.evaluation.predictions import Predictions, Session, check_examples, check_predictions, predict
+from potstill.evaluation.scores import (
+    Scored,
+    answer_texts,
+    class_logits,
+    confusion,
+    not_finite_rows,
+    probabilities,
+    row_texts,
+    score,
+)
 from potstill.evaluation.trivial import against_trivial
+from potstill.progress import Progress, silent
+from potstill.serve import Encoder
 from potstill.tasks import (
     FEATURE_EXTRACTION,
+    FILL_MASK,
     MULTI_LABEL,
     QUESTION_ANSWERING,
     REGRESSION,
     SINGLE_LABEL,
     TOKEN_CLASSIFICATION,
+    get_task,
+    kind_of,
+    primary_metric,
 )
 
+_STAGE = "score quality"
 
-def summarise(
-    arrays: Arrays, examples: Examples, *, kind: str, metric: str, keep_predictions: bool = False
+
+def evaluate_bundle(
+    bundle_dir: Path,
+    examples: Examples,
+    *,
+    precision: str | None = None,
+    metric: str | None = None,
+    threads: int | None = None,
+    keep_predictions: bool = False,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Return plain JSON values about a model's answers.
+    """Score one precision of a bundle by the answers that it serves, each asked for alone.
+
+    Args:
+        bundle_dir: the bundle, of any task.
+        examples: read with the bundle's labels.
+        precision: which of its files; None is fp32, or the only one there is.
+        metric: the score to put first; None takes the task's own.
+        threads: as in `potstill.serve.Encoder`.
+        keep_predictions: as in `summarize`.
+        progress: is told how far it is.
+
+    Returns:
+        Plain JSON values: what was scored, on what, and the values of `summarize`.
+
+    Raises:
+        BundleError, TamperedError: as `potstill.serve.Encoder`.
+        DataError: if such a model cannot be scored on the examples.
+        UsageError: if the metric does not judge the task.
+    """
+    encoder = Encoder(bundle_dir, precision=precision, threads=threads)
+    manifest, precision = encoder.manifest, encoder.precision
+    task = get_task(manifest.task)
+    kind = kind_of(task, manifest.problem_type)
+    metric = primary_metric(task, manifest.problem_type, asked=metric, num_labels=len(manifest.labels))
+    check_examples(examples, kind)
+    predictions = predict(
+        _WithProgress(encoder.session, len(examples), precision, progress),
+        encoder.tokenizer,
+        examples.texts,
+        kind=kind,
+        outputs=manifest.outputs,
+        function=encoder.function,
+        pooling=manifest.pooling,
+        batch_invariant=encoder.record.batch_invariant,
+    )
+    progress(_STAGE, len(examples), len(examples), precision)
+    check_predictions(predictions, examples, kind=kind, key=str(bundle_dir))
+    return {
+        "model": str(bundle_dir),
+        "precision": precision,
+        "sha256": encoder.bundle.record_of(precision).sha256,
+        "data": examples.name,
+        "split": examples.split,
+        "num_examples": len(examples),
+        "data_sha256": examples.sha256,
+    } | summarize(predictions, examples, kind=kind, metric=metric, keep_predictions=keep_predictions)
+
+
+class _WithProgress:
+    """A session that tells how many rows it has answered; a text may be several."""
+
+    def __init__(self, session: Session, total: int, note: str, progress: Progress) -> None:
+        self._session, self._total, self._note, self._progress = session, total, note, progress
+        self._done = 0
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Tell, then answer."""
+        self._progress(_STAGE, min(self._done, self._total), self._total, self._note)
+        found = self._session.run(feeds)
+        self._done += len(feeds["input_ids"])
+        return found
+
+
+def summarize(
+    predictions: Predictions, examples: Examples, *, kind: str, metric: str, keep_predictions: bool = False
+) -> dict[str, Any]:
+    """Return plain JSON values about a model's predictions.
 
     - `metric`, its `value` and 95 % `interval`, and all `scores`, that one first
     - `trivial`, what the best answer scores that is always the same, `trivial_answer`, what it is, and
       `better_than_trivial`, whether the model is surely better; if not, `warning` says so in a sentence
     - `notes`: what to know of how the data was read, and of the scores, in sentences
-    - `lost_finite`: how many texts have an answer that is no number, which counts as wrong
-    - of classifiers `per_class`, rows as `metrics.per_class` makes them (entities for token-classification); of single
-      labels also `labels`, their names, and `confusion_matrix`, whose rows are the labels and columns the predictions
+    - `lost_finite`: how many texts have an answer that is NaN or infinite, which counts as wrong
+    - of classifiers `per_class`, rows as `metrics.classification_report` makes them (of token-classification, by type
+      of entity); of single labels also `labels`, their names, and `confusion_matrix`, whose rows are the labels and
+      columns the predictions
     - with `keep_predictions`, `predictions`: one row per example
 
     Args:
-        arrays: what `potstill.evaluation.ask.ask` returned for `examples.texts`.
-        examples: labelled, but for fill-mask.
+        predictions: what `potstill.evaluation.predictions.predict` returned for `examples.texts`.
+        examples: labelled, except for fill-mask.
         kind: `potstill.tasks.kind_of`.
         metric: one of those that `potstill.tasks.METRICS` has for the kind; it decides.
         keep_predictions: not for fill-mask.
     """
-    marks = mark(arrays, examples, kind=kind, metric=metric)
-    verdict = against_trivial(arrays, marks, examples, kind=kind, metric=metric)
+    scored = score(predictions, examples, kind=kind, metric=metric)
+    verdict = against_trivial(predictions, scored, examples, kind=kind, metric=metric)
     found = {
         "metric": metric,
-        "value": marks.scores[metric],
+        "value": scored.scores[metric],
         "interval": list(verdict.interval),
-        "scores": {metric: marks.scores[metric]} | marks.scores,
+        "scores": {metric: scored.scores[metric]} | scored.scores,
         "trivial": verdict.trivial,
         "trivial_answer": verdict.trivial_answer,
         "better_than_trivial": verdict.better,
         "warning": verdict.sentence,
-        "notes": [*examples.notes, *list_notes(arrays, marks, examples, kind=kind)],
-        "lost_finite": marks.lost,
+        "notes": [*examples.notes, *list_notes(predictions, scored, examples, kind=kind)],
+        "lost_finite": scored.num_not_finite,
     }
-    found |= _count_classes(arrays, marks, examples, kind=kind)
-    return found | ({"predictions": _list_predictions(arrays, marks, examples, kind=kind)} if keep_predictions else {})
-
-
-def list_notes(arrays: Arrays, marks: Marks, examples: Examples, *, kind: str) -> list[str]:
-    """Return sentences about scores that are not what they seem: by what they are 0, or what they leave out."""
-    if kind in (REGRESSION, FEATURE_EXTRACTION.name):
-        return _notes_of_amounts(arrays, examples)
-    if kind == SINGLE_LABEL:
-        return _notes_of_classes(marks, examples)
-    if kind == MULTI_LABEL:
-        return _notes_of_sets(arrays, examples)
+    names, decisions = examples.label_names, scored.decisions
     if kind == TOKEN_CLASSIFICATION.name:
-        return _notes_of_words(arrays, examples)
+        wanted = metrics.tag_names(examples.labels, names)
+        found["per_class"] = metrics.entity_report(wanted, _tags(scored, examples))
+    elif kind == MULTI_LABEL:
+        found["per_class"] = metrics.multi_label_report(examples.labels, _label_sets(scored, examples) - 0.5, names)
+    elif kind == SINGLE_LABEL:
+        assert decisions is not None
+        shown, counts = confusion(None, predictions, examples)
+        found["per_class"] = metrics.classification_report(examples.labels, decisions, names)
+        found |= {"labels": shown, "confusion_matrix": counts}
+    if keep_predictions:
+        found["predictions"] = _list_predictions(predictions, scored, examples, kind=kind)
+    return found
+
+
+def list_notes(predictions: Predictions, scored: Scored, examples: Examples, *, kind: str) -> list[str]:
+    """Return sentences about scores that are not what they seem: by what they are 0, or what they leave out."""
+    names = examples.label_names
+    if kind in (REGRESSION, FEATURE_EXTRACTION.name):
+        given = predictions["values"][~not_finite_rows(predictions)]
+        sides = {"labels": np.asarray(examples.labels), "answers": given}
+        constant = [name for name, values in sides.items() if len(values) == 0 or np.ptp(values) == 0]
+        which = " and the ".join(constant)
+        return [f"The {which} never vary, so no correlation is defined; it counts as 0."] if constant else []
+    if kind == SINGLE_LABEL:
+        assert scored.decisions is not None
+        seen = metrics.occurring_classes(examples.labels, scored.decisions, len(names))
+        notes = []
+        if not seen.all():
+            notes.append(
+                f"Macro F1 is the mean over {int(seen.sum())} of {len(names)} labels; {_some_names(names, ~seen)} "
+                "occur neither in the data nor in the answers."
+            )
+        sides = {"labels": examples.labels, "answers": scored.decisions}
+        single = [name for name, values in sides.items() if len(np.unique(values)) < 2]
+        if single:
+            notes.append(f"The {' and the '.join(single)} are all of one class, so Matthews' correlation counts as 0.")
+        return notes
+    if kind == MULTI_LABEL:
+        absent = ~(examples.labels > 0.5).any(axis=0) & ~(predictions["values"] > 0).any(axis=0)
+        if absent.any():
+            return [
+                f"Macro F1 counts 0 for {_some_names(names, absent)}, which occur neither in the data nor in the "
+                "answers."
+            ]
+    if kind == TOKEN_CLASSIFICATION.name and "seen" in predictions and not predictions["seen"].all():
+        seen = predictions["seen"]
+        return [
+            f"{int((~seen).sum()):,} of {len(seen):,} words are not read, being behind the longest input or without a "
+            f"token; they count as answered with {'O' if 'O' in names else names[0]}."
+        ]
     return []
 
 
-def _notes_of_amounts(arrays: Arrays, examples: Examples) -> list[str]:
-    given = arrays["values"][~lost_rows(arrays)]
-    sides = {"labels": np.asarray(examples.labels), "answers": given}
-    constant = [name for name, values in sides.items() if len(values) == 0 or np.ptp(values) == 0]
-    if not constant:
-        return []
-    return [f"The {' and the '.join(constant)} never vary, so no correlation is defined; it counts as 0."]
+def _some_names(names: tuple[str, ...], chosen: NDArray[np.bool_]) -> str:
+    found = [name for name, is_chosen in zip(names, chosen, strict=True) if is_chosen]
+    return f"{', '.join(found[:5])}{', ...' if len(found) > 5 else ''}"
 
 
-def _notes_of_classes(marks: Marks, examples: Examples) -> list[str]:
-    assert marks.decisions is not None
-    names, notes = examples.label_names, []
-    seen = metrics.occurring(examples.labels, marks.decisions, len(names))
-    if not seen.all():
-        absent = [name for name, occurs in zip(names, seen, strict=True) if not occurs]
-        notes.append(
-            f"Macro F1 is the mean over {int(seen.sum())} of {len(names)} labels; "
-            f"{', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''} occur neither in the data nor in the answers."
-        )
-    sides = {"labels": examples.labels, "answers": marks.decisions}
-    single = [name for name, values in sides.items() if len(np.unique(values)) < 2]
-    if single:
-        notes.append(f"The {' and the '.join(single)} are all of one class, so Matthews' correlation counts as 0.")
-    return notes
-
-
-def _notes_of_sets(arrays: Arrays, examples: Examples) -> list[str]:
-    given = arrays["values"] > 0
-    absent = ~(examples.labels > 0.5).any(axis=0) & ~given.any(axis=0)
-    if not absent.any():
-        return []
-    names = [name for name, is_absent in zip(examples.label_names, absent, strict=True) if is_absent]
-    return [
-        f"Macro F1 counts 0 for {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}, which occur neither in the "
-        "data nor in the answers."
-    ]
-
-
-def _notes_of_words(arrays: Arrays, examples: Examples) -> list[str]:
-    unseen = int((~arrays["seen"]).sum()) if "seen" in arrays else 0
-    if not unseen:
-        return []
-    names = examples.label_names
-    tag = "O" if "O" in names else names[0]
-    return [
-        f"{unseen:,} of {len(arrays['seen']):,} words are not read, being behind the longest input or without a token; "
-        f"they count as answered with {tag}."
-    ]
-
-
-def _count_classes(arrays: Arrays, marks: Marks, examples: Examples, *, kind: str) -> dict[str, Any]:
-    names = examples.label_names
-    if kind == TOKEN_CLASSIFICATION.name:
-        wanted = metrics.tag_names(examples.labels, names)
-        return {"per_class": metrics.per_entity(wanted, _tags(marks, examples))}
-    if kind == MULTI_LABEL:
-        return {"per_class": metrics.per_label(examples.labels, _sets(marks, examples) - 0.5, names)}
-    if kind != SINGLE_LABEL:
-        return {}
-    assert marks.decisions is not None
-    shown, counts = confusion(None, arrays, examples, names=names)
-    return {
-        "per_class": metrics.per_class(examples.labels, marks.decisions, names),
-        "labels": shown,
-        "confusion_matrix": counts,
-    }
-
-
-def _tags(marks: Marks, examples: Examples) -> list[list[str]]:
-    """Return the tag of every word of each text."""
-    assert marks.decisions is not None
+def _tags(scored: Scored, examples: Examples) -> list[list[str]]:
+    """Return the predicted tag of every word of each text."""
+    assert scored.decisions is not None
     ends = np.cumsum([len(tags) for tags in examples.labels])[:-1]
-    return metrics.tag_names([ids.tolist() for ids in np.split(marks.decisions, ends)], examples.label_names)
+    return metrics.tag_names([ids.tolist() for ids in np.split(scored.decisions, ends)], examples.label_names)
 
 
-def _sets(marks: Marks, examples: Examples) -> Any:
+def _label_sets(scored: Scored, examples: Examples) -> NDArray[np.int64]:
     """Return 1 for every label that a text is given, shape (texts, labels)."""
-    assert marks.decisions is not None
-    return marks.decisions.reshape(len(examples), -1)
+    assert scored.decisions is not None
+    return scored.decisions.reshape(len(examples), -1)
 
 
-def _list_predictions(arrays: Arrays, marks: Marks, examples: Examples, *, kind: str) -> list[dict[str, Any]]:
-    """Return one row per example: what was asked, the label, and the answer, None where that was no number.
+def _list_predictions(
+    predictions: Predictions, scored: Scored, examples: Examples, *, kind: str
+) -> list[dict[str, Any]]:
+    """Return one row per example: what was asked, the label, and the prediction, None for NaN or infinity.
 
     Single labels have a `probability` beside them, answers to questions their `f1` and `exact_match`.
     """
-    rows = _ROWS[kind](arrays, marks, examples)
-    asked = {TOKEN_CLASSIFICATION.name: "tokens", QUESTION_ANSWERING.name: "question"}.get(kind, "text")
-    texts = [text[0] for text in examples.texts] if asked == "question" else examples.texts
-    lost = {int(text) for text in np.asarray(arrays.get("texts", np.arange(len(texts))))[lost_rows(arrays)]}
-    blank: dict[str, Any] = {"prediction": None}
+    assert kind != FILL_MASK.name
+    names, key, texts = examples.label_names, "text", examples.texts
+    rows: list[dict[str, Any]]
+    if kind == SINGLE_LABEL:
+        assert scored.decisions is not None
+        shares = probabilities(np.nan_to_num(class_logits(predictions, names)), kind=SINGLE_LABEL)
+        rows = [
+            {"label": names[label], "prediction": names[choice], "probability": round(float(row[choice]), 6)}
+            for label, choice, row in zip(examples.labels, scored.decisions, shares, strict=True)
+        ]
+    elif kind == MULTI_LABEL:
+        sides = zip(examples.labels > 0.5, _label_sets(scored, examples) > 0, strict=True)
+        rows = [
+            {side: [name for name, flag in zip(names, flags, strict=True) if flag] for side, flags in both.items()}
+            for both in ({"label": labels, "prediction": given} for labels, given in sides)
+        ]
+    elif kind == TOKEN_CLASSIFICATION.name:
+        key, tags = "tokens", metrics.tag_names(examples.labels, names)
+        both = zip(tags, _tags(scored, examples), strict=True)
+        rows = [{"label": wanted, "prediction": given} for wanted, given in both]
+    elif kind == QUESTION_ANSWERING.name:
+        key, texts = "question", [text[0] for text in examples.texts]
+        rows = [
+            {
+                "label": labels["text"],
+                "prediction": given,
+                "f1": metrics.squad_f1(labels["text"], given),
+                "exact_match": metrics.squad_exact_match(labels["text"], given),
+            }
+            for labels, given in zip(examples.labels, answer_texts(predictions, examples), strict=True)
+        ]
+    else:
+        pairs = zip(examples.labels.tolist(), predictions["values"][:, 0].tolist(), strict=True)
+        rows = [{"label": label, "prediction": round(value, 6)} for label, value in pairs]
+    lost = {int(text) for text in row_texts(predictions)[not_finite_rows(predictions)]}
     return [
-        {asked: text} | row | (blank if number in lost else {})
+        {key: text} | row | ({"prediction": None} if number in lost else {})
         for number, (text, row) in enumerate(zip(texts, rows, strict=True))
     ]
-
-
-def _name_classes(arrays: Arrays, marks: Marks, examples: Examples) -> list[dict[str, Any]]:
-    assert marks.decisions is not None
-    names = examples.label_names
-    shares = probabilities(np.nan_to_num(class_values(arrays, names)), kind=SINGLE_LABEL)
-    return [
-        {"label": names[label], "prediction": names[choice], "probability": round(float(row[choice]), 6)}
-        for label, choice, row in zip(examples.labels, marks.decisions, shares, strict=True)
-    ]
-
-
-def _name_sets(arrays: Arrays, marks: Marks, examples: Examples) -> list[dict[str, Any]]:
-    names = examples.label_names
-
-    def of(flags: Any) -> list[str]:
-        return [name for name, flag in zip(names, flags, strict=True) if flag]
-
-    pairs = zip(examples.labels > 0.5, _sets(marks, examples) > 0, strict=True)
-    return [{"label": of(labels), "prediction": of(given)} for labels, given in pairs]
-
-
-def _name_tags(arrays: Arrays, marks: Marks, examples: Examples) -> list[dict[str, Any]]:
-    wanted = metrics.tag_names(examples.labels, examples.label_names)
-    given = _tags(marks, examples)
-    return [{"label": tags, "prediction": answer} for tags, answer in zip(wanted, given, strict=True)]
-
-
-def _state_amounts(arrays: Arrays, marks: Marks, examples: Examples) -> list[dict[str, Any]]:
-    pairs = zip(examples.labels.tolist(), arrays["values"][:, 0].tolist(), strict=True)
-    return [{"label": label, "prediction": round(value, 6)} for label, value in pairs]
-
-
-def _state_answers(arrays: Arrays, marks: Marks, examples: Examples) -> list[dict[str, Any]]:
-    return [
-        {
-            "label": labels["text"],
-            "prediction": given,
-            "f1": metrics.answer_f1(labels["text"], given),
-            "exact_match": metrics.answer_exact(labels["text"], given),
-        }
-        for labels, given in zip(examples.labels, answer_texts(arrays, examples), strict=True)
-    ]
-
-
-_ROWS: dict[str, Callable[[Arrays, Marks, Examples], list[dict[str, Any]]]] = {
-    SINGLE_LABEL: _name_classes,
-    MULTI_LABEL: _name_sets,
-    REGRESSION: _state_amounts,
-    TOKEN_CLASSIFICATION.name: _name_tags,
-    QUESTION_ANSWERING.name: _state_answers,
-    FEATURE_EXTRACTION.name: _state_amounts,
-}

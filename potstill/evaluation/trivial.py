@@ -1,15 +1,25 @@
-"""Is a model better than an answer that ignores the text? Decided by an interval, in one place for every command."""
+"""Is a model better than the best answer that ignores the text? Decided by the interval of their paired difference."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from potstill import metrics
 from potstill.data import Examples
 from potstill.evaluation.intervals import RESAMPLES, Floats, bootstrap_together, percentiles
-from potstill.evaluation.marks import Arrays, Marks, mark
-from potstill.tasks import FILL_MASK, lower_is_better
+from potstill.evaluation.predictions import Predictions
+from potstill.evaluation.scores import Scored, score
+from potstill.tasks import (
+    FEATURE_EXTRACTION,
+    FILL_MASK,
+    METRICS,
+    MULTI_LABEL,
+    QUESTION_ANSWERING,
+    REGRESSION,
+    TOKEN_CLASSIFICATION,
+    lower_is_better,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,8 +27,8 @@ class Trivial:
     """The best answer that is always the same."""
 
     words: str
-    """What it answers."""
-    marks: Marks
+    """What it answers, such as "always negative"."""
+    scored: Scored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +41,9 @@ class AgainstTrivial:
     interval: tuple[float, float]
     """Its 95 % interval, by bootstrap over the examples."""
     trivial: float
-    """The score of the other."""
+    """The score of the answer that ignores the text."""
     trivial_answer: str
-    """What the other answers, such as "always negative"."""
+    """What that answers, such as "always negative"."""
     difference_interval: tuple[float, float]
     """The 95 % interval of what the model is better by; negative is worse, also where a low score is good."""
     better: bool
@@ -64,47 +74,109 @@ class AgainstTrivial:
         }
 
 
-def find_trivial(arrays: Arrays | None, examples: Examples, *, kind: str, metric: str) -> Trivial | None:
-    """Return the best answer that is always the same, marked; None where there is none.
+def trivial_scores(examples: Examples, *, kind: str) -> dict[str, float]:
+    """Return the best score by each metric of the answers that ignore the text; empty where there is none."""
+    candidates = [
+        score(answer, examples, kind=kind, metric=METRICS[kind][0]) for answer in _constants(examples, kind).values()
+    ]
+    if not candidates:
+        return {}
+    return {
+        metric: (min if lower_is_better(metric) else max)(each.scores[metric] for each in candidates)
+        for metric in candidates[0].scores
+    }
+
+
+def uniform_scores(vocab_size: int) -> dict[str, float]:
+    """Return the scores of a language model to which every word of its vocabulary is equally likely."""
+    return {"perplexity": float(vocab_size), "loss": math.log(vocab_size), "accuracy": 1 / vocab_size}
+
+
+def find_trivial(predictions: Predictions | None, examples: Examples, *, kind: str, metric: str) -> Trivial | None:
+    """Return the best answer that is always the same, scored; None where there is none.
 
     Args:
-        arrays: any model's answers to the examples; only needed for fill-mask, whose questions they tell.
+        predictions: any model's on the examples; needed only for fill-mask, to know which words were masked.
         examples: the data set.
         kind: `potstill.tasks.kind_of`.
         metric: the one that decides.
     """
     if kind == FILL_MASK.name:
-        if arrays is None:
+        if predictions is None:
             return None
-        even = {"nll": np.full(len(arrays["nll"]), np.log(float(arrays["vocabulary"])))}
-        words, same = "every word equally likely", {**arrays, **even, "choices": np.full(len(arrays["nll"]), -1)}
+        count = len(predictions["nll"])
+        uniform = {"nll": np.full(count, np.log(float(predictions["vocabulary"]))), "choices": np.full(count, -1)}
+        constants: dict[str, Predictions] = {"every word equally likely": {**predictions, **uniform}}
     else:
-        constants = metrics.constant_answers(kind, examples.labels, label_names=examples.label_names)
-        if not constants:
-            return None
-        best = metrics.best_constant(constants, metric)
-        words, same = best.words, dict(best.arrays)
-    return Trivial(words=words, marks=mark(same, examples, kind=kind, metric=metric))
+        constants = _constants(examples, kind)
+    if not constants:
+        return None
+    sign = -1 if lower_is_better(metric) else 1
+    candidates = [
+        Trivial(words=words, scored=score(answer, examples, kind=kind, metric=metric))
+        for words, answer in constants.items()
+    ]
+    return max(candidates, key=lambda candidate: sign * candidate.scored.scores[metric])
 
 
-def against_trivial(arrays: Arrays, marks: Marks, examples: Examples, *, kind: str, metric: str) -> AgainstTrivial:
-    """Hold a model's answers against those of the best answer that is always the same.
+def _constants(examples: Examples, kind: str) -> dict[str, Predictions]:
+    """Return answers that ignore their text and that a model has to beat, by what they are called.
+
+    - a single label: the most frequent one; of two labels each, for F1 asks for the positive one
+    - several labels: each that more than half of the texts have, and all of them, which F1 rewards
+    - regression: the mean; feature-extraction: the same similarity for every pair
+    - token-classification: `O` for every word, or the most frequent tag where there is no `O`
+    - question-answering: no answer
+    """
+    labels, names = examples.labels, examples.label_names
+    if labels is None or kind == FILL_MASK.name:
+        return {}
+    if kind == TOKEN_CLASSIFICATION.name:
+        flat = np.concatenate(labels)
+        always = names.index("O") if "O" in names else int(np.bincount(flat, minlength=len(names)).argmax())
+        values = np.broadcast_to(np.eye(len(names))[always], (len(flat), len(names)))
+        texts = np.repeat(np.arange(len(labels)), [len(tags) for tags in labels])
+        return {f"{names[always]} for every word": {"values": values, "texts": texts}}
+    if kind == QUESTION_ANSWERING.name:
+        silent = np.full(len(labels), "", dtype=np.str_)
+        none = {"answers": silent, "answers_or_none": silent, "scores": np.zeros(len(labels))}
+        return {"no answer to any question": none}
+    if kind == MULTI_LABEL:
+        sides = {"the labels that most texts have": labels.mean(axis=0) - 0.5, "every label": np.ones(labels.shape[1])}
+        return {words: {"values": np.broadcast_to(values, labels.shape)} for words, values in sides.items()}
+    if kind == REGRESSION:
+        return {"the mean for every text": {"values": np.full((len(labels), 1), labels.mean())}}
+    if kind == FEATURE_EXTRACTION.name:
+        return {"the same similarity for every pair": {"values": np.zeros((len(labels), 1))}}
+    counts = np.bincount(labels, minlength=len(names))
+    return {
+        f"always {names[label] if label < len(names) else label}": {
+            "values": np.broadcast_to(np.eye(len(counts))[label], (len(labels), len(counts)))
+        }
+        for label in (range(2) if len(counts) == 2 else [int(counts.argmax())])
+    }
+
+
+def against_trivial(
+    predictions: Predictions, scored: Scored, examples: Examples, *, kind: str, metric: str
+) -> AgainstTrivial:
+    """Compare a model's score with that of the best answer that is always the same.
 
     Raises:
-        ValueError: if there is no such answer, which `potstill.evaluation.fitness.check_examples` refuses before.
+        ValueError: if there is no such answer, which `potstill.evaluation.predictions.check_examples` refuses before.
     """
-    trivial = find_trivial(arrays, examples, kind=kind, metric=metric)
+    trivial = find_trivial(predictions, examples, kind=kind, metric=metric)
     if trivial is None:
         raise ValueError(f"{kind} without labels has no answer that ignores the text")
-    statistics = {"model": marks.draws, "trivial": trivial.marks.draws}
+    statistics = {"model": scored.statistic, "trivial": trivial.scored.statistic}
     # One generator for every call: the same model on the same examples always gets the same verdict.
-    drawn = bootstrap_together(statistics, marks.drawn, rng=np.random.default_rng(0), resamples=RESAMPLES)
+    drawn = bootstrap_together(statistics, scored.num_texts, rng=np.random.default_rng(0), resamples=RESAMPLES)
     low, high = better_by(drawn["model"], drawn["trivial"], metric=metric)
     return AgainstTrivial(
         metric=metric,
-        value=marks.scores[metric],
+        value=scored.scores[metric],
         interval=percentiles(drawn["model"]),
-        trivial=trivial.marks.scores[metric],
+        trivial=trivial.scored.scores[metric],
         trivial_answer=trivial.words,
         difference_interval=(low, high),
         better=low > 0,

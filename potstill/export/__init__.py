@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from potstill import machine
-from potstill.bundle import Manifest, ModelRecord, Precision, record_files, write_manifest
+from potstill.bundle import (
+    Architecture,
+    Made,
+    Manifest,
+    ModelRecord,
+    Precision,
+    SourceRecord,
+    TokenizerParity,
+    record_files,
+    write_manifest,
+)
 from potstill.checkpoint.sentence_transformers import PROMPTS_FILE
 from potstill.config import ExportConfig
 from potstill.data import Examples, Text
@@ -26,7 +36,7 @@ with needing("export"):
     from onnx import ModelProto
 
     from potstill.checkpoint import reference_tokenizer, save_tokenizer
-    from potstill.checkpoint.sentence_head import write_sentence_transformers
+    from potstill.checkpoint.model import write_sentence_transformers
     from potstill.export.calibration import make_probe
     from potstill.export.graph import append_head, build_graph
     from potstill.export.onnx_files import load_model
@@ -190,20 +200,28 @@ def _write_contract(
         outputs=list(source.outputs),
         pooling=source.pooling,
         parameters=source.parameters,
-        architecture=source.architecture(),
+        architecture=Architecture.model_validate(source.architecture()),
         models=models,
         files=record_files(folder),
-        tokenizer_parity=tokenizer_parity,
-        source={"name": source.name, "sha256": source.sha256, "kind": "onnx" if source.existing else "checkpoint"}
-        | ({"notes": list(source.notes)} if source.notes else {}),
-        made={
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": shlex.join(["potstill", *sys.argv[1:]]),
-            "config": config.model_dump(mode="json"),
-            "cpu": machine.cpu_name(),
-            "packages": machine.versions(),
-        }
-        | ({} if judged is None else {"judged": judged}),
+        tokenizer_parity=TokenizerParity.model_validate(tokenizer_parity),
+        source=SourceRecord.model_validate(
+            {
+                "name": source.name,
+                "sha256": source.sha256,
+                "kind": "onnx" if source.existing else "checkpoint",
+            }
+            | ({"notes": list(source.notes)} if source.notes else {})
+        ),
+        made=Made.model_validate(
+            {
+                "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "command": shlex.join(["potstill", *sys.argv[1:]]),
+                "config": config.model_dump(mode="json"),
+                "cpu": machine.cpu_name(),
+                "packages": machine.versions(),
+            }
+            | ({} if judged is None else {"judged": judged})
+        ),
     )
     write_manifest(folder, manifest)
     return manifest

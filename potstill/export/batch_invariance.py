@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from potstill.errors import CheckError
-from potstill.evaluation.answers import Answers, collect
+from potstill.evaluation.predictions import ModelOutputs, collect_outputs
 from potstill.serve import BundleTokenizer, OnnxSession
 from potstill.serve.tokenizer import Row
 from potstill.tasks import FILL_MASK
@@ -48,12 +48,12 @@ def measure_batch_invariance(
         session: the file.
         tokenizer: pads.
         rows: of real texts, made by `tokenizer.rows`; the first `limit` are used.
-        outputs: as `collect`.
-        kind: as `collect`.
+        outputs: as `collect_outputs`.
+        kind: as `collect_outputs`.
         batch_sizes: the batches.
         limit: how many texts at most.
         seed: of the order in which texts meet in batches.
-        mask_id: as `collect`.
+        mask_id: as `collect_outputs`.
 
     Raises:
         CheckError: if an answer is a number alone and none in a batch.
@@ -62,16 +62,18 @@ def measure_batch_invariance(
     if kind == FILL_MASK.name:
         rows = [{name: values[:_LONGEST_MASKED] for name, values in row.items()} for row in rows]
     asked: dict[str, Any] = {"kind": kind, "outputs": outputs, "mask_id": mask_id}
-    alone = collect(session, tokenizer, rows, batch_size=1, **asked)
+    alone = collect_outputs(session, tokenizer, rows, batch_size=1, **asked)
     spread = float(alone.values[np.isfinite(alone.values)].std())
     batches: dict[str, dict[str, Any]] = {}
     changes = []
     for size in batch_sizes:
-        together = collect(session, tokenizer, rows, batch_size=size, shuffle=np.random.default_rng(seed), **asked)
+        together = collect_outputs(
+            session, tokenizer, rows, batch_size=size, shuffle=np.random.default_rng(seed), **asked
+        )
         batches[str(size)], changed = _compare(alone, together)
         changes.append(changed)
     max_drift = max(batch["max_drift"] for batch in batches.values())
-    flips = None if alone.choices() is None else int(np.logical_or.reduce(changes).sum())
+    flips = None if alone.decisions() is None else int(np.logical_or.reduce(changes).sum())
     return {
         "texts": int(alone.texts[-1]) + 1,
         "rows": len(alone.values),
@@ -83,13 +85,13 @@ def measure_batch_invariance(
     }
 
 
-def _compare(alone: Answers, together: Answers) -> tuple[dict[str, Any], Any]:
+def _compare(alone: ModelOutputs, together: ModelOutputs) -> tuple[dict[str, Any], Any]:
     """Return the evidence of one batch size, and which decisions changed; None where answers decide nothing."""
     finite = np.isfinite(alone.values)
     if not np.isfinite(together.values[finite]).all():
         raise CheckError("a text that is answered alone is answered with NaN or infinity in a batch; export it again")
     drift = np.abs(alone.values[finite] - together.values[finite])
-    first, second = alone.choices(), together.choices()
+    first, second = alone.decisions(), together.decisions()
     changed = None if first is None or second is None else first != second
     flips = None if changed is None else int(changed.sum())
     return {"max_drift": float(drift.max()), "mean_drift": float(drift.mean()), "flips": flips}, changed

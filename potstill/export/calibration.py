@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from potstill.data import Examples, Text
-from potstill.data.pydocs import read_python_docs
+from potstill.data.python_docs import read_python_docs
 from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, QUESTION_ANSWERING, Task
 
 # A thousand of them are read several times; about 80 tokens each.

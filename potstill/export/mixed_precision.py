@@ -3,9 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from potstill.bundle import QualityLoss
 from potstill.errors import ParityError
-
-Evidence = Mapping[str, Any]
 
 
 def sensitivity(
@@ -23,16 +22,16 @@ def sensitivity(
 def fall_back(
     layers: Sequence[str],
     *,
-    quantise_and_judge: Callable[[frozenset[str]], dict[str, Any]],
+    quantize_and_judge: Callable[[frozenset[str]], QualityLoss],
     order: Callable[[], Sequence[str]],
     max_fp32_layers: int,
-) -> tuple[frozenset[str], dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[frozenset[str], QualityLoss, list[dict[str, Any]]]:
     """Return the fewest layers of `order` that must stay fp32 for the file to hold, the evidence, and all steps.
 
     Args:
         layers: all that could be quantised.
-        quantise_and_judge: quantises all but these layers and returns `potstill.export.quality.judge`'s evidence. The
-            last call made the file that holds.
+        quantize_and_judge: quantises all but these layers and returns the evidence of
+            `potstill.evaluation.decision.compare_outputs`. The last call made the file that holds.
         order: returns layers, the most helpful first; called once, and only if int8 everywhere does not hold, because
             measuring it quantises once per layer.
         max_fp32_layers: how many may stay fp32.
@@ -45,18 +44,18 @@ def fall_back(
         ParityError: with the table of all steps, if it holds with none of them.
     """
     kept: frozenset[str] = frozenset()
-    evidence = quantise_and_judge(kept)
+    evidence = quantize_and_judge(kept)
     steps = [_step(kept, None, evidence)]
-    candidates = () if evidence["holds"] or max_fp32_layers < 1 else order()[:max_fp32_layers]
+    candidates = () if evidence.holds or max_fp32_layers < 1 else order()[:max_fp32_layers]
     for layer in candidates:
         kept |= {layer}
-        evidence = quantise_and_judge(kept)
+        evidence = quantize_and_judge(kept)
         steps.append(_step(kept, layer, evidence))
-        if evidence["holds"]:
+        if evidence.holds:
             break
-    if not evidence["holds"]:
+    if not evidence.holds:
         raise ParityError(
-            f"int8 loses more than the {evidence['max_loss']:.2%} allowed, with up to {len(kept)} of {len(layers)} "
+            f"int8 loses more than the {evidence.max_loss:.2%} allowed, with up to {len(kept)} of {len(layers)} "
             f"layers in fp32:\n{show_steps(steps)}\nAllow more with --max-fp32-layers or --max-loss, or calibrate on "
             "texts that are more like the task's; nothing was published"
         )
@@ -75,11 +74,11 @@ def show_steps(steps: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _step(kept: frozenset[str], added: str | None, evidence: Evidence) -> dict[str, Any]:
+def _step(kept: frozenset[str], added: str | None, evidence: QualityLoss) -> dict[str, Any]:
     return {
         "fp32_layers": len(kept),
         "added": added,
-        "loss": evidence["loss"],
-        "loss_interval": evidence["loss_interval"],
-        "verdict": evidence["verdict"],
+        "loss": evidence.loss,
+        "loss_interval": evidence.loss_interval,
+        "verdict": evidence.verdict,
     }

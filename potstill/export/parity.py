@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill.errors import ParityError
-from potstill.export.scores import MOST_BYTES, longest_that_fits, most_texts
+from potstill.export.attention_memory import MOST_BYTES, longest_that_fits, most_texts
 from potstill.export.source import Feeds, Reference, Source
 from potstill.serve import OnnxSession
 from potstill.tasks import FEATURE_EXTRACTION

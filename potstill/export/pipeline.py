@@ -12,32 +12,35 @@ import onnx
 from numpy.typing import NDArray
 
 from potstill import machine
-from potstill.bundle import MODEL_FILES, WEIGHT_ONLY, Manifest, ModelRecord, Precision
+from potstill.bundle import MODEL_FILES, WEIGHT_ONLY, Manifest, ModelRecord, Precision, QualityLoss
 from potstill.config import ExportConfig
 from potstill.errors import ParityError
-from potstill.evaluation.answers import Answers, collect
-from potstill.evaluation.ask import Arrays, ask
-from potstill.evaluation.fitness import check_answers, check_examples
-from potstill.evaluation.marks import Marks, mark
+from potstill.evaluation.decision import compare_outputs
+from potstill.evaluation.predictions import (
+    ModelOutputs,
+    Predictions,
+    check_examples,
+    check_predictions,
+    collect_outputs,
+    predict,
+)
+from potstill.evaluation.scores import Scored, score
 from potstill.evaluation.trivial import against_trivial
+from potstill.export.attention_memory import longest_that_fits, most_texts
 from potstill.export.batch_invariance import BATCH_SIZES, measure_batch_invariance
 from potstill.export.calibration import Probe
-from potstill.export.fusion import check_fusion, fusion_receipt
-from potstill.export.half import to_half
-from potstill.export.matmuls import Feeds
+from potstill.export.graph import check_fusion, fusion_report
 from potstill.export.mixed_precision import fall_back, sensitivity
-from potstill.export.onnx_files import check_model, lint, load_model, rewire, save_model, without_values
+from potstill.export.onnx_files import Feeds, check_model, lint, load_model, rewire, save_model, without_values
 from potstill.export.parity import check_parity, keep_rows, measure_difference
-from potstill.export.quality import judge
-from potstill.export.quantize import Int8Recipe, Prepared, int8_recipe, prepare, quantise
+from potstill.export.quantize import Int8Recipe, Prepared, convert_to_fp16, int8_recipe, prepare, quantize
 from potstill.export.saturation import saturation
-from potstill.export.scores import longest_that_fits, most_texts
 from potstill.export.source import Source
 from potstill.export.speed import compare_speed
 from potstill.export.unpad import is_unpadded, unpad
 from potstill.onnx_inspect import DYNAMIC, count_products, read_outline
 from potstill.serve import BundleTokenizer, OnnxSession, Row
-from potstill.serve.tasks.classification import scoring_function
+from potstill.serve.tasks.text_classification import scoring_function
 from potstill.tasks import METRICS, PROBLEM_TYPES
 
 # onnxruntime's SkipLayerNormalization kernel is slower than the Add and LayerNormalization that it replaces: BERT-base
@@ -82,7 +85,7 @@ class Workshop:
         """
         self.say(f"fp32: compare with {'torch' if self.source.existing is None else 'the file'}")
         # The torch model, the graph and a session are three times the weights, so one goes before the next comes.
-        receipt = fusion_receipt(graph, self.source.config)
+        receipt = fusion_report(graph, self.source.config)
         if not self.config.allow_unfused and self.source.existing is None:
             check_fusion(receipt)
         file, kept = self.file("fp32"), self.folder / ".reference"
@@ -122,18 +125,18 @@ class Workshop:
             ParityError: if it loses more than is allowed.
         """
         self.say("fp16")
-        half, file = to_half(self.graph), self.file("fp16")
+        half, file = convert_to_fp16(self.graph), self.file("fp16")
         side = save_model(half, file)[1:]
         check_model(file)
         lint(file, "fp16")
         session = self._open(file, DISABLED_OPTIMIZERS)
         evidence = self._judge(session, batch_size=8)
-        if not evidence["holds"]:
-            raise ParityError(f"fp16 loses {evidence['loss']:.2%}, where {self.config.max_loss:.2%} is allowed")
+        if not evidence.holds:
+            raise ParityError(f"fp16 loses {evidence.loss:.2%}, where {self.config.max_loss:.2%} is allowed")
         return self._record(
             "fp16",
             side,
-            fusion=fusion_receipt(half, self.source.config),
+            fusion=fusion_report(half, self.source.config),
             parity=measure_difference(self.source, session, self.fp32_session().run)
             | {"checked_on": "CPU, through casts to float32", "gpu": "unchecked"},
             quality=evidence,
@@ -160,15 +163,15 @@ class Workshop:
             # There is no fp32: what the file scores is what there is to tell.
             self.scored = self._score(session, batch_invariant=not dynamic)
             scored = self._score(plain, batch_invariant=not dynamic), self.scored
-        evidence = judge(
+        evidence = compare_outputs(
             self._answers(plain, self.rows, batch_size=batch_size),
             self._answers(session, self.rows, batch_size=batch_size),
             max_loss=self.config.max_loss,
             scored=scored,
-        ) | {"on": self.probe.origin["judged"]}
-        if not evidence["holds"]:
+        ).model_copy(update={"on": self.probe.origin["judged"]})
+        if not evidence.holds:
             raise ParityError(
-                f"{existing.file} loses {evidence['loss']:.2%} by onnxruntime's own optimisations, where "
+                f"{existing.file} loses {evidence.loss:.2%} by onnxruntime's own optimisations, where "
                 f"{self.config.max_loss:.2%} is allowed; nothing was published"
             )
         self.say(f"{precision}: compare answers in batches")
@@ -183,7 +186,7 @@ class Workshop:
         return self._record(
             precision,
             side,
-            fusion=fusion_receipt(graph, self.source.config),
+            fusion=fusion_report(graph, self.source.config),
             parity=measure_difference(
                 self.source, session, self.source.reference(), against="the file it was made from"
             ),
@@ -209,15 +212,15 @@ class Workshop:
         static, file = recipe.method == "static", self.file(precision)
         batch_size = 8 if static else 1
 
-        def attempt(keep: frozenset[str]) -> dict[str, Any]:
-            plain = quantise(self.prepared, recipe, keep=keep)
+        def attempt(keep: frozenset[str]) -> QualityLoss:
+            plain = quantize(self.prepared, recipe, keep=keep)
             # One text at a time, which is how dynamic files are served, has no padding.
             save_model(unpad(plain) if static and self._unpads else plain, file)
             return self._judge(self._open(file, disabled_optimizers), batch_size=batch_size)
 
         kept, evidence, steps = fall_back(
             self.prepared.layers,
-            quantise_and_judge=attempt,
+            quantize_and_judge=attempt,
             order=lambda: self._most_sensitive(recipe),
             max_fp32_layers=self.config.max_fp32_layers,
         )
@@ -239,7 +242,7 @@ class Workshop:
             disabled_optimizers=disabled_optimizers,
             batch_invariant=static,
             unpadded=is_unpadded(graph),
-            fusion=fusion_receipt(graph, self.source.config),
+            fusion=fusion_report(graph, self.source.config),
             parity=measure_difference(self.source, session, self.fp32_session().run),
             quality=evidence,
             invariance=invariance,
@@ -266,12 +269,12 @@ class Workshop:
         return self.tokenizer.rows(self.probe.judged)
 
     @cached_property
-    def expected(self) -> Answers:
+    def expected(self) -> ModelOutputs:
         """What fp32 answers to the judged texts."""
         return self._answers(self.fp32_session(), self.rows, batch_size=8)
 
     @cached_property
-    def scored(self) -> Marks | None:
+    def scored(self) -> Scored | None:
         """How good fp32 is; None where the judged texts have no labels."""
         if self.probe.examples is None:
             return None
@@ -313,19 +316,19 @@ class Workshop:
         """Open a file as it will be served, without spinning threads that slow torch down beside it."""
         return OnnxSession(file, spinning=False, disabled_optimizers=disabled_optimizers)
 
-    def _answers(self, session: OnnxSession, rows: Sequence[Row], *, batch_size: int) -> Answers:
+    def _answers(self, session: OnnxSession, rows: Sequence[Row], *, batch_size: int) -> ModelOutputs:
         longest = max((len(row["input_ids"]) for row in rows), default=1)
         batch_size = most_texts(batch_size, heads=self.source.config.num_attention_heads, length=longest)
-        return collect(
+        return collect_outputs(
             session, self.tokenizer, rows, kind=self.source.kind, outputs=self.source.outputs, batch_size=batch_size,
             mask_id=self.source.tokenizer.mask_token_id,
         )  # fmt: skip
 
-    def _ask(self, session: OnnxSession, *, batch_invariant: bool = True) -> Arrays:
+    def _ask(self, session: OnnxSession, *, batch_invariant: bool = True) -> Predictions:
         """Return the answers to the labelled texts as they will be served."""
         assert self.probe.examples is not None
         kind, config = self.source.kind, (self.folder / "config.json").read_bytes()
-        arrays = ask(
+        arrays = predict(
             session,
             self.tokenizer,
             self.probe.examples.texts,
@@ -335,21 +338,21 @@ class Workshop:
             pooling=self.source.pooling,
             batch_invariant=batch_invariant,
         )
-        check_answers(arrays, self.probe.examples, kind=kind, key=self.source.name)
+        check_predictions(arrays, self.probe.examples, kind=kind, key=self.source.name)
         return arrays
 
-    def _score(self, session: OnnxSession, *, batch_invariant: bool) -> Marks:
+    def _score(self, session: OnnxSession, *, batch_invariant: bool) -> Scored:
         assert self.probe.examples is not None
         arrays = self._ask(session, batch_invariant=batch_invariant)
-        return mark(arrays, self.probe.examples, kind=self.source.kind, metric=METRICS[self.source.kind][0])
+        return score(arrays, self.probe.examples, kind=self.source.kind, metric=METRICS[self.source.kind][0])
 
-    def _judge(self, session: OnnxSession, *, batch_size: int) -> dict[str, Any]:
+    def _judge(self, session: OnnxSession, *, batch_size: int) -> QualityLoss:
         found = self._answers(session, self.rows, batch_size=batch_size)
         scored = None
         if self.scored is not None:
             scored = self.scored, self._score(session, batch_invariant=batch_size > 1)
-        evidence = judge(self.expected, found, max_loss=self.config.max_loss, scored=scored)
-        return evidence | {"on": self.probe.origin["judged"]}
+        evidence = compare_outputs(self.expected, found, max_loss=self.config.max_loss, scored=scored)
+        return evidence.model_copy(update={"on": self.probe.origin["judged"]})
 
     def _most_sensitive(self, recipe: Int8Recipe) -> list[str]:
         """Return the layers by how much it helps to leave one of them alone in fp32."""
@@ -357,7 +360,7 @@ class Workshop:
         expected = self._answers(self.fp32_session(), rows, batch_size=8)
 
         def error_without(keep: frozenset[str]) -> float:
-            written = save_model(quantise(self.prepared, recipe, keep=keep), file)
+            written = save_model(quantize(self.prepared, recipe, keep=keep), file)
             found = self._answers(self._open(file, DISABLED_OPTIMIZERS), rows, batch_size=8)
             for path in written:
                 path.unlink()

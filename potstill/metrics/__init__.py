@@ -1,74 +1,67 @@
-"""The numbers that judge answers, on numpy arrays alone.
+"""The metrics, on numpy arrays alone: those of scikit-learn, seqeval, SQuAD and GLUE.
 
-Everywhere: `labels` and `predictions` are integer arrays of shape (examples,) and `logits` is (examples, classes),
-where nothing else is said. Every number is a share or a correlation of at most 1 but `mse`, `loss` and `perplexity`.
+Unless said otherwise `labels` and `predictions` are integer arrays of shape (examples,) and `logits` is an array of
+shape (examples, classes). Every metric is a share or a correlation of at most 1, except `mse`, `loss` and `perplexity`.
 """
 
-from potstill.metrics.amounts import correlations, masked_words, pearson, perplexity, regression, row_cosines, spearman
-from potstill.metrics.answers import answer_exact, answer_f1, normalise_answer, question_answering
-from potstill.metrics.baselines import Constant, baseline, best_constant, constant_answers
-from potstill.metrics.calibration import CALIBRATION_BINS, confidence_bins, expected_calibration_error
-from potstill.metrics.classes import (
-    CLASSIFICATION,
-    accuracy,
-    agreement,
-    classification,
+from potstill.metrics.classification import (
+    CALIBRATION_BINS,
+    ClassRow,
+    classification_report,
+    classification_scores,
+    confidence_bins,
     confusion_matrix,
-    f1_per_class,
-    majority_share,
+    expected_calibration_error,
     matthews_correlation,
-    multi_label,
-    occurring,
-    per_class,
-    per_label,
-    precision_per_class,
-    recall_per_class,
+    multi_label_report,
+    multi_label_scores,
+    occurring_classes,
     softmax,
 )
-from potstill.metrics.entities import find_entities, per_entity, tag_names, tagging
 from potstill.metrics.glue import GLUE_METRICS, WNLI, glue_summary, glue_task, retention_by_definition
+from potstill.metrics.regression import (
+    correlations,
+    masked_lm_scores,
+    pearson,
+    perplexity,
+    regression_scores,
+    row_cosines,
+    spearman,
+)
+from potstill.metrics.squad import normalize_answer, squad_exact_match, squad_f1, squad_scores
+from potstill.metrics.token_labels import entity_report, entity_scores, get_entities, tag_names
 
 __all__ = [
     "CALIBRATION_BINS",
-    "CLASSIFICATION",
     "GLUE_METRICS",
     "WNLI",
-    "Constant",
-    "accuracy",
-    "agreement",
-    "answer_exact",
-    "answer_f1",
-    "baseline",
-    "best_constant",
-    "classification",
+    "ClassRow",
+    "classification_report",
+    "classification_scores",
     "confidence_bins",
     "confusion_matrix",
-    "constant_answers",
     "correlations",
+    "entity_report",
+    "entity_scores",
     "expected_calibration_error",
-    "f1_per_class",
-    "find_entities",
+    "get_entities",
     "glue_summary",
     "glue_task",
-    "majority_share",
-    "masked_words",
+    "masked_lm_scores",
     "matthews_correlation",
-    "multi_label",
-    "normalise_answer",
-    "occurring",
+    "multi_label_report",
+    "multi_label_scores",
+    "normalize_answer",
+    "occurring_classes",
     "pearson",
-    "per_class",
-    "per_entity",
-    "per_label",
     "perplexity",
-    "precision_per_class",
-    "question_answering",
-    "recall_per_class",
-    "regression",
+    "regression_scores",
     "retention_by_definition",
     "row_cosines",
     "softmax",
     "spearman",
+    "squad_exact_match",
+    "squad_f1",
+    "squad_scores",
     "tag_names",
-    "tagging",
 ]

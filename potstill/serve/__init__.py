@@ -11,7 +11,7 @@ from potstill.extras import needing
 with needing("serve"):
     from potstill.serve.encoder import Encoder
     from potstill.serve.session import OnnxSession
-    from potstill.serve.tasks.vectors import SENTENCE_EMBEDDING
+    from potstill.serve.tasks.feature_extraction import SENTENCE_EMBEDDING
     from potstill.serve.tokenizer import BundleTokenizer, Row, Text
 
 __all__ = [

@@ -180,9 +180,10 @@ class Server(uvicorn.Server):
         root_path: str = "",
     ) -> None:
         waiting: OrderedDict[HttpProtocol, None] = OrderedDict()
+        self._protocol = partial(HttpProtocol, limits=_within_file_limit(limits), waiting=waiting)
         config = uvicorn.Config(
             _answer_while_loading,
-            http=partial(HttpProtocol, limits=_within_file_limit(limits), waiting=waiting),  # type: ignore[arg-type]
+            http=self._protocol,  # type: ignore[arg-type]  # it is called as the class would be
             ws="none",
             interface="asgi3",
             lifespan="off",
@@ -295,7 +296,7 @@ class Server(uvicorn.Server):
 
     async def _let_in(self, connection: socket.socket) -> None:
         factory = partial(
-            self.config.http_protocol_class,
+            self._protocol,
             config=self.config,
             server_state=self.server_state,
             app_state=self.lifespan.state,

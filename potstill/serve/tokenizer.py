@@ -124,6 +124,11 @@ class BundleTokenizer:
         config = _config(folder, read)
         self._tokenizer, self.truncation_side = _load(folder, config, read)
         """`left` or `right`: the end of a long text that is cut."""
+        _check_special_tokens(self._tokenizer, folder)
+        if self._tokenizer.id_to_token(self.pad_id) is None:
+            raise BundleError(
+                f"{folder} pads with the id {self.pad_id}, which no token of tokenizer.json has; export it again"
+            )
         self.single, self.pair = _frame(self._tokenizer, folder, pair=False), _frame(self._tokenizer, folder, pair=True)
         """The special tokens around one text, and those around two."""
         self._constants = {count: self._constant_inputs(frame) for count, frame in ((1, self.single), (2, self.pair))}
@@ -300,6 +305,32 @@ def _load(folder: Path, config: dict[str, Any], read: Callable[[str], bytes]) ->
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = bool(config.get("split_special_tokens", False))
     return tokenizer, "left" if side == "left" else "right"
+
+
+def _check_special_tokens(tokenizer: Tokenizer, folder: Path) -> None:
+    """Refuse what the library panics on, or answers with ids that no token has, when the first text comes.
+
+    Raises:
+        BundleError: if the vocabulary is empty, or the template names tokens without ids or ids without tokens.
+    """
+    file = folder / "tokenizer.json"
+    if not tokenizer.get_vocab_size(with_added_tokens=False):
+        raise BundleError(f"{file} has an empty vocabulary; export the checkpoint again")
+    if tokenizer.post_processor is None:
+        return
+    processor = json.loads(tokenizer.post_processor.__getstate__())
+    for part in processor.get("processors", [processor]):  # one, or several in a row
+        if part["type"] != "TemplateProcessing":
+            continue
+        known = part["special_tokens"]
+        for piece in (*part["single"], *part["pair"]):
+            name = piece["SpecialToken"]["id"] if "SpecialToken" in piece else None
+            ids = known[name]["ids"] if name in known else []
+            if name is not None and (not ids or any(tokenizer.id_to_token(number) is None for number in ids)):
+                raise BundleError(
+                    f"{file} puts {name} around texts, with the ids {ids}; expected ids of its vocabulary; "
+                    "export the checkpoint again"
+                )
 
 
 def _frame(tokenizer: Tokenizer, folder: Path, *, pair: bool) -> Frame:

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 
 from potstill.bench import report_schema
-from potstill.bench.report.charts import pictures
-from potstill.bench.report.drawing import canvas, labels
-from potstill.bench.report.drawing.speed import density
-from potstill.bench.report.drawing.trade_off import trade_off
+from potstill.bench.report import style
+from potstill.bench.report.charts import charts
 from tests.bench import made
 
 
@@ -20,7 +18,11 @@ def whole():
 
 @pytest.fixture(scope="module")
 def drawn(whole):
-    return {picture.name: picture for part in pictures(whole).values() for picture in part}
+    return {picture.name: picture for part in charts(whole).values() for picture in part}
+
+
+def trade_off_of(report):
+    return charts(report)["trade_off"][0]
 
 
 def test_there_is_a_picture_of_everything_that_was_measured(drawn):
@@ -32,7 +34,7 @@ def test_there_is_a_picture_of_everything_that_was_measured(drawn):
 
 
 def test_what_was_not_measured_has_no_picture():
-    found = pictures(made.minimal(latency=[], ratios=[]))
+    found = charts(made.minimal(latency=[], ratios=[]))
     assert not any(found.values())
 
 
@@ -47,6 +49,22 @@ def test_pictures_are_well_formed_and_take_their_colours_from_the_page(drawn):
         assert not re.search(r"#010[23]\d\d", picture.svg)
         rest = re.sub(r"var\(--[a-z0-9-]+, #[0-9a-f]+\)", "", picture.svg)
         assert set(re.findall(r"#[0-9a-f]{6}\b", rest)) <= {"#000000"}
+
+
+def test_the_same_report_is_drawn_byte_for_byte_the_same(whole):
+    assert charts(whole) == charts(whole)
+
+
+def test_a_logarithmic_axis_has_round_numbers_also_where_it_is_narrow():
+    def numbers(picture):
+        texts = [element.text for element in ElementTree.fromstring(picture.svg).iter() if element.text]
+        return [float(text) for text in texts if re.fullmatch(r"[\d.]+", text)]
+
+    # Only the baseline's 1 is left of them.
+    narrow = numbers(charts(made.disturbed())["ratios"][0])
+    assert 2 <= len(narrow) <= 6
+    assert all(0.85 < number < 1.15 for number in narrow)
+    assert numbers(charts(made.made_report())["ratios"][0]) == [1, 2, 5]
 
 
 def test_ids_of_two_pictures_never_meet(drawn):
@@ -74,10 +92,10 @@ def test_axes_have_labels_with_units(drawn):
 
 
 def test_a_contestant_looks_the_same_everywhere_and_unlike_every_other(whole):
-    looks = canvas.looks(whole)
+    looks = style.looks_of(whole)
     teacher, torch = looks["teacher/fp32"], looks["teacher/fp32@torch-cpu"]
     assert (teacher.colour, teacher.marker) == (torch.colour, torch.marker)
-    assert (teacher.hollow, teacher.line, torch.hollow, torch.line) == (False, "-", True, "--")
+    assert (teacher.hollow, teacher.line_style, torch.hollow, torch.line_style) == (False, "-", True, "--")
     assert len({(look.colour, look.marker, look.hollow) for look in looks.values()}) == len(looks)
 
 
@@ -86,7 +104,7 @@ def test_seventh_models_and_unknown_precisions_are_drawn_too():
     first = base.contestants[0]
     rows = [first.model_copy(update={"key": f"m{n}/int4", "model": f"m{n}", "precision": "int4"}) for n in range(8)]
     report = base.model_copy(update={"contestants": rows, "baseline": "m0/int4"})
-    looks = list(canvas.looks(report).values())
+    looks = list(style.looks_of(report).values())
     assert looks[6].colour == looks[0].colour
     assert {look.marker for look in looks} == {"X"}
 
@@ -102,20 +120,20 @@ def test_the_colours_of_both_schemes_have_the_contrast_that_graphics_need():
 
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     # WCAG 2.2, 1.4.11.
-    assert min(contrast(colour, "#ffffff") for colour in canvas.LIGHT) >= 3
-    assert min(contrast(colour, "#13171b") for colour in canvas.DARK) >= 3
+    assert min(contrast(colour, "#ffffff") for colour in style.LIGHT) >= 3
+    assert min(contrast(colour, "#13171b") for colour in style.DARK) >= 3
 
 
 def test_letters_that_matplotlib_has_not_and_dollars_do_no_harm():
     text = made.minimal().model_dump_json(by_alias=True).replace("student", r"学生 😀 $\\frac{$")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        picture = trade_off(report_schema.Report.model_validate_json(text))
+        picture = trade_off_of(report_schema.Report.model_validate_json(text))
     assert r"学生 😀 $\frac{$ fp32" in picture.svg
 
 
 def test_without_quality_speed_stands_against_size():
-    picture = trade_off(made.minimal())
+    picture = trade_off_of(made.minimal())
     assert picture.title == "Speed against size"
     assert "size of the files, MB" in picture.svg
     assert "Quality was not measured" in picture.caption
@@ -125,7 +143,7 @@ def test_where_low_is_good_the_axis_is_turned_so_that_up_is_better():
     base = made.made_report()
 
     def heights(quality):
-        svg = trade_off(base.model_copy(update={"quality": [quality]})).svg
+        svg = trade_off_of(base.model_copy(update={"quality": [quality]})).svg
         ticks = re.findall(r'y="([\d.]+)"[^>]*>(0\.\d+)<', svg) or re.findall(
             r'translate\([\d.]+ ([\d.]+)\)">(0\.\d+)<', svg
         )
@@ -137,75 +155,8 @@ def test_where_low_is_good_the_axis_is_turned_so_that_up_is_better():
     assert low < high
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "numbers"),
-    [
-        (0.8, 1200, [1, 10, 100, 1000]),
-        (1.2, 13, [2, 5, 10]),
-        (4, 120, [10, 30, 100]),
-        (20, 77, [25, 50, 75]),
-        (41, 43, [41, 42, 43]),
-        (0.31, 0.38, [0.325, 0.35, 0.375]),
-    ],
-)
-def test_logarithmic_axes_have_three_to_six_round_numbers(low, high, numbers):
-    assert canvas.round_numbers(low, high) == pytest.approx(numbers)
-
-
-def test_any_axis_has_some_numbers_and_not_too_many():
-    draw = np.random.default_rng(0)
-    for low in 10 ** draw.uniform(-3, 4, 300):
-        high = low * 10 ** draw.uniform(0.02, 4)
-        found = canvas.round_numbers(low, high)
-        assert 2 <= len(found) <= 6
-        assert all(low <= value <= high for value in found)
-        assert found == sorted(set(found))
-
-
-def test_the_density_of_quantiles_is_that_of_the_calls():
-    draw = np.random.default_rng(1)
-    quantiles = np.quantile(np.exp(draw.normal(3, 0.2, 5000)), np.linspace(0, 1, 51))
-    at = np.linspace(2.4, 3.6, 61)
-    found = density(quantiles, at)
-    normal = np.exp(-0.5 * ((at - 3) / 0.2) ** 2)
-    # 0.03 measured; the kernel widens the hill a little.
-    assert np.abs(found - normal).max() < 0.08
-    assert found.max() == 1
-    assert np.isfinite(density([5.0] * 51, np.array([np.log(5.0)]))).all()
-
-
-def test_names_cover_nothing_and_stand_beside_their_own_mark():
-    marks = [labels.Mark(50, 50, 6), labels.Mark(58, 54, 6), labels.Mark(150, 95, 5), labels.Mark(195, 20, 5)]
-    within, corner = (0, 0, 200, 100), (0, 84, 58, 100)
-    boxes = labels.place(marks, [(60, 10)] * 4, taken=[corner], lines=[(149, 60, 151, 100)], within=within)
-    for place, box in enumerate(boxes):
-        assert box[2] - box[0] == pytest.approx(60)
-        assert within[0] <= box[0] < box[2] <= within[2]
-        assert within[1] <= box[1] < box[3] <= within[3]
-        others = [*boxes[:place], *boxes[place + 1 :], corner, *(mark.box() for mark in marks)]
-        assert sum(labels.overlap(box, other) for other in others) == pytest.approx(0, abs=1e-6)
-        gaps = [labels.gap(box, mark) for mark in marks]
-        assert gaps.index(min(gaps)) == place
-
-
-def test_in_a_crowd_no_name_stands_nearest_to_another_mark():
-    marks = [labels.Mark(90, 77, 4), labels.Mark(129, 48, 4), labels.Mark(107, 78, 4), labels.Mark(120, 80, 4)]
-    boxes = labels.place(marks, [(40, 10)] * 4, taken=[], lines=[], within=(0, 0, 200, 120))
-    nearest = [min(range(4), key=lambda at: labels.gap(box, marks[at])) for box in boxes]
-    assert nearest == [0, 1, 2, 3]
-
-
-def test_distances_and_overlaps_of_labels():
-    box = (0.0, 0.0, 10.0, 4.0)
-    assert labels.gap(box, labels.Mark(13, 8, 2)) == pytest.approx(5 - 2)
-    assert labels.gap(box, labels.Mark(5, 2, 2)) == -2
-    assert labels.overlap(box, (8, 1, 20, 3)) == 4
-    assert labels.overlap(box, (11, 0, 12, 4)) == 0
-    assert labels.line_end(box, labels.Mark(13, 2, 1)) == (10, 2)
-
-
 def test_no_picture_shows_a_number_that_was_disturbed():
-    drawn = {picture.name: picture for group in pictures(made.disturbed()).values() for picture in group}
+    drawn = {picture.name: picture for group in charts(made.disturbed()).values() for picture in group}
     assert not [name for name in drawn if name.startswith(("trade-off", "throughput", "scaling"))]
     assert "disturbed" in drawn["ratios"].svg
     assert not re.search(r"\d\.\d\d×", drawn["ratios"].svg)

@@ -6,12 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from potstill.checkpoint.sentence_head import (
-    SentenceHead,
-    find_sentence_transformers,
-    load_head,
-    write_sentence_transformers,
-)
+from potstill.checkpoint.model import SentenceHead, find_sentence_transformers, load_head, write_sentence_transformers
 from potstill.checkpoint.sentence_transformers import check_pooling, read_sentence_transformers
 from potstill.errors import CheckpointError, UsageError
 from tests.checkpoint.sentence_folders import (

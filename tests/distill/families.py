@@ -3,7 +3,7 @@
 import torch
 import transformers
 
-from potstill.distill.anatomy import model_inputs
+from potstill.distill.hooks import model_inputs
 
 VOCABULARY = 60
 SIZES = {

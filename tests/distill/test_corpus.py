@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -9,9 +10,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from potstill.distill import text_source
+from potstill.distill import corpus as corpus_module
 from potstill.distill.corpus import describe, load_corpus
-from potstill.distill.scratch import train_tokenizer
+from potstill.distill.scratch_teacher import train_tokenizer
 from potstill.errors import DataError
 
 WORDS = [f"{one}{two}" for one in "abcdefghij" for two in "klmnopqrst"]
@@ -127,7 +128,7 @@ def test_what_was_made_is_found_again_until_something_changes(tmp_path, folder, 
     first = load(folder, tokenizer, cache_dir=tmp_path, packing="texts")
     tokenizer("any text", truncation=True, max_length=4)  # leaves its settings behind in the tokenizer
     with monkeypatch.context() as patch:
-        patch.setattr(text_source, "_texts_of", None)  # nothing is read a second time
+        patch.setattr(corpus_module, "_texts_of", None)  # nothing is read a second time
         again = load(folder, tokenizer, cache_dir=tmp_path, packing="texts")
     assert again.to_dict() == first.to_dict()
     load(folder, tokenizer, cache_dir=tmp_path, packing="texts", limit=20)
@@ -138,7 +139,7 @@ def test_what_was_made_is_found_again_until_something_changes(tmp_path, folder, 
 
 def test_rows_live_on_disk_and_go_with_the_data_set(folder, tokenizer):
     corpus = load(folder, tokenizer)
-    file = text_source.Path(corpus.cache_files[0]["filename"])
+    file = Path(corpus.cache_files[0]["filename"])
     assert file.is_file()
     del corpus
     assert not file.parent.exists()
@@ -165,7 +166,7 @@ def test_a_stream_of_the_hub_is_read_no_further_than_the_limit(tokenizer, texts,
         )
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(text_source, "check_name", lambda *_: None)  # the hub has it
+    monkeypatch.setattr(corpus_module, "check_name", lambda *_: None)  # the hub has it
     corpus = load("owner/huge:en", tokenizer, streaming=True, limit=7)
     assert asked == {"name": "owner/huge", "configuration": "en", "split": "train", "streaming": True}
     assert ordinary(corpus) == tokens_of(texts[:7], tokenizer)
@@ -175,7 +176,7 @@ def test_a_stream_of_the_hub_is_read_no_further_than_the_limit(tokenizer, texts,
 def test_a_data_set_of_the_hub_need_not_be_copied(tokenizer, texts, monkeypatch):
     loaded = datasets.Dataset.from_dict({"title": texts, "document": texts})
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: loaded)
-    monkeypatch.setattr(text_source, "check_name", lambda *_: None)
+    monkeypatch.setattr(corpus_module, "check_name", lambda *_: None)
     assert ordinary(load("owner/small", tokenizer, limit=5)) == tokens_of(texts[:5], tokenizer)
 
 
@@ -184,9 +185,9 @@ def test_a_data_set_of_the_hub_need_not_be_copied(tokenizer, texts, monkeypatch)
     [
         ("train.jsonl", '{"text": "a"}\n{"text": 3}\n', "row 2: the text column holds 3"),
         ("train.jsonl", '{"text": "a"}\n\n{"text"\n', "line 3 is not JSON"),
-        ("train.jsonl", '{"words": "a"}\n', "row 1 has none of the columns text, .*; it has words"),
+        ("train.jsonl", '{"words": "a"}\n', "row 1 has no text column that potstill knows; it has words"),
         ("train.jsonl", '{"text": "a"}\n{"words": "a"}\n', "row 2 has no column 'text'"),
-        ("train.csv", "text,id\na\n", "line 2: another number of columns"),
+        ("train.csv", "text,id\na\n", "line 2 has 1 columns, the head has 2"),
         ("train.parquet", "no parquet", "is not a parquet file"),
         ("train.txt", "\n  \n", "has no text"),
         ("train.txt", "ak al\n", "no text of 5 tokens or more"),
@@ -242,7 +243,7 @@ def test_a_tenth_of_one_file_of_running_text_is_held_out(tmp_path, tokenizer, te
     (tmp_path / "all.txt").write_text("\n".join(lines) + "\n")
     file = tmp_path / "all.txt"
     parts = [
-        list(text_source.read_texts(str(file), split=split, files=[file], column=None))
+        list(corpus_module.read_texts(str(file), split=split, files=[file], column=None))
         for split in ("train/rest", "train/held-out")
     ]
     assert sorted(parts[0] + parts[1]) == sorted(lines)

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 
 from potstill.checkpoint import load_checkpoint
 from potstill.config import build_recipe
-from potstill.distill import distill, evaluate_model, finetune, init_student, keeper
+from potstill.distill import checkpoints, distill, evaluate_model, finetune, init_student
 from potstill.distill import trainer as training
+from potstill.distill.evaluation import Evaluation
 from potstill.distill.methods import task as task_method
 from potstill.errors import CheckpointError, DataError, MissingExtraError, OutputError, TrainingError
 from potstill.tasks import TEXT_CLASSIFICATION
@@ -69,7 +70,7 @@ def test_resuming_gives_the_weights_of_the_straight_run(recipe, tmp_path, monkey
             raise PullThePlug
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._ProgressReporter, "on_step_end", pull)
+        patch.setattr(training.ProgressCallback, "on_step_end", pull)
         with pytest.raises(PullThePlug):
             distill(settings, tmp_path / "cut")
     assert not (tmp_path / "cut").exists()
@@ -92,18 +93,18 @@ def test_a_half_written_checkpoint_is_thrown_away(tmp_path):
         folder.mkdir()
         if complete:
             (folder / "COMPLETE").touch()
-    keeper.discard_incomplete(tmp_path)
-    assert keeper.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    checkpoints.discard_incomplete(tmp_path)
+    assert checkpoints.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert not (tmp_path / "checkpoint-12").exists()
 
 
 def test_the_best_checkpoint_becomes_the_student_and_k_are_kept(recipe, tmp_path, monkeypatch):
     scores = iter([0.9, 0.7, 0.8, 0.6])
-    monkeypatch.setattr(
-        training.DistillationTrainer,
-        "_scores",
-        lambda self: {"accuracy": next(scores), "macro_f1": 0.0},
-    )
+
+    def score(self, model, *, progress, who):
+        return {"accuracy": 1.0 if who == "teacher" else next(scores), "macro_f1": 0.0}
+
+    monkeypatch.setattr(Evaluation, "score", score)
     settings = recipe(**{"distill.eval_every": 3, "distill.keep_best_k": 2})
     report = distill(settings, tmp_path / "student")
     assert report["best_step"] == 3
@@ -115,7 +116,7 @@ def test_the_best_checkpoint_becomes_the_student_and_k_are_kept(recipe, tmp_path
 
 def test_the_teacher_neither_learns_nor_drops_out_and_sees_its_token_types(recipe, tmp_path, monkeypatch):
     seen = []
-    original = task_method.tap
+    original = task_method.capture_hidden_states
 
     def spy(model, batch, **states):
         is_teacher = model.config.model_type == "bert"
@@ -127,7 +128,7 @@ def test_the_teacher_neither_learns_nor_drops_out_and_sees_its_token_types(recip
             assert torch.is_grad_enabled()
         return original(model, batch, **states)
 
-    monkeypatch.setattr(task_method, "tap", spy)
+    monkeypatch.setattr(task_method, "capture_hidden_states", spy)
     distill(recipe(**{"student.family": "distilbert", "distill.max_steps": 2}), tmp_path / "student")
     assert seen == [(False, False, True)] * 2
 
@@ -152,7 +153,7 @@ def test_when_the_loss_goes_bad_the_last_good_checkpoint_stays(recipe, tmp_path,
     settings = recipe(**{"distill.checkpoint_every": 2, "distill.log_every": 100, "distill.keep_best_k": 9})
     with pytest.raises(TrainingError, match="no longer numbers at step 6"):
         distill(settings, tmp_path / "student")
-    last = keeper.newest_checkpoint(tmp_path / "student.training")
+    last = checkpoints.newest_checkpoint(tmp_path / "student.training")
     assert last.name == "checkpoint-4"
     assert all(bool(value.isfinite().all()) for value in weights(last).values())
     assert not (tmp_path / "student").exists()

@@ -85,7 +85,7 @@ def test_a_run_that_was_cut_off_ends_with_the_very_weights_of_the_straight_one(r
             raise PullThePlug
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._ProgressReporter, "on_step_end", pull)
+        patch.setattr(training.ProgressCallback, "on_step_end", pull)
         with pytest.raises(PullThePlug):
             distill(settings, tmp_path / "cut")
     cut = distill(settings, tmp_path / "cut", resume=True)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from potstill.data import Examples
-from potstill.distill.examples import tokenize
-from potstill.distill.scratch import train_tokenizer
+from potstill.distill.batches import tokenize
+from potstill.distill.scratch_teacher import train_tokenizer
 from potstill.errors import DataError
 
 CLS, SEP = 2, 3

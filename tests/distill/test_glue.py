@@ -8,9 +8,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from potstill.distill import glue
 from potstill.distill import trainer as training
-from potstill.distill.glue import Grid, run_glue
-from potstill.distill.glue_data import find_sources
-from potstill.distill.glue_table import read_reference
+from potstill.distill.glue import Grid, find_sources, read_reference, run_glue
 from potstill.errors import CheckpointError, DataError, OutputError, RecipeError, TrainingError, UsageError
 from tests import tiny
 
@@ -182,7 +180,7 @@ def test_a_cell_that_was_cut_off_goes_on_in_its_middle(encoder, data, tmp_path, 
         if len(steps) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training._ProgressReporter, "on_step_end", count)
+    monkeypatch.setattr(training.ProgressCallback, "on_step_end", count)
     with pytest.raises(KeyboardInterrupt):
         run_glue(encoder, tmp_path / "cut", data=data, grid=grid)
     found = run_glue(encoder, tmp_path / "cut", data=data, grid=grid, resume=True)

@@ -5,7 +5,7 @@ import pytest
 from datasets import Dataset
 
 from potstill.distill.masking import IGNORED, make_masking, mask_batch, token_counts
-from potstill.distill.scratch import train_tokenizer
+from potstill.distill.scratch_teacher import train_tokenizer
 from potstill.errors import DataError, RecipeError
 
 CLS, SEP, MASK = 2, 3, 4

@@ -6,18 +6,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from potstill.checkpoint.sentence_head import SentenceHead
-from potstill.distill.methods.embedding import TEACHER_VECTORS, EmbeddingDistillation, pool
+from potstill.checkpoint.model import SentenceHead, pool
+from potstill.distill.methods.embedding import TEACHER_VECTORS, EmbeddingDistillation, student_head
 from potstill.distill.methods.mobilebert import MobileBert, attention_loss_sum, feature_loss_sum
 from potstill.distill.methods.task import TaskDistillation, answer_loss_sum, label_loss_sum
 from potstill.distill.methods.tinybert import (
     TinyBert,
     attention_distance_sum,
-    check_map,
+    check_layer_map,
     hidden_distance_sum,
-    uniform_map,
+    uniform_layer_map,
 )
-from potstill.distill.vectors import student_head
 from potstill.errors import CheckpointError
 from tests.distill.families import VOCABULARY, build
 
@@ -66,7 +65,7 @@ def tiny_bert(student, teacher, problem=None, share=1.0):
     return TinyBert(
         student,
         teacher,
-        layer_map=uniform_map(layers, teacher.config.num_hidden_layers),
+        layer_map=uniform_layer_map(layers, teacher.config.num_hidden_layers),
         weights=WEIGHTS,
         problem=problem,
         intermediate_share=share,
@@ -179,13 +178,13 @@ class TestAnswers:
 
 class TestTinyBert:
     def test_layers_are_spread_as_in_the_paper(self):
-        assert uniform_map(4, 12) == [3, 6, 9, 12]
-        assert uniform_map(6, 12) == [2, 4, 6, 8, 10, 12]
+        assert uniform_layer_map(4, 12) == [3, 6, 9, 12]
+        assert uniform_layer_map(6, 12) == [2, 4, 6, 8, 10, 12]
 
     @pytest.mark.parametrize("layer_map", [[1, 2, 3], [0, 3], [3, 1], [2, 4]])
     def test_a_map_that_does_not_fit_is_refused(self, layer_map):
         with pytest.raises(CheckpointError, match="layers 1 to 3"):
-            check_map(layer_map, 2, 3)
+            check_layer_map(layer_map, 2, 3)
 
     def test_distances_by_hand(self):
         ours, theirs = torch.tensor([[[1.0, 3.0], [9.0, 9.0]]]), torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])
@@ -289,7 +288,7 @@ class TestEmbedding:
 
     def test_a_projection_joins_different_widths_and_is_part_of_the_student(self):
         student = build("Bert", "Model", hidden_size=8)
-        head = student_head(SentenceHead(["cls"]), student=None, pooling=None, widths=(8, 16))
+        head = student_head(SentenceHead(["cls"]), student=None, pooling=None, student_width=8, teacher_width=16)
         objective = EmbeddingDistillation(head, alpha_cos=1.0, alpha_mse=0.0)
         loss, parts = objective(student, None, rows(), {"cos": 0.5})
         assert loss.item() == pytest.approx(0.5 * parts["cos"].item())

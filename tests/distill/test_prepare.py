@@ -8,12 +8,12 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from potstill.checkpoint import load_checkpoint
-from potstill.checkpoint.sentence_head import SentenceHead
+from potstill.checkpoint.model import SentenceHead
 from potstill.config import build_recipe
 from potstill.data import load_examples
 from potstill.distill import distill, init_student, run
-from potstill.distill.augment import alter, augment, propose
-from potstill.distill.vectors import add_teacher_vectors, load_single_texts
+from potstill.distill.augmentation import alter, augment, propose
+from potstill.distill.teacher_embeddings import add_teacher_vectors, load_single_texts
 from potstill.errors import CheckpointError, RecipeError
 from potstill.progress import silent
 from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, TEXT_CLASSIFICATION
@@ -84,13 +84,13 @@ class TestAugmentation:
 
 class TestTeacherVectors:
     def test_they_are_the_teachers_computed_once(self, tiny_teacher, tiny_data, tmp_path, monkeypatch):
-        from potstill.distill import vectors
+        from potstill.distill import teacher_embeddings
 
         teacher = load_checkpoint(str(tiny_teacher), FEATURE_EXTRACTION)
         texts = load_single_texts(str(tiny_data), split="validation", text_columns=None, limit=5)
         made = {"head": SentenceHead(["mean"]), "max_length": 32, "cache_dir": tmp_path, "progress": silent}
         rows = add_teacher_vectors(texts, teacher, **made)
-        monkeypatch.setattr(vectors, "embed_texts", None)  # a second computation would call it
+        monkeypatch.setattr(teacher_embeddings, "embed_texts", None)  # a second computation would call it
         again = add_teacher_vectors(texts, teacher, **made)
         assert rows["teacher_vectors"] == again["teacher_vectors"]
         encoded = teacher.tokenizer(texts[3], return_tensors="pt")

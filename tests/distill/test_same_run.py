@@ -39,7 +39,7 @@ def cut(tmp_path_factory, tiny_teacher, tiny_data):
             raise PullThePlug
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training._ProgressReporter, "on_step_end", pull)
+        patch.setattr(training.ProgressCallback, "on_step_end", pull)
         for train, name in ((distill, "student"), (finetune, "finetuned")):
             with pytest.raises(PullThePlug):
                 train(recipe, folder / name)

@@ -19,7 +19,7 @@ from potstill.cli.checks import check_run
 from potstill.config import ExportConfig, build_recipe
 from potstill.data import load_examples
 from potstill.distill import distill
-from potstill.distill.quality import evaluate
+from potstill.distill.evaluation import evaluate
 from potstill.errors import CheckpointError, RecipeError, UsageError
 from potstill.export import export_bundle
 from potstill.serve import Encoder

@@ -13,20 +13,20 @@ import scipy.stats
 import seqeval.metrics
 import sklearn.metrics
 
-from potstill.bench.engines.duties import Duties
-from potstill.bench.engines.memory import Growth
-from potstill.bench.quality import judge
-from potstill.bench.quality.evaluation import evaluate_bundle
+from potstill.bench.measure.memory import Growth
+from potstill.bench.worker_commands import Duties
 from potstill.bundle import Pooling
 from potstill.data import Examples
-from potstill.distill.evaluate import Evaluation
-from potstill.evaluation.ask import _hide
+from potstill.distill.evaluation import Evaluation
+from potstill.evaluation.comparison import compare_models
+from potstill.evaluation.predictions import load_predictions, mask_words
+from potstill.evaluation.summary import evaluate_bundle
 from potstill.serve.batching import Engine, EngineSettings
 from potstill.serve.http import create_app
 from potstill.serve.limits import Limits
 from potstill.tasks import get_task
+from tests.evaluation.test_independent import squad
 from tests.serve.tasks import models
-from tests.test_metrics_independent import squad
 
 WORDS = (
     *("ada", "lovelace", "lived", "in", "london", "near", "the", "good", "film", "was"),
@@ -91,7 +91,7 @@ async def _post(app, item, parameters):
 
 
 def bench_score(folder, data, *, kind, metric, tmp_path):
-    """Return the score that a bench's worker and judge make of a bundle."""
+    """Return the score that a bench makes of a bundle by its worker."""
     duties = Duties(Growth(interpreter_rss_bytes=1), process_ms=0.0, import_ms=0.0)
     duties.answer({
         "do": "load", "runner": "onnxruntime-cpu", "folder": str(folder), "precision": "fp32", "threads": 1, "seed": 0,
@@ -101,10 +101,18 @@ def bench_score(folder, data, *, kind, metric, tmp_path):
     # As they come through a pipe to the worker.
     texts = json.loads(json.dumps(data.texts))
     duties.answer({"do": "answer", "texts": texts, "kind": kind, "file": str(file)})
-    judged = judge(
-        {"a/fp32": file}, data, name="made", kind=kind, metric=metric, baseline="a/fp32", pairs=[], seed=0, resamples=50
+    compared = compare_models(
+        {"a/fp32": load_predictions(file)},
+        data,
+        name="made",
+        kind=kind,
+        metric=metric,
+        baseline="a/fp32",
+        pairs=[],
+        seed=0,
+        resamples=50,
     )
-    return judged.quality.scores[0].scores
+    return compared.quality.scores[0].scores
 
 
 def all_scores(task, tokenizer, data, *, metric, kind=None, tmp_path, loaded=None, **settings):
@@ -227,7 +235,7 @@ def test_hidden_words(tmp_path):
     texts = [*models.TEXTS, *sentences(10, seed=9)]
     data = examples(texts, None)
     scores, client, encoder = all_scores("fill-mask", "word pieces", data, metric="perplexity", tmp_path=tmp_path)
-    asked = [found for found in (_hide(encoder.tokenizer, text) for text in texts) if found[1]]
+    asked = [found for found in (mask_words(encoder.tokenizer, text) for text in texts) if found[1]]
     mask = encoder.tokenizer.token(encoder.tokenizer.mask_id)
     asked = [(text, hidden) for text, hidden in asked if text.count(mask) == len(hidden)]
     assert len(asked) > 5

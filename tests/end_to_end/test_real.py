@@ -15,7 +15,6 @@ from potstill.config import ExportConfig
 from potstill.data import load_examples, load_texts
 from potstill.distill import evaluate_model
 from potstill.export import export_bundle
-from potstill.metrics import agreement
 from potstill.serve import Encoder
 from potstill.tasks import TEXT_CLASSIFICATION
 
@@ -58,14 +57,14 @@ def test_the_bundle_scores_like_torch_and_int8_loses_half_a_point_at_most(bundle
 
 def test_static_int8_gives_a_text_its_answer_in_any_batch(bundle):
     invariance = read_bundle(bundle).manifest.models["int8-static"].invariance
-    assert invariance["texts"] == 872
-    assert invariance["flips"] == 0
-    assert invariance["max_drift"] < 1e-4
+    assert invariance.texts == 872
+    assert invariance.flips == 0
+    assert invariance.max_drift < 1e-4
 
 
 def test_int8_agrees_with_fp32_on_nearly_every_text(bundle, examples):
     fp32, int8 = (Encoder(bundle, precision=name).logits(examples.texts) for name in ("fp32", "int8"))
-    assert agreement(fp32, int8) >= 0.98  # measured 0.993
+    assert np.mean(fp32.argmax(axis=-1) == int8.argmax(axis=-1)) >= 0.98  # measured 0.993
 
 
 def test_int8_answers_do_not_depend_on_batch_mates(bundle, examples):

@@ -79,10 +79,10 @@ def test_the_whole_chain(task, tmp_path):
         if pooling:
             assert encoder.manifest.pooling.mode == "cls"
         # Where there are labels, int8 is judged by the task's own score.
-        labelled = encoder.record.quality["labelled"]
+        labelled = encoder.record.quality.labelled
         own = {"token-classification": "f1", "question-answering": "f1", "feature-extraction": "spearman"}.get(task)
-        assert (labelled or {}).get("metric") == own
-        assert (encoder.manifest.made.get("judged") or {}).get("metric") == own
+        assert (labelled and labelled.metric) == own
+        assert (encoder.manifest.made.judged and encoder.manifest.made.judged.metric) == own
     report = json.loads((tmp_path / "out" / "report" / "report.json").read_text())
     for scores in report["quality"][0]["scores"]:
         assert scores["better_than_trivial"] in (True, False)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from potstill.data import Examples
-from potstill.evaluation.contrast import NO_ANSWER
-from potstill.evaluation.summary import summarise
+from potstill.evaluation.scores import NO_ANSWER
+from potstill.evaluation.summary import summarize
 
 SINGLE = "single_label_classification"
 
@@ -17,7 +17,7 @@ def examples(texts, labels, names=()):
 def test_the_tables_of_single_labels_are_counted_by_hand():
     logits = np.array([[2, 0, 0], [0, 2, 0], [0, 2, 0], [0, 0, 2.0]], dtype=np.float32)
     given = examples(["a", "b", "c", "d"], np.array([0, 0, 1, 2]), ("x", "y", "z"))
-    found = summarise({"values": logits}, given, kind=SINGLE, metric="accuracy", keep_predictions=True)
+    found = summarize({"values": logits}, given, kind=SINGLE, metric="accuracy", keep_predictions=True)
     assert found["labels"] == ["x", "y", "z"]
     assert found["confusion_matrix"] == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
     assert found["per_class"][0] == {
@@ -32,7 +32,7 @@ def test_the_tables_of_single_labels_are_counted_by_hand():
 def test_the_tables_of_several_labels_are_counted_by_hand():
     logits = np.array([[1, -1], [1, 1], [-1, -1.0]])
     given = examples(["a", ("b", "c"), "d"], np.array([[1, 0], [0, 1], [1, 0.0]]), ("x", "y"))
-    found = summarise({"values": logits}, given, kind="multi_label_classification", metric="micro_f1",
+    found = summarize({"values": logits}, given, kind="multi_label_classification", metric="micro_f1",
                       keep_predictions=True)  # fmt: skip
     assert [(row["precision"], row["recall"], row["support"]) for row in found["per_class"]] == [
         (0.5, 0.5, 2),
@@ -46,7 +46,7 @@ def test_entities_are_counted_by_type_and_tags_listed():
     names = ("O", "B-LOC", "B-PER")
     given = examples([["in", "Rome"], ["Ann", "sat"]], [np.array([0, 1]), np.array([2, 0])], names)
     arrays = {"values": np.eye(3)[[0, 1, 1, 0]], "texts": np.array([0, 0, 1, 1]), "seen": np.array([1, 1, 1, 0], bool)}
-    found = summarise(arrays, given, kind="token-classification", metric="f1", keep_predictions=True)
+    found = summarize(arrays, given, kind="token-classification", metric="f1", keep_predictions=True)
     table = {row["label"]: (row["precision"], row["recall"], row["support"]) for row in found["per_class"]}
     assert table == {"LOC": (0.5, 1.0, 1), "PER": (0.0, 0.0, 1)}
     assert found["predictions"][1] == {
@@ -60,12 +60,12 @@ def test_entities_are_counted_by_type_and_tags_listed():
 def test_amounts_and_answers_are_listed_and_have_no_classes():
     given = examples(["a", "b"], np.array([1.0, 2.5]))
     values = np.array([[0.5], [2.0]])
-    found = summarise({"values": values}, given, kind="regression", metric="mse", keep_predictions=True)
+    found = summarize({"values": values}, given, kind="regression", metric="mse", keep_predictions=True)
     assert "per_class" not in found
     assert found["predictions"][1] == {"text": "b", "label": 2.5, "prediction": 2.0}
     asked = examples([("where", "in old Rome")], [{"text": ["Rome"], "answer_start": [7]}])
     arrays = {"answers": np.array(["old Rome"]), "answers_or_none": np.array([""]), "scores": np.array([0.5])}
-    found = summarise(arrays, asked, kind="question-answering", metric="f1", keep_predictions=True)
+    found = summarize(arrays, asked, kind="question-answering", metric="f1", keep_predictions=True)
     assert found["predictions"] == [
         {
             "question": "where", "label": ["Rome"], "prediction": "old Rome", "f1": pytest.approx(2 / 3),
@@ -77,7 +77,7 @@ def test_amounts_and_answers_are_listed_and_have_no_classes():
 def test_an_answer_that_is_no_number_is_none_and_in_no_class():
     values = np.array([[np.nan, 0], [0, 1], [1, 0.0]])
     given = examples(["a", "b", "c"], np.array([0, 1, 0]), ("x", "y"))
-    found = summarise({"values": values}, given, kind=SINGLE, metric="accuracy", keep_predictions=True)
+    found = summarize({"values": values}, given, kind=SINGLE, metric="accuracy", keep_predictions=True)
     assert (found["lost_finite"], found["value"]) == (1, 2 / 3)
     assert [row["prediction"] for row in found["predictions"]] == [None, "y", "x"]
     assert found["labels"] == ["x", "y", NO_ANSWER]

@@ -1,13 +1,15 @@
 """Is a model better than an answer that ignores the text? By an interval, for every task."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 
 from potstill.data import Examples
-from potstill.evaluation.marks import mark
-from potstill.evaluation.trivial import against_trivial
+from potstill.evaluation.scores import score
+from potstill.evaluation.trivial import against_trivial, trivial_scores, uniform_scores
+from potstill.tasks import METRICS
 
 SINGLE, SEVERAL = "single_label_classification", "multi_label_classification"
 
@@ -16,10 +18,17 @@ def draw(seed=0):
     return np.random.default_rng(seed)
 
 
+def best(kind, labels, names=()):
+    """Return the best scores of the answers that ignore the text."""
+    texts = ["text"] * (1 if labels is None else len(labels))
+    data = Examples(name="d", split="s", texts=texts, labels=labels, label_names=tuple(names), sha256="0" * 64)
+    return trivial_scores(data, kind=kind)
+
+
 def hold(arrays, labels, *, kind, metric, names=(), texts=None):
     texts = ["text"] * len(labels) if texts is None else texts
     data = Examples(name="d", split="s", texts=texts, labels=labels, label_names=tuple(names), sha256="0" * 64)
-    found = against_trivial(arrays, mark(arrays, data, kind=kind, metric=metric), data, kind=kind, metric=metric)
+    found = against_trivial(arrays, score(arrays, data, kind=kind, metric=metric), data, kind=kind, metric=metric)
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["better"] == found.better
     return found
 
@@ -120,5 +129,72 @@ def test_questions_and_hidden_words():
     data = Examples(name="d", split="s", texts=["t"] * 30, labels=None, label_names=(), sha256="0" * 64)
     for nll, better in ((np.log(50.0), False), (np.log(20.0), True)):
         arrays = words | {"nll": np.full(30, nll)}
-        marks = mark(arrays, data, kind="fill-mask", metric="perplexity")
-        assert against_trivial(arrays, marks, data, kind="fill-mask", metric="perplexity").better is better
+        scored = score(arrays, data, kind="fill-mask", metric="perplexity")
+        assert against_trivial(arrays, scored, data, kind="fill-mask", metric="perplexity").better is better
+
+
+def test_one_label_of_three_is_the_most_frequent():
+    labels = np.array([2, 0, 2, 1, 2])
+    found = best(SINGLE, labels, ("a", "b", "c"))
+    assert found == pytest.approx({"accuracy": 0.6, "macro_f1": 0.75 / 3, "matthews_correlation": 0.0})
+
+
+def test_a_class_without_examples_is_left_out_of_the_macro_f1_as_with_a_model():
+    found = best(SINGLE, np.array([0, 0]), ("a", "b", "c"))
+    assert found["macro_f1"] == 1.0
+
+
+def test_of_two_labels_each_metric_gets_the_better_one():
+    # Always 0: accuracy 3/4, F1 0, mean 3/8. Always 1: accuracy 1/4, F1 2/5, mean 13/40.
+    found = best(SINGLE, np.array([0, 0, 1, 0]), ("no", "yes"))
+    assert found == pytest.approx(
+        {
+            "accuracy": 0.75,
+            "macro_f1": (6 / 7) / 2,
+            "matthews_correlation": 0.0,
+            "f1": 0.4,
+            "accuracy_and_f1": 0.375,
+        }
+    )
+
+
+def test_of_several_labels_those_that_most_texts_have():
+    labels = np.array([[1, 0], [1, 1], [1, 0], [0, 0]], dtype=np.float64)
+    found = best(SEVERAL, labels, ("a", "b"))
+    # All labels have the better macro F1, 6/7 and 2/5; the first alone is better by the other two.
+    assert found == pytest.approx({"micro_f1": 6 / 8, "macro_f1": (6 / 7 + 2 / 5) / 2, "subset_accuracy": 0.5})
+    assert tuple(found) == METRICS[SEVERAL]
+
+
+def test_the_mean_correlates_with_nothing():
+    found = best("regression", np.array([0.1, 0.2, 0.6]))
+    assert found == {"pearson": 0.0, "spearman": 0.0, "pearson_and_spearman": 0.0, "mse": pytest.approx(0.14 / 3)}
+
+
+def test_no_word_is_an_entity():
+    labels = [np.array([1, 2, 0, 0]), np.array([1])]
+    found = best("token-classification", labels, ("O", "B-PER", "I-PER"))
+    assert found == {"f1": 0.0, "precision": 0.0, "recall": 0.0, "accuracy": 0.4}
+
+
+def test_tags_without_an_outside_are_the_most_frequent_tag():
+    found = best("token-classification", [np.array([1, 1, 0])], ("NOUN", "VERB"))
+    assert found["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_no_question_has_an_answer():
+    answers = [{"text": [], "answer_start": []}, {"text": ["Rome"], "answer_start": [0]}]
+    found = best("question-answering", answers)
+    assert (found["f1"], found["exact_match"], found["unanswerable_accuracy"]) == (0.5, 0.5, 1.0)
+
+
+def test_every_word_is_equally_likely():
+    found = uniform_scores(1000)
+    assert found == {"perplexity": 1000.0, "loss": math.log(1000), "accuracy": 0.001}
+    assert tuple(found) == METRICS["fill-mask"]
+
+
+def test_the_same_similarity_for_every_pair():
+    found = best("feature-extraction", np.array([1.0, 2.0]))
+    assert found == {"pearson": 0.0, "spearman": 0.0, "pearson_and_spearman": 0.0}
+    assert best("feature-extraction", None) == {}

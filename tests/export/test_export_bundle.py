@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import potstill.export as exporting
-from potstill.bundle import read_bundle
+from potstill.bundle import Fusion, read_bundle
 from potstill.checkpoint import load_checkpoint
 from potstill.config import ExportConfig
 from potstill.data import Examples
@@ -87,40 +87,40 @@ def test_a_bundle_holds_the_hub_layout_and_a_true_manifest(full_bundle, tiny_tea
     assert manifest.inputs == ["input_ids", "attention_mask", "token_type_ids"]
     assert manifest.outputs == ["logits"]
     assert manifest.parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert manifest.architecture["layers"] == 4
-    assert manifest.tokenizer_parity["texts"] == 2000
-    assert manifest.made["packages"]["onnxruntime"] == onnxruntime.__version__
+    assert manifest.architecture.layers == 4
+    assert manifest.tokenizer_parity.texts == 2000
+    assert manifest.made.packages["onnxruntime"] == onnxruntime.__version__
     assert {name: record.batch_invariant for name, record in manifest.models.items()} == {
         "fp32": True, "fp16": True, "int8": False, "int8-static": True,
     }  # fmt: skip
     for precision, record in manifest.models.items():
-        assert record.fusion["attention_found"] == 4
+        assert record.fusion.attention_found == 4
         operators = {node.op_type for node in onnx.load(full_bundle / record.file).graph.node}
         assert ("NonZero" in operators) == record.unpadded == (precision in {"fp32", "int8-static"})
     fp32, fp16 = manifest.models["fp32"], manifest.models["fp16"]
-    assert fp32.parity["max_abs_difference"] < 1e-4
+    assert fp32.parity.max_abs_difference < 1e-4
     assert fp32.quality is None
-    assert (fp16.parity["gpu"], fp16.quality["verdict"] != "FAIL") == ("unchecked", True)
+    assert (fp16.parity.gpu, fp16.quality.verdict != "FAIL") == ("unchecked", True)
 
 
 @pytest.mark.parametrize("precision", ["int8", "int8-static"])
 def test_int8_says_how_it_was_made_judged_and_measured(precision, full_bundle):
     record = read_bundle(full_bundle).manifest.models[precision]
     method = "static" if precision == "int8-static" else "dynamic"
-    assert int8_recipe(method).describe().items() <= record.quantisation.items()
-    assert record.quantisation["integer"] == 4 * 6 + 1
-    assert record.quantisation["fp32_layers"] == []
-    assert record.quality["holds"]
-    assert record.quality["labelled"]["metric"] == "accuracy"
-    assert record.quality["on"] == "made (validation)"
-    assert record.invariance["texts"] == 60
-    assert record.invariance["invariant"] == (precision == "int8-static")
-    assert record.saturation["products"] == 25
-    if record.speed["verdict"] == "not measured":  # other processes took the cores of this machine
-        assert "the machine" in record.speed["failures"]
+    assert int8_recipe(method).describe().items() <= record.quantisation.model_dump().items()
+    assert record.quantisation.integer_products == 4 * 6 + 1
+    assert record.quantisation.fp32_layers == []
+    assert record.quality.holds
+    assert record.quality.labelled.metric == "accuracy"
+    assert record.quality.on == "made (validation)"
+    assert record.invariance.texts == 60
+    assert record.invariance.invariant == (precision == "int8-static")
+    assert record.saturation.products == 25
+    if record.speed.verdict == "not measured":  # other processes took the cores of this machine
+        assert "the machine" in record.speed.failures
         return
-    assert record.speed["verdict"] in {"faster", "slower", "no faster"}
-    assert {cell["num_tokens"] for cell in record.speed["cells"]} == {16, 64}  # 128 is more than the model reads
+    assert record.speed.verdict in {"faster", "slower", "no faster"}
+    assert {cell.num_tokens for cell in record.speed.cells} == {16, 64}  # 128 is more than the model reads
 
 
 def test_every_file_passes_the_onnx_checker(full_bundle):
@@ -183,7 +183,7 @@ def test_every_task_is_exported_and_answers_like_torch(task, random_models, tmp_
     # Random weights have no favourite among 300 words, so int8 changes many first places.
     manifest = export(random_models / task, tmp_path / "bundle", task=task, max_loss=0.6, **pooling)
     assert manifest.outputs == TASKS[task][2]
-    assert manifest.models["int8"].quality["basis"] == "agreement"
+    assert manifest.models["int8"].quality.basis == "agreement"
     checkpoint = load_checkpoint(str(random_models / task), exporting.source.get_task(task))
     texts = [("we saw", "a wave on the shore"), ("sail", "gull " * 80)] if task == "question-answering" else TEXTS
     answers = Encoder(tmp_path / "bundle").outputs(texts, batch_size=2)
@@ -243,8 +243,8 @@ def test_texts_for_calibration_keep_outliers_from_spoiling_int8(outlier_teacher,
     texts = [text for text, _ in tiny.sentences(200, seed=9)]
     export(outlier_teacher, tmp_path / "blind", calibration_texts=0, max_loss=0.5)
     manifest = export(outlier_teacher, tmp_path / "seen")
-    assert manifest.models["int8"].quantisation["smoothing"] == 0.9
-    assert read_bundle(tmp_path / "blind").manifest.models["int8"].quantisation["smoothing"] is None
+    assert manifest.models["int8"].quantisation.smoothing == 0.9
+    assert read_bundle(tmp_path / "blind").manifest.models["int8"].quantisation.smoothing is None
     reference = Encoder(tmp_path / "seen").logits(texts)
     blind, seen = (
         np.abs(Encoder(tmp_path / name, precision="int8").logits(texts) - reference).mean()
@@ -256,8 +256,8 @@ def test_texts_for_calibration_keep_outliers_from_spoiling_int8(outlier_teacher,
 def test_without_data_int8_is_fitted_to_and_judged_on_pythons_documentation(tiny_teacher, tmp_path):
     manifest = export_bundle(str(tiny_teacher), tmp_path / "bundle", config=ExportConfig(**QUICK, max_loss=0.3))
     record = manifest.models["int8"]
-    assert record.quality["on"] == record.quantisation["texts"] == "the documentation that Python carries"
-    assert record.quality["labelled"] is None
+    assert record.quality.on == record.quantisation.texts == "the documentation that Python carries"
+    assert record.quality.labelled is None
 
 
 def test_only_the_precisions_asked_for_are_published(tiny_teacher, tmp_path):
@@ -269,16 +269,16 @@ def test_only_the_precisions_asked_for_are_published(tiny_teacher, tmp_path):
 def test_an_existing_onnx_file_gets_a_manifest_gates_and_int8(full_bundle, tmp_path):
     source = full_bundle / "onnx" / "model.onnx"
     manifest = export(source, tmp_path / "bundle")
-    assert manifest.source["kind"] == "onnx"
-    assert manifest.models["fp32"].parity["reference"] == "the file it was made from"
-    assert manifest.models["fp32"].fusion["attention_found"] == 4
+    assert manifest.source.kind == "onnx"
+    assert manifest.models["fp32"].parity.reference == "the file it was made from"
+    assert manifest.models["fp32"].fusion.attention_found == 4
     ours, theirs = Encoder(tmp_path / "bundle"), Encoder(full_bundle)
     np.testing.assert_allclose(ours.logits(TEXTS), theirs.logits(TEXTS), atol=1e-5)
 
 
 def test_the_standard_attention_operator_is_another_file_with_the_same_answers(tiny_teacher, full_bundle, tmp_path):
     manifest = export(tiny_teacher, tmp_path / "bundle", attention="onnx", precisions=["fp32"])
-    assert manifest.models["fp32"].fusion["attention"] == "onnx"
+    assert manifest.models["fp32"].fusion.attention == "onnx"
     assert not manifest.models["fp32"].unpadded  # for engines that must know every shape
     domains = {node.domain for node in onnx.load(tmp_path / "bundle" / "onnx" / "model.onnx").graph.node}
     assert domains <= {"", "ai.onnx"}
@@ -312,14 +312,14 @@ def test_a_mismatch_publishes_nothing(tiny_teacher, tmp_path, monkeypatch):
 
 def test_a_missing_fusion_publishes_nothing_unless_it_is_allowed(tiny_teacher, tmp_path, monkeypatch):
     def claim_less(graph, config):
-        return {"attention": "fused", "attention_expected": 4, "attention_found": 3}
+        return Fusion(attention="fused", attention_expected=4, attention_found=3)
 
-    monkeypatch.setattr(exporting.workshop, "fusion_receipt", claim_less)
+    monkeypatch.setattr(exporting.pipeline, "fusion_report", claim_less)
     with pytest.raises(ParityError, match=r"3 fused attention operators for 4 layers.*--allow-unfused"):
         export(tiny_teacher, tmp_path / "bundle", precisions=["fp32"])
     assert list(tmp_path.iterdir()) == []
     manifest = export(tiny_teacher, tmp_path / "bundle", precisions=["fp32"], allow_unfused=True)
-    assert manifest.models["fp32"].fusion["attention_found"] == 3
+    assert manifest.models["fp32"].fusion.attention_found == 3
 
 
 def test_percentile_calibration_is_caught_by_the_gate(outlier_teacher, tmp_path, monkeypatch):
@@ -340,7 +340,7 @@ def test_percentile_calibration_is_caught_by_the_gate(outlier_teacher, tmp_path,
 def test_sensitive_layers_go_back_to_fp32(precision, tiny_teacher, tmp_path, monkeypatch):
     """One layer's products come out large and with the wrong sign: only that layer needs floats."""
     spoilt = "bert.encoder.layer.0.attention.output.dense"
-    original = quantize._quantise_layer
+    original = quantize._quantize_layer
 
     def spoil(graph, layer, found, **kwargs):
         original(graph, layer, found, **kwargs)
@@ -348,17 +348,17 @@ def test_sensitive_layers_go_back_to_fp32(precision, tiny_teacher, tmp_path, mon
             scale = next(tensor for tensor in graph.initializer if tensor.name == f"{spoilt}.weight_scale")
             scale.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scale) * np.float32(-9), scale.name))
 
-    monkeypatch.setattr(quantize, "_quantise_layer", spoil)
+    monkeypatch.setattr(quantize, "_quantize_layer", spoil)
     record = export(tiny_teacher, tmp_path / "bundle", precisions=[precision]).models[precision]
     assert record.unpadded is (precision == "int8-static")  # dynamic int8 has one text per run
-    assert record.quantisation["fp32_layers"] == [spoilt]
-    assert [step["added"] for step in record.quantisation["steps"]] == [None, spoilt]
-    assert record.quantisation["steps"][0]["verdict"] == "FAIL"
-    assert record.quality["holds"]
+    assert record.quantisation.fp32_layers == [spoilt]
+    assert [step.added for step in record.quantisation.steps] == [None, spoilt]
+    assert record.quantisation.steps[0].verdict == "FAIL"
+    assert record.quality.holds
 
 
 def test_int8_that_is_not_is_refused(tiny_teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting.workshop, "quantise", lambda prepared, recipe, keep: prepared.model)
+    monkeypatch.setattr(exporting.pipeline, "quantize", lambda prepared, recipe, keep: prepared.model)
     with pytest.raises(ParityError, match="is not int8"):
         export(tiny_teacher, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
@@ -366,7 +366,7 @@ def test_int8_that_is_not_is_refused(tiny_teacher, tmp_path, monkeypatch):
 
 def test_a_static_file_whose_answers_depend_on_the_batch_is_refused(tiny_teacher, tmp_path, monkeypatch):
     moved = {"invariant": False, "flips": 3, "max_drift": 0.5}
-    monkeypatch.setattr(exporting.workshop, "measure_batch_invariance", lambda *args, **kwargs: moved)
+    monkeypatch.setattr(exporting.pipeline, "measure_batch_invariance", lambda *args, **kwargs: moved)
     with pytest.raises(ParityError, match="another answer in a batch: 3 flips"):
         export(tiny_teacher, tmp_path / "bundle", precisions=["fp32", "int8-static"])
     assert list(tmp_path.iterdir()) == []
@@ -408,7 +408,7 @@ def test_the_manifest_says_how_it_was_made(full_bundle):
 
 def test_tags_are_judged_by_their_entities_where_labels_are_there(tmp_path):
     """The labels are what the checkpoint answers, so fp32 has F1 1; without labels, decisions are compared."""
-    from potstill.distill.evaluate import Evaluation
+    from potstill.distill.evaluation import Evaluation
     from potstill.tasks import TOKEN_CLASSIFICATION
     from tests.serve.tasks import models
 
@@ -432,11 +432,11 @@ def test_tags_are_judged_by_their_entities_where_labels_are_there(tmp_path):
             calibration=calibration, examples=examples_, overwrite=True,
         )  # fmt: skip
         evidence = manifest.models["int8"].quality
-        assert evidence["basis"] == basis
+        assert evidence.basis == basis
         if examples_ is not None:
-            assert evidence["labelled"]["reference"] == 1.0
-            assert evidence["loss"] == pytest.approx(1 - evidence["labelled"]["candidate"])
-            judged = manifest.made["judged"]
-            assert (judged["metric"], judged["value"], judged["trivial"], judged["better"]) == ("f1", 1.0, 0.0, True)
+            assert evidence.labelled.reference == 1.0
+            assert evidence.loss == pytest.approx(1 - evidence.labelled.candidate)
+            judged = manifest.made.judged
+            assert (judged.metric, judged.value, judged.trivial, judged.better) == ("f1", 1.0, 0.0, True)
         else:
-            assert "judged" not in manifest.made
+            assert manifest.made.judged is None

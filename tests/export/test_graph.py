@@ -18,7 +18,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from potstill.checkpoint.sentence_head import simple_head
+from potstill.checkpoint.model import simple_head
 from potstill.errors import CheckpointError
 from potstill.export.graph import build_graph, check_encoder
 from tests.export import families

@@ -306,10 +306,10 @@ def test_a_quantised_file_is_published_as_what_it_is_whatever_is_asked_for(tiny_
     config = ExportConfig(precisions=asked, judged_texts=20, calibration_texts=1)
     manifest = export_bundle(str(theirs), tmp_path / "bundle", config=config)
     assert list(manifest.models) == ["int8"]
-    assert manifest.models["int8"].quantisation["made_by"] == "another tool"
+    assert manifest.models["int8"].quantisation.made_by == "another tool"
     assert not manifest.models["int8"].batch_invariant
     assert manifest.parameters == read_bundle(tiny_bundle).manifest.parameters
-    assert "quantised.onnx is int8 already, so it is published as that and nothing else" in manifest.source["notes"][0]
+    assert "quantised.onnx is int8 already, so it is published as that and nothing else" in manifest.source.notes[0]
     plain = onnxruntime.InferenceSession(theirs / "quantised.onnx", providers=["CPUExecutionProvider"])
     tokenizer = Tokenizer.from_file(str(theirs / "tokenizer.json"))
     tokenizer.no_padding()

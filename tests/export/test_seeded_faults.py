@@ -63,7 +63,7 @@ def point_at(file, location):
 
 def test_an_existing_folder_with_its_weights_beside_it_is_fine(existing, tmp_path):
     manifest = export_bundle(str(existing), tmp_path / "bundle", config=ONLY_FP32)
-    assert manifest.source["kind"] == "onnx"
+    assert manifest.source.kind == "onnx"
 
 
 def test_a_truncated_model(existing, tmp_path):

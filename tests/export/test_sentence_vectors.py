@@ -84,7 +84,7 @@ def test_a_bundle_says_how_its_vectors_are_made_and_where_texts_are_cut(bundle):
     manifest = read_bundle(bundle).manifest
     assert manifest.max_length == LONGEST
     assert (manifest.pooling.mode, manifest.pooling.normalize, manifest.pooling.projected) == ("cls", True, True)
-    said = " ".join(manifest.source["notes"])
+    said = " ".join(manifest.source.notes)
     assert f"cut to {LONGEST} tokens, the max_seq_length of" in said
     assert "query 'query: '" in said
 

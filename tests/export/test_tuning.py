@@ -83,18 +83,18 @@ def test_the_fastest_recipe_that_holds_is_kept_and_all_are_told(speeds):
     shop = Shop(refused=[both])
     record = tune(shop, "int8")
     assert shop.made == [both, Int8Recipe(attention="integer")]
-    rows = {row["name"]: row for row in record.tuning["candidates"]}
-    assert record.tuning["kept"] == "integer attention"
+    rows = {row.name: row for row in record.tuning.candidates}
+    assert record.tuning.kept == "integer attention"
     assert list(rows)[:2] == ["integer attention + tanh gelu", "integer attention"]
-    assert rows["integer attention + tanh gelu"]["refused"] == "int8 loses more"
-    assert rows["integer attention"]["ratio"] == pytest.approx(1.2)
-    assert rows["default"]["ms"] == {"1x16": 10.0}
+    assert rows["integer attention + tanh gelu"].refused == "int8 loses more"
+    assert rows["integer attention"].ratio == pytest.approx(1.2)
+    assert rows["default"].ms == {"1x16": 10.0}
     assert len(rows) == 8
 
 
 def test_the_default_is_kept_where_nothing_is_faster(speeds):
     speeds.clear()
-    assert tune(Shop(), "int8").tuning["kept"] == "default"
+    assert tune(Shop(), "int8").tuning.kept == "default"
 
 
 def test_the_default_is_kept_where_what_looks_faster_may_not_be(monkeypatch):
@@ -108,10 +108,10 @@ def test_the_default_is_kept_where_what_looks_faster_may_not_be(monkeypatch):
 
     monkeypatch.setattr(tuning, "_race", fake)
     record = tune(Shop(), "int8")
-    assert record.tuning["kept"] == "default"
-    rows = {row["name"]: row for row in record.tuning["candidates"]}
-    assert rows["tanh gelu"]["ratio"] == 2
-    assert rows["tanh gelu"]["interval"][0] <= 1
+    assert record.tuning.kept == "default"
+    rows = {row.name: row for row in record.tuning.candidates}
+    assert rows["tanh gelu"].ratio == 2
+    assert rows["tanh gelu"].interval[0] <= 1
 
 
 def test_nothing_is_published_if_nothing_holds(speeds):
@@ -127,10 +127,10 @@ def test_a_candidate_that_cannot_run_is_told_and_never_kept(monkeypatch):
 
     monkeypatch.setattr(tuning, "_race", fake)
     record = tune(Shop(), "int8")
-    rows = {row["name"]: row for row in record.tuning["candidates"]}
-    assert record.tuning["kept"] == "default"
-    assert rows["integer attention"]["failed"] == "no kernel"
-    assert rows["integer attention"]["ratio"] is None
+    rows = {row.name: row for row in record.tuning.candidates}
+    assert record.tuning.kept == "default"
+    assert rows["integer attention"].failed == "no kernel"
+    assert rows["integer attention"].ratio is None
 
 
 @pytest.mark.parametrize("everywhere", [True, False])
@@ -146,8 +146,8 @@ def test_a_candidate_that_failed_in_the_race_is_listed_but_never_made(everywhere
     shop = Shop(refused=[default], broken=[broken])
     record = tune(shop, "int8")
     assert shop.made == [default, static]
-    assert record.tuning["kept"] == "static"
-    names = [row["name"] for row in record.tuning["candidates"]]
+    assert record.tuning.kept == "static"
+    names = [row.name for row in record.tuning.candidates]
     assert names[:2] == ["default", "static"]
     assert set(names) == set(candidates(default))
     with pytest.raises(ParityError, match=r"no recipe holds: default: [^;]*; static: [^;]*; nothing was published"):

@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+from potstill import files
 from potstill.bundle import Manifest
-from potstill.serve.bulk import BulkSettings, journal, predict_file, work
+from potstill.serve import predict_file as predicting
+from potstill.serve.predict_file import PredictSettings, predict_file
 
 ROWS, WINDOW = 50, 8
 KILLED = 9
@@ -86,10 +88,10 @@ def run(encoder, source, out, *, moment=None, resume=False):
     if child == 0:
         try:
             if moment is not None:
-                journal.os = MortalPath.mortal = Mortal(moment)
-            work._WINDOW_ROWS = WINDOW
-            work.Path = MortalPath
-            predict_file(encoder, source, out, settings=BulkSettings(workers=2), resume=resume)
+                files.os = predicting.os = MortalPath.mortal = Mortal(moment)
+            predicting._WINDOW_ROWS = WINDOW
+            predicting.Path = MortalPath
+            predict_file(encoder, source, out, settings=PredictSettings(workers=2), resume=resume)
             os._exit(0)
         except BaseException as error:
             sys.stderr.write(f"{type(error).__name__}: {error}\n")

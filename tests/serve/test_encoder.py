@@ -17,7 +17,7 @@ from potstill.errors import BundleError, CheckError, OtherCpuWarning, TamperedEr
 from potstill.machine import available_cores
 from potstill.metrics import softmax
 from potstill.serve import Encoder, OnnxSession
-from potstill.serve.tasks.classification import rank
+from potstill.serve.tasks.text_classification import rank
 
 TEXTS = [
     "a good film",
@@ -170,9 +170,12 @@ def test_an_id_beyond_the_vocabulary_is_a_check_error(own_bundle, resealed, capf
     capfd.readouterr()
 
 
-def test_another_number_of_labels_than_the_graph_gives_is_a_check_error(resealed):
-    with pytest.raises(CheckError, match=r"answers in shape \(1, 3\), not \(1, 2\)"):
-        Encoder(resealed(labels=["no", "yes"]), threads=1).logits(["good"])
+def test_an_answer_with_another_number_of_labels_is_a_check_error(own_bundle, monkeypatch):
+    """Seen when it comes where the graph leaves the number open; else the bundle is refused when it is loaded."""
+    encoder = Encoder(own_bundle, threads=1)
+    monkeypatch.setattr(encoder.session, "run", lambda feeds: {"logits": np.zeros((1, 2))})
+    with pytest.raises(CheckError, match=r"answers in shape \(1, 2\), not \(1, 3\)"):
+        encoder.logits(["good"])
 
 
 def test_a_graph_with_other_inputs_than_its_manifest_is_a_bundle_error(resealed):
@@ -304,3 +307,13 @@ def test_outputs_are_those_of_each_text_alone(encoder):
     np.testing.assert_allclose([answer["logits"] for answer in answers], encoder.logits(TEXTS), atol=PADDING_TOLERANCE)
     with pytest.raises(UsageError, match="batch_size is 0"):
         encoder.outputs(TEXTS, batch_size=0)
+
+
+@pytest.mark.parametrize("ask", ["predict", "outputs", "logits"])
+def test_a_tokenizer_that_panics_is_an_error(panicking_dir, ask):
+    """Row C7 of the faults found: pyo3's PanicException is no Exception, so it ended the process with a traceback."""
+    encoder = Encoder(panicking_dir, threads=1)
+    with pytest.raises(CheckError, match="tokenizers library failed on a text") as caught:
+        getattr(encoder, ask)(["good", "a" * 40 + "!"])
+    assert "aaa" not in str(caught.value)
+    assert len(encoder.predict(["good", "bad"])) == 2

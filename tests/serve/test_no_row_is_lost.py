@@ -9,9 +9,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from potstill.data.formats import read_file
+from potstill.data import read
+from potstill.data.read import read_rows
 from potstill.errors import DataError
-from potstill.serve.bulk import BulkSettings, predict_file, rows, work
+from potstill.serve import predict_file as predicting
+from potstill.serve.predict_file import PredictSettings, predict_file
 
 HUGE = 17 * 2**20
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -34,7 +36,7 @@ def write(file, texts):
 
 def predict(encoder, source, out, *, on_error="fail", **more):
     return predict_file(
-        encoder, source, out, settings=BulkSettings(on_error=on_error, workers=1), overwrite=True, **more
+        encoder, source, out, settings=PredictSettings(on_error=on_error, workers=1), overwrite=True, **more
     )
 
 
@@ -129,8 +131,8 @@ DAMAGE = (b'"', b'""', b"\n", b"\r", b",", b"\0", b"\xff", b"y" * 300, b'"' + b"
 @pytest.mark.parametrize("seed", range(60))
 def test_whatever_is_put_into_a_csv_no_other_row_is_lost(encoder, tmp_path, monkeypatch, seed):
     """What Python's own strict reader can read is read so; of other files every undamaged row is there, or an error."""
-    monkeypatch.setattr(rows, "LONGEST_LINE", 200)
-    monkeypatch.setattr(work, "_WINDOW_ROWS", 4)
+    monkeypatch.setattr(read, "LONGEST_LINE", 200)
+    monkeypatch.setattr(predicting, "_WINDOW_ROWS", 4)
     draw = random.Random(seed)
     texts = [draw.choice(NASTY) for _ in range(12)]
     text = io.StringIO(newline="")
@@ -151,12 +153,12 @@ def test_whatever_is_put_into_a_csv_no_other_row_is_lost(encoder, tmp_path, monk
         refusal = str(error)
     else:
         refusal = None
-    read = strictly(damaged)
+    expected = strictly(damaged)
     if refusal is not None:
         assert "in.csv line " in refusal
-        assert read is None, "a file without a fault is refused"
-    elif read is not None:
-        assert ids(out) == [row[0] for row in read]
+        assert expected is None, "a file without a fault is refused"
+    elif expected is not None:
+        assert ids(out) == [row[0] for row in expected]
     else:
         undamaged = {f"row{number}" for number in range(12) if number != hit}
         assert undamaged <= set(ids(out))
@@ -176,8 +178,8 @@ def strictly(content):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_run_that_is_stopped_behind_a_huge_row_goes_on_with_the_next(encoder, tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(work, "_WINDOW_ROWS", 2)
-    monkeypatch.setattr(rows, "LONGEST_LINE", 9000)
+    monkeypatch.setattr(predicting, "_WINDOW_ROWS", 2)
+    monkeypatch.setattr(read, "LONGEST_LINE", 9000)
     texts = ["good", "bad", "x" * 10_000, "warm", "y" * 10_000, "up", "very good"]
     source, out, straight = write(tmp_path / f"in{suffix}", texts), tmp_path / "out.jsonl", tmp_path / "straight.jsonl"
     predict(encoder, source, straight, on_error="skip")
@@ -190,7 +192,7 @@ def test_a_run_that_is_stopped_behind_a_huge_row_goes_on_with_the_next(encoder, 
         if done >= 4:
             raise Killed
 
-    settings = BulkSettings(on_error="skip", workers=1)
+    settings = PredictSettings(on_error="skip", workers=1)
     with pytest.raises(Killed):
         predict_file(encoder, source, out, settings=settings, progress=stop)
     report = predict_file(encoder, source, out, settings=settings, resume=True)
@@ -208,7 +210,7 @@ def test_delimiters_and_quotation_marks_are_those_that_evaluate_reads(encoder, t
     source = file_of(tmp_path, stream.getvalue().encode(), name=f"in{suffix}")
     predict(encoder, source, tmp_path / "out.jsonl")
     given = [json.loads(row) for row in (tmp_path / "out.jsonl").read_bytes().splitlines()]
-    assert [row["text"] for row in given] == texts == [row["text"] for _, row in read_file(source)]
+    assert [row["text"] for row in given] == texts == [row["text"] for _, row in read_rows(source)]
 
 
 @pytest.mark.parametrize("name", ["in.csv", "in.jsonl"])

@@ -4,10 +4,10 @@ from collections import Counter
 from typing import Any
 
 from potstill.bench.report import tables
-from potstill.bench.report.charts import pictures
-from potstill.bench.report.drawing.canvas import DARK, LIGHT, MARKERS, engine_order, model_order
+from potstill.bench.report.charts import charts
 from potstill.bench.report.formatting import NOTHING, clean, count, listed, mb, percent, rate
 from potstill.bench.report.glossary import VERDICTS, definitions
+from potstill.bench.report.style import DARK, LIGHT, MARKERS, engine_order, model_order
 from potstill.bench.report.tables import Table
 from potstill.bench.report_schema import Decision, Report
 
@@ -29,7 +29,7 @@ def to_html(report: Report) -> str:
         title=_title(report),
         tally=_tally(report),
         claims=[_card(report, claim) for claim in report.claims],
-        pictures=pictures(report),
+        pictures=charts(report),
         tables=_tables(report),
         quality=[_quality(report, place) for place in range(len(report.quality))],
         no_better=tables.no_better(report),

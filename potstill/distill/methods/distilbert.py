@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from potstill.distill.anatomy import base, masked_lm_head, model_inputs
-from potstill.distill.losses import hidden_cosine_sum
-from potstill.distill.methods.objective import Batch, Objective
+from potstill.distill.hooks import masked_lm_head, model_inputs
+from potstill.distill.masking import IGNORED
+from potstill.distill.methods.objective import Batch, Objective, hidden_cosine_sum
 from potstill.errors import CheckpointError
 
-IGNORED = -100
-"""The label of a position that is not predicted, in torch's words."""
 # One buffer of logits. CPU: two of them stay in a level 3 cache of 48 MB, and the product with the weights, which is
 # read once per chunk, is still at its full speed. GPU: large enough to fill the device.
 _CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
@@ -110,7 +108,7 @@ class TripleLoss(Objective):
 
 
 def _last_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
-    encoder = base(model)
+    encoder = model.base_model
     return encoder(**model_inputs(encoder, batch)).last_hidden_state
 
 

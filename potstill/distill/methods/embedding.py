@@ -4,18 +4,24 @@ As in sentence-transformers' recipes of layer reduction and embedding distillati
 width of the student, `E` width of the teacher's vectors.
 """
 
+import copy
 from collections.abc import Mapping
 
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from potstill.checkpoint.sentence_head import SentenceEncoder, SentenceHead, pool
-from potstill.distill.anatomy import base, model_inputs
-from potstill.distill.methods.objective import Batch, Objective
-from potstill.distill.methods.task import combine
-
-__all__ = ["TEACHER_VECTORS", "EmbeddingDistillation", "embed", "pool"]
+from potstill.checkpoint.model import (
+    DenseLayer,
+    SentenceEncoder,
+    SentenceHead,
+    UnitLength,
+    find_sentence_transformers,
+    load_head,
+)
+from potstill.checkpoint.sentence_transformers import Dense, check_pooling
+from potstill.distill.hooks import embed
+from potstill.distill.methods.objective import Batch, Objective, weighted_sum
 
 TEACHER_VECTORS = "teacher_vectors"
 """The key of a batch under which the teacher's vectors (B, E) are."""
@@ -59,14 +65,54 @@ class EmbeddingDistillation(Objective):
             sums["cos"] = (1 - F.cosine_similarity(ours, theirs, dim=-1)).sum()
         if "mse" in scales:
             sums["mse"] = F.mse_loss(ours, theirs, reduction="none").mean(-1).sum()
-        return combine(sums, scales)
+        return weighted_sum(sums, scales)
 
 
-def embed(model: PreTrainedModel, batch: Batch, pooling: str | SentenceHead) -> Tensor:
-    """Return one vector per text, (B, E): pooled over its tokens, or what a head of sentence-transformers makes."""
-    encoder = base(model)
-    states = encoder(**model_inputs(encoder, batch)).last_hidden_state
-    if isinstance(pooling, str):
-        return pool(states, batch["attention_mask"], pooling)
-    vectors: Tensor = pooling.to(states.device)(states.float(), batch["attention_mask"])
-    return vectors
+def teacher_head(name: str, pooling: str | None) -> SentenceHead:
+    """Return what makes a teacher's vectors: its own modules, or else the pooling that is asked for, or the mean."""
+    own = find_sentence_transformers(name)
+    head = load_head(own) if own else None
+    return head if head is not None else SentenceHead([pooling or "mean"])
+
+
+def student_head(
+    teacher: SentenceHead,
+    *,
+    student: str | None,
+    pooling: str | None,
+    student_width: int,
+    teacher_width: int,
+) -> SentenceHead:
+    """Return what makes a student's vectors, as wide as the teacher's and of length 1 where those are.
+
+    That is what the student's own folder says; else a copy of the teacher's head where that fits; else the pooling.
+    Where the widths differ, a linear layer that is learned with the student follows.
+
+    Args:
+        teacher: the teacher's.
+        student: the folder or hub id of a student that is not cut from the teacher.
+        pooling: what is asked for; None pools as the teacher does.
+        student_width: of the student's token vectors.
+        teacher_width: of the teacher's.
+
+    Raises:
+        UsageError: if another pooling is asked for than the student's folder describes.
+    """
+    own = find_sentence_transformers(student) if student else None
+    head = load_head(own) if own else None
+    if own is not None and head is not None:
+        check_pooling(own, pooling=pooling, normalize=None, option="distill.pooling")
+    elif pooling in (None, "+".join(teacher.pooling)) and student_width == teacher_width:
+        return copy.deepcopy(teacher)
+    else:
+        head = SentenceHead([pooling] if pooling else teacher.pooling)
+    layers, width, wanted = list(head.layers), head.width(student_width), teacher.width(teacher_width)
+    if width != wanted:
+        layers.append(DenseLayer(Dense("", width, wanted, bias=False, activation="Identity", residual=False)))
+    if _gives_unit_length(teacher) and not _gives_unit_length(SentenceHead([], layers)):
+        layers.append(UnitLength())
+    return SentenceHead(head.pooling, layers)
+
+
+def _gives_unit_length(head: SentenceHead) -> bool:
+    return len(head.layers) > 0 and isinstance(head.layers[-1], UnitLength)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from potstill.distill.anatomy import base, find_layers, tap
+from potstill.distill.hooks import capture_hidden_states, find_layers
 from potstill.distill.methods.objective import Batch, Objective
 from potstill.errors import CheckpointError
 
@@ -225,9 +225,9 @@ def _relate(
 
 def _projections(model: PreTrainedModel, batch: Batch, layer: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return query, key and value (B, T, H) of a layer, having computed nothing after them."""
-    encoder = base(model)
+    encoder = model.base_model
     number = layer % len(find_layers(encoder)[1]) if layer < 0 else layer
-    return tap(encoder, batch, qkv=[number], stop=True).qkv[number]
+    return capture_hidden_states(encoder, batch, qkv=[number], stop=True).qkv[number]
 
 
 def _texts(batch: Batch) -> Tensor:

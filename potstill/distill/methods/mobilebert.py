@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from potstill.distill.anatomy import attention_scores, find_layers, tap
+from potstill.distill.hooks import attention_scores, capture_hidden_states, find_layers
 from potstill.distill.methods.distilbert import TripleLoss
-from potstill.distill.methods.objective import Batch, Objective
-from potstill.distill.methods.task import combine
+from potstill.distill.methods.objective import Batch, Objective, weighted_sum
 from potstill.errors import CheckpointError
 
 # The authors' factors of normalised map, mean and variance are 100, 5000 and 5; here relative to the first.
@@ -99,10 +98,10 @@ class MobileBert(Objective):
             return self.words(student, teacher, batch, scales)
         layer = self.due_layer()
         with _resting_below(student, layer):
-            ours = tap(student, batch, hidden=[layer + 1], qkv=[layer], stop=True)
+            ours = capture_hidden_states(student, batch, hidden=[layer + 1], qkv=[layer], stop=True)
         number = self._map[layer]
         with torch.no_grad():
-            theirs = tap(teacher, batch, hidden=[number], qkv=[number - 1], stop=True)
+            theirs = capture_hidden_states(teacher, batch, hidden=[number], qkv=[number - 1], stop=True)
         mask = batch["attention_mask"]
         sums = {}
         if "feat" in scales:
@@ -112,7 +111,7 @@ class MobileBert(Objective):
             our_scores = attention_scores(*ours.qkv[layer][:2], heads)
             their_scores = attention_scores(*theirs.qkv[number - 1][:2], heads)
             sums["att"] = attention_loss_sum(our_scores, their_scores, mask)
-        return combine(sums, scales)
+        return weighted_sum(sums, scales)
 
 
 @contextmanager

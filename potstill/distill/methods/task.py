@@ -12,12 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from potstill.distill.anatomy import tap
-from potstill.distill.losses import hidden_cosine_sum, kl_divergence_sum
-from potstill.distill.methods.objective import Batch, Objective
-
-IGNORED = -100
-"""The label of a token that counts in no loss: padding, special tokens, and all pieces of a word but its first."""
+from potstill.distill.hooks import capture_hidden_states
+from potstill.distill.masking import IGNORED
+from potstill.distill.methods.objective import Batch, Objective, hidden_cosine_sum, kl_divergence_sum, weighted_sum
 
 
 class TaskDistillation(Objective):
@@ -47,29 +44,22 @@ class TaskDistillation(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its parts; the teacher runs only if a part needs it."""
         want_states = "cos" in scales
-        ours = tap(student, batch, hidden=_last_layer(student) if want_states else [])
+        our_last = student.config.num_hidden_layers
+        ours = capture_hidden_states(student, batch, hidden=[our_last] if want_states else [])
         sums = {}
         if "ce" in scales:
             sums["ce"] = label_loss_sum(ours.output, batch, self._problem)
         if "kl" in scales or "cos" in scales:
+            their_last = teacher.config.num_hidden_layers
             with torch.no_grad():
-                theirs = tap(teacher, batch, hidden=_last_layer(teacher) if want_states else [])
+                theirs = capture_hidden_states(teacher, batch, hidden=[their_last] if want_states else [])
             if "kl" in scales:
                 sums["kl"] = answer_loss_sum(ours.output, theirs.output, batch, self._problem, self._temperature)
             if want_states:
-                (our_state,), (their_state,) = ours.hidden.values(), theirs.hidden.values()
-                sums["cos"] = hidden_cosine_sum(our_state, their_state, batch["attention_mask"])
-        return combine(sums, scales)
-
-
-def _last_layer(model: PreTrainedModel) -> list[int]:
-    return [model.config.num_hidden_layers]
-
-
-def combine(sums: dict[str, Tensor], scales: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the scaled total of the sums, and the sums detached."""
-    loss = torch.stack([scales[name] * value for name, value in sums.items()]).sum()
-    return loss, {name: value.detach() for name, value in sums.items()}
+                sums["cos"] = hidden_cosine_sum(
+                    ours.hidden[our_last], theirs.hidden[their_last], batch["attention_mask"]
+                )
+        return weighted_sum(sums, scales)
 
 
 def count_answers(batch: Batch) -> int:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from potstill.distill.anatomy import attention_scores, tap
-from potstill.distill.methods.objective import Batch, Objective
-from potstill.distill.methods.task import answer_loss_sum, combine, count_answers
+from potstill.distill.hooks import attention_scores, capture_hidden_states
+from potstill.distill.methods.objective import Batch, Objective, weighted_sum
+from potstill.distill.methods.task import answer_loss_sum, count_answers
 from potstill.errors import CheckpointError
 
 _STATES = ("emb", "hid", "att")
@@ -45,7 +45,7 @@ class TinyBert(Objective):
         Args:
             student: learns.
             teacher: gives the states.
-            layer_map: see `uniform_map`.
+            layer_map: see `uniform_layer_map`.
             weights: of `emb`, `hid`, `att` and `pred`.
             problem: what the models answer, or None for the general stage.
             intermediate_share: the share of the training before the answers; ignored in the general stage.
@@ -93,13 +93,13 @@ class TinyBert(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its parts, running both models only as far as they are compared."""
         if "pred" in scales:
-            ours = tap(student, batch)
+            ours = capture_hidden_states(student, batch)
             with torch.no_grad():
-                theirs = tap(teacher, batch)
+                theirs = capture_hidden_states(teacher, batch)
             assert self._problem is not None
             pred = answer_loss_sum(ours.output, theirs.output, batch, self._problem, self._temperature)
-            return combine({"pred": pred}, scales)
-        return combine(self._inner(student, teacher, batch, scales), scales)
+            return weighted_sum({"pred": pred}, scales)
+        return weighted_sum(self._inner(student, teacher, batch, scales), scales)
 
     def _inner(
         self, student: PreTrainedModel, teacher: PreTrainedModel, batch: Batch, scales: Mapping[str, float]
@@ -107,7 +107,7 @@ class TinyBert(Objective):
         numbers = list(range(1, len(self._map) + 1))
         zero = [0] if "emb" in scales else []
         want_hidden, want_attention = "hid" in scales, "att" in scales
-        ours = tap(
+        ours = capture_hidden_states(
             student,
             batch,
             hidden=zero + (numbers if want_hidden else []),
@@ -115,7 +115,7 @@ class TinyBert(Objective):
             stop=True,
         )
         with torch.no_grad():
-            theirs = tap(
+            theirs = capture_hidden_states(
                 teacher,
                 batch,
                 hidden=zero + (self._map if want_hidden else []),
@@ -143,20 +143,19 @@ class TinyBert(Objective):
         return hidden_distance_sum(self.projection(ours), theirs, mask)
 
 
-def uniform_map(student_layers: int, teacher_layers: int) -> list[int]:
+def uniform_layer_map(student_layers: int, teacher_layers: int) -> list[int]:
     """Return how many teacher layers each student layer stands for: 3 of 12 are [4, 8, 12] (section 4.1)."""
     return [number * teacher_layers // student_layers for number in range(1, student_layers + 1)]
 
 
-def check_map(layer_map: Sequence[int], student_layers: int, teacher_layers: int) -> list[int]:
-    """Return a layer map that fits, or raise CheckpointError."""
+def check_layer_map(layer_map: Sequence[int], student_layers: int, teacher_layers: int) -> None:
+    """Raise CheckpointError unless the map names a teacher layer, from 1, for each student layer, in rising order."""
     fits = len(layer_map) == student_layers and all(1 <= layer <= teacher_layers for layer in layer_map)
     if not fits or sorted(layer_map) != list(layer_map):
         raise CheckpointError(
             f"distill.layer_map is {list(layer_map)}; it must name one of the teacher's layers 1 to {teacher_layers} "
             f"for each of the {student_layers} student layers, in rising order"
         )
-    return list(layer_map)
 
 
 def hidden_distance_sum(ours: Tensor, theirs: Tensor, mask: Tensor) -> Tensor:

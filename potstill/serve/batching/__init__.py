@@ -1,7 +1,26 @@
-"""Requests of many clients through a few threads: queue, batches, admission, deadlines. No HTTP."""
+"""Answer requests of many clients with a few threads: queue, batches, admission, deadlines. No HTTP."""
 
-from potstill.serve.batching.engine import Engine
-from potstill.serve.batching.plan import Plan
-from potstill.serve.batching.settings import Answered, EngineSettings, Gauges, Observer, Timings, nothing
+from potstill.serve.batching.engine import (
+    Engine,
+    EngineSettings,
+    Gauges,
+    Observer,
+    Outcome,
+    Plan,
+    Stage,
+    nothing,
+)
+from potstill.serve.batching.queue import Answered, Timings
 
-__all__ = ["Answered", "Engine", "EngineSettings", "Gauges", "Observer", "Plan", "Timings", "nothing"]
+__all__ = [
+    "Answered",
+    "Engine",
+    "EngineSettings",
+    "Gauges",
+    "Observer",
+    "Outcome",
+    "Plan",
+    "Stage",
+    "Timings",
+    "nothing",
+]

@@ -35,16 +35,13 @@ def describe_model(encoder: Encoder) -> dict[str, object]:
 
     It is kilobytes long, most of it evidence that `potstill show` prints.
     """
-    manifest, record = encoder.manifest, encoder.record
-    return summarise_model(encoder) | {
-        "files": {name: found.sha256 for name, found in manifest.files.items()},
-        "quantisation": record.quantisation,
-        "parity": record.parity,
-        "quality": record.quality,
-        "invariance": record.invariance,
-        "source": manifest.source,
-        "made": manifest.made,
-    }
+    manifest = encoder.manifest
+    return (
+        summarise_model(encoder)
+        | {"files": {name: found.sha256 for name, found in manifest.files.items()}}
+        | encoder.record.model_dump(mode="json", include={"quantisation", "parity", "quality", "invariance"})
+        | manifest.model_dump(mode="json", include={"source", "made"})
+    )
 
 
 def summarise_model(encoder: Encoder) -> dict[str, object]:

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from potstill.serve.batching.settings import Outcome, Stage
+from potstill.serve.batching import Outcome, Stage
 
 if TYPE_CHECKING:
     from potstill.serve.batching import Engine

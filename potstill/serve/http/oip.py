@@ -52,9 +52,10 @@ from potstill.serve.http.request import (
 )
 from potstill.serve.http_errors import invalid, malformed, not_found, too_large, unavailable
 from potstill.serve.limits import Limits
-from potstill.serve.tasks.prepared import Outputs, Prepared
-from potstill.serve.tasks.shapes import Pair, Question, shape_of
-from potstill.serve.tasks.vectors import SENTENCE_EMBEDDING
+from potstill.serve.tasks.feature_extraction import SENTENCE_EMBEDDING
+from potstill.serve.tasks.features import Features, Outputs
+from potstill.serve.tasks.question_answering import Question
+from potstill.serve.tasks.text_classification import Pair
 from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 
 if TYPE_CHECKING:
@@ -261,7 +262,7 @@ class Signature:
 def signature_of(encoder: Encoder) -> Signature:
     """Return what a model takes and gives."""
     manifest, tokenizer = encoder.manifest, encoder.tokenizer
-    vocab_size = manifest.architecture.get("vocab_size")
+    vocab_size = manifest.architecture.vocab_size
     frame = tokenizer.pair
     types = [*frame.text_types, *(int(kind) for piece in frame.types for kind in piece)]
     return Signature(
@@ -308,16 +309,16 @@ def _graph_outputs(encoder: Encoder) -> dict[str, TensorMetadata]:
     widths = {
         TEXT_CLASSIFICATION.name: len(manifest.labels),
         TOKEN_CLASSIFICATION.name: len(manifest.labels),
-        FILL_MASK.name: manifest.architecture.get("vocab_size"),
-        FEATURE_EXTRACTION.name: manifest.architecture.get("hidden_size"),
+        FILL_MASK.name: manifest.architecture.vocab_size,
+        FEATURE_EXTRACTION.name: manifest.architecture.hidden_size,
     }
     found = {}
     for name in manifest.outputs:
-        per_token = manifest.task != TEXT_CLASSIFICATION.name and name != SENTENCE_EMBEDDING
+        per_token = not (encoder.task.one_output_per_text or name == SENTENCE_EMBEDDING)
         shape = [-1, -1] if per_token else [-1]
         if manifest.task != QUESTION_ANSWERING.name:
             # A dimension without a size has a name, or None.
-            sizes = [size for size in (*shapes[name][-1:], widths[manifest.task]) if isinstance(size, int)]
+            sizes = [size for size in (*shapes[name][-1:], widths.get(manifest.task)) if isinstance(size, int)]
             shape.append(sizes[0] if sizes else -1)
         found[name] = TensorMetadata(name=name, datatype="FP32", shape=shape)
     return found
@@ -416,10 +417,10 @@ class ModelV2:
             columns = {name: np.stack([row[name] for row in answered.answers]) for name in asked.wanted}
         return write_response(asked, columns, model=self._name, headers=timing_headers(answered))
 
-    def _texts(self, asked: "Asked") -> tuple[Callable[[], Prepared], list[int]]:
+    def _texts(self, asked: "Asked") -> tuple[Callable[[], Features], list[int]]:
         """Return what prepares the same request as `POST /predict` has, and the characters of each text."""
         encoder, columns, windows = self._encoder, asked.texts, self._limits.windows
-        parameters = validate(shape_of(encoder.manifest).parameters, dict(asked.parameters), "parameters")
+        parameters = validate(encoder.task.parameters, dict(asked.parameters), "parameters")
         items: list[Any] = columns.get("text", [])
         if "text_pair" in columns:
             sides = zip(columns["text"], columns["text_pair"], strict=True)
@@ -430,7 +431,7 @@ class ModelV2:
         prepare = partial(encoder.prepare, items, parameters, most_windows=windows)
         return prepare, [sum(map(len, item)) for item in zip(*columns.values(), strict=True)]
 
-    def _ids(self, asked: "Asked") -> tuple[Callable[[], Prepared], list[int]]:
+    def _ids(self, asked: "Asked") -> tuple[Callable[[], Features], list[int]]:
         """Return what hands the ids to the model as they are, and what their texts may have had of characters."""
         if asked.parameters:
             raise invalid("parameters has a key that is not known; the task's parameters go with texts, not with ids")
@@ -443,9 +444,9 @@ class ModelV2:
         def keep(_: int, outputs: Outputs) -> Outputs:
             return {name: np.array(outputs[name], dtype=np.float32) for name in wanted}
 
-        def prepare() -> Prepared:
+        def prepare() -> Features:
             rows = [{name: values[row] for name, values in ids.items()} for row in range(asked.rows)]
-            return Prepared(rows=rows, read=_read_outputs, keep=keep)
+            return Features(rows=rows, decode=_read_outputs, keep=keep)
 
         return prepare, [tokens * _CHARACTERS] * asked.rows
 

@@ -13,7 +13,7 @@ from potstill.serve.http.predict import ModelEndpoints, json_response
 from potstill.serve.http.request import InputReader, parse_object, validate
 from potstill.serve.http_errors import invalid, not_found
 from potstill.serve.limits import Limits
-from potstill.serve.tasks.shapes import VectorParameters
+from potstill.serve.tasks.feature_extraction import VectorParameters
 
 _SHAPE = 'send {"input": "text", "model": "NAME"}, or a list of texts'
 

@@ -18,7 +18,6 @@ from potstill.serve.http.predict import Tokenized
 from potstill.serve.http.request import LONGEST_TIMEOUT_MS, SHORTEST_TIMEOUT_MS
 from potstill.serve.http_errors import ErrorType
 from potstill.serve.limits import Limits
-from potstill.serve.tasks.shapes import shape_of
 from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, TEXT_CLASSIFICATION
 
 if TYPE_CHECKING:
@@ -140,7 +139,7 @@ def _predict(encoder: Encoder, limits: Limits, name: str | None = None) -> Opera
     return _work(
         _title("Predict", encoder, name),
         _inputs_body(encoder, limits),
-        _one_or_more(_schema(shape_of(encoder.manifest).answer)),
+        _one_or_more(_schema(encoder.task.answer)),
         description="A list of inputs gives a list of answers, one input gives one answer.",
     )
 
@@ -155,7 +154,7 @@ def _embed(encoder: Encoder, limits: Limits, name: str | None = None) -> Operati
 
 
 def _hugging_face(encoder: Encoder, limits: Limits, name: str | None = None) -> Operation:
-    task, answer = encoder.manifest.task, _schema(shape_of(encoder.manifest).answer)
+    task, answer = encoder.manifest.task, _schema(encoder.task.answer)
     flat = task == FEATURE_EXTRACTION.name
     return _work(
         _title("Predict, as the Hugging Face API does", encoder, name),
@@ -193,12 +192,12 @@ def _embeddings(engine: "Engine", limits: Limits, vectors: list[str]) -> Operati
 
 
 def _inputs_body(encoder: Encoder, limits: Limits, *, flat: bool = False) -> Schema:
-    shape = shape_of(encoder.manifest)
+    shape = encoder.task
     item = _capped(_schema(shape.item), _most_characters(encoder, limits))
     example = shape.example
     if encoder.manifest.task == FILL_MASK.name:
         item["description"] = "A text with the model's mask token in it."
-        example = example.replace("[MASK]", mask_token(encoder) or "[MASK]")
+        example = str(example).replace("[MASK]", mask_token(encoder) or "[MASK]")
     parameters = _schema(shape.parameters)
     if encoder.manifest.task == FEATURE_EXTRACTION.name:
         _cap_dimensions(parameters, encoder)
@@ -221,7 +220,7 @@ def _work(title: str, body: Schema, answer: Schema, *, description: str, path: s
 
 
 def _infer(name: str, encoder: Encoder) -> Operation:
-    signature, example = oip.signature_of(encoder), shape_of(encoder.manifest).example
+    signature, example = oip.signature_of(encoder), encoder.task.example
     inputs = [
         {"name": key, "shape": [1], "datatype": "BYTES", "data": [text.replace("[MASK]", mask_token(encoder) or "")]}
         for key, text in ({"text": example} if isinstance(example, str) else example).items()

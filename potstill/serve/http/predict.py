@@ -9,11 +9,11 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from potstill.serve.batching.settings import Answered
+from potstill.serve.batching import Answered
 from potstill.serve.encoder import Encoder
 from potstill.serve.http.request import InputReader, check_media_type, read_body, timeout_of
 from potstill.serve.limits import Limits
-from potstill.serve.tasks.prepared import Prepared
+from potstill.serve.tasks.features import Features
 from potstill.serve.tokenizer import between_chunks
 from potstill.tasks import FEATURE_EXTRACTION, TEXT_CLASSIFICATION
 
@@ -77,12 +77,12 @@ class ModelEndpoints:
         """Say how texts are cut into the tokens that the model reads."""
         inputs = self._text_reader.read_texts(await self.body(request))
 
-        def prepare() -> Prepared:
+        def prepare() -> Features:
             found = []
             for text in inputs.items:
                 found.append(self._tokenize(text))
                 between_chunks.get()()
-            return Prepared(rows=[], read=lambda _: found)
+            return Features(rows=[], decode=lambda _: found)
 
         answered = await self.run(request, prepare, characters=inputs.characters)
         return json_response(answered.answers if inputs.is_list else answered.answers[0], answered)
@@ -101,7 +101,7 @@ class ModelEndpoints:
         prepare = partial(self.encoder.prepare, items, parameters, most_windows=self._limits.windows)
         return await self.run(request, prepare, characters=characters)
 
-    async def run(self, request: Request, prepare: Callable[[], Prepared], *, characters: Sequence[int]) -> Answered:
+    async def run(self, request: Request, prepare: Callable[[], Features], *, characters: Sequence[int]) -> Answered:
         """Return the answers of what `prepare` makes of a request, in a thread."""
         return await self._engine.answer(
             self.name,

@@ -83,6 +83,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Why no more is read; the answer to `self.cycle`."""
         self.task: asyncio.Task[None] | None = None
         """What runs the application for the request whose turn it is."""
+        self.is_lost = False
         self.unparsed = b""
         self.head_bytes = self.body_bytes = self.parts = self.discarded = 0
 
@@ -102,6 +103,7 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End: whatever was begun for this client stops."""
         super().connection_lost(exc)
+        self.is_lost = True
         self.waiting.pop(self, None)
         self.deadline = self.write_deadline = inf
         self.unparsed = b""
@@ -354,7 +356,7 @@ class HttpProtocol(HttpToolsProtocol):
         except Exception as exception:
             log_failure("the application failed on a request", exception)
             error = failed()
-        if self.parser is None:  # connection_lost: nobody is there to be told
+        if self.is_lost:  # nobody is there to be told
             cycle.disconnected = True
         elif not cycle.response_started:
             cycle.keep_alive = False

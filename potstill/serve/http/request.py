@@ -6,7 +6,6 @@ No message repeats what the client sent, its key names included: they name place
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from email.message import Message
 from itertools import accumulate, islice
 from typing import Annotated, Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin
@@ -15,10 +14,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
+from potstill.errors import nearest_name
 from potstill.serve.encoder import Encoder
 from potstill.serve.http_errors import RequestError, invalid, malformed, too_large, unavailable
 from potstill.serve.limits import Limits
-from potstill.serve.tasks.shapes import shape_of
 from potstill.serve.tokenizer import without_surrogates
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -251,8 +250,8 @@ def check_keys(value: Iterable[str], known: Sequence[str], where: str) -> None:
     unknown = next((key for key in value if key not in known), None)
     if unknown is None:
         return
-    nearest = get_close_matches(unknown[:64], known, n=1)
-    hint = f"did you mean '{nearest[0]}'?" if nearest else f"known: {', '.join(known) or 'none'}"
+    nearest = nearest_name(unknown[:64], known, cutoff=0.6)
+    hint = f"did you mean '{nearest}'?" if nearest else f"known: {', '.join(known) or 'none'}"
     raise invalid(f"{where} has a key that is not known; {hint}")
 
 
@@ -338,7 +337,7 @@ class InputReader:
     """
 
     def __init__(self, encoder: Encoder, limits: Limits, *, texts: bool = False) -> None:
-        shape = shape_of(encoder.manifest)
+        shape = encoder.task
         options: list[Any] = [str] if texts else _types_of(shape.item)
         self._limits = limits
         self._takes_text = str in options

@@ -1,1 +1,19 @@
-"""What a request asks of the model, and what the model's numbers mean: pure, without threads and without HTTP."""
+"""The tasks: how a request becomes features for a model, and how the model's outputs become an answer.
+
+One module per task, named as the task on the Hugging Face hub and in `potstill.tasks`, with `_` for `-`; each has its
+`ServedTask` under the name `TASK`. They are the only decoders that there are: the server, `Encoder.predict`, the
+evaluation and the benchmarks all read a model's outputs by them. Pure: no threads and no HTTP. What they share is in
+`inputs` (the schemas of requests) and `features`.
+"""
+
+from importlib import import_module
+
+from potstill.serve.tasks.features import Features, LoadedModel, Outputs, ServedTask
+
+__all__ = ["Features", "LoadedModel", "Outputs", "ServedTask", "served_task"]
+
+
+def served_task(name: str) -> ServedTask:
+    """Return the task of this name, one of `potstill.tasks.TASKS`; it is in the module of the same name."""
+    task: ServedTask = import_module(f"{__name__}.{name.replace('-', '_')}").TASK
+    return task

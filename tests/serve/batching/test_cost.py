@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from potstill.serve.batching import warmup
+from potstill.serve.batching import cost
 from potstill.serve.batching.cost import Drift, RunCost, Sample, fit, token_budget
 
 TRUE = RunCost(fixed=0.001, per_row=0.0001, per_token=0.00005, per_pair=1e-8)
@@ -127,22 +127,20 @@ def test_batches_are_formed_where_they_gain_little_and_none_where_they_gain_noth
 def test_a_slow_model_is_measured_in_a_batch_too(monkeypatch):
     """Its texts alone take all the time that there is for measuring."""
     clock = [0.0]
-    monkeypatch.setattr(warmup, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(cost, "perf_counter", lambda: clock[0])
 
     def run(rows, _):
         clock[0] += 0.3 + 0.1 * len(rows)
         return [{"logits": np.zeros(2)} for _ in rows]
 
-    plan = warmup.measure(
-        run, max_length=512, row=lambda length: {"input_ids": np.zeros(length)}, alone=None, runners=1
-    )
+    plan = cost.measure(run, max_length=512, row=lambda length: {"input_ids": np.zeros(length)}, alone=None, runners=1)
     assert [(sample.rows, sample.length) for sample in plan.samples] == [(1, 8), (1, 32), (1, 128), (1, 512), (8, 32)]
     assert plan.batch_tokens > 32
 
 
 def test_the_largest_runs_that_there_can_be_are_run_before_the_first_request(monkeypatch):
     clock, runs = [0.0], []
-    monkeypatch.setattr(warmup, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(cost, "perf_counter", lambda: clock[0])
 
     def run(rows, _):
         runs.append((len(rows), len(rows[0]["input_ids"])))
@@ -151,7 +149,7 @@ def test_the_largest_runs_that_there_can_be_are_run_before_the_first_request(mon
 
     def measured(**more):
         runs.clear()
-        return warmup.measure(run, row=lambda length: {"input_ids": np.zeros(length)}, runners=1, **more)
+        return cost.measure(run, row=lambda length: {"input_ids": np.zeros(length)}, runners=1, **more)
 
     plan = measured(max_length=128, alone=None)
     assert plan.batch_tokens >= 2 * 8
@@ -166,7 +164,7 @@ def test_the_largest_runs_that_there_can_be_are_run_before_the_first_request(mon
 
 def test_a_batch_with_the_most_padding_is_run_before_the_first_request(monkeypatch):
     clock, runs = [0.0], []
-    monkeypatch.setattr(warmup, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(cost, "perf_counter", lambda: clock[0])
 
     def run(rows, _):
         runs.append([len(row["input_ids"]) for row in rows])
@@ -174,7 +172,7 @@ def test_a_batch_with_the_most_padding_is_run_before_the_first_request(monkeypat
         return [{"logits": np.zeros(2)} for _ in rows]
 
     about = {"max_length": 128, "row": lambda length: {"input_ids": np.zeros(length)}, "alone": None, "runners": 1}
-    plan = warmup.measure(run, unpadded=True, **about)
+    plan = cost.measure(run, unpadded=True, **about)
     assert plan.padded_tokens == 3 * plan.batch_tokens
     mixed = runs[-1]
     assert sum(mixed) <= plan.batch_tokens
@@ -183,23 +181,23 @@ def test_a_batch_with_the_most_padding_is_run_before_the_first_request(monkeypat
     fitting = [(rows, length) for rows in range(2, 64) for length in range(8, 129)
                if rows * length <= plan.padded_tokens and length + 8 * (rows - 1) <= plan.batch_tokens]  # fmt: skip
     assert len(mixed) * max(mixed) ** 2 == max(rows * length**2 for rows, length in fitting)
-    padded = warmup.measure(run, **about)
+    padded = cost.measure(run, **about)
     assert padded.padded_tokens == padded.batch_tokens
-    alone = warmup.measure(run, unpadded=True, **about | {"alone": "so it is"})
+    alone = cost.measure(run, unpadded=True, **about | {"alone": "so it is"})
     assert (alone.batch_tokens, alone.padded_tokens) == (1, 1)
 
 
 def test_a_batch_of_a_model_with_wide_outputs_keeps_to_what_they_may_take():
     """A row of such a model answers each token with its vocabulary."""
-    width = warmup._MOST_NUMBERS // 300
+    width = cost._MOST_NUMBERS // 300
 
     def run(rows, _):
         time.sleep(0.002)  # whatever it holds, so that batches pay
         return [{"logits": np.broadcast_to(np.float32(0), (len(row["input_ids"]), width))} for row in rows]
 
-    plan = warmup.measure(run, max_length=64, row=lambda length: {"input_ids": np.zeros(length)}, alone=None, runners=1)
+    plan = cost.measure(run, max_length=64, row=lambda length: {"input_ids": np.zeros(length)}, alone=None, runners=1)
     assert 64 < plan.batch_tokens <= 300
-    lean = warmup.measure(
+    lean = cost.measure(
         run, max_length=64, row=lambda length: {"input_ids": np.zeros(length)}, alone=None, runners=1, unpadded=True
     )
     assert 64 < lean.padded_tokens <= 300

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from potstill.errors import UsageError
-from potstill.serve.batching.settings import Answered, EngineSettings, Gauges, Timings, nothing
+from potstill.serve.batching import Answered, EngineSettings, Gauges, Timings, nothing
 from potstill.serve.http_errors import RequestError, invalid
 
 
@@ -43,7 +43,7 @@ class FakeEngine:
         self.observer.batch(model, rows=len(outputs), tokens=tokens, padded_tokens=tokens + 2, seconds=0.002)
         self.observer.stage(model, "infer", 0.002)
         timings = Timings(tokenise_s=0.001, queue_s=0.0005, infer_s=0.002, tokens=tokens)
-        return Answered(answers=prepared.read(outputs), timings=timings)
+        return Answered(answers=prepared.decode(outputs), timings=timings)
 
     def stats(self, model):
         return Gauges(queued_rows=3, queued_tokens=40, running_rows=1, wait_s=0.25)

@@ -6,6 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import potstill
+from potstill.bundle import Parity, ParityCell
 from tests.serve.http.conftest import LIMITS
 from tests.serve.http.test_predict import post
 
@@ -33,8 +34,8 @@ def test_info_tells_what_is_served_and_a_models_own_page_how_it_was_checked(clie
 
 
 def test_info_is_as_short_as_what_clients_need_of_it_however_much_evidence_a_model_has(client, encoder, monkeypatch):
-    cells = [{"batch_size": size, "num_tokens": 128, "max_abs_difference": 1e-6} for size in range(1, 200)]
-    monkeypatch.setitem(encoder.record.parity, "by_cell", cells)
+    cells = [ParityCell(batch_size=size, length=128, max_abs_difference=1e-6) for size in range(1, 200)]
+    monkeypatch.setattr(encoder, "record", encoder.record.model_copy(update={"parity": Parity(grid=cells)}))
     assert len(client.get("/models/tiny").content) > 10_000
     assert len(client.get("/info").content) < 2_500
 

@@ -11,7 +11,7 @@ from transformers import BertConfig, PreTrainedTokenizerFast, RobertaConfig
 
 from potstill.bundle import MODEL_FILES, Manifest, ModelRecord, record_files, write_manifest
 from potstill.checkpoint import accepted_inputs
-from potstill.checkpoint.sentence_head import simple_head
+from potstill.checkpoint.model import simple_head
 from potstill.export.graph import build_graph
 from potstill.serve import Encoder
 

@@ -92,7 +92,7 @@ def test_scores_from_torchs_own_logits_are_equal_in_float32(token_models):
     for row in prepared.rows:
         with torch.no_grad():
             outputs.append({"logits": model(**{k: torch.tensor(v[None]) for k, v in row.items()}).logits[0].numpy()})
-    for ours, want in zip(prepared.read(outputs), theirs(TEXTS), strict=True):
+    for ours, want in zip(prepared.decode(outputs), theirs(TEXTS), strict=True):
         assert [entity["score"] for entity in ours] == pytest.approx([float(e["score"]) for e in want], abs=3e-7)
 
 

@@ -139,4 +139,4 @@ def test_scores_that_are_no_numbers_are_a_check_error(task_encoder):
     prepared = task_encoder("qa").prepare([("good?", "a film")])
     bad = np.full(len(prepared.rows[0]["input_ids"]), np.nan)
     with pytest.raises(CheckError, match="NaN or infinity"):
-        prepared.read([{"start_logits": bad, "end_logits": bad}])
+        prepared.decode([{"start_logits": bad, "end_logits": bad}])

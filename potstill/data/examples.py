@@ -1,0 +1,337 @@
+"""Labelled texts from the hub, from local files, or from the documentation that Python carries."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from potstill.data.columns import LABEL_REMEDY, TEXT_REMEDY, cell_of, pick_label_columns, pick_text_columns
+from potstill.data.labels import LabelReader, NumberedRow, names_beside, read_list
+from potstill.data.read import Row
+from potstill.data.splits import LabelNames, first_row, parse_split, read_split, select_part
+from potstill.errors import DataError
+from potstill.tasks import (
+    FILL_MASK,
+    QUESTION_ANSWERING,
+    SINGLE_LABEL,
+    TOKEN_CLASSIFICATION,
+    Task,
+    kind_of,
+)
+
+Text: TypeAlias = str | tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """One split of a data set: texts with what a model should answer."""
+
+    name: str
+    split: str
+    texts: list[Any]
+    """A string or a pair of strings each; a list of words for token-classification; (question, context) for
+    question-answering."""
+    labels: Any
+    """By task and problem type, for N examples:
+
+    - a single label: int64 ids of shape (N,)
+    - several labels: float64 of shape (N, labels), 1 for those that the text has and 0 elsewhere
+    - regression, and feature-extraction where pairs have a score: float64 of shape (N,)
+    - token-classification: a list of int64 ids of shape (words,)
+    - question-answering: a list of `{"text": [...], "answer_start": [...]}`, both empty where there is no answer
+    - None where texts are all there is: fill-mask, and feature-extraction without a score
+    """
+    label_names: tuple[str, ...]
+    """LabelNames by label id; the ids in decimal where the data gives no names; empty where labels are not ids."""
+    sha256: str
+    """Over texts and labels in their order: the same hash is the same test."""
+    problem_type: str | None = None
+    """Of a text classifier's labels: what was asked for, or what they are."""
+    text_columns: tuple[str, ...] = ()
+    label_columns: tuple[str, ...] = ()
+    """None where no label was read, several where each label has one of its own."""
+    labels_read: str = ""
+    """How cells became ids: by name, by position, as they occur."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of how the data was read."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Splits:
+    """What a model learns from and what it is scored on, read by the same rules."""
+
+    train: Examples
+    evaluation: Examples
+    shared: int
+    """How many of the evaluation's texts stand in the training as well."""
+
+
+def load_examples(
+    name: str,
+    *,
+    split: str,
+    task: Task,
+    text_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    label_names: Sequence[str] | None = None,
+    problem_type: str | None = None,
+    limit: int | None = None,
+) -> Examples:
+    """Load one split of a data set.
+
+    Args:
+        name: a hub id with an optional configuration (`nyu-mll/glue:sst2`), a folder with one file per split, one
+            file, or `python-docs`.
+        split: `train`, `validation`, ...; a folder's file is found by this name, and a file is all of them.
+            `held-out` is the tenth of the training texts that `choose_splits` holds out, `rest` the others.
+        task: says which columns to look for, and what they hold.
+        text_columns: the column of the text, or two for pairs; None looks for the task's usual names.
+        label_column: the column of the label, or several with commas between them, each 0 or 1, for a label each;
+            None, and `label` where there is no such column, look for the task's usual names.
+        label_names: the model's labels in their order; what the data holds is looked up here as
+            `potstill.data.labels.name_labels` does. None takes the names that the data gives, or the values that occur.
+        problem_type: what a text classifier answers, one of `potstill.tasks.PROBLEM_TYPES`. None is a single label
+            where the model's labels are given, and what the values look like where they are not.
+        limit: keep the first so many examples.
+
+    Raises:
+        DataError: if data set, split or column is missing, a row is broken, labels differ, or nothing is left.
+        UsageError: if there is no such problem type.
+        MissingExtraError: if a hub id or parquet file needs a library that is not installed.
+    """
+    (examples,) = _load(
+        name,
+        [(split, limit)],
+        task=task,
+        text_columns=text_columns,
+        label_column=label_column,
+        label_names=label_names,
+        problem_type=problem_type,
+    )
+    return examples
+
+
+def load_splits(
+    name: str,
+    *,
+    train: tuple[str, int | None],
+    evaluation: tuple[str, int | None],
+    task: Task,
+    text_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    label_names: Sequence[str] | None = None,
+    problem_type: str | None = None,
+) -> Splits:
+    """Load what a model learns from and what it is scored on; labels mean the same in both.
+
+    Args:
+        name: as in `load_examples`.
+        train: the split to learn from, and how many examples of it; None is all.
+        evaluation: likewise to score on. `choose_splits` names two that share no row.
+        task: as in `load_examples`.
+        text_columns: as in `load_examples`.
+        label_column: as in `load_examples`.
+        label_names: as in `load_examples`; None takes the labels of both splits.
+        problem_type: as in `load_examples`.
+
+    Raises:
+        DataError: as `load_examples`, or if there is nothing to tell apart, or every text to score on was learned.
+    """
+    ours, theirs = _load(
+        name,
+        [train, evaluation],
+        task=task,
+        text_columns=text_columns,
+        label_column=label_column,
+        label_names=label_names,
+        problem_type=problem_type,
+    )
+    if not label_names and ours.problem_type == SINGLE_LABEL and len(ours.label_names) < 2:
+        raise DataError(
+            f"every label in column {ours.label_columns[0]!r} of {name} is {ours.label_names[0]}: there is nothing to "
+            f"tell apart; {LABEL_REMEDY}, or take data with labels"
+        )
+    if ours.problem_type == SINGLE_LABEL:
+        missing = [name for place, name in enumerate(ours.label_names) if not (ours.labels == place).any()]
+        note = (f"no text to learn from has the label {', '.join(missing)}",) if missing else ()
+        theirs = replace(theirs, notes=(*theirs.notes, *note))
+    learned = set(map(_key_of, ours.texts))
+    shared = sum(_key_of(text) in learned for text in theirs.texts)
+    if shared == len(theirs):
+        raise DataError(
+            f"every text of {name} ({theirs.split}) is in {ours.split} as well, so a score would say nothing; take "
+            "other texts to score on, or pass the training file alone, of which a tenth is held out"
+        )
+    return Splits(train=ours, evaluation=theirs, shared=shared)
+
+
+def load_texts(
+    name: str, *, split: str, task: Task, text_columns: Sequence[str] | None = None, limit: int | None = None
+) -> list[Any]:
+    """Load the texts of a split as `load_examples` does, labelled or not."""
+    rows, _ = read_split(name, split)
+    origin = f"{name} ({split})"
+    columns = pick_text_columns(list(rows[0]), task=task, asked=text_columns, origin=origin)
+    numbered = _numbered(rows, kind=kind_of(task), column=columns[0], origin=origin)
+    return _part(numbered, split=split, kind=kind_of(task), columns=columns, limit=limit, origin=origin)[1]
+
+
+def guess_task(name: str) -> str | None:
+    """Return the task that local data can only be for: words with tags, or questions with contexts and answers.
+
+    None where the columns leave a choice, and for hub ids, of which nothing is known before they are loaded.
+
+    Raises:
+        DataError: if the first row cannot be read.
+    """
+    row = first_row(name)
+    if row is None:
+        return None
+    for task in (TOKEN_CLASSIFICATION, QUESTION_ANSWERING):
+        has_texts = any(all(column in row for column in columns) for columns in task.text_columns)
+        if has_texts and any(column in row for column in task.label_columns):
+            return task.name
+    return None
+
+
+def _load(
+    name: str,
+    splits: Sequence[tuple[str, int | None]],
+    *,
+    task: Task,
+    text_columns: Sequence[str] | None,
+    label_column: str | None,
+    label_names: Sequence[str] | None,
+    problem_type: str | None,
+) -> list[Examples]:
+    """Load splits together: what their columns and labels mean is decided on all rows of all of them."""
+    origins = [f"{name} ({split})" for split, _ in splits]
+    known = tuple(label_names) if label_names else None
+    tables, own_names = _read_tables(name, [split for split, _ in splits])
+    columns = pick_text_columns(list(tables[0][0]), task=task, asked=text_columns, origin=origins[0])
+    kind = kind_of(task, problem_type)
+    numbered = [
+        _numbered(table, kind=kind, column=columns[0], origin=origin)
+        for table, origin in zip(tables, origins, strict=True)
+    ]
+    label_columns = pick_label_columns(
+        [row for rows in numbered for _, row in rows],
+        task=task,
+        asked=label_column,
+        text_columns=columns,
+        known=known,
+        origin=origins[0],
+    )
+    if not label_columns:
+        reader = None
+    else:
+        own = own_names.get(label_columns[0]) if len(label_columns) == 1 else None
+        if own is None and kind == SINGLE_LABEL and len(label_columns) == 1:
+            of_all_splits = [row for rows in numbered for _, row in rows]
+            own = names_beside(of_all_splits, label_columns[0], fill=known is not None)
+        reader = LabelReader(task, label_columns, known=known, own=own, problem_type=problem_type)
+        numbered = [reader.without_unlabelled(rows, origin) for rows, origin in zip(numbered, origins, strict=True)]
+        everything = [row for rows in numbered for row in rows]
+        # Only tags and answers are held against the texts that they are of.
+        is_checked = task in (TOKEN_CLASSIFICATION, QUESTION_ANSWERING)
+        reader.decide(everything, _texts(everything, kind=kind, columns=columns) if is_checked else (), columns)
+    found = []
+    for (split, limit), rows, origin in zip(splits, numbered, origins, strict=True):
+        kept, texts_of = _part(rows, split=split, kind=kind, columns=columns, limit=limit, origin=origin)
+        labels_of = reader.read(kept, texts_of) if reader else None
+        found.append(
+            Examples(
+                name=name,
+                split=split,
+                texts=texts_of,
+                labels=labels_of,
+                label_names=reader.names if reader else (),
+                sha256=_digest(texts_of, labels_of),
+                problem_type=reader.problem_type if reader else None,
+                text_columns=columns,
+                label_columns=label_columns or (),
+                labels_read=reader.how if reader else "",
+                notes=tuple(reader.notes) if reader else (),
+            )
+        )
+    return found
+
+
+def _read_tables(name: str, splits: Sequence[str]) -> tuple[list[list[Row]], LabelNames]:
+    """Read each split once, however many parts of it are asked for."""
+    read: dict[str, tuple[list[Row], LabelNames]] = {}
+    names: dict[str, Sequence[str]] = {}
+    for split in splits:
+        base, _ = parse_split(split)
+        if base not in read:
+            read[base] = read_split(name, split)
+        for column, found in read[base][1].items():
+            if names.setdefault(column, found) != found:
+                raise DataError(
+                    f"{name} names the labels of column {column!r} {', '.join(names[column])} in {splits[0]} and "
+                    f"{', '.join(found)} in {split}; write both with the same names"
+                )
+    return [read[parse_split(split)[0]][0] for split in splits], names
+
+
+def _numbered(rows: Sequence[Row], *, kind: str, column: str, origin: str) -> list[NumberedRow]:
+    """Return the rows with their numbers; running text's empty lines are no rows."""
+    numbered: list[NumberedRow] = list(enumerate(rows, 1))
+    if kind in (FILL_MASK.name, TOKEN_CLASSIFICATION.name):
+        numbered = [
+            (number, row)
+            for number, row in numbered
+            if not (value.strip() == "" if isinstance(value := row.get(column), str) else value == [])
+        ]
+    if not numbered:
+        raise DataError(f"{origin} has nothing but empty texts in column {column!r}")
+    return numbered
+
+
+def _part(
+    rows: Sequence[NumberedRow], *, split: str, kind: str, columns: Sequence[str], limit: int | None, origin: str
+) -> tuple[list[NumberedRow], list[Any]]:
+    """Return the rows that a split is made of, and their texts."""
+    _, part = parse_split(split)
+    if part is None:
+        kept = list(rows[:limit])
+        return kept, _texts(kept, kind=kind, columns=columns)
+    texts = _texts(rows, kind=kind, columns=columns)
+    # Questions about one text stay together: its other questions say much about the answers.
+    asks = kind == QUESTION_ANSWERING.name
+    places = select_part([_key_of(text[1] if asks else text) for text in texts], part, origin=origin)[:limit]
+    return [rows[place] for place in places], [texts[place] for place in places]
+
+
+def _key_of(text: Any) -> str:
+    return text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
+
+
+def _texts(rows: Sequence[NumberedRow], *, kind: str, columns: Sequence[str]) -> list[Any]:
+    """Return the text of each row, or the pair, or the list of words; see `Examples.texts`."""
+    found: list[Any] = []
+    for number, row in rows:
+        parts = [cell_of(row, column, number, TEXT_REMEDY) for column in columns]
+        if kind == TOKEN_CLASSIFICATION.name:
+            words = read_list(parts[0])
+            if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+                raise DataError(f"row {number}: column {columns[0]!r} holds {parts[0]!r}, not a list of words")
+            found.append(words)
+            continue
+        for column, part in zip(columns, parts, strict=True):
+            if not isinstance(part, str):
+                raise DataError(f"row {number}: column {column!r} holds {part!r}, not a text")
+        found.append(parts[0] if len(parts) == 1 else (parts[0], parts[1]))
+    return found
+
+
+def _digest(texts: Sequence[Any], found: Any) -> str:
+    listed = [ids.tolist() for ids in found] if isinstance(found, list) and hasattr(found[0], "tolist") else found
+    content = json.dumps(
+        [texts, found.tolist() if hasattr(found, "tolist") else listed], ensure_ascii=True, separators=(",", ":")
+    )
+    return hashlib.sha256(content.encode()).hexdigest()

@@ -1,0 +1,303 @@
+"""What a student learns from and is scored by: the recipe's data, tokenised as its method wants it.
+
+`load_training_data` reads one of three kinds: labelled examples, running text to mask, or single texts with the
+teacher's sentence vectors. `make_scorer` returns what scores a student on it during training.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from potstill.checkpoint import Checkpoint, read_folder
+from potstill.checkpoint.model import SentenceEncoder
+from potstill.config import Recipe
+from potstill.data import Examples, Splits, load_examples, load_splits
+from potstill.distill.augmentation import augment
+from potstill.distill.batches import Collator, EpochRows, count_shared, make_collator, make_mlm_collator, tokenize
+from potstill.distill.corpus import load_corpus
+from potstill.distill.evaluation import Evaluation, Model, Scores, evaluate_words, problem_type_of
+from potstill.distill.masking import token_counts
+from potstill.distill.methods.embedding import teacher_head
+from potstill.distill.methods.objective import Objective
+from potstill.distill.packing import check_packable
+from potstill.distill.teacher_embeddings import add_teacher_vectors, collate_vectors, load_single_texts
+from potstill.errors import DataError, RecipeError
+from potstill.evaluation.trivial import trivial_scores, uniform_scores
+from potstill.progress import Progress
+from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, get_task, kind_of, lower_is_better, primary_metric
+
+_HELD_OUT_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingData:
+    """What a student learns from and is scored by."""
+
+    train_set: Dataset
+    collate: Collator
+    eval_set: Dataset | None
+    """Rows to take the loss on where there is no score."""
+    score: Callable[[Model, str], Scores] | None
+    """Scores a model, told by its name; None where only the loss on `eval_set` says anything."""
+    evaluation: Evaluation | None = None
+    """Of labelled data: what `score` asks, for more than scores."""
+    metric: str
+    """The score that picks the best checkpoint."""
+    floor: Scores
+    """What an answer scores that ignores its text; empty where there is none."""
+    about: dict[str, Any]
+    """The data in the report."""
+
+    @property
+    def maximise(self) -> bool:
+        """Whether a higher score is better."""
+        return not lower_is_better(self.metric)
+
+
+def load_training_data(
+    recipe: Recipe,
+    teacher: Checkpoint,
+    *,
+    work_dir: Path,
+    label_names: tuple[str, ...] | None = None,
+    progress: Progress,
+) -> TrainingData:
+    """Load and tokenise the recipe's data as its method wants it.
+
+    Args:
+        recipe: names data, task and method.
+        teacher: its tokenizer makes the rows; `embedding` also needs its vectors.
+        work_dir: keeps tokenised text and vectors for the next start.
+        label_names: the model's labels in their order; None takes the teacher's.
+        progress: is told how far it is.
+
+    Raises:
+        DataError: if the data does not fit the task.
+        RecipeError: if a setting has no effect on this data.
+    """
+    if recipe.distill.method == "embedding":
+        return _load_sentences(recipe, teacher, work_dir=work_dir, progress=progress)
+    if get_task(recipe.task) in (FILL_MASK, FEATURE_EXTRACTION):
+        return _load_running_text(recipe, teacher, work_dir=work_dir, progress=progress)
+    return _load_labelled(recipe, teacher, label_names=label_names or teacher.label_names, progress=progress)
+
+
+def _load_labelled(
+    recipe: Recipe, teacher: Checkpoint, *, label_names: tuple[str, ...], progress: Progress
+) -> TrainingData:
+    """Load labelled texts, pairs, tagged words or questions."""
+    task, problem = get_task(recipe.task), problem_type_of(teacher.model)
+    splits = read_splits(recipe, label_names=label_names, problem_type=problem)
+    train_examples, eval_examples = splits.train, splits.evaluation
+    if recipe.distill.augment:
+        train_examples = augment(train_examples, recipe, copies=recipe.distill.augment, progress=progress)
+    if recipe.data.packing != "none":
+        raise RecipeError(f"data.packing={recipe.data.packing} has no effect on labelled texts; leave it out")
+    kind = kind_of(task, problem)
+    evaluation = Evaluation(teacher.tokenizer, eval_examples, max_length=recipe.max_length, task=task)
+    return TrainingData(
+        train_set=tokenize(train_examples, teacher.tokenizer, max_length=recipe.max_length),
+        collate=make_collator(teacher.tokenizer),
+        eval_set=None,
+        score=lambda model, who: evaluation.score(model, progress=progress, who=who),
+        evaluation=evaluation,
+        metric=primary_metric(task, problem, asked=recipe.metric, num_labels=len(label_names) or None),
+        floor=trivial_scores(eval_examples, kind=kind),
+        about=_about(eval_examples)
+        | {
+            "train_examples": len(train_examples),
+            "kind": kind,
+            "train_split": splits.train.split,
+            "train_sha256": splits.train.sha256,
+            "problem_type": splits.train.problem_type,
+            "text_columns": list(splits.train.text_columns),
+            "label_columns": list(splits.train.label_columns),
+            "labels": list(splits.train.label_names),
+            "labels_read": splits.train.labels_read,
+            "shared_texts": splits.shared,
+            "notes": list(splits.evaluation.notes),
+        },
+    )
+
+
+def _load_running_text(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progress: Progress) -> TrainingData:
+    """Load unlabelled text, masked where the method learns words, and scored by perplexity then."""
+    data, settings = recipe.data, recipe.distill.settings()
+    train_set, eval_set = (
+        load_corpus(
+            data.name,
+            split=split,
+            tokenizer=teacher.tokenizer,
+            max_length=recipe.max_length,
+            text_column=data.text_columns[0] if data.text_columns else None,
+            packing=data.packing if split == data.train_split else "none",
+            limit=limit,
+            num_proc=data.num_proc,
+            streaming=data.streaming,
+            cache_dir=work_dir.with_name(f"{work_dir.name}-text"),
+        )
+        for split, limit in ((data.train_split, data.max_train_examples), (data.eval_split, data.max_eval_examples))
+    )
+    if data.packing == "texts":
+        check_packable(teacher.model.config)
+        if recipe.distill.method == "tinybert":
+            raise RecipeError("data.packing=texts puts strangers in the attention that tinybert compares; use none")
+    about = {
+        "name": data.name,
+        "split": data.eval_split,
+        "examples": len(eval_set),
+        "train_examples": len(train_set),
+        "train_split": data.train_split,
+        "shared_texts": count_shared(eval_set, train_set),
+    }
+    if about["shared_texts"] == about["examples"]:
+        raise DataError(
+            f"every text of {data.name} ({data.eval_split}) is in {data.train_split} as well, so a score would "
+            "say nothing; take other texts to score on, or pass the training file alone, of which a tenth is held out"
+        )
+    if "mask_share" not in settings:
+        return TrainingData(
+            train_set=train_set,
+            collate=make_mlm_collator(teacher.tokenizer, seed=recipe.seed, mask=False),
+            eval_set=eval_set,
+            score=None,
+            metric="loss",
+            floor={},
+            about=about,
+        )
+    share, smoothing, vocabulary = settings["mask_share"], settings["mask_smoothing"], teacher.model.config.vocab_size
+
+    def score(model: Model, who: str) -> Scores:
+        assert not isinstance(model, SentenceEncoder)
+        return evaluate_words(model, teacher.tokenizer, eval_set, mask_share=share, progress=progress, who=who)
+
+    return TrainingData(
+        train_set=train_set,
+        collate=make_mlm_collator(
+            teacher.tokenizer,
+            seed=recipe.seed,
+            share=share,
+            counts=token_counts(train_set, vocabulary) if smoothing else None,
+            smoothing=smoothing,
+            extra_share=settings.get("extra_share", 0.0),
+            kl_positions=settings.get("kl_positions", "masked"),
+        ),
+        eval_set=eval_set,
+        score=score,
+        metric=primary_metric(FILL_MASK, asked=recipe.metric),
+        floor=uniform_scores(vocabulary),
+        about=about,
+    )
+
+
+def _load_sentences(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progress: Progress) -> TrainingData:
+    """Load single texts with the teacher's vectors, scored by the similarity of pairs if the data has scores."""
+    data, head = recipe.data, teacher_head(teacher.name, recipe.distill.pooling)
+    train_set, eval_set = (
+        add_teacher_vectors(
+            load_single_texts(data.name, split=split, text_columns=data.text_columns, limit=limit),
+            teacher,
+            head,
+            max_length=recipe.max_length,
+            cache_dir=work_dir.with_name(f"{work_dir.name}-vectors"),
+            progress=progress,
+        )
+        for split, limit in ((data.train_split, data.max_train_examples), (data.eval_split, data.max_eval_examples))
+    )
+    examples = load_examples(
+        data.name,
+        split=data.eval_split,
+        task=get_task(recipe.task),
+        text_columns=data.text_columns,
+        label_column=data.label_column,
+        limit=data.max_eval_examples,
+    )
+    evaluation = None
+    if examples.labels is not None:
+        evaluation = Evaluation(teacher.tokenizer, examples, max_length=recipe.max_length, task=FEATURE_EXTRACTION)
+    return TrainingData(
+        train_set=train_set,
+        collate=collate_vectors(make_collator(teacher.tokenizer)),
+        eval_set=eval_set,
+        score=(lambda model, who: evaluation.score(model, progress=progress, who=who)) if evaluation else None,
+        evaluation=evaluation,
+        metric=primary_metric(FEATURE_EXTRACTION, asked=recipe.metric) if evaluation else "loss",
+        floor=trivial_scores(examples, kind=FEATURE_EXTRACTION.name),
+        about=_about(examples)
+        | {
+            "train_examples": len(train_set),
+            "train_split": data.train_split,
+            "teacher_vectors": head.describe(),
+            "notes": [*examples.notes, *read_folder(teacher.name).notes],
+            "text_columns": list(examples.text_columns),
+            "label_columns": list(examples.label_columns),
+        },
+    )
+
+
+def _about(examples: Examples) -> dict[str, Any]:
+    return {"name": examples.name, "split": examples.split, "examples": len(examples), "sha256": examples.sha256}
+
+
+def read_splits(recipe: Recipe, *, label_names: Sequence[str] | None, problem_type: str | None) -> Splits:
+    """Load both splits of the recipe's labelled data."""
+    data = recipe.data
+    return load_splits(
+        data.name,
+        train=(data.train_split, data.max_train_examples),
+        evaluation=(data.eval_split, data.max_eval_examples),
+        task=get_task(recipe.task),
+        text_columns=data.text_columns,
+        label_column=data.label_column,
+        label_names=label_names,
+        problem_type=problem_type,
+    )
+
+
+def make_scorer(
+    training_data: TrainingData, objective: Objective, teacher: PreTrainedModel | None, *, who: str = "student"
+) -> Callable[[PreTrainedModel], Scores]:
+    """Return what scores a student during training: the task's score, or the loss on texts held out.
+
+    Args:
+        training_data: from `load_training_data`.
+        objective: the method's; it may add a head to the student, and is the loss that is taken.
+        teacher: what the loss compares with; None only where the data has a score.
+        who: the name under which progress is told.
+    """
+    score, rows = training_data.score, training_data.eval_set
+    if score is not None:
+        return lambda student: score(objective.as_used(student), who)
+    assert rows is not None
+    assert teacher is not None
+    return lambda student: {
+        "loss": held_out_loss(student, teacher, objective, rows=rows, collate=training_data.collate)
+    }
+
+
+def held_out_loss(
+    student: PreTrainedModel, teacher: PreTrainedModel, objective: Objective, *, rows: Dataset, collate: Collator
+) -> float:
+    """Return the objective on rows held out, as it is weighed at the start of the training."""
+    student.to(teacher.device)
+    objective.to(teacher.device)
+    weights = {name: weight for name, weight in objective.weights(0.0).items() if weight > 0}
+    sums, counts = dict.fromkeys(weights, 0.0), dict.fromkeys(weights, 0)
+    numbered = EpochRows(rows)
+    ones = dict.fromkeys(weights, 1.0)
+    for start in range(0, len(rows), _HELD_OUT_BATCH):
+        batch = collate(numbered.__getitems__(range(start, min(start + _HELD_OUT_BATCH, len(rows)))))
+        for name, count in objective.count(batch).items():
+            if name in counts:
+                counts[name] += count
+        on_device = {name: value.to(teacher.device) for name, value in batch.items()}
+        with torch.no_grad():
+            _, parts = objective(student, teacher, on_device, ones)
+        for name, value in parts.items():
+            sums[name] += value.item()
+    return sum(weight * sums[name] / max(counts[name], 1) for name, weight in weights.items())

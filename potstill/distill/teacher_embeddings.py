@@ -1,0 +1,77 @@
+"""A teacher's sentence vectors, computed once and kept on disk beside the training."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import torch
+from datasets import Dataset, load_from_disk
+
+from potstill.checkpoint import Checkpoint, hash_checkpoint, read_folder
+from potstill.checkpoint.model import SentenceHead
+from potstill.data import Examples, load_texts
+from potstill.distill.batches import tokenize
+from potstill.distill.evaluation import embed_texts
+from potstill.distill.methods.embedding import TEACHER_VECTORS
+from potstill.files import new_folder
+from potstill.progress import Progress
+from potstill.tasks import FEATURE_EXTRACTION
+
+
+def load_single_texts(name: str, *, split: str, text_columns: Sequence[str] | None, limit: int | None) -> list[str]:
+    """Return the texts of a split, both of a pair, each once, in the order of their first appearance."""
+    texts = load_texts(name, split=split, task=FEATURE_EXTRACTION, text_columns=text_columns, limit=limit)
+    return list(dict.fromkeys(part for text in texts for part in (text if isinstance(text, tuple) else (text,))))
+
+
+def add_teacher_vectors(
+    texts: Sequence[str],
+    teacher: Checkpoint,
+    head: SentenceHead,
+    *,
+    max_length: int,
+    cache_dir: Path,
+    progress: Progress,
+) -> Dataset:
+    """Return tokenised rows with the teacher's vector of each text, memory-mapped from `cache_dir`.
+
+    The teacher reads no more of a text than its folder says, whatever the student reads. The cache is found again for
+    the same texts, teacher, length and pooling. A teacher without a folder of its own, which a hub id is, is told
+    apart by its name.
+    """
+    who = hash_checkpoint(teacher.name) or teacher.name
+    longest = min(max_length, read_folder(teacher.name).max_seq_length or max_length)
+    settings = json.dumps([who, max_length, longest, head.pooling, len(head.layers), list(texts)])
+    folder = cache_dir / hashlib.sha256(settings.encode()).hexdigest()[:24]
+    if not folder.is_dir():
+        vectors = embed_texts(
+            teacher.model,
+            teacher.tokenizer,
+            texts,
+            max_length=longest,
+            pooling=head,
+            progress=progress,
+            who="teacher's vectors",
+        )
+        unlabelled = Examples(name="", split="", texts=list(texts), labels=None, label_names=(), sha256="")
+        rows = tokenize(unlabelled, teacher.tokenizer, max_length=max_length)
+        column = pyarrow.ListArray.from_arrays(
+            np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1], pyarrow.array(vectors.reshape(-1))
+        )
+        with new_folder(folder, overwrite=True) as building:
+            rows.add_column(TEACHER_VECTORS, column).save_to_disk(str(building))
+    return load_from_disk(str(folder))
+
+
+def collate_vectors(collate: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+    """Return a collator that puts the teacher's vectors (B, E) into the batch as well."""
+
+    def with_vectors(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        vectors = np.stack([np.asarray(row[TEACHER_VECTORS], dtype=np.float32) for row in rows])
+        return {**collate(rows), TEACHER_VECTORS: torch.from_numpy(vectors)}
+
+    return with_vectors

@@ -1,0 +1,490 @@
+"""A model's answers to a data set, decoded as the server decodes them, and its raw outputs.
+
+`predict` is for scoring: how a text becomes a model's inputs, and what its outputs mean (windows, lengths, pooling,
+scores), is left to `potstill.serve.tasks`, so the score of a model is that of the answers that it serves.
+`collect_outputs` is for comparing two files of one model, number by number.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from potstill import metrics
+from potstill.bundle import Pooling
+from potstill.data import Examples
+from potstill.errors import CheckError, DataError, UsageError
+from potstill.serve import SENTENCE_EMBEDDING, BundleTokenizer, Row, Text
+from potstill.serve.encoder import unpad
+from potstill.serve.http_errors import RequestError
+from potstill.serve.tasks import served_task
+from potstill.serve.tasks.feature_extraction import VectorParameters, preprocess_vectors
+from potstill.serve.tasks.features import Features, Outputs
+from potstill.serve.tasks.fill_mask import preprocess_hidden
+from potstill.serve.tasks.question_answering import QuestionParameters, preprocess_questions
+from potstill.serve.tasks.text_classification import preprocess_scores
+from potstill.serve.tasks.token_classification import preprocess_words
+from potstill.serve.tokenizer import Pieces
+from potstill.tasks import (
+    FEATURE_EXTRACTION,
+    FILL_MASK,
+    MULTI_LABEL,
+    PROBLEM_TYPES,
+    QUESTION_ANSWERING,
+    REGRESSION,
+    SINGLE_LABEL,
+    TEXT_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+)
+
+Floats: TypeAlias = NDArray[np.floating]
+Predictions: TypeAlias = Mapping[str, NDArray[Any]]
+"""What `predict` returns: named arrays, for `numpy.savez` and `numpy.load(..., allow_pickle=False)`."""
+
+# One word in seven is masked, as in BERT's training, and always the same ones; the first is near the text's beginning.
+_MASK_EVERY, _FIRST_MASKED = 7, 3
+# Most masked words in collected outputs: enough for a share, and no more numbers than fit in 256 MiB, since each word
+# has a logit per vocabulary entry.
+_MAX_MASKED, _MAX_NUMBERS = 1000, 2**26
+# Nothing else waits here, so a context may take as many windows as it has.
+_MAX_WINDOWS = 2**31
+_FUNCTIONS = {MULTI_LABEL: "sigmoid", REGRESSION: "none"}
+_LABELLED = (SINGLE_LABEL, MULTI_LABEL, TOKEN_CLASSIFICATION.name)
+
+
+class Session(Protocol):
+    """A model that runs padded batches: an `OnnxSession`, a torch model's adapter, or a runner of a bench."""
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return every output by name for a padded batch."""
+
+
+def predict(
+    session: Session,
+    tokenizer: BundleTokenizer,
+    texts: Sequence[Any],
+    *,
+    kind: str,
+    outputs: Sequence[str],
+    function: str | None = None,
+    pooling: Pooling | str | None = None,
+    batch_invariant: bool = True,
+    batch_size: int = 1,
+) -> dict[str, NDArray[Any]]:
+    """Return a model's answers to texts as named arrays.
+
+    For N texts, by kind:
+
+    - single label, several labels: `values`, float32 (N, labels), the logits
+    - regression: `values`, float64 (N, 1), the predicted numbers
+    - token-classification, W words in all: `values`, float32 (W, tags), the logits of each word's first token;
+      `texts`, int64 (W,), the text of each word; `seen`, bool (W,), false for a word beyond the longest input
+      or without a token
+    - question-answering: `answers`, str (N,), and `answers_or_none`, the same where "" for no answer is allowed;
+      `scores`, float64 (N,), of `answers`
+    - feature-extraction of pairs: `values`, float64 (N, 1), the cosines
+    - fill-mask, H masked words: `nll`, float64 (H,), the negative log-likelihood of each in nats; `choices` and
+      `wanted`, int64 (H,), the likeliest and the true token, and `choice_words` and `wanted_words` their texts;
+      `texts`, int64 (H,); `vocabulary`, int64 (), how many tokens the model chooses from
+
+    An answer with NaN or infinity, which a server refuses to give, is NaN: of a question in `scores`, of a masked word
+    in `nll`, of a text with tags in the `values` of all its words. Scoring counts them as wrong; they are no error.
+
+    Args:
+        session: the model.
+        tokenizer: the model's.
+        texts: as `potstill.data.Examples.texts`, also from JSON: a pair may be a list of two strings.
+        kind: `potstill.tasks.kind_of`.
+        outputs: the model's outputs in the order of the manifest.
+        function: what makes scores of a classifier's logits (`serve.tasks.text_classification.scoring_function`); None
+            is the kind's usual.
+        pooling: how feature-extraction makes a vector of a text's tokens, or its mode by name; None is their mean.
+        batch_invariant: whether a text's answer is independent of its batch mates; if not, texts run one by one.
+        batch_size: rows per run. 1, as a server runs a request that is alone, gives to the last digit what it gives.
+
+    Raises:
+        DataError: if there is nothing to predict, or texts do not fit the kind.
+        UsageError: if fill-mask has a tokenizer without a mask token.
+    """
+    size = batch_size if batch_invariant else 1
+    if kind == TOKEN_CLASSIFICATION.name:
+        return _predict_words(session, tokenizer, texts, output=outputs[0], batch_size=size)
+    if not texts:
+        raise DataError("there are no texts to ask about")
+    asked: list[Any] = [tuple(text) if isinstance(text, list) else text for text in texts]
+    if kind in {QUESTION_ANSWERING.name, FEATURE_EXTRACTION.name}:
+        single = next((text for text in asked if not isinstance(text, tuple)), None)
+        if single is not None:
+            raise DataError(f"{kind} is judged by pairs of texts, and {str(single)[:60]!r} is one; name two columns")
+    if kind == QUESTION_ANSWERING.name:
+        return _predict_answers(session, tokenizer, asked, outputs=outputs, batch_size=size)
+    if kind == FILL_MASK.name:
+        # Each word has a vocabulary of logits, so texts go one by one.
+        return _predict_masked_words(session, tokenizer, asked, output=outputs[0])
+    if kind == FEATURE_EXTRACTION.name:
+        known = Pooling.model_validate({"mode": pooling, "normalize": False}) if isinstance(pooling, str) else pooling
+        return _predict_similarities(session, tokenizer, asked, outputs=outputs, pooling=known, batch_size=size)
+    chosen = function or _FUNCTIONS.get(kind, "softmax")
+    features = [preprocess_scores(tokenizer, [text], function=chosen, output=outputs[0]) for text in asked]
+    found = _run(session, tokenizer, features, kind=kind, batch_size=size)
+    # A text's answer is (logits, scores); what is served of a regression is the score.
+    served, dtype = (1, np.float64) if kind == REGRESSION else (0, np.float32)
+    rows = [[np.nan] * one.width if isinstance(one, _NotFinite) else one[served] for one in found]
+    return {"values": np.array(rows, dtype=dtype)}
+
+
+def load_predictions(file: Path) -> Predictions:
+    """Return predictions that `numpy.savez` wrote."""
+    with np.load(file, allow_pickle=False) as stored:
+        return dict(stored)
+
+
+@dataclass(frozen=True, slots=True)
+class _NotFinite:
+    """An answer whose numbers were NaN or infinite."""
+
+    width: int
+    """How many numbers there would be for each thing that is asked about."""
+
+
+def _run(
+    session: Session, tokenizer: BundleTokenizer, features: Sequence[Features], *, kind: str, batch_size: int
+) -> list[Any]:
+    """Return the answer to each request of one input, `_NotFinite` where its numbers are NaN or infinite."""
+    task = served_task(TEXT_CLASSIFICATION.name if kind in PROBLEM_TYPES else kind)
+    rows = [(owner, place) for owner, one in enumerate(features) for place in range(len(one.rows))]
+    # Longest first, because onnxruntime's memory grows to the largest batch and stays there.
+    rows.sort(key=lambda row: -len(features[row[0]].rows[row[1]]["input_ids"]))
+    # Without a mask the padding would be read as words.
+    size = batch_size if rows and "attention_mask" in features[0].rows[0] else 1
+    answers: list[Any] = [None] * len(features)
+    waiting: dict[int, dict[int, Outputs]] = {}
+    for start in range(0, len(rows), size):
+        batch = rows[start : start + size]
+        given = [features[owner].rows[place] for owner, place in batch]
+        found = unpad(session.run(tokenizer.pad(given)), given, task=task, left=tokenizer.pads_left)
+        for (owner, place), outputs in zip(batch, found, strict=True):
+            one, kept = features[owner], waiting.setdefault(owner, {})
+            kept[place] = one.keep(place, outputs)
+            if len(kept) < len(one.rows):
+                continue
+            whole = [kept[number] for number in range(len(one.rows))]
+            try:
+                answers[owner] = one.decode(whole)[0]
+            except CheckError:
+                answers[owner] = _NotFinite(next(iter(whole[0].values())).shape[-1])
+            del waiting[owner]
+    return answers
+
+
+def _predict_words(
+    session: Session, tokenizer: BundleTokenizer, texts: Sequence[Sequence[str]], *, output: str, batch_size: int
+) -> dict[str, NDArray[Any]]:
+    sizes = [len(words) for words in texts]
+    if not sum(sizes):
+        raise DataError("there are no words to ask about; give texts that are not empty")
+    features = [preprocess_words(tokenizer, [words], output=output) for words in texts]
+    found = _run(session, tokenizer, features, kind=TOKEN_CLASSIFICATION.name, batch_size=batch_size)
+    both = [
+        (np.full((size, one.width), np.nan), np.ones(size, dtype=np.bool_)) if isinstance(one, _NotFinite) else one
+        for one, size in zip(found, sizes, strict=True)
+    ]
+    return {
+        "values": np.concatenate([values for values, _ in both]).astype(np.float32),
+        "texts": np.repeat(np.arange(len(texts)), sizes),
+        "seen": np.concatenate([seen for _, seen in both]),
+    }
+
+
+def _predict_answers(
+    session: Session,
+    tokenizer: BundleTokenizer,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    outputs: Sequence[str],
+    batch_size: int,
+) -> dict[str, NDArray[Any]]:
+    """Answer with the parameters that a request has by default, and once more with "no answer" among the answers."""
+    ways = QuestionParameters(), QuestionParameters(handle_impossible_answer=True)
+    features = []
+    for number, pair in enumerate(pairs):
+        try:
+            always, perhaps = (
+                preprocess_questions(tokenizer, [pair], way, outputs=outputs, most_windows=_MAX_WINDOWS) for way in ways
+            )
+        except RequestError as error:
+            raise DataError(f"question {number + 1} cannot be asked: {error}") from error
+        features.append(_decode_twice(always, perhaps))
+    found = _run(session, tokenizer, features, kind=QUESTION_ANSWERING.name, batch_size=batch_size)
+    lost = {"answer": "", "score": np.nan}
+    answers = [(lost, lost) if isinstance(one, _NotFinite) else one for one in found]
+    return {
+        "answers": np.array([one["answer"] for one, _ in answers], dtype=np.str_),
+        "answers_or_none": np.array([one["answer"] for _, one in answers], dtype=np.str_),
+        "scores": np.array([one["score"] for one, _ in answers], dtype=np.float64),
+    }
+
+
+def _decode_twice(one: Features, other: Features) -> Features:
+    """Return features whose outputs are decoded in both ways, which run the same windows."""
+    return Features(one.rows, lambda outputs: [[each.decode(outputs)[0] for each in (one, other)]])
+
+
+def _predict_similarities(
+    session: Session,
+    tokenizer: BundleTokenizer,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    outputs: Sequence[str],
+    pooling: Pooling | None,
+    batch_size: int,
+) -> dict[str, NDArray[Any]]:
+    """Return the cosine of the two vectors of each pair."""
+    each = list(dict.fromkeys(text for pair in pairs for text in pair))
+    settings = VectorParameters()
+    features = [
+        preprocess_vectors(tokenizer, [text], settings, outputs=outputs, pooling=pooling, width=None) for text in each
+    ]
+    found = _run(session, tokenizer, features, kind=FEATURE_EXTRACTION.name, batch_size=batch_size)
+    filled = [[np.nan] * one.width if isinstance(one, _NotFinite) else one for one in found]
+    vectors = dict(zip(each, filled, strict=True))
+    one, two = (np.array([vectors[text] for text in side], dtype=np.float64) for side in zip(*pairs, strict=True))
+    return {"values": metrics.row_cosines(one, two)[:, None]}
+
+
+def _predict_masked_words(
+    session: Session, tokenizer: BundleTokenizer, texts: Sequence[Text], *, output: str
+) -> dict[str, NDArray[Any]]:
+    """Mask every 7th of the words that are one token, and return the likelihood of each."""
+    if tokenizer.mask_id is None:
+        raise UsageError("fill-mask needs a tokenizer with a mask token, and this one has none")
+    masked = [mask_words(tokenizer, text if isinstance(text, str) else " ".join(text)) for text in texts]
+    rows = tokenizer.rows([text for text, _ in masked])
+    # A text that shows another number of masks than were put into it, such as one that has some itself, is left out.
+    shown = [int((row["input_ids"] == tokenizer.mask_id).sum()) for row in rows]
+    asked = [number for number, (_, hidden) in enumerate(masked) if hidden and shown[number] == len(hidden)]
+    if not asked:
+        raise DataError("there are no words to hide from a language model; give texts that are not empty")
+    features = [preprocess_hidden(tokenizer, [masked[at][0]], [masked[at][1]], output=output) for at in asked]
+    found = _run(session, tokenizer, features, kind=FILL_MASK.name, batch_size=1)
+    sizes = [len(masked[at][1]) for at in asked]
+    filled = [
+        [(np.nan, 0, one.width)] * size if isinstance(one, _NotFinite) else one
+        for one, size in zip(found, sizes, strict=True)
+    ]
+    triples = [triple for one in filled for triple in one]
+    scores = np.array([score for score, _, _ in triples], dtype=np.float64)
+    choices = np.array([choice for _, choice, _ in triples], dtype=np.int64)
+    wanted = np.array([token for at in asked for token in masked[at][1]], dtype=np.int64)
+    return {
+        # A score that is too small for a float counts as the smallest that there is.
+        "nll": -np.log(np.maximum(scores, np.nextafter(0.0, 1.0))),
+        "choices": choices,
+        "wanted": wanted,
+        "choice_words": np.array([tokenizer.token(number) for number in choices.tolist()]),
+        "wanted_words": np.array([tokenizer.token(number) for number in wanted.tolist()]),
+        "texts": np.repeat(asked, sizes),
+        "vocabulary": np.array(triples[0][2]),
+    }
+
+
+def mask_words(tokenizer: BundleTokenizer, text: str) -> tuple[str, list[int]]:
+    """Return a text with every 7th of its words masked, as a client would write it, and the tokens behind the masks.
+
+    Only a known word that is a single token can be masked in a text.
+    """
+    whole = tokenizer.pieces([text])[0]
+    kept = tokenizer.kept(len(whole.ids))
+    seen = Pieces(whole.ids[kept], whole.places[kept], whole.words[kept])
+    alone = []
+    for place, (own, (start, end)) in enumerate(zip(seen.words, seen.places.tolist(), strict=True)):
+        before = seen.words[place - 1] if place else -1
+        after = seen.words[place + 1] if place + 1 < len(seen.ids) else -1
+        is_known = own >= 0 and seen.ids[place] != tokenizer.unknown_id
+        if is_known and own not in (before, after) and text[start:end].strip():
+            alone.append(place)
+    mask = tokenizer.token(tokenizer.mask_id if tokenizer.mask_id is not None else -1)
+    parts, end = [], 0
+    hidden = []
+    for place in alone[min(_FIRST_MASKED, len(alone) // 2) :: _MASK_EVERY]:
+        start, stop = seen.places[place].tolist()
+        parts += [text[end:start], mask]
+        end = stop
+        hidden.append(seen.ids[place])
+    return "".join([*parts, text[end:]]), hidden
+
+
+def check_examples(examples: Examples, kind: str) -> None:
+    """Refuse examples that models of a kind cannot be scored on, before any of them runs.
+
+    Raises:
+        DataError: if there are no labels, no pairs for feature-extraction, or labels beyond those with a name.
+    """
+    where = f"{examples.name} ({examples.split})"
+    if examples.labels is None and kind != FILL_MASK.name:
+        what = "pairs of texts with a score" if kind == FEATURE_EXTRACTION.name else "labels"
+        raise DataError(f"{where} has no {what}, and a {kind} model is judged by them; give other data or columns")
+    known, highest = len(examples.label_names), -1
+    if kind == SINGLE_LABEL:
+        highest = int(examples.labels.max())
+    elif kind == MULTI_LABEL:
+        highest = int(examples.labels.shape[1]) - 1
+    elif kind == TOKEN_CLASSIFICATION.name:
+        highest = max(int(ids.max()) for ids in examples.labels if len(ids))
+    if highest >= known and kind in _LABELLED:
+        raise DataError(
+            f"{where} has the label {highest}, but the model knows {known} labels, 0 to {known - 1}; "
+            "give data of the same task"
+        )
+
+
+def check_predictions(predictions: Predictions, examples: Examples, *, kind: str, key: str) -> None:
+    """Refuse predictions with more or fewer numbers than the examples' labels ask for.
+
+    Raises:
+        DataError: naming the model by `key`.
+    """
+    if "values" not in predictions:
+        return
+    columns = len(examples.label_names) if kind in _LABELLED else 1
+    if predictions["values"].shape[1] != columns:
+        raise DataError(
+            f"{key} answers with {predictions['values'].shape[1]} numbers per decision, and {examples.name} "
+            f"({examples.split}) is read with {columns}; give data with the model's own labels"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOutputs:
+    """The numbers that one file gives for texts."""
+
+    values: Floats
+    """Shape (rows, columns): logits or scores, numbers or vectors. Positions that a question's text lacks are -inf."""
+    texts: NDArray[np.int64]
+    """Which text each row is about, shape (rows,), ascending."""
+    kind: str
+    """What was asked: `potstill.tasks.kind_of`."""
+
+    def decisions(self) -> NDArray[np.int64] | None:
+        """Return what each row decides, shape (rows, decisions); None where an answer is a number or a vector."""
+        if self.kind in {REGRESSION, FEATURE_EXTRACTION.name}:
+            return None
+        if self.kind == MULTI_LABEL:
+            return (self.values > 0).astype(np.int64)
+        chosen: NDArray[np.int64] = self.values.argmax(axis=1)[:, None]
+        return chosen
+
+
+def collect_outputs(
+    session: Session,
+    tokenizer: BundleTokenizer,
+    rows: Sequence[Row],
+    *,
+    kind: str,
+    outputs: Sequence[str],
+    batch_size: int = 8,
+    mask_id: int | None = None,
+    shuffle: np.random.Generator | None = None,
+) -> ModelOutputs:
+    """Return a file's outputs for `rows`, which `tokenizer.rows(texts)` made.
+
+    A text has one row of outputs where it is asked one thing; one per token between the special ones for
+    token-classification; two for question-answering, the scores of start and end over its tokens; one per masked token
+    for fill-mask, which masks every 7th and stops at 1000.
+
+    Args:
+        session: the file.
+        tokenizer: pads.
+        rows: at least one.
+        kind: `potstill.tasks.kind_of`.
+        outputs: the graph's outputs, in the order of the manifest; of feature-extraction `sentence_embedding` is taken
+            where it is among them, else the mean of the token vectors.
+        batch_size: texts per run; 1 for a file whose answers depend on the batch.
+        mask_id: the mask token, for fill-mask.
+        shuffle: groups texts at random; None puts texts of similar length together.
+
+    Raises:
+        UsageError: if fill-mask has no `mask_id`.
+        DataError: if there is nothing to ask about.
+    """
+    places: list[NDArray[np.intp]] | None = None
+    if rows and kind in {TOKEN_CLASSIFICATION.name, FILL_MASK.name}:
+        special = np.concatenate([row["input_ids"] for row in tokenizer.rows(["", ("", "")])])
+        places = [np.flatnonzero(~np.isin(row["input_ids"], special)) for row in rows]
+        if kind == FILL_MASK.name:
+            columns = session.run(tokenizer.pad(rows[:1]))[outputs[0]].shape[-1]
+            limit = min(_MAX_MASKED, _MAX_NUMBERS // columns)
+            rows, places = _mask_tokens(rows, places, mask_id=mask_id, limit=limit)
+            # Each word has a vocabulary of logits.
+            batch_size = batch_size if shuffle is not None else 1
+    if not rows or (places is not None and not any(map(len, places))):
+        raise DataError(f"there are no words to ask a {kind} model about; give texts that are not empty")
+    found: dict[int, Floats] = {}
+    for index, own, tokens in _run_rows(
+        session, tokenizer, rows, outputs=outputs, batch_size=batch_size, shuffle=shuffle
+    ):
+        first = own[outputs[0]]
+        if kind == QUESTION_ANSWERING.name:
+            found[index] = np.stack([own[name][tokens] for name in outputs])
+        elif kind == FEATURE_EXTRACTION.name:
+            pooled = own.get(SENTENCE_EMBEDDING)
+            found[index] = first[tokens].mean(axis=0, keepdims=True) if pooled is None else pooled[None]
+        else:
+            found[index] = first[None] if places is None else first[tokens][places[index]]
+    parts = [found[index] for index in range(len(rows))]
+    width = max(part.shape[1] for part in parts)
+    padded = [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-np.inf) for part in parts]
+    return ModelOutputs(
+        values=np.concatenate(padded).astype(np.float32, copy=False),
+        texts=np.repeat(np.arange(len(parts)), [len(part) for part in parts]),
+        kind=kind,
+    )
+
+
+def _run_rows(
+    session: Session,
+    tokenizer: BundleTokenizer,
+    rows: Sequence[Row],
+    *,
+    outputs: Sequence[str],
+    batch_size: int,
+    shuffle: np.random.Generator | None,
+) -> Iterator[tuple[int, dict[str, Floats], Any]]:
+    """Yield for every row, in any order, its number, its outputs by name, and an index of its tokens without padding.
+
+    One batch is alive at a time, since outputs may be as long as a vocabulary.
+    """
+    # Without a mask the padding would be read as words.
+    size = batch_size if rows and "attention_mask" in rows[0] else 1
+    lengths = np.array([-len(row["input_ids"]) for row in rows])
+    order = np.argsort(lengths, kind="stable") if shuffle is None else shuffle.permutation(len(rows))
+    for start in range(0, len(rows), size):
+        batch = order[start : start + size]
+        feeds = tokenizer.pad([rows[index] for index in batch])
+        given = session.run(feeds)
+        for position, index in enumerate(batch.tolist()):
+            tokens = feeds["attention_mask"][position] > 0 if "attention_mask" in feeds else slice(None)
+            yield index, {name: given[name][position] for name in outputs}, tokens
+
+
+def _mask_tokens(
+    rows: Sequence[Row], ordinary: Sequence[NDArray[np.intp]], *, mask_id: int | None, limit: int
+) -> tuple[list[Row], list[NDArray[np.intp]]]:
+    """Return the rows with every 7th ordinary token masked, and where those are, up to `limit`; later rows are left."""
+    if mask_id is None:
+        raise UsageError("fill-mask needs the id of the mask token; this tokenizer seems to have none")
+    masked: list[Row] = []
+    places: list[NDArray[np.intp]] = []
+    for row, positions in zip(rows, ordinary, strict=True):
+        if limit == 0:
+            break
+        chosen = positions[min(_FIRST_MASKED, len(positions) // 2) :: _MASK_EVERY][:limit]
+        ids = row["input_ids"].copy()
+        ids[chosen] = mask_id
+        masked.append({**row, "input_ids": ids})
+        places.append(chosen)
+        limit -= len(chosen)
+    return masked, places

@@ -1,0 +1,518 @@
+"""Answer a whole file: rows in, the same rows with their answers out, resumable after a kill at any moment.
+
+A window of rows is read ahead, answered in parallel, written in order, and counted once it is on the disk. A window's
+texts are asked in groups of similar length, so that little is padded, and several groups run at once, each on one
+thread: on a CPU that is faster than one run with several threads (microsoft/onnxruntime#16304).
+
+Beside OUT lie `.OUT.partial`, to which rows are appended, and `.OUT.journal` (`potstill.files.Journal`), whose entries
+say how far the run has come. Rows are flushed to the disk before the entry that counts them, so whatever moment a
+process dies at, the last entry is true; what the partial file holds beyond it is cut off when the run goes on. At the
+end the output gets its name by one rename.
+"""
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ValidationError
+
+from potstill.data.columns import pick_text_columns
+from potstill.data.read import BEGIN, DataFile, JsonLinesFile, Place, Record, open_data_file
+from potstill.errors import CheckError, DataError, OutputError, UsageError
+from potstill.files import Journal, flush_to_disk, machine_failure, open_journal, read_journal, write_all
+from potstill.progress import Progress, silent
+from potstill.serve.encoder import Encoder
+from potstill.serve.limits import Limits
+from potstill.serve.predict_outputs import Added, Answered, Output, open_output
+from potstill.serve.tasks.question_answering import Question
+from potstill.tasks import FEATURE_EXTRACTION, QUESTION_ANSWERING, TEXT_NAMES, TOKEN_CLASSIFICATION, get_task
+
+STANDARD = "-"
+"""Standard input and output."""
+STAGE = "predict"
+
+_SCHEMA = "potstill-predict/1"
+_READ, _WRITTEN = (".jsonl", ".csv", ".tsv", ".parquet"), (".jsonl", ".csv", ".parquet")
+# What is read, answered and flushed to the disk at once: enough to sort by length, and seconds of work.
+_WINDOW_ROWS, _WINDOW_BYTES = 2048, 2 * 2**20
+# Texts of one call of the model: enough for its batches, few enough that workers end together.
+_GROUP = 64
+# Windows in memory besides the one being read: one is being answered, one waits for it.
+_AHEAD = 2
+_KINDS = {type(None): "nothing", list: "a list", dict: "an object", **dict.fromkeys((int, float, bool), "a number")}
+
+Asked: TypeAlias = tuple[Any, str | None]
+"""What the model is asked of a row or answers to it, or None and what is wrong."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictSettings:
+    """How a file is answered."""
+
+    columns: Sequence[str] | None = None
+    """The column of the text, two of a pair; None takes the usual names."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """As in a request to the server."""
+    answer_column: str = "answer"
+    """The column that is added."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """Whether the first row without an answer ends the run, or says why in `ANSWER_error`."""
+    workers: int = 1
+    """How many groups of texts run at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictReport:
+    """What was done."""
+
+    rows: int
+    """In the output."""
+    failed: int
+    """Of them, those without an answer."""
+    resumed_rows: int
+    """Of them, those that an earlier run had finished."""
+    seconds: float
+    problems: list[str]
+    """The first few of this run."""
+
+
+def predict_file(
+    encoder: Encoder,
+    source: str | Path,
+    out: str | Path,
+    *,
+    settings: PredictSettings,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> PredictReport:
+    """Answer every row of a file; rows and their order stay, answers are those of `encoder.predict`.
+
+    Args:
+        encoder: loaded with `threads=1` where `settings.workers` is above 1.
+        source: a file of .jsonl, .csv, .tsv or .parquet, or `-` for jsonl on standard input.
+        out: a file of .jsonl, .csv or .parquet, or `-` for jsonl on standard output. A file appears when it is whole.
+        settings: how.
+        resume: go on with a run that was stopped.
+        overwrite: replace what is there.
+        progress: is told of rows.
+
+    Raises:
+        DataError: if a row has no answer and `settings.on_error` is fail, or the file cannot be read.
+        UsageError: if columns or parameters do not fit.
+        OutputError: if the output is in the way or cannot be written.
+    """
+    source, out = (name if str(name) == STANDARD else Path(name).expanduser().resolve() for name in (source, out))
+    is_stream, to_stdout = str(source) == STANDARD, str(out) == STANDARD
+    if resume and (is_stream or to_stdout):
+        raise UsageError("a run over standard input or output cannot be resumed; name files")
+    suffix = "" if to_stdout else Path(out).suffix
+    if not to_stdout and suffix not in _WRITTEN:
+        raise UsageError(f"{out} must end in .jsonl, .csv or .parquet, or be {STANDARD} for jsonl on standard output")
+    file = _open_source(source)
+    run = _Run(encoder, file, settings)
+    output = open_output(suffix, run.added, columns=run.input_columns, task=encoder.manifest.task)
+    if suffix == ".parquet":  # it copies the input's other columns untouched
+        run.decoded = run.columns or None
+    started = time.perf_counter()
+    rows = failed = resumed = 0
+
+    def tell(after: Place) -> None:
+        """Tell how many rows are done, of about how many; a file of lines does not say how many it has."""
+        total = max(rows + 1, round(rows * file.size / after.offset)) if file.size and after.offset else 0
+        progress(STAGE, rows, total, f"{(rows - resumed) / (time.perf_counter() - started):.0f} a second")
+
+    with ThreadPoolExecutor(settings.workers, thread_name_prefix="predict") as pool:
+        try:
+            if to_stdout:
+                for answered in run.answer(BEGIN, pool):
+                    sys.stdout.buffer.write(output.encode(answered, is_first=rows == 0))
+                    sys.stdout.buffer.flush()
+                    rows, failed = rows + len(answered), failed + _count_failed(answered)
+                    tell(answered[-1].record.after)
+            else:
+                with closing(_ResumableFile(Path(out))) as written:
+                    written.open(run.identity(output, source), resume=resume, overwrite=overwrite)
+                    rows = resumed = written.last.rows
+                    if not written.is_done:
+                        output.take_up(written.partial, written.lengths)
+                        for answered in run.answer(written.last.place, pool):
+                            content = output.encode(answered, is_first=rows == 0)
+                            after = answered[-1].record.after
+                            written.add(content, rows=len(answered), failed=_count_failed(answered), after=after)
+                            rows = written.last.rows
+                            tell(after)
+                        if rows == 0:
+                            written.add(output.encode([], is_first=True), rows=0, failed=0, after=BEGIN)
+                    written.publish(output)
+                    failed = written.last.failed
+        finally:
+            pool.shutdown(cancel_futures=True)
+    progress(STAGE, rows, max(rows, 1), "")
+    seconds = time.perf_counter() - started
+    return PredictReport(rows=rows, failed=failed, resumed_rows=resumed, seconds=seconds, problems=run.problems)
+
+
+def _open_source(source: str | Path) -> DataFile:
+    if str(source) == STANDARD:
+        return JsonLinesFile(None, sys.stdin.buffer, strict=True)
+    file = Path(source)
+    if not file.is_file():
+        raise DataError(f"there is no file {file}")
+    if file.suffix not in _READ:
+        raise DataError(f"{file} must end in .jsonl, .csv, .tsv or .parquet")
+    opened = open_data_file(file, strict=True)
+    if opened.columns == ():
+        raise DataError(f"{file} is empty; it needs a head of columns")
+    return opened
+
+
+def _count_failed(answered: Sequence[Answered]) -> int:
+    return sum(one.problem is not None for one in answered)
+
+
+# Rows and their answers
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    records: list[Record]
+    asked: list[Asked]
+    groups: list[tuple[list[int], "Future[list[Asked]]"]]
+    """The places in the window, and the answers on their way."""
+
+
+class _Run:
+    """The rows of a file, the model, and what is asked of it."""
+
+    def __init__(self, encoder: Encoder, source: DataFile, settings: PredictSettings) -> None:
+        """Look at the first row for its columns.
+
+        Raises:
+            UsageError: if columns or parameters do not fit.
+        """
+        self._encoder, self._source, self._settings = encoder, source, settings
+        self._manifest = encoder.manifest
+        self._parameters = _check_parameters(encoder, settings.parameters)
+        # As many characters as the server takes.
+        self._longest = Limits().characters_per_token * encoder.manifest.max_length
+        self.problems: list[str] = []
+        self.decoded: Sequence[str] | None = None
+        """The columns that are needed as values; None is all."""
+        self.added = Added(settings.answer_column, settings.on_error == "skip")
+        self._records = source.records()
+        self._first: list[Record] = []
+        for record in self._records:
+            self._first.append(record)
+            if record.values is not None:
+                break
+            if len(self._first) == _WINDOW_ROWS:
+                raise DataError(f"none of the first {_WINDOW_ROWS} rows of {source.name} can be read: {record.problem}")
+        have = source.columns or next((list(one.values) for one in self._first if one.values is not None), ())
+        self.input_columns = list(have)
+        self.columns = self._pick_columns() if self._first else ()
+        added = {settings.answer_column, *(f"{settings.answer_column}_{name}" for name in ("label", "score", "error"))}
+        if taken := sorted(added.intersection(have)):
+            raise UsageError(f"{source.name} has a column {taken[0]!r} already; choose another with --answer-column")
+
+    def _pick_columns(self) -> tuple[str, ...]:
+        task = get_task(self._manifest.task)
+        # A data set of tags has its texts as lists of words; offsets need the text itself. A vector is of one text.
+        is_single = task in (TOKEN_CLASSIFICATION, FEATURE_EXTRACTION)
+        return pick_text_columns(
+            self.input_columns,
+            task=task,
+            asked=self._settings.columns,
+            origin=self._source.name,
+            usual=[(name,) for name in TEXT_NAMES] if is_single else None,
+        )
+
+    def identity(self, output: Output, source: str | Path) -> dict[str, Any]:
+        """Return what a run that goes on must have the same."""
+        facts = None if str(source) == STANDARD else Path(source).stat()
+        return {
+            "schema": _SCHEMA,
+            "input": None if facts is None else [facts.st_size, facts.st_mtime_ns],
+            "bundle": self._encoder.bundle.manifest_sha256,
+            "precision": self._encoder.precision,
+            "text columns": list(self.columns),
+            "parameters": dict(self._settings.parameters),
+            "answer column": self._settings.answer_column,
+            "output": type(output).__name__,
+            "output columns": output.head,
+        }
+
+    def answer(self, start: Place, pool: ThreadPoolExecutor) -> Iterator[list[Answered]]:
+        """Give windows in order, with the answers of the next ones on their way.
+
+        Windows are cut the same wherever a run begins, so that a resumed one has the same neighbours in its batches.
+
+        Raises:
+            DataError: for the first row without an answer, unless such rows are skipped.
+        """
+        begun: deque[_Window] = deque()
+        if self._source.is_stream:  # read once: what was looked at first, and the rest
+            records: Iterator[Record] = chain(self._first, self._records)
+        else:
+            records = self._source.records(start, decoded=self.decoded)
+        window: list[Record] = []
+        weight = 0
+        for record in records:
+            window.append(record)
+            weight += record.weight
+            if len(window) == _WINDOW_ROWS or weight >= _WINDOW_BYTES:
+                begun.append(self._ask(window, pool))
+                window, weight = [], 0
+                if len(begun) > _AHEAD:
+                    yield self._answered(begun.popleft())
+        if window:
+            begun.append(self._ask(window, pool))
+        yield from map(self._answered, begun)
+
+    def _ask(self, records: list[Record], pool: ThreadPoolExecutor) -> _Window:
+        asked = [self._item(record) for record in records]
+        good = [index for index, (_, problem) in enumerate(asked) if problem is None]
+        # The longest first: what runs at the end is short, so that workers end together.
+        good.sort(key=lambda index: -_length(asked[index][0]))
+        groups = []
+        for begin in range(0, len(good), _GROUP):
+            indices = good[begin : begin + _GROUP]
+            groups.append((indices, pool.submit(self._predict, [asked[index][0] for index in indices])))
+        return _Window(records, asked, groups)
+
+    def _item(self, record: Record) -> Asked:
+        """Return what the model is asked of a row, or what is wrong with it; a message holds no text."""
+        values = record.values
+        if values is None:
+            return None, record.problem
+        if self._source.columns is None:
+            unknown = [name for name in (self.added.answer, self.added.problem) if name in values]
+            if unknown:
+                return None, f"has a column {unknown[0]!r}, which is the output's"
+        parts = []
+        for name in self.columns:
+            if name not in values:
+                return None, f"has no column {name!r}"
+            part = values[name]
+            if not isinstance(part, str):
+                return None, f"column {name!r} holds {_KINDS.get(type(part), 'something else')}, not a text"
+            if len(part) > self._longest:
+                return None, f"column {name!r} has {len(part)} characters; at most {self._longest} are read"
+            parts.append(part)
+        if self._manifest.task == QUESTION_ANSWERING.name:
+            return Question(question=parts[0], context=parts[1]), None
+        return (parts[0] if len(parts) == 1 else (parts[0], parts[1])), None
+
+    def _predict(self, items: Sequence[Any]) -> list[Asked]:
+        """Ask the model; where it refuses a group, ask for each alone, so that only the guilty one has no answer."""
+        try:
+            return [(answer, None) for answer in self._encoder.predict(items, parameters=self._parameters)]
+        except (UsageError, CheckError) as error:
+            if len(items) == 1:
+                return [(None, f"has no answer: {error}")]
+        return [self._predict([item])[0] for item in items]
+
+    def _answered(self, window: _Window) -> list[Answered]:
+        """Wait for a window's answers."""
+        found = list(window.asked)
+        for indices, future in window.groups:
+            for index, one in zip(indices, future.result(), strict=True):
+                found[index] = one
+        answered = []
+        for record, (answer, problem) in zip(window.records, found, strict=True):
+            if problem is not None:
+                problem = f"{self._source.unit} {record.number} {problem}"
+                if self._settings.on_error == "fail":
+                    raise DataError(f"{self._source.name} {problem}")
+                if len(self.problems) < 3:
+                    self.problems.append(problem)
+                answer = None
+            answered.append(Answered(record, answer, problem))
+        return answered
+
+
+def _check_parameters(encoder: Encoder, given: Mapping[str, Any]) -> BaseModel | None:
+    if not given:
+        return None
+    try:
+        return encoder.task.parameters.model_validate(dict(given))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise UsageError(f"the parameter {place} does not fit {encoder.manifest.task}: {fault['msg']}") from error
+
+
+def _length(item: Any) -> int:
+    if isinstance(item, str):
+        return len(item)
+    return sum(map(len, item)) if isinstance(item, tuple) else len(item.context)
+
+
+# The output in the making
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Commit:
+    """How far a run has come; an entry of its journal."""
+
+    rows: int = 0
+    failed: int = 0
+    offset: int = 0
+    line: int = 0
+    size: int = 0
+    """Bytes of the partial file that count."""
+
+    @property
+    def place(self) -> Place:
+        """Where reading goes on."""
+        return Place(self.offset, self.line)
+
+
+class _ResumableFile:
+    """One output in the making; only one process at a time has it."""
+
+    def __init__(self, out: Path) -> None:
+        """Name the files; nothing is opened yet."""
+        self._out = out
+        self.partial = out.with_name(f".{out.name}.partial")
+        self._journal_file = journal_file(out)
+        self._journal: Journal | None = None
+        self._descriptor = -1
+        self._commits = [_Commit()]
+        self.is_done = False
+
+    def open(self, identity: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+        """Begin, or go on.
+
+        Raises:
+            OutputError: if the output or an unfinished run is in the way, is of other settings, or is being written.
+        """
+        out, was_begun = self._out, self._journal_file.exists()
+        if not out.parent.is_dir():
+            raise OutputError(f"there is no folder {out.parent} for {out.name}; make it first")
+        if out.exists() and not out.is_file():
+            raise OutputError(f"{out} is no ordinary file; name one with --out")
+        if was_begun and not (resume or overwrite):
+            raise OutputError(f"{out} was begun and not finished; go on with --resume, or replace by --overwrite")
+        if not was_begun and out.exists() and not overwrite:
+            raise OutputError(f"{out} is there already; pass --overwrite to replace it, or name another file")
+        self._journal = open_journal(
+            self._journal_file,
+            header=identity,
+            resume=resume,
+            name=str(out),
+            remedy="go on with the same, or begin again with --overwrite and without --resume",
+        )
+        entries = self._journal.entries
+        # A run may have died between giving the output its name and removing the journal.
+        is_published = bool(entries) and "done" in entries[-1] and not self.partial.exists()
+        if is_published and not out.exists():  # somebody has removed it since
+            self._journal.keep_first(0)
+            is_published = False
+        size = self.partial.stat().st_size if self.partial.exists() else 0
+        kept = 0
+        for entry in list(self._journal.entries):
+            if "done" in entry:
+                self.is_done = True
+            elif entry["size"] > size and not is_published:  # its rows have not come to the disk
+                break
+            else:
+                self._commits.append(_Commit(**entry))
+            kept += 1
+        if not is_published:
+            self._journal.keep_first(kept)
+            self._descriptor = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644)
+            os.ftruncate(self._descriptor, self.last.size)
+            os.lseek(self._descriptor, self.last.size, os.SEEK_SET)
+
+    @property
+    def last(self) -> _Commit:
+        """How far the run has come."""
+        return self._commits[-1]
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many bytes each commit has added."""
+        return [after.size - before.size for before, after in pairwise(self._commits)]
+
+    def add(self, content: bytes, *, rows: int, failed: int, after: Place) -> None:
+        """Append finished rows, and count them once they are on the disk.
+
+        Raises:
+            DiskError: if the disk takes no more; the run can go on later.
+        """
+        assert self._journal is not None
+        commit = _Commit(
+            rows=self.last.rows + rows,
+            failed=self.last.failed + failed,
+            offset=after.offset,
+            line=after.line,
+            size=self.last.size + len(content),
+        )
+        try:
+            write_all(self._descriptor, content)
+            os.fsync(self._descriptor)
+            self._journal.append(asdict(commit), flush=True)
+        except OSError as error:
+            raise machine_failure(error, self._out) or OutputError(
+                f"{self.partial} cannot be written: {error.strerror}; make room and go on with --resume"
+            ) from error
+        self._commits.append(commit)
+
+    def publish(self, output: Output) -> None:
+        """Give the output its name, whole.
+
+        Raises:
+            DiskError: if the disk takes no more.
+        """
+        assert self._journal is not None
+        try:
+            if not self.is_done:
+                self._journal.append({"done": True}, flush=True)
+                self.is_done = True
+            if self.partial.exists():
+                made = output.finish(self.partial, self.lengths, self._out.with_name(f".{self._out.name}.final"))
+                flush_to_disk(made)
+                made.replace(self._out)
+                flush_to_disk(self._out.parent)
+                self.partial.unlink(missing_ok=True)
+            self._journal_file.unlink()
+        except OSError as error:
+            raise machine_failure(error, self._out) or OutputError(
+                f"{self._out} cannot be written: {error.strerror}; make room, then --resume"
+            ) from error
+
+    def close(self) -> None:
+        """Let go of the files; a run that has finished no row leaves nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        if self._journal is not None:
+            self._journal.close()
+            if not self.is_done and self.last.rows == 0:
+                self.partial.unlink(missing_ok=True)
+                self._journal_file.unlink(missing_ok=True)
+
+
+def journal_file(out: Path) -> Path:
+    """Return where the journal of an unfinished output lies."""
+    return out.with_name(f".{out.name}.journal")
+
+
+def rows_done(out: Path) -> int | None:
+    """Return how many rows of an unfinished output are on the disk; None if there is no such output."""
+    file = journal_file(out)
+    if not file.is_file():
+        return None
+    try:
+        return max((entry.get("rows", 0) for entry in read_journal(file).entries), default=0)
+    except OutputError:
+        return 0

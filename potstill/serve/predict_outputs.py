@@ -1,0 +1,329 @@
+"""Rows with their answers, as jsonl, csv or parquet.
+
+What is appended to a partial file is whole in itself: lines of jsonl and csv, and Arrow streams, of which parquet is
+made at the end.
+"""
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Protocol
+
+from potstill.data.read import Record, pyarrow
+from potstill.errors import DataError, UsageError, first_line
+from potstill.serve.tokenizer import without_surrogates
+from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
+
+# Rows of one group in a parquet file, enough for its compression; pyarrow's own default is a million.
+_GROUP_ROWS, _GROUP_BYTES = 65_536, 2**26
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """The columns that are added."""
+
+    answer: str
+    keeps_problems: bool
+    """Whether rows without an answer say why, in a column of their own."""
+
+    @property
+    def problem(self) -> str:
+        """The column that says why there is no answer."""
+        return f"{self.answer}_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A row and what the model says of it, or why it says nothing."""
+
+    record: Record
+    answer: Any
+    problem: str | None
+
+
+class Output(Protocol):
+    """A format to write."""
+
+    @property
+    def head(self) -> list[str] | None:
+        """The columns of every row, if the format has a head; part of what a resumed run must have the same."""
+
+    def encode(self, answered: Sequence[Answered], *, is_first: bool) -> bytes:
+        """Return what is appended to the partial file for these rows; raise DataError if the format cannot hold it."""
+
+    def take_up(self, partial: Path, lengths: Sequence[int]) -> None:
+        """Take note of what a resumed run has appended so far: parts of these lengths."""
+
+    def finish(self, partial: Path, lengths: Sequence[int], final: Path) -> Path:
+        """Return the file that becomes the output: the partial one, or `final`, made of it."""
+
+
+class JsonLinesOutput:
+    """One object per line: the input's as it was, and the answer behind it."""
+
+    head = None
+
+    def __init__(self, added: Added) -> None:
+        """Take the columns that are added."""
+        self._added = added
+
+    def encode(self, answered: Sequence[Answered], *, is_first: bool) -> bytes:
+        """Return the lines."""
+        return b"".join(map(self._line, answered))
+
+    def take_up(self, partial: Path, lengths: Sequence[int]) -> None:
+        """Do nothing: lines do not depend on those before them."""
+
+    def finish(self, partial: Path, lengths: Sequence[int], final: Path) -> Path:
+        """Return the partial file: it is the output."""
+        return partial
+
+    def _line(self, answered: Answered) -> bytes:
+        more = {self._added.answer: answered.answer}
+        if answered.problem is not None:
+            more[self._added.problem] = answered.problem
+        record = answered.record
+        if record.raw is None:
+            return _dump({**(record.values or {}), **more}) + b"\n"
+        # The object as it stood: numbers keep their digits, and what is there twice stays.
+        before = record.raw[:-1].rstrip()
+        return before + (b"" if before == b"{" else b", ") + _dump(more)[1:] + b"\n"
+
+
+class CsvOutput:
+    """One line per row; what is no text is JSON."""
+
+    def __init__(self, added: Added, *, columns: Sequence[str], task: str) -> None:
+        """Fix the head: the input's columns and what is added."""
+        self._added, self._columns = added, list(columns)
+        self._best = task == TEXT_CLASSIFICATION.name
+        self.head: list[str] = [*self._columns, added.answer]
+        if self._best:
+            self.head += [f"{added.answer}_label", f"{added.answer}_score"]
+        if added.keeps_problems:
+            self.head.append(added.problem)
+
+    def encode(self, answered: Sequence[Answered], *, is_first: bool) -> bytes:
+        """Return the lines, with the head before the first."""
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        if is_first:
+            writer.writerow(self.head)
+        writer.writerows(map(self._cells, answered))
+        return without_surrogates(text.getvalue()).encode()
+
+    def take_up(self, partial: Path, lengths: Sequence[int]) -> None:
+        """Do nothing: lines do not depend on those before them."""
+
+    def finish(self, partial: Path, lengths: Sequence[int], final: Path) -> Path:
+        """Return the partial file: it is the output."""
+        return partial
+
+    def _cells(self, answered: Answered) -> list[str]:
+        values, answer = answered.record.values or {}, answered.answer
+        cells = [_cell(values.get(name)) for name in self._columns]
+        cells.append("" if answer is None else _cell(answer))
+        if self._best:
+            cells += [str(answer[0]["label"]), repr(answer[0]["score"])] if answer else ["", ""]
+        if self._added.keeps_problems:
+            cells.append(answered.problem or "")
+        return cells
+
+
+class ParquetOutput:
+    """A parquet file: the input's columns, and `answer` with types by task.
+
+    A masked text may have several masks, so a filling is a list of masks, each with a list of words. Answers to a
+    question are always a list.
+    """
+
+    head = None
+
+    def __init__(self, added: Added, *, task: str) -> None:
+        """Choose the answer's type.
+
+        Raises:
+            MissingExtraError: if pyarrow is not installed.
+        """
+        self._added, self._task = added, task
+        self._arrow, self._ipc = pyarrow(), pyarrow("pyarrow.ipc")
+        self._type = _answer_type(self._arrow, task)
+        self._schema: Any = None
+
+    def encode(self, answered: Sequence[Answered], *, is_first: bool) -> bytes:
+        """Return an Arrow stream of these rows.
+
+        Raises:
+            DataError: if a column's values have no one type, here or together with the rows before.
+        """
+        table = self._table(answered)
+        self._agree(table.schema, answered[0].record.number if answered else 0)
+        sink = self._arrow.BufferOutputStream()
+        with self._ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        content: bytes = sink.getvalue().to_pybytes()
+        return content
+
+    def take_up(self, partial: Path, lengths: Sequence[int]) -> None:
+        """Read the schemas of the parts."""
+        for table in self._parts(partial, lengths, schema_only=True):
+            self._agree(table, 0)
+
+    def finish(self, partial: Path, lengths: Sequence[int], final: Path) -> Path:
+        """Write the parts as one parquet file."""
+        parquet = pyarrow("pyarrow.parquet")
+        for schema in self._parts(partial, lengths, schema_only=True):
+            self._agree(schema, 0)
+        if self._schema is None:
+            self._schema = self._table([]).schema
+        with parquet.ParquetWriter(final, self._schema) as writer:
+            held: list[Any] = []
+            rows = size = 0
+            for table in self._parts(partial, lengths, schema_only=False):
+                held.append(table)
+                rows, size = rows + table.num_rows, size + table.nbytes
+                if rows >= _GROUP_ROWS or size > _GROUP_BYTES:
+                    writer.write_table(self._joined(held))
+                    held, rows, size = [], 0, 0
+            if held:
+                writer.write_table(self._joined(held))
+        return final
+
+    def _joined(self, tables: Sequence[Any]) -> Any:
+        joined = self._arrow.concat_tables([self._schema.empty_table(), *tables], promote_options="permissive")
+        return joined.select(self._schema.names).cast(self._schema)
+
+    def _parts(self, partial: Path, lengths: Sequence[int], *, schema_only: bool) -> Iterator[Any]:
+        with partial.open("rb") as stream:
+            begin = 0
+            for length in lengths:
+                stream.seek(begin)
+                reader = self._ipc.open_stream(stream)
+                yield reader.schema if schema_only else reader.read_all()
+                begin += length
+
+    def _agree(self, schema: Any, line: int) -> None:
+        try:
+            self._schema = (
+                schema
+                if self._schema is None
+                else self._arrow.unify_schemas([self._schema, schema], promote_options="permissive")
+            )
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"from row {line} on a column holds values of another kind than before ({first_line(error)}), and a "
+                "column of parquet has one kind: write .jsonl"
+            ) from error
+
+    def _table(self, answered: Sequence[Answered]) -> Any:
+        columns = self._columns(answered)
+        columns[self._added.answer] = self._arrow.array([self._shaped(one.answer) for one in answered], type=self._type)
+        if self._added.keeps_problems:
+            problems = [one.problem for one in answered]
+            columns[self._added.problem] = self._arrow.array(problems, type=self._arrow.string())
+        return self._arrow.table(columns)
+
+    def _columns(self, answered: Sequence[Answered]) -> dict[str, Any]:
+        """Return the input's columns: cut from its own table where it has one, else made of its values."""
+        if answered and answered[0].record.batch is not None:
+            slices = []
+            for _, group in groupby(answered, key=lambda one: id(one.record.batch)):
+                rows = [one.record for one in group]
+                slices.append(rows[0].batch.slice(rows[0].index, len(rows)))
+            table = self._arrow.Table.from_batches(slices)
+            return dict(zip(table.column_names, table.columns, strict=True))
+        names = list(dict.fromkeys(name for one in answered for name in one.record.values or ()))
+        return {name: self._array(name, [(one.record.values or {}).get(name) for one in answered]) for name in names}
+
+    def _array(self, name: str, values: list[Any]) -> Any:
+        try:
+            return self._arrow.array(values)
+        except UnicodeEncodeError:
+            return self._arrow.array(
+                [without_surrogates(value) if isinstance(value, str) else None for value in values]
+            )
+        except (ValueError, TypeError, OverflowError) as error:
+            raise DataError(
+                f"column {name!r} holds values of several kinds, and a column of parquet has one: write .jsonl"
+            ) from error
+
+    def _shaped(self, answer: Any) -> Any:
+        if answer is None:
+            return None
+        if self._task == QUESTION_ANSWERING.name and isinstance(answer, Mapping):
+            return [answer]
+        if self._task == FILL_MASK.name and answer and isinstance(answer[0], Mapping):
+            return [answer]
+        return answer
+
+
+def open_output(suffix: str, added: Added, *, columns: Sequence[str], task: str) -> Output:
+    """Return the format of a file name's end.
+
+    Args:
+        suffix: `.jsonl` (or nothing), `.csv` or `.parquet`.
+        added: the columns that are added.
+        columns: the input's.
+        task: of the model.
+
+    Raises:
+        UsageError: if there is no such format.
+        MissingExtraError: if parquet is to be written without pyarrow.
+    """
+    match suffix:
+        case "" | ".jsonl":
+            return JsonLinesOutput(added)
+        case ".csv":
+            return CsvOutput(added, columns=columns, task=task)
+        case ".parquet":
+            return ParquetOutput(added, task=task)
+    raise UsageError(f"the output's name ends in {suffix!r}; expected .jsonl, .csv or .parquet")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else _text(value)
+
+
+def _dump(content: Mapping[str, Any]) -> bytes:
+    try:
+        return _text(content).encode()
+    except UnicodeEncodeError:  # a lone surrogate, which only an escape can write
+        return json.dumps(content, default=_plain).encode()
+
+
+def _text(content: Any) -> str:
+    return json.dumps(content, ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> str:
+    """Return what parquet has and JSON has not: bytes in base64, dates and decimals as they are usually written."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def _answer_type(arrow: Any, task: str) -> Any:
+    text, whole, real = arrow.string(), arrow.int64(), arrow.float64()
+    match task:
+        case TOKEN_CLASSIFICATION.name:
+            fields = {"entity_group": text, "entity": text, "score": real, "index": whole, "word": text}
+            return arrow.list_(_struct(arrow, fields | {"start": whole, "end": whole}))
+        case QUESTION_ANSWERING.name:
+            return arrow.list_(_struct(arrow, {"answer": text, "score": real, "start": whole, "end": whole}))
+        case FILL_MASK.name:
+            fields = {"score": real, "token": whole, "token_str": text, "sequence": text}
+            return arrow.list_(arrow.list_(_struct(arrow, fields)))
+        case FEATURE_EXTRACTION.name:
+            return arrow.list_(arrow.float32())
+    return arrow.list_(_struct(arrow, {"label": text, "score": real}))
+
+
+def _struct(arrow: Any, fields: Mapping[str, Any]) -> Any:
+    return arrow.struct([arrow.field(name, kind) for name, kind in fields.items()])

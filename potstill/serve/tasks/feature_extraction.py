@@ -1,0 +1,128 @@
+"""Feature extraction: one vector per text, as sentence-transformers makes it."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, StrictBool, StrictInt, StrictStr
+
+from potstill.bundle import Pooling
+from potstill.serve.http_errors import invalid
+from potstill.serve.tasks.features import Features, LoadedModel, Outputs, ServedTask, check_finite
+from potstill.serve.tasks.inputs import RequestModel, read_texts
+from potstill.serve.tokenizer import BundleTokenizer
+
+SENTENCE_EMBEDDING = "sentence_embedding"
+"""The output of a graph that pools: one vector per text."""
+
+_KEPT = "vector"
+_SHORTEST = 1e-12  # torch.nn.functional.normalize divides by no less
+_AS_IT_IS = Pooling(mode="mean", normalize=False)
+
+
+class VectorParameters(RequestModel):
+    """Of feature-extraction, where a text gets one vector."""
+
+    normalize: StrictBool | None = None
+    """Whether vectors get length 1; by default as the model was trained."""
+    truncate: StrictBool = True
+    """Whether a text longer than the model reads is cut; otherwise it is refused."""
+    truncation_direction: Literal["left", "right"] | None = None
+    """Which end of a long text is cut; by default the tokenizer's own choice."""
+    dimensions: Annotated[StrictInt, Field(ge=1)] | None = None
+    """Only the first so many numbers of a vector, for models trained for it; its length is made 1 again if it was."""
+    prompt_name: None = None
+    """Prompts are not kept in bundles."""
+    encoding_format: Literal["float"] | None = None
+
+
+def preprocess_vectors(
+    tokenizer: BundleTokenizer,
+    texts: Sequence[str],
+    parameters: VectorParameters,
+    *,
+    outputs: Sequence[str],
+    pooling: Pooling | None,
+    width: int | None,
+) -> Features:
+    """Tokenise texts; each gets one vector, a list of floats.
+
+    Args:
+        tokenizer: the model's.
+        texts: at least one.
+        parameters: what the request says.
+        outputs: the graph's outputs, in the order of the manifest.
+        pooling: how a vector is made of a text's tokens; None is their mean, as it is.
+        width: how many numbers a vector has, where it is known.
+
+    Raises:
+        RequestError: 422 if a text is too long and must not be cut, or for a vector that this model cannot give.
+    """
+    if parameters.dimensions is not None and width is not None and parameters.dimensions > width:
+        raise invalid(f"parameters.dimensions is {parameters.dimensions}; this model's vectors have {width}")
+    if not parameters.truncate:
+        _check_lengths(tokenizer, texts)
+    is_pooled = SENTENCE_EMBEDDING in outputs
+    known = pooling or _AS_IT_IS
+    if is_pooled and known.normalize and parameters.normalize is False:
+        # The length that the graph took away is still in the token vectors.
+        is_pooled = False
+        if not known.is_simple or all(name == SENTENCE_EMBEDDING for name in outputs):
+            raise invalid("parameters.normalize is false; this model gives vectors of length 1 and nothing else")
+    wanted = known.normalize if parameters.normalize is None else parameters.normalize
+    # What is cut to fewer dimensions has to be normalised again.
+    is_due = wanted and not (is_pooled and known.normalize and parameters.dimensions is None)
+
+    def keep(_: int, given: Outputs) -> Outputs:
+        return {_KEPT: given[SENTENCE_EMBEDDING].copy() if is_pooled else _pool(given[outputs[0]], known.mode)}
+
+    def decode(given: Sequence[Outputs]) -> list[Any]:
+        answers = []
+        for index, own in enumerate(given):
+            vector = check_finite((own if _KEPT in own else keep(index, own))[_KEPT])[: parameters.dimensions]
+            if is_due:
+                vector = vector / max(float(np.linalg.norm(vector)), _SHORTEST)
+            answers.append(vector.tolist())
+        return answers
+
+    return Features(rows=tokenizer.rows(texts, side=parameters.truncation_direction), decode=decode, keep=keep)
+
+
+def _pool(states: NDArray[np.floating[Any]], mode: str) -> NDArray[np.float64]:
+    """Return one vector of a text's token vectors, shape (tokens, width)."""
+    # The first token alone is copied: all of them are megabytes.
+    wide = (states[:1] if mode == "cls" else states).astype(np.float64)
+    pooled: NDArray[np.float64] = wide.max(axis=0) if mode == "max" else wide.mean(axis=0)
+    return pooled
+
+
+def _check_lengths(tokenizer: BundleTokenizer, texts: Sequence[str]) -> None:
+    """Refuse texts that the model would not read to their end."""
+    for index, whole in enumerate(tokenizer.pieces(texts)):
+        tokens = len(whole.ids) + tokenizer.single.size
+        if tokens > tokenizer.max_length:
+            raise invalid(
+                f"input {index} has {tokens} tokens and this model reads {tokenizer.max_length}; "
+                "shorten it or leave out truncate: false"
+            )
+
+
+def _preprocess(model: LoadedModel, items: Sequence[object], parameters: VectorParameters, _: int) -> Features:
+    return preprocess_vectors(
+        model.tokenizer,
+        read_texts(items),
+        parameters,
+        outputs=model.manifest.outputs,
+        pooling=model.manifest.pooling,
+        width=model.width,
+    )
+
+
+TASK = ServedTask(
+    item=StrictStr,
+    parameters=VectorParameters,
+    answer=list[float],
+    example="a great movie",
+    preprocess=_preprocess,
+)

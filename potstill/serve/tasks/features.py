@@ -1,0 +1,100 @@
+"""What every task has: how a request becomes features for the model, and the model's outputs an answer."""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from potstill.bundle import Manifest
+from potstill.errors import CheckError
+from potstill.serve.tokenizer import BundleTokenizer, Row
+
+Outputs: TypeAlias = dict[str, NDArray[np.floating[Any]]]
+"""The model's outputs for one row, padding cut off: name -> (tokens, ...) or (...). They are views into a batch."""
+
+
+def keep_all(_: int, outputs: Outputs) -> Outputs:
+    """Return a row's outputs as they are."""
+    return outputs
+
+
+class Features(NamedTuple):
+    """One request, tokenised, and the function that decodes its answers."""
+
+    rows: list[Row]
+    """What the model runs, in any order and in any batches; a question with a long context has several rows."""
+    decode: Callable[[Sequence[Outputs]], list[Any]]
+    """Turns the outputs of `rows`, in their order, into one answer per input, as plain JSON values. It takes the
+    outputs whole, or as `keep` returned them. Raises CheckError if numbers are NaN or infinite."""
+    keep: Callable[[int, Outputs], Outputs] = keep_all
+    """Returns what `decode` needs of the outputs of row number n: a copy, so that the batch's arrays can be freed. A
+    language model gives a vocabulary of logits per token, 60 MB for a text of 512 tokens; one token's are needed."""
+    decide: Callable[[Any], Hashable] | None = None
+    """`ServedTask.decide`, where the answers are those of a task."""
+
+
+class LoadedModel(Protocol):
+    """What a task needs to know of a model; `potstill.serve.Encoder` has it."""
+
+    manifest: Manifest
+    tokenizer: BundleTokenizer
+    function: str
+    """What turns a classifier's logits into scores: `softmax`, `sigmoid` or `none`."""
+    width: int | None
+    """The length of the last axis of the graph's last output, where the graph says it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedTask:
+    """One task: the schemas of its requests and answers, and its decoder.
+
+    A request has one input or a list of them; one input in gives one answer out, a list in gives a list out.
+    """
+
+    item: Any
+    """The type of one input."""
+    parameters: type[BaseModel]
+    answer: Any
+    """The type of one input's answer."""
+    example: str | dict[str, str]
+    """An input that the OpenAPI document shows."""
+    preprocess: Callable[[LoadedModel, Sequence[Any], Any, int], Features]
+    """Takes the model, the inputs, an instance of `parameters`, and in how many windows a long context may be read.
+    Raises RequestError if an input or a parameter does not fit. Pure, and safe in any thread."""
+    decide: Callable[[Any], Hashable] | None = None
+    """Returns what an answer decides, without its scores, so that the answers of two models can be compared: a label,
+    a span. None where answers decide nothing, as vectors."""
+    one_output_per_text: bool = False
+    """Whether the graph's outputs have one entry per text; those of other tasks have one per token."""
+    has_windows: bool = False
+    """Whether a long input is read in several rows; other tasks cut it."""
+
+
+def check_finite(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Return numbers as float64.
+
+    Raises:
+        CheckError: if one of them is NaN or infinite.
+    """
+    if not np.isfinite(values).all():
+        raise not_finite()
+    return values.astype(np.float64)
+
+
+def not_finite() -> CheckError:
+    """Return the error of numbers that are NaN or infinite."""
+    return CheckError("the model gave NaN or infinity; use another precision or export the checkpoint again")
+
+
+def check_label_count(logits: NDArray[np.floating[Any]], labels: Sequence[str]) -> NDArray[np.floating[Any]]:
+    """Return logits whose last axis is that of the labels.
+
+    Raises:
+        CheckError: if there are more or fewer.
+    """
+    if logits.shape[-1] != len(labels):
+        raise CheckError(f"the model gives {logits.shape[-1]} logits and its manifest names {len(labels)} labels")
+    return logits

@@ -1,0 +1,206 @@
+"""Fill-mask: the best words for each mask of a text, as transformers' fill-mask pipeline chooses them."""
+
+from collections.abc import Hashable, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, StrictStr
+
+from potstill.metrics import softmax
+from potstill.serve.http_errors import invalid
+from potstill.serve.tasks.features import Features, LoadedModel, Outputs, ServedTask, check_finite
+from potstill.serve.tasks.inputs import MAX_COUNT, Count, RequestModel, read_texts
+from potstill.serve.tokenizer import BundleTokenizer, Row, without_surrogates
+
+# Characters of one target, which is a word: without a limit a string of 1.9 MB was tokenised for 2.6 s, for its first
+# token.
+_MOST_TARGET_CHARACTERS = 128
+# Tokens of all the sequences that one request's answers repeat: every word for every mask comes with its whole text,
+# which would be gigabytes for a text of masks and the largest top_k.
+_MOST_TOKENS = 2_000_000
+_KEPT = "logits of the masks"
+
+_Target = Annotated[StrictStr, Field(max_length=_MOST_TARGET_CHARACTERS)]
+
+
+class MaskParameters(RequestModel):
+    """Of fill-mask."""
+
+    top_k: Count = 5
+    """How many words, the best first."""
+    targets: Annotated[list[_Target], Field(min_length=1, max_length=MAX_COUNT)] | None = None
+    """The only words to choose from."""
+
+
+class Filling(BaseModel):
+    """One word for the mask."""
+
+    score: float
+    token: int
+    token_str: str
+    sequence: str
+
+
+def preprocess_masks(
+    tokenizer: BundleTokenizer, texts: Sequence[str], parameters: MaskParameters, *, output: str
+) -> Features:
+    """Tokenise texts with masks; a text with one gets its best words, one with several a list of these per mask.
+
+    Args:
+        tokenizer: the model's.
+        texts: at least one.
+        parameters: what the request says.
+        output: the name of the logits.
+
+    Raises:
+        RequestError: 422 if a text has no mask among the tokens that are read, none of the targets is a token, or the
+            answer would be too large.
+    """
+    rows, masks = _find_masks(tokenizer, texts)
+    for index, places in enumerate(masks):
+        if not len(places):
+            mask = tokenizer.token(-1 if tokenizer.mask_id is None else tokenizer.mask_id)
+            raise invalid(f"input {index} has no {mask} within the {tokenizer.max_length} tokens that are read")
+    targets = None if parameters.targets is None else _target_tokens(tokenizer, parameters.targets)
+    top_k = parameters.top_k if targets is None else min(parameters.top_k, len(targets))
+    size = top_k * sum(len(places) * len(row["input_ids"]) for places, row in zip(masks, rows, strict=True))
+    if size > _MOST_TOKENS:
+        raise invalid(f"the answer would repeat {size} tokens of text, over {_MOST_TOKENS}; ask for a lower top_k")
+
+    def keep(index: int, outputs: Outputs) -> Outputs:
+        return {_KEPT: outputs[output][masks[index]]}
+
+    def decode(outputs: Sequence[Outputs]) -> list[Any]:
+        answers = []
+        for index, own in enumerate(outputs):
+            logits = check_finite((own if _KEPT in own else keep(index, own))[_KEPT])
+            found = _fill(tokenizer, rows[index]["input_ids"], masks[index], logits, targets=targets, top_k=top_k)
+            answers.append(found[0] if len(found) == 1 else found)
+        return answers
+
+    return Features(rows=rows, decode=decode, keep=keep)
+
+
+def preprocess_hidden(
+    tokenizer: BundleTokenizer, texts: Sequence[str], hidden: Sequence[Sequence[int]], *, output: str
+) -> Features:
+    """Tokenise texts whose masks hide known tokens; each gets a triple per mask; for an evaluation.
+
+    The triple is the score of the hidden token, as `preprocess_masks` gives it where it is one of the `targets`; the
+    likeliest token; and how many tokens the model chooses from.
+
+    Args:
+        tokenizer: the model's.
+        texts: with masks, as a client would send them.
+        hidden: the token behind each mask of each text.
+        output: the name of the logits.
+
+    Raises:
+        RequestError: 422 if there is no mask token, or a text has other masks than are hidden.
+    """
+    rows, masks = _find_masks(tokenizer, texts)
+    for index, (places, tokens) in enumerate(zip(masks, hidden, strict=True)):
+        if len(places) != len(tokens):
+            raise invalid(f"input {index} has {len(places)} masks and {len(tokens)} hidden tokens")
+
+    def keep(index: int, outputs: Outputs) -> Outputs:
+        return {_KEPT: outputs[output][masks[index]]}
+
+    def decode(outputs: Sequence[Outputs]) -> list[Any]:
+        answers = []
+        for index, own in enumerate(outputs):
+            scores = softmax(check_finite((own if _KEPT in own else keep(index, own))[_KEPT]))
+            answers.append(
+                [
+                    (float(row[token]) if token < len(row) else 0.0, int(_best(row, 1)[0]), len(row))
+                    for row, token in zip(scores, hidden[index], strict=True)
+                ]
+            )
+        return answers
+
+    return Features(rows=rows, decode=decode, keep=keep)
+
+
+def _find_masks(tokenizer: BundleTokenizer, texts: Sequence[str]) -> tuple[list[Row], list[NDArray[np.intp]]]:
+    """Return the rows of texts, and where in each the masks stand."""
+    if tokenizer.mask_id is None:
+        raise invalid("this model's tokenizer has no mask token, so it cannot fill masks")
+    rows = tokenizer.rows(texts)
+    return rows, [np.flatnonzero(row["input_ids"] == tokenizer.mask_id) for row in rows]
+
+
+def _fill(
+    tokenizer: BundleTokenizer,
+    ids: NDArray[np.int64],
+    masks: NDArray[np.intp],
+    logits: NDArray[np.float64],
+    *,
+    targets: NDArray[np.int64] | None,
+    top_k: int,
+) -> list[list[dict[str, Any]]]:
+    """Return each mask's best words; `logits` has shape (masks, vocabulary)."""
+    scores = softmax(logits)
+    # A target beyond the model's own vocabulary, which may be smaller than the tokenizer's, has no score.
+    columns = np.arange(scores.shape[1]) if targets is None else targets[targets < scores.shape[1]]
+    answers = []
+    for mask, row in zip(masks, scores[:, columns], strict=True):
+        best = _best(row, top_k)
+        sequences = np.repeat(ids[None], len(best), axis=0)
+        sequences[:, mask] = columns[best]
+        # Special tokens are left out to be read, but with several masks the other ones must stay.
+        texts = tokenizer.decode(
+            [sequence[sequence != tokenizer.pad_id].tolist() for sequence in sequences], skip_special=len(masks) == 1
+        )
+        words = tokenizer.decode([[token] for token in columns[best].tolist()])
+        answers.append(
+            [
+                {"score": float(row[place]), "token": int(columns[place]), "token_str": word, "sequence": text}
+                for place, word, text in zip(best, words, texts, strict=True)
+            ]
+        )
+    return answers
+
+
+def _best(scores: NDArray[np.floating[Any]], count: int) -> NDArray[np.intp]:
+    """Return where the `count` largest are, the largest first; equal ones in their order."""
+    if count < len(scores):
+        # Only those that can be among them are sorted: a vocabulary is long.
+        least = np.partition(scores, -count)[-count]
+        candidates = np.flatnonzero(scores >= least)
+    else:
+        candidates = np.arange(len(scores))
+    chosen: NDArray[np.intp] = candidates[np.argsort(-scores[candidates], kind="stable")[:count]]
+    return chosen
+
+
+def _target_tokens(tokenizer: BundleTokenizer, words: Sequence[str]) -> NDArray[np.int64]:
+    """Return the tokens of words, ascending and once each; of a word that is no token its first one counts."""
+    known = {word: tokenizer.id_of(word) for word in map(without_surrogates, words)}
+    others = [pieces.ids for pieces in tokenizer.pieces([word for word, id_ in known.items() if id_ is None])]
+    # One token is left of a word that is cut to one.
+    place = -1 if tokenizer.truncation_side == "left" else 0
+    found = {number for number in known.values() if number is not None} | {ids[place] for ids in others if ids}
+    if not found:
+        raise invalid("none of the targets is a token of this model")
+    return np.array(sorted(found), dtype=np.int64)
+
+
+def _preprocess(model: LoadedModel, items: Sequence[object], parameters: MaskParameters, _: int) -> Features:
+    return preprocess_masks(model.tokenizer, read_texts(items), parameters, output=model.manifest.outputs[0])
+
+
+def _decide(answer: list[Any]) -> Hashable:
+    """Return the best word, or with several masks that of each."""
+    masks = answer if answer and isinstance(answer[0], list) else [answer]
+    return tuple(words[0]["token"] if words else None for words in masks)
+
+
+TASK = ServedTask(
+    item=StrictStr,
+    parameters=MaskParameters,
+    answer=list[Filling] | list[list[Filling]],
+    example="Paris is the [MASK] of France.",
+    preprocess=_preprocess,
+    decide=_decide,
+)

@@ -1,0 +1,169 @@
+"""Text classification: a row of logits becomes labels with scores.
+
+The rules are those of transformers' text-classification pipeline: softmax over the labels, sigmoid of each where
+several may hold or where there is only one, and the number itself for a regression.
+"""
+
+import json
+import math
+from collections.abc import Hashable, Sequence
+from operator import itemgetter
+from typing import Any, Literal
+
+from pydantic import BaseModel, StrictStr
+
+from potstill.serve.tasks.features import Features, LoadedModel, Outputs, ServedTask, check_label_count, not_finite
+from potstill.serve.tasks.inputs import Count, RequestModel, read_two_texts
+from potstill.serve.tokenizer import BundleTokenizer, Text
+from potstill.tasks import MULTI_LABEL, REGRESSION
+
+
+class Pair(RequestModel):
+    """Two texts that are read together."""
+
+    text: StrictStr
+    text_pair: StrictStr
+
+
+class ClassificationParameters(RequestModel):
+    """Of text-classification."""
+
+    top_k: Count | None = None
+    """How many labels, the best first; all by default."""
+    function_to_apply: Literal["softmax", "sigmoid", "none"] | None = None
+    """Scores from logits; by default softmax, sigmoid where several labels may hold or there is only one, none for a
+    checkpoint that says itself that it is a regression."""
+
+
+class Score(BaseModel):
+    """One label and its score."""
+
+    label: str
+    score: float
+
+
+def scoring_function(problem_type: str | None, config: bytes | None) -> str:
+    """Return what makes scores of a classifier's logits, as transformers' pipeline chooses it.
+
+    Args:
+        problem_type: what the classifier answers, one of `potstill.tasks.PROBLEM_TYPES`; None is a single label.
+        config: the content of the model's config.json; None where there is none.
+    """
+    if problem_type == MULTI_LABEL:
+        return "sigmoid"
+    if problem_type != REGRESSION:
+        return "softmax"
+    # A single output is a regression to us; to the pipeline only where the checkpoint says so itself.
+    try:
+        settings = json.loads(config) if config is not None else None
+    except (ValueError, RecursionError):
+        return "none"
+    return "none" if not isinstance(settings, dict) or settings.get("problem_type") else "sigmoid"
+
+
+def preprocess_texts(
+    tokenizer: BundleTokenizer,
+    texts: Sequence[Text],
+    parameters: ClassificationParameters,
+    *,
+    labels: Sequence[str],
+    function: str,
+    output: str,
+) -> Features:
+    """Tokenise texts and pairs; each gets its labels with scores, the best first.
+
+    Args:
+        tokenizer: the model's.
+        texts: at least one.
+        parameters: what the request says.
+        labels: in the order of the logits.
+        function: `softmax`, `sigmoid` or `none`, where the request does not say.
+        output: the name of the logits.
+    """
+    chosen = parameters.function_to_apply or function
+
+    def decode(outputs: Sequence[Outputs]) -> list[Any]:
+        logits = [check_label_count(own[output], labels) for own in outputs]
+        return [rank(row.tolist(), labels, function=chosen, top_k=parameters.top_k) for row in logits]
+
+    return Features(rows=tokenizer.rows(texts), decode=decode)
+
+
+def preprocess_scores(tokenizer: BundleTokenizer, texts: Sequence[Text], *, function: str, output: str) -> Features:
+    """Tokenise texts and pairs; each gets its logits and its labels' scores, in the order of the logits.
+
+    These are the numbers that `preprocess_texts` ranks, for an evaluation, which needs them all.
+
+    Args:
+        tokenizer: the model's.
+        texts: at least one.
+        function: `softmax`, `sigmoid` or `none`.
+        output: the name of the logits.
+    """
+
+    def decode(outputs: Sequence[Outputs]) -> list[Any]:
+        rows = [own[output].tolist() for own in outputs]
+        return [(row, label_scores(row, function)) for row in rows]
+
+    return Features(rows=tokenizer.rows(texts), decode=decode)
+
+
+def rank(
+    logits: Sequence[float], labels: Sequence[str], *, function: str = "softmax", top_k: int | None = None
+) -> list[dict[str, str | float]]:
+    """Return the `top_k` best labels of one text with their scores, the best first; None returns all.
+
+    Equal scores keep the order of `labels`. It is plain Python: after a run has emptied the caches, numpy's dozen of
+    functions take 150 microseconds to be read back, for two numbers.
+
+    Args:
+        logits: one for each label.
+        labels: their names.
+        function: what makes scores of logits: `softmax`, `sigmoid` or `none`.
+        top_k: at least 1; beyond the number of labels it means all.
+
+    Raises:
+        CheckError: if a logit is NaN or infinite.
+    """
+    scores = label_scores(logits, function)
+    best = sorted(zip(scores, labels, strict=True), key=itemgetter(0), reverse=True)[:top_k]
+    return [{"label": label, "score": score} for score, label in best]
+
+
+def label_scores(logits: Sequence[float], function: str) -> Sequence[float]:
+    """Return the scores of one text's labels; arguments and errors as `rank`."""
+    if not all(map(math.isfinite, logits)):
+        raise not_finite()
+    if function == "softmax":
+        largest = max(logits)
+        powers = [math.exp(logit - largest) for logit in logits]
+        total = sum(powers)
+        return [power / total for power in powers]
+    # A sigmoid written with tanh, which does not overflow.
+    return [0.5 * (1 + math.tanh(0.5 * logit)) for logit in logits] if function == "sigmoid" else logits
+
+
+def _preprocess(model: LoadedModel, items: Sequence[object], parameters: ClassificationParameters, _: int) -> Features:
+    expected = "a text, or a pair of text and text_pair"
+    texts = [
+        item if isinstance(item, str) else read_two_texts(index, item, Pair, expected)
+        for index, item in enumerate(items)
+    ]
+    labels, output = model.manifest.labels, model.manifest.outputs[0]
+    return preprocess_texts(model.tokenizer, texts, parameters, labels=labels, function=model.function, output=output)
+
+
+def _decide(answer: list[dict[str, Any]]) -> Hashable:
+    """Return the best label."""
+    return answer[0]["label"] if answer else None
+
+
+TASK = ServedTask(
+    item=StrictStr | Pair,
+    parameters=ClassificationParameters,
+    answer=list[Score],
+    example="a great movie",
+    preprocess=_preprocess,
+    decide=_decide,
+    one_output_per_text=True,
+)
