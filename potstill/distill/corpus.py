@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from potstill.data import PYTHON_DOCS, splits
-from potstill.data.columns import TEXT_REMEDY, find_column, split_names
+from potstill.data.columns import pick_text_columns
 from potstill.data.python_docs import read_python_docs
 from potstill.data.read import SUFFIXES as TABLES
 from potstill.data.read import arrow_schema, read_rows, text_lines
@@ -37,7 +37,7 @@ from potstill.errors import DataError
 from potstill.files import new_folder
 from potstill.hub import check_name
 from potstill.machine import available_cores
-from potstill.tasks import TEXT_NAMES
+from potstill.tasks import FILL_MASK
 
 Packing: TypeAlias = Literal["none", "blocks", "texts"]
 Ints: TypeAlias = NDArray[np.int64]
@@ -444,22 +444,11 @@ def read_hub(name: str, *, split: str, column: str | None, streaming: bool) -> t
             f"cannot load {name!r} ({split}) from the hub: {reason}; check the name and the network, or pass a folder"
         ) from error
     columns = loaded.column_names or list(next(iter(loaded), {}))
-    return loaded, pick_column(columns, column, origin=f"{name} ({split})")
+    return loaded, _text_column(columns, column, origin=f"{name} ({split})")
 
 
-def pick_column(columns: Sequence[str], asked: str | None, *, origin: str) -> str:
-    """Return the asked column if it is there, else the first that is known to hold text.
-
-    Raises:
-        DataError: naming the columns that there are.
-    """
-    names = split_names([asked], columns) if asked else list(TEXT_NAMES)
-    for name in names:
-        found = name if asked and name in columns else find_column(name, columns)
-        if found is not None:
-            return found
-    wanted = f"no column {asked!r}" if asked else f"none of the columns {', '.join(TEXT_NAMES)}"
-    raise DataError(f"{origin} has {wanted}; it has {', '.join(columns) or 'none'}; {TEXT_REMEDY}")
+def _text_column(columns: Sequence[str], asked: str | None, *, origin: str) -> str:
+    return pick_text_columns(columns, task=FILL_MASK, asked=[asked] if asked else None, origin=origin)[0]
 
 
 def _texts_of(file: Path, column: str | None) -> Iterator[tuple[int, Any]]:
@@ -469,9 +458,9 @@ def _texts_of(file: Path, column: str | None) -> Iterator[tuple[int, Any]]:
         return
     chosen = ""
     if file.suffix in (".parquet", ".arrow"):
-        chosen = pick_column(arrow_schema(file).names, column, origin=str(file))
+        chosen = _text_column(arrow_schema(file).names, column, origin=str(file))
     for number, row in read_rows(file, [chosen] if chosen else None):
-        chosen = chosen or pick_column(list(row), column, origin=f"{file} row {number}")
+        chosen = chosen or _text_column(list(row), column, origin=f"{file} row {number}")
         if chosen not in row:
             raise DataError(f"{file} row {number} has no column {chosen!r}; it has {', '.join(row) or 'none'}")
         yield number, row[chosen]

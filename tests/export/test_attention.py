@@ -4,7 +4,7 @@ import onnx
 import pytest
 
 from potstill.errors import UsageError
-from potstill.export.fusion import check_fusion, fusion_receipt
+from potstill.export.graph import check_fusion, fusion_report
 from tests.export import families
 
 EXPORTS = {
@@ -28,9 +28,9 @@ def test_every_operator_is_of_the_standard(case):
     onnx.checker.check_model(graph, full_check=True)
     assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", 23)]
     assert graph.ir_version == 11  # the first that knows opset 23
-    receipt = fusion_receipt(graph, model.config)
-    check_fusion(receipt)
-    assert (receipt["attention"], receipt["attention_found"]) == ("onnx", families.LAYERS)
+    report = fusion_report(graph, model.config)
+    check_fusion(report)
+    assert (report.attention, report.attention_found) == ("onnx", families.LAYERS)
 
 
 def test_an_older_opset_is_refused():

@@ -1,11 +1,11 @@
-"""Receipts: what the layers let expect, and a missing operator refused."""
+"""The fusion report: what the layers let expect, and a missing operator refused."""
 
 import onnx
 import pytest
 from onnx import helper
 
 from potstill.errors import ParityError
-from potstill.export.fusion import check_fusion, count_layers, fusion_receipt
+from potstill.export.graph import check_fusion, count_layers, fusion_report
 from tests.export import families
 
 
@@ -17,8 +17,8 @@ def test_operators_are_counted_by_what_they_are():
     norm = helper.make_node("LayerNormalization", ["x", "w"], ["a"])
     attention = helper.make_node("Attention", ["a", "a", "a"], ["b"])
     gelu = helper.make_node("Gelu", ["b"], ["c"])
-    receipt = fusion_receipt(graph_of(norm, attention, gelu), families.FAMILIES["bert"]())
-    assert receipt == {
+    report = fusion_report(graph_of(norm, attention, gelu), families.FAMILIES["bert"]())
+    assert report.model_dump() == {
         "attention": "onnx", "attention_expected": 2, "attention_found": 1, "layer_norms": 1, "gelus": 1, "nodes": 3,
         "shape_nodes": 0,
     }  # fmt: skip
@@ -35,7 +35,7 @@ def test_shape_nodes_compute_with_sizes_and_constants_only():
     model = graph_of(*nodes)
     for name in ("first", "rest", "one"):
         model.graph.initializer.append(helper.make_tensor(name, onnx.TensorProto.INT64, [1], [1]))
-    assert fusion_receipt(model, families.FAMILIES["bert"]())["shape_nodes"] == 3
+    assert fusion_report(model, families.FAMILIES["bert"]()).shape_nodes == 3
 
 
 def test_layers_are_counted_as_often_as_they_run():
@@ -49,7 +49,7 @@ def test_layers_are_counted_as_often_as_they_run():
 def test_a_family_with_attention_of_its_own_is_exported_without_an_operator():
     model, graph = families.export("megatron-bert", "text-classification")
     families.check_answers(model, graph)
-    receipt = fusion_receipt(graph, model.config)
-    assert (receipt["attention_found"], receipt["attention_expected"]) == (0, families.LAYERS)
+    report = fusion_report(graph, model.config)
+    assert (report.attention_found, report.attention_expected) == (0, families.LAYERS)
     with pytest.raises(ParityError, match=r"0 fused attention operators for 2 layers: .* --allow-unfused"):
-        check_fusion(receipt)
+        check_fusion(report)
