@@ -81,17 +81,6 @@ def choose_layers(total: int, layers: int | Sequence[int] | None) -> list[int]:
     return list(layers)
 
 
-def every_kth(total: int, step: int) -> list[int]:
-    """Return every `step`-th layer from the first: 0, 3, 6, 9 of 10 by 3, where a count of 4 is 0, 2, 5, 7.
-
-    Raises:
-        CheckpointError: if the step is below 1.
-    """
-    if step < 1:
-        raise CheckpointError(f"every {step}th layer cannot be taken; the step is at least 1")
-    return list(range(0, total, step))
-
-
 def candidate_layers(total: int, count: int) -> list[list[int]]:
     """Return the subsets of `count` layers that are worth trying, without repetition.
 
