@@ -7,8 +7,8 @@ from potstill.errors import OutputError, RecipeError
 
 pytest.importorskip("typer")
 
+from potstill.cli.options import output_folder, parse_layers, resolve
 from potstill.cli.recipes import recipes
-from potstill.cli.settings import output_folder, parse_layers, resolve
 
 NEEDED = {"teacher.model": "bert", "data.name": "texts"}
 

@@ -25,7 +25,7 @@ from potstill import machine
 from potstill.bench.report_schema import Load
 from potstill.bundle import read_bundle
 from potstill.files import write_text
-from potstill.timing.client import Worker, python_module
+from potstill.timing.workers import Worker, python_module
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def judge(precision, arguments):
 @contextmanager
 def worker(bundle, precision, threads, *before) -> Iterator[Worker]:
     """Run a worker of the bench with a model loaded; `before` stands before its command."""
-    process = Worker((*before, *python_module("potstill.bench.engines.worker")))
+    process = Worker((*before, *python_module("potstill.bench.worker")))
     try:
         process.ask(
             {

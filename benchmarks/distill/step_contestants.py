@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizer, Trainer, TrainerCallback
 from transformers.utils import logging
 
-from potstill.bench.engines.memory import peak, restart_peak
+from potstill.bench.measure.memory import peak, restart_peak
 from potstill.config import DistillConfig
 from potstill.distill import create_student
 from potstill.distill.batches import LENGTH_COLUMN, EpochRows, make_mlm_collator

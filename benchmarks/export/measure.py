@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from contestants import Entry
 
 from potstill.timing import Race, race
-from potstill.timing.client import CommandFailed, running
+from potstill.timing.workers import CommandFailed, Worker
 
 # Also one of the grid's, so that torch compiles nothing that is not raced.
 _CHECKED_CELL = {"batch_size": 8, "num_tokens": 128}
@@ -44,9 +45,9 @@ def check_answers(entries: Mapping[str, Entry], *, seed: int) -> dict[str, dict[
             checked[name] = {"reason": entry.reason}
             continue
         try:
-            with running({name: entry.contestant.command}) as workers:
-                workers[name].ask({"do": "load", "seed": seed} | dict(entry.contestant.load))
-                reply = workers[name].ask({"do": "answer"} | _CHECKED_CELL)
+            with closing(Worker(entry.contestant.command)) as worker:
+                worker.ask({"do": "load", "seed": seed} | dict(entry.contestant.load))
+                reply = worker.ask({"do": "answer"} | _CHECKED_CELL)
         except CommandFailed as error:
             checked[name] = {"reason": str(error)}
         else:

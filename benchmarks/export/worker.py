@@ -1,6 +1,6 @@
 """The process of one contestant: `python worker.py torch|onnxruntime|openvino|potstill`, in that engine's environment.
 
-It answers as `potstill.timing.process` does:
+It answers as `potstill.timing.worker_loop` does:
 
     {"do": "load", ..., "threads": 2, "vocab_size": 30522, "seed": 0}
     {"do": "block", "batch_size": 1, "num_tokens": 128, "seconds": 0.2, "min_calls": 2}   -> latencies_ms
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from inputs import make_feeds
 
-from potstill.timing.process import answer_commands, run_block
+from potstill.timing.worker_loop import answer_commands, run_block
 
 Feeds = dict[str, np.ndarray]
 

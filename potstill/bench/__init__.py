@@ -7,22 +7,22 @@ here loads torch but the processes of its own rows; matplotlib and jinja2 are lo
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from potstill.bench.assemble import Request, bench, verify_report
-    from potstill.bench.datasets import DataSet
+    from potstill.bench.config import DataSet, Request
+    from potstill.bench.models import name_models
+    from potstill.bench.pipeline import bench, verify_report
     from potstill.bench.report import read_report
-    from potstill.bench.subjects import name_models
     from potstill.evaluation.summary import evaluate_bundle
 
 __all__ = ["DataSet", "Request", "bench", "evaluate_bundle", "name_models", "read_report", "verify_report"]
 
 _HOMES = {
-    "DataSet": "potstill.bench.datasets",
-    "Request": "potstill.bench.assemble",
-    "bench": "potstill.bench.assemble",
+    "DataSet": "potstill.bench.config",
+    "Request": "potstill.bench.config",
+    "bench": "potstill.bench.pipeline",
     "evaluate_bundle": "potstill.evaluation.summary",
-    "name_models": "potstill.bench.subjects",
+    "name_models": "potstill.bench.models",
     "read_report": "potstill.bench.report",
-    "verify_report": "potstill.bench.assemble",
+    "verify_report": "potstill.bench.pipeline",
 }
 
 

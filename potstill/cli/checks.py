@@ -14,7 +14,7 @@ from typing import Any
 from potstill.bundle import MANIFEST_NAME
 from potstill.checkpoint import Folder, read_folder
 from potstill.checkpoint.sentence_transformers import check_pooling
-from potstill.config import Recipe
+from potstill.config import ExportConfig, Recipe
 from potstill.data.read import SUFFIXES
 from potstill.data.splits import find_files, parse_split
 from potstill.errors import (
@@ -413,38 +413,44 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 
 
-def check_export(given: Mapping[str, Any], *, pooling: str | None, max_length: int | None) -> None:
-    """Refuse what `export` could not do.
-
-    Args:
-        given: the options by parameter.
-        pooling: of the checked settings.
-        max_length: likewise.
+def check_export(
+    checkpoint: str,
+    out: Path,
+    *,
+    task: str | None,
+    tokenizer: str | None,
+    data: str | None,
+    split: str,
+    text_column: Sequence[str] | None,
+    label_column: str | None,
+    config: ExportConfig,
+    overwrite: bool,
+) -> None:
+    """Refuse what `export` could not do; the arguments are its options, and its checked settings.
 
     Raises:
         PotstillError: with the first thing that is wrong.
     """
-    task = check_task(given.get("task"))
-    check_output(given["out"], overwrite=bool(given.get("overwrite")))
-    if given.get("tokenizer") is not None:
-        check_tokenizer(given["tokenizer"])
-    found = find_exportable(given["checkpoint"])
+    asked = check_task(task)
+    check_output(out, overwrite=overwrite)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer)
+    found = find_exportable(checkpoint)
     if isinstance(found, Folder):
-        task = task if given.get("task") is not None else found.task or task
-        check_head(found, task)
+        asked = asked if task is not None else found.task or asked
+        check_head(found, asked)
         found.check_encoder()
-        if max_length is not None:
-            found.check_length(max_length, option="--max-length")
-        if pooling is not None and task is not FEATURE_EXTRACTION:
-            raise UsageError(f"--pooling makes one vector of a text; {task.name} has none, so leave it out")
-        if task is FEATURE_EXTRACTION:
-            check_vectors(found, pooling=pooling, normalize=given.get("normalize"))
-    if given.get("data") is None:
-        if given.get("label_column") or given.get("text_column"):
-            raise UsageError("--text-column and --label-column name columns of --data, which is missing; add it")
-        return
-    # Labels may be missing here: int8 is then judged without them.
-    check_data(given["data"], [given["split"]], task=task, text_columns=given.get("text_column"), needs_labels=False)
+        if config.max_length is not None:
+            found.check_length(config.max_length, option="--max-length")
+        if config.pooling is not None and asked is not FEATURE_EXTRACTION:
+            raise UsageError(f"--pooling makes one vector of a text; {asked.name} has none, so leave it out")
+        if asked is FEATURE_EXTRACTION:
+            check_vectors(found, pooling=config.pooling, normalize=config.normalize)
+    if data is not None:
+        # Labels may be missing here: int8 is then judged without them.
+        check_data(data, [split], task=asked, text_columns=text_column, needs_labels=False)
+    elif label_column or text_column:
+        raise UsageError("--text-column and --label-column name columns of --data, which is missing; add it")
 
 
 def check_vectors(
@@ -609,33 +615,44 @@ def check_run(recipe: Recipe) -> None:
     check_recipe_data(recipe, task, label_names=names, problem_type=problem, needs_labels=labelled)
 
 
-def check_bench(given: Mapping[str, Any]) -> None:
-    """Refuse what `bench` could not do.
+def check_bench(
+    models: Sequence[str],
+    out: Path,
+    *,
+    baseline: str | None,
+    data: Sequence[str],
+    split: str,
+    precisions: Sequence[str],
+    claims: Path | None,
+    required: Sequence[str],
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Refuse what `bench` could not do; the arguments are its options.
 
     Raises:
         PotstillError: with the first thing that is wrong.
     """
     from potstill.bench import name_models
 
-    models = name_models(given["models"])
-    out: Path = given["out"]
+    named = name_models(models)
     # Whether an interrupted bench may go on there, the bench itself decides.
     work = out.resolve().with_name(f".{out.resolve().name}.bench")
-    if not work.exists() and "resume" not in given:
-        check_output(out, overwrite="overwrite" in given)
-    names = list(dict.fromkeys(name for name, _ in models))
-    if "baseline" in given and given["baseline"] not in names:
-        raise UsageError(f"--baseline {given['baseline']}: no model is called so; there are {', '.join(names)}")
-    if given.get("required"):
+    if not work.exists() and not resume:
+        check_output(out, overwrite=overwrite)
+    names = list(dict.fromkeys(name for name, _ in named))
+    if baseline is not None and baseline not in names:
+        raise UsageError(f"--baseline {baseline}: no model is called so; there are {', '.join(names)}")
+    if required:
         from potstill.bench.claims import check_required, load_claims
 
-        check_required(load_claims(given.get("claims")), given["required"])
-    for _, place in models:
-        _check_bench_model(place, precisions=given.get("precision") or ())
-    for data in given.get("data", ()):
-        check_name(data, "dataset", what="--data")
-        if Path(data).expanduser().is_dir():
-            find_files(data, parse_split(given["split"])[0], _DATA_SUFFIXES)
+        check_required(load_claims(claims), required)
+    for _, place in named:
+        _check_bench_model(place, precisions=precisions)
+    for name in data:
+        check_name(name, "dataset", what="--data")
+        if Path(name).expanduser().is_dir():
+            find_files(name, parse_split(split)[0], _DATA_SUFFIXES)
 
 
 def _check_bench_model(place: str, *, precisions: Sequence[str]) -> None:

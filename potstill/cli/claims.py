@@ -46,7 +46,7 @@ def claims(
     Example: potstill claims --claims mine.yaml
     """  # fmt: skip
     from potstill.bench.claims import GLUE_BERT, GLUE_DISTILBERT, load_claims
-    from potstill.bench.claims.measures import MEASURES
+    from potstill.bench.claims.metrics import MEASURES
     from potstill.metrics import retention_by_definition
 
     for claim in load_claims(file):
@@ -70,7 +70,7 @@ def claims(
 
 
 def _print_claim(claim: "Claim") -> None:
-    from potstill.bench.claims.measures import MEASURES
+    from potstill.bench.claims.metrics import MEASURES
 
     measure = MEASURES[claim.measure]
     unit = f" {measure.unit}" if measure.unit not in {"", "share"} else ""

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from potstill import machine
-from potstill.cli.settings import JsonOption
+from potstill.cli.options import JsonOption
 from potstill.extras import EXTRAS
 
 _SHOWN = ("serve", "bench", "distill", "export")

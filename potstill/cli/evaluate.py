@@ -11,13 +11,7 @@ from potstill.checkpoint import task_of
 from potstill.cli import glue as glue_cli
 from potstill.cli import stopping
 from potstill.cli.checks import check_evaluate
-from potstill.cli.settings import (
-    JsonOption,
-    LabelColumnOption,
-    ResumeOption,
-    TextColumnOption,
-    scored_split,
-)
+from potstill.cli.options import JsonOption, LabelColumnOption, ResumeOption, TextColumnOption, scored_split
 from potstill.errors import UsageError
 from potstill.extras import require
 from potstill.tasks import TEXT_CLASSIFICATION

@@ -9,7 +9,7 @@ import typer
 from potstill.checkpoint import trained_task
 from potstill.cli import stopping
 from potstill.cli.checks import check_training
-from potstill.cli.settings import (
+from potstill.cli.options import (
     FLAGS,
     JsonOption,
     LabelColumnOption,
@@ -69,8 +69,8 @@ def finetune(
     check_training(resolved, out, overwrite=overwrite, flags=FLAGS, teaches=False)
     stopping.keeps(lambda: stopping.left_by_training(out))
     require("torch", extra="distill")
+    from potstill.cli.distill import announce, print_next
     from potstill.cli.render import print_json, print_pairs, progress_bars
-    from potstill.cli.training import announce, print_next
     from potstill.distill import finetune as train
 
     with progress_bars() as progress:

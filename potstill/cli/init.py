@@ -8,7 +8,7 @@ import typer
 from potstill.checkpoint import trained_task
 from potstill.cli import stopping
 from potstill.cli.checks import check_init
-from potstill.cli.settings import FLAGS, OverwriteOption, SetOption, parse_layers, resolve
+from potstill.cli.options import FLAGS, OverwriteOption, SetOption, parse_layers, resolve
 from potstill.config import method_for
 from potstill.extras import require
 

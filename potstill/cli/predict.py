@@ -9,7 +9,7 @@ import typer
 from potstill.bundle import MODEL_FILES
 from potstill.cli import stopping
 from potstill.cli.checks import check_predict
-from potstill.cli.settings import JsonOption, OverwriteOption
+from potstill.cli.options import JsonOption, OverwriteOption
 from potstill.errors import UsageError
 from potstill.extras import require
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from potstill.cli.checks import check_output_file
-from potstill.cli.settings import OverwriteOption
+from potstill.cli.options import OverwriteOption
 from potstill.config import recipe_names, recipe_text
 from potstill.errors import OutputError
 from potstill.files import write_text

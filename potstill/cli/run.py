@@ -9,7 +9,7 @@ import typer
 from potstill.bundle import read_bundle
 from potstill.cli import stopping
 from potstill.cli.checks import check_run
-from potstill.cli.settings import (
+from potstill.cli.options import (
     JsonOption,
     LabelColumnOption,
     OverwriteOption,
@@ -47,10 +47,10 @@ def run(
     for module, extra in (("torch", "distill"), ("onnx", "export"), ("psutil", "bench")):
         require(module, extra=extra)
     from potstill.bench.report.tables import no_better
+    from potstill.cli.distill import announce
     from potstill.cli.render import out as stdout
     from potstill.cli.render import progress_bars, tell
     from potstill.cli.report import render_report
-    from potstill.cli.training import announce
     from potstill.pipeline import run as run_pipeline
 
     with progress_bars() as progress:

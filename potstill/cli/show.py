@@ -1,18 +1,32 @@
 """`potstill show`: what is in a bundle, a checkpoint, a run or a report."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from potstill.bundle import MANIFEST_NAME, read_bundle
-from potstill.cli.bundle import print_bundle, some
-from potstill.cli.settings import JsonOption
+from potstill.bundle import (
+    MANIFEST_NAME,
+    WEIGHT_ONLY,
+    BatchInvariance,
+    Bundle,
+    Judged,
+    Manifest,
+    ModelRecord,
+    QualityLoss,
+    Quantization,
+    Saturation,
+    SourceRecord,
+    Speed,
+    TunedCandidate,
+    Tuning,
+    read_bundle,
+)
+from potstill.cli.options import JsonOption
 from potstill.errors import UsageError
 from potstill.hub import similar
-
-_MB = 1e6
 
 
 def show(
@@ -69,7 +83,7 @@ def _print_checkpoint(folder: Path, *, as_json: bool) -> None:
         "layers": config.get("num_hidden_layers", config.get("n_layers")),
         "hidden size": config.get("hidden_size", config.get("dim")),
         "labels": some([str(label) for label in (config.get("id2label") or {}).values()]),
-        "weights": f"{sum(file.stat().st_size for file in weights) / _MB:.1f} MB",
+        "weights": f"{sum(file.stat().st_size for file in weights) / 1e6:.1f} MB",
         "fine-tuned from" if report.get("method") == "finetune" else "distilled from": report.get("teacher", {}).get(
             "name"
         ),
@@ -93,3 +107,206 @@ def _read_json(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{file} is not JSON: {error}") from error
     return content
+
+
+# DOC: Print a bundle so that a person understands it: what, from where, how big, how checked, how fast, where tuned.
+
+_MOST_NAMES = 8
+
+
+def print_bundle(folder: Path) -> None:
+    """Print a bundle's manifest; its files are verified first."""
+    from potstill.cli.render import print_pairs, print_table
+
+    bundle = read_bundle(folder)
+    print_pairs(f"Bundle {folder} (every file matches its SHA-256)", _about(bundle.manifest))
+    rows = [_row(bundle, precision, record) for precision, record in bundle.manifest.models.items()]
+    head = ["file", "MB", "fused", "max |diff|", "same label", "lost", "batch flips", "speed", "sha256"]
+    print_table("\nFiles; differences are on random token ids, which are harder than texts", head, rows)
+    for precision, record in bundle.manifest.models.items():
+        facts = dict(_facts(record))
+        if facts:
+            print_pairs(f"\n{precision}", facts)
+        if record.tuning:
+            _print_tuning(record.tuning)
+
+
+def some(names: list[str]) -> str:
+    """Return a few names, and how many there are in all."""
+    return ", ".join(names[:_MOST_NAMES]) + (f", ... ({len(names)} labels)" if len(names) > _MOST_NAMES else "")
+
+
+def _about(manifest: Manifest) -> dict[str, Any]:
+    architecture, pooling = manifest.architecture, manifest.pooling
+    kind = manifest.problem_type or manifest.task
+    what = manifest.task if kind in {manifest.task, "single_label_classification"} else f"{manifest.task} ({kind})"
+    tokens = manifest.tokenizer_parity
+    return {
+        "task": f"{what}: {some(manifest.labels)}" if manifest.labels else what,
+        "model": f"{architecture.model_type}, {architecture.layers} layers of {architecture.hidden_size}, "
+        f"{manifest.parameters:,} parameters",
+        "texts": f"up to {manifest.max_length} tokens, padded on the {manifest.padding_side}",
+        "graph": f"{', '.join(manifest.inputs)} -> {', '.join(manifest.outputs)}",
+        "pooling": f"{pooling.mode}, {'length 1' if pooling.normalize else 'not normalised'}" if pooling else None,
+        "tokenizer": f"the ids of the checkpoint's on {tokens.texts} texts, {tokens.nasty} of them nasty"
+        if tokens.texts
+        else None,
+        "made from": _source(manifest.source),
+        "made on": f"{manifest.made.created}, {manifest.made.cpu}",
+        "by": manifest.made.command,
+        "score": _score(manifest.made.judged),
+        "warning": worthless(manifest),
+    }
+
+
+def worthless(manifest: Manifest) -> str | None:
+    """Return what a user must be told of a model that is no better than an answer that ignores the text, if it is."""
+    sentence = manifest.made.judged and manifest.made.judged.sentence
+    return None if sentence is None else f"fp32 is {sentence}"
+
+
+def _score(judged: Judged | None) -> str | None:
+    """Tell how good fp32 is on the texts that the other files were judged on."""
+    if judged is None:
+        return None
+    low, high = judged.interval
+    return (
+        f"fp32 has {judged.metric.replace('_', ' ')} {judged.value:.4f} (95 % interval {low:.4f} to {high:.4f}) "
+        f"on {judged.num_examples:,} texts of {judged.on}; {judged.trivial_answer} scores {judged.trivial:.4f}"
+    )
+
+
+def _row(bundle: Bundle, precision: str, record: ModelRecord) -> list[str]:
+    names = (record.file, *record.external_data)
+    size_bytes = sum(bundle.manifest.files[name].size_bytes for name in names)
+    fusion, parity, quality, moved = record.fusion, record.parity, record.quality, record.invariance
+    expected = "?" if fusion.attention_expected is None else fusion.attention_expected
+    return [
+        precision,
+        f"{size_bytes / 1e6:.1f}",
+        f"{'?' if fusion.attention_found is None else fusion.attention_found} of {expected}",
+        f"{parity.max_abs_difference:.2g}",
+        f"{parity.label_agreement:.1%}",
+        f"{quality.loss:.2%}" if quality else "-",
+        f"{moved.flips} of {moved.rows}" if moved and moved.flips is not None else "-",
+        f"{record.speed.ratio:.2f}x" if record.speed and record.speed.ratio is not None else "-",
+        bundle.record_of(precision).sha256[:12],
+    ]
+
+
+def _facts(record: ModelRecord) -> Iterator[tuple[str, str]]:
+    """Yield what there is to say of one file, by name."""
+    recipe = record.quantisation
+    if record.unpadded:
+        yield "padding", "left out of the products: a batch costs what its tokens cost"
+    if record.parity.left_out:
+        yield "not compared", record.parity.left_out
+    if recipe:
+        yield "recipe", _recipe(recipe)
+    if recipe and recipe.fp32_layers:
+        yield "left in fp32", ", ".join(recipe.fp32_layers)
+    if record.quality:
+        yield "quality", _quality(record.quality)
+    if record.invariance:
+        yield "in batches", _invariance(record.invariance)
+    if record.saturation:
+        yield "other CPUs", _saturation(record.saturation)
+    if recipe and not recipe.made_by:
+        yield "speed", _speed(record.speed)
+        yield "made for", f"{', '.join(record.cpu_features) or 'a CPU of unknown features'}"
+    if record.parity.gpu:
+        yield "checked on", f"{record.parity.checked_on}; GPU: {record.parity.gpu}"
+
+
+def _recipe(recipe: Quantization) -> str:
+    if recipe.made_by:
+        how = "int8 weights, products of floats" if recipe.method == WEIGHT_ONLY else str(recipe.method)
+        products = recipe.integer_products + recipe.float_products
+        return f"quantised by {recipe.made_by}: {how}, {recipe.integer_products} of {products} products of integers"
+    parts = [
+        str(recipe.method),
+        f"{recipe.weight_bits}-bit weights with one scale per " + ("column" if recipe.per_channel else "matrix"),
+        f"outliers smoothed ({recipe.smoothing})" if recipe.smoothing else "outliers left",
+        f"fitted to {recipe.texts}" if recipe.texts else "",
+        f"attention {recipe.attention}" if recipe.attention != "float" else "",
+        f"gelu {recipe.gelu}" if recipe.gelu != "exact" else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _quality(quality: QualityLoss) -> str:
+    low, high = quality.loss_interval
+    loses = f"loses {quality.loss:.2%}" if quality.loss >= 0 else f"gains {-quality.loss:.2%}"
+    text = (
+        f"{quality.verdict}: {loses} of {quality.basis} (95 % interval of the loss {low:.2%} to {high:.2%}), "
+        f"{quality.max_loss:.2%} may be lost, on {quality.texts} texts of {quality.on or 'unknown origin'}"
+    )
+    labelled, agreement = quality.labelled, quality.agreement
+    if labelled:
+        text += f"; {labelled.metric} {labelled.candidate:.4f}, fp32 {labelled.reference:.4f}"
+    if agreement and agreement.flips is not None:
+        text += f"; {agreement.flips} of {agreement.decisions} answers changed"
+    if quality.texts_needed:
+        text += f"; {quality.texts_needed} texts would decide"
+    return text
+
+
+def _invariance(moved: BatchInvariance) -> str:
+    flips = "" if moved.flips is None else f", {moved.flips} flips"
+    sizes = " and ".join(moved.batches)
+    same = "the same answer alone and in batches" if moved.invariant else "another answer in a batch than alone"
+    return f"{same}: drift {moved.max_drift:.2g}{flips} over {moved.texts} texts in batches of {sizes}"
+
+
+def _saturation(found: Saturation) -> str:
+    share = f"{found.share:.2g} of the sums" if found.share else "none of the sums"
+    if found.breaks_without_vnni:
+        return f"without VNNI {share} overflow and spoil {found.worst}: export again on such a machine"
+    return f"without VNNI {share} overflow, which spoils nothing"
+
+
+def _speed(speed: Speed | None) -> str:
+    if speed is None:
+        return "not measured"
+    if speed.ratio is None or speed.interval is None:
+        return "not measured: " + "; ".join(speed.failures.values())
+    low, high = speed.interval
+    cells = ", ".join(
+        f"{cell.batch_size}x{cell.num_tokens} {cell.int8_ms:.1f} ms (fp32 {cell.fp32_ms:.1f})" for cell in speed.cells
+    )
+    return (
+        f"{speed.verdict} than fp32: {speed.ratio:.2f}x [{low:.2f}, {high:.2f}]; {cells}; "
+        f"{speed.threads} threads of {speed.cpu}"
+    )
+
+
+def _print_tuning(tuning: Tuning) -> None:
+    from potstill.cli.render import print_table
+
+    rows = []
+    for candidate in tuning.candidates:
+        interval = candidate.interval
+        rows.append(
+            [
+                candidate.name,
+                f"{candidate.ratio:.3f}" if candidate.ratio else "-",
+                f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "-",
+                *("-" if value is None else f"{value:.1f}" for value in candidate.ms.values()),
+                _fate(candidate, kept=tuning.kept),
+            ]
+        )
+    cells = [f"{cell} ms" for cell in (tuning.candidates[0].ms if tuning.candidates else ())]
+    title = f"\nTuned on {tuning.cpu}, {tuning.threads} threads"
+    if tuning.disturbed:
+        title += f"; no times, the machine was busy: {tuning.disturbed}"
+    print_table(title, ["recipe", "times as fast", "95 % interval", *cells, ""], rows)
+
+
+def _fate(candidate: TunedCandidate, *, kept: str | None) -> str:
+    if candidate.name == kept:
+        return "kept"
+    return "failed" if candidate.failed else "refused" if candidate.refused else ""
+
+
+def _source(source: SourceRecord) -> str:
+    return f"{source.name}" + (f" (sha256 {source.sha256[:12]})" if source.sha256 else "")

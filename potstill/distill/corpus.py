@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from potstill.data import PYTHON_DOCS
-from potstill.data.columns import TEXT_REMEDY, find_column, split_names
+from potstill.data.columns import pick_text_columns
 from potstill.data.python_docs import read_python_docs
 from potstill.data.read import SUFFIXES, arrow_schema, read_rows, text_lines
 from potstill.data.splits import HELD_OUT, find_files, is_held_out, parse_split
@@ -36,7 +36,7 @@ from potstill.errors import DataError
 from potstill.files import new_folder
 from potstill.hub import check_name
 from potstill.machine import available_cores
-from potstill.tasks import TEXT_NAMES
+from potstill.tasks import FILL_MASK
 
 Packing: TypeAlias = Literal["none", "blocks", "texts"]
 Ints: TypeAlias = NDArray[np.int64]
@@ -228,9 +228,9 @@ def _numbered_texts(file: Path, column: str | None) -> Iterator[tuple[int, objec
         return
     chosen = ""
     if file.suffix in (".parquet", ".arrow"):
-        chosen = _pick_column(arrow_schema(file).names, column, origin=str(file))
+        chosen = _text_column(arrow_schema(file).names, column, origin=str(file))
     for number, row in read_rows(file, [chosen] if chosen else None):
-        chosen = chosen or _pick_column(list(row), column, origin=f"{file} row {number}")
+        chosen = chosen or _text_column(list(row), column, origin=f"{file} row {number}")
         if chosen not in row:
             raise DataError(f"{file} row {number} has no column {chosen!r}; it has {', '.join(row) or 'none'}")
         yield number, row[chosen]
@@ -258,22 +258,11 @@ def _load_from_hub(
             f"cannot load {name!r} ({split}) from the hub: {reason}; check the name and the network, or pass a folder"
         ) from error
     columns = loaded.column_names or list(next(iter(loaded), {}))
-    return loaded, _pick_column(columns, column, origin=f"{name} ({split})")
+    return loaded, _text_column(columns, column, origin=f"{name} ({split})")
 
 
-def _pick_column(columns: Sequence[str], asked: str | None, *, origin: str) -> str:
-    """Return the asked column if it is there, else the first that is known to hold text.
-
-    Raises:
-        DataError: naming the columns that there are.
-    """
-    names = split_names([asked], columns) if asked else list(TEXT_NAMES)
-    for name in names:
-        found = name if asked and name in columns else find_column(name, columns)
-        if found is not None:
-            return found
-    wanted = f"no column {asked!r}" if asked else f"none of the columns {', '.join(TEXT_NAMES)}"
-    raise DataError(f"{origin} has {wanted}; it has {', '.join(columns) or 'none'}; {TEXT_REMEDY}")
+def _text_column(columns: Sequence[str], asked: str | None, *, origin: str) -> str:
+    return pick_text_columns(columns, task=FILL_MASK, asked=[asked] if asked else None, origin=origin)[0]
 
 
 def _keep_texts(

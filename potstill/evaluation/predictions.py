@@ -20,6 +20,7 @@ from potstill.errors import CheckError, DataError, UsageError
 from potstill.serve import SENTENCE_EMBEDDING, BundleTokenizer, Row, Text
 from potstill.serve.encoder import unpad
 from potstill.serve.http_errors import RequestError
+from potstill.serve.tasks import served_task
 from potstill.serve.tasks.feature_extraction import VectorParameters, preprocess_vectors
 from potstill.serve.tasks.features import Features, Outputs
 from potstill.serve.tasks.fill_mask import preprocess_hidden
@@ -153,7 +154,7 @@ def _run(
     session: Session, tokenizer: BundleTokenizer, features: Sequence[Features], *, kind: str, batch_size: int
 ) -> list[Any]:
     """Return the answer to each request of one input, `_NotFinite` where its numbers are NaN or infinite."""
-    task = TEXT_CLASSIFICATION.name if kind in PROBLEM_TYPES else kind
+    task = served_task(TEXT_CLASSIFICATION.name if kind in PROBLEM_TYPES else kind)
     rows = [(owner, place) for owner, one in enumerate(features) for place in range(len(one.rows))]
     # Longest first, because onnxruntime's memory grows to the largest batch and stays there.
     rows.sort(key=lambda row: -len(features[row[0]].rows[row[1]]["input_ids"]))

@@ -1,31 +1,32 @@
-"""From a torch model to a clean ONNX graph."""
+"""From a torch model to a clean ONNX graph: trace, tidy without changing its answers, count what was fused."""
 
+import ast
+import hashlib
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
+import numpy as np
 import onnx
 import onnx.compose
 import onnx.version_converter
 import torch
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from optimum.utils import NormalizedConfigManager
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from potstill.bundle import Fusion
 from potstill.checkpoint.model import SentenceHead
-from potstill.errors import CheckpointError, UsageError
-from potstill.export.attention import Attention
-from potstill.export.clean import clean, drop_dead
-from potstill.export.families import traceable
-from potstill.export.fusion import check_fusion, fusion_receipt
+from potstill.errors import CheckpointError, ParityError, UsageError
+from potstill.export.attention import OPERATORS, Attention, traceable
+from potstill.serve import SENTENCE_EMBEDDING
 
-__all__ = ["SENTENCE_EMBEDDING", "Attention", "build_graph", "check_fusion", "drop_dead", "fusion_receipt"]
-
-SENTENCE_EMBEDDING = "sentence_embedding"
-"""The output that pooling adds."""
 # Gelu is one operator from 20 on, and onnxruntime 1.17 reads it; Attention is standard from 23 on.
 OPSETS: dict[str, int] = {"fused": 20, "onnx": 23}
 _KNOWN = "bert, roberta, distilbert, electra, albert, mobilebert, mpnet, modernbert or deberta-v2"
@@ -33,6 +34,9 @@ _KNOWN = "bert, roberta, distilbert, electra, albert, mobilebert, mpnet, modernb
 _EXAMPLE_BATCH, _EXAMPLE_LENGTH = 2, 16
 # torch's exporter writes these opsets; onnx's converter goes down to 14, where it loses the way back of Mul.
 _OLDEST_TRACED, _NEWEST_TRACED, _OLDEST_CONVERTED = 18, 23, 14
+# The attribute of `_PositionalModel` that holds the model: module paths in a traced graph begin with it.
+_WRAPPER = "model."
+_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def build_graph(
@@ -56,7 +60,7 @@ def build_graph(
         opset: None is 20, or 23 for the standard operator.
 
     Returns:
-        The graph. A family whose attention is not known has no operator; `fusion_receipt` tells.
+        The graph. A family whose attention is not known has no operator; `fusion_report` tells.
 
     Raises:
         CheckpointError: if the model is no encoder, or cannot be traced.
@@ -66,11 +70,123 @@ def build_graph(
     if attention == "onnx" and opset < OPSETS[attention]:
         raise UsageError(f"opset {opset} has no Attention operator; take opset 23, or attention 'fused'")
     check_encoder(model)
-    wrapper = _Positional(model, inputs, outputs, head).eval()
+    wrapper = _PositionalModel(model, inputs, outputs, head).eval()
+    ids = torch.ones((_EXAMPLE_BATCH, _EXAMPLE_LENGTH), dtype=torch.int64)
     names = [*outputs, *([SENTENCE_EMBEDDING] if head else [])]
-    with traceable(model, attention), _quiet_exporter(), torch.no_grad():
-        graph = _trace(wrapper, inputs=inputs, outputs=names, opset=opset)
+    try:
+        with traceable(model, attention):
+            graph = _trace(wrapper, [ids.clone() for _ in inputs], inputs=inputs, outputs=names, opset=opset)
+    except (ValueError, RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+        raise CheckpointError(
+            f"this {model.config.model_type} model cannot be exported, because torch cannot trace it: "
+            f"{_cause(error)}; models of the family {_KNOWN} can"
+        ) from error
     return clean(graph)
+
+
+def append_head(model: onnx.ModelProto, head: SentenceHead, *, width: int) -> onnx.ModelProto:
+    """Add to a finished graph what makes one vector of its token vectors, as the output "sentence_embedding".
+
+    Args:
+        model: with the input `attention_mask` and the output `last_hidden_state`; it may be changed, take what is
+            returned.
+        head: what follows the token vectors.
+        width: of a token's vector.
+
+    Raises:
+        CheckpointError: if the graph has no mask, or its opset is too old for the head.
+    """
+    vectors = "last_hidden_state"
+    if "attention_mask" not in {value.name for value in model.graph.input}:
+        raise CheckpointError(
+            "the graph has no input attention_mask to pool its token vectors by; export the checkpoint"
+        )
+    opset = next((known.version for known in model.opset_import if known.domain in {"", "ai.onnx"}), 0)
+    added = clean(
+        _trace(
+            head,
+            [
+                torch.zeros((_EXAMPLE_BATCH, _EXAMPLE_LENGTH, width)),
+                torch.ones((_EXAMPLE_BATCH, _EXAMPLE_LENGTH), dtype=torch.int64),
+            ],
+            inputs=["token_vectors", "token_mask"],
+            outputs=[SENTENCE_EMBEDDING],
+            opset=min(max(opset, _OLDEST_TRACED), _NEWEST_TRACED),
+        )
+    )
+    if opset < _OLDEST_TRACED:
+        try:
+            if opset < _OLDEST_CONVERTED:
+                model = onnx.version_converter.convert_version(model, _OLDEST_CONVERTED)
+            added = onnx.version_converter.convert_version(added, max(opset, _OLDEST_CONVERTED))
+        except Exception as error:  # the converter's own errors have no name
+            raise CheckpointError(
+                f"the graph is of opset {opset}, in which its token vectors cannot be pooled ({_cause(error)}); export "
+                "the checkpoint itself"
+            ) from error
+        for node in added.graph.node:  # the converter leaves an attribute behind that these operators did not have
+            if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum":
+                kept = [attribute for attribute in node.attribute if attribute.name != "noop_with_empty_axes"]
+                del node.attribute[:]
+                node.attribute.extend(kept)
+    prefixed = onnx.compose.add_prefix(added, "pooling/", rename_inputs=False, rename_outputs=False)
+    as_float = vectors
+    declared = next(value for value in model.graph.output if value.name == vectors)
+    if declared.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+        as_float = f"pooling/{vectors}"
+        model.graph.node.append(
+            helper.make_node("Cast", [vectors], [as_float], name=as_float, to=onnx.TensorProto.FLOAT)
+        )
+    _rename_inputs(prefixed.graph, {"token_vectors": as_float, "token_mask": "attention_mask"})
+    model.graph.node.extend(prefixed.graph.node)
+    model.graph.initializer.extend(prefixed.graph.initializer)
+    model.graph.output.extend(prefixed.graph.output)
+    return model
+
+
+def fusion_report(model: onnx.ModelProto, config: PretrainedConfig) -> Fusion:
+    """Count the operators that matter in the graph of a model with this configuration."""
+    counts = Counter(node.op_type for node in model.graph.node)
+    constants = {tensor.name for tensor in model.graph.initializer} | {""}
+    from_sizes: set[str] = set()
+    shape_nodes = 0
+    for node in model.graph.node:
+        varying = set(node.input) - constants
+        if node.op_type == "Shape" or (varying and varying <= from_sizes):
+            from_sizes.update(node.output)
+            shape_nodes += 1
+    return Fusion(
+        attention="onnx" if counts[OPERATORS["onnx"]] else "fused",
+        attention_expected=count_layers(config),
+        attention_found=counts[OPERATORS["onnx"]] + counts[OPERATORS["fused"]] + counts["QAttention"],
+        layer_norms=counts["LayerNormalization"],
+        gelus=counts["Gelu"],
+        nodes=len(model.graph.node),
+        shape_nodes=shape_nodes,
+    )
+
+
+def check_fusion(report: Fusion) -> None:
+    """Refuse a graph in which a layer's attention is missing.
+
+    Raises:
+        ParityError: with both counts.
+    """
+    if report.attention_found != report.attention_expected:
+        raise ParityError(
+            f"the graph has {report.attention_found} fused attention operators for {report.attention_expected} layers: "
+            "this family computes attention in its own way, so the file would be right but slower; export it as it is "
+            "with --allow-unfused"
+        )
+
+
+def count_layers(config: PretrainedConfig) -> int:
+    """Return how often the model attends; an ALBERT layer may be a group of several."""
+    try:
+        layers = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config).num_layers
+    except KeyError:  # optimum does not know MobileBERT
+        layers = config.num_hidden_layers
+    return int(layers) * int(getattr(config, "inner_group_num", 1))
 
 
 def check_encoder(model: PreTrainedModel) -> None:
@@ -91,7 +207,7 @@ def check_encoder(model: PreTrainedModel) -> None:
     )
 
 
-class _Positional(torch.nn.Module):
+class _PositionalModel(torch.nn.Module):
     """A model that takes its inputs by position and gives a tuple of tensors, as the exporter likes it."""
 
     def __init__(
@@ -113,94 +229,25 @@ class _Positional(torch.nn.Module):
         return tuple(results)
 
 
-def append_head(model: onnx.ModelProto, head: SentenceHead, *, width: int) -> onnx.ModelProto:
-    """Add to a finished graph what makes one vector of its token vectors, as the output "sentence_embedding".
-
-    Args:
-        model: with the input `attention_mask` and the output `last_hidden_state`; it may be changed, take what is
-            returned.
-        head: what follows the token vectors.
-        width: of a token's vector.
-
-    Raises:
-        CheckpointError: if the graph has no mask, or its opset is too old for the head.
-    """
-    entry = "last_hidden_state"
-    if "attention_mask" not in {value.name for value in model.graph.input}:
-        raise CheckpointError(
-            "the graph has no input attention_mask to pool its token vectors by; export the checkpoint"
-        )
-    opset = next((known.version for known in model.opset_import if known.domain in {"", "ai.onnx"}), 0)
-    example = (
-        torch.zeros((_EXAMPLE_BATCH, _EXAMPLE_LENGTH, width)),
-        torch.ones((_EXAMPLE_BATCH, _EXAMPLE_LENGTH), dtype=torch.int64),
-    )
+def _trace(
+    module: torch.nn.Module, example: Sequence[Tensor], *, inputs: Sequence[str], outputs: Sequence[str], opset: int
+) -> onnx.ModelProto:
+    """Run torch's exporter with batch and length free in every input."""
     axes = {0: torch.export.Dim("batch_size"), 1: torch.export.Dim("sequence_length")}
+    shapes = tuple(axes for _ in example)
     with _quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
-            head,
-            example,
-            dynamo=True,
-            verbose=False,
-            input_names=["token_vectors", "token_mask"],
-            output_names=[SENTENCE_EMBEDDING],
-            opset_version=min(max(opset, _OLDEST_TRACED), _NEWEST_TRACED),
-            dynamic_shapes=(axes, axes),
-            external_data=False,
-        )
-    assert program is not None
-    added = clean(program.model_proto)
-    if opset < _OLDEST_TRACED:
-        try:
-            if opset < _OLDEST_CONVERTED:
-                model = onnx.version_converter.convert_version(model, _OLDEST_CONVERTED)
-            added = onnx.version_converter.convert_version(added, max(opset, _OLDEST_CONVERTED))
-        except Exception as error:  # the converter's own errors have no name
-            raise CheckpointError(
-                f"the graph is of opset {opset}, in which its token vectors cannot be pooled ({_cause(error)}); export "
-                "the checkpoint itself"
-            ) from error
-        for node in added.graph.node:  # the converter leaves an attribute behind that these operators did not have
-            if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum":
-                kept = [attribute for attribute in node.attribute if attribute.name != "noop_with_empty_axes"]
-                del node.attribute[:]
-                node.attribute.extend(kept)
-    prefixed = onnx.compose.add_prefix(added, "pooling/", rename_inputs=False, rename_outputs=False)
-    states = next(value for value in model.graph.output if value.name == entry)
-    given = entry
-    if states.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-        given = f"pooling/{entry}"
-        model.graph.node.append(onnx.helper.make_node("Cast", [entry], [given], name=given, to=onnx.TensorProto.FLOAT))
-    names = {"token_vectors": given, "token_mask": "attention_mask"}
-    for node in prefixed.graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-    model.graph.node.extend(prefixed.graph.node)
-    model.graph.initializer.extend(prefixed.graph.initializer)
-    model.graph.output.extend(prefixed.graph.output)
-    return model
-
-
-def _trace(wrapper: _Positional, *, inputs: Sequence[str], outputs: Sequence[str], opset: int) -> onnx.ModelProto:
-    ids = torch.ones((_EXAMPLE_BATCH, _EXAMPLE_LENGTH), dtype=torch.int64)
-    axes = {0: torch.export.Dim("batch_size"), 1: torch.export.Dim("sequence_length")}
-    try:
-        program = torch.onnx.export(
-            wrapper,
-            tuple(ids.clone() for _ in inputs),
+            module,
+            tuple(example),
             dynamo=True,
             verbose=False,
             input_names=list(inputs),
             output_names=list(outputs),
             opset_version=opset,
-            dynamic_shapes=(tuple(axes for _ in inputs),),
+            # A module that takes *tensors has one argument, which is all of them.
+            dynamic_shapes=(shapes,) if isinstance(module, _PositionalModel) else shapes,
             external_data=False,
         )
-    except (ValueError, RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
-        family = wrapper.model.config.model_type
-        raise CheckpointError(
-            f"this {family} model cannot be exported, because torch cannot trace it: {_cause(error)}; models of the "
-            f"family {_KNOWN} can"
-        ) from error
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     # onnxscript's rules remember the last graph that they looked at, and with it every weight of the torch model.
@@ -219,7 +266,7 @@ def _cause(error: BaseException) -> str:
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
     """Keep the exporter's notes about optional packages and axis names off the user's screen."""
-    logger: Any = logging.getLogger("torch.onnx")
+    logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -229,3 +276,230 @@ def _quiet_exporter() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+# Tidying: every pass changes the graph in place and leaves its answers alone.
+
+
+def clean(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Tidy a traced graph in place and return it: no leftovers of the trace, weights as constants, real names.
+
+    Nodes are called after their module, "bert.encoder.layer.0.output.dense/MatMul". Stored shapes go because
+    `quantize_dynamic` refuses a graph whose shapes differ from those it infers itself.
+    """
+    graph = model.graph
+    merge_heads(graph)
+    fold_transposes(graph)
+    share_equal_weights(graph)
+    tie_vocabulary(graph)
+    slice_positions(graph)
+    drop_dead(graph)
+    name_after_modules(graph)
+    model.ir_version = max(model.ir_version, helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True))
+    del graph.value_info[:]
+    del graph.metadata_props[:]
+    for part in (*graph.node, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    return model
+
+
+def merge_heads(graph: onnx.GraphProto) -> None:
+    """Remove the reshapes around attention: splitting and merging heads is what the operator does inside."""
+    producer = {name: node for node in graph.node for name in node.output}
+    consumers = _consumers(graph)
+
+    def before_reshapes(name: str) -> str:
+        """Go back over pairs of reshapes, which split and merge; a single one merges what a Transpose has split."""
+        while (merged := producer.get(name)) is not None and merged.op_type == "Reshape":
+            split = producer.get(merged.input[0])
+            if split is None or split.op_type != "Reshape":
+                break
+            name = split.input[0]
+        return name
+
+    def after_reshapes(name: str) -> Iterator[tuple[onnx.NodeProto, str]]:
+        """Yield who uses the tensor behind any number of reshapes, and under which name."""
+        for node in consumers[name]:
+            if node.op_type == "Reshape" and node.input[0] == name:
+                yield from after_reshapes(node.output[0])
+            else:
+                yield node, name
+
+    for node in [node for node in graph.node if node.op_type in OPERATORS.values()]:
+        for position in range(3):
+            node.input[position] = before_reshapes(node.input[position])
+        for user, old in list(after_reshapes(node.output[0])):
+            user.input[:] = [node.output[0] if name == old else name for name in user.input]
+
+
+def fold_transposes(graph: onnx.GraphProto) -> None:
+    """Store weights as they are multiplied; the exporter leaves a Transpose where a weight has several users."""
+    weights, consumers = _weights(graph), _consumers(graph)
+    for name, tensor in weights.items():
+        users = consumers[name]
+        if len(tensor.dims) != 2 or not users or any(node.op_type != "Transpose" for node in users):
+            continue
+        tensor.CopyFrom(_tensor(numpy_helper.to_array(tensor).T, name))
+        for node in users:
+            for user in consumers[node.output[0]]:
+                user.input[:] = [name if read == node.output[0] else read for read in user.input]
+
+
+def share_equal_weights(graph: onnx.GraphProto) -> None:
+    """Store equal matrices once; the exporter turns a weight that ALBERT's layers share anew for each of them."""
+    first: dict[tuple[tuple[int, ...], str], str] = {}
+    names: dict[str, str] = {}
+    for tensor in sorted(graph.initializer, key=lambda tensor: tensor.name.startswith("val_")):
+        if len(tensor.dims) == 2:
+            content = hashlib.sha256(numpy_helper.to_array(tensor).tobytes()).hexdigest()
+            names[tensor.name] = first.setdefault((tuple(tensor.dims), content), tensor.name)
+    _rename_inputs(graph, names)
+
+
+def tie_vocabulary(graph: onnx.GraphProto) -> None:
+    """Let the product with the vocabulary use the table of word embeddings itself, where the model ties the two.
+
+    MatMul needs the table turned, which is a second copy of the largest weight. Gemm takes it as it is, but takes two
+    dimensions only: (B, T, H) x (V, H) + (V) becomes Reshape, Gemm, Reshape.
+    """
+    weights, consumers = _weights(graph), _consumers(graph)
+    tables = {name for name in weights if any(node.op_type == "Gather" for node in consumers[name])}
+    producer = {name: node for node in graph.node for name in node.output}
+    replacements: dict[str, list[onnx.NodeProto]] = {}
+    for product in graph.node:
+        table = _table_of(product.input[1], tables, weights, producer) if product.op_type == "MatMul" else None
+        if table is None:
+            continue
+        # The bias is a constant vector that an Add behind the product, its only user, has as an input.
+        last, bias = product, []
+        users = consumers[product.output[0]]
+        if len(users) == 1 and users[0].op_type == "Add":
+            bias = [name for name in users[0].input if name in weights and len(weights[name].dims) == 1][:1]
+            last = users[0] if bias else product
+        hidden, output = product.input[0], last.output[0]
+        words, width = weights[table].dims
+        tokens, answers, sizes, shape = (f"{output}_{part}" for part in ("tokens", "rows", "sizes", "shape"))
+        graph.initializer.extend(
+            [_tensor(np.array([-1, width]), f"{tokens}_shape"), _tensor(np.array([words]), f"{output}_width")]
+        )
+        nodes = [
+            helper.make_node("Reshape", [hidden, f"{tokens}_shape"], [tokens]),
+            helper.make_node("Gemm", [tokens, table, *bias], [answers], transB=1),
+            helper.make_node("Shape", [hidden], [sizes], start=0, end=2),
+            helper.make_node("Concat", [sizes, f"{output}_width"], [shape], axis=0),
+            helper.make_node("Reshape", [answers, shape], [output]),
+        ]
+        for node in nodes:
+            node.metadata_props.extend(product.metadata_props)
+        replacements |= {product.output[0]: [], output: nodes}
+    _replace(graph, replacements)
+
+
+def _table_of(
+    name: str, tables: set[str], weights: Mapping[str, onnx.TensorProto], producer: Mapping[str, onnx.NodeProto]
+) -> str | None:
+    """Return which of `tables` the weight `name` is, turned; the exporter has turned small ones already."""
+    if name in producer:
+        turned = producer[name]
+        return turned.input[0] if turned.op_type == "Transpose" and turned.input[0] in tables else None
+    if name not in weights:
+        return None
+    matrix = weights[name]
+    for table in (weights[other] for other in tables):
+        alike = list(table.dims) == list(matrix.dims)[::-1]
+        if alike and np.array_equal(numpy_helper.to_array(table), numpy_helper.to_array(matrix).T):
+            return str(table.name)
+    return None
+
+
+def slice_positions(graph: onnx.GraphProto) -> None:
+    """Take the first T rows of a position table as a Slice, where the exporter gathers rows 0, 1, 2, ... of it."""
+    weights, consumers = _weights(graph), _consumers(graph)
+    producer = {name: node for node in graph.node for name in node.output}
+    replacements: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        ids = producer.get(node.input[1]) if node.op_type == "Gather" and node.input[0] in weights else None
+        # (1, T, H) becomes (T, H), which is the same to an Add.
+        added = all(user.op_type == "Add" for user in consumers[node.output[0]])
+        if ids is None or ids.op_type != "Slice" or not added or not set(ids.input[:2]) <= weights.keys():
+            continue
+        numbers, start = (numpy_helper.to_array(weights[name]) for name in ids.input[:2])
+        if numbers.shape[0] != 1 or start != 0 or not np.array_equal(numbers[0], np.arange(numbers.size)):
+            continue
+        axis = f"{node.output[0]}_axis"
+        graph.initializer.append(_tensor(np.array([0]), axis))
+        rows = helper.make_node("Slice", [node.input[0], *ids.input[1:3], axis], list(node.output))
+        rows.metadata_props.extend(node.metadata_props)
+        replacements[node.output[0]] = [rows]
+    _replace(graph, replacements)
+
+
+def name_after_modules(graph: onnx.GraphProto) -> None:
+    """Call nodes, and weights that the exporter has turned, after their module: "classifier/Gemm"."""
+    names = {name: name.removeprefix(_WRAPPER) for name in _weights(graph)}
+    taken = Counter(names.values())
+    for node in graph.node:
+        # The innermost module that wrote the node, as `named_modules` calls it.
+        written = [entry.value for entry in node.metadata_props if entry.key == _SCOPES]
+        scopes: list[str] = ast.literal_eval(written[0]) if written else []
+        paths = [scope.removeprefix(_WRAPPER) for scope in scopes[:-1] if scope.startswith(_WRAPPER)]
+        path = paths[-1] if paths else ""
+        wanted = f"{path}/{node.op_type}" if path else node.op_type
+        taken[wanted] += 1
+        node.name = wanted if taken[wanted] == 1 else f"{wanted}_{taken[wanted]}"
+        weight = node.input[1] if node.op_type in {"MatMul", "Gemm"} else ""
+        if path and names.get(weight, "").startswith("val_") and not taken[f"{path}.weight"]:
+            taken[f"{path}.weight"] += 1
+            names[weight] = f"{path}.weight"
+    for tensor in graph.initializer:
+        tensor.name = names[tensor.name]
+    _rename_inputs(graph, names)
+
+
+def drop_dead(graph: onnx.GraphProto) -> None:
+    """Remove nodes and constants that nothing uses any more."""
+    used = {output.name for output in graph.output}
+    dead: dict[str, list[onnx.NodeProto]] = {}
+    for node in reversed(graph.node):  # users stand behind what they use
+        if used.intersection(node.output):
+            used.update(node.input)
+        else:
+            dead[node.output[0]] = []
+    _replace(graph, dead)
+    for index in reversed(range(len(graph.initializer))):
+        if graph.initializer[index].name not in used:
+            del graph.initializer[index]
+
+
+def set_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    """Make `nodes` the nodes of a graph; they may be its own."""
+    kept = list(nodes)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _replace(graph: onnx.GraphProto, replacements: Mapping[str, list[onnx.NodeProto]]) -> None:
+    """Put other nodes in the places of some, which are named by their first output."""
+    set_nodes(graph, [new for node in graph.node for new in replacements.get(node.output[0], [node])])
+
+
+def _rename_inputs(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+
+
+def _weights(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    return {tensor.name: tensor for tensor in graph.initializer}
+
+
+def _consumers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
+    consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in graph.node:
+        for name in node.input:
+            consumers[name].append(node)
+    return consumers
+
+
+def _tensor(values: NDArray[np.generic], name: str) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.ascontiguousarray(values), name)

@@ -22,7 +22,7 @@ def sensitivity(
 def fall_back(
     layers: Sequence[str],
     *,
-    quantise_and_judge: Callable[[frozenset[str]], QualityLoss],
+    quantize_and_judge: Callable[[frozenset[str]], QualityLoss],
     order: Callable[[], Sequence[str]],
     max_fp32_layers: int,
 ) -> tuple[frozenset[str], QualityLoss, list[dict[str, Any]]]:
@@ -30,7 +30,7 @@ def fall_back(
 
     Args:
         layers: all that could be quantised.
-        quantise_and_judge: quantises all but these layers and returns the evidence of
+        quantize_and_judge: quantises all but these layers and returns the evidence of
             `potstill.evaluation.decision.compare_outputs`. The last call made the file that holds.
         order: returns layers, the most helpful first; called once, and only if int8 everywhere does not hold, because
             measuring it quantises once per layer.
@@ -44,12 +44,12 @@ def fall_back(
         ParityError: with the table of all steps, if it holds with none of them.
     """
     kept: frozenset[str] = frozenset()
-    evidence = quantise_and_judge(kept)
+    evidence = quantize_and_judge(kept)
     steps = [_step(kept, None, evidence)]
     candidates = () if evidence.holds or max_fp32_layers < 1 else order()[:max_fp32_layers]
     for layer in candidates:
         kept |= {layer}
-        evidence = quantise_and_judge(kept)
+        evidence = quantize_and_judge(kept)
         steps.append(_step(kept, layer, evidence))
         if evidence.holds:
             break

@@ -29,13 +29,11 @@ from potstill.evaluation.trivial import against_trivial
 from potstill.export.attention_memory import longest_that_fits, most_texts
 from potstill.export.batch_invariance import BATCH_SIZES, measure_batch_invariance
 from potstill.export.calibration import Probe
-from potstill.export.fusion import check_fusion, fusion_receipt
-from potstill.export.half import to_half
-from potstill.export.matmuls import Feeds
+from potstill.export.graph import check_fusion, fusion_report
 from potstill.export.mixed_precision import fall_back, sensitivity
-from potstill.export.onnx_files import check_model, lint, load_model, rewire, save_model, without_values
+from potstill.export.onnx_files import Feeds, check_model, lint, load_model, rewire, save_model, without_values
 from potstill.export.parity import check_parity, keep_rows, measure_difference
-from potstill.export.quantize import Int8Recipe, Prepared, int8_recipe, prepare, quantise
+from potstill.export.quantize import Int8Recipe, Prepared, convert_to_fp16, int8_recipe, prepare, quantize
 from potstill.export.saturation import saturation
 from potstill.export.source import Source
 from potstill.export.speed import compare_speed
@@ -87,7 +85,7 @@ class Workshop:
         """
         self.say(f"fp32: compare with {'torch' if self.source.existing is None else 'the file'}")
         # The torch model, the graph and a session are three times the weights, so one goes before the next comes.
-        receipt = fusion_receipt(graph, self.source.config)
+        receipt = fusion_report(graph, self.source.config)
         if not self.config.allow_unfused and self.source.existing is None:
             check_fusion(receipt)
         file, kept = self.file("fp32"), self.folder / ".reference"
@@ -127,7 +125,7 @@ class Workshop:
             ParityError: if it loses more than is allowed.
         """
         self.say("fp16")
-        half, file = to_half(self.graph), self.file("fp16")
+        half, file = convert_to_fp16(self.graph), self.file("fp16")
         side = save_model(half, file)[1:]
         check_model(file)
         lint(file, "fp16")
@@ -138,7 +136,7 @@ class Workshop:
         return self._record(
             "fp16",
             side,
-            fusion=fusion_receipt(half, self.source.config),
+            fusion=fusion_report(half, self.source.config),
             parity=measure_difference(self.source, session, self.fp32_session().run)
             | {"checked_on": "CPU, through casts to float32", "gpu": "unchecked"},
             quality=evidence,
@@ -188,7 +186,7 @@ class Workshop:
         return self._record(
             precision,
             side,
-            fusion=fusion_receipt(graph, self.source.config),
+            fusion=fusion_report(graph, self.source.config),
             parity=measure_difference(
                 self.source, session, self.source.reference(), against="the file it was made from"
             ),
@@ -215,14 +213,14 @@ class Workshop:
         batch_size = 8 if static else 1
 
         def attempt(keep: frozenset[str]) -> QualityLoss:
-            plain = quantise(self.prepared, recipe, keep=keep)
+            plain = quantize(self.prepared, recipe, keep=keep)
             # One text at a time, which is how dynamic files are served, has no padding.
             save_model(unpad(plain) if static and self._unpads else plain, file)
             return self._judge(self._open(file, disabled_optimizers), batch_size=batch_size)
 
         kept, evidence, steps = fall_back(
             self.prepared.layers,
-            quantise_and_judge=attempt,
+            quantize_and_judge=attempt,
             order=lambda: self._most_sensitive(recipe),
             max_fp32_layers=self.config.max_fp32_layers,
         )
@@ -244,7 +242,7 @@ class Workshop:
             disabled_optimizers=disabled_optimizers,
             batch_invariant=static,
             unpadded=is_unpadded(graph),
-            fusion=fusion_receipt(graph, self.source.config),
+            fusion=fusion_report(graph, self.source.config),
             parity=measure_difference(self.source, session, self.fp32_session().run),
             quality=evidence,
             invariance=invariance,
@@ -362,7 +360,7 @@ class Workshop:
         expected = self._answers(self.fp32_session(), rows, batch_size=8)
 
         def error_without(keep: frozenset[str]) -> float:
-            written = save_model(quantise(self.prepared, recipe, keep=keep), file)
+            written = save_model(quantize(self.prepared, recipe, keep=keep), file)
             found = self._answers(self._open(file, DISABLED_OPTIMIZERS), rows, batch_size=8)
             for path in written:
                 path.unlink()

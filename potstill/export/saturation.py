@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from potstill import machine
+from potstill.export.onnx_files import Feeds
 
-Feeds: TypeAlias = Mapping[str, NDArray[np.int64]]
 Integers: TypeAlias = NDArray[np.integer]
 
 _HIGHEST, _LOWEST = 2**15 - 1, -(2**15)
@@ -225,7 +225,7 @@ def _run(
 def _as_rows(values: NDArray[Any], product: _Product, mask: NDArray[np.int64] | None) -> Integers | None:
     """Return unsigned activations of shape (tokens, K), without padding; None where signed ones are multiplied."""
     if product.floats:
-        values = _quantise(values)
+        values = _quantize(values)
     elif values.dtype == np.int8 and product.turned:
         values = (values.astype(np.int16) + _S8_TO_U8).astype(np.uint8)
     if values.dtype != np.uint8:
@@ -235,7 +235,7 @@ def _as_rows(values: NDArray[Any], product: _Product, mask: NDArray[np.int64] | 
     return values.reshape(-1, values.shape[-1])
 
 
-def _quantise(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _quantize(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Do what ONNX's DynamicQuantizeLinear does: one scale for the whole tensor, 0 always exact."""
     low, high = min(values.min(), np.float32(0)), max(values.max(), np.float32(0))
     scale = np.float32((high - low) / np.float32(255)) or np.float32(1)

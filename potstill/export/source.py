@@ -25,10 +25,9 @@ from potstill.checkpoint.folder import USUAL_LENGTH, longest_text
 from potstill.checkpoint.model import SentenceHead, find_sentence_transformers, load_head, simple_head
 from potstill.checkpoint.sentence_transformers import SentenceTransformers, check_pooling
 from potstill.errors import CheckpointError, UsageError
-from potstill.export.fusion import count_layers
-from potstill.export.graph import SENTENCE_EMBEDDING
+from potstill.export.graph import count_layers
 from potstill.export.onnx_source import OnnxSource, find_onnx_source
-from potstill.serve import OnnxSession
+from potstill.serve import SENTENCE_EMBEDDING, OnnxSession
 from potstill.tasks import (
     FEATURE_EXTRACTION,
     QUESTION_ANSWERING,

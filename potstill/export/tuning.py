@@ -15,7 +15,7 @@ from potstill.bundle import ModelRecord, Precision, Tuning
 from potstill.errors import ParityError
 from potstill.export.onnx_files import save_model
 from potstill.export.pipeline import DISABLED_OPTIMIZERS, Workshop
-from potstill.export.quantize import Int8Recipe, quantise
+from potstill.export.quantize import Int8Recipe, quantize
 from potstill.machine import available_cores, cpu_name
 from potstill.timing import Race, race
 from potstill.timing.race import GRID, session
@@ -108,7 +108,7 @@ def _race(shop: Workshop, tried: dict[str, Candidate], folder: Path) -> Race:
     contestants = {}
     for number, (name, candidate) in enumerate(tried.items()):
         file = folder / f"{number}.onnx"
-        save_model(quantise(shop.prepared, candidate.recipe), file)
+        save_model(quantize(shop.prepared, candidate.recipe), file)
         contestants[name] = session(
             file,
             threads=available_cores(),

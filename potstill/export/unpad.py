@@ -23,8 +23,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from potstill.export.clean import drop_dead
-from potstill.export.shapes import tensor_shapes
+from potstill.export.graph import drop_dead
+from potstill.export.onnx_files import tensor_shapes
 
 MASK = "attention_mask"
 # What happens to each token, given one to three inputs of which the others are constant vectors or tokens too.

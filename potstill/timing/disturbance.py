@@ -11,11 +11,11 @@ system does not tell is None, and gives no reasons.
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 # Shares of the cores' time from which on a measurement is disturbed. They are about the 1 to 3 % that the interval of
 # a ratio has: less than this can't move it by its own width, and an idle machine stays below.
@@ -24,6 +24,8 @@ THROTTLED_LIMIT = 0.02
 OTHERS_LIMIT = 0.05
 # The kernel counts in ticks of 10 ms: in less time than this one tick of a daemon would pass for a disturbance.
 LEAST_SECONDS = 0.5
+
+Made = TypeVar("Made")
 
 _PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
@@ -90,6 +92,20 @@ class Watch:
     def reasons(self) -> list[str]:
         """Return what disturbed the block, as parts of a sentence."""
         return shares([self.counted]).over_limit()
+
+
+def watched(make: Callable[[], Made], *, repeats: int) -> tuple[Made, dict[str, float]]:
+    """Make something while the machine is watched; if it was disturbed, make it again up to `repeats` times.
+
+    Returns:
+        What was made last, and what the machine did meanwhile as `Counters.since` counts it.
+    """
+    while True:
+        with Watch() as watch:
+            made = make()
+        if repeats <= 0 or not watch.reasons():
+            return made, watch.counted
+        repeats -= 1
 
 
 def read_counters(*, proc: Path = _PROC, cgroup: Path = _CGROUP) -> Counters:

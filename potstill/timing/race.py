@@ -8,6 +8,7 @@ all of them.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill.progress import Progress, silent
-from potstill.timing.client import CommandFailed, Worker, python_module, running
 from potstill.timing.disturbance import Watch
 from potstill.timing.ratio import Estimate, ratio_interval, with_interval
+from potstill.timing.workers import CommandFailed, Worker, python_module, worker_pool
 
 Cell = tuple[int, int]
 """Batch size and tokens per text."""
@@ -28,7 +29,7 @@ _WARM_UP_CALLS = 3
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """What runs: a command that answers as `potstill.timing.process` does, and the load message it gets first."""
+    """What runs: a command that answers as `potstill.timing.worker_loop` does, and the load message it gets first."""
 
     command: tuple[str, ...]
     load: Mapping[str, Any]
@@ -117,67 +118,55 @@ def race(
         max_repeats: how often a cell may be timed again; what is disturbed to the last is in `Race.disturbances`.
         progress: is told of each round.
     """
-    result, rng = Race(tuple(cells)), np.random.default_rng(seed)
-    with running({name: contestant.command for name, contestant in contestants.items()}) as workers:
-        for name, contestant in contestants.items():
-            if _ask(result, workers, name, {"do": "load", "seed": seed} | dict(contestant.load)) is None:
-                workers.pop(name).close()
+    result, rng, log = Race(tuple(cells)), np.random.default_rng(seed), _FailureLog()
+    setup = {name: [{"do": "load", "seed": seed} | dict(each.load)] for name, each in contestants.items()}
+    with worker_pool(setup, launch=lambda name: Worker(contestants[name].command), log=log) as pool:
+        pool.start(pool.names)
         for number, cell in enumerate(cells):
-            warm = _block(cell) | {"seconds": 0, "min_calls": _WARM_UP_CALLS}
-            racing = [name for name in workers if _ask(result, workers, name, warm, cell=cell)]
+            size, where = {"do": "block", "batch_size": cell[0], "num_tokens": cell[1]}, f"{cell[0]}x{cell[1]}"
+            ask = partial(pool.ask, read=_read_latencies, stage="race", where=where)
+            warm_up = size | {"seconds": 0, "min_calls": _WARM_UP_CALLS}
+            racing = [name for name in pool.names if ask(name, warm_up) is not None]
             reasons: list[str] = []
             for _ in range(max_repeats + 1):
-                note = f"{cell[0]}x{cell[1]}" + (f", again: {'; '.join(reasons)}" if reasons else "")
+                note = where + (f", again: {'; '.join(reasons)}" if reasons else "")
+                times: dict[str, list[NDArray[np.float64]]] = {name: [] for name in racing}
                 with Watch() as watch:
-                    times: dict[str, list[NDArray[np.float64]]] = {name: [] for name in racing}
                     for turn in range(rounds):
                         progress("time in turns", number * rounds + turn, len(cells) * rounds, note)
-                        order = [racing[position] for position in rng.permutation(len(racing))]
-                        _take_turns(result, workers, times, order, cell=cell, block_s=block_s)
-                racing, reasons = list(times), watch.reasons()
+                        for name in [racing[position] for position in rng.permutation(len(racing))]:
+                            latencies_ms = ask(name, size | {"seconds": block_s, "min_calls": 2})
+                            if latencies_ms is not None:
+                                times[name].append(latencies_ms)
+                racing = [name for name in racing if not log.has_failed(name, "race", where)]
+                reasons = watch.reasons()
                 if not reasons:
                     break
             if reasons:
                 result.disturbances[cell] = reasons
-            for name, measured in times.items():
-                result.rounds.setdefault(name, {})[cell] = measured
+            for name in racing:
+                result.rounds.setdefault(name, {})[cell] = times[name]
+    for (name, stage, where), error in log.errors.items():
+        result.failures.setdefault(name, str(error) if stage == "load" else f"{where}: {error}")
     progress("time in turns", 1, 1, "")
     return result
 
 
-def _take_turns(
-    result: Race,
-    workers: Mapping[str, Worker],
-    times: dict[str, list[NDArray[np.float64]]],
-    order: Sequence[str],
-    *,
-    cell: Cell,
-    block_s: float,
-) -> None:
-    """Time one block of each of `times` in this order; who fails is taken out of `times`."""
-    for name in order:
-        timed = _block(cell) | {"seconds": block_s, "min_calls": 2}
-        reply = _ask(result, workers, name, timed, cell=cell) if name in times else None
-        if reply is None:
-            times.pop(name, None)
-        else:
-            times[name].append(np.asarray(reply["latencies_ms"], dtype=np.float64))
+class _FailureLog:
+    """The failures of one race, in the order in which they happened."""
+
+    def __init__(self) -> None:
+        self.errors: dict[tuple[str, str, str], CommandFailed] = {}
+
+    def has_failed(self, name: str, stage: str, where: str) -> bool:
+        return (name, stage, where) in self.errors or (name, "load", "") in self.errors
+
+    def failed(self, name: str, stage: str, where: str, error: CommandFailed) -> None:
+        self.errors[name, stage, where] = error
+
+    def loaded(self, name: str, reply: dict[str, Any]) -> None:
+        """Nothing is kept of it."""
 
 
-def _block(cell: Cell) -> dict[str, Any]:
-    return {"do": "block", "batch_size": cell[0], "num_tokens": cell[1]}
-
-
-def _ask(
-    result: Race, workers: Mapping[str, Worker], name: str, command: Mapping[str, Any], *, cell: Cell | None = None
-) -> dict[str, Any] | None:
-    """Wake a worker, ask it, and stop it again; return None after writing its failure down."""
-    worker = workers[name]
-    worker.resume()
-    try:
-        return worker.ask(command)
-    except CommandFailed as error:
-        result.failures.setdefault(name, f"{cell[0]}x{cell[1]}: {error}" if cell else str(error))
-        return None
-    finally:
-        worker.pause()
+def _read_latencies(reply: Mapping[str, Any]) -> NDArray[np.float64]:
+    return np.asarray(reply["latencies_ms"], dtype=np.float64)

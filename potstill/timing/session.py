@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from potstill.serve import OnnxSession
-from potstill.timing.process import Message, answer_commands, run_block
+from potstill.timing.worker_loop import Message, answer_commands, run_block
 
 # Below them stand the special tokens of every family's vocabulary, some of which end a text.
 _FIRST_ORDINARY_ID = 5

@@ -3,11 +3,14 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from potstill.bench.measuring.plan import Plan
-from potstill.bench.measuring.samples import open_samples
+from potstill.bench.config import ResolvedBench
+from potstill.bench.measure.run import BenchRun
+from potstill.bench.measure.samples import open_samples
+from potstill.bench.models import Configuration
 from potstill.bench.report_schema import Load
 from potstill.config import BenchConfig
-from potstill.timing.client import CommandFailed, WorkerDied
+from potstill.progress import silent
+from potstill.timing.workers import CommandFailed, WorkerDied
 
 MEMORY = {
     "interpreter_rss_bytes": 1,
@@ -20,22 +23,26 @@ MEMORY = {
 SHORT, LONG, TEXTS = Load(num_tokens=16), Load(num_tokens=128), Load(kind="texts")
 
 
-@dataclass(frozen=True)
-class FakeEntry:
-    key: str
-    runner: str = "onnxruntime-cpu"
-    threads: int = 2
-
-    @property
-    def model(self):
-        return self.key.split("/")[0]
-
-    @property
-    def precision(self):
-        return self.key.split("/")[1].partition("@")[0]
+class FakeConfiguration(Configuration):
+    """A configuration whose process is told its key when it loads."""
 
     def load_command(self, *, seed, spinning=True):
         return {"do": "load", "key": self.key, "threads": self.threads, "seed": seed, "spinning": spinning}
+
+
+def configuration(key, runner="onnxruntime-cpu", threads=2):
+    model, _, row = key.partition("/")
+    return FakeConfiguration(
+        key=key,
+        model=model,
+        precision=row.partition("@")[0],
+        runner=runner,
+        folder=model,
+        threads=threads,
+        task="text-classification",
+        problem_type=None,
+        max_length=512,
+    )
 
 
 @dataclass
@@ -126,8 +133,8 @@ class FakeWorker:
         self.world.awake.discard(self.number)
 
 
-def make_plan(folder, world, *, keys=("t/fp32", "s/fp32"), loads=(SHORT, LONG), head=(), **settings):
-    """Return a plan of fakes; everything but latency is off unless a setting says otherwise."""
+def make_run(folder, world, *, keys=("t/fp32", "s/fp32"), loads=(SHORT, LONG), head=(), seed=7, **settings):
+    """Return a run of fakes; everything but latency is off unless a setting says otherwise."""
     quiet = {
         "throughput_batch_sizes": [],
         "thread_scaling": False,
@@ -138,16 +145,22 @@ def make_plan(folder, world, *, keys=("t/fp32", "s/fp32"), loads=(SHORT, LONG), 
         "num_tokens": [16, 128],
         "peak": False,
     }
-    texts = settings.pop("texts", None)
-    entries = [FakeEntry(key, key.partition("@")[2] or "onnxruntime-cpu") for key in keys]
-    return Plan(
-        entries=entries,
-        loads=loads,
-        baseline="t/fp32",
+    texts = settings.pop("texts", ())
+    progress = settings.pop("progress", silent)
+    configurations = tuple(configuration(key, key.partition("@")[2] or "onnxruntime-cpu") for key in keys)
+    bench = ResolvedBench(
+        configurations=configurations,
+        baseline=configurations[0],
+        loads=tuple(loads),
         config=BenchConfig(**(quiet | settings)),
+        seed=seed,
+        threads=2,
+        texts=tuple(texts),
+    )
+    return BenchRun(
+        bench=bench,
         journal=open_samples(folder, head=dict(head)),
-        seed=7,
-        texts=texts,
         launch=world.launch,
         clock=lambda: world.clock,
+        progress=progress,
     )

@@ -16,8 +16,8 @@ from onnx import helper, numpy_helper
 
 from potstill.bench import DataSet, Request, bench, evaluate_bundle, name_models, read_report, verify_report
 from potstill.bench.claims import load_claims
-from potstill.bench.measuring.samples import FILE_NAME
-from potstill.bench.suite import read_suite
+from potstill.bench.config import read_suite
+from potstill.bench.measure.samples import FILE_NAME
 from potstill.bundle import MANIFEST_NAME, read_bundle, record_files, sha256_of, write_manifest
 from potstill.config import BenchConfig
 from potstill.data import load_examples

@@ -2,7 +2,7 @@ from math import inf
 
 import pytest
 
-from potstill.bench.measuring import budget
+from potstill.bench import budget
 
 
 @pytest.mark.parametrize(

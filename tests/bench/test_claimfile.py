@@ -5,8 +5,8 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from potstill.bench.claims.claimfile import load_claims, parse_claims
-from potstill.bench.claims.measures import MEASURES
+from potstill.bench.claims.claim_file import load_claims, parse_claims
+from potstill.bench.claims.metrics import MEASURES
 from potstill.cli.claims import claims as command
 from potstill.errors import RecipeError
 

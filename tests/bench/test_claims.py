@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from potstill.bench import claims, report_schema
-from potstill.bench.claims.claimfile import parse_claims
-from potstill.bench.claims.measures import MEASURES
+from potstill.bench.claims.claim_file import parse_claims
+from potstill.bench.claims.metrics import MEASURES
 from potstill.errors import UsageError
 from potstill.metrics import retention_by_definition
 from tests.bench.made import made_report, minimal

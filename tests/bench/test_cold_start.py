@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from potstill.bench.measuring.cold_start import median_interval, start_once, summarise_starts
-from potstill.timing.client import CommandFailed, WorkerDied
+from potstill.bench.measure.cold_start import median_interval, start_once, summarise_starts
+from potstill.timing.workers import CommandFailed, WorkerDied
 
 # A worker whose numbers are known: each start's file says which it is.
 SCRIPT = """

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from potstill.bench import report_schema
-from potstill.bench.claims import combine
-from potstill.bench.claims.compare import compare
+from potstill.bench import report_schema, statistics
+from potstill.bench.compare import compare
 from tests.bench.made import made_report
 
 LOAD = report_schema.Load(num_tokens=128)
@@ -50,34 +49,34 @@ def environment(**changes):
 
 
 def test_intervals_of_a_difference_add_in_squares_on_each_side():
-    value, interval = combine.difference((10.0, (7.0, 15.0)), (4.0, (0.0, 8.0)))
+    value, interval = statistics.difference((10.0, (7.0, 15.0)), (4.0, (0.0, 8.0)))
     assert value == 6.0
     assert interval == pytest.approx((6 - 5, 6 + sqrt(25 + 16)))
-    assert combine.difference((10.0, (7.0, 13.0)), (4.0, (0.0, 8.0)), widened=2.0)[1] == pytest.approx((-4.0, 16.0))
+    assert statistics.difference((10.0, (7.0, 13.0)), (4.0, (0.0, 8.0)), widened=2.0)[1] == pytest.approx((-4.0, 16.0))
 
 
 def test_a_ratio_is_a_difference_of_logarithms():
     first, second = (6.0, (5.0, 8.0)), (3.0, (2.5, 3.2))
-    value, (low, high) = combine.ratio(first, second)
+    value, (low, high) = statistics.ratio(first, second)
     assert value == 2.0
     assert log(low) == pytest.approx(log(2) - sqrt(log(6 / 5) ** 2 + log(3.2 / 3) ** 2))
     assert log(high) == pytest.approx(log(2) + sqrt(log(8 / 6) ** 2 + log(3 / 2.5) ** 2))
-    _, (back_low, back_high) = combine.ratio(second, first)
+    _, (back_low, back_high) = statistics.ratio(second, first)
     assert (1 / back_high, 1 / back_low) == pytest.approx((low, high))
 
 
 def test_a_value_outside_its_own_interval_does_not_turn_it_round():
-    _, (low, high) = combine.difference((10.0, (11.0, 12.0)), (0.0, (0.0, 0.0)))
+    _, (low, high) = statistics.difference((10.0, (11.0, 12.0)), (0.0, (0.0, 0.0)))
     assert (low, high) == (10.0, 12.0)
 
 
 def test_a_ratio_of_what_may_be_0_is_refused():
     with pytest.raises(ValueError, match="above 0"):
-        combine.ratio((1.0, (0.0, 2.0)), (1.0, (1.0, 1.0)))
+        statistics.ratio((1.0, (0.0, 2.0)), (1.0, (1.0, 1.0)))
 
 
 def test_floors_widen_a_ratio_on_both_sides():
-    assert combine.with_floors((0.9, 1.1), 0.1, None, 0.0) == pytest.approx((0.9 / 1.1, 1.21))
+    assert statistics.with_floors((0.9, 1.1), 0.1, None, 0.0) == pytest.approx((0.9 / 1.1, 1.21))
 
 
 # Rows.

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from potstill.bench.measuring import energy
-from potstill.bench.measuring.rounds import Round
+from potstill.bench.measure import energy
+from potstill.bench.measure.latency import Round
 from potstill.bench.report_schema import Load
 
 
@@ -98,7 +98,9 @@ def test_joules_per_text_count_the_call_that_is_not_timed():
         )
 
     load, rng = Load(batch_size=8, num_tokens=16), np.random.default_rng(0)
-    found = energy.rows([made(4, {"a": 10.0}), made(9, {"a": 20.0}), made(9, {})], load, texts_per_call=8, rng=rng)
+    found = energy.summarise_energy(
+        [made(4, {"a": 10.0}), made(9, {"a": 20.0}), made(9, {})], load, texts_per_call=8, rng=rng
+    )
     # 5 + 10 calls of 8 texts, 30 J in 1 s.
     (row,) = found
     low, high = row.pop("interval")
@@ -109,4 +111,7 @@ def test_joules_per_text_count_the_call_that_is_not_timed():
 
 def test_no_wall_clock_no_watts():
     one = SimpleNamespace(joules={"a": 1.0}, calls_ms={"a": [1.0]}, wall_s={"a": 0.0})
-    assert energy.rows([one], Load(num_tokens=1), texts_per_call=1, rng=np.random.default_rng(0))[0]["watts"] is None
+    assert (
+        energy.summarise_energy([one], Load(num_tokens=1), texts_per_call=1, rng=np.random.default_rng(0))[0]["watts"]
+        is None
+    )

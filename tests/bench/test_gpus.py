@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from potstill.bench.engines import gpus
+from potstill.bench import environment
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def says(tmp_path, monkeypatch):
 
 def test_gpus_are_described_in_bytes_and_megahertz(says, tmp_path):
     says("NVIDIA H200, 143771, 570.86.15, 1980, 1980, 700.00\nTesla T4, 15360, 570.86.15, [N/A], 1590, 70.00")
-    first, second = gpus.describe_gpus()
+    first, second = environment.describe_gpus()
     assert first == {
         "name": "NVIDIA H200",
         "memory_bytes": 143771 * 2**20,
@@ -36,21 +36,21 @@ def test_gpus_are_described_in_bytes_and_megahertz(says, tmp_path):
 @pytest.mark.parametrize(("lines", "exit_code"), [("No devices were found", 6), ("", 0)])
 def test_a_machine_without_gpus_has_none(says, tmp_path, lines, exit_code):
     says(lines, exit_code)
-    assert gpus.describe_gpus() == []
-    assert not gpus.has_gpu(tmp_path / "dev")
+    assert environment.describe_gpus() == []
+    assert not environment.has_gpu(tmp_path / "dev")
 
 
 def test_without_the_program_there_are_none(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert gpus.describe_gpus() == []
-    assert not gpus.has_gpu(tmp_path)
+    assert environment.describe_gpus() == []
+    assert not environment.has_gpu(tmp_path)
 
 
 @pytest.mark.parametrize("device", ["nvidia0", "dxg"])
 def test_a_device_file_is_enough(monkeypatch, tmp_path, device):
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / device).touch()
-    assert gpus.has_gpu(tmp_path)
+    assert environment.has_gpu(tmp_path)
     (tmp_path / device).unlink()
     (tmp_path / "nvidiactl").touch()
-    assert not gpus.has_gpu(tmp_path)
+    assert not environment.has_gpu(tmp_path)

@@ -1,8 +1,7 @@
 import pytest
 
 from potstill.bench import report_schema
-from potstill.bench.claims.measures import MEASURES
-from potstill.bench.claims.readings import Reading, Selection
+from potstill.bench.claims.metrics import MEASURES, Reading, Selection
 from potstill.evaluation.intervals import wilson
 from tests.bench.made import made_report
 

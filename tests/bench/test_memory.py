@@ -5,8 +5,8 @@ import sys
 import psutil
 import pytest
 
-from potstill.bench.engines import memory
-from potstill.timing.client import environment
+from potstill.bench.measure import memory
+from potstill.timing.workers import child_environment
 
 MIB = 2**20
 
@@ -131,6 +131,8 @@ def test_the_reason_behind_an_error_counts():
 
 def test_measuring_an_empty_interpreter_fills_it_with_nothing():
     libraries = {"numpy", "pydantic", "psutil", "onnxruntime"}
-    code = f"import sys, potstill.bench.engines.worker; print({libraries} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
+    code = f"import sys, potstill.bench.worker; print({libraries} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=child_environment()
+    )
     assert done.stdout == "set()\n"

@@ -5,14 +5,13 @@ import onnx
 import onnxruntime
 import pytest
 
-from potstill.bench import summary
-from potstill.bench.engines import peaks
-from potstill.bench.measuring import noise
-from potstill.bench.measuring.measure import measure
-from potstill.bench.measuring.results import results
+from potstill.bench import peak, pipeline
+from potstill.bench.measure.results import summarise_measurements
+from potstill.bench.pipeline import measure
 from potstill.bench.report_schema import Latency, Load, Peaks
 from potstill.onnx_inspect import FLOAT, UINT8
-from tests.bench.fake_worker import LONG, SHORT, World, make_plan
+from potstill.timing import disturbance
+from tests.bench.fake_worker import LONG, SHORT, World, configuration, make_run
 
 INT32 = onnx.TensorProto.INT32
 
@@ -28,7 +27,7 @@ def draw():
 
 def test_a_written_product_of_floats_is_what_onnx_reads_and_numpy_computes(draw):
     weight, values = draw.normal(size=(300, 5)).astype(np.float32), draw.normal(size=(7, 300)).astype(np.float32)
-    written = peaks.product_model("MatMul", FLOAT, weight, FLOAT)
+    written = peak.product_model("MatMul", FLOAT, weight, FLOAT)
     model = onnx.load_from_string(written)
     onnx.checker.check_model(model, full_check=True)
     assert np.array_equal(onnx.numpy_helper.to_array(model.graph.initializer[0]), weight)
@@ -38,7 +37,7 @@ def test_a_written_product_of_floats_is_what_onnx_reads_and_numpy_computes(draw)
 def test_a_written_product_of_integers_is_exact(draw):
     weight = draw.integers(-64, 64, size=(300, 5)).astype(np.int8)
     values = draw.integers(0, 256, size=(7, 300)).astype(np.uint8)
-    written = peaks.product_model("MatMulInteger", UINT8, weight, INT32)
+    written = peak.product_model("MatMulInteger", UINT8, weight, INT32)
     onnx.checker.check_model(onnx.load_from_string(written), full_check=True)
     assert np.array_equal(run(written, values), values.astype(np.int32) @ weight.astype(np.int32))
 
@@ -50,12 +49,12 @@ def test_the_fastest_call_counts():
         now[0] += next(taken)
 
     # 1000 operations; the first call of all is not counted, and the block ends once it has lasted long enough.
-    assert peaks.rate(call, 1000, block_s=0.05, clock=lambda: now[0]) == pytest.approx(100_000)
+    assert peak.rate(call, 1000, block_s=0.05, clock=lambda: now[0]) == pytest.approx(100_000)
     assert list(taken) == []
 
 
 def test_the_peaks_of_this_machine_are_measured():
-    found = peaks.Products(threads=1).rates()
+    found = peak.Products(threads=1).rates()
     assert set(found) == {"fp32", "int8"}
     # Any core of the last fifteen years does 1 GFLOP/s, and none 100 TFLOP/s.
     assert all(1e9 < rate < 1e14 for rate in found.values())
@@ -68,8 +67,8 @@ def test_threads_are_those_asked_for(monkeypatch):
         "InferenceSession",
         lambda model, options, **_: made.append(options.intra_op_num_threads) or SimpleNamespace(run=print),
     )
-    monkeypatch.setattr(peaks, "rate", lambda call, operations: operations)
-    found = peaks.Products(threads=3).rates()
+    monkeypatch.setattr(peak, "rate", lambda call, operations: operations)
+    found = peak.Products(threads=3).rates()
     assert set(made) == {3}
     # The best of the shapes: 2 x 512 x 3072 x 768.
     assert found["fp32"] == found["int8"] == 2 * 512 * 3072 * 768
@@ -77,13 +76,12 @@ def test_threads_are_those_asked_for(monkeypatch):
 
 def share(p50_ms, *, peak=1e12, disturbed=None):
     """Return the share of the peak of a row with 10 GFLOP a call."""
-    entry = SimpleNamespace(key="t/fp32", model="t", precision="fp32", runner="onnxruntime-cpu")
     facts = SimpleNamespace(flops_per_token={100: 1e8})
-    setting = SimpleNamespace(entries=[entry], subjects={"t": SimpleNamespace(facts=facts)})
+    bench = SimpleNamespace(configurations=[configuration("t/fp32")], models={"t": SimpleNamespace(facts=facts)})
     row = Latency(
         key="t/fp32", load=Load(num_tokens=100), mean_tokens=100, samples=20, p50_ms=p50_ms, disturbed=disturbed
     )
-    found = summary._with_flops(setting, row, Peaks(threads=2, fp32_flops_per_s=peak))
+    found = pipeline.add_flops(bench, row, Peaks(threads=2, fp32_flops_per_s=peak))
     assert found.flops_per_s == pytest.approx(1e10 / (p50_ms / 1e3))
     return found.peak_share
 
@@ -100,17 +98,17 @@ def test_a_disturbed_row_has_no_share_of_the_peak():
 
 
 def test_the_bare_product_takes_its_turns_among_the_rows_in_every_launch(tmp_path, monkeypatch):
-    calm = noise.Counters(total=0, busy=0, stolen=0, own=0, throttled=0, wall=0)
-    monkeypatch.setattr(noise, "read_counters", lambda: calm)
+    calm = disturbance.Counters(total=0, busy=0, stolen=0, own=0, throttled=0, wall=0)
+    monkeypatch.setattr(disturbance, "read_counters", lambda: calm)
     world = World()
-    plan = make_plan(tmp_path, world, loads=[SHORT, LONG], rounds=8, launches=4, extra_launches=0, peak=True)
-    measure(plan)
+    run = make_run(tmp_path, world, loads=[SHORT, LONG], rounds=8, launches=4, extra_launches=0, peak=True)
+    measure(run)
     assert len(world.asked("product")) == 2 * 4  # a turn at each load in each of four launches
     turns = [(number, command["do"]) for number, _, command in world.said if command["do"] in ("block", "product")]
     order = "".join("p" if do == "product" else "b" for _, do in turns)
     assert len(order) == 2 * 8 * 3 + 2 * 4
     assert "bpb" in order  # among them, and not before or after all of them
-    found = results(plan.journal, plan.entries, plan.loads, baseline=plan.baseline, config=plan.config, seed=plan.seed)
+    found = summarise_measurements(run.bench, run.journal)
     assert found.peaks == {"fp32": 8e9, "int8": 2e9}
     assert found.failures == []
     assert "#product" not in {row.key for row in found.memory}

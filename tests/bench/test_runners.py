@@ -7,10 +7,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from potstill.bench.engines import runners
-from potstill.bench.engines.runners import check_runner, open_runner
-from potstill.bench.engines.runners.bundled import read_bundled
-from potstill.bench.engines.runners.with_onnxruntime import DeviceRunner
+from potstill.bench import runners
+from potstill.bench.runners import check_runner, open_runner, read_bundled
+from potstill.bench.runners.onnxruntime_runner import DeviceRunner
 from potstill.bundle import read_bundle
 from potstill.errors import (
     BundleError,
@@ -22,7 +21,7 @@ from potstill.errors import (
     UsageError,
 )
 from potstill.serve import Encoder, OnnxSession
-from potstill.timing.process import run_block
+from potstill.timing.worker_loop import run_block
 from tests.bench.conftest import write_bundle
 
 TEXTS = ["word1 word2", "word3", "word4 word5 word6"]
@@ -326,12 +325,12 @@ def test_torch_runs_no_int8(tiny_teacher):
 
 
 def test_a_precision_without_kernels_is_told_clearly(tiny_teacher, monkeypatch):
-    from potstill.bench.engines.runners import with_torch
+    from potstill.bench.runners import torch_runner
 
     def no_kernel(*_):
         raise RuntimeError("\"addmm_impl_cpu_\" not implemented for 'Half'\nmore")
 
-    monkeypatch.setattr(with_torch.TorchRunner, "run", no_kernel)
+    monkeypatch.setattr(torch_runner.TorchRunner, "run", no_kernel)
     with pytest.raises(CheckError, match=r"cannot run .* in fp16 on cpu: \"addmm_impl_cpu_\" not .* 'Half'; take fp32"):
         open_runner(command(tiny_teacher, runner="torch-cpu", precision="fp16"))
 
@@ -372,7 +371,7 @@ class FakeCuda:
 
 
 def test_a_timed_call_on_a_gpu_lasts_until_the_gpu_is_done(tiny_teacher):
-    from potstill.bench.engines.runners.with_torch import TorchRunner
+    from potstill.bench.runners.torch_runner import TorchRunner
 
     plain, cuda = open_runner(command(tiny_teacher, runner="torch-cpu")), FakeCuda()
     runner = TorchRunner(

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from potstill.bench.measuring.samples import FILE_NAME, open_samples, read_samples
+from potstill.bench.measure.samples import FILE_NAME, open_samples, read_samples
 from potstill.errors import OutputError
 
 HEAD = {"seed": 3, "config": {"rounds": 5}, "hashes": {"a": "0" * 64}}

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from potstill.bench.measuring import stats
-from potstill.bench.measuring.stats import Rounds
+from potstill.bench import statistics
+from potstill.bench.statistics import Rounds
 
 
 def rng(seed=0):
@@ -15,7 +15,7 @@ def one_launch(*calls_ms):
 
 
 def summary(*calls_ms, **settings):
-    return stats.summarise(one_launch(*calls_ms), rng=rng(), **settings)
+    return statistics.summarise(one_launch(*calls_ms), rng=rng(), **settings)
 
 
 def test_percentiles_are_those_computed_by_hand():
@@ -71,7 +71,7 @@ def test_the_interval_is_over_rounds_and_not_over_calls():
 def test_an_interval_of_a_percentile_agrees_with_one_by_plain_resampling():
     draw = rng(3)
     rounds = [draw.normal(10 + shift, 1, size=30) for shift in draw.normal(0, 1, size=20)]
-    (ours,) = stats.percentile_intervals(one_launch(*rounds), [90], rng=rng(1), resamples=4000)
+    (ours,) = statistics.percentile_intervals(one_launch(*rounds), [90], rng=rng(1), resamples=4000)
     drawn = [np.percentile(np.concatenate([rounds[n] for n in draw.integers(20, size=20)]), 90) for _ in range(4000)]
     assert ours == pytest.approx(np.quantile(drawn, [0.0159, 0.9841]), rel=0.01)  # the expanded tail of 20 rounds
 
@@ -79,29 +79,29 @@ def test_an_interval_of_a_percentile_agrees_with_one_by_plain_resampling():
 def test_launches_that_differ_widen_the_interval():
     """Four speeds, six rounds of each: as rounds of their own, half of 24 are of the fastest in 0.7 % of draws only."""
     levels = [[1.0 + launch / 10] * 20 for launch in range(4) for _ in range(6)]
-    (together,) = stats.percentile_intervals(one_launch(*levels), [50], rng=rng())
+    (together,) = statistics.percentile_intervals(one_launch(*levels), [50], rng=rng())
     launches = [number // 6 for number in range(24)]
-    (apart,) = stats.percentile_intervals(Rounds(levels, launches), [50], rng=rng())
+    (apart,) = statistics.percentile_intervals(Rounds(levels, launches), [50], rng=rng())
     assert (together, apart) == ((1.1, 1.2), (1.0, 1.3))
 
 
 def test_drift_is_the_last_third_to_the_first():
-    assert stats.drift(one_launch([1, 1], [1, 3], [5, 5], [6, 6], [2, 2], [2, 2])) == 2
-    assert stats.drift(one_launch([1], [9], [4])) == 4
-    assert stats.drift(one_launch([1], [2])) is None
+    assert statistics.drift(one_launch([1, 1], [1, 3], [5, 5], [6, 6], [2, 2], [2, 2])) == 2
+    assert statistics.drift(one_launch([1], [9], [4])) == 4
+    assert statistics.drift(one_launch([1], [2])) is None
 
 
 def test_the_median_over_rounds_with_its_interval():
-    found = stats.median_interval(one_launch([1, 1, 9], [2, 2], [3, 3, 3]), rng=rng())
+    found = statistics.median_interval(one_launch([1, 1, 9], [2, 2], [3, 3, 3]), rng=rng())
     assert (found.value, found.low, found.high) == (2, 1, 3)
 
 
 def test_the_mean_of_few_turns_has_students_interval():
-    found = stats.mean_interval([10, 14, 12], rng=rng())
+    found = statistics.mean_interval([10, 14, 12], rng=rng())
     logs = np.log([10, 14, 12])
     low, high = np.exp(scipy.stats.t.interval(0.95, 2, loc=logs.mean(), scale=scipy.stats.sem(logs)))
     assert (found.value, found.low, found.high) == pytest.approx((12, low, high), rel=1e-3)
-    found = stats.mean_interval([10, 14] * 20, rng=rng())
+    found = statistics.mean_interval([10, 14] * 20, rng=rng())
     assert found.value == 12
     assert found.low == pytest.approx(12 - 1.96 * 2 / 40**0.5, abs=0.15)
     assert found.high == pytest.approx(12 + 1.96 * 2 / 40**0.5, abs=0.15)
@@ -111,9 +111,9 @@ def test_rounds_that_differ_by_chance_do_not_drift():
     draw = np.random.default_rng(1)
     limits, drifts = [], []
     for _ in range(300):
-        rounds = stats.Rounds([[value] * 3 for value in 10 * np.exp(draw.normal(0, 0.04, 12))], [0] * 12)
-        limits.append(stats.drift_by_chance(rounds))
-        drifts.append(abs(stats.drift(rounds) - 1))
+        rounds = statistics.Rounds([[value] * 3 for value in 10 * np.exp(draw.normal(0, 0.04, 12))], [0] * 12)
+        limits.append(statistics.drift_by_chance(rounds))
+        drifts.append(abs(statistics.drift(rounds) - 1))
     assert np.mean(np.array(drifts) > np.array(limits)) < 0.03
-    steady = stats.Rounds([[10 + 0.3 * number] * 3 for number in range(12)], [0] * 12)
-    assert abs(stats.drift(steady) - 1) > stats.drift_by_chance(steady)
+    steady = statistics.Rounds([[10 + 0.3 * number] * 3 for number in range(12)], [0] * 12)
+    assert abs(statistics.drift(steady) - 1) > statistics.drift_by_chance(steady)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from potstill.bench.suite import read_suite
+from potstill.bench.config import read_suite
 from potstill.errors import UsageError
 
 GOOD = """

@@ -1,11 +1,12 @@
 import pytest
 
 from potstill import machine
-from potstill.bench.measuring import noise, throughput
-from potstill.bench.measuring.results import results
+from potstill.bench.measure import throughput
+from potstill.bench.measure.results import summarise_measurements
 from potstill.bench.report_schema import Load
-from potstill.timing.client import CommandFailed, WorkerDied
-from tests.bench.fake_worker import FakeEntry, World, make_plan
+from potstill.timing import disturbance
+from potstill.timing.workers import CommandFailed, WorkerDied
+from tests.bench.fake_worker import World, configuration, make_run
 
 
 @pytest.fixture(autouse=True)
@@ -18,25 +19,25 @@ def world():
     return World(latency_ms={"t/fp32": 4.0, "s/fp32": 2.0})
 
 
-def plan_of(folder, world, **settings):
-    return make_plan(
+def run_of(folder, world, **settings):
+    return make_run(
         folder, world, loads=[], throughput_batch_sizes=[1, 8], throughput_tokens=64, **({"again": False} | settings)
     )
 
 
-def compute(plan):
-    return results(plan.journal, plan.entries, plan.loads, baseline=plan.baseline, config=plan.config, seed=plan.seed)
+def compute(run):
+    return summarise_measurements(run.bench, run.journal)
 
 
-def take_turns(plan, launches=1):
+def take_turns(run, launches=1):
     for launch in range(launches):
-        with plan.team(plan.everybody()) as team:
-            throughput.throughput_turns(plan, team, launch=launch, launches=launches)
+        with run.pool(run.measured_processes()) as team:
+            throughput.measure_throughput(run, team, launch=launch, launches=launches)
 
 
 def test_everybody_has_six_turns_at_every_batch_size_and_number_of_callers(world, tmp_path):
-    plan = plan_of(tmp_path, world, callers=[1, 4])
-    take_turns(plan)
+    run = run_of(tmp_path, world, callers=[1, 4])
+    take_turns(run)
     asked = [(key, c["load"]["batch_size"], c["callers"]) for _, key, c in world.said if c["do"] == "concurrent"]
     assert sorted(asked) == sorted(
         (key, size, callers) for key in ("t/fp32", "s/fp32") for size in (1, 8) for callers in (1, 4) for _ in range(6)
@@ -46,7 +47,7 @@ def test_everybody_has_six_turns_at_every_batch_size_and_number_of_callers(world
     assert {c["load"]["num_tokens"] for _, _, c in world.said if "load" in c} == {64}
     assert len(world.processes) == 2
     assert len(world.asked("warm")) == 4  # once per row and load
-    rows = compute(plan).throughput
+    rows = compute(run).throughput
     assert len(rows) == 8
     # 10 texts of 4 ms each: 250 in a second.
     assert (rows[0].key, str(rows[0].load), rows[0].callers) == ("t/fp32", "1×64", 1)
@@ -56,9 +57,9 @@ def test_everybody_has_six_turns_at_every_batch_size_and_number_of_callers(world
 
 def test_a_failure_costs_its_number_of_callers_only(world, tmp_path):
     world.faults = {("s/fp32", "concurrent", "8×64"): [None, WorkerDied("the process was killed by signal 9")]}
-    plan = plan_of(tmp_path, world, callers=[1, 4])
-    take_turns(plan)
-    found = compute(plan)
+    run = run_of(tmp_path, world, callers=[1, 4])
+    take_turns(run)
+    found = compute(run)
     assert [(row.stage, row.where, row.kind) for row in found.failures] == [
         ("throughput", "8×64, 1 caller", "out of memory")
     ]
@@ -70,20 +71,20 @@ def test_a_failure_costs_its_number_of_callers_only(world, tmp_path):
 
 def test_turns_that_take_long_are_three(world, tmp_path):
     world.latency_ms = {"t/fp32": 150.0, "s/fp32": 60.0}  # 1.5 and 0.6 s a turn: 6.3 s after three
-    plan = plan_of(tmp_path, world, callers=[1])
-    take_turns(plan)
+    run = run_of(tmp_path, world, callers=[1])
+    take_turns(run)
     assert len(world.asked("concurrent")) == 3 * 2 * 2
-    assert not [entry for entry in compute(plan).missing if "throughput" in entry]
-    take_turns(plan)
+    assert not [entry for entry in compute(run).missing if "throughput" in entry]
+    take_turns(run)
     assert len(world.asked("concurrent")) == 12
 
 
 def test_too_few_calls_have_no_median(world, tmp_path):
     reply = {"texts": 1, "seconds": 1.0, "latencies_ms": [300.0]}
     world.faults = {("t/fp32", "concurrent", "1×64"): reply}
-    plan = plan_of(tmp_path, world, callers=[1], keys=["t/fp32"])
-    take_turns(plan)
-    first = compute(plan).throughput[0]
+    run = run_of(tmp_path, world, callers=[1], keys=["t/fp32"])
+    take_turns(run)
+    first = compute(run).throughput[0]
     assert (first.texts_per_s, first.p50_ms) == (1, None)  # 9 calls in all
 
 
@@ -99,15 +100,15 @@ def test_too_few_calls_have_no_median(world, tmp_path):
 )
 def test_a_reply_that_cannot_be_is_a_failure(world, tmp_path, reply):
     world.faults = {("t/fp32", "concurrent", "1×64"): reply or {"texts": "many"}}
-    plan = plan_of(tmp_path, world, callers=[1])
-    take_turns(plan)
-    (failure,) = compute(plan).failures
+    run = run_of(tmp_path, world, callers=[1])
+    take_turns(run)
+    (failure,) = compute(run).failures
     assert (failure.key, failure.kind) == ("t/fp32", "error")
 
 
 def test_each_number_of_threads_has_a_process_of_its_own_and_turns_are_paired(world, tmp_path):
-    plan = make_plan(tmp_path, world, loads=[], thread_scaling=True, num_tokens=[16, 128])
-    throughput.measure_scaling(plan)
+    run = make_run(tmp_path, world, loads=[], thread_scaling=True, num_tokens=[16, 128])
+    throughput.measure_scaling(run)
     loads = [command for _, _, command in world.said if command["do"] == "load"]
     assert [(c["key"], c["threads"]) for c in loads] == [(key, n) for key in ("t/fp32", "s/fp32") for n in (1, 2, 4)]
     blocks = [command["load"] for _, _, command in world.said if command["do"] == "block"]
@@ -119,10 +120,10 @@ def test_each_number_of_threads_has_a_process_of_its_own_and_turns_are_paired(wo
 
 
 def test_speedups_are_against_one_thread(tmp_path):
-    plan = make_plan(tmp_path, World(), loads=[], thread_scaling=True, keys=["t/fp32"])
+    run = make_run(tmp_path, World(), loads=[], thread_scaling=True, keys=["t/fp32"])
     for turn, factor in enumerate((1.0, 2.0, 3.0)):
-        plan.journal.put(("scaling", "t/fp32", turn), {"1": [8 * factor] * 3, "2": [5 * factor], "4": [4 * factor]})
-    rows = compute(plan).scaling
+        run.journal.put(("scaling", "t/fp32", turn), {"1": [8 * factor] * 3, "2": [5 * factor], "4": [4 * factor]})
+    rows = compute(run).scaling
     assert [(row.threads, row.p50_ms, row.speedup) for row in rows] == [(1, 16, 1), (2, 10, 1.6), (4, 8, 2)]
     assert rows[1].interval == (5, 15)
     assert rows[0].load == Load(batch_size=1, num_tokens=128)
@@ -130,26 +131,25 @@ def test_speedups_are_against_one_thread(tmp_path):
 
 def test_threads_that_fail_are_a_failure_of_their_row(world, tmp_path):
     world.faults = {("t/fp32", "warm", "1×128"): [None, CommandFailed("ValueError: no such number of threads")]}
-    plan = make_plan(tmp_path, world, loads=[], thread_scaling=True, keys=["t/fp32"])
-    throughput.measure_scaling(plan)
-    (failure,) = compute(plan).failures
+    run = make_run(tmp_path, world, loads=[], thread_scaling=True, keys=["t/fp32"])
+    throughput.measure_scaling(run)
+    (failure,) = compute(run).failures
     assert (failure.key, failure.stage, failure.kind) == ("t/fp32", "scaling", "error")
     assert failure.where in {"threads: 1", "threads: 2", "threads: 4"}
-    assert compute(plan).missing == ["memory of t/fp32"]
+    assert compute(run).missing == ["memory of t/fp32"]
 
 
 def test_a_gpu_has_no_threads_to_compare(world, tmp_path):
-    plan = make_plan(tmp_path, world, loads=[], thread_scaling=True)
-    object.__setattr__(plan, "entries", [FakeEntry("t/fp32", runner="torch-cuda-compiled")])
-    throughput.measure_scaling(plan)
+    run = make_run(tmp_path, world, loads=[], thread_scaling=True, keys=["t/fp32@torch-cuda-compiled"])
+    throughput.measure_scaling(run)
     assert world.said == []
-    assert throughput.runs_on_processor(FakeEntry("t/fp32", runner="torch-cpu-compiled"))
-    assert not throughput.runs_on_processor(FakeEntry("t/fp32", runner="onnxruntime-tensorrt"))
+    assert configuration("t/fp32", runner="torch-cpu-compiled").on_processor
+    assert not configuration("t/fp32", runner="onnxruntime-tensorrt").on_processor
 
 
 def test_turns_are_spread_over_the_launches_so_that_several_processes_are_seen(world, tmp_path):
-    plan = plan_of(tmp_path, world, callers=[1])
-    take_turns(plan, launches=4)
+    run = run_of(tmp_path, world, callers=[1])
+    take_turns(run, launches=4)
     processes = [process for process, key in world.asked("concurrent") if key == "t/fp32"]
     assert len(set(processes)) == 4
     assert len(processes) == 6 * 2
@@ -160,12 +160,12 @@ def test_what_others_did_meanwhile_marks_the_row(world, tmp_path, monkeypatch):
 
     def busy():
         tick = next(now)
-        return noise.Counters(total=tick, busy=tick, stolen=0, own=tick * 0.6, throttled=0, wall=tick)
+        return disturbance.Counters(total=tick, busy=tick, stolen=0, own=tick * 0.6, throttled=0, wall=tick)
 
-    monkeypatch.setattr(noise, "read_counters", busy)
-    plan = plan_of(tmp_path, world, callers=[1], max_repeats=1)
-    take_turns(plan)
-    found = compute(plan)
+    monkeypatch.setattr(disturbance, "read_counters", busy)
+    run = run_of(tmp_path, world, callers=[1], max_repeats=1)
+    take_turns(run)
+    found = compute(run)
     assert {row.disturbed for row in found.throughput} == {"other processes took 40% of the time of the cores"}
     assert found.noise.flags == ["While throughput was measured, other processes took 40% of the time of the cores."]
     assert len(world.asked("concurrent")) == 2 * 2 * 6 * 2  # every turn once again

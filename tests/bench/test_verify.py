@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from potstill.bench import report_schema
-from potstill.bench.claims.verify import check, plan, sample_cells
+from potstill.bench.verify import check, draw_sample, sample_cells
 from potstill.errors import UsageError
 from tests.bench.made import made_report
 
@@ -80,18 +80,18 @@ def test_nothing_to_draw_is_a_usage_error(report):
     assert {cell.kind for cell in sample_cells(made_report(quality=[]), rng(), 3)} == {"latency"}
 
 
-def test_a_plan_brings_the_baseline_and_the_row_that_a_sampled_one_is_held_against(report):
+def test_a_sample_brings_the_baseline_and_the_row_that_a_sampled_one_is_held_against(report):
     latency = [row for row in report.latency if (row.key, row.load) == ("student/int8", LOAD)]
-    found = plan(report.model_copy(update={"latency": latency, "quality": []}), rng(), 1)
+    found = draw_sample(report.model_copy(update={"latency": latency, "quality": []}), rng(), 1)
     assert found.keys == ("teacher/fp32", "teacher/int8", "student/int8")
     assert (found.loads, found.data) == ((LOAD,), ())
     assert dict(found.places) == {name: report.models[name].bundle for name in ("teacher", "student")}
 
 
-def test_a_plan_of_a_score_names_its_data_set_and_no_load(report):
+def test_a_sample_of_a_score_names_its_data_set_and_no_load(report):
     quality = report.quality[1]
     scores = [row for row in quality.scores if row.key == "student/fp32@torch-cpu"]
-    found = plan(
+    found = draw_sample(
         report.model_copy(update={"latency": [], "quality": [quality.model_copy(update={"scores": scores})]}), rng(), 1
     )
     assert (found.loads, found.data) == ((), ("MRPC",))
@@ -103,13 +103,13 @@ def test_a_folder_that_is_gone_is_named(report):
     Path(gone).rmdir()
     latency = [row for row in report.latency if row.key == KEY]
     with pytest.raises(UsageError, match=f"student/fp32 was measured from {gone}, which is not here"):
-        plan(report.model_copy(update={"latency": latency, "quality": []}), rng(), 1)
+        draw_sample(report.model_copy(update={"latency": latency, "quality": []}), rng(), 1)
 
 
 def test_a_checkpoint_may_be_a_hub_id(report):
     hub = {name: model.model_copy(update={"checkpoint": f"org/{name}"}) for name, model in report.models.items()}
     latency = [row for row in report.latency if row.key == "student/fp32@torch-cpu"]
-    found = plan(report.model_copy(update={"models": hub, "latency": latency, "quality": []}), rng(), 1)
+    found = draw_sample(report.model_copy(update={"models": hub, "latency": latency, "quality": []}), rng(), 1)
     assert ("student", "org/student") in found.places
 
 
@@ -266,14 +266,14 @@ def test_other_data_is_named_and_its_scores_are_not_compared():
     assert (row.holds, row.what, row.new) == (False, "SST-2: nyu-mll/glue:sst2", "f" * 12)
 
 
-def test_what_was_planned_and_is_lacking_does_not_hold(report):
+def test_what_was_sampled_and_is_lacking_does_not_hold(report):
     latency = [row for row in report.latency if (row.key, row.load) == (KEY, LOAD)]
     small = report.model_copy(update={"latency": latency, "quality": [], "ratios": []})
-    planned = plan(small, rng(), 1)
+    sample = draw_sample(small, rng(), 1)
     crash = report_schema.Failure(key=KEY, stage="latency", where="1×128", kind="crash", reason="killed by signal 9")
-    (row,) = check(small, small.model_copy(update={"latency": [], "failures": [crash]}), planned=planned)
+    (row,) = check(small, small.model_copy(update={"latency": [], "failures": [crash]}), sample=sample)
     assert (row.holds, row.new, row.note) == (False, "–", "killed by signal 9")
-    (row,) = check(small, small.model_copy(update={"latency": [], "failures": []}), planned=planned)
+    (row,) = check(small, small.model_copy(update={"latency": [], "failures": []}), sample=sample)
     assert row.note == "it was not measured again"
 
 

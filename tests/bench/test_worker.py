@@ -5,21 +5,20 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
 
-from potstill.bench import report_schema
-from potstill.bench.engines import duties, worker
-from potstill.bench.engines.duties import Duties, call_together, warm_up
-from potstill.bench.engines.memory import Growth, OutOfMemory
+from potstill.bench import report_schema, worker, worker_commands
+from potstill.bench.measure.memory import Growth, OutOfMemory
+from potstill.bench.worker_commands import Duties, call_together, warm_up
 from potstill.bundle import read_bundle
 from potstill.serve import BundleTokenizer, Encoder
-from potstill.timing import client
-from potstill.timing.client import CommandFailed, Worker, WorkerDied, python_module
+from potstill.timing.workers import CommandFailed, Worker, WorkerDied, python_module, worker_pool
 
-COMMAND = python_module("potstill.bench.engines.worker")
+COMMAND = python_module("potstill.bench.worker")
 GRID = {"kind": "grid", "batch_size": 2, "num_tokens": 16}
 
 
@@ -83,7 +82,7 @@ def runner(teacher_dir):
 @pytest.fixture
 def at_work(runner, monkeypatch):
     """Duties whose model is `runner`."""
-    monkeypatch.setattr(duties, "find_opener", lambda name: lambda command: runner)
+    monkeypatch.setattr(worker_commands, "find_opener", lambda name: lambda command: runner)
     made = Duties(Growth(interpreter_rss_bytes=1), process_ms=4, import_ms=2)
     made.answer(load_command("anywhere"))
     return made
@@ -173,7 +172,7 @@ def test_the_kernel_ends_a_worker_first_when_memory_runs_out(running, teacher_di
 
 def test_a_worker_that_runs_out_of_memory_says_so_and_lives_on(teacher_dir):
     code = (
-        "import resource; from potstill.bench.engines import worker\n"
+        "import resource; from potstill.bench import worker\n"
         "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)); worker.main()"
     )
     running = scripted(code)
@@ -202,9 +201,9 @@ def test_after_an_error_the_worker_goes_on(running, teacher_dir):
 
 def test_stray_prints_do_not_reach_the_answers():
     code = (
-        "import os; from potstill.bench.engines import duties, worker\n"
+        "import os; from potstill.bench import worker, worker_commands\n"
         "def noisy(): print('noise'); os.system('echo noise'); return True\n"
-        "duties.restart_peak = noisy; worker.main()"
+        "worker_commands.restart_peak = noisy; worker.main()"
     )
     running = scripted(code)
     try:
@@ -222,11 +221,11 @@ def test_the_time_since_the_start_is_the_askers_or_the_kernels():
     assert worker.milliseconds_since_start([]) == pytest.approx(mine, abs=1500)  # psutil rounds the boot to a second
 
 
-# What the duties do, with a made model
+# What the commands do, with a made model
 
 
 def test_a_load_reply_adds_the_engines_import_to_the_workers_own(runner, monkeypatch):
-    monkeypatch.setattr(duties, "find_opener", lambda name: time.sleep(0.5) or (lambda command: runner))
+    monkeypatch.setattr(worker_commands, "find_opener", lambda name: time.sleep(0.5) or (lambda command: runner))
     reply = Duties(Growth(interpreter_rss_bytes=1), process_ms=4, import_ms=1000).answer(load_command("anywhere"))
     assert (reply["process_ms"], reply["device"], reply["sha256"]) == (4, "cpu", {"model": "5ha"})
     assert reply["import_ms"] >= 1500
@@ -256,14 +255,14 @@ def test_lists_are_pairs_except_where_words_are_labelled(at_work, runner):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_numbers_that_are_not_finite_are_found_before_anything_is_timed(at_work, runner, bad):
     runner.answers = lambda: np.array([[0, bad, 0, 0]])
-    with pytest.raises(duties.NotFinite, match=r"25\.00% of the numbers in logits are NaN or infinite"):
+    with pytest.raises(worker_commands.NotFinite, match=r"25\.00% of the numbers in logits are NaN or infinite"):
         at_work.answer({"do": "warm", "load": GRID, "max_s": 1})
     assert len(runner.lengths) == 1
 
 
 def test_finite_answers_are_checked_once_and_not_in_the_block(at_work, runner, monkeypatch):
     checked = []
-    monkeypatch.setattr(duties, "_check_finite", lambda outputs: checked.append(outputs))
+    monkeypatch.setattr(worker_commands, "_check_finite", lambda outputs: checked.append(outputs))
     at_work.answer({"do": "warm", "load": GRID, "max_s": 0.1})
     at_work.answer({"do": "block", "load": GRID, "seconds": 0, "min_calls": 5})
     assert len(checked) == 1
@@ -428,24 +427,29 @@ def test_a_worker_that_hangs_is_killed_after_its_time():
 
 
 def test_no_worker_outlives_the_block_that_runs_it():
-    pids = []
+    workers = []
+
+    def launch(name):
+        workers.append(Worker(COMMAND))
+        return workers[-1]
 
     def interrupted():
-        with client.running({"a": COMMAND, "b": COMMAND}) as workers:
-            pids.extend(worker.pid for worker in workers.values())
+        log = SimpleNamespace(has_failed=lambda *place: False)
+        with worker_pool({"a": [], "b": []}, launch=launch, log=log) as pool:
+            pool.start(["a", "b"])
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert len(pids) == 2
-    assert all(wait_until_gone(pid) for pid in pids)
+    assert len(workers) == 2
+    assert all(wait_until_gone(worker.pid) for worker in workers)
 
 
 def test_a_parent_that_was_killed_leaves_no_worker_even_in_a_long_block(teacher_dir):
     code = f"""
 import json, sys
-from potstill.timing.client import Worker, python_module
-worker = Worker(python_module("potstill.bench.engines.worker"))
+from potstill.timing.workers import Worker, python_module
+worker = Worker(python_module("potstill.bench.worker"))
 worker.ask({load_command(teacher_dir)!r})
 print(worker.pid, flush=True)
 worker.ask({{"do": "block", "load": {GRID!r}, "seconds": 60, "min_calls": 1}})

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from potstill.bench.engines import workload
+from potstill.bench import workload
 from potstill.bench.report_schema import Load
 from potstill.bundle import read_bundle
 from potstill.errors import BundleError, UsageError
 from potstill.serve import BundleTokenizer
-from potstill.timing.process import run_block
+from potstill.timing.worker_loop import run_block
 
 INPUTS = ("input_ids", "attention_mask")
 IDS = np.arange(5, 64)

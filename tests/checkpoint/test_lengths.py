@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from potstill.bench.engines.runners import with_torch
+from potstill.bench.runners import torch_runner
 from potstill.checkpoint import fit_length
 from potstill.config import build_recipe
 from potstill.distill import distill
@@ -65,7 +65,7 @@ def test_without_a_length_every_command_takes_what_the_model_reads(roberta, data
     command = {
         "precision": "fp32", "runner": "torch-cpu", "threads": 1, "task": "text-classification", "folder": str(roberta),
     }  # fmt: skip
-    assert with_torch.open_runner(command).tokenizer.max_length == 64
+    assert torch_runner.open_runner(command).tokenizer.max_length == 64
     assert evaluate(roberta, data=data)["num_examples"] == 8
 
 

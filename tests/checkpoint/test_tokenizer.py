@@ -6,7 +6,7 @@ import pytest
 from tokenizers import normalizers
 from transformers import AutoTokenizer
 
-from potstill.bench.engines.runners import with_torch
+from potstill.bench.runners import torch_runner
 from potstill.checkpoint import load_checkpoint, load_tokenizer, reference_tokenizer, save_tokenizer
 from potstill.config import ExportConfig, build_recipe
 from potstill.data import Examples
@@ -112,7 +112,7 @@ def test_benchs_torch_runner_reads_the_files_ids(folder):
     command = {
         "precision": "fp32", "runner": "torch-cpu", "threads": 1, "task": "text-classification", "folder": str(folder),
     }  # fmt: skip
-    runner = with_torch.open_runner(command)
+    runner = torch_runner.open_runner(command)
     equal(of_rows(runner.tokenizer.rows(ALL)), made.columns(made.reference(folder).encode_batch(list(ALL))))
 
 

@@ -86,6 +86,6 @@ def _run(job):
 if __name__ == "__main__":
     asked = json.load(sys.stdin)
     if any("argv" in job for job in asked):
-        for light in ("potstill.cli.app", "potstill.cli.checks", "potstill.cli.settings", "potstill.pipeline"):
+        for light in ("potstill.cli.app", "potstill.cli.checks", "potstill.cli.options", "potstill.pipeline"):
             import_module(light)
     json.dump([_run(job) for job in asked], sys.stdout)

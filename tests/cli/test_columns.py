@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from potstill.cli import training
+from potstill.cli import distill
 from potstill.cli.app import app
 from potstill.tasks import TASKS
 from tests.tiny import sentences
@@ -203,8 +203,8 @@ def test_the_next_command_of_a_fine_tuning_and_of_its_distillation_run_as_printe
     potstill, encoder, tmp_path, write, options, task, problem, monkeypatch
 ):
     # Two steps teach nothing, which is said in place of what comes next.
-    print_next = training.print_next
-    monkeypatch.setattr(training, "print_next", lambda words, _: print_next(words, {}))
+    print_next = distill.print_next
+    monkeypatch.setattr(distill, "print_next", lambda words, _: print_next(words, {}))
     data = tmp_path / "my data"
     data.mkdir()
     write(data)

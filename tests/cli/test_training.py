@@ -4,8 +4,7 @@ import shlex
 
 import pytest
 
-from potstill.cli.distill import data_options
-from potstill.cli.training import print_next, print_student
+from potstill.cli.distill import data_options, print_next, print_student
 from potstill.config import build_recipe, with_splits
 
 

@@ -29,7 +29,7 @@ def loaded_by(code):
         ("import potstill.serve.http, potstill.serve.server", HEAVY | SCREEN),
         ("import potstill.bench", HEAVY | SERVER | SCREEN),
         ("import potstill.timing", HEAVY | SERVER | RUNTIME | SCREEN),
-        ("import potstill.bench.engines.worker", HEAVY | SERVER | SCREEN),
+        ("import potstill.bench.worker", HEAVY | SERVER | SCREEN),
         ("import potstill.cli.app", HEAVY | SERVER | RUNTIME | {"pydantic"}),
         (
             "from typer.testing import CliRunner; from potstill.cli.app import app; "

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from potstill.bench.engines.runners.with_torch import open_runner
+from potstill.bench.runners.torch_runner import open_runner
 from potstill.checkpoint import load_checkpoint
 from potstill.distill.methods.embedding import TEACHER_VECTORS, teacher_head
 from potstill.distill.teacher_embeddings import add_teacher_vectors

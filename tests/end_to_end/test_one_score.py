@@ -13,8 +13,8 @@ import scipy.stats
 import seqeval.metrics
 import sklearn.metrics
 
-from potstill.bench.engines.duties import Duties
-from potstill.bench.engines.memory import Growth
+from potstill.bench.measure.memory import Growth
+from potstill.bench.worker_commands import Duties
 from potstill.bundle import Pooling
 from potstill.data import Examples
 from potstill.distill.evaluation import Evaluation

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import potstill.export as exporting
-from potstill.bundle import read_bundle
+from potstill.bundle import Fusion, read_bundle
 from potstill.checkpoint import load_checkpoint
 from potstill.config import ExportConfig
 from potstill.data import Examples
@@ -312,9 +312,9 @@ def test_a_mismatch_publishes_nothing(tiny_teacher, tmp_path, monkeypatch):
 
 def test_a_missing_fusion_publishes_nothing_unless_it_is_allowed(tiny_teacher, tmp_path, monkeypatch):
     def claim_less(graph, config):
-        return {"attention": "fused", "attention_expected": 4, "attention_found": 3}
+        return Fusion(attention="fused", attention_expected=4, attention_found=3)
 
-    monkeypatch.setattr(exporting.pipeline, "fusion_receipt", claim_less)
+    monkeypatch.setattr(exporting.pipeline, "fusion_report", claim_less)
     with pytest.raises(ParityError, match=r"3 fused attention operators for 4 layers.*--allow-unfused"):
         export(tiny_teacher, tmp_path / "bundle", precisions=["fp32"])
     assert list(tmp_path.iterdir()) == []
@@ -340,7 +340,7 @@ def test_percentile_calibration_is_caught_by_the_gate(outlier_teacher, tmp_path,
 def test_sensitive_layers_go_back_to_fp32(precision, tiny_teacher, tmp_path, monkeypatch):
     """One layer's products come out large and with the wrong sign: only that layer needs floats."""
     spoilt = "bert.encoder.layer.0.attention.output.dense"
-    original = quantize._quantise_layer
+    original = quantize._quantize_layer
 
     def spoil(graph, layer, found, **kwargs):
         original(graph, layer, found, **kwargs)
@@ -348,7 +348,7 @@ def test_sensitive_layers_go_back_to_fp32(precision, tiny_teacher, tmp_path, mon
             scale = next(tensor for tensor in graph.initializer if tensor.name == f"{spoilt}.weight_scale")
             scale.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scale) * np.float32(-9), scale.name))
 
-    monkeypatch.setattr(quantize, "_quantise_layer", spoil)
+    monkeypatch.setattr(quantize, "_quantize_layer", spoil)
     record = export(tiny_teacher, tmp_path / "bundle", precisions=[precision]).models[precision]
     assert record.unpadded is (precision == "int8-static")  # dynamic int8 has one text per run
     assert record.quantisation.fp32_layers == [spoilt]
@@ -358,7 +358,7 @@ def test_sensitive_layers_go_back_to_fp32(precision, tiny_teacher, tmp_path, mon
 
 
 def test_int8_that_is_not_is_refused(tiny_teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting.pipeline, "quantise", lambda prepared, recipe, keep: prepared.model)
+    monkeypatch.setattr(exporting.pipeline, "quantize", lambda prepared, recipe, keep: prepared.model)
     with pytest.raises(ParityError, match="is not int8"):
         export(tiny_teacher, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
@@ -434,8 +434,8 @@ def test_tags_are_judged_by_their_entities_where_labels_are_there(tmp_path):
         evidence = manifest.models["int8"].quality
         assert evidence.basis == basis
         if examples_ is not None:
-            assert evidence["labelled"]["reference"] == 1.0
-            assert evidence["loss"] == pytest.approx(1 - evidence["labelled"]["candidate"])
+            assert evidence.labelled.reference == 1.0
+            assert evidence.loss == pytest.approx(1 - evidence.labelled.candidate)
             judged = manifest.made.judged
             assert (judged.metric, judged.value, judged.trivial, judged.better) == ("f1", 1.0, 0.0, True)
         else:

@@ -6,7 +6,7 @@ import torch
 from onnx import numpy_helper
 
 from potstill.errors import CheckpointError
-from potstill.export.fusion import check_fusion, fusion_receipt
+from potstill.export.graph import check_fusion, fusion_report
 from tests.export import families
 
 from .test_graph import EXPORTS as PLAIN
@@ -56,12 +56,12 @@ def test_the_graph_answers_like_torch(case):
     families.check_answers(model, graph)
 
 
-def test_the_receipt_counts_what_became_one_operator(case):
+def test_the_fusion_report_counts_what_became_one_operator(case):
     family, model, graph = case
-    receipt = fusion_receipt(graph, model.config)
-    check_fusion(receipt)
+    report = fusion_report(graph, model.config)
+    check_fusion(report)
     layer_norms, gelus, shape_nodes = COUNTS[family]
-    assert receipt == {
+    assert report.model_dump() == {
         "attention": "fused",
         "attention_expected": families.LAYERS,
         "attention_found": families.LAYERS,
@@ -144,7 +144,7 @@ def test_the_vocabulary_is_stored_once(family):
 def test_every_family_task_and_form(family, task, attention):
     model, graph = families.export(family, task, attention=attention)
     onnx.checker.check_model(graph, full_check=True)
-    receipt = fusion_receipt(graph, model.config)
-    check_fusion(receipt)
-    assert receipt["attention"] == attention
+    report = fusion_report(graph, model.config)
+    check_fusion(report)
+    assert report.attention == attention
     families.check_answers(model, graph)

@@ -37,20 +37,20 @@ def test_the_layer_whose_absence_leaves_the_least_error_comes_first():
 
 
 def test_int8_that_holds_measures_nothing_else():
-    quantise = Quantiser(0.1)
+    quantize = Quantiser(0.1)
 
     def never():
         raise AssertionError
 
-    kept, evidence, steps = fall_back(LAYERS, quantise_and_judge=quantise, order=never, max_fp32_layers=4)
-    assert (kept, evidence.verdict, quantise.asked) == (frozenset(), "PASS", [frozenset()])
+    kept, evidence, steps = fall_back(LAYERS, quantize_and_judge=quantize, order=never, max_fp32_layers=4)
+    assert (kept, evidence.verdict, quantize.asked) == (frozenset(), "PASS", [frozenset()])
     assert [(step["fp32_layers"], step["added"]) for step in steps] == [(0, None)]
 
 
 def test_layers_are_added_until_it_holds_and_the_last_call_made_that_file():
-    quantise = Quantiser(0.01)
-    kept, evidence, steps = fall_back(LAYERS, quantise_and_judge=quantise, order=order, max_fp32_layers=4)
-    assert kept == {"layer.1", "layer.2"} == quantise.asked[-1]
+    quantize = Quantiser(0.01)
+    kept, evidence, steps = fall_back(LAYERS, quantize_and_judge=quantize, order=order, max_fp32_layers=4)
+    assert kept == {"layer.1", "layer.2"} == quantize.asked[-1]
     assert evidence.loss == pytest.approx(0.003)
     assert [step["added"] for step in steps] == [None, "layer.2", "layer.1"]
     assert [step["verdict"] for step in steps] == ["FAIL", "FAIL", "PASS"]
@@ -58,20 +58,20 @@ def test_layers_are_added_until_it_holds_and_the_last_call_made_that_file():
 
 @pytest.mark.parametrize("allowed", [0, 1, 2])
 def test_too_few_layers_fail_with_the_table_of_all_steps(allowed):
-    quantise = Quantiser(0.0025)
+    quantize = Quantiser(0.0025)
     with pytest.raises(ParityError) as caught:
-        fall_back(LAYERS, quantise_and_judge=quantise, order=order, max_fp32_layers=allowed)
+        fall_back(LAYERS, quantize_and_judge=quantize, order=order, max_fp32_layers=allowed)
     message = str(caught.value)
     assert f"up to {allowed} of 4 layers" in message
     assert "0.25% allowed" in message
     assert "nothing was published" in message
     table = [line for line in message.splitlines() if line.strip()[:1].isdigit()]
-    assert len(table) == allowed + 1 == len(quantise.asked)
+    assert len(table) == allowed + 1 == len(quantize.asked)
     assert table[0].split() == ["0", "5.30%", "2.65%", "to", "10.60%", "FAIL", "-"]
 
 
 def test_the_table_has_straight_columns():
-    _, _, steps = fall_back(LAYERS, quantise_and_judge=Quantiser(0.01), order=order, max_fp32_layers=4)
+    _, _, steps = fall_back(LAYERS, quantize_and_judge=Quantiser(0.01), order=order, max_fp32_layers=4)
     assert show_steps(steps).splitlines() == [
         "fp32 layers      loss       95 % interval  verdict       added",
         "          0     5.30%     2.65% to 10.60%  FAIL          -",

@@ -17,10 +17,21 @@ from transformers import (
 
 from potstill import machine
 from potstill.export.graph import build_graph
-from potstill.export.matmuls import Range, find_layers, measure_ranges, split_gemms
 from potstill.export.onnx_files import check_model, lint, load_model, save_model
-from potstill.export.quantize import Int8Recipe, int8_recipe, prepare, quantise, quantise_matrix, static_scale
-from potstill.export.smooth import smooth, smoothing_factors
+from potstill.export.quantize import (
+    Int8Recipe,
+    Range,
+    find_layers,
+    int8_recipe,
+    measure_ranges,
+    prepare,
+    quantize,
+    quantize_matrix,
+    smooth,
+    smoothing_factors,
+    split_gemms,
+    static_scale,
+)
 from potstill.onnx_inspect import count_products, read_outline
 from potstill.serve import Encoder, OnnxSession
 
@@ -78,7 +89,7 @@ RECIPES = {
 def test_every_recipe_is_a_valid_int8_file_that_answers_like_fp32(name, prepared, encoder, feeds, tmp_path):
     recipe = RECIPES[name]
     precision = "int8-static" if recipe.method == "static" else "int8"
-    found = answer(quantise(prepared, recipe), feeds, tmp_path, precision=precision)
+    found = answer(quantize(prepared, recipe), feeds, tmp_path, precision=precision)
     expected = encoder.session.run(feeds)["logits"]
     assert np.abs(found - expected).max() < INT8_TOLERANCE
     assert np.abs(found - expected).max() > 1e-5  # it is quantised
@@ -91,7 +102,7 @@ def test_every_recipe_is_a_valid_int8_file_that_answers_like_fp32(name, prepared
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_graph_is_made_as_its_recipe_says(name, prepared):
-    recipe, graph = RECIPES[name], quantise(prepared, RECIPES[name]).graph
+    recipe, graph = RECIPES[name], quantize(prepared, RECIPES[name]).graph
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     integers = [array.astype(int) for array in stored.values() if array.dtype == np.int8 and array.any()]
     assert {np.abs(array).max() for array in integers} == {64 if recipe.weight_bits == 7 else 127}
@@ -105,16 +116,16 @@ def test_a_graph_is_made_as_its_recipe_says(name, prepared):
 @pytest.mark.parametrize("method", ["dynamic", "static"])
 def test_integer_attention_is_the_same_arithmetic_in_one_operator(method, prepared, feeds, tmp_path):
     plain = Int8Recipe(method=method, smoothing=None, weight_bits=BITS)
-    one = quantise(prepared, replace(plain, attention="integer"))
+    one = quantize(prepared, replace(plain, attention="integer"))
     assert sum(node.op_type == "QAttention" for node in one.graph.node) == 4
     assert not any(node.op_type == "MultiHeadAttention" for node in one.graph.node)
     np.testing.assert_allclose(
-        answer(one, feeds, tmp_path), answer(quantise(prepared, plain), feeds, tmp_path), atol=1e-4
+        answer(one, feeds, tmp_path), answer(quantize(prepared, plain), feeds, tmp_path), atol=1e-4
     )
 
 
 def test_static_scales_make_a_texts_answer_its_own(prepared, encoder, tmp_path):
-    save_model(quantise(prepared, Int8Recipe(method="static", weight_bits=BITS)), tmp_path / "model.onnx")
+    save_model(quantize(prepared, Int8Recipe(method="static", weight_bits=BITS)), tmp_path / "model.onnx")
     session, rows = OnnxSession(tmp_path / "model.onnx"), encoder.tokenizer.rows(TEXTS)
     together = session.run(encoder.tokenizer.pad(rows))["logits"]
     alone = np.concatenate([session.run(encoder.tokenizer.pad([row]))["logits"] for row in rows])
@@ -132,12 +143,12 @@ def test_layers_share_an_activation_and_are_named_after_their_weights(prepared):
 
 def test_layers_that_are_kept_stay_in_floats(prepared, feeds, tmp_path):
     keep = frozenset(prepared.layers[:2])
-    answer(quantise(prepared, Int8Recipe(weight_bits=BITS), keep=keep), feeds, tmp_path, precision="int8")
+    answer(quantize(prepared, Int8Recipe(weight_bits=BITS), keep=keep), feeds, tmp_path, precision="int8")
     assert count_products(read_outline(tmp_path / "model.onnx"))["float"] == 3 + 1 + 1
 
 
 def test_keeping_everything_is_the_fp32_graph_with_small_tables(prepared, encoder, feeds, tmp_path):
-    found = answer(quantise(prepared, Int8Recipe(weight_bits=BITS), keep=frozenset(prepared.layers)), feeds, tmp_path)
+    found = answer(quantize(prepared, Int8Recipe(weight_bits=BITS), keep=frozenset(prepared.layers)), feeds, tmp_path)
     np.testing.assert_allclose(found, encoder.session.run(feeds)["logits"], atol=TABLES_TOLERANCE)
 
 
@@ -189,17 +200,17 @@ def test_static_scales_hold_the_smallest_and_the_largest_value():
 
 def test_matrices_are_rounded_to_half_a_step():
     matrix = np.array([[0.5, -4.0], [1.0, 2.0]], np.float32)
-    integers, scales = quantise_matrix(matrix, largest=127, axis=0)
+    integers, scales = quantize_matrix(matrix, largest=127, axis=0)
     np.testing.assert_allclose(scales, [[1 / 127, 4 / 127]], rtol=1e-6)
     assert integers.tolist() == [[64, -127], [127, 64]]
-    integers, scales = quantise_matrix(matrix, largest=64, axis=None)
+    integers, scales = quantize_matrix(matrix, largest=64, axis=None)
     assert np.abs(integers).max() == 64
     assert scales == np.float32(4 / 64)
-    assert quantise_matrix(np.zeros((2, 2), np.float32), largest=127, axis=0)[0].any() == 0
+    assert quantize_matrix(np.zeros((2, 2), np.float32), largest=127, axis=0)[0].any() == 0
 
 
 def test_embeddings_have_a_scale_per_row(prepared):
-    graph = quantise(prepared, Int8Recipe()).graph
+    graph = quantize(prepared, Int8Recipe()).graph
     tables = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     words = {tensor.name: numpy_helper.to_array(tensor) for tensor in prepared.model.graph.initializer}
     name = "bert.embeddings.word_embeddings.weight"
@@ -231,7 +242,7 @@ def test_a_tied_vocabulary_is_stored_once_and_multiplied_in_integers(method, tie
     ready = prepare(graph, [feeds])
     assert ready.layers[-1] == VOCABULARY
     file = tmp_path / "int8.onnx"
-    save_model(quantise(ready, Int8Recipe(method=method, weight_bits=BITS)), file)
+    save_model(quantize(ready, Int8Recipe(method=method, weight_bits=BITS)), file)
     check_model(file)
     lint(file, "int8-static" if method == "static" else "int8")
     save_model(graph, tmp_path / "fp32.onnx")
@@ -244,7 +255,7 @@ def test_a_tied_vocabulary_that_is_kept_is_kept_as_a_table_too(tied):
     graph, feeds = tied
     stored = {
         tensor.name
-        for tensor in quantise(
+        for tensor in quantize(
             prepare(graph, [feeds]), Int8Recipe(weight_bits=BITS), keep=frozenset({VOCABULARY})
         ).graph.initializer
     }
@@ -272,7 +283,7 @@ def test_shared_weights_are_stored_once_and_not_smoothed(tmp_path):
     ids = np.random.default_rng(0).integers(5, 200, size=(3, 12))
     feeds = dict(zip(inputs, (ids, np.ones_like(ids), np.zeros_like(ids)), strict=True))
     file = tmp_path / "int8.onnx"
-    model = quantise(prepare(graph, [feeds]), Int8Recipe(weight_bits=BITS))
+    model = quantize(prepare(graph, [feeds]), Int8Recipe(weight_bits=BITS))
     save_model(model, file)
     check_model(file)
     lint(file, "int8")

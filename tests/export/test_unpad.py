@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from potstill.checkpoint.model import simple_head
 from potstill.export import export_bundle
 from potstill.export.graph import SENTENCE_EMBEDDING, build_graph
-from potstill.export.quantize import int8_recipe, prepare, quantise
+from potstill.export.quantize import int8_recipe, prepare, quantize
 from potstill.export.unpad import is_unpadded, unpad
 from potstill.onnx_inspect import count_products, read_outline
 from potstill.serve import Encoder
@@ -129,7 +129,7 @@ def test_the_integer_products_of_a_static_file_stay_beside_their_scales(tmp_path
     model, graph = families.exported("bert", "text-classification")
     inputs = [entry.name for entry in graph.graph.input]
     batches = [feeds for _, feeds in families.grid(model, inputs)][:12]
-    static = quantise(prepare(graph, batches), int8_recipe("static"))
+    static = quantize(prepare(graph, batches), int8_recipe("static"))
     lean = unpad(static)
     counted = []
     for name, one in (("plain", static), ("lean", lean)):

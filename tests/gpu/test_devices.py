@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from potstill.bench.engines.runners import open_runner
+from potstill.bench.runners import open_runner
 from potstill.config import build_recipe
 from potstill.distill import distill
 from potstill.distill.methods.distilbert import IGNORED, Head, vocabulary_loss

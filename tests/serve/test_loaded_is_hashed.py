@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from potstill.bench.engines.runners import open_runner
+from potstill.bench.runners import open_runner
 from potstill.bundle import MODEL_FILES, ModelRecord, record_files
 from potstill.errors import TamperedError
 from potstill.serve import Encoder

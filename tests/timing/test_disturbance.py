@@ -122,3 +122,19 @@ def test_too_short_a_time_tells_nothing():
     short = {"total": 0.02, "busy": 0.01, "stolen": 0.0, "own": 0.0, "throttled": 0.0, "wall": 0.01}
     assert disturbance.shares([short]) == Shares(None, None, None)
     assert disturbance.shares([short] * 50).others == 0.5
+
+
+def test_what_was_disturbed_is_made_again_so_often_as_is_allowed(monkeypatch):
+    ticks = iter(range(1000))
+    monkeypatch.setattr(
+        disturbance,
+        "read_counters",
+        lambda: disturbance.Counters(total=(tick := next(ticks)), busy=tick, stolen=0, own=0, throttled=0, wall=tick),
+    )
+    made = iter("abc")
+    found, machine = disturbance.watched(lambda: next(made), repeats=2)
+    assert found == "c"
+    assert disturbance.shares([machine]).others == 1
+    calm = disturbance.Counters(total=0, busy=0, stolen=0, own=0, throttled=0, wall=0)
+    monkeypatch.setattr(disturbance, "read_counters", lambda: calm)
+    assert disturbance.watched(lambda: "first", repeats=2)[0] == "first"

@@ -19,7 +19,7 @@ from potstill.timing.session import TimedSession
 FAKE = """
 import json, os, pathlib, time
 import psutil
-from potstill.timing.process import answer_commands
+from potstill.timing.worker_loop import answer_commands
 
 def stopped(pid):
     for _ in range(500):
@@ -306,7 +306,7 @@ def test_a_child_that_a_worker_leaves_behind_ends_with_it(tmp_path):
     note = tmp_path / "pid"
     code = f"""
 import pathlib, subprocess, sys
-from potstill.timing.process import answer_commands
+from potstill.timing.worker_loop import answer_commands
 
 def answer(command):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])

@@ -1,7 +1,7 @@
-"""Whether a request is taken, from how long it would wait. Pure: the time is given.
+"""Decide whether a request is taken or refused (429), from its predicted wait. Pure: the time is given.
 
 A queue that stands for longer than it takes to ride out a burst answers nobody sooner and everybody later (Nichols and
-Jacobson, "Controlling Queue Delay", 2012). So there are two limits for the predicted wait, both in multiples of what a
+Jacobson, "Controlling Queue Delay", 2012). So there are two limits of the predicted wait, both in multiples of what a
 long request of late takes: a generous one while the queue is a burst's, and a small one from the first refusal on,
 until a runner has been free and found nothing in the request's lane, which is the proof that the load has gone or that
 the small limit was too small. A request that costs more than most may wait longer, as it takes longer anyway. And while
@@ -11,7 +11,8 @@ its end that is waited for, and refusing would not make that come sooner.
 
 from collections import deque
 from random import Random
-from typing import Protocol
+
+from potstill.serve.batching.queue import Lane
 
 # Multiples of a long request's cost. The small one keeps an overloaded server's answers within a few times its normal
 # ones, and still has the next batch at hand: tests/serve/batching/simulation.py tries them.
@@ -36,19 +37,11 @@ _LONGEST_RETRY_S = 30.0
 _MEMORY_S = 1.0
 
 
-class Refusing(Protocol):
-    """What is remembered of a lane's refusals; `queue.Lane` has it."""
-
-    is_standing: bool
-    refused_s: float
-    refused_at: float
-
-
 class Admission:
-    """Takes or refuses the requests to one model."""
+    """Takes or refuses the requests to one model. Used on the event loop only, so it needs no lock."""
 
     def __init__(self, *, typical_s: float, batch_s: float = 0.0, fixed_s: float | None = None, seed: int = 0) -> None:
-        """Begin.
+        """Set the limits from what was measured at warm-up.
 
         Args:
             typical_s: what a long request is expected to cost.
@@ -89,7 +82,7 @@ class Admission:
 
     def refusal(
         self,
-        lane: Refusing,
+        lane: Lane,
         wait_s: float,
         cost_s: float,
         *,
@@ -101,7 +94,7 @@ class Admission:
         """Return None if a request is taken, else the seconds after which it should be sent again.
 
         Args:
-            lane: where it would wait.
+            lane: where it would wait; what is remembered of its refusals is kept in it.
             wait_s: how long it would wait for others.
             cost_s: what it costs itself.
             now: the time.

@@ -1,12 +1,10 @@
-"""What a run costs, as measured on this machine: pure numbers, no clock."""
+"""What a run costs on this machine: measured at warm-up, fitted by four terms, predicted from then on."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from math import inf
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 
@@ -30,6 +28,28 @@ _LONGEST_BATCH = 2.5
 # Texts are not all of one length: where padding is computed like text, of so many times the tokens a batch of that
 # many rows can be had.
 _SLACK = 1.5
+
+# Batches beyond this many padded tokens were never faster on the CPUs this was tried on: the products are then large
+# enough to fill a core, and the activations leave its cache.
+_MOST_TOKENS = 1024
+# Where only attention sees padding, a batch may have so many times its tokens with it, which memory must hold.
+_MOST_PADDED = 3
+# Numbers in the outputs of one run: 64 MB. A vocabulary of 30,522 words fills it with 549 tokens.
+_MOST_NUMBERS = 2**24
+# Lengths that are measured alone.
+_LENGTHS = (8, 32, 128)
+# As long as most texts are, where one length has to stand for all.
+_COMMON = 32
+# Batches, as (rows, length), that are measured. Batches of short texts say most: they are the most frequent, and those
+# that pay. Without the first nothing is known.
+_BATCHES = ((8, 32), (4, 32), (2, 32), (2, 128), (4, 8), (16, 8), (16, 32))
+# A run is measured at most so often, and no more once this much time was spent on it.
+_REPEATS, _ENOUGH_S = 5, 0.05
+# A run that takes longer than this is long enough to be believed at once.
+_LONG_S = 0.4
+# Measuring takes about this long; what is not measured by then is left out, except one row at each length and the
+# first batch: a model for which these take longer is the one that needs its batches most.
+_SECONDS = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,28 +159,6 @@ class Drift:
             self.factor += self._weight * (ratio - self.factor)
 
 
-# DOC: Before the first request: what runs cost here, and the largest run, so that memory has its size.
-
-# Batches beyond this many padded tokens were never faster on the CPUs this was tried on: the products are then large
-# enough to fill a core, and the activations leave its cache.
-_MOST_TOKENS = 1024
-# Where only attention sees padding, a batch may have so many times its tokens with it, which memory must hold.
-_MOST_PADDED = 3
-# Numbers in the outputs of one run: 64 MB. A vocabulary of 30,522 words fills it with 549 tokens.
-_MOST_NUMBERS = 2**24
-_LENGTHS = (8, 32, 128)
-# As long as most texts are, where one length has to stand for all.
-_COMMON = 32
-# Batches of short texts say most: they are the most frequent, and those that pay. Without the first nothing is known.
-_BATCHES = ((8, 32), (4, 32), (2, 32), (2, 128), (4, 8), (16, 8), (16, 32))
-_REPEATS, _ENOUGH_S = 5, 0.05
-# A run that takes longer than this is long enough to be believed at once.
-_LONG_S = 0.4
-# Measuring takes about this long; what is not measured by then is left out, except one row at each length and the
-# first batch: a model for which these take longer is the one that needs its batches most.
-_SECONDS = 1.5
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelPlan:
     """What was measured of one model, and what follows from it."""
@@ -179,6 +177,20 @@ class ModelPlan:
     batching_gain: float
     """Texts per second in the best batch over texts per second alone, at the length where it is largest."""
 
+    def describe(self) -> dict[str, object]:
+        """Return it as plain JSON values."""
+        return {
+            "batch_tokens": self.batch_tokens,
+            "padded_tokens": self.padded_tokens,
+            "why": self.why,
+            "batching_gain": round(self.batching_gain, 2),
+            "largest_run": list(self.largest_run),
+            "milliseconds": [
+                {"rows": sample.rows, "tokens": sample.length, "ms": round(sample.seconds * 1e3, 3)}
+                for sample in self.samples
+            ],
+        }
+
 
 def measure(
     run: RunRows,
@@ -189,14 +201,14 @@ def measure(
     runners: int,
     unpadded: bool = False,
 ) -> ModelPlan:
-    """Measure a model, and run what may run at most: memory then has its size.
+    """Measure a model, and run the largest batches that there can be: memory has its final size then.
 
     Args:
         run: runs rows.
         max_length: the longest row in tokens.
         row: makes a row of so many tokens.
         alone: why rows must run alone, or None.
-        runners: how many runs there may be at a time; the largest run is tried by all of them at once.
+        runners: how many runs there may be at a time; each is measured on all of them at once.
         unpadded: whether the file leaves padding out of its products.
 
     Raises:
@@ -206,103 +218,70 @@ def measure(
     outputs = run([row(short)], None)
     width = max(1, sum(values.size for values in outputs[0].values()) // short)
     most = min(max(_MOST_TOKENS, max_length), max(max_length, _MOST_NUMBERS // width))
+    lengths = sorted({min(length, max_length) for length in (*_LENGTHS, max_length)})
+    shapes = [(1, length) for length in lengths]
+    if alone is None:
+        shapes += [(rows, length) for rows, length in _BATCHES if length <= max_length and rows * length <= most]
+
+    def seconds(rows: list[Row]) -> float:
+        began = perf_counter()
+        run(rows, None)
+        return perf_counter() - began
+
     with ThreadPoolExecutor(runners) as pool:
 
         def everywhere(rows: list[Row]) -> float:
             """Run the same on all runners at once, as under load: they share the memory's bandwidth."""
-            return max(pool.map(partial(_seconds, run, rows), range(runners)))
+            return max(pool.map(seconds, [rows] * runners))
 
-        samples = _measure(everywhere, row, shapes(max_length, most, batches=alone is None))
+        began = perf_counter()
+        samples: list[Sample] = []
+        for rows, length in shapes:
+            is_first_batch = rows > 1 and samples[-1].rows == 1
+            if rows > 1 and not is_first_batch and perf_counter() - began >= _SECONDS:
+                continue
+            batch = [row(length)] * rows
+            times = [everywhere(batch)]
+            # Twice at least: what decides here is decided for good, and a neighbour may have had the core once.
+            while times[0] < _LONG_S and (len(times) < 2 or (len(times) < _REPEATS and sum(times) < _ENOUGH_S)):
+                times.append(everywhere(batch))
+            samples.append(Sample(rows=rows, length=length, seconds=min(times)))
         budget = min(token_budget(samples, unpadded=unpadded), most) if alone is None else 1
         padded = max(budget, min(_MOST_PADDED * budget, most)) if unpadded and budget > 1 else budget
-        for rows in _largest(row, budget, padded, max_length):
-            if len(rows) > 1:  # one row of the longest was measured
-                everywhere(rows)
+        for batch in _largest_batches(row, budget, padded, max_length):
+            if len(batch) > 1:  # one row of the longest was measured
+                everywhere(batch)
     cost, common = fit(samples, unpadded=unpadded), min(_COMMON, max_length)
-    why = alone or (f"batches of up to {budget} tokens pay" if budget > 1 else "no batch is faster than texts alone")
+    single = {sample.length: sample.seconds for sample in samples if sample.rows == 1}
     return ModelPlan(
         cost=cost,
         samples=samples,
         batch_tokens=budget,
         padded_tokens=padded,
         batch_s=cost.seconds(max(2, budget // common), common) if budget > 1 else 0.0,
-        why=why,
-        batching_gain=_gain(samples),
+        why=alone or (f"batches of up to {budget} tokens pay" if budget > 1 else "no batch is faster than texts alone"),
+        batching_gain=max(single[sample.length] * sample.rows / sample.seconds for sample in samples),
         largest_run=(budget // short, short) if budget > max_length else (1, max_length),
     )
 
 
-def _largest(row: Callable[[int], Row], budget: int, padded: int, max_length: int) -> list[list[Row]]:
-    """Return the largest runs: as wide and as long as it gets, and with as much padding.
+def _largest_batches(row: Callable[[int], Row], budget: int, padded: int, max_length: int) -> list[list[Row]]:
+    """Return the largest batches: as wide and as long as it gets, and with as much padding.
 
     What the layers take grows with the tokens, what attention takes with the padded length and its square.
     """
     short = min(_LENGTHS[0], max_length)
-    runs = [[row(length)] * max(1, budget // length) for length in (short, max_length)]
+    batches = [[row(length)] * max(1, budget // length) for length in (short, max_length)]
     if padded > budget:
         mixed = [
             (rows, min(max_length, padded // rows, budget - (rows - 1) * short)) for rows in range(2, budget // short)
         ]
         rows, length = max(mixed, key=lambda shape: shape[0] * shape[1] ** 2, default=(1, short))
-        runs.append([row(length)] + [row(short)] * (rows - 1))
-    return runs
+        batches.append([row(length)] + [row(short)] * (rows - 1))
+    return batches
 
 
-def row_of(inputs: tuple[str, ...], token: int, length: int) -> Row:
-    """Return a row of one token, repeated."""
+def constant_row(inputs: Sequence[str], token: int, length: int) -> Row:
+    """Return a row of one token, repeated, for a model with these inputs."""
     values = {"input_ids": token, "attention_mask": 1}
     return {name: np.full(length, values.get(name, 0), dtype=np.int64) for name in inputs}
-
-
-def shapes(max_length: int, most: int, *, batches: bool) -> list[tuple[int, int]]:
-    """Return the rows and lengths that are measured, those first that say most."""
-    lengths = sorted({min(length, max_length) for length in (*_LENGTHS, max_length)})
-    return [(1, length) for length in lengths] + [
-        (rows, length) for rows, length in _BATCHES if batches and length <= max_length and rows * length <= most
-    ]
-
-
-def _measure(
-    everywhere: Callable[[list[Row]], float], row: Callable[[int], Row], wanted: Iterable[tuple[int, int]]
-) -> list[Sample]:
-    began = perf_counter()
-    samples: list[Sample] = []
-    for rows, length in wanted:
-        is_first_batch = rows > 1 and samples[-1].rows == 1
-        if rows == 1 or is_first_batch or perf_counter() - began < _SECONDS:
-            samples.append(Sample(rows=rows, length=length, seconds=_best(everywhere, [row(length)] * rows)))
-    return samples
-
-
-def _best(everywhere: Callable[[list[Row]], float], rows: list[Row]) -> float:
-    seconds = [everywhere(rows)]
-    # Twice at least: what decides here is decided for good, and a neighbour may have had the core once.
-    while seconds[0] < _LONG_S and (len(seconds) < 2 or (len(seconds) < _REPEATS and sum(seconds) < _ENOUGH_S)):
-        seconds.append(everywhere(rows))
-    return min(seconds)
-
-
-def _seconds(run: RunRows, rows: list[Row], _: int) -> float:
-    began = perf_counter()
-    run(rows, None)
-    return perf_counter() - began
-
-
-def _gain(samples: list[Sample]) -> float:
-    alone = {sample.length: sample.seconds for sample in samples if sample.rows == 1}
-    return max(alone[sample.length] * sample.rows / sample.seconds for sample in samples)
-
-
-def describe(plan: ModelPlan) -> dict[str, Any]:
-    """Return a plan as plain JSON values."""
-    return {
-        "batch_tokens": plan.batch_tokens,
-        "padded_tokens": plan.padded_tokens,
-        "why": plan.why,
-        "batching_gain": round(plan.batching_gain, 2),
-        "largest_run": list(plan.largest_run),
-        "milliseconds": [
-            {"rows": sample.rows, "tokens": sample.length, "ms": round(sample.seconds * 1e3, 3)}
-            for sample in plan.samples
-        ],
-    }

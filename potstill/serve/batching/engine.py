@@ -1,4 +1,4 @@
-"""What goes into an engine and what comes out of it."""
+"""The engine: requests come in on the event loop, and are answered by a few threads or refused at once."""
 
 import asyncio
 import logging
@@ -14,17 +14,28 @@ from typing import Any, Literal, Protocol, TypeAlias
 from potstill.errors import UsageError
 from potstill.machine import available_cores
 from potstill.serve.batching.admission import Admission
-from potstill.serve.batching.cost import LONG_TOKENS, Drift, ModelPlan, describe, measure, row_of
-from potstill.serve.batching.queue import Answered, Job, Policy, Queue, Timings
-from potstill.serve.batching.shadow_compare import Shadow, check_pair
-from potstill.serve.batching.workers import Crew
-from potstill.serve.encoder import Encoder, RunRows
+from potstill.serve.batching.cost import LONG_TOKENS, Drift, ModelPlan, constant_row, measure
+from potstill.serve.batching.queue import Answered, BatchPolicy, Queue, QueuedRequest
+from potstill.serve.batching.shadow_compare import ShadowComparison, check_pair
+from potstill.serve.batching.workers import WorkerPool
+from potstill.serve.encoder import Encoder
 from potstill.serve.http_errors import RequestError, expired, overloaded, unavailable
 from potstill.serve.limits import Limits
-from potstill.serve.tasks.features import Features
+from potstill.serve.tasks import Features
 
 Stage: TypeAlias = Literal["tokenise", "queue", "infer", "read"]
 Outcome: TypeAlias = Literal["answered", "overloaded", "expired", "gone", "invalid", "failed", "unavailable"]
+
+_LOG = logging.getLogger("potstill.serve")
+_OUTCOMES: dict[int, Outcome] = {429: "overloaded", 500: "failed", 503: "unavailable", 504: "expired"}
+# How often hung runs and dead threads are looked for; not in the way of any request.
+_WATCH_S = 0.5
+# A deadline that is further away than this needs no timer of its own: it is seen to at the next watch.
+_TIMED_S = 10.0
+# A run that takes so many times what was predicted hangs; others on the machine slow it down less than this.
+_HANGS = 50.0
+# Tokens per character, as in English, until requests have been seen; of each request counts this share.
+_TOKENS_PER_CHARACTER, _LEARNING_RATE = 0.25, 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +49,13 @@ class EngineSettings:
     threads: int | None = None
     """Threads within one run, as the models were loaded with; None where they chose for themselves."""
     runners: int | None = None
-    """RunRows at a time; None: the cores over the threads of one run. Several runs of one thread each answer more than
+    """Runs at a time; None: the cores over the threads of one run. Several runs of one thread each answer more than
     one run of several threads (microsoft/onnxruntime#16304); an int8 student of 1 ms took 1.3 times the CPU with two
     threads."""
     text_threads: int = 1
-    """Threads that only tokenise and read, while the runners run."""
+    """Threads that only tokenise and decode, while the runners run."""
     allow_drift: bool = False
-    """Whether texts share a run even where a file's answers depend on their company (dynamic int8)."""
+    """Whether texts share a run even where a file's answers depend on the batch (dynamic int8)."""
     limits: Limits = field(default_factory=Limits)
     shadow: tuple[str, str] | None = None
     """(primary, shadow): what the primary has answered runs on the shadow too, when nothing else is to do."""
@@ -87,31 +98,22 @@ class Observer(Protocol):
         """The shadow has answered one input of the model's, and decided as the model did or not."""
 
 
-class Nobody:
+class _NullObserver:
     """An observer that counts nothing."""
 
-    def batch(self, model: str, *, rows: int, tokens: int, padded_tokens: int, seconds: float) -> None:
-        """Do nothing."""
-
-    def stage(self, model: str, name: Stage, seconds: float) -> None:
-        """Do nothing."""
-
-    def outcome(self, model: str, name: Outcome) -> None:
-        """Do nothing."""
-
-    def shadow(self, model: str, shadow: str, *, agreed: bool) -> None:
-        """Do nothing."""
+    def batch(self, model: str, *, rows: int, tokens: int, padded_tokens: int, seconds: float) -> None: ...
+    def stage(self, model: str, name: Stage, seconds: float) -> None: ...
+    def outcome(self, model: str, name: Outcome) -> None: ...
+    def shadow(self, model: str, shadow: str, *, agreed: bool) -> None: ...
 
 
-nothing: Observer = Nobody()
-
-
-# DOC: What an engine measures and chooses at its start.
+nothing: Observer = _NullObserver()
+"""An observer that counts nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What the engine measured and chose at its start."""
+    """What the engine measured and chose at warm-up."""
 
     models: dict[str, ModelPlan]
     runners: int
@@ -120,7 +122,7 @@ class Plan:
     wait_ms: dict[str, float]
     """The predicted wait beyond which a request is refused: in a burst and while a queue stands."""
     memory_bytes: int | None
-    """Resident after the largest runs: about what it stays at."""
+    """Resident after the largest runs: about what it stays at. None where the system does not say."""
 
     def describe(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
@@ -130,63 +132,15 @@ class Plan:
             "text_threads": self.text_threads,
             "wait_ms": self.wait_ms,
             "memory_bytes": self.memory_bytes,
-            "models": {name: describe(plan) for name, plan in self.models.items()},
+            "models": {name: plan.describe() for name, plan in self.models.items()},
         }
-
-
-def measure_models(
-    models: Mapping[str, Encoder], runs: Mapping[str, RunRows], *, settings: EngineSettings, runners: int
-) -> dict[str, ModelPlan]:
-    """Measure every model.
-
-    Args:
-        models: what is measured.
-        runs: what runs rows of each.
-        settings: say whether texts may share a run.
-        runners: how many runs there may be at a time.
-
-    Raises:
-        CheckError: if a model does not run.
-    """
-    plans: dict[str, ModelPlan] = {}
-    for name, model in models.items():
-        alone = None
-        if not model.record.batch_invariant and not settings.allow_drift:
-            alone = "this file's answers depend on their company, so every text runs alone"
-        plans[name] = measure(
-            runs[name],
-            max_length=model.manifest.max_length,
-            row=partial(row_of, model.session.inputs, model.manifest.pad_token_id),
-            alone=alone,
-            runners=runners,
-            unpadded=model.record.unpadded,
-        )
-    return plans
-
-
-def resident_bytes() -> int | None:
-    """Return how much memory this process has; None where the system does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    except OSError:
-        return None
-
-
-# DOC: The engine: requests in on the event loop, answers out, or a refusal at once.
-
-# How often hung runs and dead threads are looked for; not in the way of any request.
-_WATCH_S = 0.5
-# A deadline that is further away than this needs no timer of its own: it is seen to at the next watch.
-_TIMED_S = 10.0
-# A run that takes so many times what was predicted hangs; others on the machine slow it down less than this.
-_HANGS = 50.0
-_LOG = logging.getLogger("potstill.serve")
 
 
 class Engine:
     """Answers requests to several models with a few threads.
 
-    All methods but `warm_up` are called on the event loop's thread.
+    All methods but `warm_up` are called on the event loop's thread, and only there are its attributes written: what the
+    workers have to say comes through `_on_ended` and the loop. So nothing here needs a lock.
     """
 
     def __init__(
@@ -206,20 +160,20 @@ class Engine:
             check_pair(models[settings.shadow[0]], models[settings.shadow[1]])
         self.models = dict(models)
         self.settings = settings
-        self._threads = next(iter(models.values())).session.threads
-        self._runners = settings.runners or max(1, available_cores() // self._threads)
         self.plan: Plan | None = None
         self.observer = observer
         """Who counts; may be changed until `start`."""
-        self._runs = {name: encoder.run_rows for name, encoder in models.items()}
-        self._active: set[Job] = set()
-        self._ratio = dict.fromkeys(models, 0.25)  # tokens per character, as in English; learnt
+        self.queue: Queue
+        """What waits and runs; there after `warm_up`."""
+        self._threads = next(iter(models.values())).session.threads
+        self._runners = settings.runners or max(1, available_cores() // self._threads)
+        self._active: set[QueuedRequest] = set()
+        self._tokens_per_character = dict.fromkeys(models, _TOKENS_PER_CHARACTER)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watching: asyncio.TimerHandle | None = None
         self._draining = self._dead = self._closed = False
-        self._queue: Queue
-        self._crew: Crew
-        self._doors: dict[str, Admission] = {}
+        self._workers: WorkerPool
+        self._admission: dict[str, Admission] = {}
 
     def warm_up(self) -> Plan:
         """Measure, choose, and run the largest shapes; blocking, before `start`.
@@ -227,46 +181,73 @@ class Engine:
         Raises:
             CheckError: if a model does not run.
         """
-        plans = measure_models(self.models, self._runs, settings=self.settings, runners=self._runners)
-        policies = {
-            name: Policy(cost=plan.cost, drift=Drift(), budget=plan.batch_tokens, padded=plan.padded_tokens)
-            for name, plan in plans.items()
-        }
-        self._queue = Queue(policies, runners=self._runners)
+        plans: dict[str, ModelPlan] = {}
+        for name, encoder in self.models.items():
+            alone = None
+            if not encoder.record.batch_invariant and not self.settings.allow_drift:
+                alone = "this file's answers depend on their company, so every text runs alone"
+            plans[name] = measure(
+                encoder.run_rows,
+                max_length=encoder.manifest.max_length,
+                row=partial(constant_row, encoder.session.inputs, encoder.manifest.pad_token_id),
+                alone=alone,
+                runners=self._runners,
+                unpadded=encoder.record.unpadded,
+            )
+        self.queue = Queue(
+            {
+                name: BatchPolicy(cost=plan.cost, drift=Drift(), budget=plan.batch_tokens, padded=plan.padded_tokens)
+                for name, plan in plans.items()
+            },
+            runners=self._runners,
+        )
         wait_ms = self.settings.limits.wait_ms
-        self._doors = {
+        self._admission = {
             name: Admission(
-                typical_s=plan.cost.seconds(1, min(LONG_TOKENS, self._length(name))),
+                typical_s=plan.cost.seconds(1, min(LONG_TOKENS, self._max_length(name))),
                 batch_s=plan.batch_s,
                 fixed_s=None if wait_ms is None else wait_ms / 1e3,
             )
             for name, plan in plans.items()
         }
-        limits = [door.limits_ms() for door in self._doors.values()]
+        limits = [admission.limits_ms() for admission in self._admission.values()]
         self.plan = Plan(
             models=plans,
             runners=self._runners,
             threads=self._threads,
             text_threads=self.settings.text_threads,
             wait_ms={name: max(one[name] for one in limits) for name in limits[0]},
-            memory_bytes=resident_bytes(),
+            memory_bytes=_resident_bytes(),
         )
         return self.plan
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start the threads; answers are given to futures of this loop."""
+        """Start the threads; answers are given to futures of this loop.
+
+        Raises:
+            UsageError: if the engine was not warmed up.
+        """
         if self.plan is None:
             raise UsageError("an engine is warmed up before it starts")
         self._loop = loop
-        self._crew = Crew(
-            self._runs,
-            self._queue,
+        shadow = None
+        if self.settings.shadow is not None:
+            primary, twin = self.settings.shadow
+            shadow = ShadowComparison(
+                primary,
+                self.models[twin].run_rows,
+                max_length=self._max_length(twin),
+                on_compared=lambda agreed: self.observer.shadow(primary, twin, agreed=agreed),
+            )
+        self._workers = WorkerPool(
+            {name: encoder.run_rows for name, encoder in self.models.items()},
+            self.queue,
             runners=self._runners,
             text_threads=self.settings.text_threads,
-            done=self._done,
-            shadow=self._shadow(),
+            on_ended=self._on_ended,
+            shadow=shadow,
         )
-        self._crew.start()
+        self._workers.start()
         self._watching = loop.call_later(_WATCH_S, self._watch)
 
     def drain(self) -> None:
@@ -280,11 +261,11 @@ class Engine:
             return True
         if self._watching is not None:
             self._watching.cancel()
-        self._crew.close()
+        self._workers.close()
         self._report_runs()
-        for job in list(self._active):
-            self._fail(job, unavailable("the server is ending"))
-        return await self._loop.run_in_executor(None, self._crew.join, timeout_s)
+        for request in list(self._active):
+            self._fail(request, unavailable("the server is ending"))
+        return await self._loop.run_in_executor(None, self._workers.join, timeout_s)
 
     def is_idle(self) -> bool:
         """Tell whether every accepted request is answered."""
@@ -302,11 +283,11 @@ class Engine:
         """Return one model's state now."""
         if self._loop is None:
             return Gauges(queued_rows=0, queued_tokens=0, running_rows=0, wait_s=0.0)
-        queue = self._queue
+        queue = self.queue
         return Gauges(
             queued_rows=queue.rows[model],
             queued_tokens=queue.tokens[model],
-            running_rows=sum(len(batch.items) for batch in list(queue.running) if batch.model == model),
+            running_rows=sum(len(batch.rows) for batch in list(queue.running) if batch.model == model),
             wait_s=queue.wait_s(model, queue.expected_s(model, 1), now=monotonic()),
         )
 
@@ -319,7 +300,7 @@ class Engine:
         self._check_open(model)
         if self._active:  # else there is nothing to wait for
             left_s = self.settings.limits.request_seconds
-            self._admit(model, self._queue.expected_s(model, 1), client=client, left_s=left_s)
+            self._admit(model, self.queue.expected_s(model, 1), client=client, left_s=left_s)
 
     async def answer(
         self,
@@ -343,7 +324,7 @@ class Engine:
 
         Raises:
             RequestError: 429 if it would wait too long, 503 if the engine ends or is dead, 504 if it was not ready
-                in time, 500 if the model failed on it, and whatever `prepare` refuses.
+                in time, 500 if the tokenizer or the model failed on it, and whatever `prepare` refuses.
         """
         self._check_open(model)
         loop, now, most = self._loop, monotonic(), self.settings.limits.request_seconds
@@ -353,13 +334,13 @@ class Engine:
         arrived = now if received_at is None else min(received_at, now)
         deadline = arrived + allowed
         if deadline <= now:
-            self._count(model, "expired")
+            self.observer.outcome(model, "expired")
             raise expired(allowed)
-        rows, cost = self._guess(model, characters)
+        rows, cost = self.expected_cost(model, characters)
         if self._active:
             self._admit(model, cost, rows=rows, client=client, left_s=deadline - now)
         future: asyncio.Future[Answered] = loop.create_future()
-        job = Job(
+        request = QueuedRequest(
             model=model,
             prepare=prepare,
             characters=sum(characters),
@@ -369,43 +350,52 @@ class Engine:
             client=client,
             future=future,
         )
-        self._active.add(job)
-        timer = loop.call_later(deadline - now, self._expire, job) if allowed < _TIMED_S else None
-        self._crew.submit(job, cost_s=cost)
+        self._active.add(request)
+        timer = loop.call_later(deadline - now, self._expire, request) if allowed < _TIMED_S else None
+        self._workers.submit(request, cost_s=cost)
         try:
             return await future
         except asyncio.CancelledError:
-            self._count(model, "gone")
+            self.observer.outcome(model, "gone")
             raise
         finally:
             if timer is not None:
                 timer.cancel()
-            self._active.discard(job)
-            if job.ended == 0.0:
-                self._crew.drop(job)
+            self._active.discard(request)
+            if request.ended == 0.0:
+                self._workers.drop(request)
 
-    def _shadow(self) -> Shadow | None:
-        pair = self.settings.shadow
-        if pair is None:
-            return None
-        return Shadow(
-            pair,
-            self._runs[pair[1]],
-            max_length=self._length(pair[1]),
-            on_compared=lambda agreed: self.observer.shadow(*pair, agreed=agreed),
-        )
+    def expected_cost(self, model: str, characters: Sequence[int]) -> tuple[int, float]:
+        """Return how many rows texts make, and the seconds that these cost, as far as characters say it."""
+        most, ratio = self._max_length(model), self._tokens_per_character[model]
+        # Of a text that is read in one row only, what is longer is cut.
+        windows = self.settings.limits.windows if self.models[model].task.has_windows else 1
+        rows, cost = 0, 0.0
+        for one in characters:
+            tokens = 2 + int(one * ratio)
+            parts = min(windows, ceil(tokens / most))
+            rows += parts
+            cost += parts * self.queue.expected_s(model, min(most, tokens))
+        return max(1, rows), cost
+
+    def _max_length(self, model: str) -> int:
+        return self.models[model].manifest.max_length
 
     def _check_open(self, model: str) -> None:
         if self._dead:
-            self._count(model, "unavailable")
-            raise unavailable("the engine does not answer")
-        if self._draining or self._loop is None:
-            self._count(model, "unavailable")
-            raise unavailable("the server is ending" if self._draining else "the server is starting")
+            why = "the engine does not answer"
+        elif self._draining:
+            why = "the server is ending"
+        elif self._loop is None:
+            why = "the server is starting"
+        else:
+            return
+        self.observer.outcome(model, "unavailable")
+        raise unavailable(why)
 
     def _admit(self, model: str, cost: float, *, rows: int = 1, client: str, left_s: float) -> None:
-        now, queue = monotonic(), self._queue
-        retry_after = self._doors[model].refusal(
+        now, queue = monotonic(), self.queue
+        retry_after = self._admission[model].refusal(
             queue.lane(model, cost),
             queue.wait_s(model, cost, now=now, client=client),
             cost,
@@ -415,108 +405,91 @@ class Engine:
             left_s=left_s,
         )
         if retry_after is not None:
-            self._count(model, "overloaded")
+            self.observer.outcome(model, "overloaded")
             raise overloaded(retry_after)
 
-    def _guess(self, model: str, characters: Sequence[int]) -> tuple[int, float]:
-        """Return how many rows the texts make, and what these cost, as far as characters say it."""
-        most, ratio = self._length(model), self._ratio[model]
-        windows = self._windows(model)
-        rows, cost = 0, 0.0
-        for one in characters:
-            tokens = 2 + int(one * ratio)
-            parts = min(windows, ceil(tokens / most))
-            rows += parts
-            cost += parts * self._queue.expected_s(model, min(most, tokens))
-        return max(1, rows), cost
-
-    def _windows(self, model: str) -> int:
-        """Return in how many rows a text may be read; where it is one, longer texts are cut."""
-        return self.settings.limits.windows if self.models[model].task.has_windows else 1
-
-    def _length(self, model: str) -> int:
-        return self.models[model].manifest.max_length
-
-    def _done(self, jobs: Sequence[Job]) -> None:
+    def _on_ended(self, requests: Sequence[QueuedRequest]) -> None:
+        """Hand requests that are over to the event loop; called by the workers."""
         if self._loop is not None and not self._closed:
             try:
-                self._loop.call_soon_threadsafe(self._deliver, jobs)
+                self._loop.call_soon_threadsafe(self._deliver, requests)
             except RuntimeError:  # the loop has ended: nobody waits
                 return
 
-    def _deliver(self, jobs: Sequence[Job]) -> None:
-        told = []
-        for job in jobs:
-            if job.future is None or job.future.done():
+    def _deliver(self, requests: Sequence[QueuedRequest]) -> None:
+        delivered = []
+        for request in requests:
+            if request.future is None or request.future.done():
                 continue
-            told.append(job)
-            if job.error is not None:
-                job.future.set_exception(job.error)
-            elif job.answers is not None:
-                job.future.set_result(Answered(answers=job.answers, timings=_timings(job)))
-        if told and self._loop is not None:
-            self._loop.call_soon(self._account, told)  # behind the answers: nobody waits for the counting
+            delivered.append(request)
+            if request.error is not None:
+                request.future.set_exception(request.error)
+            elif request.answers is not None:
+                request.future.set_result(Answered(answers=request.answers, timings=request.timings()))
+        if delivered and self._loop is not None:
+            self._loop.call_soon(self._count, delivered)  # behind the answers: nobody waits for the counting
 
-    def _account(self, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            if job.error is not None:
-                self._count(job.model, _OUTCOMES.get(job.error.status, "invalid"))
-            elif job.answers is not None:
-                self._count(job.model, "answered")
-                timings = _timings(job)
-                self.observer.stage(job.model, "tokenise", timings.tokenise_s)
-                self.observer.stage(job.model, "queue", timings.queue_s)
-                self.observer.stage(job.model, "infer", timings.infer_s)
-                self.observer.stage(job.model, "read", job.read_s)
-                self._learn(job)
+    def _count(self, requests: Sequence[QueuedRequest]) -> None:
+        for request in requests:
+            if request.error is not None:
+                self.observer.outcome(request.model, _OUTCOMES.get(request.error.status, "invalid"))
+            elif request.answers is not None:
+                self.observer.outcome(request.model, "answered")
+                timings = request.timings()
+                self.observer.stage(request.model, "tokenise", timings.tokenise_s)
+                self.observer.stage(request.model, "queue", timings.queue_s)
+                self.observer.stage(request.model, "infer", timings.infer_s)
+                self.observer.stage(request.model, "read", request.decode_s)
+                if request.characters:
+                    self._learn(request)
         self._report_runs()
 
+    def _learn(self, request: QueuedRequest) -> None:
+        """Learn from an answered request how many tokens a character makes, and what requests cost."""
+        model = request.model
+        lengths = [len(row["input_ids"]) for row in request.features.rows]
+        cost = sum(self.queue.expected_s(model, length) for length in lengths)
+        is_lowest = self.queue.lane(model, cost).level == 0
+        self._admission[model].took(cost, drift=self.queue.drift(model), is_lowest=is_lowest)
+        if max(lengths, default=0) < self._max_length(model):  # nothing was cut
+            ratio = max(0.0, request.tokens - 2 * len(lengths)) / request.characters
+            self._tokens_per_character[model] += _LEARNING_RATE * (ratio - self._tokens_per_character[model])
+
     def _report_runs(self) -> None:
-        while self._crew.ran:
-            batch, seconds = self._crew.ran.popleft()
-            rows = len(batch.items)
+        while self._workers.finished_runs:
+            batch, seconds = self._workers.finished_runs.popleft()
+            rows = len(batch.rows)
             self.observer.batch(
                 batch.model, rows=rows, tokens=batch.tokens, padded_tokens=rows * batch.longest, seconds=seconds
             )
 
-    def _learn(self, job: Job) -> None:
-        if job.prepared is None or not job.characters:
-            return
-        lengths = [len(row["input_ids"]) for row in job.prepared.rows]
-        cost = sum(self._queue.expected_s(job.model, length) for length in lengths)
-        is_lowest = self._queue.lane(job.model, cost).level == 0
-        self._doors[job.model].took(cost, drift=self._queue.drift(job.model), is_lowest=is_lowest)
-        if max(lengths, default=0) < self._length(job.model):  # nothing was cut
-            ratio = max(0.0, job.tokens - 2 * len(lengths)) / job.characters
-            self._ratio[job.model] += 0.02 * (ratio - self._ratio[job.model])
+    def _expire(self, request: QueuedRequest) -> None:
+        self._fail(request, expired(request.timeout_s))
 
-    def _expire(self, job: Job) -> None:
-        self._fail(job, expired(job.timeout_s))
-
-    def _fail(self, job: Job, error: RequestError) -> None:
-        if job.future is not None and not job.future.done():
-            self._count(job.model, _OUTCOMES.get(error.status, "failed"))
-            job.future.set_exception(error)
-        self._crew.drop(job)
+    def _fail(self, request: QueuedRequest, error: RequestError) -> None:
+        if request.future is not None and not request.future.done():
+            self.observer.outcome(request.model, _OUTCOMES.get(error.status, "failed"))
+            request.future.set_exception(error)
+        self._workers.drop(request)
 
     def _watch(self) -> None:
         """Stop runs that take far too long, and notice what does not stop."""
         now, settings = monotonic(), self.settings
         self._report_runs()
-        for job in [job for job in self._active if job.deadline <= now]:
-            self._expire(job)
-        for batch in list(self._queue.running):
+        for request in [request for request in self._active if request.deadline <= now]:
+            self._expire(request)
+        for batch in list(self.queue.running):
             if batch.started + max(settings.hang_s, _HANGS * batch.predicted_s) < now:
-                self._crew.stop(batch)
+                self._workers.stop_run(batch)
             if batch.stopped_at is not None and batch.stopped_at + settings.grace_s < now:
                 self._die("a run did not end when it was told to")
-        if self._crew.oldest() + settings.limits.request_seconds + settings.grace_s < now:
+        if self._workers.busy_since() + settings.limits.request_seconds + settings.grace_s < now:
             self._die("a thread has been at one thing for longer than any request may take")
-        if not self._crew.mend():
+        if not self._workers.restart_dead_threads():
             self._die("a thread has ended and no other could be started")
         if self._dead:
-            for job in list(self._active):
-                self._fail(job, unavailable("the engine does not answer"))
+            for request in list(self._active):
+                self._fail(request, unavailable("the engine does not answer"))
         elif self._loop is not None:
             self._watching = self._loop.call_later(_WATCH_S, self._watch)
 
@@ -525,13 +498,10 @@ class Engine:
             _LOG.critical("the engine is dead: %s", why)
         self._dead = True
 
-    def _count(self, model: str, name: Outcome) -> None:
-        self.observer.outcome(model, name)
 
-
-_OUTCOMES: dict[int, Outcome] = {429: "overloaded", 500: "failed", 503: "unavailable", 504: "expired"}
-
-
-def _timings(job: Job) -> Timings:
-    queue_s = max(0.0, job.ended - job.arrived - job.tokenise_s - job.infer_s)
-    return Timings(tokenise_s=job.tokenise_s, queue_s=queue_s, infer_s=job.infer_s, tokens=job.tokens)
+def _resident_bytes() -> int | None:
+    """Return how much memory this process has; None where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return None

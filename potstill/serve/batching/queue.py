@@ -1,4 +1,6 @@
-"""Which rows run next, and with whom; how long a request would wait. Pure: no threads, and the time is given.
+"""Decide which rows run next and in which batch, and predict how long a request would wait.
+
+Pure: no threads and no clock, the time is given. `WorkerPool` calls everything that changes a queue under its lock.
 
 **Lanes.** A request waits in the lane of its model and its size: up to what one usual text costs, up to twice that, up
 to four times, and so on. Lanes share the runners by start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996): the
@@ -8,11 +10,11 @@ lane that has been given least runs next, and one that was empty begins where th
 - nothing starves: of L lanes with work each has 1/L of the machine, however much waits in the others;
 - however many long requests there are, from however many connections, they take the share of one lane.
 
-Within a lane all are of one size, within a factor of two. Its clients share it in the same way, as far as they are
-told apart; the requests of one client run one after the other, because side by side all of them would end late.
+Within a lane all requests are of one size, within a factor of two. Its clients share it in the same way, as far as they
+are told apart; the requests of one client run one after the other, because side by side all of them would end late.
 
 **Batches.** The row whose turn it is always runs; others join it, first those of its lane, while the measured cost
-says that a row is cheaper in company than alone, up to a budget of tokens. Where padding is computed like text it
+says that a row is cheaper in the batch than alone, up to a budget of tokens. Where padding is computed like text it
 counts, and rows of similar length come first; where the file leaves it out, those whose turn comes first.
 """
 
@@ -24,24 +26,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from math import ceil, log2
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from potstill.serve.batching.cost import LONG_TOKENS, Drift, RunCost
 from potstill.serve.http_errors import RequestError
 from potstill.serve.session import Stop
-from potstill.serve.tasks.features import Features, Outputs
+from potstill.serve.tasks import Features, Outputs
 
-# Rows among which company is looked for. More would find little more, and takes time in front of each run.
+# Rows among which a batch's others are looked for. More would find little more, and takes time before each run.
 _WINDOW = 64
-# What is left of sums whose parts have all been taken away.
-_NOTHING_S = 1e-9
+# What rounding leaves of a sum of seconds whose parts have all been taken away.
+_ROUNDING_S = 1e-9
 # Requests with more characters take longer to tokenise than a thread takes to wake.
 SHORT_CHARACTERS = 4_000
 # Sizes beyond this many times two are one: 32,768 usual texts, which no request has.
 _LEVELS = 16
-# A text is tokenised as if it had come later by this time for each character, about fifty times what that takes: short
-# ones pass long ones, and long ones are passed for 20 s at most.
-_LATER_S = 1e-5
+# A long text is tokenised as if it had come later by this time for each of its characters, about fifty times what that
+# takes: short ones pass it, for 20 s at most.
+_DELAY_PER_CHARACTER_S = 1e-5
 
 
 class Timings(NamedTuple):
@@ -53,7 +55,7 @@ class Timings(NamedTuple):
     infer_s: float
     """All runs that held one of its rows."""
     tokens: int
-    """Tokens that the model saw of it, without padding."""
+    """Tokens of it that the model saw, without padding."""
 
 
 class Answered(NamedTuple):
@@ -63,55 +65,61 @@ class Answered(NamedTuple):
     timings: Timings
 
 
-Task: TypeAlias = Callable[[], None]
-"""Something for a thread to do."""
+_NOT_TOKENISED = Features(rows=[], decode=list)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class Job:
+class QueuedRequest:
     """One request inside of the engine. Times are of `time.monotonic`, costs in seconds of one runner."""
 
     model: str
     prepare: Callable[[], Features]
+    """Tokenises it; called in a worker."""
     characters: int
     """Of all its texts."""
     arrived: float
     deadline: float
     timeout_s: float
     client: str = ""
-    """Who sent it, as far as that is known: what one client has waiting stands only in its own way."""
-    future: "asyncio.Future[Answered] | None" = None
+    """Who sent it, as far as that is known: what one client has waiting delays only its own requests."""
+    future: asyncio.Future[Answered] | None = None
 
     lane: "Lane | None" = None
     """Where it, or its rows, wait."""
     waiting_s: float = 0.0
-    """Cost of its rows that wait, as measured at the start; before it is tokenised, what it is expected to cost."""
-    dead: bool = False
+    """Cost of its rows that wait, as measured at warm-up; before it is tokenised, what it is expected to cost."""
+    is_dropped: bool = False
     """Nobody waits for it any more; its rows must not run."""
 
-    prepared: Features | None = None
+    features: Features = _NOT_TOKENISED
     outputs: list[Outputs | None] = field(default_factory=list)
     """Of its rows, as far as they have run."""
-    left: int = 0
+    rows_left: int = 0
     """Rows that have not run."""
     tokens: int = 0
     tokenise_s: float = 0.0
     infer_s: float = 0.0
-    read_s: float = 0.0
+    decode_s: float = 0.0
     answers: list[Any] | None = None
     error: RequestError | None = None
     ended: float = 0.0
 
+    def timings(self) -> Timings:
+        """Return where its time went, once it has ended."""
+        queue_s = max(0.0, self.ended - self.arrived - self.tokenise_s - self.infer_s)
+        return Timings(tokenise_s=self.tokenise_s, queue_s=queue_s, infer_s=self.infer_s, tokens=self.tokens)
+
 
 @dataclass(slots=True, eq=False)
-class Item:
-    """One row that waits."""
+class QueuedRow:
+    """One row of a request."""
 
-    job: Job
+    request: QueuedRequest
     index: int
+    """Its number among the request's rows."""
     tokens: int
     cost_s: float
-    """Alone, as measured at the start."""
+    """Of a run of it alone, as measured at warm-up."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -119,7 +127,7 @@ class Batch:
     """Rows that run together."""
 
     model: str
-    items: Sequence[Item]
+    rows: Sequence[QueuedRow]
     longest: int
     """Tokens of the longest row: what the others are padded to."""
     started: float
@@ -130,15 +138,15 @@ class Batch:
     @property
     def tokens(self) -> int:
         """Return the tokens without padding."""
-        return sum(item.tokens for item in self.items)
+        return sum(row.tokens for row in self.rows)
 
     def is_abandoned(self) -> bool:
         """Tell whether nobody waits for any of it."""
-        return all(item.job.dead for item in self.items)
+        return all(row.request.is_dropped for row in self.rows)
 
 
 @dataclass(slots=True, kw_only=True)
-class Policy:
+class BatchPolicy:
     """How one model's rows may be batched."""
 
     cost: RunCost
@@ -158,57 +166,56 @@ class Policy:
         return min(_LEVELS - 1, ceil(log2(cost_s / usual_s))) if cost_s > usual_s else 0
 
     def usual_s(self) -> float:
-        """Return what one of the longest usual texts takes."""
+        """Return what one of the longest usual texts takes now."""
         return self.cost.seconds(1, LONG_TOKENS) * self.drift.factor
 
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """The requests of one model and one size."""
+    """The requests of one model and one size. All costs here are as measured at warm-up."""
 
     model: str
     level: int
-    rows: list[tuple[float, int, Item]] = field(default_factory=list)
-    """Those that wait, in the order of their turns; (turn, number, row)."""
+    rows: list[tuple[float, int, QueuedRow]] = field(default_factory=list)
+    """Those that wait, in the order of their turns: (start tag within the lane, number, row)."""
     waiting_s: dict[str, float] = field(default_factory=dict)
-    """Cost of what each client has waiting, rows and requests that are not tokenised; only while there is something.
-    It is the cost as measured at the start."""
+    """Cost of what each client has waiting, rows and requests that are not tokenised; only while there is something."""
     all_s: float = 0.0
     """The same of all clients."""
-    begins: float = 0.0
-    """Virtual time at which its next row begins: how much the lane has been given."""
-    turn: float = 0.0
-    """The same within the lane: the turn of the row that ran last."""
-    ends: dict[str, float] = field(default_factory=dict)
-    """Where the turn of each client's last row ends."""
+    start_tag: float = 0.0
+    """The virtual time at which its next row begins: how much the lane has been given."""
+    client_time: float = 0.0
+    """The virtual time within the lane: the start tag of the row that ran last."""
+    finish_tags: dict[str, float] = field(default_factory=dict)
+    """Where the last row of each client ends, in the virtual time within the lane."""
     is_standing: bool = False
-    """Something was refused, and the lane has not been empty since. Of the admission, as the next two."""
+    """A request was refused, and the lane has not been empty since. This and the next two are `Admission`'s."""
     refused_s: float = 0.0
     refused_at: float = 0.0
 
-    def push(self, item: Item, number: int) -> None:
+    def push(self, row: QueuedRow, number: int) -> None:
         """Add a row behind those of its client."""
-        client = item.job.client
-        turn = max(self.turn, self.ends.get(client, 0.0))
-        self.ends[client] = turn + item.cost_s
-        insort(self.rows, (turn, number, item))
+        client = row.request.client
+        start = max(self.client_time, self.finish_tags.get(client, 0.0))
+        self.finish_tags[client] = start + row.cost_s
+        insort(self.rows, (start, number, row))
 
-    def expect(self, job: Job, cost_s: float) -> None:
+    def add_waiting(self, request: QueuedRequest, cost_s: float) -> None:
         """Count work of a request that waits here."""
-        job.lane = self
-        job.waiting_s += cost_s
+        request.lane = self
+        request.waiting_s += cost_s
         self.all_s += cost_s
-        self.waiting_s[job.client] = self.waiting_s.get(job.client, 0.0) + cost_s
+        self.waiting_s[request.client] = self.waiting_s.get(request.client, 0.0) + cost_s
 
-    def forget(self, job: Job, cost_s: float) -> None:
+    def remove_waiting(self, request: QueuedRequest, cost_s: float) -> None:
         """Count work of a request no longer."""
-        job.waiting_s -= cost_s
+        request.waiting_s -= cost_s
         self.all_s -= cost_s
-        left = self.waiting_s.pop(job.client, 0.0) - cost_s
-        if left > _NOTHING_S:
-            self.waiting_s[job.client] = left
+        left = self.waiting_s.pop(request.client, 0.0) - cost_s
+        if left > _ROUNDING_S:
+            self.waiting_s[request.client] = left
         else:
-            self.ends.pop(job.client, None)
+            self.finish_tags.pop(request.client, None)
         if not self.waiting_s:
             self.all_s = 0.0
 
@@ -221,123 +228,148 @@ class Lane:
         own = self.waiting_s.get(client, 0.0)
         if own == self.all_s:
             return own
-        waiting = list(self.waiting_s.items())  # other threads change it
+        # A copy in one step: the event loop reads it while workers change it.
+        waiting = list(self.waiting_s.items())
         return own + sum(min(waits, own + size_s) for other, waits in waiting if other != client)
 
 
 class Queue:
-    """What waits and what runs."""
+    """The requests that wait and the batches that run.
 
-    def __init__(self, policies: Mapping[str, Policy], *, runners: int = 1) -> None:
-        self._policies, self._runners = policies, runners
-        self._short: deque[Job] = deque()
-        self._long: list[tuple[float, int, Job]] = []
-        # All that there can be: the event loop reads them while other threads work.
+    Whoever changes it holds the lock of `WorkerPool`. The event loop reads sums (`wait_s`, `longest_row_s`, `rows`,
+    `tokens`) without the lock, because a prediction may be one step old but must not wait for a thread; therefore all
+    lanes are made at the start, and dictionaries that change are copied before they are walked.
+    """
+
+    def __init__(self, policies: Mapping[str, BatchPolicy], *, runners: int = 1) -> None:
+        self.policies = policies
+        """By model."""
+        self._runners = runners
+        self._short: deque[QueuedRequest] = deque()
+        self._long: list[tuple[float, int, QueuedRequest]] = []
         self._lanes = {model: [Lane(model, level) for level in range(_LEVELS)] for model in policies}
-        self._every = [lane for lanes in self._lanes.values() for lane in lanes]
-        self._order = count()
-        self._virtual = 0.0
+        self.lanes = [lane for lanes in self._lanes.values() for lane in lanes]
+        """Of all models and sizes."""
+        self._numbers = count()
+        self._virtual_time = 0.0
         self.rows = dict.fromkeys(policies, 0)
+        """How many wait, by model."""
         self.tokens = dict.fromkeys(policies, 0)
+        """Of the rows that wait, by model."""
         self.running: dict[Batch, None] = {}
 
     def lane(self, model: str, cost_s: float) -> Lane:
         """Return where a request of this cost waits."""
-        return self._lanes[model][self._policies[model].level(cost_s)]
+        return self._lanes[model][self.policies[model].level(cost_s)]
 
-    def add(self, job: Job, *, cost_s: float) -> None:
+    def add(self, request: QueuedRequest, *, cost_s: float) -> None:
         """Take a request that is not tokenised yet, and is expected to cost this."""
-        self.lane(job.model, cost_s).expect(job, cost_s / self.drift(job.model))
-        if job.characters > SHORT_CHARACTERS:
-            heapq.heappush(self._long, (_due(job), next(self._order), job))
+        self.lane(request.model, cost_s).add_waiting(request, cost_s / self.drift(request.model))
+        if request.characters > SHORT_CHARACTERS:
+            heapq.heappush(self._long, (_tokenise_order(request), next(self._numbers), request))
         else:
-            self._short.append(job)
+            self._short.append(request)
 
-    def next_raw(self, *, long: bool, before: Job | None = None) -> Job | None:
+    def next_to_tokenise(self, *, long: bool, before: QueuedRequest | None = None) -> QueuedRequest | None:
         """Return the next request to tokenise, or None where there is none.
 
         Args:
             long: whether it may be a long one.
             before: if given, only one that goes first although this one was begun: it is much shorter.
         """
-        while self._short and self._short[0].dead:
+        while self._short and self._short[0].is_dropped:
             self._short.popleft()
-        while self._long and self._long[0][2].dead:
+        while self._long and self._long[0][2].is_dropped:
             heapq.heappop(self._long)
         short = self._short[0] if self._short else None
         other = self._long[0][2] if long and self._long else None
-        job = other if short is None or (other is not None and _due(other) < _due(short)) else short
-        if job is None or (before is not None and not _passes(job, before)):
+        is_other = short is None or (other is not None and _tokenise_order(other) < _tokenise_order(short))
+        request = other if is_other else short
+        if request is None:
             return None
-        if job is short:
-            self._short.popleft()
-        else:
+        if before is not None:
+            # At most half as long, which bounds the depth of requests in the middle of requests.
+            is_shorter = request.characters <= before.characters / 2
+            if not is_shorter or _tokenise_order(request) >= _tokenise_order(before):
+                return None
+        if is_other:
             heapq.heappop(self._long)
-        return job
+        else:
+            self._short.popleft()
+        return request
 
     def has_rows(self) -> bool:
         """Tell whether rows wait."""
-        return any(lane.rows for lane in self._every)
+        return any(lane.rows for lane in self.lanes)
 
-    def put(self, job: Job, lengths: Sequence[int]) -> None:
+    def add_rows(self, request: QueuedRequest, lengths: Sequence[int]) -> None:
         """Take the rows of a tokenised request, given their tokens."""
-        if job.dead:
+        if request.is_dropped:
             return
-        if job.lane is not None:
-            job.lane.forget(job, job.waiting_s)
+        if request.lane is not None:
+            request.lane.remove_waiting(request, request.waiting_s)
         if not lengths:
             return
-        # As measured at the start: what runs cost now changes while rows wait, and would change the lanes' shares.
-        costs = [self._policies[job.model].cost.seconds(1, tokens) for tokens in lengths]
-        lane = self.lane(job.model, sum(costs) * self.drift(job.model))
+        # As measured at warm-up: what runs cost now changes while rows wait, and would change the lanes' shares.
+        costs = [self.policies[request.model].cost.seconds(1, tokens) for tokens in lengths]
+        lane = self.lane(request.model, sum(costs) * self.drift(request.model))
         if not lane.rows:
-            lane.begins = max(lane.begins, self._virtual)
-        lane.expect(job, sum(costs))
+            lane.start_tag = max(lane.start_tag, self._virtual_time)
+        lane.add_waiting(request, sum(costs))
         for index, (tokens, cost_s) in enumerate(zip(lengths, costs, strict=True)):
-            lane.push(Item(job, index, tokens, cost_s), next(self._order))
-        self.rows[job.model] += len(lengths)
-        self.tokens[job.model] += sum(lengths)
+            lane.push(QueuedRow(request, index, tokens, cost_s), next(self._numbers))
+        self.rows[request.model] += len(lengths)
+        self.tokens[request.model] += sum(lengths)
 
-    def drop(self, job: Job) -> list[Batch]:
-        """Forget a request that nobody waits for; return the running batches that are now for nobody."""
-        if job.dead:
+    def drop(self, request: QueuedRequest) -> list[Batch]:
+        """Forget a request that nobody waits for; return the running batches that nobody waits for now."""
+        if request.is_dropped:
             return []
-        job.dead = True
-        if job.lane is not None:
-            gone = [row for row in job.lane.rows if row[2].job is job]
+        request.is_dropped = True
+        if request.lane is not None:
+            gone = [entry for entry in request.lane.rows if entry[2].request is request]
             if gone:
-                job.lane.rows = [row for row in job.lane.rows if row[2].job is not job]
-                self.rows[job.model] -= len(gone)
-                self.tokens[job.model] -= sum(item.tokens for _, _, item in gone)
-            job.lane.forget(job, job.waiting_s)
+                request.lane.rows = [entry for entry in request.lane.rows if entry[2].request is not request]
+                self.rows[request.model] -= len(gone)
+                self.tokens[request.model] -= sum(row.tokens for _, _, row in gone)
+            request.lane.remove_waiting(request, request.waiting_s)
         return [batch for batch in self.running if batch.is_abandoned()]
 
     def next_batch(self, now: float, *, idle: int = 0, stop: Stop | None = None) -> Batch | None:
-        """Return the rows that run now, or None where none wait; `idle` other runners are free for the rest."""
-        for lane in self._every:
-            while lane.rows and lane.rows[0][2].job.deadline <= now:
-                self.drop(lane.rows[0][2].job)
+        """Return the rows that run now, or None where none wait.
+
+        Args:
+            now: the time.
+            idle: how many other runners are free for the rest.
+            stop: ends the run.
+        """
+        for lane in self.lanes:
+            while lane.rows and lane.rows[0][2].request.deadline <= now:
+                self.drop(lane.rows[0][2].request)
             if not lane.waiting_s:  # a runner is free, and nothing is here
                 lane.is_standing = False
-        waiting = [lane for lane in self._every if lane.rows]
+        waiting = [lane for lane in self.lanes if lane.rows]
         if not waiting:
             return None
-        lane = min(waiting, key=lambda lane: (lane.begins, lane.level))
-        policy = self._policies[lane.model]
-        self._virtual = max(self._virtual, lane.begins)
-        lane.turn = lane.rows[0][0]
+        lane = min(waiting, key=lambda lane: (lane.start_tag, lane.level))
+        policy = self.policies[lane.model]
+        self._virtual_time = max(self._virtual_time, lane.start_tag)
+        lane.client_time = lane.rows[0][0]
         head = lane.rows.pop(0)[2]
-        items = [head]
-        self._leaves(head, lane)
+        rows = [head]
+        self._take(head, lane)
         if policy.budget > head.tokens:
-            lanes = sorted((other for other in waiting if other.model == lane.model), key=lambda other: other.level)
-            lanes.sort(key=lambda other: other is not lane)
-            self._company(items, lanes, policy, most=-(-(1 + self.rows[lane.model]) // (1 + idle)))
-        longest = max(item.tokens for item in items)
-        cost_s = policy.cost.seconds(len(items), longest, sum(item.tokens for item in items))
+            others = sorted(
+                (other for other in waiting if other.model == lane.model),
+                key=lambda other: (other is not lane, other.level),
+            )
+            # Free runners share what waits: a batch takes its part of it, rounded up.
+            self._fill(rows, others, policy, most=ceil((1 + self.rows[lane.model]) / (1 + idle)))
+        longest = max(row.tokens for row in rows)
+        cost_s = policy.cost.seconds(len(rows), longest, sum(row.tokens for row in rows))
         batch = Batch(
             model=lane.model,
-            items=items,
+            rows=rows,
             longest=longest,
             started=now,
             predicted_s=cost_s * policy.drift.factor,
@@ -346,33 +378,33 @@ class Queue:
         self.running[batch] = None
         return batch
 
-    def done(self, batch: Batch, *, now: float) -> None:
-        """Forget a batch that has run."""
+    def finish(self, batch: Batch, *, now: float) -> None:
+        """Forget a batch that has run, and learn from how long it took."""
         self.running.pop(batch, None)
-        policy = self._policies[batch.model]
-        alone = sum(policy.cost.seconds(1, item.tokens) for item in batch.items)
+        policy = self.policies[batch.model]
+        alone = sum(policy.cost.seconds(1, row.tokens) for row in batch.rows)
         policy.drift.saw(actual_s=now - batch.started, predicted_s=alone)
 
     def expected_s(self, model: str, tokens: int) -> float:
         """Return what one row of so many tokens is expected to take."""
-        policy = self._policies[model]
+        policy = self.policies[model]
         return policy.cost.seconds(1, tokens) * policy.drift.factor
 
     def drift(self, model: str) -> float:
-        """Return how many times longer than measured at the start a model's rows take now."""
-        return self._policies[model].drift.factor
+        """Return how many times longer than measured at warm-up a model's rows take now."""
+        return self.policies[model].drift.factor
 
     def wait_s(self, model: str, cost_s: float, *, now: float, client: str = "") -> float:
-        """Return how long a request of this cost that came now would wait for others, as predicted.
+        """Predict how long a request of this cost that came now would wait for others.
 
         That is until a runner is free for it: what runs has to end, and before it is through its client's lane gets
         what is before it there, and each other lane at most as much.
         """
         own, drift = self.lane(model, cost_s), self.drift(model)
-        size_s = max(cost_s, self._policies[model].usual_s() * 2**own.level)
+        size_s = max(cost_s, self.policies[model].usual_s() * 2**own.level)
         ahead = own.ahead_s(client, size_s / drift) * drift
         share = ahead + cost_s
-        ahead += sum(min(lane.all_s * self.drift(lane.model), share) for lane in self._every if lane is not own)
+        ahead += sum(min(lane.all_s * self.drift(lane.model), share) for lane in self.lanes if lane is not own)
         left = [max(0.0, batch.started + batch.predicted_s - now) for batch in list(self.running)]
         left += [0.0] * (self._runners - len(left))
         return _until_free(sorted(left)[-self._runners :], ahead)
@@ -381,42 +413,41 @@ class Queue:
         """Return what the longest of the rows that are running takes alone, as predicted."""
         return max((self.expected_s(batch.model, batch.longest) for batch in list(self.running)), default=0.0)
 
-    def _company(self, items: list[Item], lanes: Sequence[Lane], policy: Policy, *, most: int) -> None:
+    def _fill(self, rows: list[QueuedRow], lanes: Sequence[Lane], policy: BatchPolicy, *, most: int) -> None:
         """Add rows to a batch of one, from the lanes in their order."""
-        head = items[0]
+        head = rows[0]
         longest = tokens = head.tokens
         for lane in lanes:
-            if len(items) >= most or tokens >= policy.budget:
+            if len(rows) >= most or tokens >= policy.budget:
                 return
             window, taken = lane.rows[:_WINDOW], set()
             # Where padding is computed like text, those of the head's length first.
-            near = window if policy.cost.unpadded else sorted(window, key=lambda row: abs(row[2].tokens - head.tokens))
-            for _, number, item in near:
-                wider = max(longest, item.tokens)
-                fits = len(items) < most and policy.fits(len(items) + 1, wider, tokens + item.tokens)
-                if fits and policy.cost.pays(len(items), longest, tokens, added=item.tokens):
-                    items.append(item)
+            near = window
+            if not policy.cost.unpadded:
+                near = sorted(window, key=lambda entry: abs(entry[2].tokens - head.tokens))
+            for _, number, row in near:
+                wider = max(longest, row.tokens)
+                fits = len(rows) < most and policy.fits(len(rows) + 1, wider, tokens + row.tokens)
+                if fits and policy.cost.pays(len(rows), longest, tokens, added=row.tokens):
+                    rows.append(row)
                     taken.add(number)
-                    self._leaves(item, lane)
-                    longest, tokens = wider, tokens + item.tokens
+                    self._take(row, lane)
+                    longest, tokens = wider, tokens + row.tokens
             if taken:
-                lane.rows[:_WINDOW] = [row for row in window if row[1] not in taken]
+                lane.rows[:_WINDOW] = [entry for entry in window if entry[1] not in taken]
 
-    def _leaves(self, item: Item, lane: Lane) -> None:
-        lane.begins += item.cost_s
+    def _take(self, row: QueuedRow, lane: Lane) -> None:
+        """Count a row that begins to run."""
+        lane.start_tag += row.cost_s
         self.rows[lane.model] -= 1
-        self.tokens[lane.model] -= item.tokens
-        lane.forget(item.job, item.cost_s)
+        self.tokens[lane.model] -= row.tokens
+        lane.remove_waiting(row.request, row.cost_s)
 
 
-def _due(job: Job) -> float:
-    """Return the place of a request in the order of tokenising."""
-    return job.arrived + job.characters * _LATER_S * (job.characters > SHORT_CHARACTERS)
-
-
-def _passes(job: Job, other: Job) -> bool:
-    """Tell whether a request passes one that is in the middle of it; it is half as long, which bounds the depth."""
-    return _due(job) < _due(other) and job.characters <= other.characters / 2
+def _tokenise_order(request: QueuedRequest) -> float:
+    """Return by what requests are put in order to be tokenised: their arrival, a long one's with a delay."""
+    is_long = request.characters > SHORT_CHARACTERS
+    return request.arrived + (request.characters * _DELAY_PER_CHARACTER_S if is_long else 0.0)
 
 
 def _until_free(left: Sequence[float], work_s: float) -> float:

@@ -1,20 +1,19 @@
-"""A second model that answers what the first one has answered, when nothing else is to do; only agreement is kept."""
+"""Let a second model answer what the first has answered while nothing else is to do, and count where they agree."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from potstill.errors import CheckError, UsageError
-from potstill.serve.batching.queue import Job, Task
+from potstill.serve.batching.queue import QueuedRequest
 from potstill.serve.encoder import Encoder, RunRows
 from potstill.serve.session import Stop
-from potstill.serve.tasks.features import Features, Outputs
-from potstill.tasks import FEATURE_EXTRACTION
+from potstill.serve.tasks import Features, Outputs
 
 # Answered requests that wait for the shadow; more are let go, the newest first.
-_WAITING = 64
+_MOST_WAITING = 64
 # How often a row is begun again after it had to make room.
 _TRIES = 3
 _PROBES = ["One text, and 2 numbers.", "Ein anderer Text: für Größe & Maß!", "a"]
@@ -24,33 +23,43 @@ _PROBES = ["One text, and 2 numbers.", "Ein anderer Text: für Größe & Maß!",
 class _Case:
     """One answered request on its way through the shadow."""
 
-    prepared: Features
+    features: Features
+    decide: Callable[[Any], Hashable]
     answers: list[Any]
     outputs: list[Outputs] = field(default_factory=list)
     tries: int = 0
 
 
-class Shadow:
-    """Takes what the primary has answered; gives way as soon as anything else is to run. Safe in any thread."""
+class ShadowComparison:
+    """The requests that a shadow model is to answer again; it gives way as soon as anything else is to run.
 
-    def __init__(
-        self, pair: tuple[str, str], run: RunRows, *, max_length: int, on_compared: Callable[[bool], None]
-    ) -> None:
-        self.primary, self.name = pair
-        self._run, self._max_length, self._on_compared = run, max_length, on_compared
+    Safe in any thread without a lock: `offer`, `next_work` and the work itself use one step each of a deque or a set,
+    which are atomic, and a case belongs to one thread at a time.
+    """
+
+    def __init__(self, primary: str, run: RunRows, *, max_length: int, on_compared: Callable[[bool], None]) -> None:
+        """Set up.
+
+        Args:
+            primary: the name of the model whose requests are answered again.
+            run: runs rows of the shadow.
+            max_length: the longest row that the shadow reads, in tokens.
+            on_compared: called from any thread for each input: whether both decided the same.
+        """
+        self._primary, self._run, self._max_length, self._on_compared = primary, run, max_length, on_compared
         self._cases: deque[_Case] = deque()
         self._stops: set[Stop] = set()
 
-    def offer(self, job: Job) -> None:
+    def offer(self, request: QueuedRequest) -> None:
         """Take a request that was answered, if there is room."""
-        prepared, answers = job.prepared, job.answers
-        if job.model != self.primary or prepared is None or answers is None or len(self._cases) >= _WAITING:
+        features, answers = request.features, request.answers
+        if request.model != self._primary or answers is None or len(self._cases) >= _MOST_WAITING:
             return
-        fits = all(len(row["input_ids"]) <= self._max_length for row in prepared.rows)
-        if prepared.rows and fits and any(decision(answer) is not None for answer in answers):
-            self._cases.append(_Case(prepared, answers))
+        fits = all(len(row["input_ids"]) <= self._max_length for row in features.rows)
+        if features.rows and fits and features.decide is not None:
+            self._cases.append(_Case(features, features.decide, answers))
 
-    def take(self) -> Task | None:
+    def next_work(self) -> Callable[[], None] | None:
         """Return the next row's run, or None where there is none; `step_aside` ends it from now on."""
         try:
             case = self._cases.popleft()
@@ -58,18 +67,18 @@ class Shadow:
             return None
         stop = Stop()
         self._stops.add(stop)
-        return partial(self._step, case, stop)
+        return partial(self._run_row, case, stop)
 
     def step_aside(self) -> None:
         """End what runs: a request has come."""
         for stop in tuple(self._stops):
             stop.set()
 
-    def _step(self, case: _Case, stop: Stop) -> None:
+    def _run_row(self, case: _Case, stop: Stop) -> None:
         """Run one row; only one, because a request that comes must not wait for more."""
-        place = len(case.outputs)
+        index = len(case.outputs)
         try:
-            found = self._run([case.prepared.rows[place]], stop)[0]
+            outputs = self._run([case.features.rows[index]], stop)[0]
         except CheckError:
             if not stop.is_set:
                 raise
@@ -79,33 +88,12 @@ class Shadow:
             return
         finally:
             self._stops.discard(stop)
-        case.outputs.append(case.prepared.keep(place, found))
-        if len(case.outputs) < len(case.prepared.rows):
+        case.outputs.append(case.features.keep(index, outputs))
+        if len(case.outputs) < len(case.features.rows):
             self._cases.appendleft(case)
             return
-        for mine, other in zip(case.answers, case.prepared.decode(case.outputs), strict=True):
-            self._on_compared(decision(mine) == decision(other))
-
-
-def decision(answer: Any) -> Any:
-    """Return what an answer decides, without its scores; None where it decides nothing (a vector, a bare tensor).
-
-    That is the best label, the best word for each mask, all entities and where they stand, or the best span.
-    """
-    if isinstance(answer, dict):
-        if "entity" in answer or "entity_group" in answer:
-            return (answer.get("entity") or answer.get("entity_group"), answer["start"], answer["end"])
-        for names in (("label",), ("token",), ("start", "end")):
-            if all(name in answer for name in names) and "score" in answer:
-                return tuple(answer[name] for name in names)
-        return None
-    if isinstance(answer, Sequence) and not isinstance(answer, str):
-        parts = [decision(part) for part in answer if isinstance(part, (dict, list))]
-        if answer and (not parts or parts[0] is None):
-            return None
-        ranked = bool(answer) and isinstance(answer[0], dict) and not {"entity", "entity_group"} & answer[0].keys()
-        return parts[0] if ranked else tuple(parts)
-    return None
+        for mine, other in zip(case.answers, case.features.decode(case.outputs), strict=True):
+            self._on_compared(case.decide(mine) == case.decide(other))
 
 
 def check_pair(primary: Encoder, shadow: Encoder) -> None:
@@ -120,7 +108,7 @@ def check_pair(primary: Encoder, shadow: Encoder) -> None:
             f"the shadow answers {second.task} with {len(second.labels)} labels, the primary {first.task} with "
             f"{len(first.labels)}; a shadow has the same task and the same labels in the same order"
         )
-    if first.task == FEATURE_EXTRACTION.name:
+    if primary.task.decide is None:
         raise UsageError("a shadow compares decisions, and vectors decide nothing")
     mine, other = (encoder.tokenizer.rows(_PROBES) for encoder in (primary, shadow))
     same = all(

@@ -1,9 +1,13 @@
-"""The threads: who does what, and how one wakes another.
+"""The threads that tokenise, run the model and decode answers.
 
-A runner does everything for a request that it can: on an idle server it tokenises, runs and reads, so that a request
-changes threads twice, not four times. Text threads tokenise, and read what takes long, while the runners run. Long
-texts are theirs alone, and between two chunks of one much shorter ones pass. There is one lock, around the queue; no
-work is done under it. A thread with nothing to do sleeps on a queue of its own.
+A runner does everything for a request that it can: on an idle server it tokenises, runs and decodes, so that a request
+changes threads twice, not four times. Text threads tokenise, and decode what takes long, while the runners run. Long
+texts are theirs alone, and between two chunks of one much shorter requests are tokenised.
+
+**The lock.** There is one, `WorkerPool._lock`. It guards the queue, the requests that wait to be decoded and the idle
+threads. They belong together: a thread that finds nothing to do joins the idle list in the same step, so that
+whoever adds work sees it there and wakes it. The event loop takes it in `submit` and `drop`, the workers around each
+piece of work. It is held for microseconds: nothing is tokenised, run or decoded under it, and no future is touched.
 """
 
 import logging
@@ -14,41 +18,41 @@ from functools import partial
 from math import inf
 from queue import SimpleQueue
 from time import monotonic
-from typing import TypeAlias
 
 from potstill.errors import CheckError, UsageError
-from potstill.serve.batching.queue import SHORT_CHARACTERS, Batch, Item, Job, Queue, Task
-from potstill.serve.batching.shadow_compare import Shadow
+from potstill.serve.batching.queue import SHORT_CHARACTERS, Batch, Queue, QueuedRequest
+from potstill.serve.batching.shadow_compare import ShadowComparison
 from potstill.serve.encoder import RunRows
 from potstill.serve.http_errors import RequestError, failed, invalid, unavailable
 from potstill.serve.logging import log_failure
 from potstill.serve.session import Stop
-from potstill.serve.tasks.features import Outputs
-from potstill.serve.tokenizer import Row, between_chunks
+from potstill.serve.tasks import Outputs
+from potstill.serve.tokenizer import between_chunks
 
 _LOG = logging.getLogger("potstill.serve")
-# Answers that take longer to read than this are handed to the text threads while rows wait.
-_QUICK_READ_S = 0.0003
-
-Done: TypeAlias = Callable[[Sequence[Job]], None]
+# Answers that take longer to decode than this are handed to the text threads while rows wait.
+_QUICK_DECODE_S = 0.0003
 
 
-class _GaveUp(Exception):
+class _GivenUp(Exception):
     """Nobody waits for what is being tokenised."""
 
 
-class _Worker:
-    """One thread, and what it sleeps on."""
+class _Slot:
+    """The place of one thread. If the thread dies, another is started in its slot."""
 
-    def __init__(self, name: str, *, runs: bool) -> None:
-        self.name, self.runs = name, runs
-        self.began = 0.0  # when it got what it does; 0 while it has nothing to do
-        self.bell: SimpleQueue[None] = SimpleQueue()
-        self.stop: Stop | None = None  # for its next run; made before the lock is taken
+    def __init__(self, name: str, *, is_runner: bool) -> None:
+        self.name, self.is_runner = name, is_runner
         self.thread: threading.Thread | None = None
+        self.began = 0.0
+        """Since when it has been at what it does; 0 while it is idle. Written by its own thread only."""
+        self.wakeups: SimpleQueue[None] = SimpleQueue()
+        """What the thread sleeps on: its own, to wake exactly one; a queue, so that no wake-up is lost."""
+        self.stop: Stop | None = None
+        """For its next run: made before the lock is taken, because it takes onnxruntime some time."""
 
 
-class Crew:
+class WorkerPool:
     """Runners and text threads around one queue."""
 
     def __init__(
@@ -58,52 +62,53 @@ class Crew:
         *,
         runners: int,
         text_threads: int,
-        done: Done,
-        shadow: Shadow | None = None,
+        on_ended: Callable[[Sequence[QueuedRequest]], None],
+        shadow: ShadowComparison | None = None,
     ) -> None:
         """Set up; `start` begins.
 
         Args:
             models: what runs rows, by name.
-            queue: what waits. Nobody else may touch it while the crew works, but through the crew.
+            queue: what waits. Once the pool has started, it is changed through the pool only.
             runners: threads that run models.
             text_threads: threads that do not; at least one.
-            done: called from any thread with requests that are over, answered or failed.
+            on_ended: called from any thread with requests that are answered or failed.
             shadow: what runs when a runner would be idle.
         """
-        self._models, self.queue = models, queue
-        self._done, self._shadow = done, shadow
-        self.ran: deque[tuple[Batch, float]] = deque()
-        """RunRows that are over and the seconds they took, for whoever counts them; here they would hold answers up."""
+        self._models, self._queue = models, queue
+        self._on_ended, self._shadow = on_ended, shadow
+        self.finished_runs: deque[tuple[Batch, float]] = deque()
+        """Runs that are over and the seconds they took, for the event loop to count; a deque needs no lock for that."""
         self._lock = threading.Lock()
-        self._reads: deque[Job] = deque()
-        self._read_s = 0.0
-        self._workers = [_Worker(f"potstill-runner-{number}", runs=True) for number in range(runners)]
-        self._workers += [_Worker(f"potstill-text-{number}", runs=False) for number in range(text_threads)]
-        self._idle: list[_Worker] = []
+        self._to_decode: deque[QueuedRequest] = deque()
+        self._decode_s = 0.0  # of one request, as a moving mean
+        self._slots = [_Slot(f"potstill-runner-{number}", is_runner=True) for number in range(runners)]
+        self._slots += [_Slot(f"potstill-text-{number}", is_runner=False) for number in range(text_threads)]
+        self._idle: list[_Slot] = []
         self._closed = False
 
     def start(self) -> None:
         """Start the threads."""
-        for worker in self._workers:
-            self._begin(worker)
+        for slot in self._slots:
+            self._start_thread(slot)
 
-    def submit(self, job: Job, *, cost_s: float) -> None:
+    def submit(self, request: QueuedRequest, *, cost_s: float) -> None:
         """Take a request that is expected to cost this."""
         with self._lock:
-            self.queue.add(job, cost_s=cost_s)
-            self._ring((False,) if job.characters > SHORT_CHARACTERS else (True, False))
+            self._queue.add(request, cost_s=cost_s)
+            if request.characters > SHORT_CHARACTERS or not self._wake(runner=True):
+                self._wake(runner=False)
         if self._shadow is not None:
             self._shadow.step_aside()
 
-    def drop(self, job: Job) -> None:
-        """Forget a request; a run that is for nobody else is ended."""
+    def drop(self, request: QueuedRequest) -> None:
+        """Forget a request; a run that is for nobody else is stopped."""
         with self._lock:
-            abandoned = self.queue.drop(job)
+            abandoned = self._queue.drop(request)
         for batch in abandoned:
-            self.stop(batch)
+            self.stop_run(batch)
 
-    def stop(self, batch: Batch) -> None:
+    def stop_run(self, batch: Batch) -> None:
         """Tell a run to end."""
         if batch.stopped_at is None:
             batch.stopped_at = monotonic()
@@ -113,227 +118,232 @@ class Crew:
         """Let the threads end after what they do now; what waits is not done."""
         with self._lock:
             self._closed = True
-            for worker in self._workers:
-                worker.bell.put(None)
+            for slot in self._slots:
+                slot.wakeups.put(None)
 
     def join(self, timeout_s: float) -> bool:
         """Wait until the threads have ended; tell whether they have."""
         until = monotonic() + timeout_s
-        for worker in self._workers:
-            if worker.thread is not None:
-                worker.thread.join(max(0.0, until - monotonic()))
-        return not any(worker.thread is not None and worker.thread.is_alive() for worker in self._workers)
+        threads = [slot.thread for slot in self._slots if slot.thread is not None]
+        for thread in threads:
+            thread.join(max(0.0, until - monotonic()))
+        return not any(thread.is_alive() for thread in threads)
 
-    def oldest(self) -> float:
+    def busy_since(self) -> float:
         """Return since when the longest of what the threads do now has been going on; infinity if nothing is."""
-        return min((worker.began for worker in self._workers if worker.began), default=inf)
+        return min((slot.began for slot in self._slots if slot.began), default=inf)
 
-    def mend(self) -> bool:
-        """Start threads that have died again; tell whether all live."""
+    def restart_dead_threads(self) -> bool:
+        """Start a thread in each slot whose thread has died; tell whether all live."""
         if self._closed:
             return False
-        for worker in self._workers:
-            if worker.thread is not None and not worker.thread.is_alive():
-                _LOG.error("the thread %s had died and is started again", worker.name)
+        for slot in self._slots:
+            if slot.thread is not None and not slot.thread.is_alive():
+                _LOG.error("the thread %s had died and is started again", slot.name)
                 try:
-                    self._begin(worker)
+                    self._start_thread(slot)
                 except RuntimeError:  # no more threads on this machine
                     return False
         return True
 
-    def _begin(self, worker: _Worker) -> None:
+    def _start_thread(self, slot: _Slot) -> None:
         # A daemon: one that hangs in a run must not keep the process from ending.
-        worker.thread = threading.Thread(target=self._work, args=(worker,), name=worker.name, daemon=True)
-        worker.thread.start()
+        slot.thread = threading.Thread(target=self._work, args=(slot,), name=slot.name, daemon=True)
+        slot.thread.start()
 
-    def _ring(self, kinds: Sequence[bool]) -> None:
-        """Wake one idle thread, under the lock: of the first kind (does it run models?) that has one."""
-        for kind in kinds:
-            for worker in reversed(self._idle):  # whoever has been awake last
-                if worker.runs is kind:
-                    self._idle.remove(worker)
-                    worker.bell.put(None)
-                    return
+    def _wake(self, *, runner: bool) -> bool:
+        """Wake one idle thread of a kind; tell whether there was one. The caller holds the lock."""
+        for slot in reversed(self._idle):  # the one that was awake last, whose caches are warm
+            if slot.is_runner is runner:
+                self._idle.remove(slot)
+                slot.wakeups.put(None)
+                return True
+        return False
 
-    def _work(self, worker: _Worker) -> None:
+    def _work(self, slot: _Slot) -> None:
         while not self._closed:
             try:
-                task = self._next(worker)
-                if task is None:
-                    worker.bell.get()
+                work = self._next_work(slot)
+                if work is None:
+                    slot.wakeups.get()
                 else:
-                    worker.began = monotonic()
-                    task()
+                    slot.began = monotonic()
+                    work()
             except BaseException as error:  # a thread that ends would take the server with it
                 log_failure("the engine failed on a request", error)
             finally:
-                worker.began = 0.0
+                slot.began = 0.0
 
-    def _next(self, worker: _Worker) -> Task | None:
-        if worker.runs and worker.stop is None:
-            worker.stop = Stop()
+    def _next_work(self, slot: _Slot) -> Callable[[], None] | None:
+        if slot.is_runner and slot.stop is None:
+            slot.stop = Stop()
         with self._lock:
-            if self._reads and not worker.runs:
-                return partial(self._read, [self._reads.popleft()])
+            if self._to_decode and not slot.is_runner:
+                return partial(self._decode, [self._to_decode.popleft()])
             # Short texts first, also for a runner: they take little, and may be more urgent than all rows.
-            raw = self.queue.next_raw(long=not worker.runs)
-            if raw is not None:
-                return partial(self._prepare, raw, worker)
-            if worker.runs:
-                idle = sum(other.runs for other in self._idle)
-                batch = self.queue.next_batch(monotonic(), idle=idle, stop=worker.stop)
+            request = self._queue.next_to_tokenise(long=not slot.is_runner)
+            if request is not None:
+                return partial(self._tokenise, request, slot)
+            if slot.is_runner:
+                idle = sum(other.is_runner for other in self._idle)
+                batch = self._queue.next_batch(monotonic(), idle=idle, stop=slot.stop)
                 if batch is not None:
-                    worker.stop = None
-                    if self.queue.has_rows():
-                        self._ring((True,))
+                    slot.stop = None
+                    if self._queue.has_rows():
+                        self._wake(runner=True)
                     return partial(self._run, batch)
-                task = self._shadow.take() if self._shadow is not None else None
-                if task is not None:
-                    return task
-            self._idle.append(worker)
+                work = self._shadow.next_work() if self._shadow is not None else None
+                if work is not None:
+                    return work
+            # Under the lock with the looking: work that is added from now on finds this slot idle and wakes it.
+            self._idle.append(slot)
             return None
 
-    def _prepare(self, job: Job, worker: _Worker) -> None:
+    def _tokenise(self, request: QueuedRequest, slot: _Slot) -> None:
         began = monotonic()
-        if job.deadline <= began:
+        if request.deadline <= began:
             return  # its own timer answers
+
         lengths: list[int] = []
-        token = between_chunks.set(partial(self._let_pass, job, worker))
+        token = between_chunks.set(partial(self._tokenise_shorter_ones, request, slot))
         try:
-            job.prepared = job.prepare()
-            lengths = [len(row["input_ids"]) for row in job.prepared.rows]
-        except _GaveUp:
+            request.features = request.prepare()
+            lengths = [len(row["input_ids"]) for row in request.features.rows]
+        except _GivenUp:
             return
-        except Exception as error:
-            job.error = _refusal(error)
+        except BaseException as error:  # a panic of the tokenizers library is no Exception (pyo3's PanicException)
+            request.error = _as_request_error(error)
         finally:
             between_chunks.reset(token)
-        now = monotonic()
-        job.tokenise_s = now - began
-        job.tokens, job.left, job.outputs = sum(lengths), len(lengths), [None] * len(lengths)
+        request.tokenise_s = monotonic() - began
+        request.tokens, request.rows_left = sum(lengths), len(lengths)
+        request.outputs = [None] * len(lengths)
         with self._lock:
-            self.queue.put(job, lengths)
+            self._queue.add_rows(request, lengths)
             # A runner runs a single row itself, at once: to wake another for it costs both of them time.
-            if len(lengths) > worker.runs:
-                self._ring((True,))
+            if len(lengths) > slot.is_runner:
+                self._wake(runner=True)
         # Again, because a runner may have gone back to the shadow while this was tokenised.
         if self._shadow is not None:
             self._shadow.step_aside()
-        if job.error is not None:
-            self._end([job])
+        if request.error is not None:
+            self._end([request])
         elif not lengths:
-            self._read([job])
+            self._decode([request])
 
-    def _let_pass(self, job: Job, worker: _Worker) -> None:
+    def _tokenise_shorter_ones(self, request: QueuedRequest, slot: _Slot) -> None:
         """Tokenise much shorter requests in the middle of a long one, or end it if nobody waits for it any more."""
-        worker.began = monotonic()  # it has come on
-        while not job.dead:
+        slot.began = monotonic()  # the long one has come on, so it does not hang
+        while not request.is_dropped:
             with self._lock:
-                shorter = self.queue.next_raw(long=not worker.runs, before=job)
+                shorter = self._queue.next_to_tokenise(long=not slot.is_runner, before=request)
             if shorter is None:
                 return
-            self._prepare(shorter, worker)
-        raise _GaveUp
+            self._tokenise(shorter, slot)
+        raise _GivenUp
 
     def _run(self, batch: Batch) -> None:
-        jobs = list(dict.fromkeys(item.job for item in batch.items))
+        requests = list(dict.fromkeys(row.request for row in batch.rows))
+        kept: list[Outputs] = []
+        failure: BaseException | None = None
         try:
-            outputs = self._models[batch.model]([_row(item) for item in batch.items], batch.stop)
-        except Exception as error:
-            self._failed(batch, jobs, error)
-            return
-        finally:
-            now = monotonic()
-            with self._lock:
-                self.queue.done(batch, now=now)
+            rows = [row.request.features.rows[row.index] for row in batch.rows]
+            outputs = self._models[batch.model](rows, batch.stop)
+            # Copies of what is needed, so that the batch's arrays can be freed.
+            kept = [row.request.features.keep(row.index, found) for row, found in zip(batch.rows, outputs, strict=True)]
+        except BaseException as error:  # as in _tokenise
+            failure = error
+        now = monotonic()
         seconds = now - batch.started
-        self.ran.append((batch, seconds))
-        self._store(batch, jobs, outputs, seconds)
-
-    def _store(self, batch: Batch, jobs: Sequence[Job], outputs: Sequence[Outputs], seconds: float) -> None:
-        ready = []
-        kept = [_keep(item, found) for item, found in zip(batch.items, outputs, strict=True)]
+        if failure is None:
+            self.finished_runs.append((batch, seconds))
         with self._lock:
-            for item, found in zip(batch.items, kept, strict=True):
-                item.job.outputs[item.index] = found
-                item.job.left -= 1
-                if item.job.left == 0:
-                    ready.append(item.job)
-            for job in jobs:
-                job.infer_s += seconds
-            if ready and self._read_s > _QUICK_READ_S and self.queue.has_rows():
-                self._reads.extend(ready)
-                self._ring((False,))
+            self._queue.finish(batch, now=now)
+        if failure is None:
+            self._store(batch, requests, kept, seconds)
+        else:
+            self._finish_failed(batch, requests, failure)
+
+    def _store(
+        self, batch: Batch, requests: Sequence[QueuedRequest], outputs: Sequence[Outputs], seconds: float
+    ) -> None:
+        """Give each request its rows' outputs, and decode those that have all."""
+        ready = []
+        # Two runners may have rows of one request: only one of them must see that it was the last.
+        with self._lock:
+            for row, found in zip(batch.rows, outputs, strict=True):
+                row.request.outputs[row.index] = found
+                row.request.rows_left -= 1
+                if row.request.rows_left == 0:
+                    ready.append(row.request)
+            for request in requests:
+                request.infer_s += seconds
+            if ready and self._decode_s > _QUICK_DECODE_S and self._queue.has_rows():
+                self._to_decode.extend(ready)
+                self._wake(runner=False)
                 ready = []
         if ready:
-            self._read(ready)
+            self._decode(ready)
 
-    def _read(self, jobs: Sequence[Job]) -> None:
+    def _decode(self, requests: Sequence[QueuedRequest]) -> None:
         began = monotonic()
-        for job in jobs:
-            if job.dead or job.prepared is None:
+        for request in requests:
+            if request.is_dropped:
                 continue
             try:
-                job.answers = job.prepared.decode([found for found in job.outputs if found is not None])
+                request.answers = request.features.decode([found for found in request.outputs if found is not None])
                 if self._shadow is not None:
-                    self._shadow.offer(job)
-            except Exception as error:
-                job.error = _refusal(error)
-        seconds = (monotonic() - began) / len(jobs)
-        self._read_s += 0.1 * (seconds - self._read_s)
-        for job in jobs:
-            job.read_s = seconds
-        self._end(jobs)
+                    self._shadow.offer(request)
+            except BaseException as error:  # as in _tokenise
+                request.error = _as_request_error(error)
+        seconds = (monotonic() - began) / len(requests)
+        self._decode_s += 0.1 * (seconds - self._decode_s)
+        for request in requests:
+            request.decode_s = seconds
+        self._end(requests)
 
-    def _failed(self, batch: Batch, jobs: Sequence[Job], error: Exception) -> None:
+    def _finish_failed(self, batch: Batch, requests: Sequence[QueuedRequest], error: BaseException) -> None:
         """Find out whose rows a run failed on, by running each request's alone."""
         if batch.stop.is_set:
             # Whoever still waits for it, waits for a run that hung.
-            self._fail([job for job in jobs if not job.dead], unavailable("the model did not answer in time"))
+            waiting = [request for request in requests if not request.is_dropped]
+            self._fail(waiting, unavailable("the model did not answer in time"))
             return
         log_failure("the engine failed on a request", error)
-        if len(jobs) == 1:
-            self._fail(jobs, failed())
+        if len(requests) == 1:
+            self._fail(requests, failed())
             return
-        for job in jobs:
-            items = [item for item in batch.items if item.job is job]
-            if job.dead:
+        for request in requests:
+            if request.is_dropped:
                 continue
-            now = monotonic()
+            rows = [row for row in batch.rows if row.request is request]
             alone = Batch(
-                model=batch.model, items=items, longest=max(item.tokens for item in items), started=now,
+                model=batch.model,
+                rows=rows,
+                longest=max(row.tokens for row in rows),
+                started=monotonic(),
                 predicted_s=batch.predicted_s,
-            )  # fmt: skip
+            )
             with self._lock:
-                self.queue.running[alone] = None
+                self._queue.running[alone] = None
             self._run(alone)
 
-    def _fail(self, jobs: Sequence[Job], error: RequestError) -> None:
+    def _fail(self, requests: Sequence[QueuedRequest], error: RequestError) -> None:
         with self._lock:
-            for job in jobs:
-                job.error = error
-                self.queue.drop(job)
-        self._end(jobs)
+            for request in requests:
+                request.error = error
+                self._queue.drop(request)
+        self._end(requests)
 
-    def _end(self, jobs: Sequence[Job]) -> None:
+    def _end(self, requests: Sequence[QueuedRequest]) -> None:
         now = monotonic()
-        for job in jobs:
-            job.ended = now
-        self._done(jobs)
+        for request in requests:
+            request.ended = now
+        self._on_ended(requests)
 
 
-def _keep(item: Item, found: Outputs) -> Outputs:
-    prepared = item.job.prepared
-    return prepared.keep(item.index, found) if prepared is not None else found
-
-
-def _row(item: Item) -> Row:
-    prepared = item.job.prepared
-    return prepared.rows[item.index] if prepared is not None else {}
-
-
-def _refusal(error: Exception) -> RequestError:
-    """Return what a client is told of an error in tokenising or reading."""
+def _as_request_error(error: BaseException) -> RequestError:
+    """Return what a client is told of an error in tokenising or decoding."""
     if isinstance(error, RequestError):
         return error
     if isinstance(error, UsageError) and not isinstance(error, CheckError):

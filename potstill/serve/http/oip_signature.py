@@ -124,11 +124,11 @@ def _graph_outputs(encoder: Encoder) -> dict[str, TensorMetadata]:
     }
     found = {}
     for name in manifest.outputs:
-        per_token = manifest.task != TEXT_CLASSIFICATION.name and name != SENTENCE_EMBEDDING
+        per_token = not (encoder.task.one_output_per_text or name == SENTENCE_EMBEDDING)
         shape = [-1, -1] if per_token else [-1]
         if manifest.task != QUESTION_ANSWERING.name:
             # A dimension without a size has a name, or None.
-            sizes = [size for size in (*shapes[name][-1:], widths[manifest.task]) if isinstance(size, int)]
+            sizes = [size for size in (*shapes[name][-1:], widths.get(manifest.task)) if isinstance(size, int)]
             shape.append(sizes[0] if sizes else -1)
         found[name] = TensorMetadata(name=name, datatype="FP32", shape=shape)
     return found

@@ -46,7 +46,7 @@ def preprocess_vectors(
     pooling: Pooling | None,
     width: int | None,
 ) -> Features:
-    """Return texts of which vectors are to be made; each gets one, a list of floats.
+    """Tokenise texts; each gets one vector, a list of floats.
 
     Args:
         tokenizer: the model's.
@@ -71,11 +71,11 @@ def preprocess_vectors(
         if not known.is_simple or all(name == SENTENCE_EMBEDDING for name in outputs):
             raise invalid("parameters.normalize is false; this model gives vectors of length 1 and nothing else")
     wanted = known.normalize if parameters.normalize is None else parameters.normalize
+    # What is cut to fewer dimensions has to be normalised again.
     is_due = wanted and not (is_pooled and known.normalize and parameters.dimensions is None)
 
     def keep(_: int, given: Outputs) -> Outputs:
-        vector = given[SENTENCE_EMBEDDING].copy() if is_pooled else _pool(given[outputs[0]], known.mode)
-        return {_KEPT: vector}
+        return {_KEPT: given[SENTENCE_EMBEDDING].copy() if is_pooled else _pool(given[outputs[0]], known.mode)}
 
     def decode(given: Sequence[Outputs]) -> list[Any]:
         answers = []
@@ -91,14 +91,14 @@ def preprocess_vectors(
 
 def _pool(states: NDArray[np.floating[Any]], mode: str) -> NDArray[np.float64]:
     """Return one vector of a text's token vectors, shape (tokens, width)."""
-    wide = states.astype(np.float64)
-    vector: NDArray[np.float64] = {"cls": lambda: wide[0], "max": lambda: wide.max(axis=0)}.get(
-        mode, lambda: wide.mean(axis=0)
-    )()
-    return vector
+    # The first token alone is copied: all of them are megabytes.
+    wide = (states[:1] if mode == "cls" else states).astype(np.float64)
+    pooled: NDArray[np.float64] = wide.max(axis=0) if mode == "max" else wide.mean(axis=0)
+    return pooled
 
 
 def _check_lengths(tokenizer: BundleTokenizer, texts: Sequence[str]) -> None:
+    """Refuse texts that the model would not read to their end."""
     for index, whole in enumerate(tokenizer.pieces(texts)):
         tokens = len(whole.ids) + tokenizer.single.size
         if tokens > tokenizer.max_length:

@@ -1,6 +1,6 @@
 """What every task has: how a request becomes features for the model, and the model's outputs an answer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -32,6 +32,8 @@ class Features(NamedTuple):
     keep: Callable[[int, Outputs], Outputs] = keep_all
     """Returns what `decode` needs of the outputs of row number n: a copy, so that the batch's arrays can be freed. A
     language model gives a vocabulary of logits per token, 60 MB for a text of 512 tokens; one token's are needed."""
+    decide: Callable[[Any], Hashable] | None = None
+    """`ServedTask.decide`, where the answers are those of a task."""
 
 
 class LoadedModel(Protocol):
@@ -62,6 +64,11 @@ class ServedTask:
     preprocess: Callable[[LoadedModel, Sequence[Any], Any, int], Features]
     """Takes the model, the inputs, an instance of `parameters`, and in how many windows a long context may be read.
     Raises RequestError if an input or a parameter does not fit. Pure, and safe in any thread."""
+    decide: Callable[[Any], Hashable] | None = None
+    """Returns what an answer decides, without its scores, so that the answers of two models can be compared: a label,
+    a span. None where answers decide nothing, as vectors."""
+    one_output_per_text: bool = False
+    """Whether the graph's outputs have one entry per text; those of other tasks have one per token."""
     has_windows: bool = False
     """Whether a long input is read in several rows; other tasks cut it."""
 

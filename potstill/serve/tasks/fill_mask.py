@@ -1,6 +1,6 @@
 """Fill-mask: the best words for each mask of a text, as transformers' fill-mask pipeline chooses them."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -11,12 +11,17 @@ from potstill.metrics import softmax
 from potstill.serve.http_errors import invalid
 from potstill.serve.tasks.features import Features, LoadedModel, Outputs, ServedTask, check_finite
 from potstill.serve.tasks.inputs import MAX_COUNT, Count, RequestModel, read_texts
-from potstill.serve.tokenizer import BundleTokenizer, without_surrogates
+from potstill.serve.tokenizer import BundleTokenizer, Row, without_surrogates
 
+# Characters of one target, which is a word: without a limit a string of 1.9 MB was tokenised for 2.6 s, for its first
+# token.
+_MOST_TARGET_CHARACTERS = 128
 # Tokens of all the sequences that one request's answers repeat: every word for every mask comes with its whole text,
 # which would be gigabytes for a text of masks and the largest top_k.
 _MOST_TOKENS = 2_000_000
 _KEPT = "logits of the masks"
+
+_Target = Annotated[StrictStr, Field(max_length=_MOST_TARGET_CHARACTERS)]
 
 
 class MaskParameters(RequestModel):
@@ -24,7 +29,7 @@ class MaskParameters(RequestModel):
 
     top_k: Count = 5
     """How many words, the best first."""
-    targets: Annotated[list[StrictStr], Field(min_length=1, max_length=MAX_COUNT)] | None = None
+    targets: Annotated[list[_Target], Field(min_length=1, max_length=MAX_COUNT)] | None = None
     """The only words to choose from."""
 
 
@@ -40,7 +45,7 @@ class Filling(BaseModel):
 def preprocess_masks(
     tokenizer: BundleTokenizer, texts: Sequence[str], parameters: MaskParameters, *, output: str
 ) -> Features:
-    """Return texts with masks; a text with one gets its best words, one with several a list of these per mask.
+    """Tokenise texts with masks; a text with one gets its best words, one with several a list of these per mask.
 
     Args:
         tokenizer: the model's.
@@ -52,15 +57,12 @@ def preprocess_masks(
         RequestError: 422 if a text has no mask among the tokens that are read, none of the targets is a token, or the
             answer would be too large.
     """
-    if tokenizer.mask_id is None:
-        raise invalid("this model's tokenizer has no mask token, so it cannot fill masks")
-    rows = tokenizer.rows(texts)
-    masks = [np.flatnonzero(row["input_ids"] == tokenizer.mask_id) for row in rows]
+    rows, masks = _find_masks(tokenizer, texts)
     for index, places in enumerate(masks):
         if not len(places):
-            mask = tokenizer.token(tokenizer.mask_id)
+            mask = tokenizer.token(-1 if tokenizer.mask_id is None else tokenizer.mask_id)
             raise invalid(f"input {index} has no {mask} within the {tokenizer.max_length} tokens that are read")
-    targets = None if parameters.targets is None else _targets(tokenizer, parameters.targets)
+    targets = None if parameters.targets is None else _target_tokens(tokenizer, parameters.targets)
     top_k = parameters.top_k if targets is None else min(parameters.top_k, len(targets))
     size = top_k * sum(len(places) * len(row["input_ids"]) for places, row in zip(masks, rows, strict=True))
     if size > _MOST_TOKENS:
@@ -72,9 +74,8 @@ def preprocess_masks(
     def decode(outputs: Sequence[Outputs]) -> list[Any]:
         answers = []
         for index, own in enumerate(outputs):
-            logits = (own if _KEPT in own else keep(index, own))[_KEPT]
-            ids = rows[index]["input_ids"]
-            found = _fill(tokenizer, ids, masks[index], check_finite(logits), targets=targets, top_k=top_k)
+            logits = check_finite((own if _KEPT in own else keep(index, own))[_KEPT])
+            found = _fill(tokenizer, rows[index]["input_ids"], masks[index], logits, targets=targets, top_k=top_k)
             answers.append(found[0] if len(found) == 1 else found)
         return answers
 
@@ -84,7 +85,7 @@ def preprocess_masks(
 def preprocess_hidden(
     tokenizer: BundleTokenizer, texts: Sequence[str], hidden: Sequence[Sequence[int]], *, output: str
 ) -> Features:
-    """Return texts whose masks hide known tokens; each gets a triple per mask.
+    """Tokenise texts whose masks hide known tokens; each gets a triple per mask; for an evaluation.
 
     The triple is the score of the hidden token, as `preprocess_masks` gives it where it is one of the `targets`; the
     likeliest token; and how many tokens the model chooses from.
@@ -98,10 +99,7 @@ def preprocess_hidden(
     Raises:
         RequestError: 422 if there is no mask token, or a text has other masks than are hidden.
     """
-    if tokenizer.mask_id is None:
-        raise invalid("this model's tokenizer has no mask token, so it cannot fill masks")
-    rows = tokenizer.rows(texts)
-    masks = [np.flatnonzero(row["input_ids"] == tokenizer.mask_id) for row in rows]
+    rows, masks = _find_masks(tokenizer, texts)
     for index, (places, tokens) in enumerate(zip(masks, hidden, strict=True)):
         if len(places) != len(tokens):
             raise invalid(f"input {index} has {len(places)} masks and {len(tokens)} hidden tokens")
@@ -122,6 +120,14 @@ def preprocess_hidden(
         return answers
 
     return Features(rows=rows, decode=decode, keep=keep)
+
+
+def _find_masks(tokenizer: BundleTokenizer, texts: Sequence[str]) -> tuple[list[Row], list[NDArray[np.intp]]]:
+    """Return the rows of texts, and where in each the masks stand."""
+    if tokenizer.mask_id is None:
+        raise invalid("this model's tokenizer has no mask token, so it cannot fill masks")
+    rows = tokenizer.rows(texts)
+    return rows, [np.flatnonzero(row["input_ids"] == tokenizer.mask_id) for row in rows]
 
 
 def _fill(
@@ -168,7 +174,7 @@ def _best(scores: NDArray[np.floating[Any]], count: int) -> NDArray[np.intp]:
     return chosen
 
 
-def _targets(tokenizer: BundleTokenizer, words: Sequence[str]) -> NDArray[np.int64]:
+def _target_tokens(tokenizer: BundleTokenizer, words: Sequence[str]) -> NDArray[np.int64]:
     """Return the tokens of words, ascending and once each; of a word that is no token its first one counts."""
     known = {word: tokenizer.id_of(word) for word in map(without_surrogates, words)}
     others = [pieces.ids for pieces in tokenizer.pieces([word for word, id_ in known.items() if id_ is None])]
@@ -184,10 +190,17 @@ def _preprocess(model: LoadedModel, items: Sequence[object], parameters: MaskPar
     return preprocess_masks(model.tokenizer, read_texts(items), parameters, output=model.manifest.outputs[0])
 
 
+def _decide(answer: list[Any]) -> Hashable:
+    """Return the best word, or with several masks that of each."""
+    masks = answer if answer and isinstance(answer[0], list) else [answer]
+    return tuple(words[0]["token"] if words else None for words in masks)
+
+
 TASK = ServedTask(
     item=StrictStr,
     parameters=MaskParameters,
     answer=list[Filling] | list[list[Filling]],
     example="Paris is the [MASK] of France.",
     preprocess=_preprocess,
+    decide=_decide,
 )

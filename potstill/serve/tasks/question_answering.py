@@ -1,4 +1,4 @@
-"""Question answering: the scores of first and last tokens become parts of the context.
+"""Question answering: logits of first and last tokens become parts of the context.
 
 The rules are those of the question-answering pipeline of transformers 4; transformers 5 has none. A part of the context
 scores the product of two softmaxes, of its first and its last token over a window; parts that read the same, in several
@@ -6,9 +6,9 @@ windows or by another token of the same word, add up. Unlike there, a question m
 room for (it is cut), and no answer has the score 0.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +63,7 @@ class Answer(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """One window of a context."""
+    """A question with one window of its context, as a row of the model."""
 
     row: Row
     part: slice
@@ -73,12 +73,23 @@ class _Window:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _WindowedQuestion:
     """One question with its context."""
 
     context: str
     pieces: Pieces
+    """Of the context."""
     windows: list[_Window]
+
+
+class _Probabilities(NamedTuple):
+    """What the model says of one window; the first two have the shape (tokens of the context in it,)."""
+
+    starts: NDArray[np.float64]
+    """How likely an answer begins with each token."""
+    ends: NDArray[np.float64]
+    """How likely one ends with it."""
+    no_answer: float
 
 
 def preprocess_questions(
@@ -89,13 +100,13 @@ def preprocess_questions(
     outputs: Sequence[str],
     most_windows: int,
 ) -> Features:
-    """Return questions to be answered; each gets its best answer, or with `top_k` above 1 a list, the best first.
+    """Tokenise questions; each gets its best answer, or with `top_k` above 1 a list of answers, the best first.
 
     Args:
         tokenizer: the model's.
         questions: (question, context), at least one.
         parameters: what the request says.
-        outputs: the names of the scores of an answer's first token and of its last.
+        outputs: the names of the logits of an answer's first token and of its last.
         most_windows: windows that one context may be read in.
 
     Raises:
@@ -106,134 +117,22 @@ def preprocess_questions(
     if characters > _MOST_CHARACTERS:
         raise invalid(f"top_k times the contexts is {characters} characters, over {_MOST_CHARACTERS}; ask for fewer")
     pieces = tokenizer.pieces([*(question for question, _ in questions), *contexts])
-    asked = []
-    for index, (question, context) in enumerate(zip(pieces[: len(contexts)], pieces[len(contexts) :], strict=True)):
-        found = _windows(tokenizer, question, context, parameters, most=most_windows, index=index)
-        asked.append(_Asked(contexts[index], context, found))
+    windowed = []
+    for index, context in enumerate(contexts):
+        question_pieces, context_pieces = pieces[index], pieces[len(contexts) + index]
+        windows = _split(tokenizer, question_pieces, context_pieces, parameters, most=most_windows, index=index)
+        windowed.append(_WindowedQuestion(context, context_pieces, windows))
 
     def decode(given: Sequence[Outputs]) -> list[Any]:
         left = iter(given)
         answers = []
-        for one in asked:
-            scores = [_probabilities(tokenizer, window, next(left), outputs) for window in one.windows]
-            found = _answers(one, scores, parameters)
+        for question in windowed:
+            probabilities = [_probabilities(tokenizer, window, next(left), outputs) for window in question.windows]
+            found = _best_answers(question, probabilities, parameters)
             answers.append(found if parameters.top_k > 1 else (found or [dict(_NO_ANSWER)])[0])
         return answers
 
-    return Features(rows=[window.row for one in asked for window in one.windows], decode=decode)
-
-
-def _windows(
-    tokenizer: BundleTokenizer,
-    question: Pieces,
-    context: Pieces,
-    parameters: QuestionParameters,
-    *,
-    most: int,
-    index: int,
-) -> list[_Window]:
-    longest = parameters.max_seq_len or min(tokenizer.max_length, _WINDOW)
-    if not tokenizer.pair.size + 2 <= longest <= tokenizer.max_length:
-        raise invalid(
-            f"parameters.max_seq_len is {longest}; expected from {tokenizer.pair.size + 2} to {tokenizer.max_length}"
-        )
-    both = longest - tokenizer.pair.size
-    stride = min(longest // 2, STRIDE) if parameters.doc_stride is None else parameters.doc_stride
-    read = question.ids[: parameters.max_question_len]
-    if len(read) + len(context.ids) <= both:
-        stride = 0
-    elif both - len(read) <= stride:
-        # Where transformers' pipeline fails, half of a window is the context's.
-        read = read[: both // 2]
-        stride = _shorten(stride, room=both - len(read), is_asked=parameters.doc_stride is not None)
-    room = max(1, both - len(read))
-    count = count_windows(len(context.ids), room=room, stride=stride)
-    if count > most:
-        raise too_large(f"the context of input {index} takes {count} windows; at most {most} are read")
-    return [_Window(*found) for found in window_rows(tokenizer, read, context.ids, room=room, stride=stride)]
-
-
-def _shorten(stride: int, *, room: int, is_asked: bool) -> int:
-    """Return a stride that leaves something new to every window."""
-    if stride < room:
-        return stride
-    if is_asked:
-        raise invalid(
-            f"parameters.doc_stride is {stride}; beside the question a window has {room} tokens, and neighbours "
-            "cannot share them all"
-        )
-    return room // 2
-
-
-def _probabilities(
-    tokenizer: BundleTokenizer, window: _Window, given: Outputs, outputs: Sequence[str]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Return how likely each token of the window's context is an answer's first and its last; and "no answer"."""
-    ids = window.row["input_ids"]
-    # [CLS] says that there is no answer; other tokens outside of the context say nothing.
-    counted = ids == (-1 if tokenizer.first_id is None else tokenizer.first_id)
-    counted[window.inside] = True
-    sides = []
-    for name in outputs[:2]:
-        logits = np.where(counted, check_finite(given[name]), -np.inf)
-        raised = np.exp(logits - logits.max()) if counted.any() else np.zeros(len(ids))
-        sides.append(raised / max(float(raised.sum()), 1.0))
-    starts, ends = sides
-    return starts[window.inside], ends[window.inside], float(starts[0] * ends[0])
-
-
-def _answers(
-    asked: _Asked,
-    scores: Sequence[tuple[NDArray[np.float64], NDArray[np.float64], float]],
-    parameters: QuestionParameters,
-) -> list[dict[str, Any]]:
-    """Return the best answers to one question, the best first; none where the context has no token."""
-    # Those of one word become one answer, so more than the wanted are looked at.
-    tried = parameters.top_k * 2 + 10 if parameters.align_to_words else parameters.top_k
-    found: dict[str, dict[str, Any]] = {}
-    for window, (starts, ends, _) in zip(asked.windows, scores, strict=True):
-        for first, last, score in _best_spans(starts, ends, count=tried, longest=parameters.max_answer_len):
-            start, end = _place(asked.pieces, window.part, first, last, align=parameters.align_to_words)
-            answer = asked.context[start:end]
-            one = found.setdefault(answer.lower(), {"score": 0.0, "start": start, "end": end, "answer": answer})
-            one["score"] += score
-    answers = list(found.values())
-    if parameters.handle_impossible_answer:
-        answers.append({**_NO_ANSWER, "score": min(none for _, _, none in scores)})
-    return sorted(answers, key=lambda answer: -float(answer["score"]))[: parameters.top_k]
-
-
-def _best_spans(
-    starts: NDArray[np.float64], ends: NDArray[np.float64], *, count: int, longest: int
-) -> list[tuple[int, int, float]]:
-    """Return first token, last token and score of the likeliest spans; none that cannot be."""
-    tokens = len(starts)
-    reach = min(longest, tokens)
-    # Row by row the spans that begin there; beyond the text's end they are impossible.
-    followed = np.concatenate([ends, np.zeros(reach)])
-    band = starts[:, None] * np.lib.stride_tricks.sliding_window_view(followed, reach)[:tokens] if tokens else starts
-    flat = band.ravel()
-    least = np.partition(flat, -count)[-count] if count < len(flat) else 0.0
-    likely = np.flatnonzero((flat >= least) & (flat > 0))
-    chosen = likely[np.argsort(-flat[likely], kind="stable")[:count]]
-    spans = []
-    for place in chosen.tolist():
-        first, more = divmod(place, reach)
-        spans.append((first, first + more, float(flat[place])))
-    return spans
-
-
-def _place(pieces: Pieces, part: slice, first: int, last: int, *, align: bool) -> tuple[int, int]:
-    """Return where in the context a span of a window's tokens begins and ends, in characters."""
-    places, words = pieces.places[part], pieces.words[part]
-    if align and words[first] >= 0 and words[last] >= 0:
-        # Of a word that the window cuts, the part in the window counts.
-        first = int(np.flatnonzero(words == words[first])[0])
-        last = int(np.flatnonzero(words == words[last])[-1])
-    return int(places[first, 0]), int(places[last, 1])
-
-
-# DOC: Texts that are longer than a model reads, window by window.
+    return Features(rows=[window.row for question in windowed for window in question.windows], decode=decode)
 
 
 def windows(tokens: int, *, room: int, stride: int, side: str = "right") -> Iterator[slice]:
@@ -257,37 +156,125 @@ def windows(tokens: int, *, room: int, stride: int, side: str = "right") -> Iter
 
 
 def count_windows(tokens: int, *, room: int, stride: int) -> int:
-    """Return how many windows there are."""
+    """Return how many windows there are, without making them; arguments as `windows`."""
     return 1 if tokens <= room else 1 + -(-(tokens - room) // (room - stride))
 
 
-def window_rows(
-    tokenizer: BundleTokenizer, question: Sequence[int], context: Sequence[int], *, room: int, stride: int
-) -> Iterator[tuple[Row, slice, slice]]:
-    """Yield the inputs of a question with each window of its context; which part of the context it is, and of the row.
+def _split(
+    tokenizer: BundleTokenizer,
+    question: Pieces,
+    context: Pieces,
+    parameters: QuestionParameters,
+    *,
+    most: int,
+    index: int,
+) -> list[_Window]:
+    """Return the windows of a context, each with as much of the question as is read."""
+    longest = parameters.max_seq_len or min(tokenizer.max_length, _WINDOW)
+    if not tokenizer.pair.size + 2 <= longest <= tokenizer.max_length:
+        raise invalid(
+            f"parameters.max_seq_len is {longest}; expected from {tokenizer.pair.size + 2} to {tokenizer.max_length}"
+        )
+    both = longest - tokenizer.pair.size
+    stride = min(longest // 2, STRIDE) if parameters.doc_stride is None else parameters.doc_stride
+    read = question.ids[: parameters.max_question_len]
+    if len(read) + len(context.ids) <= both:
+        stride = 0
+    elif both - len(read) <= stride:
+        # Where transformers' pipeline fails, half of a window is the context's, and every window has something new.
+        read = read[: both // 2]
+        if stride >= both - len(read):
+            if parameters.doc_stride is not None:
+                raise invalid(
+                    f"parameters.doc_stride is {stride}; beside the question a window has {both - len(read)} tokens, "
+                    "and neighbours cannot share them all"
+                )
+            stride = (both - len(read)) // 2
+    room = max(1, both - len(read))
+    count = count_windows(len(context.ids), room=room, stride=stride)
+    if count > most:
+        raise too_large(f"the context of input {index} takes {count} windows; at most {most} are read")
+    first = len(tokenizer.pair.ids[0]) + len(read) + len(tokenizer.pair.ids[1])
+    parts = windows(len(context.ids), room=room, stride=stride, side=tokenizer.truncation_side)
+    return [
+        _Window(tokenizer.frame(read, ids), part, slice(first, first + len(ids)))
+        for part, ids in ((part, context.ids[part]) for part in parts)
+    ]
 
-    Args:
-        tokenizer: the model's.
-        question: its ids, all of which are read.
-        context: its ids.
-        room: the context's tokens in a window.
-        stride: tokens that neighbours share.
-    """
-    first = len(tokenizer.pair.ids[0]) + len(question) + len(tokenizer.pair.ids[1])
-    for part in windows(len(context), room=room, stride=stride, side=tokenizer.truncation_side):
-        ids = context[part]
-        yield tokenizer.frame(question, ids), part, slice(first, first + len(ids))
+
+def _probabilities(
+    tokenizer: BundleTokenizer, window: _Window, given: Outputs, outputs: Sequence[str]
+) -> _Probabilities:
+    ids = window.row["input_ids"]
+    # [CLS] says that there is no answer; other tokens outside of the context say nothing.
+    counted = ids == (-1 if tokenizer.first_id is None else tokenizer.first_id)
+    counted[window.inside] = True
+    sides = []
+    for name in outputs[:2]:
+        logits = np.where(counted, check_finite(given[name]), -np.inf)
+        raised = np.exp(logits - logits.max()) if counted.any() else np.zeros(len(ids))
+        sides.append(raised / max(float(raised.sum()), 1.0))
+    starts, ends = sides
+    return _Probabilities(starts[window.inside], ends[window.inside], float(starts[0] * ends[0]))
+
+
+def _best_answers(
+    question: _WindowedQuestion, probabilities: Sequence[_Probabilities], parameters: QuestionParameters
+) -> list[dict[str, Any]]:
+    """Return the best answers to one question, the best first; none where the context has no token."""
+    # Those of one word become one answer, so more than the wanted are looked at.
+    tried = parameters.top_k * 2 + 10 if parameters.align_to_words else parameters.top_k
+    found: dict[str, dict[str, Any]] = {}
+    for window, (starts, ends, _) in zip(question.windows, probabilities, strict=True):
+        places, words = question.pieces.places[window.part], question.pieces.words[window.part]
+        for first, last, score in _best_spans(starts, ends, count=tried, longest=parameters.max_answer_len):
+            if parameters.align_to_words and words[first] >= 0 and words[last] >= 0:
+                # Of a word that the window cuts, the part in the window counts.
+                first = int(np.flatnonzero(words == words[first])[0])
+                last = int(np.flatnonzero(words == words[last])[-1])
+            start, end = int(places[first, 0]), int(places[last, 1])
+            answer = question.context[start:end]
+            one = found.setdefault(answer.lower(), {"score": 0.0, "start": start, "end": end, "answer": answer})
+            one["score"] += score
+    answers = list(found.values())
+    if parameters.handle_impossible_answer:
+        answers.append({**_NO_ANSWER, "score": min(one.no_answer for one in probabilities)})
+    return sorted(answers, key=lambda answer: -float(answer["score"]))[: parameters.top_k]
+
+
+def _best_spans(
+    starts: NDArray[np.float64], ends: NDArray[np.float64], *, count: int, longest: int
+) -> list[tuple[int, int, float]]:
+    """Return first token, last token and score of the likeliest spans; none of probability 0."""
+    tokens = len(starts)
+    reach = min(longest, tokens)
+    # Row by row the spans that begin there; beyond the text's end they are impossible.
+    padded = np.concatenate([ends, np.zeros(reach)])
+    spans = starts[:, None] * np.lib.stride_tricks.sliding_window_view(padded, reach)[:tokens] if tokens else starts
+    flat = spans.ravel()
+    least = np.partition(flat, -count)[-count] if count < len(flat) else 0.0
+    likely = np.flatnonzero((flat >= least) & (flat > 0))
+    chosen = likely[np.argsort(-flat[likely], kind="stable")[:count]]
+    best = []
+    for place in chosen.tolist():
+        first, more = divmod(place, reach)
+        best.append((first, first + more, float(flat[place])))
+    return best
 
 
 def _preprocess(
     model: LoadedModel, items: Sequence[object], parameters: QuestionParameters, most_windows: int
 ) -> Features:
-    questions = [
-        read_two_texts(index, item, Question, "a question with its context") for index, item in enumerate(items)
-    ]
-    return preprocess_questions(
-        model.tokenizer, questions, parameters, outputs=model.manifest.outputs, most_windows=most_windows
-    )
+    expected = "a question with its context"
+    questions = [read_two_texts(index, item, Question, expected) for index, item in enumerate(items)]
+    outputs = model.manifest.outputs
+    return preprocess_questions(model.tokenizer, questions, parameters, outputs=outputs, most_windows=most_windows)
+
+
+def _decide(answer: dict[str, Any] | list[dict[str, Any]]) -> Hashable:
+    """Return where the best answer stands."""
+    best = answer if isinstance(answer, dict) else (answer or [_NO_ANSWER])[0]
+    return best["start"], best["end"]
 
 
 TASK = ServedTask(
@@ -296,5 +283,6 @@ TASK = ServedTask(
     answer=Answer | list[Answer],
     example={"question": "Where did she live?", "context": "Ada Lovelace lived in London."},
     preprocess=_preprocess,
+    decide=_decide,
     has_windows=True,
 )

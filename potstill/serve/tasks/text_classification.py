@@ -6,7 +6,7 @@ several may hold or where there is only one, and the number itself for a regress
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from operator import itemgetter
 from typing import Any, Literal
 
@@ -70,7 +70,7 @@ def preprocess_texts(
     function: str,
     output: str,
 ) -> Features:
-    """Return texts and pairs to classify; each gets its labels with scores, the best first.
+    """Tokenise texts and pairs; each gets its labels with scores, the best first.
 
     Args:
         tokenizer: the model's.
@@ -90,9 +90,9 @@ def preprocess_texts(
 
 
 def preprocess_scores(tokenizer: BundleTokenizer, texts: Sequence[Text], *, function: str, output: str) -> Features:
-    """Return texts and pairs to score; each gets its logits and its labels' scores, in the order of the logits.
+    """Tokenise texts and pairs; each gets its logits and its labels' scores, in the order of the logits.
 
-    These are the numbers that `preprocess_texts` ranks, for whoever needs them all: an evaluation.
+    These are the numbers that `preprocess_texts` ranks, for an evaluation, which needs them all.
 
     Args:
         tokenizer: the model's.
@@ -110,7 +110,7 @@ def preprocess_scores(tokenizer: BundleTokenizer, texts: Sequence[Text], *, func
 
 def rank(
     logits: Sequence[float], labels: Sequence[str], *, function: str = "softmax", top_k: int | None = None
-) -> list[dict[str, Any]]:
+) -> list[dict[str, str | float]]:
     """Return the `top_k` best labels of one text with their scores, the best first; None returns all.
 
     Equal scores keep the order of `labels`. It is plain Python: after a run has emptied the caches, numpy's dozen of
@@ -139,7 +139,7 @@ def label_scores(logits: Sequence[float], function: str) -> Sequence[float]:
         powers = [math.exp(logit - largest) for logit in logits]
         total = sum(powers)
         return [power / total for power in powers]
-    # Written with tanh, which does not overflow.
+    # A sigmoid written with tanh, which does not overflow.
     return [0.5 * (1 + math.tanh(0.5 * logit)) for logit in logits] if function == "sigmoid" else logits
 
 
@@ -149,15 +149,13 @@ def _preprocess(model: LoadedModel, items: Sequence[object], parameters: Classif
         item if isinstance(item, str) else read_two_texts(index, item, Pair, expected)
         for index, item in enumerate(items)
     ]
-    manifest = model.manifest
-    return preprocess_texts(
-        model.tokenizer,
-        texts,
-        parameters,
-        labels=manifest.labels,
-        function=model.function,
-        output=manifest.outputs[0],
-    )
+    labels, output = model.manifest.labels, model.manifest.outputs[0]
+    return preprocess_texts(model.tokenizer, texts, parameters, labels=labels, function=model.function, output=output)
+
+
+def _decide(answer: list[dict[str, Any]]) -> Hashable:
+    """Return the best label."""
+    return answer[0]["label"] if answer else None
 
 
 TASK = ServedTask(
@@ -166,4 +164,6 @@ TASK = ServedTask(
     answer=list[Score],
     example="a great movie",
     preprocess=_preprocess,
+    decide=_decide,
+    one_output_per_text=True,
 )

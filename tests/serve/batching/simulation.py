@@ -8,7 +8,7 @@ import numpy as np
 
 from potstill.serve.batching.admission import Admission
 from potstill.serve.batching.cost import LONG_TOKENS, Drift, RunCost
-from potstill.serve.batching.queue import Job, Policy, Queue
+from potstill.serve.batching.queue import BatchPolicy, Queue, QueuedRequest
 
 # A student of 3 layers and 384 features in fp32 on one core of an EPYC: 2 ms for 25 tokens, 1.5 ms in batches.
 STUDENT = RunCost(fixed=0.0007, per_row=0.0001, per_token=0.00005, per_pair=5e-8)
@@ -75,13 +75,13 @@ class Machine:
     ):  # fmt: skip
         self.draw = np.random.default_rng(seed)
         self.cost, self.slower, self.noise, self.runners = cost, slower, noise, runners
-        self.queue = Queue({"m": Policy(cost=cost, drift=Drift(), budget=budget, padded=padded)}, runners=runners)
+        self.queue = Queue({"m": BatchPolicy(cost=cost, drift=Drift(), budget=budget, padded=padded)}, runners=runners)
         self.door = Admission(typical_s=cost.seconds(1, LONG_TOKENS), batch_s=batch_s, fixed_s=fixed_s)
         self.free = runners
         self.now = 0.0
         self._events: list = []
         self._order = 0
-        self._asking: dict[Job, Client] = {}
+        self._asking: dict[QueuedRequest, Client] = {}
 
     def load(self, rate, *, duration=20.0, texts=None) -> Outcome:
         """Offer requests at so many a second."""
@@ -132,16 +132,16 @@ class Machine:
             return
         level = self.queue.lane("m", cost).level
         self.door.took(cost, drift=self.queue.drift("m"), is_lowest=level == 0)
-        job = Job(
+        job = QueuedRequest(
             model="m", prepare=lambda: None, characters=100, arrived=self.now, deadline=self.now + REQUEST_SECONDS,
             timeout_s=REQUEST_SECONDS, client=client.name,
         )  # fmt: skip
         self._asking[job] = client
         self._at(job.deadline, "end", job)
         self.queue.add(job, cost_s=cost)
-        assert self.queue.next_raw(long=True) is job
-        job.left = len(tokens)
-        self.queue.put(job, tokens)
+        assert self.queue.next_to_tokenise(long=True) is job
+        job.rows_left = len(tokens)
+        self.queue.add_rows(job, tokens)
 
     def _dispatch(self):
         while self.free:
@@ -150,18 +150,18 @@ class Machine:
                 return
             self.free -= 1
             noise = self.draw.lognormal(0, self.noise)
-            seconds = self.cost.seconds(len(batch.items), batch.longest, batch.tokens) * self.slower * noise
+            seconds = self.cost.seconds(len(batch.rows), batch.longest, batch.tokens) * self.slower * noise
             self._at(self.now + seconds, "done", batch)
 
     def _done(self, batch):
         self.free += 1
-        self.queue.done(batch, now=self.now)
-        for item in batch.items:
-            item.job.left -= 1
-            client = self._asking.get(item.job)
-            if item.job.left == 0 and client is not None:
-                del self._asking[item.job]
-                client.outcome.seconds.append(self.now - item.job.arrived)
+        self.queue.finish(batch, now=self.now)
+        for row in batch.rows:
+            row.request.rows_left -= 1
+            client = self._asking.get(row.request)
+            if row.request.rows_left == 0 and client is not None:
+                del self._asking[row.request]
+                client.outcome.seconds.append(self.now - row.request.arrived)
                 client.outcome.ended.append(self.now)
                 if client.rate is None:
                     self._at(self.now, "send", client)

@@ -65,7 +65,7 @@ def test_texts_wait_for_the_model_and_then_run_together(slow):
 
     async def main():
         async with running(slow, observer=counts) as engine:
-            engine._queue._policies["m"].budget = 1000  # as if batches had been measured to pay
+            engine.queue.policies["m"].budget = 1000  # as if batches had been measured to pay
             waiting = [await occupy(engine, slow), *start(engine, slow, [["good film"]] * 8)]
             await until(lambda: engine.stats("m").queued_rows == 8)
             assert engine.stats("m").running_rows == 1
@@ -89,7 +89,7 @@ def test_what_depends_on_its_company_runs_alone_unless_drift_is_allowed(int8_enc
         own = scripted(int8_encoder)
         async with running(own, **settings) as engine:
             if settings.get("allow_drift"):
-                engine._queue._policies["m"].budget = 1000
+                engine.queue.policies["m"].budget = 1000
             own.session.runs.clear()
             found = (await ask(engine, own, texts)).answers
             return {shape[0] for shape in own.session.runs}, found, engine.plan
@@ -232,7 +232,7 @@ def test_the_bundle_says_whether_padding_counts(encoder, resealed):
     for model, unpadded in ((encoder, False), (lean, True)):
         engine = Engine({"m": model}, settings=EngineSettings(runners=1))
         plan = engine.warm_up().models["m"]
-        policy = engine._queue._policies["m"]
+        policy = engine.queue.policies["m"]
         assert plan.cost.unpadded is policy.cost.unpadded is unpadded
         assert policy.padded == plan.padded_tokens >= plan.batch_tokens
 
@@ -266,9 +266,9 @@ def test_what_a_request_costs_is_guessed_from_each_of_its_texts(encoder, task_bu
     qa = Encoder(task_bundle("qa"))
     engine = Engine({"m": encoder, "qa": qa}, settings=EngineSettings(limits=Limits(windows=20)))
     engine.warm_up()
-    short, full = (engine._queue.expected_s("m", tokens) for tokens in (2 + 40 // 4, encoder.manifest.max_length))
-    assert engine._guess("m", [40]) == (1, pytest.approx(short))
-    assert engine._guess("m", [40, 30_000, 30_000]) == (3, pytest.approx(short + 2 * full))
-    full = engine._queue.expected_s("qa", qa.manifest.max_length)
-    assert engine._guess("qa", [30_000]) == (20, pytest.approx(20 * full))
-    assert engine._guess("qa", [4 * qa.manifest.max_length]) == (2, pytest.approx(2 * full))
+    short, full = (engine.queue.expected_s("m", tokens) for tokens in (2 + 40 // 4, encoder.manifest.max_length))
+    assert engine.expected_cost("m", [40]) == (1, pytest.approx(short))
+    assert engine.expected_cost("m", [40, 30_000, 30_000]) == (3, pytest.approx(short + 2 * full))
+    full = engine.queue.expected_s("qa", qa.manifest.max_length)
+    assert engine.expected_cost("qa", [30_000]) == (20, pytest.approx(20 * full))
+    assert engine.expected_cost("qa", [4 * qa.manifest.max_length]) == (2, pytest.approx(2 * full))

@@ -7,10 +7,12 @@ import time
 
 import pytest
 
+from potstill.serve import Encoder
 from potstill.serve.http_errors import RequestError
 from potstill.serve.limits import Limits
 from potstill.serve.tasks.features import Features
 from tests.serve.batching.helpers import TEXTS, Counts, ask, occupy, refused, running, start, until
+from tests.serve.batching.scripted import scripted
 
 
 def test_a_client_that_has_gone_costs_nothing(slow):
@@ -40,7 +42,7 @@ def test_a_client_that_has_gone_costs_nothing(slow):
 def test_a_run_goes_on_while_one_request_of_it_is_wanted(slow):
     async def main():
         async with running(slow) as engine:
-            engine._queue._policies["m"].budget = 1000
+            engine.queue.policies["m"].budget = 1000
             first = await occupy(engine, slow)
             gone = asyncio.ensure_future(ask(engine, slow, ["good film"]))
             kept = asyncio.ensure_future(ask(engine, slow, ["good film"]))
@@ -91,7 +93,7 @@ def test_a_run_that_nobody_waited_for_is_counted_when_the_engine_ends(slow, monk
             gone = await occupy(engine, slow)
             gone.cancel()
             slow.session.gate.set()
-            await until(lambda: engine.stats("m").running_rows == 0 and engine._crew.ran)
+            await until(lambda: engine.stats("m").running_rows == 0)
             assert counts.batches == []
 
     asyncio.run(main())
@@ -181,7 +183,7 @@ def test_a_failing_request_does_not_take_its_company_along(slow, caplog):
 
     async def main():
         async with running(slow, observer=counts) as engine:
-            engine._queue._policies["m"].budget = 1000
+            engine.queue.policies["m"].budget = 1000
             slow.session.breaks = breaks
             first = await occupy(engine, slow)
             good = [asyncio.ensure_future(ask(engine, slow, ["a film"])) for _ in range(3)]
@@ -220,6 +222,35 @@ def test_an_error_outside_of_the_model_costs_one_request(encoder, caplog, where)
     asyncio.run(main())
     assert "KeyError" in caplog.text
     assert "private" not in caplog.text
+
+
+def test_a_tokenizer_that_panics_costs_one_request_at_once(panicking_dir, caplog):
+    """Row C7 of the faults found: pyo3's PanicException is no Exception, and the request hung to its deadline."""
+    slow = scripted(Encoder(panicking_dir, threads=1))
+    panics = "a" * 40 + "!"
+
+    async def main():
+        async with running(slow, runners=1, text_threads=1) as engine:
+            engine.queue.policies["m"].budget = 1000
+            first = await occupy(engine, slow)
+            good = start(engine, slow, [["a good film"], ["bad"]])
+            began = time.monotonic()
+            error = await refused(500, ask(engine, slow, ["good", panics]))
+            assert time.monotonic() - began < 10  # the pattern's own limit of steps takes half a second
+            assert error.error_type == "backend"
+            slow.session.gate.set()
+            assert [(await one).answers for one in good] == [slow.predict(["a good film"]), slow.predict(["bad"])]
+            await first
+            # Both threads live, also after a panic outside of `prepare`, as in POST /tokenize.
+            for _ in range(3):
+                await refused(500, engine.answer("m", lambda: slow.tokenizer.rows([panics]), characters=[41]))
+            assert (await ask(engine, slow, ["good"])).answers == slow.predict(["good"])
+            assert engine.is_alive()
+            assert engine.is_idle()
+
+    asyncio.run(main())
+    assert "had died" not in caplog.text
+    assert "aaaa" not in caplog.text
 
 
 def test_draining_finishes_what_was_accepted_and_refuses_the_rest(slow):
@@ -311,24 +342,27 @@ def test_a_thread_that_hangs_outside_of_the_model_makes_the_engine_dead(encoder,
     assert "a thread has been at one thing" in caplog.text
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_dies_is_started_again(encoder, monkeypatch, caplog):
+    """Even the line in the log fails, which is the only way to end a thread."""
     monkeypatch.setattr("potstill.serve.batching.engine._WATCH_S", 0.02)
+
+    def broken():
+        raise ValueError
+
+    def end_the_thread(*_):
+        raise SystemExit
 
     async def main():
         async with running(encoder) as engine:
-            worker = engine._crew._workers[0]
-            dead = threading.Thread(target=lambda: None)
-            dead.start()
-            dead.join()
-            alive, worker.thread = worker.thread, dead
-            await until(lambda: worker.thread is not dead)
+            with monkeypatch.context() as patched:
+                patched.setattr("potstill.serve.batching.workers.log_failure", end_the_thread)
+                await refused(504, engine.answer("m", broken, characters=[4], timeout_s=0.1))
+            await until(lambda: "had died" in caplog.text)
             assert engine.is_alive()
             assert (await ask(engine, encoder, ["good"])).answers
-            assert alive.is_alive()
-            worker.bell.put(None)  # two threads have this bed now, and each must be told to end
 
     asyncio.run(main())
-    assert "had died" in caplog.text
 
 
 def test_many_clients_that_come_and_go_leave_nothing_behind(slow):
@@ -359,7 +393,7 @@ def test_many_clients_that_come_and_go_leave_nothing_behind(slow):
 
     async def main():
         async with running(slow, runners=2, text_threads=1) as engine:
-            engine._queue._policies["m"].budget = 200
+            engine.queue.policies["m"].budget = 200
             await asyncio.gather(*[client(engine) for _ in range(25)])
             await until(lambda: engine.stats("m").running_rows == 0)
             assert engine.is_idle()

@@ -6,16 +6,16 @@ from hypothesis import strategies as st
 
 from potstill.serve.batching.cost import RunCost
 from potstill.serve.batching.queue import SHORT_CHARACTERS
-from tests.serve.batching.queues import job_of, put, queue_of
+from tests.serve.batching.queues import put, queue_of, request_of
 
 
 def drain(queue, now=0.0):
     """Run everything, each run as long as predicted; return (job, row) in the order of their runs, by batches."""
     batches = []
     while (batch := queue.next_batch(now)) is not None:
-        batches.append([(item.job, item.index) for item in batch.items])
+        batches.append([(row.request, row.index) for row in batch.rows])
         now += batch.predicted_s
-        queue.done(batch, now=now)
+        queue.finish(batch, now=now)
     return batches
 
 
@@ -30,8 +30,8 @@ def test_a_single_text_passes_what_is_left_of_a_long_request():
     long = put(queue, [9] * 64)  # 640 ms
     for turn in range(3):  # 10 ms each
         batch = queue.next_batch(turn * 0.010)
-        assert batch.items[0].job is long
-        queue.done(batch, now=(turn + 1) * 0.010)
+        assert batch.rows[0].request is long
+        queue.finish(batch, now=(turn + 1) * 0.010)
     single = put(queue, [9], at=0.025)
     order = [batch[0][0] for batch in drain(queue, now=0.030)]
     assert order[0] is single
@@ -47,8 +47,8 @@ def test_a_long_request_gets_half_of_the_machine_however_many_single_texts_come(
         put(queue, [9], at=now)
         batch = queue.next_batch(now)
         now += batch.predicted_s
-        queue.done(batch, now=now)
-        ran[batch.items[0].job is long] += 1
+        queue.finish(batch, now=now)
+        ran[batch.rows[0].request is long] += 1
     assert ran == {True: 50, False: 50}
 
 
@@ -60,11 +60,11 @@ def test_sizes_share_by_what_they_cost_and_not_by_their_number():
     now, seconds = 0.0, Counter()
     for _ in range(36):
         batch = queue.next_batch(now)
-        owner = batch.items[0].job
+        owner = batch.rows[0].request
         size = next((texts for texts, jobs in requests.items() if owner in jobs), 40)
         seconds[size] += batch.predicted_s
         now += batch.predicted_s
-        queue.done(batch, now=now)
+        queue.finish(batch, now=now)
     # The eight singles are all through after half a second; the others go on with equal shares, to a run's length.
     assert seconds.pop(1) == pytest.approx(8 * 0.064)
     assert max(seconds.values()) - min(seconds.values()) <= 0.256 + 1e-9
@@ -77,7 +77,7 @@ def test_an_empty_lane_saves_nothing_up():
     for _ in range(100):
         batch = queue.next_batch(now)
         now += batch.predicted_s
-        queue.done(batch, now=now)
+        queue.finish(batch, now=now)
     singles = [put(queue, [9], at=now) for _ in range(40)]
     # For a second nobody sent a single text, and now they get every other run, not all of them.
     order = [batch[0][0] in singles for batch in drain(queue, now=now)]
@@ -125,9 +125,9 @@ def test_where_padding_costs_nothing_rows_run_in_the_order_they_came():
     jobs = [put(queue, [length], at=index / 1000) for index, length in enumerate(lengths)]
     batch = queue.next_batch(1.0)
     # 10 + 30 + 11 + 29 are the 80 tokens; with padding they are 120.
-    assert [jobs.index(item.job) for item in batch.items] == [0, 1, 2, 3]
+    assert [jobs.index(row.request) for row in batch.rows] == [0, 1, 2, 3]
     assert batch.predicted_s == pytest.approx(0.010 + 0.080)
-    assert [jobs.index(item.job) for item in queue.next_batch(1.0).items] == [4, 5]
+    assert [jobs.index(row.request) for row in queue.next_batch(1.0).rows] == [4, 5]
 
 
 def test_padding_that_only_attention_sees_is_bounded_too():
@@ -175,8 +175,8 @@ def test_models_do_not_mix():
 def test_free_runners_share_what_waits():
     queue = queue_of(budget=1000)
     put(queue, [5] * 8)
-    assert len(queue.next_batch(1.0, idle=1).items) == 4
-    assert len(queue.next_batch(1.0).items) == 4
+    assert len(queue.next_batch(1.0, idle=1).rows) == 4
+    assert len(queue.next_batch(1.0).rows) == 4
 
 
 def test_dropped_and_expired_requests_do_not_run():
@@ -184,7 +184,7 @@ def test_dropped_and_expired_requests_do_not_run():
     gone, late, good = put(queue, [3] * 4), put(queue, [3], deadline=5.0), put(queue, [3])
     assert queue.drop(gone) == []
     assert [job for batch in drain(queue, now=5.0) for job, _ in batch] == [good]
-    assert late.dead
+    assert late.is_dropped
     assert queue.rows == {"m": 0}
     assert queue.tokens == {"m": 0}
     assert queue.wait_s("m", 0.01, now=9.0) == pytest.approx(0.0, abs=1e-12)
@@ -194,7 +194,7 @@ def test_a_run_that_nobody_waits_for_is_told():
     queue = queue_of(budget=1000)
     one, two = put(queue, [5]), put(queue, [5])
     batch = queue.next_batch(0.0)
-    assert len(batch.items) == 2
+    assert len(batch.rows) == 2
     assert queue.drop(one) == []
     assert queue.drop(two) == [batch]
     assert queue.drop(two) == []
@@ -241,47 +241,47 @@ def test_wait_behind_a_long_request_is_a_share_of_it():
 
 def test_a_request_is_counted_as_guessed_then_as_its_tokens_say():
     queue = queue_of()
-    queue.add(job_of(), cost_s=0.05)
+    queue.add(request_of(), cost_s=0.05)
     assert queue.wait_s("m", 0.01, now=0.0) == pytest.approx(0.05)
-    queue.put(queue.next_raw(long=True), [9])
+    queue.add_rows(queue.next_to_tokenise(long=True), [9])
     assert queue.wait_s("m", 0.01, now=0.0) == pytest.approx(0.010)
 
 
 def test_short_texts_are_tokenised_first_and_long_ones_only_by_who_may():
     queue = queue_of()
-    long, short = job_of(characters=SHORT_CHARACTERS + 1), job_of(at=0.001)
+    long, short = request_of(characters=SHORT_CHARACTERS + 1), request_of(at=0.001)
     queue.add(long, cost_s=0.0)
     queue.add(short, cost_s=0.0)
-    assert queue.next_raw(long=False) is short
-    assert queue.next_raw(long=False) is None
-    assert queue.next_raw(long=True) is long
+    assert queue.next_to_tokenise(long=False) is short
+    assert queue.next_to_tokenise(long=False) is None
+    assert queue.next_to_tokenise(long=True) is long
 
 
 def test_a_long_text_is_passed_by_shorter_ones_for_a_time_that_its_length_bounds():
     queue = queue_of()
-    long = job_of(characters=1_000_000)
+    long = request_of(characters=1_000_000)
     queue.add(long, cost_s=0.0)
     for at in range(1, 20):
-        queue.add(job_of(at=float(at)), cost_s=0.0)
-        queue.add(job_of(at=float(at), characters=10_000), cost_s=0.0)
-    order = [queue.next_raw(long=True) for _ in range(39)]
+        queue.add(request_of(at=float(at)), cost_s=0.0)
+        queue.add(request_of(at=float(at), characters=10_000), cost_s=0.0)
+    order = [queue.next_to_tokenise(long=True) for _ in range(39)]
     assert 15 <= order.index(long) <= 25  # ten seconds
 
 
 def test_only_much_shorter_requests_pass_in_the_middle_of_one():
     queue = queue_of()
-    long = job_of(characters=100_000)
+    long = request_of(characters=100_000)
     queue.add(long, cost_s=0.0)
-    assert queue.next_raw(long=True) is long
-    queue.add(job_of(at=0.1, characters=60_000), cost_s=0.0)
-    assert queue.next_raw(long=True, before=long) is None
-    half, short = job_of(at=0.1, characters=50_000), job_of(at=0.1)
+    assert queue.next_to_tokenise(long=True) is long
+    queue.add(request_of(at=0.1, characters=60_000), cost_s=0.0)
+    assert queue.next_to_tokenise(long=True, before=long) is None
+    half, short = request_of(at=0.1, characters=50_000), request_of(at=0.1)
     queue.add(half, cost_s=0.0)
     queue.add(short, cost_s=0.0)
-    assert queue.next_raw(long=False, before=long) is short
-    assert queue.next_raw(long=True, before=long) is half
-    queue.add(job_of(at=2.0), cost_s=0.0)
-    assert queue.next_raw(long=True, before=long) is None  # it has been passed for a second
+    assert queue.next_to_tokenise(long=False, before=long) is short
+    assert queue.next_to_tokenise(long=True, before=long) is half
+    queue.add(request_of(at=2.0), cost_s=0.0)
+    assert queue.next_to_tokenise(long=True, before=long) is None  # it has been passed for a second
 
 
 def test_drift_is_learnt_from_runs():
@@ -289,7 +289,7 @@ def test_drift_is_learnt_from_runs():
     for turn in range(300):
         put(queue, [9], at=float(turn))
         batch = queue.next_batch(float(turn))
-        queue.done(batch, now=turn + 0.030)  # predicted 10 ms
+        queue.finish(batch, now=turn + 0.030)  # predicted 10 ms
     assert queue.expected_s("m", 9) == pytest.approx(0.030, rel=1e-3)
 
 
@@ -303,8 +303,8 @@ def test_what_slows_the_machine_while_rows_wait_does_not_change_the_shares():
         put(queue, [9], at=now)
         batch = queue.next_batch(now)
         now += batch.predicted_s * 1.5
-        queue.done(batch, now=now)
-        ran[batch.items[0].job is long] += turn >= 20
+        queue.finish(batch, now=now)
+        ran[batch.rows[0].request is long] += turn >= 20
     assert ran == {True: 10, False: 10}
     assert queue.wait_s("m", queue.expected_s("m", 9) * 1000, now=now) == pytest.approx(
         queue.drift("m") * 0.010 * (queue.rows["m"])
@@ -335,13 +335,13 @@ def test_every_row_of_a_living_request_runs_once_and_nothing_is_left(requests, b
         batch = queue.next_batch(now)
         if batch is None:
             return False
-        assert len({item.job.model for item in batch.items}) == 1
-        assert batch.longest == max(item.tokens for item in batch.items)
-        assert len(batch.items) == 1 or batch.longest * len(batch.items) <= budget
-        assert not any(item.job.dead for item in batch.items)
-        ran.update((item.job, item.index) for item in batch.items)
+        assert len({row.request.model for row in batch.rows}) == 1
+        assert batch.longest == max(row.tokens for row in batch.rows)
+        assert len(batch.rows) == 1 or batch.longest * len(batch.rows) <= budget
+        assert not any(row.request.is_dropped for row in batch.rows)
+        ran.update((row.request, row.index) for row in batch.rows)
         now += batch.predicted_s
-        queue.done(batch, now=now)
+        queue.finish(batch, now=now)
         return True
 
     for lengths, pause, is_dropped, runs_between, client in requests:
@@ -355,10 +355,10 @@ def test_every_row_of_a_living_request_runs_once_and_nothing_is_left(requests, b
     while one():
         pass
     for job, lengths in jobs:
-        if not job.dead:
+        if not job.is_dropped:
             assert all(ran[job, index] == 1 for index in range(len(lengths)))
     assert max(ran.values(), default=0) <= 1
     assert queue.rows == {"m": 0}
     assert queue.tokens == {"m": 0}
     assert queue.wait_s("m", 1.0, now=now) == pytest.approx(0.0, abs=1e-9)
-    assert not any(lane.rows or lane.waiting_s or lane.ends or lane.all_s for lane in queue._every)
+    assert not any(lane.rows or lane.waiting_s or lane.finish_tags or lane.all_s for lane in queue.lanes)

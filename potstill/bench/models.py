@@ -1,0 +1,475 @@
+"""The models of a bench, and the configurations (precision, engine) that each is measured in.
+
+Sizes come from a model's `config.json` as transformers writes it, which a bundle holds too: parameters of its
+embeddings and operations per token. They are None for a family that is not listed here, or one whose configuration
+lacks a size.
+"""
+
+import json
+import re
+import subprocess
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from potstill.bench import report_schema
+from potstill.bundle import MANIFEST_NAME, Bundle, read_bundle
+from potstill.checkpoint import usable_positions
+from potstill.config import BenchConfig
+from potstill.errors import CheckpointError, UsageError
+from potstill.machine import available_cores
+from potstill.timing.workers import child_environment, python_module
+
+Comparison: TypeAlias = Literal["like_for_like", "to_baseline", "to_own_fp32"]
+BUNDLE_RUNNERS = ("onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino-cpu")
+TORCH_RUNNERS = ("torch-cpu", "torch-cpu-compiled", "torch-cuda", "torch-cuda-compiled")
+TORCH_PRECISIONS = ("fp32", "fp16", "bf16")
+DEFAULT_RUNNER = "onnxruntime-cpu"
+# No id of the hub looks like this: it is one name, or two with a slash between them.
+_PATH = re.compile(r"^[./~]|/$|/.*/|\\")
+
+Config = Mapping[str, Any]
+
+LENGTHS = (1, 8, 16, 32, 64, 128, 256, 512)
+"""The lengths in tokens that a report tells the operations of."""
+
+# As BERT: four square products for attention and two for the feed-forward part.
+_LIKE_BERT = frozenset(
+    {
+        "bert",
+        "roberta",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "camembert",
+        "roberta-prelayernorm",
+        "data2vec-text",
+        "electra",
+        "ernie",
+        "megatron-bert",
+        "mpnet",
+        "distilbert",
+        "albert",
+        "deberta",
+        "deberta-v2",
+    }
+)
+_RELATIVE = frozenset({"deberta", "deberta-v2"})
+# DistilBERT calls its sizes by other names.
+_NAMES = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "intermediate_size": "hidden_dim"}
+_LEVEL = 6  # zlib's default, which a container's layers and most downloads are packed with
+_PIECE = 2**20
+# So many pieces stand for a large file.
+_SAMPLED = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _OperationCounts:
+    """What the operations of an encoder come from."""
+
+    once: int
+    """Weights that each token is multiplied with before the layers."""
+    per_layer: int
+    """Weights that each token is multiplied with in each layer."""
+    layers: int
+    width: int
+    """Of queries, keys and values, all heads together."""
+
+
+def count_flops_per_token(config: Config, lengths: Sequence[int] = LENGTHS) -> dict[int, float] | None:
+    """Return the floating-point operations of one token, by the length of its text in tokens.
+
+    2 for every weight of every matrix product, and for attention 4 × length × width per layer: 2 for the scores and 2
+    for the mean (Kaplan et al. 2020, arXiv:2001.08361, table 1). Task heads, lookups and norms are left out.
+    Attention that looks at a window only is counted whole, since these engines compute it whole and mask it.
+    DeBERTa's two further scores per pair of tokens are counted; its projected positions are not, which are the same
+    for all texts.
+
+    Args:
+        config: the configuration.
+        lengths: those above the model's positions are left out.
+    """
+    counts, limit = _count_operations(config), usable_positions(config)
+    if counts is None:
+        return None
+    found = {}
+    for length in lengths:
+        if limit is None or length <= limit:
+            keys = 2 * length + _relative_keys(config, length)
+            per_layer = 2 * counts.per_layer + 2 * counts.width * keys
+            found[length] = float(2 * counts.once + counts.layers * per_layer)
+    return found
+
+
+def embedding_parameters(config: Config) -> int | None:
+    """Return how many numbers the tables of words, positions and token types hold."""
+    family, vocabulary, hidden = config.get("model_type"), config.get("vocab_size"), _size(config, "hidden_size")
+    if not vocabulary or not hidden:
+        return None
+    if family == "modernbert":  # positions are turned into its attention
+        return int(vocabulary * hidden)
+    places, kinds = config.get("max_position_embeddings"), config.get("type_vocab_size", 0)
+    if (family not in _LIKE_BERT and family != "mobilebert") or not places:
+        return None
+    width = config.get("embedding_size") or hidden
+    if family == "mobilebert":
+        return int(vocabulary * width + (places + kinds) * hidden)
+    if family in {"distilbert", "mpnet"}:  # which have no token types, whatever their configuration says
+        kinds = 0
+    if family in _RELATIVE and not config.get("position_biased_input", True):
+        places = 0
+    return int((vocabulary + places + kinds) * width)
+
+
+def compressed_bytes(files: Iterable[Path]) -> int:
+    """Return about how many bytes the files have together after zlib at its default level.
+
+    Of a large file 16 pieces of 1 MiB stand for the whole, evenly spread: a core packs 6 to 30 MB per second, weights
+    that were rounded to 16 bits slowest. Of MiniLM's and BERT-base's files that was within 1 % of packing them whole.
+    """
+    total = 0
+    for file in files:
+        size = file.stat().st_size
+        starts = range(0, size, _PIECE)
+        if len(starts) > _SAMPLED:
+            # The last piece is a shorter one; whole ones stand for all.
+            starts = range(0, size - _PIECE + 1, max(1, (size - _PIECE) // (_SAMPLED - 1)))[:_SAMPLED]
+        with ThreadPoolExecutor(available_cores()) as pool:  # zlib lets other threads run
+            packed = sum(pool.map(partial(_packed_bytes, file), starts))
+        read = min(size, len(starts) * _PIECE)
+        total += round(packed * size / read) if read else 0
+    return total
+
+
+def _packed_bytes(file: Path, start: int) -> int:
+    with file.open("rb") as stream:
+        stream.seek(start)
+        return len(zlib.compress(stream.read(_PIECE), _LEVEL))
+
+
+def _count_operations(config: Config) -> _OperationCounts | None:
+    family = config.get("model_type")
+    layers, hidden = _size(config, "num_hidden_layers"), _size(config, "hidden_size")
+    inner = _size(config, "intermediate_size")
+    if not (layers and hidden and inner) or _is_unusual(config):
+        return None
+    if family == "mobilebert":
+        return _mobilebert(config, layers=layers, hidden=hidden, inner=inner)
+    if family == "modernbert":  # one half of the feed-forward part gates the other
+        return _OperationCounts(0, 4 * hidden * hidden + 3 * hidden * inner, layers, hidden)
+    if family not in _LIKE_BERT:
+        return None
+    width = config.get("embedding_size") or hidden
+    # ALBERT projects always, ELECTRA and DeBERTa only where the widths differ.
+    once = width * hidden if family == "albert" or width != hidden else 0
+    return _OperationCounts(
+        once, 4 * hidden * hidden + 2 * hidden * inner, layers * int(config.get("inner_group_num", 1)), hidden
+    )
+
+
+def _mobilebert(config: Config, *, layers: int, hidden: int, inner: int) -> _OperationCounts | None:
+    """Return the counts with bottlenecks (Sun et al. 2020, arXiv:2004.02984, table 1)."""
+    embedded, narrow = config.get("embedding_size"), config.get("intra_bottleneck_size")
+    usual = config.get("use_bottleneck", True) and config.get("key_query_shared_bottleneck", True)
+    if not embedded or not narrow or not usual or config.get("use_bottleneck_attention", False):
+        return None
+    stacks = config.get("num_feedforward_networks", 4)
+    bottlenecks = 3 * hidden * narrow  # in, in for queries and keys, out
+    attention = 3 * narrow * narrow + hidden * narrow  # values come from the full width
+    words = 3 if config.get("trigram_input", True) else 1
+    return _OperationCounts(
+        words * embedded * hidden, bottlenecks + attention + stacks * 2 * narrow * inner, layers, narrow
+    )
+
+
+def _relative_keys(config: Config, length: int) -> int:
+    """Return how many keys DeBERTa's queries, and queries its keys, meet beside the tokens themselves."""
+    if config.get("model_type") not in _RELATIVE or not config.get("relative_attention", False):
+        return 0
+    span = config.get("max_relative_positions", -1)
+    span = span if span > 0 else config["max_position_embeddings"]
+    if config["model_type"] == "deberta":
+        span = min(span, length)
+    elif config.get("position_buckets", -1) > 0:
+        span = config["position_buckets"]
+    kinds = config.get("pos_att_type") or []
+    kinds = kinds.split("|") if isinstance(kinds, str) else kinds
+    return int(2 * span * len({"c2p", "p2c"}.intersection(kinds)))
+
+
+def _is_unusual(config: Config) -> bool:
+    """Tell whether a model has products that are not counted here."""
+    return bool(config.get("talking_head") or config.get("conv_kernel_size") or config.get("add_cross_attention"))
+
+
+def _size(config: Config, name: str) -> int | None:
+    value = config.get(name, config.get(_NAMES[name]))
+    return int(value) if value else None
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """One row of the report: a model in one precision, run by one engine."""
+
+    key: str
+    model: str
+    precision: str
+    runner: str
+    folder: str
+    """A bundle for onnxruntime and OpenVINO; a checkpoint folder or hub id for torch."""
+    threads: int
+    task: str
+    problem_type: str | None
+    max_length: int
+
+    @property
+    def on_processor(self) -> bool:
+        """Whether it computes on the processor, and not on a GPU."""
+        return "-cpu" in self.runner
+
+    def load_command(self, *, seed: int, spinning: bool = True) -> dict[str, Any]:
+        """Return the message that makes a worker load it."""
+        return {
+            "do": "load",
+            "runner": self.runner,
+            "folder": self.folder,
+            "precision": self.precision,
+            "threads": self.threads,
+            "seed": seed,
+            "spinning": spinning,
+            "task": self.task,
+            "problem_type": self.problem_type,
+            "max_length": self.max_length,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class BenchModel:
+    """A model with all that is known of it before it runs."""
+
+    name: str
+    facts: report_schema.Model
+    bundle: Bundle | None
+    positions: int
+    """The longest text that it can be given, in tokens."""
+
+    def weight_files(self, configuration: Configuration) -> list[Path]:
+        """Return the files that hold a configuration's weights; none of a hub id, whose files are the hub's cache."""
+        if self.bundle is not None and configuration.folder == self.facts.bundle:
+            record = self.bundle.model_record(configuration.precision)
+            return [self.bundle.folder / name for name in (record.file, *record.external_data)]
+        folder = Path(configuration.folder)
+        if not folder.is_dir():
+            return []
+        found = (sorted(folder.glob(f"*{suffix}")) for suffix in (".safetensors", ".bin"))
+        return next((files for files in found if files), [])
+
+    def weights_sha256(self, configuration: Configuration) -> str | None:
+        """Return the SHA-256 that tells whether a configuration's weights are the same as before."""
+        if self.bundle is not None and configuration.folder == self.facts.bundle:
+            return self.bundle.record_of(configuration.precision).sha256
+        source: str | None = self.facts.source.get("sha256")
+        return source
+
+
+def read_models(named: Sequence[tuple[str, str]]) -> dict[str, BenchModel]:
+    """Look at every model.
+
+    Args:
+        named: pairs of name and place: a bundle's folder, a checkpoint's folder or a hub id. A name may have one bundle
+            and one checkpoint, which are then rows of the same model.
+
+    Raises:
+        BundleError, TamperedError, CheckpointError: if one cannot be used.
+        UsageError: if a name has two bundles or two checkpoints, or its two do different things.
+    """
+    places: dict[str, dict[str, str]] = {}
+    for name, place in named:
+        kind = "bundle" if _is_bundle(place) else "checkpoint"
+        if kind in places.setdefault(name, {}):
+            raise UsageError(
+                f"{name} is given twice, as {places[name][kind]} and {place}; call one of them otherwise: NAME={place}"
+            )
+        places[name][kind] = place
+    return {name: _read_model(name, found) for name, found in places.items()}
+
+
+def name_models(places: Sequence[str]) -> list[tuple[str, str]]:
+    """Read `NAME=PLACE` or `PLACE`; without a name, the folder's own, numbered where two folders are called alike.
+
+    Raises:
+        UsageError: if a name is empty, or has characters that keys are made of.
+    """
+    named: list[tuple[str, str]] = []
+    for text in places:
+        name, separator, place = text.partition("=")
+        if not separator:
+            name, place = _free_name(Path(text).name or Path(text).resolve().name, {taken for taken, _ in named}), text
+        if not re.fullmatch(r"[\w.+-]+( [\w.+-]+)*", name):
+            raise UsageError(
+                f"{name!r} is no name for a model; take letters, digits, dots and hyphens: teacher={place}"
+            )
+        named.append((name, place))
+    return named
+
+
+def list_configurations(models: Mapping[str, BenchModel], config: BenchConfig, *, threads: int) -> list[Configuration]:
+    """Return every precision and engine of every model that the settings ask for, in the order of the models.
+
+    Raises:
+        UsageError: if a model has none of the runners or precisions asked for.
+    """
+    configurations: list[Configuration] = []
+    for name, model in models.items():
+        facts = model.facts
+        bundled = [str(precision) for precision in model.bundle.manifest.models] if model.bundle else []
+        before = len(configurations)
+        for runner in config.runners or (DEFAULT_RUNNER, "torch-cpu"):
+            folder = facts.bundle if runner in BUNDLE_RUNNERS else facts.checkpoint
+            if folder is None:
+                continue
+            if runner in TORCH_RUNNERS:
+                precisions = [str(name) for name in config.precisions or ["fp32"] if name in TORCH_PRECISIONS]
+            else:
+                precisions = [str(name) for name in config.precisions or bundled if name in bundled]
+            configurations += [
+                Configuration(
+                    key=f"{name}/{precision}" + ("" if runner == DEFAULT_RUNNER else f"@{runner}"),
+                    model=name,
+                    precision=precision,
+                    runner=runner,
+                    folder=folder,
+                    threads=threads,
+                    task=facts.task,
+                    problem_type=facts.problem_type,
+                    max_length=facts.max_length,
+                )
+                for precision in precisions
+            ]
+        if len(configurations) == before:
+            asked = ", ".join([*(config.precisions or []), *(config.runners or [])])
+            have = bundled or list(TORCH_PRECISIONS)
+            raise UsageError(f"{name} ({facts.bundle or facts.checkpoint}) has no {asked}; it has {', '.join(have)}")
+    return configurations
+
+
+def pick_baseline(configurations: Sequence[Configuration], model: str) -> Configuration:
+    """Return the row that all others are held against: the model's fp32 where it has one, else its first.
+
+    Raises:
+        UsageError: if no model is called so.
+    """
+    rows = [each for each in configurations if each.model == model]
+    if not rows:
+        names = list(dict.fromkeys(each.model for each in configurations))
+        raise UsageError(f"--baseline {model}: no model is called so; there are {', '.join(names)}")
+    return next((each for each in rows if each.precision == "fp32"), rows[0])
+
+
+def list_comparisons(configurations: Sequence[Configuration], *, baseline: str) -> list[tuple[Comparison, str, str]]:
+    """Return who is compared with whom: comparison, the key that is held against, the candidate's key.
+
+    Like for like is the baseline's model in the same precision and engine. A model's fp32 is held against its other
+    precisions where it is not the baseline anyway.
+    """
+    rows = {(each.model, each.precision, each.runner): each.key for each in configurations}
+    models = {each.key: each.model for each in configurations}
+    found: list[tuple[Comparison, str, str]] = []
+    if baseline not in models:
+        return found
+    for each in configurations:
+        like = rows.get((models[baseline], each.precision, each.runner))
+        own = rows.get((each.model, "fp32", each.runner))
+        if like is not None and each.model != models[baseline]:
+            found.append(("like_for_like", like, each.key))
+        if each.key != baseline:
+            found.append(("to_baseline", baseline, each.key))
+        if own is not None and own not in (baseline, each.key):
+            found.append(("to_own_fp32", own, each.key))
+    return found
+
+
+def _is_bundle(place: str) -> bool:
+    folder = Path(place)
+    if (folder / MANIFEST_NAME).exists():
+        return True
+    if not folder.exists() and _PATH.search(place):
+        raise UsageError(f"there is no folder {place}; name a bundle, a checkpoint's folder or a hub id")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UsageError(
+            f"{place} is neither a bundle ({MANIFEST_NAME}) nor a checkpoint (config.json); export a checkpoint first: "
+            f"potstill export CHECKPOINT --out {place}"
+        )
+    return False
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    name = re.sub(r"[^\w.+-]+", "-", name) or "model"
+    number = 2
+    free = name
+    while free in taken:
+        free, number = f"{name}-{number}", number + 1
+    return free
+
+
+def _read_model(name: str, places: Mapping[str, str]) -> BenchModel:
+    """Read one model, whose bundle's and checkpoint's places are given by kind."""
+    bundle = read_bundle(Path(places["bundle"])) if "bundle" in places else None
+    checkpoint = _describe_checkpoint(places["checkpoint"]) if "checkpoint" in places else None
+    if bundle is not None:
+        manifest = bundle.manifest
+        config = _read_config(bundle)
+        facts = report_schema.Model(
+            bundle=str(bundle.folder),
+            checkpoint=places.get("checkpoint"),
+            task=manifest.task,
+            problem_type=manifest.problem_type,
+            labels=manifest.labels,
+            parameters=manifest.parameters,
+            encoder_parameters=manifest.architecture.encoder_parameters or manifest.parameters,
+            architecture=manifest.architecture.model_dump(mode="json"),
+            source=manifest.source.model_dump(mode="json"),
+            max_length=manifest.max_length,
+            embedding_parameters=embedding_parameters(config),
+            flops_per_token=count_flops_per_token(config),
+        )
+        if checkpoint and (checkpoint["task"], checkpoint["labels"]) != (facts.task, facts.labels):
+            raise UsageError(
+                f"{name}: the bundle does {facts.task} ({', '.join(facts.labels)}), the checkpoint "
+                f"{checkpoint['task']} ({', '.join(checkpoint['labels'])}); call them by two names"
+            )
+    else:
+        assert checkpoint is not None
+        config = checkpoint.pop("config")
+        facts = report_schema.Model(
+            checkpoint=places["checkpoint"],
+            embedding_parameters=embedding_parameters(config),
+            flops_per_token=count_flops_per_token(config),
+            **checkpoint,
+        )
+    return BenchModel(name=name, facts=facts, bundle=bundle, positions=usable_positions(config) or facts.max_length)
+
+
+def _read_config(bundle: Bundle) -> dict[str, Any]:
+    """Return transformers' configuration, and what the manifest says of the sizes where there is none."""
+    file = bundle.folder / "config.json"
+    own: dict[str, Any] = {}
+    if file.name in bundle.manifest.files:
+        own = json.loads(bundle.read(file.name))
+    elif file.is_file():
+        own = json.loads(file.read_text(encoding="utf-8"))
+    return {**bundle.manifest.architecture.model_dump(mode="json"), **own}
+
+
+def _describe_checkpoint(checkpoint: str) -> dict[str, Any]:
+    """Ask a process of its own, so that torch stays out of this one."""
+    command = (*python_module("potstill.bench.runners.torch_runner"), checkpoint)
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), check=False)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or ["no reason given"]
+        raise CheckpointError(lines[-1].removeprefix("error: "))
+    facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return facts

@@ -1,0 +1,134 @@
+"""From flags to a recipe: what every command that trains has in common."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from potstill.bundle import MANIFEST_NAME
+from potstill.cli.checks import check_task
+from potstill.config import Recipe, build_recipe, load_recipe, parse_setting, with_splits
+from potstill.data import choose_splits
+from potstill.data.splits import HELD_OUT, parse_split
+from potstill.errors import RecipeError
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set any value of the recipe, e.g. distill.epochs=1; repeatable."),
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run of the same settings.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+
+
+FLAGS = {
+    "teacher": "TEACHER",
+    "teacher.model": "TEACHER",
+    "data": "--data",
+    "data.name": "--data",
+    "data.problem_type": "--problem-type",
+    "data.text_columns": "--text-column",
+    "data.label_column": "--label-column",
+    "task": "--task",
+    "distill.method": "--method",
+    "distill.epochs": "--epochs",
+    "student.layers": "--layers",
+    "student.family": "--family",
+}
+"""How commands call the keys of a recipe that they have options for."""
+TextColumnOption = Annotated[
+    list[str] | None,
+    typer.Option(help="The data's column with the text; twice, or a,b, for pairs.", show_default="the usual names"),
+]
+LabelColumnOption = Annotated[
+    str | None,
+    typer.Option(help="The data's column with the label; a,b,c if each has its own.", show_default="the usual names"),
+]
+
+
+def column_flags(text_column: list[str] | None, label_column: str | None) -> dict[str, Any]:
+    """Return the settings that the two options stand for."""
+    return {"data.text_columns": text_column or None, "data.label_column": label_column}
+
+
+def scored_split(asked: str | None, data: str, models: Sequence[str | Path]) -> str:
+    """Return the split to score on, and say on stderr where it is not all that was named.
+
+    A file that one of the models learned from, as its `distill.json` tells, and a folder with `train` alone, are
+    scored on the part that was held out; any other file is scored whole.
+    """
+    split = asked or "validation"
+    _, chosen = choose_splits(data, train="train", evaluation=split)
+    if chosen == split or split != "validation":
+        return split
+    if Path(data).expanduser().is_file() and not any(_learned_from(model, data) for model in models):
+        return split
+    typer.echo(
+        f"potstill: the tenth of {data} that is held out is scored (--split held-out); models learn from the rest",
+        err=True,
+    )
+    return chosen
+
+
+def _learned_from(model: str | Path, data: str) -> bool:
+    """Return whether a checkpoint, or the one that a bundle was exported from, was trained on a file of this name.
+
+    The name alone, for the report has the path as it was given, from a folder that may be another one by now.
+    """
+    folder = Path(model).expanduser()
+    try:
+        if (folder / MANIFEST_NAME).is_file():
+            source = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["source"]["name"]
+            folder = Path(source).expanduser()
+        learned = json.loads((folder / "distill.json").read_text(encoding="utf-8"))["data"]
+        return Path(learned["name"]).name == Path(data).name and parse_split(learned["split"])[1] == HELD_OUT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def resolve(name: str | None, *, flags: Mapping[str, Any], settings: Sequence[str] | None) -> Recipe:
+    """Build the recipe from a recipe's name (or nothing), then the flags that were given, then `--set`.
+
+    Raises:
+        RecipeError: with every fault, in the words of the command line.
+    """
+    given = [(key, value) for key, value in flags.items() if value is not None]
+    by_set = [parse_setting(text) for text in settings or []]
+    # What comes from a recipe's file is called as it stands there, and what comes from --set as it was set.
+    asked = [key for key, _ in given] if name else [*flags, "teacher", "data"]
+    words = {key: FLAGS[key] for key in asked if key in FLAGS} | {key: f"--set {key}" for key, _ in by_set}
+    if name:
+        return with_splits(load_recipe(name, overrides=[*given, *by_set], flags=words))
+    if "task" in dict(given):
+        check_task(dict(given)["task"])
+    return with_splits(build_recipe({}, overrides=[*given, *by_set], origin="", flags=words))
+
+
+def output_folder(out: Path | None, recipe: Recipe) -> Path:
+    """Return the folder to write: `--out`, else the recipe's.
+
+    Raises:
+        RecipeError: if there is neither.
+    """
+    if out is not None:
+        return out
+    if recipe.output_dir is None:
+        raise RecipeError("there is no output folder; pass --out FOLDER or set output_dir in the recipe")
+    return Path(recipe.output_dir)
+
+
+def parse_layers(text: str | None) -> int | list[int] | None:
+    """Read `3` as a count and `0,2,4` as a list of layers.
+
+    Raises:
+        RecipeError: if it is neither.
+    """
+    if text is None:
+        return None
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise RecipeError(f"--layers {text!r} is neither a count such as 3 nor a list such as 0,2,4") from None
+    return numbers if "," in text else numbers[0]

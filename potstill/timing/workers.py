@@ -1,0 +1,378 @@
+"""The parent side of worker processes: start them, ask them with a time limit, and be sure that they end.
+
+`Worker` is one process, `WorkerPool` several of which one runs at a time while the others are stopped. The child side
+is `potstill.timing.worker_loop`.
+"""
+
+import json
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, Literal, Protocol, TypeAlias, TypeVar
+
+import potstill
+
+# Generous: BERT-large at batch 8 takes seconds per call on 2 cores, and nobody waits this long for a healthy worker.
+TIMEOUT_S = 300.0
+_STOP_S = 2.0
+
+Command: TypeAlias = Mapping[str, Any]
+FailureKind = Literal["crash", "hang", "not finite", "out of memory", "error"]
+Answer = TypeVar("Answer")
+
+# What Python, C++, CUDA and onnxruntime say. A signal 9 that is not ours is the kernel's, which has no memory left.
+_OUT_OF_MEMORY = re.compile(
+    r"out ?of ?memory|MemoryError|bad_alloc|Failed to allocate|killed by signal 9\b", re.IGNORECASE
+)
+_NOT_FINITE = "NotFinite"
+
+
+class CommandFailed(Exception):
+    """A worker answered that it could not do what it was asked; it lives on."""
+
+
+class WorkerDied(CommandFailed):
+    """A worker ended; it is gone."""
+
+
+class WorkerHung(WorkerDied):
+    """A worker did not answer in time and was killed."""
+
+
+class WorkerConfused(WorkerDied):
+    """A worker answered what is no answer, so that nothing it says can be relied on, and was killed."""
+
+
+class Asks(Protocol):
+    """What is needed of a worker: `Worker`, or a stand-in."""
+
+    def ask(self, command: Mapping[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
+        """Return the answer, or raise `CommandFailed`."""
+
+    def pause(self) -> None:
+        """Stop it where it is."""
+
+    def resume(self) -> None:
+        """Let it go on."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+class Worker:
+    """A running worker process."""
+
+    def __init__(self, command: Sequence[str], *, timeout_s: float = TIMEOUT_S) -> None:
+        """Start `command`, which answers as `potstill.timing.worker_loop` does."""
+        self._timeout_s = timeout_s
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
+        # A group of its own: Ctrl-C reaches the asking process alone, which then ends its workers. Not a session of its
+        # own: if the asking process is killed, the system ends the stopped groups that it leaves in its session.
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                text=True,
+                encoding="utf-8",
+                errors="replace",  # nonsense is told as such
+                env=child_environment(),
+                process_group=0,
+            )
+        except OSError:
+            self._stderr.close()
+            raise
+        self._replies: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """Return the id of the process."""
+        return self._process.pid
+
+    def ask(self, command: Mapping[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
+        """Send one command and return the answer.
+
+        Args:
+            command: what to do, as JSON.
+            timeout_s: for this command alone; None takes the worker's own limit.
+
+        Raises:
+            CommandFailed: with the worker's own message.
+            WorkerDied: if it ended, gave no answer in time, or gave one that is not an answer; it was killed then.
+        """
+        assert self._process.stdin is not None
+        limit_s = timeout_s or self._timeout_s
+        try:
+            self._process.stdin.write(json.dumps(command) + "\n")
+            self._process.stdin.flush()
+            line = self._replies.get(timeout=limit_s)
+        except queue.Empty:
+            self._process.kill()
+            raise WorkerHung(f"no answer within {limit_s:g} s, killed") from None
+        except OSError:
+            line = ""
+        if not line:
+            raise WorkerDied(self._last_words())
+        reply = _read_reply(line)
+        if reply is None:
+            self._process.kill()
+            raise WorkerConfused(f"answered {line.strip()[:80]!r}, which is no answer, and was killed")
+        if not reply.pop("ok"):
+            raise CommandFailed(str(reply.get("error", "no reason given")))
+        return reply
+
+    def pause(self) -> None:
+        """Stop the process where it is, so that none of its threads takes a core from a neighbour's turn."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused process go on."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """End the process, kindly first, with all that it started, and wait until it is gone."""
+        self.resume()
+        if self._process.stdin is not None:
+            with suppress(OSError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        # A child that it left behind would hold the pipe open, and the reader would wait on.
+        with suppress(OSError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._reader.join()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._stderr.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with suppress(ValueError):
+            for line in self._process.stdout:
+                self._replies.put(line)
+        self._replies.put("")
+
+    def _last_words(self) -> str:
+        try:
+            code = self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            return "the process closed its output and was killed"
+        how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode("utf-8", errors="replace").strip().splitlines()
+        return f"the process was {how}" if code < 0 else f"the process {how}" + (f": {lines[-1]}" if lines else "")
+
+
+def classify(error: CommandFailed) -> FailureKind:
+    """Return what kind of failure it was."""
+    if isinstance(error, WorkerHung):
+        return "hang"
+    if str(error).startswith(_NOT_FINITE):
+        return "not finite"
+    if _OUT_OF_MEMORY.search(str(error)):
+        return "out of memory"
+    return "crash" if isinstance(error, WorkerDied) and not isinstance(error, WorkerConfused) else "error"
+
+
+class PoolLog(Protocol):
+    """Where a pool writes down what happens to its processes, and looks up what has failed before."""
+
+    def has_failed(self, name: str, stage: str, where: str) -> bool:
+        """Tell whether a process has failed at a stage and place, in this run or in one that is resumed."""
+
+    def failed(self, name: str, stage: str, where: str, error: CommandFailed) -> None:
+        """Write a failure down."""
+
+    def loaded(self, name: str, reply: dict[str, Any]) -> None:
+        """Take what a process answered to its first command."""
+
+
+class WorkerPool:
+    """Processes of which one runs at a time and the others are stopped; made by `worker_pool`.
+
+    They are started when they are first asked. A process that died, hung or ran out of memory is started anew when it
+    is asked about something else. What it was asked is lost: asking again would most likely end in the same way, and
+    might take as long.
+    """
+
+    def __init__(
+        self,
+        setup: Mapping[str, Sequence[Command]],
+        *,
+        launch: Callable[[str], Asks],
+        log: PoolLog,
+    ) -> None:
+        """Start nothing yet; see `worker_pool` for the arguments."""
+        self._setup, self._launch, self._log = setup, launch, log
+        self._started: dict[str, Asks] = {}
+        self._loaded: dict[str, Asks] = {}
+        self._done: dict[str, set[str]] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the processes that can be loaded, in the order given."""
+        return [name for name in self._setup if not self._log.has_failed(name, "load", "")]
+
+    def done(self, name: str) -> set[str]:
+        """Return what the process has done in this life, such as loads that it is warm for: to be added to."""
+        return self._done.setdefault(name, set())
+
+    def start(self, names: Sequence[str]) -> None:
+        """Load these processes; all are started first, so that one imports while another loads."""
+        for name in names:
+            if name not in self._loaded:
+                self._start(name)
+        for name in names:
+            self._load(name)
+
+    def ask(
+        self,
+        name: str,
+        command: Command,
+        *,
+        read: Callable[[dict[str, Any]], Answer],
+        stage: str,
+        where: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Answer | None:
+        """Wake a process, ask it, and stop it again.
+
+        Args:
+            name: of the process.
+            command: what to do.
+            read: returns what is wanted of the reply; a `KeyError`, `TypeError` or `ValueError` is a failure.
+            stage: what is lost if it fails.
+            where: at which load or data set.
+            timeout_s: another limit than the usual.
+
+        Returns:
+            What `read` returned, or None after writing the failure down, now or in an earlier run.
+        """
+        if self._log.has_failed(name, stage, where or "") or not self._load(name):
+            return None
+        return self._ask(name, command, read=read, stage=stage, where=where, timeout_s=timeout_s)
+
+    def close(self) -> None:
+        """End all processes; whoever is asked afterwards starts anew."""
+        for workers in (self._started, self._loaded):
+            while workers:
+                workers.popitem()[1].close()
+        self._done.clear()
+
+    def _start(self, name: str) -> None:
+        if name in self._started or self._log.has_failed(name, "load", ""):
+            return
+        try:
+            self._started[name] = self._launch(name)
+        except OSError as error:
+            self._log.failed(name, "load", "", CommandFailed(f"{type(error).__name__}: {error}"))
+
+    def _load(self, name: str) -> bool:
+        """Have a process that is loaded; tell whether there is one."""
+        if name in self._loaded:
+            return True
+        self._start(name)
+        if name not in self._started:
+            return False
+        self._loaded[name] = self._started.pop(name)
+        for number, command in enumerate(self._setup[name]):
+            reply = self._ask(name, command, read=dict, stage="load", where=None, timeout_s=None)
+            if reply is None:
+                self._end(name)
+                return False
+            if number == 0:
+                self._log.loaded(name, reply)
+        return True
+
+    def _ask(
+        self,
+        name: str,
+        command: Command,
+        *,
+        read: Callable[[dict[str, Any]], Answer],
+        stage: str,
+        where: str | None,
+        timeout_s: float | None,
+    ) -> Answer | None:
+        worker = self._loaded[name]
+        worker.resume()
+        try:
+            reply = worker.ask(command, timeout_s=timeout_s)
+        except CommandFailed as error:
+            self._log.failed(name, stage, where or "", error)
+            # Who ran out of memory may live on, but with what it had taken until then.
+            if isinstance(error, WorkerDied) or classify(error) == "out of memory":
+                self._end(name)
+            return None
+        finally:
+            worker.pause()
+        try:
+            return read(reply)
+        except (KeyError, TypeError, ValueError) as error:
+            told = f"answered {str(reply)[:80]} to {command['do']!r} ({type(error).__name__}: {str(error)[:80]})"
+            self._log.failed(name, stage, where or "", CommandFailed(told))
+            return None
+
+    def _end(self, name: str) -> None:
+        self._done.pop(name, None)
+        if name in self._loaded:
+            self._loaded.pop(name).close()
+
+
+@contextmanager
+def worker_pool(
+    setup: Mapping[str, Sequence[Command]], *, launch: Callable[[str], Asks], log: PoolLog
+) -> Iterator[WorkerPool]:
+    """Have a pool within a block; whatever happens there, none of its processes outlives it.
+
+    Args:
+        setup: name -> what its process is told first; the command that loads before all others.
+        launch: starts a process by its name.
+        log: gets the failures, and the answers to the first commands.
+    """
+    pool = WorkerPool(setup, launch=launch, log=log)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def python_module(name: str) -> tuple[str, ...]:
+    """Return the command that runs a module of this package in a Python like this one."""
+    return (sys.executable, "-P", "-m", name)
+
+
+def _read_reply(line: str) -> dict[str, Any] | None:
+    """Return an answer, or None where the line is none: not JSON, no object, without `ok`, or with NaN in it."""
+    try:
+        reply = json.loads(line, parse_constant=_refuse)
+    except ValueError:
+        return None
+    return reply if isinstance(reply, dict) and "ok" in reply else None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def child_environment() -> dict[str, str]:
+    """Let the child find the package where this process found it."""
+    root = str(Path(potstill.__file__).resolve().parent.parent)
+    path = os.environ.get("PYTHONPATH")
+    return os.environ | {"PYTHONPATH": os.pathsep.join([root, path]) if path else root, "PYTHONUNBUFFERED": "1"}
