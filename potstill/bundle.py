@@ -30,7 +30,7 @@ from pydantic import (
     model_validator,
 )
 
-from potstill.errors import BundleError, TamperedError
+from potstill.errors import BundleError, TamperedError, describe_fault, first_line
 from potstill.onnx_inspect import check_declared_precision, read_outline
 
 MANIFEST_NAME = "potstill.json"
@@ -612,10 +612,11 @@ def read_bundle(folder: Path, *, verify: bool = True) -> Bundle:
         if manifest.digest is not None and manifest.digest != _digest_of(content):
             raise TamperedError(f"{manifest_file} was changed after it was written; export the bundle again")
     except (ValidationError, ValueError, RecursionError) as error:
-        too_large = isinstance(error, ValidationError) and error.errors()[0]["type"] == "less_than_equal"
+        fault = error.errors()[0] if isinstance(error, ValidationError) else None
         # Whoever wrote a number that no machine can serve did not change a good bundle: they made a bad one.
-        kind = BundleError if too_large else TamperedError
-        raise kind(f"{manifest_file} is not a valid manifest: {_first_line(error)}") from error
+        kind = BundleError if fault and fault["type"] == "less_than_equal" else TamperedError
+        reason = describe_fault(fault, Manifest) if fault else first_line(error)
+        raise kind(f"{manifest_file} is not a valid manifest: {reason}") from error
     bundle = Bundle(folder, manifest, hashlib.sha256(written).hexdigest())
     _check_names(bundle)
     if verify:
@@ -695,11 +696,3 @@ def _check_names(bundle: Bundle) -> None:
     planted = bundle.folder / "tokenizer_config.json"
     if planted.name not in bundle.manifest.files and planted.is_file():
         raise TamperedError(f"{planted} is not named by {MANIFEST_NAME}; export the bundle again")
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        given = f", not {first['input']}" if first["type"] == "less_than_equal" else ""
-        return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}{given}"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

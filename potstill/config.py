@@ -4,12 +4,11 @@ Values come from four places, later ones winning: the defaults of the sections b
 line's flags, and `--set a.b=c`. All faults are reported at once, and an unknown key is answered with the nearest one.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -22,11 +21,12 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from potstill.bundle import Precision
 from potstill.checkpoint import trained_task
 from potstill.data import choose_splits
-from potstill.errors import RecipeError
+from potstill.errors import RecipeError, describe_fault, fault_message, nearest_name
 
 _CLASSIFIERS = ("text-classification", "token-classification")
 
@@ -170,14 +170,20 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**method.training, **method.settings, **preset, **given}
 
 
-# The sections of a recipe: what can be set, with defaults, limits, and what each setting means.
+# The sections of a recipe: what can be set, with defaults, limits, and what each setting means
 
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Runner = Literal[
-    "onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino-cpu",
-    "torch-cpu", "torch-cpu-compiled", "torch-cuda", "torch-cuda-compiled",
-]  # fmt: skip
+    "onnxruntime-cpu",
+    "onnxruntime-cuda",
+    "onnxruntime-tensorrt",
+    "openvino-cpu",
+    "torch-cpu",
+    "torch-cpu-compiled",
+    "torch-cuda",
+    "torch-cuda-compiled",
+]
 TaskName = Literal[
     "text-classification", "token-classification", "question-answering", "fill-mask", "feature-extraction"
 ]
@@ -187,6 +193,9 @@ class Section(BaseModel):
     """One part of a recipe: unknown keys are faults, and nothing changes after the check."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+_Section = TypeVar("_Section", bound=Section)
 
 
 class ScratchConfig(Section):
@@ -549,6 +558,9 @@ class Recipe(Section):
         return self.student.layers
 
 
+# Reading and checking recipes
+
+
 def with_splits(recipe: Recipe) -> Recipe:
     """Return a recipe that learns from and is scored on different rows, see `potstill.data.choose_splits`."""
     data = recipe.data
@@ -604,25 +616,27 @@ def _infer_task(values: Mapping[str, Any]) -> str | None:
     return method.tasks[0] if len(method.tasks) == 1 else None
 
 
-def parse_section(name: str, values: Mapping[str, Any], *, flags: Mapping[str, str] | None = None) -> Any:
-    """Check the values of one section of a recipe, such as `export`, given as flags.
+def parse_section(
+    section: type[_Section], values: Mapping[str, Any], *, flags: Mapping[str, str] | None = None
+) -> _Section:
+    """Check the values of one section of a recipe, given as flags.
 
     Args:
-        name: of the section.
+        section: such as `ExportConfig`.
         values: its settings.
-        flags: what a dotted key is called on the command line, for messages.
+        flags: what a dotted key, such as `export.opset`, is called on the command line, for messages.
 
     Raises:
         RecipeError: with every fault.
     """
-    section = type(Recipe.model_fields[name].default)
+    name = next(key for key, field in Recipe.model_fields.items() if field.annotation is section)
     try:
         return section.model_validate(dict(values))
     except ValidationError as error:
-        faults = "; ".join(
-            _describe({**fault, "loc": (name, *fault["loc"])}, flags or {}, section=name) for fault in error.errors()
-        )
-        raise RecipeError(faults) from error
+        faults = error.errors()
+        for fault in faults:
+            fault["loc"] = (name, *fault["loc"])
+        raise RecipeError("; ".join(_describe(fault, flags or {}, section=name) for fault in faults)) from error
 
 
 def load_recipe(
@@ -659,8 +673,8 @@ def recipe_text(name: str) -> str:
             raise RecipeError(f"{name} is not UTF-8 at byte {error.start}, so it is no recipe") from error
     if file.is_dir():
         raise RecipeError(f"{name} is a folder; a recipe is a YAML file, or one of {', '.join(recipe_names())}")
-    near = difflib.get_close_matches(name, recipe_names(), n=1, cutoff=0.5)
-    meant = f"; did you mean {near[0]!r}?" if near else ""
+    near = nearest_name(name, recipe_names())
+    meant = f"; did you mean {near!r}?" if near else ""
     raise RecipeError(
         f"there is no recipe {name!r}{meant}; shipped are {', '.join(recipe_names())}, or name a YAML file"
     )
@@ -706,45 +720,17 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _describe(fault: Mapping[str, Any], flags: Mapping[str, str], *, section: str = "") -> str:
+def _describe(fault: ErrorDetails, flags: Mapping[str, str], *, section: str = "") -> str:
     """Return one fault in a line, in the words of the command line for the keys that it has flags for."""
     where = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        return f"{where}: unknown key{_nearest(str(fault['loc'][-1]), _known_keys(fault['loc'][:-1]))}"
     # A list's entry is called as the list is.
     flag = flags.get(where) or flags.get(".".join(str(part) for part in fault["loc"] if not isinstance(part, int)))
-    if flag and isinstance(fault["input"], Mapping | BaseModel):
-        return f"{flag} is missing" if fault["type"] == "missing" else f"{flag}: {_plain_message(fault)}"
-    if flag:
-        sign = "=" if flag.startswith("--set ") else " "
-        return f"{flag}{sign}{_shown(fault['input'])}: {_plain_message(fault)}"
-    if fault["type"] == "missing":
-        return f"{where}: is missing"
-    message = _plain_message(fault)
-    if flags and where == section:  # of several options together
-        return message
-    shown = "" if isinstance(fault["input"], Mapping | BaseModel) else f" (it is {fault['input']!r})"
-    return f"{where or 'recipe'}: {message}{shown}"
-
-
-def _plain_message(fault: Mapping[str, Any]) -> str:
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    return f"{message[:1].lower()}{message[1:]}"
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else ",".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _known_keys(location: Sequence[Any]) -> list[str]:
-    section: type[BaseModel] = Recipe
-    for part in location:
-        annotation = section.model_fields[str(part)].annotation
-        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-        section = next(kind for kind in kinds if issubclass(kind, BaseModel))
-    return list(section.model_fields)
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else f"; known are {', '.join(known)}"
+    value = fault["input"]
+    if fault["type"] == "extra_forbidden" or not flag:
+        if flags and where == section and fault["type"] not in ("extra_forbidden", "missing"):  # of several options
+            return fault_message(fault)
+        return describe_fault(fault, Recipe, whole="recipe")
+    if isinstance(value, Mapping | BaseModel):
+        return f"{flag} is missing" if fault["type"] == "missing" else f"{flag}: {fault_message(fault)}"
+    shown = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return f"{flag}{'=' if flag.startswith('--set ') else ' '}{shown}: {fault_message(fault)}"

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 from potstill.bench import report_schema
-from potstill.bench.claims.claim_file import Claim, load_claims, nearest
+from potstill.bench.claims.claim_file import Claim, load_claims
 from potstill.bench.claims.metrics import MEASURES, Measure, Reading, Selection
 from potstill.bench.claims.selection import Nothing, select
-from potstill.errors import UsageError
+from potstill.errors import UsageError, did_you_mean
 from potstill.evaluation.intervals import decide_by_interval
 
 __all__ = ["GLUE_BERT", "GLUE_DISTILBERT", "Claim", "check_required", "decide", "load_claims", "require", "verdict"]
@@ -63,7 +63,7 @@ def check_required(claims: Sequence[Claim], wanted: Sequence[str]) -> None:
     known = [claim.id for claim in claims]
     for name in wanted:
         if name != "all" and name not in known:
-            raise UsageError(f"--require {name}: no claim is called {name!r}{nearest(name, known)}")
+            raise UsageError(f"--require {name}: no claim is called {name!r}{did_you_mean(name, known)}")
 
 
 def require(decisions: Sequence[report_schema.Decision], wanted: Sequence[str]) -> list[report_schema.Decision]:
@@ -76,7 +76,7 @@ def require(decisions: Sequence[report_schema.Decision], wanted: Sequence[str]) 
     ids = known if "all" in wanted else wanted
     for name in ids:
         if name not in known:
-            raise UsageError(f"--require {name}: no claim is called {name!r}{nearest(name, known)}")
+            raise UsageError(f"--require {name}: no claim is called {name!r}{did_you_mean(name, known)}")
     return [decision for decision in decisions if decision.id in ids and decision.verdict != "PASS"]
 
 

@@ -10,13 +10,13 @@ character. pydantic then checks.
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from itertools import accumulate, islice
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
+from potstill.errors import nearest_name
 from potstill.serve.http_errors import RequestError, invalid, malformed, too_large
 from potstill.serve.limits import Limits
 from potstill.serve.tokenizer import without_surrogates
@@ -95,8 +95,8 @@ def check_keys(value: Iterable[str], known: Sequence[str], where: str) -> None:
     unknown = next((key for key in value if key not in known), None)
     if unknown is None:
         return
-    nearest = get_close_matches(unknown[:64], known, n=1)
-    hint = f"did you mean '{nearest[0]}'?" if nearest else f"known: {', '.join(known) or 'none'}"
+    nearest = nearest_name(unknown[:64], known, cutoff=0.6)
+    hint = f"did you mean '{nearest}'?" if nearest else f"known: {', '.join(known) or 'none'}"
     raise invalid(f"{where} has a key that is not known; {hint}")
 
 
