@@ -95,13 +95,18 @@ def create_app(
     metrics = Metrics(engine)
     engine.observer = metrics.engine_observer
     models = {name: ModelEndpoints(name, engine, limits) for name in engine.models}
-    described = JSONResponse(document(engine, limits, with_keys=bool(api_keys)))
+    described = document(engine, limits, with_keys=bool(api_keys))
+
+    async def openapi(request: Request) -> Response:
+        prefix = request.scope.get("root_path")
+        return JSONResponse(described | ({"servers": [{"url": prefix}]} if prefix else {}))
+
     routes: list[BaseRoute] = [
         *_model_routes(models, limits),
         *_state_routes(engine, limits, metrics),
         *v2_routes(engine, limits),
         *_page_routes(),
-        Route("/openapi.json", _constant(described)),
+        Route("/openapi.json", openapi),
     ]
 
     async def no_route(request: Request, error: Exception) -> Response:
