@@ -1,4 +1,7 @@
-"""TinyBERT: embeddings, hidden states and attention scores of mapped layers, then the answers (arXiv 1909.10351).
+"""TinyBERT: embeddings, hidden states and attention scores of mapped layers, then the answers.
+
+Jiao et al., arXiv 1909.10351: attention loss (equation 7), hidden states (equation 8), embeddings (equation 9),
+prediction (equation 10), layer by layer (equations 6 and 11). Shapes: `B` texts, `T` tokens, `H` width, `h` heads.
 
 The general stage learns from running text, unmasked, and has no answers; the task stage learns the inner states first
 and the answers afterwards. Attention is compared before the softmax, as in the paper, but recomputed from the
