@@ -50,13 +50,8 @@ class TripleLoss(Objective):
     def __init__(
         self, *, alpha_kl: float = 5.0, alpha_mlm: float = 2.0, alpha_cos: float = 1.0, temperature: float = 2.0
     ) -> None:
-        super().__init__()
-        self._weights = {"kl": alpha_kl, "mlm": alpha_mlm, "cos": alpha_cos}
+        super().__init__({"kl": alpha_kl, "mlm": alpha_mlm, "cos": alpha_cos})
         self._temperature = temperature
-
-    def weights(self, share: float) -> dict[str, float]:
-        """Return the weight of each part, the same all through the training."""
-        return self._weights
 
     def count(self, batch: Batch) -> dict[str, int]:
         """Return the positions compared, the positions masked, and the real tokens."""
@@ -71,7 +66,7 @@ class TripleLoss(Objective):
         Raises:
             CheckpointError: if the vocabularies, or for cos the widths, differ.
         """
-        wanted = {part for part in self._weights if scales.get(part, 0) > 0}
+        wanted = {part for part in self.part_weights if scales.get(part, 0) > 0}
         ours = _last_hidden(student, batch)
         theirs = None
         if wanted & {"kl", "cos"}:

@@ -35,14 +35,9 @@ class TaskDistillation(Objective):
     """
 
     def __init__(self, problem: str, *, temperature: float, alpha_kl: float, alpha_ce: float, alpha_cos: float) -> None:
-        super().__init__()
+        super().__init__({"ce": alpha_ce, "kl": alpha_kl, "cos": alpha_cos})
         self._problem = problem
         self._temperature = temperature
-        self._weights = {"ce": alpha_ce, "kl": alpha_kl, "cos": alpha_cos}
-
-    def weights(self, share: float) -> dict[str, float]:
-        """Return the same weights throughout."""
-        return self._weights
 
     def count(self, batch: Batch) -> dict[str, int]:
         """Count texts, or labelled tokens, for the answers, and tokens for the cosine."""

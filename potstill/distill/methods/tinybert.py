@@ -57,7 +57,7 @@ class TinyBert(Objective):
         Raises:
             CheckpointError: if the attention of the two cannot be compared head by head, or nothing is left to learn.
         """
-        super().__init__()
+        super().__init__(weights)
         ours, theirs = student.config, teacher.config
         if weights["att"] > 0 and ours.num_attention_heads != theirs.num_attention_heads:
             raise CheckpointError(
@@ -71,7 +71,6 @@ class TinyBert(Objective):
                 "are 0; set distill.alpha_embedding, alpha_hidden or alpha_attention"
             )
         self._map = list(layer_map)
-        self._all_weights = dict(weights)
         self._problem = problem
         # A stage without weights is left out.
         has_states, has_answers = any(weights[name] for name in _STATES), problem is not None and weights["pred"] > 0
@@ -83,7 +82,7 @@ class TinyBert(Objective):
     def weights(self, share: float) -> dict[str, float]:
         """Return the weights of the stage that this share of the training belongs to."""
         early = share < self._intermediate_share or self._intermediate_share == 1
-        return {name: weight if (name != "pred") == early else 0.0 for name, weight in self._all_weights.items()}
+        return {name: weight if (name != "pred") == early else 0.0 for name, weight in self.part_weights.items()}
 
     def count(self, batch: Batch) -> dict[str, int]:
         """Count tokens for states, pairs of tokens for attention, texts or labelled tokens for answers."""
