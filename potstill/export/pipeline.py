@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from potstill import machine
-from potstill.bundle import MODEL_FILES, WEIGHT_ONLY, Manifest, ModelRecord, Precision, QualityLoss
+from potstill.bundle import MODEL_FILES, WEIGHT_ONLY, AgainstTrivial, Manifest, ModelRecord, Precision, QualityLoss
 from potstill.config import ExportConfig
 from potstill.errors import ParityError
 from potstill.evaluation.decision import compare_outputs
@@ -280,16 +280,13 @@ class Workshop:
             return None
         return self._score(self.fp32_session(), batch_invariant=True)
 
-    def judged(self) -> dict[str, Any] | None:
-        """Return fp32's score on the judged texts, against an answer that ignores them; None without labels.
-
-        Values as `potstill.evaluation.trivial.AgainstTrivial.to_json`.
-        """
+    def judged(self) -> AgainstTrivial | None:
+        """Return fp32's score on the judged texts, against an answer that ignores them; None without labels."""
         if self.scored is None or self.probe.examples is None:
             return None
         kind = self.source.kind
         found = against_trivial({}, self.scored, self.probe.examples, kind=kind, metric=METRICS[kind][0])
-        return found.to_json() | {"on": self.probe.origin["judged"]}
+        return found.model_copy(update={"on": self.probe.origin["judged"]})
 
     def file(self, precision: Precision) -> Path:
         """Return where the file of a precision is written."""
