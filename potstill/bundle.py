@@ -410,8 +410,8 @@ class ModelRecord(_Record):
     cpu_features: list[str] = []
     """The CPU features of the machine it was made and checked on."""
     batch_invariant: bool = True
-    """Whether a text's answer is independent of its batch mates. Dynamic int8 has one activation scale for the
-    whole batch, so it is not (microsoft/onnxruntime#10111)."""
+    """Whether a text's answer is the same alone and in a batch, up to the rounding of float sums. Dynamic int8 has one
+    activation scale for the whole batch, so its answers are not (microsoft/onnxruntime#10111)."""
     unpadded: bool = False
     """Whether its products leave padding out, so that a batch costs what its tokens cost and not its longest text."""
     disabled_optimizers: list[str] = []

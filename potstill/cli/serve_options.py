@@ -40,7 +40,7 @@ RunnersOption = Annotated[
 ]
 AllowDriftOption = Annotated[
     bool,
-    typer.Option("--allow-drift", help="Batch texts even where a file's answers depend on their company."),
+    typer.Option("--allow-drift", help="Batch texts even where a file's answers depend on the batch."),
 ]
 ApiKeyFileOption = Annotated[
     Path | None,

@@ -30,7 +30,6 @@ from potstill.config import Recipe, build_recipe, with_splits
 from potstill.distill import scratch_teacher
 from potstill.distill.batches import LENGTH_COLUMN, hash_rows, read_column
 from potstill.distill.checkpoints import check_same_run
-from potstill.distill.controls import train_controls
 from potstill.distill.data import TrainingData, load_training_data, make_scorer, read_splits
 from potstill.distill.evaluation import Model, problem_type_of
 from potstill.distill.methods import make_labels_objective, make_objective
@@ -140,7 +139,7 @@ def distill(
         "against_trivial": _against_trivial(training_data, used, "student", progress=progress),
     }
     if untrained is not None:
-        report["controls"] = train_controls(recipe, untrained, teacher.model, training_data=training_data, run=run)
+        report["controls"] = _train_baselines(recipe, untrained, teacher.model, training_data, run)
     report["seconds"] = round(time.perf_counter() - started, 1)
     return _publish(
         student, out_dir, report=report, overwrite=overwrite, used=objective.as_used(student.model), recipe=recipe
@@ -426,6 +425,48 @@ def _plan_and_train(
         score=make_scorer(training_data, objective, teacher, who="teacher" if teacher is None else "student"),
         run=run,
     )
+
+
+def _train_baselines(
+    recipe: Recipe, untrained: PreTrainedModel, teacher: PreTrainedModel, training_data: TrainingData, run: TrainingRun
+) -> dict[str, dict[str, Any]]:
+    """Return the scores of what the student has to beat by name, each under `scores`.
+
+    - `untrained`: the student as it was cut from the teacher;
+    - `no_teacher`: the same student trained on the data alone, same batches in the same order, as long; left out where
+      the data has nothing to learn from without a teacher;
+    - `floor`: what an answer scores that ignores the text; left out where there is none.
+
+    Args:
+        recipe: of the distillation.
+        untrained: a copy of the student before it; it is trained here.
+        teacher: of the distillation.
+        training_data: its data.
+        run: its training, whose work folder gets a sibling.
+    """
+    objective = make_objective(recipe, teacher=teacher, student=untrained)
+    score = make_scorer(training_data, objective, teacher)
+    baselines: dict[str, dict[str, Any]] = {"untrained": {"scores": score(untrained)}}
+    if training_data.floor:
+        baselines["floor"] = {"scores": training_data.floor}
+    if training_data.score is None or recipe.distill.method == "embedding":
+        return baselines
+    result = train(
+        untrained,
+        teacher=None,
+        objective=make_labels_objective(recipe, untrained),
+        train_set=training_data.train_set,
+        collate=training_data.collate,
+        score=score,
+        run=replace(
+            run,
+            work_dir=run.work_dir.with_name(f"{run.work_dir.name}-control"),
+            stage="train the control",
+            announce=keep_quiet,
+        ),
+    )
+    baselines["no_teacher"] = {"scores": result.metrics, "steps": result.steps, "best_step": result.best_step}
+    return baselines
 
 
 def _against_trivial(

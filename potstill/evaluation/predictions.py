@@ -104,7 +104,8 @@ def predict(
         function: what makes scores of a classifier's logits (`serve.tasks.text_classification.scoring_function`); None
             is the kind's usual.
         pooling: how feature-extraction makes a vector of a text's tokens, or its mode by name; None is their mean.
-        batch_invariant: whether a text's answer is independent of its batch mates; if not, texts run one by one.
+        batch_invariant: whether a text's answer is the same alone and in a batch, up to rounding; if not, texts run
+            one by one.
         batch_size: rows per run. 1, as a server runs a request that is alone, gives to the last digit what it gives.
         progress: is called after each run with the number of answers so far; each side of a pair is one.
 

@@ -104,7 +104,7 @@ def test_a_server_answers_refuses_and_ends_with_0(bundle_dir, int8_encoder, numb
         assert (answer.status, answer.error_type) == (422, "validation")
         plan = server.process.stderr.readline(), server.process.stderr.readline()
         assert plan[0].startswith("plan: runs at a time 1, threads of each 1, 429 beyond ")
-        assert plan[1].startswith("plan: tiny: this file's answers depend on their company")
+        assert plan[1].startswith("plan: tiny: this file's answers depend on the batch")
         assert server.ends(number) == (0, "", "")
 
 
