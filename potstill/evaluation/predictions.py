@@ -72,7 +72,6 @@ def predict(
     outputs: Sequence[str],
     function: str | None = None,
     pooling: Pooling | str | None = None,
-    batch_invariant: bool = True,
     batch_size: int = 1,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, NDArray[Any]]:
@@ -104,17 +103,15 @@ def predict(
         function: what makes scores of a classifier's logits (`serve.tasks.text_classification.scoring_function`); None
             is the kind's usual.
         pooling: how feature-extraction makes a vector of a text's tokens, or its mode by name; None is their mean.
-        batch_invariant: whether a text's answer is the same alone and in a batch, up to rounding; if not, texts run
-            one by one.
-        batch_size: rows per run. 1, as a server runs a request that is alone, gives to the last digit what it gives.
+        batch_size: rows per run. 1, as a server runs a request that is alone, gives to the last digit what it gives; a
+            model whose answers depend on the batch needs it.
         progress: is called after each run with the number of answers so far; each side of a pair is one.
 
     Raises:
         DataError: if there is nothing to predict, or texts do not fit the kind.
         UsageError: if fill-mask has a tokenizer without a mask token.
     """
-    size = batch_size if batch_invariant else 1
-    run = partial(_run, session, tokenizer, kind=kind, batch_size=size, progress=progress)
+    run = partial(_run, session, tokenizer, kind=kind, batch_size=batch_size, progress=progress)
     if kind == TOKEN_CLASSIFICATION.name:
         return _predict_words(run, tokenizer, texts, output=outputs[0])
     if not texts:

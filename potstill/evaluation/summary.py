@@ -87,7 +87,6 @@ def evaluate_bundle(
         outputs=manifest.outputs,
         function=encoder.function,
         pooling=manifest.pooling,
-        batch_invariant=encoder.record.batch_invariant,
         progress=tell,
     )
     tell(total)
