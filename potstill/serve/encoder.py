@@ -117,7 +117,8 @@ class Encoder:
         """Return the logits of every text, shape (texts, labels), in the order given.
 
         Texts of similar length share a batch, so little is padded. A file whose answers depend on the batch (the
-        manifest's `batch_invariant` is false: dynamic int8) gets one text per run, whatever `batch_size` says.
+        manifest's `batch_invariant` is false: dynamic int8) gets one text per run, whatever `batch_size` says. Answers
+        of other files are equal alone and in a batch up to rounding, not to the bit (int8-static: 3e-8).
 
         Raises:
             UsageError: if the task has not one row of logits per text, or `batch_size` is below 1.
