@@ -20,11 +20,11 @@ from potstill.errors import CheckError, DataError, UsageError
 from potstill.serve import SENTENCE_EMBEDDING, BundleTokenizer, Row, Text
 from potstill.serve.encoder import unpad
 from potstill.serve.http_errors import RequestError
-from potstill.serve.tasks import served_task
-from potstill.serve.tasks.feature_extraction import VectorParameters, preprocess_vectors
+from potstill.serve.tasks import TaskModel, feature_extraction, question_answering, served_task
+from potstill.serve.tasks.feature_extraction import VectorParameters
 from potstill.serve.tasks.features import Features, Outputs
 from potstill.serve.tasks.fill_mask import preprocess_hidden
-from potstill.serve.tasks.question_answering import QuestionParameters, preprocess_questions
+from potstill.serve.tasks.question_answering import QuestionParameters
 from potstill.serve.tasks.text_classification import preprocess_scores
 from potstill.serve.tasks.token_classification import preprocess_words
 from potstill.serve.tokenizer import Pieces
@@ -111,8 +111,14 @@ def predict(
         UsageError: if fill-mask has a tokenizer without a mask token.
     """
     size = batch_size if batch_invariant else 1
+    model = TaskModel(
+        tokenizer=tokenizer,
+        outputs=outputs,
+        function=function or _FUNCTIONS.get(kind, "softmax"),
+        pooling=Pooling.model_validate({"mode": pooling, "normalize": False}) if isinstance(pooling, str) else pooling,
+    )
     if kind == TOKEN_CLASSIFICATION.name:
-        return _predict_words(session, tokenizer, texts, output=outputs[0], batch_size=size)
+        return _predict_words(session, model, texts, batch_size=size)
     if not texts:
         raise DataError("there are no texts to ask about")
     asked: list[Any] = [tuple(text) if isinstance(text, list) else text for text in texts]
@@ -121,15 +127,13 @@ def predict(
         if single is not None:
             raise DataError(f"{kind} is judged by pairs of texts, and {str(single)[:60]!r} is one; name two columns")
     if kind == QUESTION_ANSWERING.name:
-        return _predict_answers(session, tokenizer, asked, outputs=outputs, batch_size=size)
+        return _predict_answers(session, model, asked, batch_size=size)
     if kind == FILL_MASK.name:
         # Each word has a vocabulary of logits, so texts go one by one.
-        return _predict_masked_words(session, tokenizer, asked, output=outputs[0])
+        return _predict_masked_words(session, model, asked)
     if kind == FEATURE_EXTRACTION.name:
-        known = Pooling.model_validate({"mode": pooling, "normalize": False}) if isinstance(pooling, str) else pooling
-        return _predict_similarities(session, tokenizer, asked, outputs=outputs, pooling=known, batch_size=size)
-    chosen = function or _FUNCTIONS.get(kind, "softmax")
-    features = [preprocess_scores(tokenizer, [text], function=chosen, output=outputs[0]) for text in asked]
+        return _predict_similarities(session, model, asked, batch_size=size)
+    features = [preprocess_scores(model, [text]) for text in asked]
     found = _run(session, tokenizer, features, kind=kind, batch_size=size)
     # A text's answer is (logits, scores); what is served of a regression is the score.
     served, dtype = (1, np.float64) if kind == REGRESSION else (0, np.float32)
@@ -182,13 +186,13 @@ def _run(
 
 
 def _predict_words(
-    session: Session, tokenizer: BundleTokenizer, texts: Sequence[Sequence[str]], *, output: str, batch_size: int
+    session: Session, model: TaskModel, texts: Sequence[Sequence[str]], *, batch_size: int
 ) -> dict[str, NDArray[Any]]:
     sizes = [len(words) for words in texts]
     if not sum(sizes):
         raise DataError("there are no words to ask about; give texts that are not empty")
-    features = [preprocess_words(tokenizer, [words], output=output) for words in texts]
-    found = _run(session, tokenizer, features, kind=TOKEN_CLASSIFICATION.name, batch_size=batch_size)
+    features = [preprocess_words(model, [words]) for words in texts]
+    found = _run(session, model.tokenizer, features, kind=TOKEN_CLASSIFICATION.name, batch_size=batch_size)
     both = [
         (np.full((size, one.width), np.nan), np.ones(size, dtype=np.bool_)) if isinstance(one, _NotFinite) else one
         for one, size in zip(found, sizes, strict=True)
@@ -201,25 +205,18 @@ def _predict_words(
 
 
 def _predict_answers(
-    session: Session,
-    tokenizer: BundleTokenizer,
-    pairs: Sequence[tuple[str, str]],
-    *,
-    outputs: Sequence[str],
-    batch_size: int,
+    session: Session, model: TaskModel, pairs: Sequence[tuple[str, str]], *, batch_size: int
 ) -> dict[str, NDArray[Any]]:
     """Answer with the parameters that a request has by default, and once more with "no answer" among the answers."""
     ways = QuestionParameters(), QuestionParameters(handle_impossible_answer=True)
     features = []
     for number, pair in enumerate(pairs):
         try:
-            always, perhaps = (
-                preprocess_questions(tokenizer, [pair], way, outputs=outputs, most_windows=_MAX_WINDOWS) for way in ways
-            )
+            always, perhaps = (question_answering.preprocess(model, [pair], way, _MAX_WINDOWS) for way in ways)
         except RequestError as error:
             raise DataError(f"question {number + 1} cannot be asked: {error}") from error
         features.append(_decode_twice(always, perhaps))
-    found = _run(session, tokenizer, features, kind=QUESTION_ANSWERING.name, batch_size=batch_size)
+    found = _run(session, model.tokenizer, features, kind=QUESTION_ANSWERING.name, batch_size=batch_size)
     lost = {"answer": "", "score": np.nan}
     answers = [(lost, lost) if isinstance(one, _NotFinite) else one for one in found]
     return {
@@ -235,31 +232,22 @@ def _decode_twice(one: Features, other: Features) -> Features:
 
 
 def _predict_similarities(
-    session: Session,
-    tokenizer: BundleTokenizer,
-    pairs: Sequence[tuple[str, str]],
-    *,
-    outputs: Sequence[str],
-    pooling: Pooling | None,
-    batch_size: int,
+    session: Session, model: TaskModel, pairs: Sequence[tuple[str, str]], *, batch_size: int
 ) -> dict[str, NDArray[Any]]:
     """Return the cosine of the two vectors of each pair."""
     each = list(dict.fromkeys(text for pair in pairs for text in pair))
     settings = VectorParameters()
-    features = [
-        preprocess_vectors(tokenizer, [text], settings, outputs=outputs, pooling=pooling, width=None) for text in each
-    ]
-    found = _run(session, tokenizer, features, kind=FEATURE_EXTRACTION.name, batch_size=batch_size)
+    features = [feature_extraction.preprocess(model, [text], settings) for text in each]
+    found = _run(session, model.tokenizer, features, kind=FEATURE_EXTRACTION.name, batch_size=batch_size)
     filled = [[np.nan] * one.width if isinstance(one, _NotFinite) else one for one in found]
     vectors = dict(zip(each, filled, strict=True))
     one, two = (np.array([vectors[text] for text in side], dtype=np.float64) for side in zip(*pairs, strict=True))
     return {"values": metrics.row_cosines(one, two)[:, None]}
 
 
-def _predict_masked_words(
-    session: Session, tokenizer: BundleTokenizer, texts: Sequence[Text], *, output: str
-) -> dict[str, NDArray[Any]]:
+def _predict_masked_words(session: Session, model: TaskModel, texts: Sequence[Text]) -> dict[str, NDArray[Any]]:
     """Mask every 7th of the words that are one token, and return the likelihood of each."""
+    tokenizer = model.tokenizer
     if tokenizer.mask_id is None:
         raise UsageError("fill-mask needs a tokenizer with a mask token, and this one has none")
     masked = [mask_words(tokenizer, text if isinstance(text, str) else " ".join(text)) for text in texts]
@@ -269,7 +257,7 @@ def _predict_masked_words(
     asked = [number for number, (_, hidden) in enumerate(masked) if hidden and shown[number] == len(hidden)]
     if not asked:
         raise DataError("there are no words to hide from a language model; give texts that are not empty")
-    features = [preprocess_hidden(tokenizer, [masked[at][0]], [masked[at][1]], output=output) for at in asked]
+    features = [preprocess_hidden(model, [masked[at][0]], [masked[at][1]]) for at in asked]
     found = _run(session, tokenizer, features, kind=FILL_MASK.name, batch_size=1)
     sizes = [len(masked[at][1]) for at in asked]
     filled = [
