@@ -18,9 +18,21 @@ RELEVANT_FEATURES = frozenset(
     {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16"}
 )
 _PACKAGES = (
-    "potstill", "numpy", "onnxruntime", "onnxruntime-gpu", "tokenizers", "torch", "transformers", "accelerate",
-    "datasets", "optimum", "onnx", "onnxscript", "starlette", "uvicorn",
-)  # fmt: skip
+    "potstill",
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "optimum",
+    "onnx",
+    "onnxscript",
+    "starlette",
+    "uvicorn",
+)
 
 
 def available_cores() -> int:

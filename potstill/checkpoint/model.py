@@ -66,11 +66,24 @@ __all__ = [
 _HASHED_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model")
 # Settings that only steer the forward pass or how weights are held; here they are always the defaults.
 _STEERING = (
-    "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "attn_implementation",
-    "chunk_size_feed_forward", "dtype", "gradient_checkpointing", "output_attentions", "output_hidden_states",
-    "reference_compile", "return_dict", "torch_dtype", "torchscript", "use_bfloat16", "use_cache", "use_flash_attn",
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "_attn_implementation_internal",
+    "attn_implementation",
+    "chunk_size_feed_forward",
+    "dtype",
+    "gradient_checkpointing",
+    "output_attentions",
+    "output_hidden_states",
+    "reference_compile",
+    "return_dict",
+    "torch_dtype",
+    "torchscript",
+    "use_bfloat16",
+    "use_cache",
+    "use_flash_attn",
     "use_return_dict",
-)  # fmt: skip
+)
 # Weights that a model of one task has no use for: poolers, heads of pre-training and of other tasks, and buffers that
 # older versions of transformers saved.
 _UNUSED = re.compile(

@@ -41,13 +41,18 @@ ACTIVATIONS = frozenset({"Identity", "Tanh", "Sigmoid", "ReLU", "GELU", "SiLU", 
 """The classes of torch.nn that may follow a Dense layer."""
 _KEYS = {
     "Dense": {
-        "in_features", "out_features", "bias", "activation_function", "module_input_name", "module_output_name",
+        "in_features",
+        "out_features",
+        "bias",
+        "activation_function",
+        "module_input_name",
+        "module_output_name",
         "use_residual",
     },
     "LayerNorm": {"dimension"},
     "Normalize": {"module_input_name", "module_output_name"},
     "Dropout": {"dropout"},
-}  # fmt: skip
+}
 _VECTOR = "sentence_embedding"
 
 

@@ -29,18 +29,43 @@ _TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls
 _INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 # Settings of transformers' classes that say how a text is read, and are only kept for whoever reads the saved files.
 _KEPT = (
-    "add_prefix_space", "clean_up_tokenization_spaces", "do_basic_tokenize", "do_lower_case", "errors", "keep_accents",
-    "never_split", "remove_space", "split_by_punct", "split_special_tokens", "strip_accents", "tokenize_chinese_chars",
-    "trim_offsets", "vocab_type",
-)  # fmt: skip
+    "add_prefix_space",
+    "clean_up_tokenization_spaces",
+    "do_basic_tokenize",
+    "do_lower_case",
+    "errors",
+    "keep_accents",
+    "never_split",
+    "remove_space",
+    "split_by_punct",
+    "split_special_tokens",
+    "strip_accents",
+    "tokenize_chinese_chars",
+    "trim_offsets",
+    "vocab_type",
+)
 # fairseq's models put tokens of their own before those of sentencepiece.
 _SENTENCEPIECE_OFFSETS = {"XLMRobertaTokenizer": 1, "CamembertTokenizer": 4}
 # What a tokenizer of another class, or another normaliser, reads otherwise.
 PROBES = (
-    "hello world", "Hello, World!", "The film isn't good - it is 5/10.", " leading and trailing ", "two  spaces",
-    "\ttab and\nnew line ", "naïve café Ångström", "ﬁne ½ ﬁlm", "Windows™ x² ５０", "中文 日本語 한국어", "🙂 👍🏽",
-    "İstanbul ß", "e\u0301 a\u0308", "\u200bzero\u200dwidth", "##ing ▁ Ġ", "don't can’t «so» … —", "",
-)  # fmt: skip
+    "hello world",
+    "Hello, World!",
+    "The film isn't good - it is 5/10.",
+    " leading and trailing ",
+    "two  spaces",
+    "\ttab and\nnew line ",
+    "naïve café Ångström",
+    "ﬁne ½ ﬁlm",
+    "Windows™ x² ５０",
+    "中文 日本語 한국어",
+    "🙂 👍🏽",
+    "İstanbul ß",
+    "e\u0301 a\u0308",
+    "\u200bzero\u200dwidth",
+    "##ing ▁ Ġ",
+    "don't can’t «so» … —",
+    "",
+)
 
 
 def load_tokenizer(name: str | Path | Folder) -> PreTrainedTokenizerBase:

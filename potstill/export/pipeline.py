@@ -38,7 +38,7 @@ from potstill.export.saturation import saturation
 from potstill.export.source import Source
 from potstill.export.speed import compare_speed
 from potstill.export.unpad import is_unpadded, unpad
-from potstill.onnx_inspect import DYNAMIC, count_products, read_outline
+from potstill.onnx_inspect import DYNAMIC, count_matmuls, read_outline
 from potstill.serve import BundleTokenizer, OnnxSession, Row
 from potstill.serve.tasks.text_classification import scoring_function
 from potstill.tasks import METRICS, PROBLEM_TYPES
@@ -179,7 +179,7 @@ class Workshop:
         about: dict[str, Any] = {}
         if precision in {"int8", "int8-static"}:
             method = WEIGHT_ONLY if existing.weight_only else "dynamic" if dynamic else "static"
-            about["quantisation"] = {"method": method, "made_by": "another tool"} | count_products(outline)
+            about["quantisation"] = {"method": method, "made_by": "another tool"} | count_matmuls(outline)
             about["batch_invariant"] = bool(invariance["invariant"]) and not dynamic
         if existing.weight_only:
             about["saturation"] = {"breaks_without_vnni": False, "share": 0.0}  # nothing is summed in integers
@@ -238,7 +238,7 @@ class Workshop:
             sorted(file.parent / location for location in outline.locations),
             quantisation=recipe.describe()
             | {"fp32_layers": sorted(kept), "texts": self.probe.origin["calibration"], "steps": steps}
-            | count_products(outline),
+            | count_matmuls(outline),
             disabled_optimizers=disabled_optimizers,
             batch_invariant=static,
             unpadded=is_unpadded(graph),
