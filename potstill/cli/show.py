@@ -10,9 +10,9 @@ import typer
 from potstill.bundle import (
     MANIFEST_NAME,
     WEIGHT_ONLY,
+    AgainstTrivial,
     BatchInvariance,
     Bundle,
-    Judged,
     Manifest,
     ModelRecord,
     QualityLoss,
@@ -165,7 +165,7 @@ def worthless(manifest: Manifest) -> str | None:
     return None if sentence is None else f"fp32 is {sentence}"
 
 
-def _score(judged: Judged | None) -> str | None:
+def _score(judged: AgainstTrivial | None) -> str | None:
     """Tell how good fp32 is on the texts that the other files were judged on."""
     if judged is None:
         return None

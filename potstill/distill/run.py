@@ -476,7 +476,7 @@ def _against_trivial(
     if training_data.evaluation is None:
         return None
     evaluation, metric = training_data.evaluation, training_data.metric
-    return evaluation.against_trivial(model, metric=metric, progress=progress, who=who).to_json()
+    return evaluation.against_trivial(model, metric=metric, progress=progress, who=who).model_dump(mode="json")
 
 
 def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
