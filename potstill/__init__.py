@@ -1,6 +1,6 @@
 """Distil a BERT-family teacher, export it to ONNX, prove the result, serve it.
 
-Import `potstill.distill`, `potstill.export`, `potstill.bench` or `potstill.serve` by name; each has an extra of its own.
+Import `potstill.distill`, `potstill.export`, `potstill.bench` or `potstill.serve` by name; each has its own extra.
 Importing `potstill` itself loads nothing but the errors.
 """
 
