@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
 
 from potstill.cli import stopping
 from potstill.cli.checks import check_bench
 from potstill.cli.options import JsonOption, LabelColumnOption, OverwriteOption, TextColumnOption, scored_split
-from potstill.config import BenchConfig, parse_setting
+from potstill.config import DEFAULT_SEED, BenchConfig, parse_section, parse_setting
 from potstill.errors import CheckError, UsageError
 from potstill.extras import require
 
@@ -109,7 +108,7 @@ def bench(
     required: RequiredOption = None,
     compare: CompareOption = None,
     verify: VerifyOption = None,
-    seed: SeedOption = 42,
+    seed: SeedOption = DEFAULT_SEED,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -296,15 +295,10 @@ def _parse_config(
     values = (_QUICK if quick else {}) | {field: value for field, value in flags.items() if value}
     if budget is not None:
         values["budget_s"] = parse_seconds(budget)
-    try:
-        return BenchConfig.model_validate(values | dict(map(parse_setting, settings)))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = str(first["loc"][0]) if first["loc"] else ""
-        what = f"{first['input']!r} is not valid: {first['msg'].lower()}"
-        if first["type"] == "extra_forbidden":
-            what = f"is no setting of the bench; there are {', '.join(BenchConfig.model_fields)}"
-        raise UsageError(f"{_FLAGS.get(field, f'--set {field}')}: {what}") from error
+    changes = dict(map(parse_setting, settings))
+    names = {f"bench.{field}": f"--set {field}" for field in changes}
+    names |= {f"bench.{field}": flag for field, flag in _FLAGS.items()}
+    return parse_section(BenchConfig, values | changes, flags=names)
 
 
 def parse_seconds(text: str) -> float:

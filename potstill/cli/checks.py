@@ -495,63 +495,82 @@ def find_exportable(name: str) -> Folder | Path:
     return find_checkpoint(name)
 
 
-def check_evaluate(given: Mapping[str, Any]) -> None:
-    """Refuse what `evaluate` could not do, whether it scores a bundle or a checkpoint.
+def check_evaluate(
+    model: str,
+    data: str,
+    *,
+    split: str,
+    task: str | None,
+    metric: str | None,
+    precisions: Iterable[str],
+    pooling: str | None,
+    max_length: int | None,
+    text_columns: list[str] | None,
+    label_column: str | None,
+    confusion: Path | None,
+    predictions: Path | None,
+) -> None:
+    """Refuse what `evaluate` could not do, whether it scores a bundle or a checkpoint; arguments as its options.
 
     Raises:
         PotstillError: with the first thing that is wrong.
     """
-    if given.get("confusion") is not None:
-        check_output_file(given["confusion"], option="--confusion", suffixes=(".png", ".svg"))
-    if given.get("predictions") is not None:
-        check_output_file(given["predictions"], option="--predictions")
-    place = str(given["model"])
-    reading = {"text_columns": given.get("text_column"), "label_column": given.get("label_column")}
-    splits = [given.get("split", "validation")]
-    if (Path(place).expanduser() / MANIFEST_NAME).is_file():
+    if confusion is not None:
+        check_output_file(confusion, option="--confusion", suffixes=(".png", ".svg"))
+    if predictions is not None:
+        check_output_file(predictions, option="--predictions")
+    if (Path(model).expanduser() / MANIFEST_NAME).is_file():
         from potstill.bundle import read_bundle
 
-        manifest = read_bundle(Path(place), verify=False).manifest
-        task, problem = get_task(manifest.task), manifest.problem_type
-        check_precisions(place, manifest.models, given.get("precision") or ())
-        primary_metric(task, problem, asked=given.get("metric"), num_labels=len(manifest.labels) or None)
+        manifest = read_bundle(Path(model), verify=False).manifest
+        known, problem = get_task(manifest.task), manifest.problem_type
+        check_precisions(model, manifest.models, precisions)
+        primary_metric(known, problem, asked=metric, num_labels=len(manifest.labels) or None)
         check_data(
-            given["data"], splits, task=task, label_names=manifest.labels or None, problem_type=problem,
-            needs_labels=task is not FILL_MASK, **reading,
-        )  # fmt: skip
+            data,
+            [split],
+            task=known,
+            label_names=manifest.labels or None,
+            problem_type=problem,
+            needs_labels=known is not FILL_MASK,
+            text_columns=text_columns,
+            label_column=label_column,
+        )
         return
-    task, folder = check_task(given.get("task")), find_checkpoint(place)
-    task = task if given.get("task") is not None else folder.task or task
-    _check_evaluate_task(given, task)
-    if task is FEATURE_EXTRACTION:
-        check_vectors(folder, pooling=given.get("pooling"))
-    check_head(folder, task, data=str(given["data"]))
-    if given.get("max_length") is not None:
-        folder.check_length(given["max_length"], option="--max-length")
-    problem = folder.problem_type if task is TEXT_CLASSIFICATION else None
-    labelled = task in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION) and problem != REGRESSION
-    if given.get("metric") is not None:
-        primary_metric(task, problem, asked=given["metric"])
+    known, folder = check_task(task), find_checkpoint(model)
+    if task is None:
+        known = folder.task or known
+    _check_evaluate_task(known, pooling=pooling, confusion=confusion, predictions=predictions)
+    if known is FEATURE_EXTRACTION:
+        check_vectors(folder, pooling=pooling)
+    check_head(folder, known, data=data)
+    if max_length is not None:
+        folder.check_length(max_length, option="--max-length")
+    problem = folder.problem_type if known is TEXT_CLASSIFICATION else None
+    labelled = known in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION) and problem != REGRESSION
+    if metric is not None:
+        primary_metric(known, problem, asked=metric)
     check_data(
-        given["data"],
-        splits,
-        task=task,
+        data,
+        [split],
+        task=known,
         problem_type=problem,
         label_names=folder.labels if labelled else None,
-        needs_labels=task not in (FILL_MASK, FEATURE_EXTRACTION),
-        **reading,
+        needs_labels=known not in (FILL_MASK, FEATURE_EXTRACTION),
+        text_columns=text_columns,
+        label_column=label_column,
     )
 
 
-def _check_evaluate_task(given: Mapping[str, Any], task: Task) -> None:
+def _check_evaluate_task(known: Task, *, pooling: str | None, confusion: Path | None, predictions: Path | None) -> None:
     """Refuse options of `evaluate` that mean nothing for a checkpoint's task."""
-    if given.get("pooling") not in {None, "mean", "cls"}:
-        raise UsageError(f"--pooling {given['pooling']}: there is no such pooling; it is mean or cls")
-    if given.get("pooling") is not None and task is not FEATURE_EXTRACTION:
-        raise UsageError(f"--pooling makes one vector of a text, which {task.name} does not; leave it out")
-    if given.get("confusion") is not None and task is not TEXT_CLASSIFICATION:
-        raise UsageError(f"--confusion draws the classes of texts, and {task.name} has none; leave it out")
-    if given.get("predictions") is not None and task is FILL_MASK:
+    if pooling not in {None, "mean", "cls"}:
+        raise UsageError(f"--pooling {pooling}: there is no such pooling; it is mean or cls")
+    if pooling is not None and known is not FEATURE_EXTRACTION:
+        raise UsageError(f"--pooling makes one vector of a text, which {known.name} does not; leave it out")
+    if confusion is not None and known is not TEXT_CLASSIFICATION:
+        raise UsageError(f"--confusion draws the classes of texts, and {known.name} has none; leave it out")
+    if predictions is not None and known is FILL_MASK:
         raise UsageError("--predictions: fill-mask guesses words by the thousand and has no answer per example to keep")
 
 
@@ -567,29 +586,37 @@ def check_precisions(bundle: str, have: Iterable[str], asked: Iterable[str]) -> 
             raise UsageError(f"--precision {precision}: {bundle} has no {precision} model; it has {', '.join(have)}")
 
 
-def check_glue(given: Mapping[str, Any]) -> None:
-    """Refuse what `evaluate --glue` could not do.
+def check_glue(
+    model: str,
+    data: str,
+    *,
+    out: Path,
+    tasks: list[str] | None,
+    teacher: str | None,
+    reference: Path | None,
+    resume: bool,
+) -> None:
+    """Refuse what `evaluate --glue` could not do; arguments as its options.
 
     Raises:
         PotstillError: with the first thing that is wrong.
     """
-    if given.get("teacher") is not None and given.get("reference") is not None:
+    if teacher is not None and reference is not None:
         raise UsageError("a teacher and a reference are two rows to compare with; give one of them")
     from potstill.metrics import glue_task
 
-    out: Path = given["out"]
     if out.is_file():
         raise OutputError(f"--out {out} is a file; name a folder")
-    if out.is_dir() and any(out.iterdir()) and "resume" not in given:
+    if out.is_dir() and any(out.iterdir()) and not resume:
         raise OutputError(f"{out} is not empty; go on with its cells by --resume, or name another folder")
-    if given.get("reference") is not None and not Path(given["reference"]).is_file():
-        raise UsageError(f"--reference {given['reference']}: there is no such file; `evaluate --glue` writes glue.json")
-    for task in filter(None, (given.get("tasks") or "").split(",")):
-        glue_task(task.strip())
-    find_checkpoint(str(given["model"]))
-    if given.get("teacher") is not None:
-        find_checkpoint(str(given["teacher"]), what="--teacher")
-    check_name(str(given["data"]), "dataset")
+    if reference is not None and not reference.is_file():
+        raise UsageError(f"--reference {reference}: there is no such file; `evaluate --glue` writes glue.json")
+    for task in filter(None, tasks or ()):
+        glue_task(task)
+    find_checkpoint(model)
+    if teacher is not None:
+        find_checkpoint(teacher, what="--teacher")
+    check_name(data, "dataset")
 
 
 def check_run(recipe: Recipe) -> None:

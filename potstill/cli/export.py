@@ -126,7 +126,7 @@ def export(
     }
     names = {f"export.{name}": f"--{name.replace('_', '-')}" for name in flags} | {"export.precisions": "--precision"}
     given = {name: value for name, value in flags.items() if value is not None}
-    config: ExportConfig = parse_section("export", given, flags=names)
+    config = parse_section(ExportConfig, given, flags=names)
     check_export(
         checkpoint,
         out,

@@ -12,13 +12,12 @@ import onnx
 from numpy.typing import NDArray
 
 from potstill import machine
-from potstill.bundle import MODEL_FILES, WEIGHT_ONLY, Manifest, ModelRecord, Precision, QualityLoss
+from potstill.bundle import MODEL_FILES, WEIGHT_ONLY, AgainstTrivial, Manifest, ModelRecord, Precision, QualityLoss
 from potstill.config import ExportConfig
 from potstill.errors import ParityError
 from potstill.evaluation.decision import compare_outputs
 from potstill.evaluation.predictions import (
     ModelOutputs,
-    Predictions,
     check_examples,
     check_predictions,
     collect_outputs,
@@ -38,7 +37,7 @@ from potstill.export.saturation import saturation
 from potstill.export.source import Source
 from potstill.export.speed import compare_speed
 from potstill.export.unpad import is_unpadded, unpad
-from potstill.onnx_inspect import DYNAMIC, count_products, read_outline
+from potstill.onnx_inspect import DYNAMIC, count_matmuls, read_outline
 from potstill.serve import BundleTokenizer, OnnxSession, Row
 from potstill.serve.tasks.text_classification import scoring_function
 from potstill.tasks import METRICS, PROBLEM_TYPES
@@ -161,8 +160,8 @@ class Workshop:
         plain, scored = OnnxSession(file, spinning=False, optimise=False), None
         if self.probe.examples is not None:
             # There is no fp32: what the file scores is what there is to tell.
-            self.scored = self._score(session, batch_invariant=not dynamic)
-            scored = self._score(plain, batch_invariant=not dynamic), self.scored
+            self.scored = self._score(session)
+            scored = self._score(plain), self.scored
         evidence = compare_outputs(
             self._answers(plain, self.rows, batch_size=batch_size),
             self._answers(session, self.rows, batch_size=batch_size),
@@ -179,7 +178,7 @@ class Workshop:
         about: dict[str, Any] = {}
         if precision in {"int8", "int8-static"}:
             method = WEIGHT_ONLY if existing.weight_only else "dynamic" if dynamic else "static"
-            about["quantisation"] = {"method": method, "made_by": "another tool"} | count_products(outline)
+            about["quantisation"] = {"method": method, "made_by": "another tool"} | count_matmuls(outline)
             about["batch_invariant"] = bool(invariance["invariant"]) and not dynamic
         if existing.weight_only:
             about["saturation"] = {"breaks_without_vnni": False, "share": 0.0}  # nothing is summed in integers
@@ -238,7 +237,7 @@ class Workshop:
             sorted(file.parent / location for location in outline.locations),
             quantisation=recipe.describe()
             | {"fp32_layers": sorted(kept), "texts": self.probe.origin["calibration"], "steps": steps}
-            | count_products(outline),
+            | count_matmuls(outline),
             disabled_optimizers=disabled_optimizers,
             batch_invariant=static,
             unpadded=is_unpadded(graph),
@@ -278,18 +277,15 @@ class Workshop:
         """How good fp32 is; None where the judged texts have no labels."""
         if self.probe.examples is None:
             return None
-        return self._score(self.fp32_session(), batch_invariant=True)
+        return self._score(self.fp32_session())
 
-    def judged(self) -> dict[str, Any] | None:
-        """Return fp32's score on the judged texts, against an answer that ignores them; None without labels.
-
-        Values as `potstill.evaluation.trivial.AgainstTrivial.to_json`.
-        """
+    def judged(self) -> AgainstTrivial | None:
+        """Return fp32's score on the judged texts, against an answer that ignores them; None without labels."""
         if self.scored is None or self.probe.examples is None:
             return None
         kind = self.source.kind
         found = against_trivial({}, self.scored, self.probe.examples, kind=kind, metric=METRICS[kind][0])
-        return found.to_json() | {"on": self.probe.origin["judged"]}
+        return found.model_copy(update={"on": self.probe.origin["judged"]})
 
     def file(self, precision: Precision) -> Path:
         """Return where the file of a precision is written."""
@@ -324,11 +320,11 @@ class Workshop:
             mask_id=self.source.tokenizer.mask_token_id,
         )  # fmt: skip
 
-    def _ask(self, session: OnnxSession, *, batch_invariant: bool = True) -> Predictions:
-        """Return the answers to the labelled texts as they will be served."""
+    def _score(self, session: OnnxSession) -> Scored:
+        """Score the labelled texts by the answers that will be served."""
         assert self.probe.examples is not None
         kind, config = self.source.kind, (self.folder / "config.json").read_bytes()
-        arrays = predict(
+        predictions = predict(
             session,
             self.tokenizer,
             self.probe.examples.texts,
@@ -336,21 +332,15 @@ class Workshop:
             outputs=self.source.outputs,
             function=scoring_function(kind, config) if kind in PROBLEM_TYPES else None,
             pooling=self.source.pooling,
-            batch_invariant=batch_invariant,
         )
-        check_predictions(arrays, self.probe.examples, kind=kind, key=self.source.name)
-        return arrays
-
-    def _score(self, session: OnnxSession, *, batch_invariant: bool) -> Scored:
-        assert self.probe.examples is not None
-        arrays = self._ask(session, batch_invariant=batch_invariant)
-        return score(arrays, self.probe.examples, kind=self.source.kind, metric=METRICS[self.source.kind][0])
+        check_predictions(predictions, self.probe.examples, kind=kind, key=self.source.name)
+        return score(predictions, self.probe.examples, kind=kind, metric=METRICS[kind][0])
 
     def _judge(self, session: OnnxSession, *, batch_size: int) -> QualityLoss:
         found = self._answers(session, self.rows, batch_size=batch_size)
         scored = None
         if self.scored is not None:
-            scored = self.scored, self._score(session, batch_invariant=batch_size > 1)
+            scored = self.scored, self._score(session)
         evidence = compare_outputs(self.expected, found, max_loss=self.config.max_loss, scored=scored)
         return evidence.model_copy(update={"on": self.probe.origin["judged"]})
 

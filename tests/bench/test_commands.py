@@ -125,10 +125,10 @@ def test_a_budget_is_read_in_seconds_minutes_or_hours(text, seconds):
     [
         ([], "name the models and a folder"),
         (["TEACHER"], "name the models and a folder"),
-        (["TEACHER", "--out", "OUT", "--runner", "tensorflow"], "--runner: 'tensorflow' is not valid"),
-        (["TEACHER", "--out", "OUT", "--precision", "int4"], "--precision: 'int4' is not valid"),
+        (["TEACHER", "--out", "OUT", "--runner", "tensorflow"], "--runner tensorflow: input should be 'onnx"),
+        (["TEACHER", "--out", "OUT", "--precision", "int4"], "--precision int4: input should be 'fp32', "),
         (["TEACHER", "--out", "OUT", "--precision", "bf16"], "has no bf16; it has fp32, int8"),
-        (["TEACHER", "--out", "OUT", "--set", "roundz=3"], "is no setting of the bench"),
+        (["TEACHER", "--out", "OUT", "--set", "roundz=3"], "bench.roundz: unknown key; did you mean 'rounds'?"),
         (["TEACHER", "--out", "OUT", "--set", "block_s=-1"], "block_s"),
         (["TEACHER", "--out", "OUT", "--num-tokens", "8", "--suite", "no.yaml"], "there is no file no.yaml"),
         (["TEACHER", "--out", "OUT", "--claims", "no.yaml"], "no.yaml cannot be read"),
