@@ -341,20 +341,27 @@ class SourceRecord(Evidence):
     """What a user must know to get the checkpoint's own answers."""
 
 
-class Judged(Evidence):
-    """fp32's score on the judged texts, against the best answer that ignores the text."""
+class AgainstTrivial(Evidence):
+    """A model's score against that of the best answer that ignores the text, on the same examples."""
 
     metric: str = ""
     value: float = nan
+    """The model's score."""
     interval: tuple[float, float] = (nan, nan)
+    """Its 95 % interval, by bootstrap over the examples."""
     trivial: float = nan
+    """The score of the answer that ignores the text."""
     trivial_answer: str = ""
+    """What that answers, such as "always negative"."""
     difference_interval: tuple[float, float] = (nan, nan)
+    """The 95 % interval of what the model is better by; negative is worse, also where a low score is good."""
     better: bool = True
+    """Whether that interval lies above 0."""
     num_examples: int = 0
     sentence: str | None = None
-    """What must be said of a model that is not better; None where it is."""
+    """What a user must be told of a model that is not better; None where it is."""
     on: str | None = None
+    """Where the texts are from."""
 
 
 class Made(Evidence):
@@ -367,7 +374,7 @@ class Made(Evidence):
     cpu: str | None = None
     packages: dict[str, str | None] = {}
     """Versions."""
-    judged: Judged | None = None
+    judged: AgainstTrivial | None = None
 
 
 class FileRecord(_Record):

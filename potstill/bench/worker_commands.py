@@ -151,10 +151,9 @@ class WorkerCommands:
             kind=kind,
             outputs=model.outputs,
             function=function,
-            batch_invariant=model.batch_invariant,
             pooling=model.pooling,
             # On a CPU one by one, as a request that is alone is answered; a GPU would stand idle for most of it.
-            batch_size=1 if model.device == "cpu" else _GPU_BATCH,
+            batch_size=_GPU_BATCH if model.device != "cpu" and model.batch_invariant else 1,
         )
         with Path(command["file"]).open("wb") as stream:  # a name without .npz would get it
             np.savez(stream, allow_pickle=False, **answers)

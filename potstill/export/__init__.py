@@ -14,6 +14,7 @@ from typing import Any
 
 from potstill import machine
 from potstill.bundle import (
+    AgainstTrivial,
     Architecture,
     Made,
     Manifest,
@@ -187,7 +188,7 @@ def _write_contract(
     models: dict[Precision, ModelRecord],
     config: ExportConfig,
     tokenizer_parity: dict[str, Any],
-    judged: dict[str, Any] | None,
+    judged: AgainstTrivial | None,
 ) -> Manifest:
     manifest = Manifest(
         task=source.task.name,

@@ -12,13 +12,12 @@ import onnx
 from numpy.typing import NDArray
 
 from potstill import machine
-from potstill.bundle import MODEL_FILES, WEIGHT_ONLY, Manifest, ModelRecord, Precision, QualityLoss
+from potstill.bundle import MODEL_FILES, WEIGHT_ONLY, AgainstTrivial, Manifest, ModelRecord, Precision, QualityLoss
 from potstill.config import ExportConfig
 from potstill.errors import ParityError
 from potstill.evaluation.decision import compare_outputs
 from potstill.evaluation.predictions import (
     ModelOutputs,
-    Predictions,
     check_examples,
     check_predictions,
     collect_outputs,
@@ -161,8 +160,8 @@ class Workshop:
         plain, scored = OnnxSession(file, spinning=False, optimise=False), None
         if self.probe.examples is not None:
             # There is no fp32: what the file scores is what there is to tell.
-            self.scored = self._score(session, batch_invariant=not dynamic)
-            scored = self._score(plain, batch_invariant=not dynamic), self.scored
+            self.scored = self._score(session)
+            scored = self._score(plain), self.scored
         evidence = compare_outputs(
             self._answers(plain, self.rows, batch_size=batch_size),
             self._answers(session, self.rows, batch_size=batch_size),
@@ -278,18 +277,15 @@ class Workshop:
         """How good fp32 is; None where the judged texts have no labels."""
         if self.probe.examples is None:
             return None
-        return self._score(self.fp32_session(), batch_invariant=True)
+        return self._score(self.fp32_session())
 
-    def judged(self) -> dict[str, Any] | None:
-        """Return fp32's score on the judged texts, against an answer that ignores them; None without labels.
-
-        Values as `potstill.evaluation.trivial.AgainstTrivial.to_json`.
-        """
+    def judged(self) -> AgainstTrivial | None:
+        """Return fp32's score on the judged texts, against an answer that ignores them; None without labels."""
         if self.scored is None or self.probe.examples is None:
             return None
         kind = self.source.kind
         found = against_trivial({}, self.scored, self.probe.examples, kind=kind, metric=METRICS[kind][0])
-        return found.to_json() | {"on": self.probe.origin["judged"]}
+        return found.model_copy(update={"on": self.probe.origin["judged"]})
 
     def file(self, precision: Precision) -> Path:
         """Return where the file of a precision is written."""
@@ -324,11 +320,11 @@ class Workshop:
             mask_id=self.source.tokenizer.mask_token_id,
         )  # fmt: skip
 
-    def _ask(self, session: OnnxSession, *, batch_invariant: bool = True) -> Predictions:
-        """Return the answers to the labelled texts as they will be served."""
+    def _score(self, session: OnnxSession) -> Scored:
+        """Score the labelled texts by the answers that will be served."""
         assert self.probe.examples is not None
         kind, config = self.source.kind, (self.folder / "config.json").read_bytes()
-        arrays = predict(
+        predictions = predict(
             session,
             self.tokenizer,
             self.probe.examples.texts,
@@ -336,21 +332,15 @@ class Workshop:
             outputs=self.source.outputs,
             function=scoring_function(kind, config) if kind in PROBLEM_TYPES else None,
             pooling=self.source.pooling,
-            batch_invariant=batch_invariant,
         )
-        check_predictions(arrays, self.probe.examples, kind=kind, key=self.source.name)
-        return arrays
-
-    def _score(self, session: OnnxSession, *, batch_invariant: bool) -> Scored:
-        assert self.probe.examples is not None
-        arrays = self._ask(session, batch_invariant=batch_invariant)
-        return score(arrays, self.probe.examples, kind=self.source.kind, metric=METRICS[self.source.kind][0])
+        check_predictions(predictions, self.probe.examples, kind=kind, key=self.source.name)
+        return score(predictions, self.probe.examples, kind=kind, metric=METRICS[kind][0])
 
     def _judge(self, session: OnnxSession, *, batch_size: int) -> QualityLoss:
         found = self._answers(session, self.rows, batch_size=batch_size)
         scored = None
         if self.scored is not None:
-            scored = self.scored, self._score(session, batch_invariant=batch_size > 1)
+            scored = self.scored, self._score(session)
         evidence = compare_outputs(self.expected, found, max_loss=self.config.max_loss, scored=scored)
         return evidence.model_copy(update={"on": self.probe.origin["judged"]})
 
