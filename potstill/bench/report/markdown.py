@@ -24,9 +24,16 @@ def to_markdown(report: Report) -> str:
         lines += _table(part)
     lines += _table(tables.glue(report))
     folded = (
-        tables.latency, tables.ratios, tables.throughput, tables.scaling, tables.memory,
-        tables.cold_start, tables.energy, tables.models, tables.files,
-    )  # fmt: skip
+        tables.latency,
+        tables.ratios,
+        tables.throughput,
+        tables.scaling,
+        tables.memory,
+        tables.cold_start,
+        tables.energy,
+        tables.models,
+        tables.files,
+    )
     for make in folded:
         lines += _folded(make(report))
     lines += _closing(report)
@@ -41,8 +48,12 @@ def escape(text: str) -> str:
 def _warnings(report: Report) -> list[str]:
     lines = []
     if not report.complete:
-        lines += ["> **This report is not complete.** Not measured: " + (
-            escape("; ".join(map(clean, report.missing))) or "it does not say what") + ".", ">"]  # fmt: skip
+        lines += [
+            "> **This report is not complete.** Not measured: "
+            + (escape("; ".join(map(clean, report.missing))) or "it does not say what")
+            + ".",
+            ">",
+        ]
     lines += [f"> **Quality:** {escape(line)}  " for line in tables.no_better(report)]
     if report.left_out:
         lines += [f"> **The budget had no time for:** {escape('; '.join(map(clean, report.left_out)))}.", ">"]
@@ -91,8 +102,10 @@ def _fold(title: str, body: Iterable[str]) -> list[str]:
 def _closing(report: Report) -> list[str]:
     machine, noise = report.environment, report.noise
     packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
-    facts = [f"{machine.cpu}, {machine.threads} threads of {machine.cores} cores, {mb(machine.memory_bytes)} MB.",
-             f"{packages}."]  # fmt: skip
+    facts = [
+        f"{machine.cpu}, {machine.threads} threads of {machine.cores} cores, {mb(machine.memory_bytes)} MB.",
+        f"{packages}.",
+    ]
     facts += [f"Energy was not measured: {report.energy.reason}."] if report.energy.reason else []
     facts += [f"Noise floor: {percent(noise.floor)}."] if noise.floor is not None else []
     lines = ["", "## How it was measured", "", *(f"- {escape(clean(line))}" for line in [*facts, *report.notes])]

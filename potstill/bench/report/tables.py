@@ -106,13 +106,17 @@ def overview(report: Report) -> Table:
     rows = []
     for row in report.contestants:
         found, kept = scores.get(row.key), selection.retention_of(quality, row.key) if quality else None
-        rows.append([
-            name_of(row), mb(row.file_bytes),
-            *(_p50(selection.latency_at(report, load).get(row.key)) for load in loads),
-            _times(report, row), score(found.value if found else None),
-            with_interval(kept.kept, kept.kept_interval, unit="share") if kept else NOTHING,
-            mb(memory[row.key].peak_bytes) if row.key in memory else NOTHING,
-        ])  # fmt: skip
+        rows.append(
+            [
+                name_of(row),
+                mb(row.file_bytes),
+                *(_p50(selection.latency_at(report, load).get(row.key)) for load in loads),
+                _times(report, row),
+                score(found.value if found else None),
+                with_interval(kept.kept, kept.kept_interval, unit="share") if kept else NOTHING,
+                mb(memory[row.key].peak_bytes) if row.key in memory else NOTHING,
+            ]
+        )
     # What was measured of nobody needs no column.
     there = [at for at in range(len(head)) if not at or any(row[at] != NOTHING for row in rows)]
     rows = [[row[at] for at in there] for row in rows]
@@ -147,14 +151,27 @@ def models(report: Report) -> Table:
     # Those that were timed, where they are known, else the longest.
     timed = {row.load.num_tokens for row in report.latency if row.load.num_tokens in known}
     lengths = sorted(timed or known)[-2:]
-    head = ["model", "parameters", "of the encoder", "of embeddings", *(f"FLOP per token at {at}" for at in lengths),
-            "longest input", "task"]  # fmt: skip
+    head = [
+        "model",
+        "parameters",
+        "of the encoder",
+        "of embeddings",
+        *(f"FLOP per token at {at}" for at in lengths),
+        "longest input",
+        "task",
+    ]
     rows = [
-        [clean(title), count(model.parameters), count(model.encoder_parameters), millions(model.embedding_parameters),
-         *(rate((model.flops_per_token or {}).get(at)) for at in lengths), count(model.max_length),
-         f"{model.task}{f', {model.problem_type}' if model.problem_type else ''}"]
+        [
+            clean(title),
+            count(model.parameters),
+            count(model.encoder_parameters),
+            millions(model.embedding_parameters),
+            *(rate((model.flops_per_token or {}).get(at)) for at in lengths),
+            count(model.max_length),
+            f"{model.task}{f', {model.problem_type}' if model.problem_type else ''}",
+        ]
         for title, model in report.models.items()
-    ]  # fmt: skip
+    ]
     note = "FLOP: floating-point operations, 2 per weight of every matrix product, and attention." if lengths else ""
     return plain("models", "Models", head, rows, note=note)
 
@@ -162,10 +179,17 @@ def models(report: Report) -> Table:
 def files(report: Report) -> Table:
     """Show what each contestant loads."""
     rows = [
-        [name_of(row), row.runner, row.device, str(row.threads), mb(row.file_bytes), mb(row.compressed_bytes),
-         "yes" if row.batch_invariant else "no"]
+        [
+            name_of(row),
+            row.runner,
+            row.device,
+            str(row.threads),
+            mb(row.file_bytes),
+            mb(row.compressed_bytes),
+            "yes" if row.batch_invariant else "no",
+        ]
         for row in report.contestants
-    ]  # fmt: skip
+    ]
     head = ("contestant", "engine", "device", "threads", "files, MB", "compressed, MB", "same answer in any batch")
     return plain("files", "Files", head, rows)
 
@@ -186,9 +210,13 @@ def quality(report: Report, quality: Quality) -> Table:
     """Show every contestant on one data set, held against the baseline."""
     rows = [_row(report, quality, row) for row in selection.in_order(report, quality.scores)]
     head = (
-        "contestant", quality.metric.replace("_", " "), "95 % interval", *_RETENTION_HEAD, "same decision",
+        "contestant",
+        quality.metric.replace("_", " "),
+        "95 % interval",
+        *_RETENTION_HEAD,
+        "same decision",
         "calibration error",
-    )  # fmt: skip
+    )
     return plain(f"quality-{clean(quality.name)}", clean(quality.name), head, rows, note=_note(report, quality))
 
 
@@ -207,9 +235,11 @@ def _row(report: Report, quality: Quality, row: Score) -> list[str]:
 def _retained(row: Retention) -> list[str]:
     return [
         with_interval(row.kept, row.kept_interval, unit="share"),
-        with_interval(row.difference, row.difference_interval), p_value(row.p_value), count(row.gained),
+        with_interval(row.difference, row.difference_interval),
+        p_value(row.p_value),
+        count(row.gained),
         count(row.lost),
-    ]  # fmt: skip
+    ]
 
 
 def like_for_like(report: Report, quality: Quality) -> Table:
@@ -279,11 +309,16 @@ def glue(report: Report) -> Table:
             if row.worst_task_name
             else percent(row.worst_task)
         )
-        rows.append([
-            name(report, row.candidate), *(score(row.scores.get(task)) for task in tasks),
-            with_interval(row.macro, row.macro_interval, unit="share"), percent(row.macro_with_wnli),
-            percent(row.mean_of_ratios), worst,
-        ])  # fmt: skip
+        rows.append(
+            [
+                name(report, row.candidate),
+                *(score(row.scores.get(task)) for task in tasks),
+                with_interval(row.macro, row.macro_interval, unit="share"),
+                percent(row.macro_with_wnli),
+                percent(row.mean_of_ratios),
+                worst,
+            ]
+        )
     note = (
         "Macro: mean score of the candidate / mean score of the baseline, WNLI left out. Mean of ratios: the mean of "
         "what each task keeps. Worst task: the least that any task keeps."
@@ -315,15 +350,16 @@ def latency(report: Report) -> Table:
     """Show every percentile of every contestant under every load."""
     rows = selection.in_order(report, report.latency)
     return Table(
-        "latency", "Latency", ("contestant", *(f"{at}, ms" for at in PERCENTILES), "calls", "texts/s", "drift",
-                               "of peak"),
+        "latency",
+        "Latency",
+        ("contestant", *(f"{at}, ms" for at in PERCENTILES), "calls", "texts/s", "drift", "of peak"),
         _by_load(report, lambda load: [_latency_row(report, row) for row in rows if row.load == load]),
         note=_noted(
             "A percentile that the calls cannot carry says how many more it needs. Behind p50 its 95\u00a0% interval. "
             "Drift is the last third's median / the first third's; an asterisk: had not settled when it began.",
             disturbed=any(row.disturbed for row in rows),
         ),
-    )  # fmt: skip
+    )
 
 
 def _latency_row(report: Report, row: Latency) -> list[str]:
@@ -331,10 +367,14 @@ def _latency_row(report: Report, row: Latency) -> list[str]:
     first = f"{ms(row.p50_ms)} ({ms(p50[0])} to {ms(p50[1])})" if row.p50_ms and p50 else percentile(row, "p50")
     drift = NOTHING if row.drift is None else f"{row.drift:.3f}"
     return [
-        _named(report, row) + ("" if row.stationary else " *"), first,
-        *(percentile(row, at) for at in PERCENTILES[1:]), count(row.samples), number(row.throughput_per_s), drift,
+        _named(report, row) + ("" if row.stationary else " *"),
+        first,
+        *(percentile(row, at) for at in PERCENTILES[1:]),
+        count(row.samples),
+        number(row.throughput_per_s),
+        drift,
         percent(row.peak_share, digits=0),
-    ]  # fmt: skip
+    ]
 
 
 COMPARISONS = {
@@ -350,16 +390,24 @@ def ratios(report: Report) -> Table:
     order = list(COMPARISONS)
     rows = sorted(report.ratios, key=lambda row: order.index(row.comparison))
     return Table(
-        "ratios", "Times as fast", ("contestant", "against", "comparison", "times as fast", "95 % interval", "finding"),
+        "ratios",
+        "Times as fast",
+        ("contestant", "against", "comparison", "times as fast", "95 % interval", "finding"),
         _by_load(report, lambda load: [_ratio_row(report, row) for row in rows if row.load == load]),
         note="From rounds that both ran in; a ratio within the noise floor shows no difference.",
-    )  # fmt: skip
+    )
 
 
 def _ratio_row(report: Report, row: Ratio) -> list[str]:
     candidate = "the same again" if row.comparison == "again" else name(report, row.candidate)
-    return [candidate, name(report, row.baseline), COMPARISONS[row.comparison], f"{row.value:.2f}",
-            bounds(row.interval), row.finding]  # fmt: skip
+    return [
+        candidate,
+        name(report, row.baseline),
+        COMPARISONS[row.comparison],
+        f"{row.value:.2f}",
+        bounds(row.interval),
+        row.finding,
+    ]
 
 
 def throughput(report: Report) -> Table:
@@ -369,16 +417,32 @@ def throughput(report: Report) -> Table:
     groups = []
     for callers, tokens, batch in cells:
         title = f"{batch}×{tokens}, {'1 caller' if callers == 1 else f'{callers} callers'}"
-        there = [row for row in rows if (row.callers, row.load.num_tokens or 0, row.load.batch_size) == (
-            callers, tokens, batch)]  # fmt: skip
-        groups.append((title, [
-            [_named(report, row), number(row.texts_per_s), f"{number(row.interval[0])} to {number(row.interval[1])}",
-             ms(row.p50_ms)] for row in there
-        ]))  # fmt: skip
+        there = [
+            row
+            for row in rows
+            if (row.callers, row.load.num_tokens or 0, row.load.batch_size) == (callers, tokens, batch)
+        ]
+        groups.append(
+            (
+                title,
+                [
+                    [
+                        _named(report, row),
+                        number(row.texts_per_s),
+                        f"{number(row.interval[0])} to {number(row.interval[1])}",
+                        ms(row.p50_ms),
+                    ]
+                    for row in there
+                ],
+            )
+        )
     return Table(
-        "throughput", "Throughput", ("contestant", "texts/s", "95 % interval", "p50 of a call, ms"), groups,
+        "throughput",
+        "Throughput",
+        ("contestant", "texts/s", "95 % interval", "p50 of a call, ms"),
+        groups,
         note=_noted("", disturbed=any(row.disturbed for row in rows)),
-    )  # fmt: skip
+    )
 
 
 def scaling(report: Report) -> Table:
@@ -400,15 +464,37 @@ def scaling(report: Report) -> Table:
 def memory(report: Report) -> Table:
     """Show memory by part, in MB."""
     gpu = any(row.gpu_peak_reserved_bytes is not None for row in report.memory)
-    head = ["contestant", "interpreter", "imports", "loaded", "peak of loading", "peak", "after", "private after",
-            "shared out after"] + (["GPU allocated", "GPU reserved"] if gpu else [])  # fmt: skip
+    head = [
+        "contestant",
+        "interpreter",
+        "imports",
+        "loaded",
+        "peak of loading",
+        "peak",
+        "after",
+        "private after",
+        "shared out after",
+    ] + (["GPU allocated", "GPU reserved"] if gpu else [])
     rows = [
-        [name(report, row.key), *map(mb, (
-            row.interpreter_rss_bytes, row.imported_rss_bytes, row.loaded_rss_bytes, row.loading_peak_bytes,
-            row.peak_bytes, row.after_rss_bytes, row.after_uss_bytes, row.after_pss_bytes,
-        )), *([mb(row.gpu_peak_allocated_bytes), mb(row.gpu_peak_reserved_bytes)] if gpu else [])]
+        [
+            name(report, row.key),
+            *map(
+                mb,
+                (
+                    row.interpreter_rss_bytes,
+                    row.imported_rss_bytes,
+                    row.loaded_rss_bytes,
+                    row.loading_peak_bytes,
+                    row.peak_bytes,
+                    row.after_rss_bytes,
+                    row.after_uss_bytes,
+                    row.after_pss_bytes,
+                ),
+            ),
+            *([mb(row.gpu_peak_allocated_bytes), mb(row.gpu_peak_reserved_bytes)] if gpu else []),
+        ]
         for row in selection.in_order(report, report.memory)
-    ]  # fmt: skip
+    ]
     limits = sorted({row.limit_bytes for row in report.memory if row.limit_bytes})
     limit = f" The container allows {listed([f'{mb(at)} MB' for at in limits])}." if limits else ""
     note = (
@@ -421,10 +507,18 @@ def memory(report: Report) -> Table:
 def cold_start(report: Report) -> Table:
     """Show the first answer of a fresh process by part, in ms."""
     rows = [
-        [_named(report, row), ms(row.process_ms), ms(row.import_ms), ms(row.load_ms), ms(row.first_answer_ms),
-         ms(row.total_ms), f"{ms(row.interval[0])} to {ms(row.interval[1])}", str(row.starts)]
+        [
+            _named(report, row),
+            ms(row.process_ms),
+            ms(row.import_ms),
+            ms(row.load_ms),
+            ms(row.first_answer_ms),
+            ms(row.total_ms),
+            f"{ms(row.interval[0])} to {ms(row.interval[1])}",
+            str(row.starts),
+        ]
         for row in selection.in_order(report, report.cold_start)
-    ]  # fmt: skip
+    ]
     head = ("contestant", "process", "imports", "load", "first answer", "total", "interval", "starts")
     note = _noted("", disturbed=any(row.disturbed for row in report.cold_start))
     return plain("cold-start", "Cold start, ms", head, rows, note=note)
