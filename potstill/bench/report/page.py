@@ -96,45 +96,37 @@ def gauge(claim: Decision) -> dict[str, float | bool] | None:
 
 
 def _tables(report: Report) -> dict[str, Table]:
-    found = [
-        tables.failures(report),
-        tables.overview(report),
-        tables.models(report),
-        tables.files(report),
-        _hashes(report),
-        *(
-            make(report)
-            for make in (
-                tables.latency,
-                tables.ratios,
-                tables.throughput,
-                tables.scaling,
-                tables.memory,
-                tables.cold_start,
-                tables.energy,
-                tables.glue,
-            )
-        ),
-    ]
-    return {table.name: table for table in found}
-
-
-def _hashes(report: Report) -> Table:
-    rows = [
-        [tables.name(report, row.key), clean(file), digest]
+    """Return every table but those of single data sets, by name."""
+    hashes = [
+        [tables.contestant_name(report, row.key), clean(file), digest]
         for row in report.contestants
         for file, digest in row.sha256.items()
     ]
-    rows += [[clean(row.name), f"{clean(row.data)} ({clean(row.split)})", row.data_sha256] for row in report.quality]
-    return tables.plain("hashes", "SHA-256 of every model and data file", ("of", "file", "SHA-256"), rows)
+    hashes += [[clean(row.name), f"{clean(row.data)} ({clean(row.split)})", row.data_sha256] for row in report.quality]
+    of_hashes = Table("hashes", "SHA-256 of every model and data file", ("of", "file", "SHA-256"), [("", hashes)])
+    makers = (
+        tables.failures,
+        tables.overview,
+        tables.models,
+        tables.files,
+        tables.latency,
+        tables.ratios,
+        tables.throughput,
+        tables.scaling,
+        tables.memory,
+        tables.cold_start,
+        tables.energy,
+        tables.glue,
+    )
+    return {table.name: table for table in [*(make(report) for make in makers), of_hashes]}
 
 
 def _quality(report: Report, place: int) -> dict[str, Any]:
     quality = report.quality[place]
     confusions = [
         {
-            "rows": "the right labels" if found.rows == "label" else tables.name(report, found.rows),
-            "columns": tables.name(report, found.columns),
+            "rows": "the right labels" if found.rows == "label" else tables.contestant_name(report, found.rows),
+            "columns": tables.contestant_name(report, found.columns),
             "labels": [clean(label) for label in found.labels],
             "counts": [[(count(cell), _shade(cell, row)) for cell in row] for row in found.counts],
         }
@@ -143,8 +135,8 @@ def _quality(report: Report, place: int) -> dict[str, Any]:
     pairs = list(dict.fromkeys((row.baseline, row.candidate) for row in quality.differences))
     differences = [
         {
-            "baseline": tables.name(report, baseline),
-            "candidate": tables.name(report, candidate),
+            "baseline": tables.contestant_name(report, baseline),
+            "candidate": tables.contestant_name(report, candidate),
             "rows": [row for row in quality.differences if (row.baseline, row.candidate) == (baseline, candidate)],
         }
         for baseline, candidate in pairs
