@@ -28,6 +28,7 @@ from potstill.checkpoint import trained_task
 from potstill.data import choose_splits
 from potstill.errors import RecipeError, describe_fault, fault_message, nearest_name
 
+DEFAULT_SEED = 42
 _CLASSIFIERS = ("text-classification", "token-classification")
 
 
@@ -528,7 +529,7 @@ class Recipe(Section):
     """A hub id or folder; None takes the teacher's."""
     max_length: int = Field(default=128, ge=8)
     """Longest text in tokens; more is cut."""
-    seed: int = Field(default=42, ge=0)
+    seed: int = Field(default=DEFAULT_SEED, ge=0)
     distill: DistillConfig = DistillConfig()
     export: ExportConfig = ExportConfig()
     bench: BenchConfig = BenchConfig()

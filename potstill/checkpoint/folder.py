@@ -57,6 +57,8 @@ POSITIONS_AFTER_PADDING = frozenset(
 # They look at how far apart two tokens are, for any distance. `position_biased_input` gives them absolute positions
 # as well, which end.
 _RELATIVE = frozenset({"deberta", "deberta-v2"})
+TRAINING_REPORT = "distill.json"
+"""The file beside the weights that says how potstill trained them."""
 # What a tokenizer without a limit says (transformers' VERY_LARGE_INTEGER is 1e30).
 _NO_LIMIT = 10**9
 # A text of this length is what a model with relative positions is given where nothing else is said.
