@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from typing import Any, Protocol
 
@@ -131,27 +132,13 @@ def make_workload(load: Load, runner: Runs, *, texts: Sequence[Text], seed: int)
         return Workload((call,), (call,), (feeds,), float(feeds["input_ids"].shape[1]))
     if not texts or load.batch_size != 1:
         raise UsageError(f"{load} takes texts one by one; got {len(texts)} texts and batches of {load.batch_size}")
-    return _text_work(load, runner, texts)
-
-
-def mix_lengths(lengths: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Return an order in which any few texts in a row are about as long as all of them.
-
-    Blocks of unlike models take unlike numbers of texts, and must not differ by which those are. The texts' ranks by
-    length follow multiples of the golden ratio, whose every stretch is spread evenly (Knuth, The Art of Computer
-    Programming 3, section 6.4, theorem S).
-    """
-    ranks = np.argsort(np.argsort(np.arange(len(lengths)) * _GOLDEN_RATIO % 1))
-    return np.argsort(lengths, kind="stable")[ranks]
-
-
-def _text_work(load: Load, runner: Runs, texts: Sequence[Text]) -> Workload:
     rows = runner.tokenizer.rows(texts)
     order = mix_lengths(np.array([len(row["input_ids"]) for row in rows]))
     rows, texts = [rows[index] for index in order], [texts[index] for index in order]
     lengths = np.array([len(row["input_ids"]) for row in rows])
-    if load.kind == "texts_tokenised":
-        calls = tuple(_tokenised(runner, text) for text in texts)
+    calls: tuple[Call, ...]
+    if load.kind == "texts_tokenised":  # the whole way of one text, as a server goes it
+        calls = tuple(partial(lambda text: runner.run(runner.tokenizer.encode([text])), text) for text in texts)
     else:
         calls = tuple(runner.prepare(runner.tokenizer.pad([row])) for row in rows)
     # From the longest to the shortest in even steps.
@@ -164,6 +151,12 @@ def _text_work(load: Load, runner: Runs, texts: Sequence[Text]) -> Workload:
     )
 
 
-def _tokenised(runner: Runs, text: Text) -> Call:
-    """Return the whole way of one text, as a server goes it: to tokens, through the model, back to numbers."""
-    return lambda: runner.run(runner.tokenizer.encode([text]))
+def mix_lengths(lengths: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Return an order in which any few texts in a row are about as long as all of them.
+
+    Blocks of unlike models take unlike numbers of texts, and must not differ by which those are. The texts' ranks by
+    length follow multiples of the golden ratio, whose every stretch is spread evenly (Knuth, The Art of Computer
+    Programming 3, section 6.4, theorem S).
+    """
+    ranks = np.argsort(np.argsort(np.arange(len(lengths)) * _GOLDEN_RATIO % 1))
+    return np.argsort(lengths, kind="stable")[ranks]

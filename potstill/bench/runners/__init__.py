@@ -15,7 +15,7 @@ from typing import Any, Protocol, get_args
 from numpy.typing import NDArray
 
 from potstill.bench.environment import has_gpu
-from potstill.bundle import Bundle, Manifest, ModelContent, read_bundle, verify_files
+from potstill.bundle import Bundle, ModelContent, read_bundle, verify_files
 from potstill.config import Runner as RunnerName
 from potstill.errors import MissingError, MissingExtraError, UsageError
 from potstill.serve import BundleTokenizer
@@ -110,9 +110,22 @@ def check_runner(name: str) -> None:
     if not has_gpu():
         raise MissingError(f"runner {name} needs an NVIDIA GPU, and this machine shows none (nvidia-smi, /dev/nvidia*)")
     if engine == "onnxruntime":
-        _check_provider(name, _PROVIDERS[device])
-    else:
-        _check_torch_cuda(name)
+        import onnxruntime
+
+        provider, available = _PROVIDERS[device], onnxruntime.get_available_providers()
+        if provider not in available:
+            raise MissingError(
+                f"runner {name} needs {provider}; onnxruntime {onnxruntime.__version__} here has "
+                f"{', '.join(available)}: pip uninstall onnxruntime, then pip install 'potstill[serve-gpu]'"
+            )
+        return
+    asked = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, check=False)
+    version, cuda, found = (asked.stdout.split() or ["?", "?", "no"])[-3:]
+    if found != "True":
+        raise MissingError(
+            f"runner {name} needs torch with CUDA; torch {version} here was built for CUDA {cuda} and finds no device: "
+            "install the build for this GPU's driver, see https://pytorch.org/get-started/locally"
+        )
 
 
 def _installed(name: str) -> str:
@@ -126,29 +139,8 @@ def _installed(name: str) -> str:
     return engine
 
 
-def _check_provider(name: str, provider: str) -> None:
-    import onnxruntime
-
-    available = onnxruntime.get_available_providers()
-    if provider not in available:
-        raise MissingError(
-            f"runner {name} needs {provider}; onnxruntime {onnxruntime.__version__} here has {', '.join(available)}: "
-            "pip uninstall onnxruntime, then pip install 'potstill[serve-gpu]'"
-        )
-
-
-def _check_torch_cuda(name: str) -> None:
-    asked = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, check=False)
-    version, cuda, available = (asked.stdout.split() or ["?", "?", "no"])[-3:]
-    if available != "True":
-        raise MissingError(
-            f"runner {name} needs torch with CUDA; torch {version} here was built for CUDA {cuda} and finds no device: "
-            "install the build for this GPU's driver, see https://pytorch.org/get-started/locally"
-        )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bundled:
+class VerifiedBundle:
     """One precision of a bundle whose files were checked; see `potstill.bench.runners.Runner` for the rest."""
 
     bundle: Bundle
@@ -172,7 +164,7 @@ class Bundled:
         return self.bundle.read_model(self.precision)
 
 
-def read_bundled(folder: Path, precision: str, *, max_length: int | None = None) -> Bundled:
+def read_verified_bundle(folder: Path, precision: str, *, max_length: int | None = None) -> VerifiedBundle:
     """Check every file of a bundle and read what says how one precision is run.
 
     Args:
@@ -190,7 +182,7 @@ def read_bundled(folder: Path, precision: str, *, max_length: int | None = None)
     if max_length is not None and max_length < manifest.max_length:
         manifest = manifest.model_copy(update={"max_length": max_length})
     loaded = [record.file, *record.external_data, "tokenizer.json", "tokenizer_config.json"]
-    return Bundled(
+    return VerifiedBundle(
         bundle=bundle,
         precision=precision,
         model_file=bundle.model_file(precision),
@@ -198,13 +190,8 @@ def read_bundled(folder: Path, precision: str, *, max_length: int | None = None)
         inputs=tuple(manifest.inputs),
         outputs=tuple(manifest.outputs),
         tokenizer=BundleTokenizer(folder, manifest, read=bundle.read),
-        vocab_size=_vocab_size(manifest),
+        vocab_size=manifest.architecture.vocab_size,
         batch_invariant=record.batch_invariant,
         pooling=manifest.pooling.mode if manifest.pooling else "mean",
         files={name: manifest.files[name].sha256 for name in loaded if name in manifest.files},
     )
-
-
-def _vocab_size(manifest: Manifest) -> int | None:
-    size = manifest.architecture.vocab_size
-    return int(size) if size else None

@@ -9,7 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from potstill.bench.environment import describe_gpus
-from potstill.bench.runners import Bundled, read_bundled
+from potstill.bench.runners import VerifiedBundle, read_verified_bundle
 from potstill.errors import CheckError
 from potstill.serve import OnnxSession
 
@@ -32,7 +32,7 @@ def open_runner(command: Mapping[str, Any]) -> "OnnxRunner":
     on_gpu = command["runner"] != "onnxruntime-cpu"
     if on_gpu and hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()  # finds the CUDA that pip installed
-    bundled = read_bundled(Path(command["folder"]), command["precision"], max_length=command.get("max_length"))
+    bundled = read_verified_bundle(Path(command["folder"]), command["precision"], max_length=command.get("max_length"))
     session = OnnxSession(
         bundled.read_model(),
         threads=command["threads"],
@@ -46,7 +46,7 @@ def open_runner(command: Mapping[str, Any]) -> "OnnxRunner":
 class OnnxRunner:
     """A model in an `OnnxSession` on the CPU: what is timed is what ships."""
 
-    def __init__(self, session: OnnxSession, bundled: Bundled) -> None:
+    def __init__(self, session: OnnxSession, bundled: VerifiedBundle) -> None:
         """Take a loaded session and what its bundle says."""
         self.session = session
         self.device = "cpu"
@@ -68,7 +68,7 @@ class OnnxRunner:
 class DeviceRunner(OnnxRunner):
     """The same on another device, where timed calls find their inputs and leave their outputs."""
 
-    def __init__(self, session: OnnxSession, bundled: Bundled, *, device: str = "cuda", number: int = 0) -> None:
+    def __init__(self, session: OnnxSession, bundled: VerifiedBundle, *, device: str = "cuda", number: int = 0) -> None:
         """Take a loaded session; `device` and `number` are onnxruntime's words for where it runs."""
         super().__init__(session, bundled)
         self._place = (device, number)

@@ -10,7 +10,7 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from potstill.bench.runners import Bundled, read_bundled
+from potstill.bench.runners import VerifiedBundle, read_verified_bundle
 from potstill.bundle import ModelContent
 from potstill.errors import BundleError, CheckError
 
@@ -21,7 +21,7 @@ def open_runner(command: Mapping[str, Any]) -> "OpenVinoRunner":
     Raises:
         BundleError, TamperedError: if the bundle cannot be used.
     """
-    bundled = read_bundled(Path(command["folder"]), command["precision"], max_length=command.get("max_length"))
+    bundled = read_verified_bundle(Path(command["folder"]), command["precision"], max_length=command.get("max_length"))
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": command["threads"],
@@ -56,7 +56,7 @@ def _compile(content: ModelContent, settings: Mapping[str, Any]) -> Any:
 class OpenVinoRunner:
     """A compiled model; each thread has a request of its own."""
 
-    def __init__(self, compiled: Any, bundled: Bundled) -> None:
+    def __init__(self, compiled: Any, bundled: VerifiedBundle) -> None:
         """Take a model compiled by OpenVINO and what its bundle says."""
         self.device = "cpu"
         self.inputs = tuple(port.any_name for port in compiled.inputs)
