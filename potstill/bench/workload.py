@@ -4,43 +4,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from potstill.bench.report_schema import Load
+from potstill.bench.runners import Feeds, Runner
 from potstill.errors import BundleError, UsageError
-from potstill.serve import BundleTokenizer, Text
+from potstill.serve import Text
 
-Feeds = dict[str, NDArray[np.int64]]
 Call = Callable[[], object]
 
 # Texts that are run before timing begins: enough lengths to grow an engine's memory to what it will need.
 _WARM_TEXTS = 16
 _GOLDEN_RATIO = (1 + 5**0.5) / 2
-
-
-class Runs(Protocol):
-    """What a load needs of the engine that will run it."""
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The model's inputs."""
-
-    @property
-    def tokenizer(self) -> BundleTokenizer:
-        """The model's tokenizer."""
-
-    @property
-    def vocab_size(self) -> int | None:
-        """How many ids the model knows; None where it does not say."""
-
-    def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
-        """Return every output by name."""
-
-    def prepare(self, feeds: Feeds) -> Call:
-        """Return a call that is done when it returns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +79,7 @@ def grid_feeds(load: Load, *, inputs: Iterable[str], ids: NDArray[np.int64], see
         raise UsageError(f"a grid load needs a length and ordinary tokens; got {load.num_tokens} and {len(ids)}")
     rng = np.random.default_rng([seed, load.batch_size, load.num_tokens])
     shape = (load.batch_size, load.num_tokens)
-    known: Feeds = {
+    known = {
         "input_ids": rng.choice(ids, size=shape),
         "attention_mask": np.ones(shape, dtype=np.int64),
         "token_type_ids": np.zeros(shape, dtype=np.int64),
@@ -113,7 +90,7 @@ def grid_feeds(load: Load, *, inputs: Iterable[str], ids: NDArray[np.int64], see
     return {name: known[name] for name in inputs}
 
 
-def make_workload(load: Load, runner: Runs, *, texts: Sequence[Text], seed: int) -> Workload:
+def make_workload(load: Load, runner: Runner, *, texts: Sequence[Text], seed: int) -> Workload:
     """Make a load's calls.
 
     Args:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict, get_args
 
+import numpy as np
 from numpy.typing import NDArray
 
 from potstill.bench.environment import has_gpu
@@ -35,6 +36,28 @@ _HOW = {
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 # torch in a process of its own: the one that only asks keeps its memory and its threads.
 _ASK_TORCH = "import torch; print(torch.__version__, torch.version.cuda, torch.cuda.is_available())"
+
+
+Feeds: TypeAlias = Mapping[str, NDArray[np.int64]]
+"""A batch as the models take it: input name -> (batch size, tokens)."""
+Outputs: TypeAlias = dict[str, NDArray[Any]]
+"""Output name -> numbers, the batch first."""
+
+
+class LoadCommand(TypedDict):
+    """What a worker is told to load."""
+
+    do: Literal["load"]
+    runner: str
+    folder: str
+    """A bundle for onnxruntime and OpenVINO; a checkpoint folder or hub id for torch."""
+    precision: str
+    threads: int
+    seed: int
+    spinning: bool
+    task: str
+    problem_type: str | None
+    max_length: int | None
 
 
 class Runner(Protocol):
@@ -63,28 +86,28 @@ class Runner(Protocol):
     def files(self) -> Mapping[str, str]:
         """Return the SHA-256 of every file that was loaded, by name."""
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, feeds: Feeds) -> Outputs:
         """Return every output by name, as float32 or float64 arrays; `feeds` hold one batch, padded."""
 
-    def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
+    def prepare(self, feeds: Feeds) -> Callable[[], object]:
         """Return the call that is timed: its inputs are where they are needed, and it returns when the work is done."""
 
     def gpu_memory(self) -> dict[str, int]:
         """Return `gpu_peak_allocated_bytes` and `gpu_peak_reserved_bytes`, where the engine counts them."""
 
 
-def find_opener(name: str) -> Callable[[Mapping[str, Any]], Runner]:
+def find_opener(name: str) -> Callable[[LoadCommand], Runner]:
     """Import an engine and return what loads a model with it.
 
     Raises:
         UsageError: if there is no such runner.
         MissingExtraError: if the engine is not installed.
     """
-    opener: Callable[[Mapping[str, Any]], Runner] = import_module(_MODULES[_installed(name)]).open_runner
+    opener: Callable[[LoadCommand], Runner] = import_module(_MODULES[_installed(name)]).open_runner
     return opener
 
 
-def open_runner(command: Mapping[str, Any]) -> Runner:
+def open_runner(command: LoadCommand) -> Runner:
     """Load a model by a worker's load command (`potstill.bench.worker`).
 
     Raises:
