@@ -11,7 +11,7 @@ WORKS := $(shell $(BIN)/python -c 'import potstill, pytest; from importlib.metad
 	>/dev/null 2>&1 && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help install check demo test slow wheel edge interop clients page sbom audit ray faults fuzz serving ci clean
+.PHONY: help install check demo test slow generated wheel edge interop clients page sbom audit ray faults fuzz serving ci clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -45,6 +45,11 @@ test: install ## the tests, in two processes
 
 slow: install ## the tests of minutes: every family and task; real models and data, if POTSTILL_TEACHER and POTSTILL_DATA name them
 	$(BIN)/python -m pytest -m slow
+
+generated: install ## write anew what is made and kept: the schema of report.json, the matrix products of the bench
+	$(BIN)/python -c "from potstill.bench.report import to_schema; print(to_schema(), end='')" > report.schema.json.new
+	mv report.schema.json.new potstill/bench/report/report.schema.json
+	$(BIN)/python benchmarks/bench/make_products.py
 
 wheel: install ## build the wheel, look into it, and use it in an empty environment with only the cli extra
 	rm -rf dist

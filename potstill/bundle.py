@@ -30,7 +30,7 @@ from pydantic import (
     model_validator,
 )
 
-from potstill.errors import BundleError, TamperedError
+from potstill.errors import BundleError, TamperedError, describe_fault, first_line
 from potstill.onnx_inspect import check_declared_precision, read_outline
 
 MANIFEST_NAME = "potstill.json"
@@ -346,20 +346,27 @@ class SourceRecord(Evidence):
     """What a user must know to get the checkpoint's own answers."""
 
 
-class Judged(Evidence):
-    """fp32's score on the judged texts, against the best answer that ignores the text."""
+class AgainstTrivial(Evidence):
+    """A model's score against that of the best answer that ignores the text, on the same examples."""
 
     metric: str = ""
     value: float = nan
+    """The model's score."""
     interval: tuple[float, float] = (nan, nan)
+    """Its 95 % interval, by bootstrap over the examples."""
     trivial: float = nan
+    """The score of the answer that ignores the text."""
     trivial_answer: str = ""
+    """What that answers, such as "always negative"."""
     difference_interval: tuple[float, float] = (nan, nan)
+    """The 95 % interval of what the model is better by; negative is worse, also where a low score is good."""
     better: bool = True
+    """Whether that interval lies above 0."""
     num_examples: int = 0
     sentence: str | None = None
-    """What must be said of a model that is not better; None where it is."""
+    """What a user must be told of a model that is not better; None where it is."""
     on: str | None = None
+    """Where the texts are from."""
 
 
 class Made(Evidence):
@@ -372,7 +379,7 @@ class Made(Evidence):
     cpu: str | None = None
     packages: dict[str, str] = {}
     """Versions."""
-    judged: Judged | None = None
+    judged: AgainstTrivial | None = None
 
 
 class FileRecord(_Record):
@@ -408,8 +415,8 @@ class ModelRecord(_Record):
     cpu_features: list[str] = []
     """The CPU features of the machine it was made and checked on."""
     batch_invariant: bool = True
-    """Whether a text's answer is independent of its batch mates. Dynamic int8 has one activation scale for the
-    whole batch, so it is not (microsoft/onnxruntime#10111)."""
+    """Whether a text's answer is the same alone and in a batch, up to the rounding of float sums. Dynamic int8 has one
+    activation scale for the whole batch, so its answers are not (microsoft/onnxruntime#10111)."""
     unpadded: bool = False
     """Whether its products leave padding out, so that a batch costs what its tokens cost and not its longest text."""
     disabled_optimizers: list[str] = []
@@ -617,10 +624,11 @@ def read_bundle(folder: Path, *, verify: bool = True) -> Bundle:
         if manifest.digest is not None and manifest.digest != _digest_of(content):
             raise TamperedError(f"{manifest_file} was changed after it was written; export the bundle again")
     except (ValidationError, ValueError, RecursionError) as error:
-        too_large = isinstance(error, ValidationError) and error.errors()[0]["type"] == "less_than_equal"
+        fault = error.errors()[0] if isinstance(error, ValidationError) else None
         # Whoever wrote a number that no machine can serve did not change a good bundle: they made a bad one.
-        kind = BundleError if too_large else TamperedError
-        raise kind(f"{manifest_file} is not a valid manifest: {_first_line(error)}") from error
+        kind = BundleError if fault and fault["type"] == "less_than_equal" else TamperedError
+        reason = describe_fault(fault, Manifest) if fault else first_line(error)
+        raise kind(f"{manifest_file} is not a valid manifest: {reason}") from error
     bundle = Bundle(folder, manifest, hashlib.sha256(written).hexdigest())
     _check_names(bundle)
     if verify:
@@ -700,11 +708,3 @@ def _check_names(bundle: Bundle) -> None:
     planted = bundle.folder / "tokenizer_config.json"
     if planted.name not in bundle.manifest.files and planted.is_file():
         raise TamperedError(f"{planted} is not named by {MANIFEST_NAME}; export the bundle again")
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        given = f", not {first['input']}" if first["type"] == "less_than_equal" else ""
-        return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}{given}"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -4,12 +4,11 @@ Values come from four places, later ones winning: the defaults of the sections b
 line's flags, and `--set a.b=c`. All faults are reported at once, and an unknown key is answered with the nearest one.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -22,12 +21,14 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from potstill.bundle import Precision
 from potstill.checkpoint import trained_task
 from potstill.data import choose_splits
-from potstill.errors import RecipeError
+from potstill.errors import RecipeError, describe_fault, fault_message, nearest_name
 
+DEFAULT_SEED = 42
 _CLASSIFIERS = ("text-classification", "token-classification")
 
 
@@ -39,7 +40,7 @@ class Method:
     tasks: tuple[str, ...]
     settings: Mapping[str, Any]
     """Settings that only some methods have, with this one's defaults; None means that the method finds it out."""
-    training: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, object] = field(default_factory=dict)
     """Where this method's training differs from the common defaults."""
 
 
@@ -134,7 +135,7 @@ def method_for(task: str | None) -> str | None:
 
 # The `distilbert` presets. `released` is what the published weights were trained with; `paper` is the paper's text,
 # whose batches of up to 4000 texts come from accumulation.
-PRESETS: Mapping[str, Mapping[str, Any]] = {
+PRESETS: Mapping[str, Mapping[str, object]] = {
     "released": {"temperature": 2.0, "alpha_kl": 5.0, "alpha_mlm": 2.0, "alpha_cos": 1.0, "mask_smoothing": 0.7},
     "paper": {
         "temperature": 3.0,
@@ -150,14 +151,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 PRESET_LAYERS = {"released": [0, 2, 4, 7, 9, 11], "paper": [0, 2, 4, 6, 8, 10]}
 
 
-def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+def with_defaults(values: Mapping[str, object]) -> dict[str, Any]:
     """Return the settings of `distill` with those of the chosen method and preset filled in.
 
     Raises:
         ValueError: if a setting is given to which the method does not listen.
     """
     given = {key: value for key, value in values.items() if value is not None}
-    method = METHODS.get(given.get("method", "task"))
+    method = METHODS.get(str(given.get("method", "task")))
     if method is None:
         return dict(given)
     some_methods_only = {key for other in METHODS.values() for key in other.settings}
@@ -170,14 +171,20 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**method.training, **method.settings, **preset, **given}
 
 
-# The sections of a recipe: what can be set, with defaults, limits, and what each setting means.
+# The sections of a recipe: what can be set, with defaults, limits, and what each setting means
 
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Runner = Literal[
-    "onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino-cpu",
-    "torch-cpu", "torch-cpu-compiled", "torch-cuda", "torch-cuda-compiled",
-]  # fmt: skip
+    "onnxruntime-cpu",
+    "onnxruntime-cuda",
+    "onnxruntime-tensorrt",
+    "openvino-cpu",
+    "torch-cpu",
+    "torch-cpu-compiled",
+    "torch-cuda",
+    "torch-cuda-compiled",
+]
 TaskName = Literal[
     "text-classification", "token-classification", "question-answering", "fill-mask", "feature-extraction"
 ]
@@ -187,6 +194,9 @@ class Section(BaseModel):
     """One part of a recipe: unknown keys are faults, and nothing changes after the check."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+_Section = TypeVar("_Section", bound=Section)
 
 
 class ScratchConfig(Section):
@@ -519,7 +529,7 @@ class Recipe(Section):
     """A hub id or folder; None takes the teacher's."""
     max_length: int = Field(default=128, ge=8)
     """Longest text in tokens; more is cut."""
-    seed: int = Field(default=42, ge=0)
+    seed: int = Field(default=DEFAULT_SEED, ge=0)
     distill: DistillConfig = DistillConfig()
     export: ExportConfig = ExportConfig()
     bench: BenchConfig = BenchConfig()
@@ -549,6 +559,9 @@ class Recipe(Section):
         return self.student.layers
 
 
+# Reading and checking recipes
+
+
 def with_splits(recipe: Recipe) -> Recipe:
     """Return a recipe that learns from and is scored on different rows, see `potstill.data.choose_splits`."""
     data = recipe.data
@@ -559,9 +572,9 @@ def with_splits(recipe: Recipe) -> Recipe:
 
 
 def build_recipe(
-    values: Mapping[str, Any],
+    values: Mapping[str, object],
     *,
-    overrides: Sequence[tuple[str, Any]] = (),
+    overrides: Sequence[tuple[str, object]] = (),
     origin: str = "the recipe",
     flags: Mapping[str, str] | None = None,
 ) -> Recipe:
@@ -591,7 +604,7 @@ def build_recipe(
         raise RecipeError(f"{origin} is not valid:\n{listed}") from error
 
 
-def _infer_task(values: Mapping[str, Any]) -> str | None:
+def _infer_task(values: Mapping[str, object]) -> str | None:
     """Return the task that the method or the teacher leaves no doubt about; None takes the default."""
     teacher, settings = (part if isinstance(part := values.get(key), Mapping) else {} for key in ("teacher", "distill"))
     method = METHODS.get(settings.get("method") or "task")
@@ -604,29 +617,31 @@ def _infer_task(values: Mapping[str, Any]) -> str | None:
     return method.tasks[0] if len(method.tasks) == 1 else None
 
 
-def parse_section(name: str, values: Mapping[str, Any], *, flags: Mapping[str, str] | None = None) -> Any:
-    """Check the values of one section of a recipe, such as `export`, given as flags.
+def parse_section(
+    section: type[_Section], values: Mapping[str, object], *, flags: Mapping[str, str] | None = None
+) -> _Section:
+    """Check the values of one section of a recipe, given as flags.
 
     Args:
-        name: of the section.
+        section: such as `ExportConfig`.
         values: its settings.
-        flags: what a dotted key is called on the command line, for messages.
+        flags: what a dotted key, such as `export.opset`, is called on the command line, for messages.
 
     Raises:
         RecipeError: with every fault.
     """
-    section = type(Recipe.model_fields[name].default)
+    name = next(key for key, field in Recipe.model_fields.items() if field.annotation is section)
     try:
         return section.model_validate(dict(values))
     except ValidationError as error:
-        faults = "; ".join(
-            _describe({**fault, "loc": (name, *fault["loc"])}, flags or {}, section=name) for fault in error.errors()
-        )
-        raise RecipeError(faults) from error
+        faults = error.errors()
+        for fault in faults:
+            fault["loc"] = (name, *fault["loc"])
+        raise RecipeError("; ".join(_describe(fault, flags or {}, section=name) for fault in faults)) from error
 
 
 def load_recipe(
-    name: str, *, overrides: Sequence[tuple[str, Any]] = (), flags: Mapping[str, str] | None = None
+    name: str, *, overrides: Sequence[tuple[str, object]] = (), flags: Mapping[str, str] | None = None
 ) -> Recipe:
     """Load a shipped recipe by its name, or one from a YAML file, with `overrides` laid over it.
 
@@ -659,8 +674,8 @@ def recipe_text(name: str) -> str:
             raise RecipeError(f"{name} is not UTF-8 at byte {error.start}, so it is no recipe") from error
     if file.is_dir():
         raise RecipeError(f"{name} is a folder; a recipe is a YAML file, or one of {', '.join(recipe_names())}")
-    near = difflib.get_close_matches(name, recipe_names(), n=1, cutoff=0.5)
-    meant = f"; did you mean {near[0]!r}?" if near else ""
+    near = nearest_name(name, recipe_names())
+    meant = f"; did you mean {near!r}?" if near else ""
     raise RecipeError(
         f"there is no recipe {name!r}{meant}; shipped are {', '.join(recipe_names())}, or name a YAML file"
     )
@@ -672,7 +687,7 @@ def recipe_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def parse_setting(text: str) -> tuple[str, Any]:
+def parse_setting(text: str) -> tuple[str, object]:
     """Split a `--set` argument into its dotted key and its value, read as YAML.
 
     Raises:
@@ -692,11 +707,11 @@ def to_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _plain_copy(values: Mapping[str, Any]) -> dict[str, Any]:
+def _plain_copy(values: Mapping[str, object]) -> dict[str, Any]:
     return {key: _plain_copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
 
 
-def _put(values: dict[str, Any], key: str, value: Any) -> None:
+def _put(values: dict[str, Any], key: str, value: object) -> None:
     *sections, last = key.split(".")
     for section in sections:
         inner = values.get(section)
@@ -706,45 +721,17 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _describe(fault: Mapping[str, Any], flags: Mapping[str, str], *, section: str = "") -> str:
+def _describe(fault: ErrorDetails, flags: Mapping[str, str], *, section: str = "") -> str:
     """Return one fault in a line, in the words of the command line for the keys that it has flags for."""
     where = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        return f"{where}: unknown key{_nearest(str(fault['loc'][-1]), _known_keys(fault['loc'][:-1]))}"
     # A list's entry is called as the list is.
     flag = flags.get(where) or flags.get(".".join(str(part) for part in fault["loc"] if not isinstance(part, int)))
-    if flag and isinstance(fault["input"], Mapping | BaseModel):
-        return f"{flag} is missing" if fault["type"] == "missing" else f"{flag}: {_plain_message(fault)}"
-    if flag:
-        sign = "=" if flag.startswith("--set ") else " "
-        return f"{flag}{sign}{_shown(fault['input'])}: {_plain_message(fault)}"
-    if fault["type"] == "missing":
-        return f"{where}: is missing"
-    message = _plain_message(fault)
-    if flags and where == section:  # of several options together
-        return message
-    shown = "" if isinstance(fault["input"], Mapping | BaseModel) else f" (it is {fault['input']!r})"
-    return f"{where or 'recipe'}: {message}{shown}"
-
-
-def _plain_message(fault: Mapping[str, Any]) -> str:
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    return f"{message[:1].lower()}{message[1:]}"
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else ",".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _known_keys(location: Sequence[Any]) -> list[str]:
-    section: type[BaseModel] = Recipe
-    for part in location:
-        annotation = section.model_fields[str(part)].annotation
-        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-        section = next(kind for kind in kinds if issubclass(kind, BaseModel))
-    return list(section.model_fields)
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else f"; known are {', '.join(known)}"
+    value = fault["input"]
+    if fault["type"] == "extra_forbidden" or not flag:
+        if flags and where == section and fault["type"] not in ("extra_forbidden", "missing"):  # of several options
+            return fault_message(fault)
+        return describe_fault(fault, Recipe, whole="recipe")
+    if isinstance(value, Mapping | BaseModel):
+        return f"{flag} is missing" if fault["type"] == "missing" else f"{flag}: {fault_message(fault)}"
+    shown = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return f"{flag}{'=' if flag.startswith('--set ') else ' '}{shown}: {fault_message(fault)}"

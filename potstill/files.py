@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from potstill.errors import DiskError, MissingError, OutputError, PotstillError
 
@@ -204,6 +204,10 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
+Entry: TypeAlias = dict[str, Any]
+"""What a line of a journal holds, as JSON."""
+
+
 class Journal:
     """An append-only file of JSON objects, one a line, by which a run that was interrupted goes on.
 
@@ -220,7 +224,7 @@ class Journal:
     - Only one process at a time has the file open for writing (flock); another is refused.
     """
 
-    def __init__(self, file: Path, lines: Sequence[tuple[dict[str, Any], int]], *, descriptor: int | None) -> None:
+    def __init__(self, file: Path, lines: Sequence[tuple[Entry, int]], *, descriptor: int | None) -> None:
         """Hold the lines of the file, each with the size of the file up to its end; None can be read only."""
         self.file = file
         self.header: Mapping[str, Any] = lines[0][0]
@@ -228,7 +232,7 @@ class Journal:
         self._ends = [end for _, end in lines]
         self._descriptor = descriptor
 
-    def append(self, entry: Mapping[str, Any], *, flush: bool = False) -> dict[str, Any]:
+    def append(self, entry: Mapping[str, object], *, flush: bool = False) -> Entry:
         """Add an entry, and return it as it will be read again (tuples are lists).
 
         Args:
@@ -269,7 +273,7 @@ class Journal:
 def open_journal(
     file: Path,
     *,
-    header: Mapping[str, Any],
+    header: Mapping[str, object],
     resume: bool = True,
     name: str | None = None,
     remedy: str = "go on with the same, or begin anew elsewhere",
@@ -327,7 +331,7 @@ def read_journal(file: Path) -> Journal:
     return Journal(file, lines, descriptor=None)
 
 
-def _json_line(content: Mapping[str, Any]) -> bytes:
+def _json_line(content: Mapping[str, object]) -> bytes:
     return (json.dumps(content, allow_nan=False, separators=(",", ":")) + "\n").encode()
 
 
@@ -348,9 +352,9 @@ def write_all(descriptor: int, content: bytes) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def _read_lines(file: Path, remedy: str) -> list[tuple[dict[str, Any], int]]:
+def _read_lines(file: Path, remedy: str) -> list[tuple[Entry, int]]:
     """Return the object of every whole line and the size of the file up to its end; a torn last line is left out."""
-    read: list[tuple[dict[str, Any], int]] = []
+    read: list[tuple[Entry, int]] = []
     end = 0
     lines = file.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, 1):

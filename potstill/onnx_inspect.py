@@ -1,4 +1,4 @@
-"""Read an ONNX file without the onnx package, and without reading its weights.
+"""Read an ONNX file without the onnx package and without reading its weights, and check the precision it declares.
 
 An ONNX file is one protobuf message: fields of a number, a wire type and a value, where a value may be a message again
 (https://protobuf.dev/programming-guides/encoding). Nearly all of its bytes are weights, which are skipped. What is
@@ -295,15 +295,15 @@ def _number(value: int) -> bytes:
     return bytes([value]) if not rest else bytes([value & 0x7F | 0x80]) + _number(rest)
 
 
-# Is an ONNX file what its name says: int8 that multiplies integers, fp16 that holds 16-bit floats?
+# The precision of a file
 #
 # Files with a name that is not true are published elsewhere: fp16 with float32 weights, and int8 with nothing but a
-# DequantizeLinear behind each weight. Such a product is one of floats: onnxruntime used to fold the weight back when it
-# loaded the file, and 1.31 makes MatMulNBits of the pair, which took 75 ms where integer products took 42. Others write
+# DequantizeLinear behind each weight. Such a matmul is one of floats: onnxruntime used to fold the weight back when it
+# loaded the file, and 1.31 makes MatMulNBits of the pair, which took 75 ms where integer matmuls took 42. Others write
 # Cast and Mul in place of DequantizeLinear, so that nothing but the type of the stored weights tells.
 
 # Operator -> which of its inputs is the weight.
-_INTEGER_PRODUCTS = {
+_INTEGER_MATMULS = {
     "MatMulInteger": 1,
     "QLinearMatMul": 3,
     "MatMulIntegerToFloat": 1,
@@ -311,7 +311,7 @@ _INTEGER_PRODUCTS = {
     "QGemm": 3,
     "QAttention": 1,
 }
-_WEIGHTS = _INTEGER_PRODUCTS | {
+_WEIGHTS = _INTEGER_MATMULS | {
     "MatMul": 1,
     "Gemm": 1,
     "FusedMatMul": 1,
@@ -321,7 +321,7 @@ _WEIGHTS = _INTEGER_PRODUCTS | {
 }
 DYNAMIC = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul"})
 _QUANTISED = DYNAMIC | {
-    *_INTEGER_PRODUCTS,
+    *_INTEGER_MATMULS,
     "QuantizeLinear",
     "DequantizeLinear",
     "MatMulNBits",
@@ -357,7 +357,7 @@ _CARRIES = _TRANSPARENT | {"Cast", "Gather", "Expand"}
 def check_declared_precision(outline: Outline, precision: str, *, weight_only: bool = False) -> str | None:
     """Say why a file is not of this precision; None if it is.
 
-    - `int8`: most products with a weight multiply an int8 weight as integers.
+    - `int8`: most matmuls with a weight multiply an int8 weight as integers.
     - `int8-static`: the same, with no activation scale that is measured while it runs.
     - `fp16`, `fp32`: most weights are of that type, and none is quantised.
 
@@ -369,14 +369,22 @@ def check_declared_precision(outline: Outline, precision: str, *, weight_only: b
     if weight_only and precision == "int8":
         return _not_stored_as_int8(outline)
     if precision in {"int8", "int8-static"}:
-        return _not_integer(outline) or (_dynamic(outline) if precision == "int8-static" else None)
-    return _quantised(outline) or _mostly_other(outline, precision)
+        fault = _not_integer(outline)
+        measured = sum(node.op_type in DYNAMIC for node in outline.nodes)
+        if fault is None and precision == "int8-static" and measured:
+            fault = f"{measured} of its activation scales are measured while it runs; expected none"
+        return fault
+    if found := sorted({node.op_type for node in outline.nodes} & _QUANTISED):
+        return f"it is quantised already, with {', '.join(found)}; expected float weights"
+    if stored := count_matmuls(outline)["weight_only"]:
+        return f"it is quantised already: {stored} of its weights are stored as integers and cast"
+    return _mostly_other(outline, precision)
 
 
-def count_products(outline: Outline) -> dict[str, int]:
-    """Count the products with a constant weight: `integer`, `float`, and of the floats those that are `weight_only`.
+def count_matmuls(outline: Outline) -> dict[str, int]:
+    """Count the matmuls with a constant weight: `integer`, `float`, and of the floats those that are `weight_only`.
 
-    onnxruntime turns a product of two dequantised inputs into an integer one; of a product whose weight alone is
+    onnxruntime turns a matmul of two dequantised inputs into an integer one; of a matmul whose weight alone is
     dequantised it does not.
     """
     flow = _Flow(outline)
@@ -402,7 +410,7 @@ def count_parameters(outline: Outline, sizes: Mapping[str, int] = {}) -> int:
         sizes.get(tensor.name, tensor.size)
         for tensor in weights
         if tensor.data_type in {*_FLOATS, *_INTEGERS}
-        # Biases of integer products are stored in 32 bits; so are sizes, which other operators take.
+        # Biases of integer matmuls are stored in 32 bits; so are sizes, which other operators take.
         or (tensor.data_type == INT32 and tensor.name in users and users[tensor.name].op_type in _SCALES)
     )
 
@@ -412,7 +420,7 @@ def _find_scales(outline: Outline) -> Iterator[str]:
     types = {tensor.name: tensor.data_type for tensor in outline.tensors}
     sizes = {tensor.name: tensor.size for tensor in outline.tensors}
     roots = {name: name for name in types}  # tensor -> the constant whose numbers it is
-    measured: set[str] = set()  # scales of activations, and sums of integer products
+    measured: set[str] = set()  # scales of activations, and sums of integer matmuls
     for node in outline.nodes:
         if node.op_type in _SCALES:
             yield from (
@@ -453,12 +461,12 @@ class _Flow:
                 self._constants.update(node.outputs)
 
     def kind(self, node: Node) -> str:
-        """Return how a product runs: `integer`, `float`, `weight_only`, or `none` if it has no constant weight."""
+        """Return how a matmul runs: `integer`, `float`, `weight_only`, or `none` if it has no constant weight."""
         position = _WEIGHTS[node.op_type]
         weight = node.inputs[position] if position < len(node.inputs) else ""
         if weight not in self._constants:
             return "none"
-        if node.op_type in _INTEGER_PRODUCTS:
+        if node.op_type in _INTEGER_MATMULS:
             return "integer" if self._is_int8(weight) else "float"
         stored = self._dequantised(weight)
         if stored is None or not self._is_int8(stored):
@@ -517,27 +525,14 @@ class _Flow:
 
 
 def _not_integer(outline: Outline) -> str | None:
-    counts = count_products(outline)
-    products = counts["integer"] + counts["float"]
-    if counts["integer"] and 2 * counts["integer"] >= products:
+    counts = count_matmuls(outline)
+    matmuls = counts["integer"] + counts["float"]
+    if counts["integer"] and 2 * counts["integer"] >= matmuls:
         return None
-    why = f"{counts['integer']} of its {products} products with a weight multiply int8; expected most of them"
+    why = f"{counts['integer']} of its {matmuls} matmuls with a weight multiply int8; expected most of them"
     if counts["weight_only"]:
-        why += f" ({counts['weight_only']} int8 weights are only dequantised, so their products are of floats)"
+        why += f" ({counts['weight_only']} int8 weights are only dequantised, so their matmuls are of floats)"
     return why
-
-
-def _dynamic(outline: Outline) -> str | None:
-    count = sum(node.op_type in DYNAMIC for node in outline.nodes)
-    return f"{count} of its activation scales are measured while it runs; expected none" if count else None
-
-
-def _quantised(outline: Outline) -> str | None:
-    found = sorted({node.op_type for node in outline.nodes} & _QUANTISED)
-    if found:
-        return f"it is quantised already, with {', '.join(found)}; expected float weights"
-    stored = count_products(outline)["weight_only"]
-    return f"it is quantised already: {stored} of its weights are stored as integers and cast" if stored else None
 
 
 def _mostly_other(outline: Outline, precision: str) -> str | None:
@@ -559,7 +554,7 @@ def _not_stored_as_int8(outline: Outline) -> str | None:
     for tensor in outline.tensors:
         if tensor.data_type in {*_FLOATS, *_INTEGERS}:
             sizes[tensor.data_type in _EIGHT_BITS] += tensor.size
-    counts = count_products(outline)
+    counts = count_matmuls(outline)
     stored = counts["integer"] + counts["weight_only"]
     # Whoever leaves the table of words in floats, half of a small model, has int8 all the same.
     if sizes[True] > sizes[False] or 2 * stored > counts["integer"] + counts["float"]:

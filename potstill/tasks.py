@@ -43,8 +43,17 @@ _PAIRS = (
     ("text_a", "text_b"),
 )
 TEXT_NAMES = (
-    "text", "sentence", "content", "review", "comment_text", "comment", "tweet", "document", "article", "passage",
-)  # fmt: skip
+    "text",
+    "sentence",
+    "content",
+    "review",
+    "comment_text",
+    "comment",
+    "tweet",
+    "document",
+    "article",
+    "passage",
+)
 """Column names that public data sets use for one text, tried in this order by every command."""
 _TEXTS = tuple((name,) for name in TEXT_NAMES)
 

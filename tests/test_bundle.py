@@ -183,7 +183,7 @@ def test_a_deeply_nested_value_in_a_good_manifest_is_refused(folder):
 
 def test_an_unknown_key_is_refused_by_name(folder):
     edit(folder, lambda content: content.update(surprise=1))
-    assert "not a valid manifest: surprise: Extra inputs are not permitted" in refusal(folder)
+    assert "not a valid manifest: surprise: unknown key" in refusal(folder)
 
 
 def test_an_unknown_key_of_a_model_is_refused_by_its_path(folder):
@@ -194,7 +194,7 @@ def test_an_unknown_key_of_a_model_is_refused_by_its_path(folder):
 @pytest.mark.parametrize("key", ["task", "max_length", "inputs", "outputs", "parameters", "models", "files"])
 def test_a_manifest_without_a_needed_key_is_refused(folder, key):
     edit(folder, lambda content: content.pop(key))
-    assert f"not a valid manifest: {key}: Field required" in refusal(folder)
+    assert f"not a valid manifest: {key}: is missing" in refusal(folder)
 
 
 @pytest.mark.parametrize(

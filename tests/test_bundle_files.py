@@ -113,9 +113,9 @@ def test_what_is_no_onnx_file_is_refused_even_with_a_hash_of_its_own(folder):
 @pytest.mark.parametrize(
     ("product", "why"),
     [
-        (onnx_graphs.float_product, "0 of its 4 products with a weight multiply int8"),
+        (onnx_graphs.float_product, "0 of its 4 matmuls with a weight multiply int8"),
         (onnx_graphs.folded_product, "4 int8 weights are only dequantised"),
-        (onnx_graphs.late_product, "0 of its 4 products with a weight multiply int8"),
+        (onnx_graphs.late_product, "0 of its 4 matmuls with a weight multiply int8"),
     ],
 )
 def test_int8_that_is_not_is_refused(folder, product, why):

@@ -4,6 +4,8 @@ import pytest
 import yaml
 
 from potstill.config import (
+    BenchConfig,
+    ExportConfig,
     Recipe,
     build_recipe,
     load_recipe,
@@ -219,7 +221,7 @@ def test_heads_must_divide_the_width():
 )
 def test_an_export_that_cannot_be_is_refused(settings, fault):
     with pytest.raises(RecipeError, match=fault):
-        parse_section("export", settings)
+        parse_section(ExportConfig, settings)
 
 
 @pytest.mark.parametrize(
@@ -357,9 +359,9 @@ def test_a_fault_in_a_file_names_the_file(tmp_path):
 
 
 def test_one_section_is_checked_like_a_whole_recipe():
-    assert parse_section("export", {"precisions": ["fp32"]}).precisions == ["fp32"]
+    assert parse_section(ExportConfig, {"precisions": ["fp32"]}).precisions == ["fp32"]
     with pytest.raises(RecipeError) as caught:
-        parse_section("bench", {"rounds": 1, "thread": 2})
+        parse_section(BenchConfig, {"rounds": 1, "thread": 2})
     assert str(caught.value) == (
         "bench.rounds: input should be greater than or equal to 5 (it is 1); "
         "bench.thread: unknown key; did you mean 'threads'?"

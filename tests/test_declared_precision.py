@@ -13,8 +13,8 @@ from potstill.onnx_inspect import (
     Node,
     Outline,
     check_declared_precision,
+    count_matmuls,
     count_parameters,
-    count_products,
     read_outline,
 )
 from tests import onnx_graphs as graphs
@@ -93,7 +93,7 @@ def transposed(number, x, weight, y, *, late):
 )
 def test_products_run_in_onnxruntime_as_we_count_them(tmp_path, product, integer, weight_only, true):
     outline = outline_of(graphs.classifier(product), tmp_path)
-    assert count_products(outline) == {"integer": integer, "float": 4 - integer, "weight_only": weight_only}
+    assert count_matmuls(outline) == {"integer": integer, "float": 4 - integer, "weight_only": weight_only}
     assert {name for name in PRECISIONS if check_declared_precision(outline, name) is None} == true
     ran = Counter(loaded_by_onnxruntime(tmp_path))
     assert sum(ran[name] for name in INTEGER) == integer
@@ -105,28 +105,28 @@ def test_int8_with_float_products_is_told_by_its_counts(tmp_path):
     outline = outline_of(graphs.classifier(), tmp_path)
     assert (
         check_declared_precision(outline, "int8")
-        == "0 of its 4 products with a weight multiply int8; expected most of them"
+        == "0 of its 4 matmuls with a weight multiply int8; expected most of them"
     )
 
 
 def test_int8_whose_weights_are_only_dequantised_is_told(tmp_path):
     outline = outline_of(graphs.classifier(graphs.folded_product), tmp_path)
     assert check_declared_precision(outline, "int8") == (
-        "0 of its 4 products with a weight multiply int8; expected most of them (4 int8 weights are only dequantised, "
-        "so their products are of floats)"
+        "0 of its 4 matmuls with a weight multiply int8; expected most of them (4 int8 weights are only dequantised, "
+        "so their matmuls are of floats)"
     )
 
 
 def test_int8_whose_weights_are_stored_in_floats_is_not_int8(tmp_path):
     outline = outline_of(graphs.classifier(graphs.late_product), tmp_path)
-    assert count_products(outline)["integer"] == 0
-    assert "0 of its 4 products" in check_declared_precision(outline, "int8")
+    assert count_matmuls(outline)["integer"] == 0
+    assert "0 of its 4 matmuls" in check_declared_precision(outline, "int8")
 
 
 @pytest.mark.parametrize(("layers", "is_int8"), [(("0",), False), (("0", "1"), True), (("0", "1", "c"), True)])
 def test_int8_may_keep_up_to_half_of_its_products_in_floats(tmp_path, layers, is_int8):
     outline = outline_of(graphs.classifier(graphs.mixed(*layers)), tmp_path)
-    assert count_products(outline) == {"integer": len(layers), "float": 4 - len(layers), "weight_only": 0}
+    assert count_matmuls(outline) == {"integer": len(layers), "float": 4 - len(layers), "weight_only": 0}
     assert (check_declared_precision(outline, "int8") is None) == is_int8
 
 
@@ -165,7 +165,7 @@ def test_a_weight_that_a_constant_operator_holds_counts_too(tmp_path):
         return [helper.make_node("Constant", [], [f"w{number}"], value=value), *nodes], {}
 
     outline = outline_of(graphs.classifier(constant), tmp_path)
-    assert count_products(outline) == {"integer": 0, "float": 4, "weight_only": 0}
+    assert count_matmuls(outline) == {"integer": 0, "float": 4, "weight_only": 0}
 
 
 def test_products_of_activations_are_no_weights(tmp_path):
@@ -176,7 +176,7 @@ def test_products_of_activations_are_no_weights(tmp_path):
         inputs=[info("x", TensorProto.FLOAT, ["n", "n"])],
         outputs=[info("y", TensorProto.FLOAT, ["n", "n"])],
     )
-    assert count_products(outline_of(graph, tmp_path)) == {"integer": 0, "float": 0, "weight_only": 0}
+    assert count_matmuls(outline_of(graph, tmp_path)) == {"integer": 0, "float": 0, "weight_only": 0}
 
 
 def test_operators_that_go_round_in_circles_end():
@@ -186,7 +186,7 @@ def test_operators_that_go_round_in_circles_end():
         Node("MatMul", ("x", "b"), ("y",)),
         Node("MatMul", (), ()),
     )
-    assert count_products(Outline(nodes, ()))["float"] == 0
+    assert count_matmuls(Outline(nodes, ()))["float"] == 0
 
 
 def table_in_int8(graph):

@@ -17,14 +17,12 @@ A suite is a YAML file with several data sets, such as GLUE's, each with the mod
 Places are read as on the command line: from the folder that a bench is started in, or from the hub.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import Field, ValidationError
 
 from potstill import machine
 from potstill.bench import report_schema
@@ -35,7 +33,7 @@ from potstill.bench.runners import check_runner
 from potstill.bench.workload import check_loads, make_loads
 from potstill.config import BenchConfig, Section
 from potstill.data import Examples, load_examples
-from potstill.errors import UsageError
+from potstill.errors import UsageError, describe_fault, did_you_mean
 from potstill.evaluation.decision import power
 from potstill.evaluation.predictions import check_examples
 from potstill.metrics import GLUE_METRICS, glue_task
@@ -366,7 +364,7 @@ def read_suite(path: Path, *, models: Sequence[str] | None = None) -> Suite:
     try:
         suite = Suite.model_validate(values)
     except ValidationError as error:
-        faults = [*map(_describe_fault, error.errors()), *faults]
+        faults = [*(describe_fault(fault, Suite) for fault in error.errors()), *faults]
         raise _invalid_suite(path, faults) from error
     if faults:
         raise _invalid_suite(path, faults)
@@ -388,7 +386,8 @@ def _suite_name_faults(values: Mapping[str, object], models: Sequence[str] | Non
         places = task.get("models") if isinstance(task, Mapping) else None
         for model, place in places.items() if isinstance(places, Mapping) else ():
             if models is not None and model not in models:
-                faults.append(f"tasks.{name}.models.{model}: is no model of this bench{_nearest(str(model), models)}")
+                hint = did_you_mean(str(model), models)
+                faults.append(f"tasks.{name}.models.{model}: is no model of this bench{hint}")
             if place == "":
                 faults.append(f"tasks.{name}.models.{model}: is empty")
     return faults
@@ -397,23 +396,6 @@ def _suite_name_faults(values: Mapping[str, object], models: Sequence[str] | Non
 def _invalid_suite(path: Path, faults: Sequence[str]) -> UsageError:
     listed = "\n".join(f"  {fault}" for fault in faults)
     return UsageError(f"suite {path} is not valid:\n{listed}")
-
-
-def _describe_fault(fault: ErrorDetails) -> str:
-    where = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        section: type[BaseModel] = Suite if len(fault["loc"]) == 1 else SuiteTask
-        return f"{where}: unknown key{_nearest(str(fault['loc'][-1]), list(section.model_fields))}"
-    if fault["type"] == "missing":
-        return f"{where}: is missing"
-    shown = "" if isinstance(fault["input"], Mapping) else f" (it is {fault['input']!r})"
-    message = str(fault["msg"])
-    return f"{where}: {message[:1].lower()}{message[1:]}{shown}"
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else f"; known are {', '.join(known)}"
 
 
 def _glue_name(name: str) -> str:

@@ -1,30 +1,27 @@
-"""What this machine reaches at best in a matrix product: the bare product, which takes its turns among the rows.
+"""What this machine reaches at best in a matrix product: the bare product, which takes its turns among the models.
 
-A row's share of that peak says how far it is from what the machine could do. The product is run by onnxruntime, whose
-kernels the rows run too, with a constant weight as in a model. No BLAS is asked: in numpy's, the threads are not ours
-to set, and it has no int8.
+A configuration's share of that peak says how far it is from what the machine could do. The product is run by
+onnxruntime, whose kernels the models run too, with a constant weight as in a model. No BLAS is asked: in numpy's, the
+threads are not ours to set, and it has no int8.
+
+The products are ONNX files in `potstill/bench/products`, written by `benchmarks/bench/make_products.py`.
 """
 
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from importlib import resources
 
 import numpy as np
-from numpy.typing import NDArray
-
-from potstill.onnx_inspect import FLOAT, INT8, UINT8
 
 # Rows, columns and inner size of the products: those of a feed-forward layer of BERT-base over 256 and 512 tokens, and
 # a square one. Larger ones were not faster on the CPUs tried.
 SHAPES = ((256, 3072, 768), (512, 3072, 768), (768, 768, 768))
 _BLOCK_S = 0.03
-_INT32 = 6  # TensorProto.DataType
-_LENGTH, _VARINT = 2, 0  # protobuf's wire types
 
 
-class Products:
-    """Sessions of all shapes in every number type, ready to be run."""
+class MatrixProducts:
+    """Sessions of all shapes in fp32 and int8, ready to be run."""
 
     def __init__(self, threads: int) -> None:
         """Make the sessions, with so many threads each."""
@@ -36,18 +33,13 @@ class Products:
         draw = np.random.default_rng(0)
         self._calls: list[tuple[str, float, Callable[[], object]]] = []
         for rows, columns, inner in SHAPES:
-            floats = draw.normal(size=(rows, inner)).astype(np.float32), draw.normal(size=(inner, columns))
-            # Weights of 7 bits: nothing overflows where a CPU adds pairs of products in 16 bits.
-            small = draw.integers(0, 256, size=(rows, inner)), draw.integers(-64, 64, size=(inner, columns))
-            made = {
-                "fp32": (product_model("MatMul", FLOAT, floats[1].astype(np.float32), FLOAT), floats[0]),
-                "int8": (
-                    product_model("MatMulInteger", UINT8, small[1].astype(np.int8), _INT32),
-                    small[0].astype(np.uint8),
-                ),
+            inputs = {
+                "fp32": draw.normal(size=(rows, inner)).astype(np.float32),
+                "int8": draw.integers(0, 256, size=(rows, inner), dtype=np.uint8),
             }
-            for kind, (model, values) in made.items():
-                session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            for kind, values in inputs.items():
+                file = resources.files("potstill.bench") / "products" / f"{kind}_{inner}x{columns}.onnx"
+                session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
                 self._calls.append((kind, 2.0 * rows * columns * inner, partial(session.run, None, {"x": values})))
 
     def rates(self) -> dict[str, float]:
@@ -77,49 +69,3 @@ def rate(
         now = clock()
         fastest, before = min(fastest, now - before), now
     return operations / fastest
-
-
-def product_model(operator: str, left: int, right: NDArray[Any], result: int) -> bytes:
-    """Return an ONNX file of one product: `y = x · right`, with `right` as a constant, and any number of rows in `x`.
-
-    The bytes are those of protobuf (https://protobuf.dev/programming-guides/encoding) for the messages of
-    onnx/onnx.proto, written here because the bench does without the onnx package.
-
-    Args:
-        operator: `MatMul` or `MatMulInteger`.
-        left: the element type of `x`, as `potstill.onnx_inspect` numbers them.
-        right: the weight, float32 or int8, shape (inner, columns).
-        result: the element type of `y`.
-    """
-    kind = {np.dtype(np.float32): FLOAT, np.dtype(np.int8): INT8}[right.dtype]
-    inner, columns = right.shape
-    node = _text(1, "x") + _text(1, "w") + _text(2, "y") + _text(4, operator)
-    dims = b"".join(_field(1, size) for size in right.shape)
-    weight = dims + _field(2, kind) + _text(8, "w") + _field(9, right.tobytes())
-    graph = _field(1, node) + _text(2, "product") + _field(5, weight)
-    graph += _field(11, _value("x", left, inner)) + _field(12, _value("y", result, columns))
-    operators = _text(1, "") + _field(2, 13)
-    return _field(1, 8) + _field(7, graph) + _field(8, operators)
-
-
-def _value(name: str, kind: int, columns: int) -> bytes:
-    shape = _field(1, _text(2, "rows")) + _field(1, _field(1, columns))
-    return _text(1, name) + _field(2, _field(1, _field(1, kind) + _field(2, shape)))
-
-
-def _text(number: int, text: str) -> bytes:
-    return _field(number, text.encode())
-
-
-def _field(number: int, value: int | bytes) -> bytes:
-    if isinstance(value, int):
-        return _varint(number << 3 | _VARINT) + _varint(value)
-    return _varint(number << 3 | _LENGTH) + _varint(len(value)) + value
-
-
-def _varint(value: int) -> bytes:
-    written = bytearray()
-    while value > 0x7F:
-        written.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*written, value])

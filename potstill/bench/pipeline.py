@@ -29,7 +29,7 @@ from potstill.bench.measure.throughput import measure_scaling
 from potstill.bench.models import compressed_bytes, list_comparisons
 from potstill.bench.report import REPORT_NAME, read_report, write_report
 from potstill.bench.report_schema import Contestant, Environment, Failure, Latency, Model, Peaks, Report
-from potstill.config import BenchConfig
+from potstill.config import DEFAULT_SEED, BenchConfig
 from potstill.errors import CheckError, OutputError
 from potstill.evaluation.comparison import Comparison, compare_glue, compare_models
 from potstill.evaluation.predictions import load_predictions
@@ -50,7 +50,7 @@ def bench(
     *,
     out_dir: Path,
     config: BenchConfig | None = None,
-    seed: int = 42,
+    seed: int = DEFAULT_SEED,
     resume: bool = False,
     overwrite: bool = False,
     command: str = "",

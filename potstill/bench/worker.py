@@ -1,6 +1,6 @@
 """A process for one model in one precision on one engine: `python -m potstill.bench.worker [STARTED]`.
 
-It reads commands from stdin and answers on stdout, one JSON object per line; a LOAD is `contract.Load`:
+It reads commands from stdin and answers on stdout, one JSON object per line; a LOAD is `report_schema.Load`:
 
     {"do": "load", "runner", "folder", "precision", "threads", "seed", "spinning", "task", "problem_type", "max_length"}
                                                  -> process_ms, import_ms, load_ms, device, sha256
@@ -10,7 +10,7 @@ It reads commands from stdin and answers on stdout, one JSON object per line; a 
     {"do": "concurrent", "load": LOAD, "callers": 4, "seconds": 0.5}  -> texts, seconds, latencies_ms
     {"do": "first", "text": TEXT}                -> first_answer_ms
     {"do": "answer", "texts": [TEXT, ...], "kind": KIND, "file": FILE}  -> texts; the answers are in FILE, an .npz
-    {"do": "memory"}                             -> the fields of `contract.Memory`, without key and limit
+    {"do": "memory"}                             -> the fields of `report_schema.Memory`, without key and limit
     {"do": "products", "threads": 2}             (in the place of a load: bare matrix products)
     {"do": "product"}                            -> rates: number type -> operations per second
     {"do": "restart_peak"}                       -> restarted
@@ -25,20 +25,20 @@ import sys
 import time
 from pathlib import Path
 
-from potstill.bench.measure.memory import Growth, end_first, resident
+from potstill.bench.measure.memory import MemoryGrowth, end_first, resident
 
 
 def main() -> None:
     """Note the beginning, and only then import what does the work."""
     process_ms = milliseconds_since_start(sys.argv[1:])
-    growth = Growth(interpreter_rss_bytes=resident())
+    growth = MemoryGrowth(interpreter_rss_bytes=resident())
     end_first()
     started = time.perf_counter()
-    from potstill.bench.worker_commands import Duties
+    from potstill.bench.worker_commands import WorkerCommands
     from potstill.timing.worker_loop import answer_commands
 
     import_ms = (time.perf_counter() - started) * 1e3
-    answer_commands(Duties(growth, process_ms=process_ms, import_ms=import_ms).answer)
+    answer_commands(WorkerCommands(growth, process_ms=process_ms, import_ms=import_ms).answer)
 
 
 def milliseconds_since_start(arguments: list[str]) -> float:

@@ -1,4 +1,4 @@
-"""What a worker does when it is asked; `potstill.bench.worker` lists the commands."""
+"""The commands that a worker process answers; `potstill.bench.worker` lists them with their replies."""
 
 import statistics
 import threading
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill.bench.measure.memory import Growth, OutOfMemory, ran_out, restart_peak
+from potstill.bench.measure.memory import MemoryGrowth, OutOfMemory, ran_out, restart_peak
 from potstill.bench.report_schema import Load
 from potstill.bench.runners import Runner, find_opener
-from potstill.bench.workload import Call, Work, make_work
+from potstill.bench.workload import Call, Workload, make_workload
 from potstill.errors import UsageError
 from potstill.serve import Text
 from potstill.serve.tasks.text_classification import scoring_function
@@ -21,7 +21,7 @@ from potstill.tasks import PROBLEM_TYPES, TOKEN_CLASSIFICATION
 from potstill.timing.worker_loop import Message, run_block
 
 if TYPE_CHECKING:
-    from potstill.bench.peak import Products
+    from potstill.bench.peak import MatrixProducts
 
 # Two windows of calls in a row whose medians are as near as this are one speed; it is what rounds differ by as well.
 _STEADY = 0.05
@@ -36,18 +36,18 @@ class NotFinite(Exception):
     """The model answers NaN or infinity."""
 
 
-class Duties:
-    """The loaded model and the texts it was sent."""
+class WorkerCommands:
+    """The loaded model, the texts that it was sent, and what is done with them."""
 
-    def __init__(self, growth: Growth, *, process_ms: float, import_ms: float) -> None:
+    def __init__(self, growth: MemoryGrowth, *, process_ms: float, import_ms: float) -> None:
         """Begin with what the process took so far."""
         self._growth, self._process_ms, self._import_ms = growth, process_ms, import_ms
         self._runner: Runner | None = None
-        self._products: Products | None = None
+        self._products: MatrixProducts | None = None
         self._texts: list[Text] = []
         self._seed, self._task = 0, ""
         self._folder = Path()
-        self._ready: tuple[Load, Work] | None = None
+        self._ready: tuple[Load, Workload] | None = None
         self._position: dict[Load, int] = {}
 
     def answer(self, command: Mapping[str, Any]) -> Message:
@@ -56,7 +56,7 @@ class Duties:
         Raises:
             OutOfMemory: whatever an engine calls it.
         """
-        duties: dict[str, Callable[[Mapping[str, Any]], Message]] = {
+        commands: dict[str, Callable[[Mapping[str, Any]], Message]] = {
             "load": self._load,
             "texts": self._take_texts,
             "warm": self._warm,
@@ -69,10 +69,10 @@ class Duties:
             "product": self._run_products,
             "restart_peak": lambda _: {"restarted": restart_peak()},
         }
-        if command["do"] not in duties:
-            raise UsageError(f"unknown command {command['do']!r}; a worker knows {', '.join(duties)}")
+        if command["do"] not in commands:
+            raise UsageError(f"unknown command {command['do']!r}; a worker knows {', '.join(commands)}")
         try:
-            return duties[command["do"]](command)
+            return commands[command["do"]](command)
         except Exception as error:
             if ran_out(error):
                 raise OutOfMemory(f"out of memory: {type(error).__name__}: {error}") from error
@@ -124,7 +124,7 @@ class Duties:
     def _concurrent(self, command: Mapping[str, Any]) -> Message:
         load, callers = Load.model_validate(command["load"]), command["callers"]
         # Each caller prepares its own calls: a GPU's inputs and outputs are bound to one at a time.
-        works = [make_work(load, self._model, texts=self._texts, seed=self._seed) for _ in range(callers)]
+        works = [make_workload(load, self._model, texts=self._texts, seed=self._seed) for _ in range(callers)]
         calls = [work.go_round(number * len(work.calls) // callers) for number, work in enumerate(works)]
         per_caller, seconds = call_together(calls, seconds=command["seconds"])
         latencies_ms = [latency for caller in per_caller for latency in caller]
@@ -151,19 +151,18 @@ class Duties:
             kind=kind,
             outputs=model.outputs,
             function=function,
-            batch_invariant=model.batch_invariant,
             pooling=model.pooling,
             # On a CPU one by one, as a request that is alone is answered; a GPU would stand idle for most of it.
-            batch_size=1 if model.device == "cpu" else _GPU_BATCH,
+            batch_size=_GPU_BATCH if model.device != "cpu" and model.batch_invariant else 1,
         )
         with Path(command["file"]).open("wb") as stream:  # a name without .npz would get it
             np.savez(stream, allow_pickle=False, **answers)
         return {"texts": len(texts)}
 
     def _load_products(self, command: Mapping[str, Any]) -> Message:
-        from potstill.bench.peak import Products  # no part of a row's memory
+        from potstill.bench.peak import MatrixProducts  # no part of a row's memory
 
-        self._products = Products(command["threads"])
+        self._products = MatrixProducts(command["threads"])
         return {}
 
     def _run_products(self, _: Mapping[str, Any]) -> Message:
@@ -175,11 +174,11 @@ class Duties:
         on_gpu = self._runner.gpu_memory() if self._runner else {}
         return {"gpu_peak_allocated_bytes": None, "gpu_peak_reserved_bytes": None} | self._growth.now() | on_gpu
 
-    def _work(self, load: Load) -> Work:
+    def _work(self, load: Load) -> Workload:
         """Return a load's calls; those of the last one are kept, not all, since a GPU's hold their outputs."""
         if self._ready is None or self._ready[0] != load:
             self._ready = None
-            self._ready = load, make_work(load, self._model, texts=self._texts, seed=self._seed)
+            self._ready = load, make_workload(load, self._model, texts=self._texts, seed=self._seed)
         return self._ready[1]
 
 

@@ -43,7 +43,7 @@ class Runs(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class Workload:
     """One load, ready to be run.
 
     Attributes:
@@ -112,7 +112,7 @@ def grid_feeds(load: Load, *, inputs: Iterable[str], ids: NDArray[np.int64], see
     return {name: known[name] for name in inputs}
 
 
-def make_work(load: Load, runner: Runs, *, texts: Sequence[Text], seed: int) -> Work:
+def make_workload(load: Load, runner: Runs, *, texts: Sequence[Text], seed: int) -> Workload:
     """Make a load's calls.
 
     Args:
@@ -128,7 +128,7 @@ def make_work(load: Load, runner: Runs, *, texts: Sequence[Text], seed: int) -> 
         ids = runner.tokenizer.ordinary_ids(runner.vocab_size)
         feeds = grid_feeds(load, inputs=runner.inputs, ids=ids, seed=seed)
         call = runner.prepare(feeds)
-        return Work((call,), (call,), (feeds,), float(feeds["input_ids"].shape[1]))
+        return Workload((call,), (call,), (feeds,), float(feeds["input_ids"].shape[1]))
     if not texts or load.batch_size != 1:
         raise UsageError(f"{load} takes texts one by one; got {len(texts)} texts and batches of {load.batch_size}")
     return _text_work(load, runner, texts)
@@ -145,7 +145,7 @@ def mix_lengths(lengths: NDArray[np.int64]) -> NDArray[np.intp]:
     return np.argsort(lengths, kind="stable")[ranks]
 
 
-def _text_work(load: Load, runner: Runs, texts: Sequence[Text]) -> Work:
+def _text_work(load: Load, runner: Runs, texts: Sequence[Text]) -> Workload:
     rows = runner.tokenizer.rows(texts)
     order = mix_lengths(np.array([len(row["input_ids"]) for row in rows]))
     rows, texts = [rows[index] for index in order], [texts[index] for index in order]
@@ -156,7 +156,7 @@ def _text_work(load: Load, runner: Runs, texts: Sequence[Text]) -> Work:
         calls = tuple(runner.prepare(runner.tokenizer.pad([row])) for row in rows)
     # From the longest to the shortest in even steps.
     chosen = np.argsort(-lengths, kind="stable")[np.linspace(0, len(rows) - 1, min(_WARM_TEXTS, len(rows))).astype(int)]
-    return Work(
+    return Workload(
         calls,
         tuple(calls[index] for index in chosen),
         tuple(runner.tokenizer.pad([rows[index]]) for index in chosen),

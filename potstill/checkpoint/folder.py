@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from potstill.checkpoint.sentence_transformers import (
     MODULES_FILE,
@@ -31,22 +31,65 @@ from potstill.tasks import (
     Task,
 )
 
+Settings: TypeAlias = dict[str, Any]
+"""What a JSON file of a checkpoint holds."""
+Config: TypeAlias = Mapping[str, Any]
+"""config.json."""
+
 # Their position ids begin behind that of the padding, so that they read fewer tokens than they have positions.
 POSITIONS_AFTER_PADDING = frozenset(
-    {
-        "camembert", "data2vec-text", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta",
-        "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
-    }
-)  # fmt: skip
+    [
+        "camembert",
+        "data2vec-text",
+        "ibert",
+        "lilt",
+        "longformer",
+        "luke",
+        "markuplm",
+        "mpnet",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+    ]
+)
 # They look at how far apart two tokens are, for any distance. `position_biased_input` gives them absolute positions
 # as well, which end.
 _RELATIVE = frozenset({"deberta", "deberta-v2"})
+TRAINING_REPORT = "distill.json"
+"""The file beside the weights that says how potstill trained them."""
 # What a tokenizer without a limit says (transformers' VERY_LARGE_INTEGER is 1e30).
 _NO_LIMIT = 10**9
 # A text of this length is what a model with relative positions is given where nothing else is said.
 USUAL_LENGTH = 512
 # transformers 4 computed `relative_key` and `relative_key_query`; 5 leaves their weights out without an error.
 _POSITION_KINDS = (None, "absolute")
+# Families whose attention knew `position_embedding_type` in transformers 4 and does not in 5.
+_LIKE_BERT = frozenset(
+    [
+        "albert",
+        "bert",
+        "bert-generation",
+        "camembert",
+        "data2vec-text",
+        "electra",
+        "ernie",
+        "layoutlm",
+        "lilt",
+        "markuplm",
+        "megatron-bert",
+        "mobilebert",
+        "nezha",
+        "realm",
+        "roberta",
+        "roberta-prelayernorm",
+        "splinter",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+    ]
+)
 _WORD_EMBEDDINGS = ("word_embeddings.weight", "tok_embeddings.weight", "embed_tokens.weight")
 _LAYERS = ("num_hidden_layers", "n_layers", "num_layers")
 _HEADS = ("classifier.weight", "classifier.out_proj.weight")
@@ -54,10 +97,8 @@ _LABELLED = (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION)
 _EXPORTED = "bert, roberta, distilbert, electra, albert, mobilebert, mpnet, modernbert or deberta-v2"
 # Encoders whose tokens are pooled, hashed, looked at in windows or padded from the left, and decoders.
 _NOT_EXPORTED = frozenset(
-    {
-        "bart", "flaubert", "funnel", "gpt2", "led", "longformer", "mbart", "reformer", "t5", "xlm", "xlnet",
-    }
-)  # fmt: skip
+    ["bart", "flaubert", "funnel", "gpt2", "led", "longformer", "mbart", "reformer", "t5", "xlm", "xlnet"]
+)
 # How the names of transformers' classes end, and the task that their checkpoints were trained for.
 _TASK_OF_HEAD = {
     "ForSequenceClassification": TEXT_CLASSIFICATION,
@@ -80,9 +121,9 @@ class Folder:
     """The hub id or folder, as it was given."""
     path: Path
     """Where its files lie; of an old sentence-transformers folder those of the encoder, one level down."""
-    config: Mapping[str, Any]
+    config: Config
     """config.json."""
-    tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer_config: Config = field(default_factory=dict)
     """tokenizer_config.json; empty where there is none."""
     tensors: Mapping[str, tuple[int, ...]] | None = None
     """The shape of every tensor by name, of safetensors files; None where there are none."""
@@ -271,15 +312,16 @@ def read_folder(name: str | Path) -> Folder:
             f"{path / 'config.json'} has no model_type that is a name, so it is no transformers checkpoint"
         )
     _check_code(path / "config.json", config)
-    _check_kind(path, config)
-    _check_amounts(path / "config.json", config)
-    config = _with_names(config)
+    _check_config(path, config)
+    numbers = config.get("label2id")
+    if config.get("id2label") is None and isinstance(numbers, dict) and numbers:  # which says it as well
+        config |= {"id2label": {str(number): name for name, number in numbers.items()}}
     folder = Folder(
         str(name),
         path,
         config,
-        read_tokenizer_config(path),
-        read_tensor_shapes(path),
+        _read_tokenizer_config(path),
+        _read_tensor_shapes(path),
         root if (root / MODULES_FILE).is_file() else None,
     )
     _check_labels(folder)
@@ -294,7 +336,7 @@ def read_tokenizer_folder(name: str | Path) -> Folder:
     """
     path = _encoder_folder(find_folder(str(name)))
     config = path / "config.json"
-    return Folder(str(name), path, read_json(config) if config.is_file() else {}, read_tokenizer_config(path))
+    return Folder(str(name), path, read_json(config) if config.is_file() else {}, _read_tokenizer_config(path))
 
 
 def _encoder_folder(root: Path) -> Path:
@@ -303,7 +345,7 @@ def _encoder_folder(root: Path) -> Path:
     return root / encoder_path(root) if is_below else root
 
 
-def read_tokenizer_config(path: Path) -> dict[str, Any]:
+def _read_tokenizer_config(path: Path) -> Settings:
     """Return tokenizer_config.json, empty where there is none.
 
     Raises:
@@ -313,100 +355,6 @@ def read_tokenizer_config(path: Path) -> dict[str, Any]:
     content = read_json(file) if file.is_file() else {}
     _check_code(file, content)
     return content
-
-
-def fit_length(names: Iterable[str], asked: int, *, was_set: bool) -> int:
-    """Return the longest text in tokens that all of these checkpoints read.
-
-    Args:
-        names: hub ids or folders.
-        asked: the length that was set, or the usual one.
-        was_set: whether somebody asked for it; then it is refused where it is too long, and else made shorter.
-
-    Raises:
-        CheckpointError: if it was set, and is more than one of them reads; or as `read_folder`.
-    """
-    for folder in map(read_folder, names):
-        if was_set:
-            folder.check_length(asked)
-        asked = min(asked, folder.longest or asked)
-    return asked
-
-
-def task_of(name: str | Path) -> Task | None:
-    """Return what a hub id or checkpoint folder was trained for; None where it names none of potstill's tasks.
-
-    Raises:
-        CheckpointError: as `read_folder`.
-    """
-    return read_folder(name).task
-
-
-def task_of_architectures(names: Sequence[str]) -> Task | None:
-    """Return the task that a checkpoint was trained for, by `architectures` of its configuration; None if unknown."""
-    return next((task for name in names for head, task in _TASK_OF_HEAD.items() if name.endswith(head)), None)
-
-
-def _task_of_folder(folder: Path, architectures: Sequence[str]) -> Task | None:
-    found = task_of_architectures(architectures)
-    # A sentence encoder is saved under the class it was made from: all-mpnet-base-v2 calls itself MPNetForMaskedLM.
-    if found in (None, FILL_MASK) and (folder / MODULES_FILE).is_file():
-        return FEATURE_EXTRACTION
-    return found
-
-
-def trained_task(name: str | Path) -> str | None:
-    """Return the name of the task that a checkpoint folder was trained for; None for a hub id, and if unknown.
-
-    Unlike `task_of` it refuses nothing, since the name may stand for something else, and asks no hub.
-    """
-    folder = Path(name).expanduser()
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        architectures = [str(each) for each in config.get("architectures") or ()]
-    except OSError:
-        architectures = []  # an old sentence encoder's lies one level down
-    except (ValueError, AttributeError, TypeError):
-        return None
-    found = _task_of_folder(folder, architectures)
-    return found.name if found else None
-
-
-def usable_positions(config: Mapping[str, Any]) -> int | None:
-    """Return how many tokens of one text a model has positions for.
-
-    Args:
-        config: config.json as transformers writes it, which a bundle holds too.
-
-    Returns:
-        None for positions that are relative, and where the configuration says nothing.
-    """
-    family, longest = config.get("model_type"), config.get("max_position_embeddings")
-    if not longest or (family in _RELATIVE and not config.get("position_biased_input", True)):
-        return None
-    if family in POSITIONS_AFTER_PADDING:
-        # 1 is transformers' pad_token_id of all of these where a configuration leaves it out, and MPNet's always.
-        padding = 1 if family == "mpnet" else config.get("pad_token_id", 1)
-        longest -= (padding or 0) + 1
-    return int(longest)
-
-
-def longest_text(config: Mapping[str, Any], tokenizer_limit: Any) -> int | None:
-    """Return how many tokens of one text a model reads with its tokenizer.
-
-    Args:
-        config: as in `usable_positions`.
-        tokenizer_limit: the tokenizer's `model_max_length`, which may be huge or missing.
-
-    Returns:
-        The smaller of the usable positions and the tokenizer's limit; None where neither ends.
-    """
-    return min(filter(None, (usable_positions(config), _limit(tokenizer_limit))), default=None)
-
-
-def _limit(value: Any) -> int | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return int(value) if is_number and 1 <= value < _NO_LIMIT else None
 
 
 def find_folder(name: str) -> Path:
@@ -435,7 +383,7 @@ def _fetch(name: str) -> Path:
         ) from error
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> Settings:
     """Return the JSON object in a file.
 
     Raises:
@@ -452,7 +400,7 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def read_tensor_shapes(path: Path) -> dict[str, tuple[int, ...]] | None:
+def _read_tensor_shapes(path: Path) -> dict[str, tuple[int, ...]] | None:
     """Return the shape of every tensor by name from the headers of safetensors files; None where there are none.
 
     Raises:
@@ -486,7 +434,9 @@ def _read_header(file: Path) -> dict[str, tuple[int, ...]]:
         try:
             header = json.loads(stream.read(length))
             tensors = {name: about for name, about in header.items() if name != "__metadata__"}
-            quantised = next((name for name, about in tensors.items() if _is_quantised(name, about["dtype"])), None)
+            # A weight in a type that has a scale, which transformers would leave out.
+            scaled = [name for name, about in tensors.items() if about["dtype"] not in _UNSCALED]
+            quantised = next((name for name in scaled if name.endswith((".weight", ".bias"))), None)
             end = 8 + length + max((about["data_offsets"][1] for about in tensors.values()), default=0)
             shapes = {name: tuple(about["shape"]) for name, about in tensors.items()}
         except (ValueError, RecursionError, AttributeError, KeyError, TypeError, IndexError) as error:
@@ -501,12 +451,10 @@ def _read_header(file: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _is_quantised(name: str, dtype: str) -> bool:
-    """Tell whether a weight is held in a type that has a scale, which transformers would leave out."""
-    return name.endswith((".weight", ".bias")) and dtype not in _UNSCALED
+# Checks of what the files say
 
 
-def _check_code(file: Path, content: Mapping[str, Any]) -> None:
+def _check_code(file: Path, content: Config) -> None:
     """Refuse a checkpoint that only code of its own reads rightly; that code is never run."""
     if content.get("auto_map"):
         raise CheckpointError(
@@ -515,7 +463,8 @@ def _check_code(file: Path, content: Mapping[str, Any]) -> None:
         )
 
 
-def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
+def _check_config(path: Path, config: Config) -> None:
+    """Refuse what transformers would leave out without a word, or cannot be meant."""
     if config.get("quantization_config"):
         kind = config["quantization_config"]
         method = kind.get("quant_method") if isinstance(kind, dict) else None
@@ -534,34 +483,14 @@ def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
             f"{path / 'config.json'} has position_embedding_type {kind!r}, whose weights (distance_embedding) "
             "transformers 5 does not use; train one with absolute positions, or take another checkpoint"
         )
-
-
-# Families whose attention knew `position_embedding_type` in transformers 4 and does not in 5.
-_LIKE_BERT = frozenset(
-    {
-        "albert", "bert", "bert-generation", "camembert", "data2vec-text", "electra", "ernie", "layoutlm", "lilt",
-        "markuplm", "megatron-bert", "mobilebert", "nezha", "realm", "roberta", "roberta-prelayernorm", "splinter",
-        "xlm-roberta", "xlm-roberta-xl", "xmod",
-    }
-)  # fmt: skip
-
-
-def _check_amounts(file: Path, config: Mapping[str, Any]) -> None:
-    """Refuse NaN and infinity, which Python's JSON reads and no setting can be."""
     for key, value in config.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise CheckpointError(f"{file} has {key} {value}, which is no amount; correct it, or fetch the file again")
+        if isinstance(value, float) and not math.isfinite(value):  # Python's JSON reads NaN and Infinity
+            raise CheckpointError(
+                f"{path / 'config.json'} has {key} {value}, which is no amount; correct it, or fetch the file again"
+            )
 
 
-def _with_names(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration with the id2label that its label2id says, where that is the only one."""
-    numbers = config.get("label2id")
-    if config.get("id2label") is not None or not isinstance(numbers, dict) or not numbers:
-        return config
-    return config | {"id2label": {str(number): name for name, number in numbers.items()}}
-
-
-def _check_names(file: Path, config: Mapping[str, Any], names: Mapping[str, Any]) -> None:
+def _check_names(file: Path, config: Config, names: Mapping[str, object]) -> None:
     """Refuse labels that are no names, the same twice, or numbered otherwise by label2id."""
     for name in names.values():
         if isinstance(name, bool) or not isinstance(name, str | int | float):
@@ -601,3 +530,105 @@ def _check_labels(folder: Folder) -> None:
             f"{file} names {len(names)} labels ({shown}) and the head in the weights has {rows} rows; correct id2label "
             "and label2id"
         )
+
+
+# How long a text may be
+
+
+def fit_length(names: Iterable[str], asked: int, *, was_set: bool) -> int:
+    """Return the longest text in tokens that all of these checkpoints read.
+
+    Args:
+        names: hub ids or folders.
+        asked: the length that was set, or the usual one.
+        was_set: whether somebody asked for it; then it is refused where it is too long, and else made shorter.
+
+    Raises:
+        CheckpointError: if it was set, and is more than one of them reads; or as `read_folder`.
+    """
+    for folder in map(read_folder, names):
+        if was_set:
+            folder.check_length(asked)
+        asked = min(asked, folder.longest or asked)
+    return asked
+
+
+def usable_positions(config: Config) -> int | None:
+    """Return how many tokens of one text a model has positions for.
+
+    Args:
+        config: config.json as transformers writes it, which a bundle holds too.
+
+    Returns:
+        None for positions that are relative, and where the configuration says nothing.
+    """
+    family, longest = config.get("model_type"), config.get("max_position_embeddings")
+    if not longest or (family in _RELATIVE and not config.get("position_biased_input", True)):
+        return None
+    if family in POSITIONS_AFTER_PADDING:
+        # 1 is transformers' pad_token_id of all of these where a configuration leaves it out, and MPNet's always.
+        padding = 1 if family == "mpnet" else config.get("pad_token_id", 1)
+        longest -= (padding or 0) + 1
+    return int(longest)
+
+
+def longest_text(config: Config, tokenizer_limit: object) -> int | None:
+    """Return how many tokens of one text a model reads with its tokenizer.
+
+    Args:
+        config: as in `usable_positions`.
+        tokenizer_limit: the tokenizer's `model_max_length`, which may be huge or missing.
+
+    Returns:
+        The smaller of the usable positions and the tokenizer's limit; None where neither ends.
+    """
+    return min(filter(None, (usable_positions(config), _limit(tokenizer_limit))), default=None)
+
+
+def _limit(value: object) -> int | None:
+    """Return a `model_max_length` that is one; None for a missing or huge one."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return int(value) if 1 <= value < _NO_LIMIT else None
+
+
+# What a checkpoint was trained for
+
+
+def task_of(name: str | Path) -> Task | None:
+    """Return what a hub id or checkpoint folder was trained for; None where it names none of potstill's tasks.
+
+    Raises:
+        CheckpointError: as `read_folder`.
+    """
+    return read_folder(name).task
+
+
+def task_of_architectures(names: Sequence[str]) -> Task | None:
+    """Return the task that a checkpoint was trained for, by `architectures` of its configuration; None if unknown."""
+    return next((task for name in names for head, task in _TASK_OF_HEAD.items() if name.endswith(head)), None)
+
+
+def _task_of_folder(folder: Path, architectures: Sequence[str]) -> Task | None:
+    found = task_of_architectures(architectures)
+    # A sentence encoder is saved under the class it was made from: all-mpnet-base-v2 calls itself MPNetForMaskedLM.
+    if found in (None, FILL_MASK) and (folder / MODULES_FILE).is_file():
+        return FEATURE_EXTRACTION
+    return found
+
+
+def trained_task(name: str | Path) -> str | None:
+    """Return the name of the task that a checkpoint folder was trained for; None for a hub id, and if unknown.
+
+    Unlike `task_of` it refuses nothing, since the name may stand for something else, and asks no hub.
+    """
+    folder = Path(name).expanduser()
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architectures = [str(each) for each in config.get("architectures") or ()]
+    except OSError:
+        architectures = []  # an old sentence encoder's lies one level down
+    except (ValueError, AttributeError, TypeError):
+        return None
+    found = _task_of_folder(folder, architectures)
+    return found.name if found else None

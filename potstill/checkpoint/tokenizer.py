@@ -29,18 +29,43 @@ _TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls
 _INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 # Settings of transformers' classes that say how a text is read, and are only kept for whoever reads the saved files.
 _KEPT = (
-    "add_prefix_space", "clean_up_tokenization_spaces", "do_basic_tokenize", "do_lower_case", "errors", "keep_accents",
-    "never_split", "remove_space", "split_by_punct", "split_special_tokens", "strip_accents", "tokenize_chinese_chars",
-    "trim_offsets", "vocab_type",
-)  # fmt: skip
+    "add_prefix_space",
+    "clean_up_tokenization_spaces",
+    "do_basic_tokenize",
+    "do_lower_case",
+    "errors",
+    "keep_accents",
+    "never_split",
+    "remove_space",
+    "split_by_punct",
+    "split_special_tokens",
+    "strip_accents",
+    "tokenize_chinese_chars",
+    "trim_offsets",
+    "vocab_type",
+)
 # fairseq's models put tokens of their own before those of sentencepiece.
 _SENTENCEPIECE_OFFSETS = {"XLMRobertaTokenizer": 1, "CamembertTokenizer": 4}
 # What a tokenizer of another class, or another normaliser, reads otherwise.
 PROBES = (
-    "hello world", "Hello, World!", "The film isn't good - it is 5/10.", " leading and trailing ", "two  spaces",
-    "\ttab and\nnew line ", "naïve café Ångström", "ﬁne ½ ﬁlm", "Windows™ x² ５０", "中文 日本語 한국어", "🙂 👍🏽",
-    "İstanbul ß", "e\u0301 a\u0308", "\u200bzero\u200dwidth", "##ing ▁ Ġ", "don't can’t «so» … —", "",
-)  # fmt: skip
+    "hello world",
+    "Hello, World!",
+    "The film isn't good - it is 5/10.",
+    " leading and trailing ",
+    "two  spaces",
+    "\ttab and\nnew line ",
+    "naïve café Ångström",
+    "ﬁne ½ ﬁlm",
+    "Windows™ x² ５０",
+    "中文 日本語 한국어",
+    "🙂 👍🏽",
+    "İstanbul ß",
+    "e\u0301 a\u0308",
+    "\u200bzero\u200dwidth",
+    "##ing ▁ Ġ",
+    "don't can’t «so» … —",
+    "",
+)
 
 
 def load_tokenizer(name: str | Path | Folder) -> PreTrainedTokenizerBase:
@@ -200,7 +225,7 @@ def _hold_against_sentencepiece(tokenizer: PreTrainedTokenizerBase, file: Path, 
         )
 
 
-def _read_otherwise(tokenizer: PreTrainedTokenizerBase, file: Path, settings: Mapping[str, Any]) -> str | None:
+def _read_otherwise(tokenizer: PreTrainedTokenizerBase, file: Path, settings: Mapping[str, object]) -> str | None:
     """Return a text for which the ids are not those of sentencepiece, None if there is none."""
     from sentencepiece import SentencePieceProcessor
 
@@ -245,7 +270,7 @@ def _special_tokens(folder: Folder) -> dict[str, str]:
     return {name: text for name in _TOKENS if (text := _content(content.get(name)))}
 
 
-def _content(token: Any) -> str | None:
+def _content(token: object) -> str | None:
     """Return a token's text; files and classes name it or describe it."""
     token = token.get("content") if isinstance(token, Mapping) else token
     return str(token) if isinstance(token, str) or hasattr(token, "content") else None
@@ -281,7 +306,7 @@ def glues_words(tokenizer: PreTrainedTokenizerBase) -> bool:
     return _is_byte_level(json.loads(tokenizer.backend_tokenizer.to_str()).get("pre_tokenizer"))
 
 
-def _is_byte_level(part: Any) -> bool:
+def _is_byte_level(part: object) -> bool:
     if isinstance(part, list):
         return any(map(_is_byte_level, part))
     if not isinstance(part, dict):

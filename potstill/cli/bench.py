@@ -1,4 +1,4 @@
-"""The options of `potstill bench`, so that its function is short enough to read."""
+"""`potstill bench`: measure models side by side, and decide the claims."""
 
 import json
 import re
@@ -6,13 +6,14 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from potstill.cli import stopping
 from potstill.cli.checks import check_bench
 from potstill.cli.options import JsonOption, LabelColumnOption, OverwriteOption, TextColumnOption, scored_split
+from potstill.config import DEFAULT_SEED, BenchConfig, parse_section, parse_setting
 from potstill.errors import CheckError, UsageError
 from potstill.extras import require
 
@@ -84,11 +85,6 @@ SeedOption = Annotated[int, typer.Option(min=0, help="Of the inputs, the turns a
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with a bench that was cut off.")]
 
 
-# DOC: `potstill bench`: measure models side by side, and decide the claims.
-
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
-
-
 def bench(
     models: ModelsArgument = None,
     out: OutOption = None,
@@ -112,7 +108,7 @@ def bench(
     required: RequiredOption = None,
     compare: CompareOption = None,
     verify: VerifyOption = None,
-    seed: SeedOption = 42,
+    seed: SeedOption = DEFAULT_SEED,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -123,50 +119,90 @@ def bench(
 
     Example: potstill bench teacher-onnx/ student-onnx/ --data nyu-mll/glue:sst2 --out report/
     """
-    given = {name: value for name, value in locals().items() if value is not None and value is not False}
-    if "verify" not in given:
-        _check(given)
-    for module in ("psutil", "jinja2", "matplotlib", "scipy", "onnxruntime"):
-        require(module, extra="bench")
-    if "verify" in given:
-        _verify(given)
-    else:
-        _measure(given)
-
-
-def _check(given: Mapping[str, Any]) -> None:
-    """Refuse what needs no library to be refused."""
-    if not given.get("models") or "out" not in given:
+    if verify is not None:
+        beside: dict[str, object] = {
+            "models": models,
+            "out": out,
+            "data": data,
+            "suite": suite,
+            "claims": claims,
+            "compare": compare,
+        }
+        beside |= {"require": required, "resume": resume, "overwrite": overwrite}
+        for name, value in beside.items():
+            if value:
+                raise UsageError(f"--verify reads everything from the report; leave {name} out")
+        _require_libraries()
+        _verify(verify, seed=seed, as_json=as_json)
+        return
+    if not models or out is None:
         raise UsageError("name the models and a folder: potstill bench teacher-onnx/ student-onnx/ --out report/")
-    _config(given)
-    check_bench(given)
-
-
-def _measure(given: Mapping[str, Any]) -> None:
+    flags: dict[str, object] = {
+        "batch_sizes": batch_size,
+        "num_tokens": num_tokens,
+        "precisions": precision,
+        "runners": runner,
+    }
+    flags |= {"rounds": rounds, "threads": threads}
+    config = _parse_config(flags, quick=quick, budget=budget, settings=settings or ())
+    check_bench(
+        models,
+        out,
+        baseline=baseline,
+        data=data or (),
+        split=split,
+        precisions=precision or (),
+        claims=claims,
+        required=required or (),
+        resume=resume,
+        overwrite=overwrite,
+    )
+    _require_libraries()
     from potstill import bench as benching
-    from potstill.bench.claims import check_required, load_claims
     from potstill.cli.render import progress_bars, tell
 
-    config, request = _config(given), _request(given)
-    stopping.keeps(lambda: _left(given["out"]))
-    check_required(load_claims(request.claims), given.get("required", ()))
-    older = benching.read_report(given["compare"]) if "compare" in given else None
+    named = benching.name_models(models)
+    places = [place for _, place in named]
+    request = benching.Request(
+        models=named,
+        baseline=baseline,
+        data=[
+            benching.DataSet(
+                data=name,
+                split=scored_split(split, name, places),
+                text_columns=text_column,
+                label_column=label_column,
+                limit=limit,
+            )
+            for name in data or ()
+        ],
+        suite=suite,
+        claims=claims,
+    )
+    stopping.keeps(lambda: _left(out))
+    older = benching.read_report(compare) if compare is not None else None
     with progress_bars() as progress:
         report = benching.bench(
             request,
             config=config,
-            out_dir=given["out"],
-            seed=given["seed"],
-            resume="resume" in given,
-            overwrite="overwrite" in given,
+            out_dir=out,
+            seed=seed,
+            resume=resume,
+            overwrite=overwrite,
             command=shlex.join(["potstill", *sys.argv[1:]]),
             tell=tell,
             progress=progress,
         )
-    _show(report, given["out"], as_json="as_json" in given)
+    _show(report, out, as_json=as_json)
     if older is not None:
-        _compare(older, report, as_json="as_json" in given)
-    _require(report, given.get("required"))
+        _compare(older, report, as_json=as_json)
+    if required:
+        _require_claims(report, required)
+
+
+def _require_libraries() -> None:
+    for module in ("psutil", "jinja2", "matplotlib", "scipy", "onnxruntime"):
+        require(module, extra="bench")
 
 
 def _left(out: Path) -> stopping.Left:
@@ -180,29 +216,6 @@ def _left(out: Path) -> stopping.Left:
         )
     report = f", and a report of it in {out}" if (out / "report.json").is_file() else ""
     return stopping.Left([f"what was measured so far{report}"])
-
-
-def _request(given: Mapping[str, Any]) -> Any:
-    from potstill.bench import DataSet, Request, name_models
-
-    reading: dict[str, Any] = {name: given.get(name) for name in ("label_column", "limit")}
-    models = name_models(given["models"])
-    places = [place for _, place in models]
-    return Request(
-        models=models,
-        baseline=given.get("baseline"),
-        data=[
-            DataSet(
-                data=name,
-                split=scored_split(given.get("split"), name, places),
-                text_columns=given.get("text_column"),
-                **reading,
-            )
-            for name in given.get("data", ())
-        ],
-        suite=given.get("suite"),
-        claims=given.get("claims"),
-    )
 
 
 def _show(report: "Report", out: Path, *, as_json: bool) -> None:
@@ -231,10 +244,8 @@ def _compare(older: "Report", report: "Report", *, as_json: bool) -> None:
         print_table(f"\n{title}", head, rows)
 
 
-def _require(report: "Report", required: Sequence[str] | None) -> None:
+def _require_claims(report: "Report", required: Sequence[str]) -> None:
     """Raise `CheckError` where a claim that must pass does not: the gate of somebody's CI."""
-    if not required:
-        return
     from potstill.bench.claims import require as unmet
 
     failed = unmet(report.claims, required)
@@ -245,22 +256,18 @@ def _require(report: "Report", required: Sequence[str] | None) -> None:
         raise CheckError(f"--require {' '.join(required)}: {told}")
 
 
-def _verify(given: Mapping[str, Any]) -> None:
-    for name in ("models", "out", "data", "suite", "claims", "compare", "required", "resume", "overwrite"):
-        if given.get(name):
-            raise UsageError(
-                f"--verify reads everything from the report; leave {name.replace('required', 'require')} out"
-            )
+def _verify(file: Path, *, seed: int, as_json: bool) -> None:
+    """Measure a sample of a report's cells again, print it, and raise `CheckError` where one does not hold."""
     from potstill import bench as benching
     from potstill.cli.render import print_table, progress_bars, tell
 
     with progress_bars() as progress:
-        findings = benching.verify_report(given["verify"], seed=given["seed"], tell=tell, progress=progress)
-    if "as_json" in given:
+        findings = benching.verify_report(file, seed=seed, tell=tell, progress=progress)
+    if as_json:
         typer.echo(json.dumps([vars(finding) for finding in findings], ensure_ascii=False))
     else:
         rows = [[row.what, row.old, row.new, row.outcome] for row in findings]
-        print_table(f"{given['verify']}, measured again", ("cell", "then", "now", ""), rows)
+        print_table(f"{file}, measured again", ("cell", "then", "now", ""), rows)
         for note in dict.fromkeys(row.note for row in findings if row.outcome == "not compared"):
             tell(f"not compared: {note}")
     broken = [row.what for row in findings if not row.holds]
@@ -268,42 +275,39 @@ def _verify(given: Mapping[str, Any]) -> None:
         raise CheckError(f"{len(broken)} of {len(findings)} cells do not hold: {', '.join(broken)}")
 
 
-def _seconds(text: str | None) -> float | None:
-    """Read `90`, `90s`, `2m` or `1.5h` as seconds."""
-    if text is None:
-        return None
+_FLAGS = {
+    "batch_sizes": "--batch-size",
+    "num_tokens": "--num-tokens",
+    "precisions": "--precision",
+    "runners": "--runner",
+    "rounds": "--rounds",
+    "threads": "--threads",
+}
+"""What the fields of `BenchConfig` are called here; the others are given by `--set`."""
+_QUICK = {"cold_starts": 0, "throughput_batch_sizes": [], "thread_scaling": False, "compressed": False}
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+def _parse_config(
+    flags: Mapping[str, object], *, quick: bool, budget: str | None, settings: Sequence[str]
+) -> BenchConfig:
+    """Return what is measured, from the flags that were given and `--set`, checked as a recipe's section is."""
+    values = (_QUICK if quick else {}) | {field: value for field, value in flags.items() if value}
+    if budget is not None:
+        values["budget_s"] = parse_seconds(budget)
+    changes = dict(map(parse_setting, settings))
+    names = {f"bench.{field}": f"--set {field}" for field in changes}
+    names |= {f"bench.{field}": flag for field, flag in _FLAGS.items()}
+    return parse_section(BenchConfig, values | changes, flags=names)
+
+
+def parse_seconds(text: str) -> float:
+    """Read `90`, `90s`, `2m` or `1.5h` as seconds.
+
+    Raises:
+        UsageError: if it is none of these, or no time at all.
+    """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
     if not found or float(found[1]) == 0:
         raise UsageError(f"--budget {text!r} is no time; write 90s, 2m or 1h")
     return float(found[1]) * _UNITS[found[2]]
-
-
-def _config(given: Mapping[str, Any]) -> Any:
-    """Check the flags as the recipe's `bench` section is checked."""
-    from pydantic import ValidationError
-
-    from potstill.config import BenchConfig, parse_setting
-
-    values = _LESS if "quick" in given else {}
-    values = values | {field: given[flag] for field, flag in _FIELDS.items() if given.get(flag)}
-    budget_s = _seconds(given.get("budget"))
-    values = values | ({} if budget_s is None else {"budget_s": budget_s})
-    try:
-        return BenchConfig.model_validate(values | dict(map(parse_setting, given.get("settings", ()))))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = str(first["loc"][0]) if first["loc"] else ""
-        what = f"{first['input']!r} is not valid: {first['msg'].lower()}"
-        if first["type"] == "extra_forbidden":
-            what = f"is no setting of the bench; there are {', '.join(BenchConfig.model_fields)}"
-        flag = f"--{_FIELDS[field].replace('_', '-')}" if field in _FIELDS else f"--set {field}"
-        raise UsageError(f"{flag}: {what}") from error
-
-
-_FIELDS = {
-    "batch_sizes": "batch_size", "num_tokens": "num_tokens", "precisions": "precision", "runners": "runner",
-    "rounds": "rounds", "threads": "threads",
-}  # fmt: skip
-_LESS: dict[str, Any] = {
-    "cold_starts": 0, "throughput_batch_sizes": [], "thread_scaling": False, "compressed": False
-}  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 from potstill.bundle import MANIFEST_NAME
 from potstill.checkpoint import Folder, read_folder
 from potstill.checkpoint.sentence_transformers import check_pooling
-from potstill.config import Recipe
+from potstill.config import ExportConfig, Recipe
 from potstill.data.read import SUFFIXES
 from potstill.data.splits import find_files, parse_split
 from potstill.errors import (
@@ -413,38 +413,44 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 
 
-def check_export(given: Mapping[str, Any], *, pooling: str | None, max_length: int | None) -> None:
-    """Refuse what `export` could not do.
-
-    Args:
-        given: the options by parameter.
-        pooling: of the checked settings.
-        max_length: likewise.
+def check_export(
+    checkpoint: str,
+    out: Path,
+    *,
+    task: str | None,
+    tokenizer: str | None,
+    data: str | None,
+    split: str,
+    text_column: Sequence[str] | None,
+    label_column: str | None,
+    config: ExportConfig,
+    overwrite: bool,
+) -> None:
+    """Refuse what `export` could not do; the arguments are its options, and its checked settings.
 
     Raises:
         PotstillError: with the first thing that is wrong.
     """
-    task = check_task(given.get("task"))
-    check_output(given["out"], overwrite=bool(given.get("overwrite")))
-    if given.get("tokenizer") is not None:
-        check_tokenizer(given["tokenizer"])
-    found = find_exportable(given["checkpoint"])
+    asked = check_task(task)
+    check_output(out, overwrite=overwrite)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer)
+    found = find_exportable(checkpoint)
     if isinstance(found, Folder):
-        task = task if given.get("task") is not None else found.task or task
-        check_head(found, task)
+        asked = asked if task is not None else found.task or asked
+        check_head(found, asked)
         found.check_encoder()
-        if max_length is not None:
-            found.check_length(max_length, option="--max-length")
-        if pooling is not None and task is not FEATURE_EXTRACTION:
-            raise UsageError(f"--pooling makes one vector of a text; {task.name} has none, so leave it out")
-        if task is FEATURE_EXTRACTION:
-            check_vectors(found, pooling=pooling, normalize=given.get("normalize"))
-    if given.get("data") is None:
-        if given.get("label_column") or given.get("text_column"):
-            raise UsageError("--text-column and --label-column name columns of --data, which is missing; add it")
-        return
-    # Labels may be missing here: int8 is then judged without them.
-    check_data(given["data"], [given["split"]], task=task, text_columns=given.get("text_column"), needs_labels=False)
+        if config.max_length is not None:
+            found.check_length(config.max_length, option="--max-length")
+        if config.pooling is not None and asked is not FEATURE_EXTRACTION:
+            raise UsageError(f"--pooling makes one vector of a text; {asked.name} has none, so leave it out")
+        if asked is FEATURE_EXTRACTION:
+            check_vectors(found, pooling=config.pooling, normalize=config.normalize)
+    if data is not None:
+        # Labels may be missing here: int8 is then judged without them.
+        check_data(data, [split], task=asked, text_columns=text_column, needs_labels=False)
+    elif label_column or text_column:
+        raise UsageError("--text-column and --label-column name columns of --data, which is missing; add it")
 
 
 def check_vectors(
@@ -489,63 +495,82 @@ def find_exportable(name: str) -> Folder | Path:
     return find_checkpoint(name)
 
 
-def check_evaluate(given: Mapping[str, Any]) -> None:
-    """Refuse what `evaluate` could not do, whether it scores a bundle or a checkpoint.
+def check_evaluate(
+    model: str,
+    data: str,
+    *,
+    split: str,
+    task: str | None,
+    metric: str | None,
+    precisions: Iterable[str],
+    pooling: str | None,
+    max_length: int | None,
+    text_columns: list[str] | None,
+    label_column: str | None,
+    confusion: Path | None,
+    predictions: Path | None,
+) -> None:
+    """Refuse what `evaluate` could not do, whether it scores a bundle or a checkpoint; arguments as its options.
 
     Raises:
         PotstillError: with the first thing that is wrong.
     """
-    if given.get("confusion") is not None:
-        check_output_file(given["confusion"], option="--confusion", suffixes=(".png", ".svg"))
-    if given.get("predictions") is not None:
-        check_output_file(given["predictions"], option="--predictions")
-    place = str(given["model"])
-    reading = {"text_columns": given.get("text_column"), "label_column": given.get("label_column")}
-    splits = [given.get("split", "validation")]
-    if (Path(place).expanduser() / MANIFEST_NAME).is_file():
+    if confusion is not None:
+        check_output_file(confusion, option="--confusion", suffixes=(".png", ".svg"))
+    if predictions is not None:
+        check_output_file(predictions, option="--predictions")
+    if (Path(model).expanduser() / MANIFEST_NAME).is_file():
         from potstill.bundle import read_bundle
 
-        manifest = read_bundle(Path(place), verify=False).manifest
-        task, problem = get_task(manifest.task), manifest.problem_type
-        check_precisions(place, manifest.models, given.get("precision") or ())
-        primary_metric(task, problem, asked=given.get("metric"), num_labels=len(manifest.labels) or None)
+        manifest = read_bundle(Path(model), verify=False).manifest
+        known, problem = get_task(manifest.task), manifest.problem_type
+        check_precisions(model, manifest.models, precisions)
+        primary_metric(known, problem, asked=metric, num_labels=len(manifest.labels) or None)
         check_data(
-            given["data"], splits, task=task, label_names=manifest.labels or None, problem_type=problem,
-            needs_labels=task is not FILL_MASK, **reading,
-        )  # fmt: skip
+            data,
+            [split],
+            task=known,
+            label_names=manifest.labels or None,
+            problem_type=problem,
+            needs_labels=known is not FILL_MASK,
+            text_columns=text_columns,
+            label_column=label_column,
+        )
         return
-    task, folder = check_task(given.get("task")), find_checkpoint(place)
-    task = task if given.get("task") is not None else folder.task or task
-    _check_evaluate_task(given, task)
-    if task is FEATURE_EXTRACTION:
-        check_vectors(folder, pooling=given.get("pooling"))
-    check_head(folder, task, data=str(given["data"]))
-    if given.get("max_length") is not None:
-        folder.check_length(given["max_length"], option="--max-length")
-    problem = folder.problem_type if task is TEXT_CLASSIFICATION else None
-    labelled = task in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION) and problem != REGRESSION
-    if given.get("metric") is not None:
-        primary_metric(task, problem, asked=given["metric"])
+    known, folder = check_task(task), find_checkpoint(model)
+    if task is None:
+        known = folder.task or known
+    _check_evaluate_task(known, pooling=pooling, confusion=confusion, predictions=predictions)
+    if known is FEATURE_EXTRACTION:
+        check_vectors(folder, pooling=pooling)
+    check_head(folder, known, data=data)
+    if max_length is not None:
+        folder.check_length(max_length, option="--max-length")
+    problem = folder.problem_type if known is TEXT_CLASSIFICATION else None
+    labelled = known in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION) and problem != REGRESSION
+    if metric is not None:
+        primary_metric(known, problem, asked=metric)
     check_data(
-        given["data"],
-        splits,
-        task=task,
+        data,
+        [split],
+        task=known,
         problem_type=problem,
         label_names=folder.labels if labelled else None,
-        needs_labels=task not in (FILL_MASK, FEATURE_EXTRACTION),
-        **reading,
+        needs_labels=known not in (FILL_MASK, FEATURE_EXTRACTION),
+        text_columns=text_columns,
+        label_column=label_column,
     )
 
 
-def _check_evaluate_task(given: Mapping[str, Any], task: Task) -> None:
+def _check_evaluate_task(known: Task, *, pooling: str | None, confusion: Path | None, predictions: Path | None) -> None:
     """Refuse options of `evaluate` that mean nothing for a checkpoint's task."""
-    if given.get("pooling") not in {None, "mean", "cls"}:
-        raise UsageError(f"--pooling {given['pooling']}: there is no such pooling; it is mean or cls")
-    if given.get("pooling") is not None and task is not FEATURE_EXTRACTION:
-        raise UsageError(f"--pooling makes one vector of a text, which {task.name} does not; leave it out")
-    if given.get("confusion") is not None and task is not TEXT_CLASSIFICATION:
-        raise UsageError(f"--confusion draws the classes of texts, and {task.name} has none; leave it out")
-    if given.get("predictions") is not None and task is FILL_MASK:
+    if pooling not in {None, "mean", "cls"}:
+        raise UsageError(f"--pooling {pooling}: there is no such pooling; it is mean or cls")
+    if pooling is not None and known is not FEATURE_EXTRACTION:
+        raise UsageError(f"--pooling makes one vector of a text, which {known.name} does not; leave it out")
+    if confusion is not None and known is not TEXT_CLASSIFICATION:
+        raise UsageError(f"--confusion draws the classes of texts, and {known.name} has none; leave it out")
+    if predictions is not None and known is FILL_MASK:
         raise UsageError("--predictions: fill-mask guesses words by the thousand and has no answer per example to keep")
 
 
@@ -561,29 +586,37 @@ def check_precisions(bundle: str, have: Iterable[str], asked: Iterable[str]) -> 
             raise UsageError(f"--precision {precision}: {bundle} has no {precision} model; it has {', '.join(have)}")
 
 
-def check_glue(given: Mapping[str, Any]) -> None:
-    """Refuse what `evaluate --glue` could not do.
+def check_glue(
+    model: str,
+    data: str,
+    *,
+    out: Path,
+    tasks: list[str] | None,
+    teacher: str | None,
+    reference: Path | None,
+    resume: bool,
+) -> None:
+    """Refuse what `evaluate --glue` could not do; arguments as its options.
 
     Raises:
         PotstillError: with the first thing that is wrong.
     """
-    if given.get("teacher") is not None and given.get("reference") is not None:
+    if teacher is not None and reference is not None:
         raise UsageError("a teacher and a reference are two rows to compare with; give one of them")
     from potstill.metrics import glue_task
 
-    out: Path = given["out"]
     if out.is_file():
         raise OutputError(f"--out {out} is a file; name a folder")
-    if out.is_dir() and any(out.iterdir()) and "resume" not in given:
+    if out.is_dir() and any(out.iterdir()) and not resume:
         raise OutputError(f"{out} is not empty; go on with its cells by --resume, or name another folder")
-    if given.get("reference") is not None and not Path(given["reference"]).is_file():
-        raise UsageError(f"--reference {given['reference']}: there is no such file; `evaluate --glue` writes glue.json")
-    for task in filter(None, (given.get("tasks") or "").split(",")):
-        glue_task(task.strip())
-    find_checkpoint(str(given["model"]))
-    if given.get("teacher") is not None:
-        find_checkpoint(str(given["teacher"]), what="--teacher")
-    check_name(str(given["data"]), "dataset")
+    if reference is not None and not reference.is_file():
+        raise UsageError(f"--reference {reference}: there is no such file; `evaluate --glue` writes glue.json")
+    for task in filter(None, tasks or ()):
+        glue_task(task)
+    find_checkpoint(model)
+    if teacher is not None:
+        find_checkpoint(teacher, what="--teacher")
+    check_name(data, "dataset")
 
 
 def check_run(recipe: Recipe) -> None:
@@ -609,33 +642,44 @@ def check_run(recipe: Recipe) -> None:
     check_recipe_data(recipe, task, label_names=names, problem_type=problem, needs_labels=labelled)
 
 
-def check_bench(given: Mapping[str, Any]) -> None:
-    """Refuse what `bench` could not do.
+def check_bench(
+    models: Sequence[str],
+    out: Path,
+    *,
+    baseline: str | None,
+    data: Sequence[str],
+    split: str,
+    precisions: Sequence[str],
+    claims: Path | None,
+    required: Sequence[str],
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Refuse what `bench` could not do; the arguments are its options.
 
     Raises:
         PotstillError: with the first thing that is wrong.
     """
     from potstill.bench import name_models
 
-    models = name_models(given["models"])
-    out: Path = given["out"]
+    named = name_models(models)
     # Whether an interrupted bench may go on there, the bench itself decides.
     work = out.resolve().with_name(f".{out.resolve().name}.bench")
-    if not work.exists() and "resume" not in given:
-        check_output(out, overwrite="overwrite" in given)
-    names = list(dict.fromkeys(name for name, _ in models))
-    if "baseline" in given and given["baseline"] not in names:
-        raise UsageError(f"--baseline {given['baseline']}: no model is called so; there are {', '.join(names)}")
-    if given.get("required"):
+    if not work.exists() and not resume:
+        check_output(out, overwrite=overwrite)
+    names = list(dict.fromkeys(name for name, _ in named))
+    if baseline is not None and baseline not in names:
+        raise UsageError(f"--baseline {baseline}: no model is called so; there are {', '.join(names)}")
+    if required:
         from potstill.bench.claims import check_required, load_claims
 
-        check_required(load_claims(given.get("claims")), given["required"])
-    for _, place in models:
-        _check_bench_model(place, precisions=given.get("precision") or ())
-    for data in given.get("data", ()):
-        check_name(data, "dataset", what="--data")
-        if Path(data).expanduser().is_dir():
-            find_files(data, parse_split(given["split"])[0], _DATA_SUFFIXES)
+        check_required(load_claims(claims), required)
+    for _, place in named:
+        _check_bench_model(place, precisions=precisions)
+    for name in data:
+        check_name(name, "dataset", what="--data")
+        if Path(name).expanduser().is_dir():
+            find_files(name, parse_split(split)[0], _DATA_SUFFIXES)
 
 
 def _check_bench_model(place: str, *, precisions: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """`potstill evaluate`: the quality of one checkpoint or bundle, or of an encoder on GLUE."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,16 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from potstill.bundle import MANIFEST_NAME, read_bundle
-from potstill.checkpoint import task_of
 from potstill.cli import glue as glue_cli
 from potstill.cli import stopping
 from potstill.cli.checks import check_evaluate
 from potstill.cli.options import JsonOption, LabelColumnOption, ResumeOption, TextColumnOption, scored_split
 from potstill.errors import UsageError
 from potstill.extras import require
-from potstill.tasks import TEXT_CLASSIFICATION
+from potstill.tasks import FILL_MASK, get_task
 
-_DEFAULTS = {"split": "validation", "task": TEXT_CLASSIFICATION.name, "pooling": None, "max_length": None}
 _LARGEST_MATRIX = 12
 _CORNER = "label \\ prediction"
 
@@ -73,76 +72,129 @@ def evaluate(
 
     Example: potstill evaluate student-onnx/ --data nyu-mll/glue:sst2 --precision int8
     """
-    given = {name: value for name, value in locals().items() if value is not None and value is not False}
-    if glue:
-        glue_cli.run(given)
-        return
-    _refuse(given, glue_cli.ONLY_GLUE, "only fine-tunes with --glue; add it or leave the option out")
-    check_evaluate(given)
-    stopping.keeps(stopping.left_by_nothing)
-    given["split"] = scored_split(given.get("split"), given["data"], [given["model"]])
-    results, extras = _score(given)
-    _show(results, extras, given)
-
-
-def _score(given: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Return results by file, and what is too long to print with them."""
-    folder = Path(given["model"])
-    reading = {
-        "split": given["split"],
-        "label_column": given.get("label_column"),
-        "text_columns": given.get("text_column"),
-        "limit": given.get("limit"),
+    only_glue = {
+        "--out": out,
+        "--tasks": tasks,
+        "--learning-rates": learning_rates,
+        "--epochs": epochs,
+        "--seeds": seeds,
+        "--batch-size": batch_size,
+        "--train-limit": train_limit,
+        "--teacher": teacher,
+        "--reference": reference,
+        "--resume": resume,
     }
-    if (folder / MANIFEST_NAME).exists():
-        only_checkpoints = ("task", "pooling", "max_length", "confusion")
-        _refuse(given, only_checkpoints, "is for checkpoints, and this is a bundle; leave the option out")
-        _check_files(given, read_bundle(folder).manifest.task)
-        results = _score_bundle(folder, given, reading)
-        # Several files of one bundle: those written beside the scores are of the first.
-        kept = [result.pop("predictions", None) for result in results.values()]
-        return results, {"predictions": kept[0]}
-    _refuse(given, ("precision",), "chooses a bundle's file, and this is a checkpoint; leave the option out")
-    result = _score_checkpoint(given, reading)
-    return {"torch": result}, {"predictions": result.pop("predictions", None)}
+    not_glue = {
+        "--split": split,
+        "--precision": precision,
+        "--label-column": label_column,
+        "--text-column": text_column,
+        "--task": task,
+        "--metric": metric,
+        "--pooling": pooling,
+        "--confusion": confusion,
+        "--predictions": predictions,
+    }
+    if glue:
+        _refuse(not_glue, "has no effect with --glue, whose tasks settle it; leave it out")
+        glue_cli.run(
+            model,
+            data,
+            out=out,
+            tasks=tasks,
+            learning_rates=learning_rates,
+            epochs=epochs,
+            seeds=seeds,
+            batch_size=batch_size,
+            max_length=max_length,
+            train_limit=train_limit,
+            eval_limit=limit,
+            teacher=teacher,
+            reference=reference,
+            resume=resume,
+            as_json=as_json,
+        )
+        return
+    _refuse(only_glue, "only fine-tunes with --glue; add it or leave the option out")
+    check_evaluate(
+        model,
+        data,
+        split=split or "validation",
+        task=task,
+        metric=metric,
+        precisions=precision or (),
+        pooling=pooling,
+        max_length=max_length,
+        text_columns=text_column,
+        label_column=label_column,
+        confusion=confusion,
+        predictions=predictions,
+    )
+    stopping.keeps(stopping.left_by_nothing)
+    split = scored_split(split, data, [model])
+    reading: dict[str, Any] = {
+        "split": split,
+        "label_column": label_column,
+        "text_columns": text_column,
+        "limit": limit,
+    }
+    keep = predictions is not None
+    if (Path(model) / MANIFEST_NAME).exists():
+        only_checkpoints = {"--task": task, "--pooling": pooling, "--max-length": max_length, "--confusion": confusion}
+        _refuse(only_checkpoints, "is for checkpoints, and this is a bundle; leave the option out")
+        results = _score_bundle(Path(model), data, reading, precisions=precision, metric=metric, keep_predictions=keep)
+    else:
+        _refuse({"--precision": precision}, "chooses a bundle's file, and this is a checkpoint; leave the option out")
+        require("torch", extra="distill")
+        require("transformers", extra="distill")
+        from potstill.cli.render import progress_bars
+        from potstill.distill.evaluation import Reading
+        from potstill.distill.evaluation import evaluate as evaluate_checkpoint
 
-
-def _refuse(given: Mapping[str, Any], names: tuple[str, ...], why: str) -> None:
-    for name in names:
-        if name in given:
-            raise UsageError(f"--{name.replace('_', '-')} {why}")
-
-
-def _show(results: dict[str, dict[str, Any]], extras: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    from potstill.cli.render import print_json, print_table
-    from potstill.files import write_text
-
-    first = next(iter(results.values()))
-    if "predictions" in given:
-        import json
-
-        lines = [json.dumps(row, ensure_ascii=False) for row in extras["predictions"]]
-        write_text(given["predictions"], "\n".join(lines) + "\n")
-    if "confusion" in given:
+        with progress_bars() as progress:
+            result = evaluate_checkpoint(
+                model,
+                data=data,
+                task=task,
+                metric=metric,
+                max_length=max_length,
+                reading=Reading(**reading),
+                pooling=pooling,
+                keep_predictions=keep,
+                progress=progress,
+            )
+        results = {"torch": result}
+    # Of several files of a bundle, the predictions of the first are written.
+    kept = [result.pop("predictions", None) for result in results.values()]
+    if predictions is not None:
+        _write_lines(predictions, kept[0])
+    if confusion is not None:
         from potstill.distill.confusion_matrix import draw_confusion
 
-        if "confusion_matrix" not in first:
+        if "confusion_matrix" not in results["torch"]:
             raise UsageError("--confusion draws single labels, and this model gives several, or amounts")
-        draw_confusion(given["confusion"], first["confusion_matrix"], first["labels"])
+        draw_confusion(confusion, results["torch"]["confusion_matrix"], results["torch"]["labels"])
     _warn(results)
-    if "as_json" in given:
+    if as_json:
+        from potstill.cli.render import print_json
+
         print_json(results)
         return
-    names = list(first["scores"])
-    rows = [
-        [name, result["num_examples"], *(f"{result['scores'][key]:.4f}" for key in names)]
-        for name, result in results.items()
-    ]
-    whole = given["split"] == _DEFAULTS["split"] and Path(given["data"]).expanduser().is_file()
-    read = given["data"] if whole else f"{given['data']} ({given['split']})"
-    print_table(f"{given['model']} on {read}", ["model", "texts", *names], rows)
-    if first.get("per_class"):
-        _print_classes(first)
+    whole = split == "validation" and Path(data).expanduser().is_file()
+    _print_scores(f"{model} on {data if whole else f'{data} ({split})'}", results)
+
+
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    for name, value in options.items():
+        if value is not None and value is not False:
+            raise UsageError(f"{name} {why}")
+
+
+def _write_lines(file: Path, rows: list[dict[str, Any]] | None) -> None:
+    from potstill.files import write_text
+
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows or ()]
+    write_text(file, "\n".join(lines) + "\n")
 
 
 def _warn(results: Mapping[str, Mapping[str, Any]]) -> None:
@@ -158,6 +210,20 @@ def _warn(results: Mapping[str, Mapping[str, Any]]) -> None:
             )
     for note in dict.fromkeys(note for result in results.values() for note in result["notes"]):
         typer.echo(f"note: {note}", err=True)
+
+
+def _print_scores(title: str, results: Mapping[str, Mapping[str, Any]]) -> None:
+    from potstill.cli.render import print_table
+
+    first = next(iter(results.values()))
+    names = list(first["scores"])
+    rows = [
+        [name, result["num_examples"], *(f"{result['scores'][key]:.4f}" for key in names)]
+        for name, result in results.items()
+    ]
+    print_table(title, ["model", "texts", *names], rows)
+    if first.get("per_class"):
+        _print_classes(first)
 
 
 def _print_classes(result: Mapping[str, Any]) -> None:
@@ -180,19 +246,29 @@ def _print_classes(result: Mapping[str, Any]) -> None:
     print_table("\nConfusion matrix", [_CORNER, *heads], cells)
 
 
-def _score_bundle(folder: Path, given: Mapping[str, Any], reading: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _score_bundle(
+    folder: Path,
+    data: str,
+    reading: dict[str, Any],
+    *,
+    precisions: list[str] | None,
+    metric: str | None,
+    keep_predictions: bool,
+) -> dict[str, dict[str, Any]]:
+    """Return the result of each precision."""
     for module in ("onnxruntime", "tokenizers"):
         require(module, extra="serve")
     from potstill.bench import evaluate_bundle
     from potstill.cli.render import progress_bars
     from potstill.data import load_examples
-    from potstill.tasks import get_task
 
     bundle = read_bundle(folder)
     manifest = bundle.manifest
-    precisions = [bundle.choose(precision) for precision in given.get("precision") or manifest.models]
+    if keep_predictions and manifest.task == FILL_MASK.name:
+        raise UsageError("--predictions has nothing to write: fill-mask has no answer per example; leave it out")
+    chosen = [bundle.choose(precision) for precision in precisions or manifest.models]
     examples = load_examples(
-        given["data"],
+        data,
         task=get_task(manifest.task),
         label_names=manifest.labels,
         problem_type=manifest.problem_type,
@@ -204,50 +280,9 @@ def _score_bundle(folder: Path, given: Mapping[str, Any], reading: Mapping[str, 
                 folder,
                 examples,
                 precision=precision,
-                metric=given.get("metric"),
-                keep_predictions="predictions" in given,
+                metric=metric,
+                keep_predictions=keep_predictions,
                 progress=progress,
             )
-            for precision in precisions
+            for precision in chosen
         }
-
-
-def _check_files(given: Mapping[str, Any], task: str) -> None:
-    """Refuse files beside the scores that cannot be written, before any model is loaded."""
-    from potstill.errors import OutputError
-    from potstill.tasks import FILL_MASK, TEXT_CLASSIFICATION
-
-    if "confusion" in given:
-        require("torch", extra="distill")
-        from potstill.distill.confusion_matrix import check_picture
-
-        if task != TEXT_CLASSIFICATION.name:
-            raise UsageError(f"--confusion draws the classes of texts, and {task} has none; leave it out")
-        check_picture(given["confusion"])
-    if "predictions" in given and task == FILL_MASK.name:
-        raise UsageError("--predictions has nothing to write: fill-mask has no answer per example; leave it out")
-    if "predictions" in given and not given["predictions"].parent.is_dir():
-        raise OutputError(f"there is no folder {given['predictions'].parent} for --predictions; make it first")
-
-
-def _score_checkpoint(given: Mapping[str, Any], reading: dict[str, Any]) -> dict[str, Any]:
-    settings = {name: given.get(name, default) for name, default in _DEFAULTS.items() if name != "split"}
-    settings["task"] = given.get("task") or (task_of(given["model"]) or TEXT_CLASSIFICATION).name
-    _check_files(given, settings["task"])
-    require("torch", extra="distill")
-    require("transformers", extra="distill")
-    from potstill.cli.render import progress_bars
-    from potstill.distill.evaluation import Reading, evaluate
-
-    if "pooling" in given and settings["task"] != "feature-extraction":
-        raise UsageError(f"--pooling makes one vector of a text, which {settings['task']} does not; leave it out")
-    with progress_bars() as progress:
-        return evaluate(
-            given["model"],
-            data=given["data"],
-            metric=given.get("metric"),
-            reading=Reading(**reading),
-            keep_predictions="predictions" in given,
-            progress=progress,
-            **settings,
-        )

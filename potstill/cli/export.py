@@ -1,24 +1,19 @@
 """`potstill export`: a checkpoint, or somebody's ONNX file, becomes a bundle."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from potstill.bundle import Manifest
 from potstill.cli import stopping
 from potstill.cli.checks import check_export
-from potstill.cli.options import JsonOption, LabelColumnOption, OverwriteOption, TextColumnOption, say_how
-from potstill.config import ExportConfig
+from potstill.cli.options import JsonOption, LabelColumnOption, OverwriteOption, TextColumnOption
+from potstill.config import ExportConfig, parse_section
+from potstill.data import Examples, Text, choose_splits, load_examples, load_texts
 from potstill.errors import AbsentError
 from potstill.extras import require
-
-_CONFIG = (
-    "precision", "attention", "opset", "unpad", "max_length", "allow_unfused", "pooling", "normalize",
-    "calibration_texts", "judged_texts", "max_loss", "max_fp32_layers", "tune", "rounds",
-)  # fmt: skip
-
 
 Checkpoint = Annotated[
     str, typer.Argument(help="Hub id, checkpoint folder, ONNX file, or folder with one.", show_default=False)
@@ -113,9 +108,37 @@ def export(
 
     Example: potstill export student/ --out student-onnx/ --precision fp32 --precision int8 --data nyu-mll/glue:sst2
     """
-    given = {name: value for name, value in locals().items() if value is not None}
-    config = _config(given)
-    check_export(given, pooling=config.pooling, max_length=config.max_length)
+    flags = {
+        "precisions": precision,
+        "max_length": max_length,
+        "pooling": pooling,
+        "normalize": normalize,
+        "attention": attention,
+        "opset": opset,
+        "unpad": unpad,
+        "allow_unfused": allow_unfused,
+        "max_loss": max_loss,
+        "max_fp32_layers": max_fp32_layers,
+        "calibration_texts": calibration_texts,
+        "judged_texts": judged_texts,
+        "tune": tune,
+        "rounds": rounds,
+    }
+    names = {f"export.{name}": f"--{name.replace('_', '-')}" for name in flags} | {"export.precisions": "--precision"}
+    given = {name: value for name, value in flags.items() if value is not None}
+    config = parse_section(ExportConfig, given, flags=names)
+    check_export(
+        checkpoint,
+        out,
+        task=task,
+        tokenizer=tokenizer,
+        data=data,
+        split=split,
+        text_column=text_column,
+        label_column=label_column,
+        config=config,
+        overwrite=overwrite,
+    )
     stopping.keeps(stopping.left_by_nothing)
     require("torch", extra="export")
     require("onnx", extra="export")
@@ -123,7 +146,19 @@ def export(
     from potstill.cli.show import print_bundle, worthless
     from potstill.export import export_bundle
 
-    texts, examples = _read_data(given, enough=config.calibration_texts + config.judged_texts)
+    texts: list[Text] = []
+    examples: Examples | None = None
+    if data is not None:
+        texts, examples = _read_data(
+            data,
+            checkpoint=checkpoint,
+            task_name=task,
+            split=split,
+            judged_split=judged_split,
+            text_columns=text_column,
+            label_column=label_column,
+            limit=config.calibration_texts + config.judged_texts,
+        )
     with progress_bars() as progress:
         manifest = export_bundle(
             checkpoint,
@@ -148,17 +183,6 @@ def export(
         typer.echo(f"warning: {found}; look at the labels and the columns before you serve it", err=True)
 
 
-def _config(given: Mapping[str, Any]) -> ExportConfig:
-    from potstill.config import parse_section
-
-    settings = {name: given[name] for name in _CONFIG if name in given}
-    if "precision" in settings:
-        settings["precisions"] = settings.pop("precision")
-    flags = {f"export.{name}": f"--{name.replace('_', '-')}" for name in _CONFIG}
-    config: ExportConfig = parse_section("export", settings, flags=flags | {"export.precisions": "--precision"})
-    return config
-
-
 def _warn_of_slow(manifest: Manifest) -> None:
     for name, record in manifest.models.items():
         speed = record.speed
@@ -173,33 +197,38 @@ def _warn_of_slow(manifest: Manifest) -> None:
             typer.echo(f"warning: {name} is {speed.verdict} than fp32 on this machine: {advice}", err=True)
 
 
-def _read_data(given: Mapping[str, Any], *, enough: int) -> tuple[list[Any], Any]:
+def _read_data(
+    data: str,
+    *,
+    checkpoint: str,
+    task_name: str | None,
+    split: str,
+    judged_split: str,
+    text_columns: Sequence[str] | None,
+    label_column: str | None,
+    limit: int,
+) -> tuple[list[Text], Examples | None]:
     """Return the texts that int8 is fitted to, and the examples that it is judged on if there is such a split."""
-    if "data" not in given:
-        return [], None
-    from potstill.data import choose_splits, load_examples, load_texts
     from potstill.export import peek
 
-    task, names, problem_type = peek(given["checkpoint"], task=given.get("task"))
-    columns = given.get("text_column")
-    fitted, judged = choose_splits(given["data"], train=given["split"], evaluation=given["judged_split"])
-    if judged != given["judged_split"]:
-        typer.echo(
-            f"potstill: a tenth of {given['data']} is held out: int8 is judged on it, fitted to the rest", err=True
-        )
-    texts = load_texts(given["data"], split=fitted, task=task, text_columns=columns, limit=enough)
+    task, label_names, problem_type = peek(checkpoint, task=task_name)
+    fitted, judged = choose_splits(data, train=split, evaluation=judged_split)
+    if judged != judged_split:
+        typer.echo(f"potstill: a tenth of {data} is held out: int8 is judged on it, fitted to the rest", err=True)
+    texts = load_texts(data, split=fitted, task=task, text_columns=text_columns, limit=limit)
     try:
         examples = load_examples(
-            given["data"],
+            data,
             split=judged,
             task=task,
-            text_columns=columns,
-            label_column=given.get("label_column"),
-            label_names=names or None,
+            text_columns=text_columns,
+            label_column=label_column,
+            label_names=label_names or None,
             problem_type=problem_type,
         )
     except AbsentError as error:
-        typer.echo(f"potstill: int8 is judged without labels, on further texts of {given['split']}: {error}", err=True)
+        typer.echo(f"potstill: int8 is judged without labels, on further texts of {split}: {error}", err=True)
         return texts, None
-    say_how(examples)
+    for note in examples.notes:
+        typer.echo(f"potstill: {note}", err=True)
     return texts, examples

@@ -28,39 +28,46 @@ ReferenceOption = Annotated[
     Path | None, typer.Option(help="With --glue: the glue.json of another run, to compare with.")
 ]
 
-ONLY_GLUE = (
-    "out", "tasks", "learning_rates", "epochs", "seeds", "batch_size", "train_limit", "teacher", "reference", "resume",
-)  # fmt: skip
-_NOT_GLUE = (
-    "split", "precision", "label_column", "text_column", "task", "metric", "pooling", "confusion", "predictions",
-)  # fmt: skip
 
-
-def run(given: Mapping[str, Any]) -> None:
-    """Fine-tune and print the table; `given` holds the options that were named, by parameter.
+def run(
+    model: str,
+    data: str,
+    *,
+    out: Path | None,
+    tasks: str | None,
+    learning_rates: str | None,
+    epochs: str | None,
+    seeds: int | None,
+    batch_size: int | None,
+    max_length: int | None,
+    train_limit: int | None,
+    eval_limit: int | None,
+    teacher: str | None,
+    reference: Path | None,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Fine-tune an encoder on GLUE and print the table; arguments as the options of `evaluate --glue`.
 
     Raises:
-        UsageError: if an option is missing, has no effect with --glue, or is no list of numbers.
+        UsageError: if --out is missing, or an option is no list of numbers.
     """
-    for name in _NOT_GLUE:
-        if name in given:
-            raise UsageError(
-                f"--{name.replace('_', '-')} has no effect with --glue, whose tasks settle it; leave it out"
-            )
-    if "out" not in given:
+    if out is None:
         raise UsageError("--glue keeps what it has finished; pass --out FOLDER")
+    named = None if tasks is None else [part.strip() for part in tasks.split(",")]
+    # What is not given has the grid's own default.
     grid: dict[str, Any] = {
-        "tasks": [part.strip() for part in given["tasks"].split(",")] if "tasks" in given else None,
-        "learning_rates": _numbers("learning_rates", given),
-        "epochs": _numbers("epochs", given),
-        "seeds": range(1, given["seeds"] + 1) if "seeds" in given else None,
-        "batch_size": given.get("batch_size"),
-        "max_length": given.get("max_length"),
-        "train_limit": given.get("train_limit"),
-        "eval_limit": given.get("limit"),
+        "tasks": named,
+        "learning_rates": _numbers("--learning-rates", learning_rates),
+        "epochs": _numbers("--epochs", epochs),
+        "seeds": None if seeds is None else range(1, seeds + 1),
+        "batch_size": batch_size,
+        "max_length": max_length,
+        "train_limit": train_limit,
+        "eval_limit": eval_limit,
     }
-    check_glue(given)
-    stopping.keeps(lambda: _left(given["out"]))
+    check_glue(model, data, out=out, tasks=named, teacher=teacher, reference=reference, resume=resume)
+    stopping.keeps(lambda: _left(out))
     require("torch", extra="distill")
     require("transformers", extra="distill")
     from potstill.cli.render import print_json, progress_bars
@@ -68,21 +75,21 @@ def run(given: Mapping[str, Any]) -> None:
 
     with progress_bars() as progress:
         summary = run_glue(
-            given["model"],
-            given["out"],
-            data=given["data"],
+            model,
+            out,
+            data=data,
             grid=Grid(**{name: value for name, value in grid.items() if value is not None}),
-            teacher=given.get("teacher"),
-            reference=given.get("reference"),
-            resume="resume" in given,
+            teacher=teacher,
+            reference=reference,
+            resume=resume,
             progress=progress,
         )
     _warn_of_failures(summary["tasks"])
-    if "as_json" in given:
+    if as_json:
         print_json(summary)
     else:
         print_summary(summary)
-        sys.stdout.write(f"\nSummary: {given['out'] / 'glue.json'}\n")
+        sys.stdout.write(f"\nSummary: {out / 'glue.json'}\n")
 
 
 def _left(out: Path) -> stopping.Left:
@@ -140,12 +147,10 @@ def _warn_of_failures(tasks: Mapping[str, Any]) -> None:
                 )
 
 
-def _numbers(name: str, given: Mapping[str, Any]) -> list[float] | None:
-    if name not in given:
+def _numbers(option: str, given: str | None) -> list[float] | None:
+    if given is None:
         return None
     try:
-        return [float(part) for part in given[name].split(",")]
+        return [float(part) for part in given.split(",")]
     except ValueError:
-        raise UsageError(
-            f"--{name.replace('_', '-')} {given[name]!r} is not a list of numbers such as 1e-5,3e-5"
-        ) from None
+        raise UsageError(f"{option} {given!r} is not a list of numbers such as 1e-5,3e-5") from None

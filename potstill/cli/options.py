@@ -3,19 +3,17 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from potstill.bundle import MANIFEST_NAME
+from potstill.checkpoint import TRAINING_REPORT
 from potstill.cli.checks import check_task
 from potstill.config import Recipe, build_recipe, load_recipe, parse_setting, with_splits
 from potstill.data import choose_splits
 from potstill.data.splits import HELD_OUT, parse_split
 from potstill.errors import RecipeError
-
-if TYPE_CHECKING:
-    from potstill.data import Examples
 
 SetOption = Annotated[
     list[str] | None,
@@ -85,16 +83,10 @@ def _learned_from(model: str | Path, data: str) -> bool:
         if (folder / MANIFEST_NAME).is_file():
             source = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["source"]["name"]
             folder = Path(source).expanduser()
-        learned = json.loads((folder / "distill.json").read_text(encoding="utf-8"))["data"]
+        learned = json.loads((folder / TRAINING_REPORT).read_text(encoding="utf-8"))["data"]
         return Path(learned["name"]).name == Path(data).name and parse_split(learned["split"])[1] == HELD_OUT
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def say_how(examples: "Examples") -> None:
-    """Say on stderr what a user should know of how the data was read."""
-    for note in examples.notes:
-        typer.echo(f"potstill: {note}", err=True)
 
 
 def resolve(name: str | None, *, flags: Mapping[str, Any], settings: Sequence[str] | None) -> Recipe:

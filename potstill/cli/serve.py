@@ -1,11 +1,12 @@
 """`potstill serve`: answer over HTTP from one bundle or several."""
 
+import ipaddress
 import os
 import re
 import shlex
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ _SPEC = re.compile(
 )
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KEY = re.compile(r"[!-~]{8,512}")
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_ORIGIN = re.compile(r"https?://[^/?#\s]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,12 @@ def serve(
     request_seconds: options.RequestSecondsOption = 60.0,
     drain_seconds: options.DrainSecondsOption = 2.0,
     shutdown_seconds: options.ShutdownSecondsOption = 20.0,
+    uds: options.UdsOption = None,
+    tls_cert: options.TlsCertOption = None,
+    tls_key: options.TlsKeyOption = None,
+    root_path: options.RootPathOption = "",
+    cors_origin: options.CorsOriginOption = None,
+    allowed_host: options.AllowedHostOption = None,
 ) -> None:
     """Answer over HTTP from a bundle, without PyTorch: POST /predict, GET /docs and more.
 
@@ -63,11 +72,18 @@ def serve(
     Two models: potstill serve student=student-onnx/@int8 teacher=teacher-onnx/ --shadow teacher
     """
     specs = read_specs(bundles, precision=precision)
-    keys = read_keys(api_key_file, os.environ.get("POTSTILL_API_KEYS", ""))
+    keys = read_keys(api_key_file, os.environ.get("POTSTILL_API_KEYS"))
     pair = None if shadow is None else _shadow_pair(specs, shadow)
+    if (tls_cert is None) is not (tls_key is None):
+        raise UsageError("--tls-cert and --tls-key go together; pass both")
+    if root_path and not _ROOT_PATH.fullmatch(root_path):
+        raise UsageError(f"--root-path is {root_path!r}; expected a path such as /potstill, without a slash at its end")
+    for origin in cors_origin or ():
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise UsageError(f"--cors-origin is {origin!r}; expected scheme and host such as https://app.example, or *")
     for spec in specs:
         _check_folder(spec)
-    for module in ("onnxruntime", "tokenizers", "uvicorn", "httptools", "prometheus_client"):
+    for module in ("onnxruntime", "tokenizers", "uvicorn", "httptools", "starlette", "prometheus_client"):
         require(module, extra="serve")
     from potstill.serve import server as serving
     from potstill.serve.batching import Engine, EngineSettings
@@ -75,26 +91,31 @@ def serve(
     from potstill.serve.limits import Limits
 
     limits = Limits(
-        body_bytes=max_body_bytes, inputs=max_inputs, characters_per_token=max_characters_per_token,
-        connections=max_connections, wait_ms=max_wait_ms, request_seconds=request_seconds,
-        drain_seconds=drain_seconds, shutdown_seconds=shutdown_seconds,
-    )  # fmt: skip
-    settings = EngineSettings(
-        threads=threads,
-        runners=runners,
-        allow_drift=allow_drift,
-        limits=limits,
-        shadow=pair,
+        body_bytes=max_body_bytes,
+        inputs=max_inputs,
+        characters_per_token=max_characters_per_token,
+        connections=max_connections,
+        wait_ms=max_wait_ms,
+        request_seconds=request_seconds,
+        drain_seconds=drain_seconds,
+        shutdown_seconds=shutdown_seconds,
     )
+    settings = EngineSettings(threads=threads, runners=runners, allow_drift=allow_drift, limits=limits, shadow=pair)
+    listener = serving.bind(host, port) if uds is None else serving.bind_unix(uds)
+    hosts = allowed_hosts(allowed_host or (), host=host, is_open=not keys and uds is None)
     loaded: list[Engine] = []
 
     def load() -> serving.Loaded:
-        loaded.append(_load(specs, settings))
-        return loaded[0], create_app(loaded[0], limits=limits, api_keys=keys)
+        engine = _load(specs, settings)
+        loaded.append(engine)
+        app = create_app(engine, limits=limits, api_keys=keys, allowed_hosts=hosts, cors_origins=cors_origin or ())
+        return engine, app
 
-    with serving.bind(host, port) as listener:
-        address = listener.getsockname()
-        serving.serve(listener, load, limits=limits, on_ready=partial(_announce, loaded, address, len(keys)))
+    def announce() -> None:
+        _announce(loaded[0], _url(listener, uds=uds, scheme="http" if tls_cert is None else "https"), len(keys))
+
+    tls = None if tls_cert is None or tls_key is None else (tls_cert, tls_key)
+    serving.serve(listener, load, limits=limits, on_ready=announce, tls=tls, root_path=root_path)
 
 
 def _load(specs: Sequence[Spec], settings: "EngineSettings") -> "Engine":
@@ -115,14 +136,18 @@ def _load(specs: Sequence[Spec], settings: "EngineSettings") -> "Engine":
     return engine
 
 
-def _announce(loaded: Sequence["Engine"], address: tuple[str, int], keys: int) -> None:
-    host = f"[{address[0]}]" if ":" in address[0] else address[0]
-    models = ", ".join(f"{name} {encoder.precision}" for engine in loaded for name, encoder in engine.models.items())
-    keyed = f"{keys} API keys" if keys else "no API key"
-    typer.echo(f"potstill serve: http://{host}:{address[1]}, {models}, {keyed}", err=True)
-    for engine in loaded:
-        if engine.plan is not None:
-            typer.echo(describe_plan(engine.plan), err=True)
+def _url(listener: socket.socket, *, uds: Path | None, scheme: str) -> str:
+    if uds is not None:
+        return f"{scheme}+unix://{uds}"
+    host, port = listener.getsockname()[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def _announce(engine: "Engine", url: str, keys: int) -> None:
+    models = ", ".join(f"{name} {encoder.precision}" for name, encoder in engine.models.items())
+    typer.echo(f"potstill serve: {url}, {models}, {f'{keys} API keys' if keys else 'no API key'}", err=True)
+    if engine.plan is not None:
+        typer.echo(describe_plan(engine.plan), err=True)
 
 
 def describe_plan(plan: "Plan") -> str:
@@ -172,13 +197,41 @@ def _check_folder(spec: Spec) -> None:
         raise BundleError(f"{spec.folder} is not a folder; {near}")
 
 
-def read_keys(file: Path | None, more: str) -> list[str]:
+def allowed_hosts(given: Sequence[str], *, host: str, is_open: bool) -> frozenset[str] | None:
+    """Return the names that a request's Host may have, None for any.
+
+    A server that trusts its own machine must not be asked by a web page whose name was made to point there.
+
+    Args:
+        given: what the user allows; "*" is any.
+        host: the address that the server listens on.
+        is_open: whether everybody who reaches the address is answered.
+    """
+    if "*" in given:
+        return None
+    try:
+        is_loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = host == "localhost"
+    if not given and not (is_open and is_loopback):
+        return None
+    return frozenset({*given, host, "localhost", "127.0.0.1", "::1"})
+
+
+def read_keys(file: Path | None, more: str | None) -> list[str]:
     """Return the API keys of a file, one per line, and of a list with commas.
 
+    Args:
+        file: None if there is none.
+        more: the list; None or empty if there is none.
+
     Raises:
-        UsageError: if the file cannot be read or has none, or a key could not stand in a header.
+        UsageError: if the file cannot be read, either has no key, or a key could not stand in a header.
     """
-    keys = [key.strip() for key in more.split(",")]
+    keys = [key.strip() for key in (more or "").split(",")]
+    if more and not any(keys):
+        # Whoever sets it means to ask for keys: an open server would be the opposite.
+        raise UsageError("POTSTILL_API_KEYS has no key; set keys, separated by commas, or unset it")
     if file is not None:
         try:
             lines = file.read_text("utf-8").splitlines()

@@ -40,7 +40,7 @@ RunnersOption = Annotated[
 ]
 AllowDriftOption = Annotated[
     bool,
-    typer.Option("--allow-drift", help="Batch texts even where a file's answers depend on their company."),
+    typer.Option("--allow-drift", help="Batch texts even where a file's answers depend on the batch."),
 ]
 ApiKeyFileOption = Annotated[
     Path | None,
@@ -61,3 +61,37 @@ DrainSecondsOption = Annotated[
     float, typer.Option(help="After SIGTERM, time to go on answering while /health/ready says no.", min=0)
 ]
 ShutdownSecondsOption = Annotated[float, typer.Option(help="Time to finish after that.")]
+UdsOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Unix socket to listen on instead of an address.", show_default=False),
+]
+TlsCertOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Certificate and its chain as PEM, for HTTPS.", show_default=False),
+]
+TlsKeyOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="The certificate's key as PEM, without a passphrase.", show_default=False),
+]
+RootPathOption = Annotated[
+    str,
+    typer.Option(
+        metavar="PATH", help="Path that a proxy in front adds and strips, such as /potstill.", show_default="none"
+    ),
+]
+CorsOriginOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ORIGIN",
+        help="Origin whose web pages may read answers, such as https://app.example; repeatable, * is all.",
+        show_default="none",
+    ),
+]
+AllowedHostOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="HOST",
+        help="Host name that requests may ask for; repeatable, * is any.",
+        show_default="this machine's on loopback without keys, else any",
+    ),
+]

@@ -1,4 +1,8 @@
-"""From rows of tokens to padded batches of similar length, in an order that a resumed run finds again."""
+"""From labelled examples to rows of tokens, and from rows to padded batches of similar length.
+
+`tokenize` makes the rows, `EpochRows` and `LengthGroupedSampler` give them in an order that a resumed run finds again,
+`make_collator` and `make_mlm_collator` pad them, and mask them for masked-language training.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -19,27 +23,132 @@ from potstill.distill.masking import IGNORED, make_masking, mask_batch
 from potstill.errors import CheckpointError, DataError, RecipeError
 from potstill.serve.tasks.question_answering import STRIDE, QuestionParameters
 
-__all__ = [
-    "LENGTH_COLUMN",
-    "EpochRows",
-    "LengthGroupedSampler",
-    "count_shared",
-    "hash_rows",
-    "make_collator",
-    "make_mlm_collator",
-    "read_column",
-    "tokenize",
-]
-
 Row: TypeAlias = dict[str, Any]
+"""One row: token ids and the like by name, and its labels."""
 Batch: TypeAlias = dict[str, torch.Tensor]
 Collator: TypeAlias = Callable[[Sequence[Row]], Batch]
 
+LENGTH_COLUMN = "length"
+LABELS = "labels"
 # Batches that are sorted by length together: enough to leave little padding, few enough to stay shuffled.
 _BATCHES_PER_POOL = 50
 _ROWS_AT_ONCE = 10_000
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "segments")
-_SPANS = ("start_positions", "end_positions")
+_ANSWER_POSITIONS = ("start_positions", "end_positions")
+_LONGEST_QUESTION: int = QuestionParameters().max_question_len
+
+
+def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Dataset:
+    """Return rows with the tokenizer's inputs unpadded, `length` in tokens, and their labels if there are any.
+
+    - A text or pair is a row; `labels` is a class id, a score, or a vector with one 0/1 per class.
+    - Words (token classification) are a row; `labels` holds one id per token: the word's on its first token, -100 on
+      all others.
+    - A question with its context becomes one row per window of the context, which share 128 tokens where there is room.
+      `start_positions` and `end_positions` are the answer's first and last token, or both that of the [CLS] token
+      where the window does not hold the whole answer.
+
+    Token types are always there when the tokenizer makes them: a BERT teacher needs them even when its DistilBERT
+    student has none.
+
+    Raises:
+        DataError: if a row cannot be tokenised, or `max_length` leaves no room for a question and its context.
+        CheckpointError: if the tokenizer cannot take lists of words.
+    """
+    labels = examples.labels
+    if len(examples.texts) and isinstance(examples.texts[0], list):
+        columns = _tokenize_words(examples, tokenizer, max_length=max_length)
+    elif labels is not None and len(labels) > 0 and isinstance(labels[0], dict):
+        columns = _tokenize_questions(examples, tokenizer, max_length=max_length)
+    else:
+        pairs = [text if isinstance(text, tuple) else (text, None) for text in examples.texts]
+        seconds = [second for _, second in pairs]
+        encoded = tokenizer(
+            [first for first, _ in pairs],
+            seconds if any(second is not None for second in seconds) else None,
+            truncation=True,
+            max_length=max_length,
+        )
+        columns = {**encoded, **({} if labels is None else {LABELS: list(labels)})}
+    columns[LENGTH_COLUMN] = [len(ids) for ids in columns["input_ids"]]
+    return Dataset.from_dict(columns)
+
+
+def _tokenize_words(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> dict[str, Any]:
+    if glues_words(tokenizer):
+        raise CheckpointError(
+            "this tokenizer marks a word by the space before it, so it cannot take lists of words; set "
+            '"add_prefix_space": true in the pre_tokenizer of its tokenizer.json'
+        )
+    encoded = tokenizer(list(examples.texts), is_split_into_words=True, truncation=True, max_length=max_length)
+    columns: dict[str, Any] = {**encoded}
+    if examples.labels is None:
+        return columns
+    columns[LABELS] = []
+    for number, (words, labels) in enumerate(zip(examples.texts, examples.labels, strict=True)):
+        if len(labels) != len(words):
+            raise DataError(f"row {number + 1} has {len(words)} words and {len(labels)} labels; each word needs one")
+        token_labels, seen = [], {None}  # special tokens belong to no word
+        for word in encoded.word_ids(number):
+            token_labels.append(IGNORED if word in seen else int(labels[word]))
+            seen.add(word)
+        columns[LABELS].append(token_labels)
+    return columns
+
+
+def _tokenize_questions(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> dict[str, Any]:
+    room = max_length - tokenizer.num_special_tokens_to_add(pair=True)
+    longest = min(_LONGEST_QUESTION, room // 2)
+    if longest < 1:
+        raise DataError(f"max_length is {max_length}; a question and its context need more")
+    # Spaces in front of a question, which SQuAD has, would count as text to some tokenizers.
+    questions = [str(question).lstrip() for question, _ in examples.texts]
+    offsets = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+        "offset_mapping"
+    ]
+    encoded = tokenizer(
+        [
+            question if len(spans) <= longest else question[: spans[longest - 1][1]]
+            for question, spans in zip(questions, offsets, strict=True)
+        ],
+        [context for _, context in examples.texts],
+        truncation="only_second",
+        max_length=max_length,
+        stride=min(STRIDE, (room - longest) // 2),
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    owners = encoded.pop("overflow_to_sample_mapping")
+    all_offsets = encoded.pop("offset_mapping")
+    columns: dict[str, Any] = {**encoded, "start_positions": [], "end_positions": []}
+    for number, window_offsets in enumerate(all_offsets):
+        is_context = np.array([part == 1 for part in encoded.sequence_ids(number)])
+        spans = np.where(is_context[:, None], np.array(window_offsets, dtype=np.int32), -1)
+        first, last = _answer_tokens(spans, examples.labels[owners[number]])
+        if first < 0:  # [CLS] means "no answer here"
+            ids = list(encoded["input_ids"][number])
+            first = last = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
+        columns["start_positions"].append(first)
+        columns["end_positions"].append(last)
+    return columns
+
+
+def _answer_tokens(spans: NDArray[np.int32], answers: dict[str, Any]) -> tuple[int, int]:
+    """Return the first and last token of the first answer, or -1 twice where this window lacks a part of it.
+
+    Args:
+        spans: (T, 2), where in the context each token begins and ends; -1 for tokens outside of it.
+        answers: `text` and `answer_start` of each answer.
+    """
+    inside = np.flatnonzero(spans[:, 1] > spans[:, 0])
+    if not len(answers["text"]) or not len(inside):
+        return -1, -1
+    start = int(answers["answer_start"][0])
+    end = start + len(answers["text"][0])
+    if spans[inside[0], 0] > start or spans[inside[-1], 1] < end:
+        return -1, -1
+    touched = inside[(spans[inside, 1] > start) & (spans[inside, 0] < end)]
+    return (int(touched[0]), int(touched[-1])) if len(touched) else (-1, -1)
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -155,7 +264,7 @@ def hash_rows(rows: Dataset) -> str:
     return digest.hexdigest()
 
 
-def make_collator(tokenizer: PreTrainedTokenizerBase, *, pad_to_multiple_of: int = 1) -> Collator:
+def make_collator(tokenizer: PreTrainedTokenizerBase) -> Collator:
     """Return a function that pads labelled rows on the right, to the longest of their batch.
 
     The batch has the model's inputs (B, T), int64, and where the rows have them
@@ -167,10 +276,18 @@ def make_collator(tokenizer: PreTrainedTokenizerBase, *, pad_to_multiple_of: int
     """
 
     def collate(rows: Sequence[Row]) -> Batch:
-        batch = _pad_inputs(rows, tokenizer, pad_to_multiple_of)
+        batch = _pad_inputs(rows, tokenizer)
         if LABELS in rows[0]:
-            batch[LABELS] = _stack_labels([np.asarray(row[LABELS]) for row in rows], batch["input_ids"].shape[1])
-        batch |= {name: np.array([row[name] for row in rows], dtype=np.int64) for name in _SPANS if name in rows[0]}
+            labels = [np.asarray(row[LABELS]) for row in rows]
+            if labels[0].dtype.kind == "f":
+                batch[LABELS] = np.stack(labels).astype(np.float32)
+            elif labels[0].ndim == 0:
+                batch[LABELS] = np.stack(labels).astype(np.int64)
+            else:
+                batch[LABELS] = _pad(labels, batch["input_ids"].shape[1], IGNORED)
+        for name in _ANSWER_POSITIONS:
+            if name in rows[0]:
+                batch[name] = np.array([row[name] for row in rows], dtype=np.int64)
         return _to_tensors(batch)
 
     return collate
@@ -186,7 +303,6 @@ def make_mlm_collator(
     smoothing: float = 0.7,
     extra_share: float = 0.0,
     kl_positions: Literal["masked", "all"] = "masked",
-    pad_to_multiple_of: int = 1,
 ) -> Collator:
     """Return a function that pads rows of `EpochRows` and masks them (`masking.make_masking`, `mask_batch`).
 
@@ -206,7 +322,7 @@ def make_mlm_collator(
     if kl_positions == "all" and extra_share > 0:
         raise RecipeError(f"extra_share={extra_share} has no effect with kl_positions='all'; set one of them")
     if not mask:
-        return lambda rows: _to_tensors(_pad_inputs(rows, tokenizer, pad_to_multiple_of))
+        return lambda rows: _to_tensors(_pad_inputs(rows, tokenizer))
     masking = make_masking(
         tokenizer, seed=seed, share=share, extra_share=extra_share, counts=counts, smoothing=smoothing
     )
@@ -214,7 +330,7 @@ def make_mlm_collator(
     def collate(rows: Sequence[Row]) -> Batch:
         if "row" not in rows[0] or "epoch" not in rows[0]:
             raise DataError("rows to be masked need their row and epoch: read them through EpochRows(data set)")
-        batch = _pad_inputs(rows, tokenizer, pad_to_multiple_of)
+        batch = _pad_inputs(rows, tokenizer)
         is_token = batch["attention_mask"].astype(np.bool_)
         masked = mask_batch(
             batch["input_ids"],
@@ -242,9 +358,8 @@ def _cells(column: pyarrow.ChunkedArray) -> Sequence[Any]:
     return np.split(together.flatten().to_numpy(zero_copy_only=False), bounds)
 
 
-def _pad_inputs(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, multiple: int) -> dict[str, NDArray[Any]]:
-    longest = max(len(row["input_ids"]) for row in rows)
-    length = -(-longest // multiple) * multiple
+def _pad_inputs(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> dict[str, NDArray[Any]]:
+    length = max(len(row["input_ids"]) for row in rows)
     fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     return {name: _pad([row[name] for row in rows], length, fill.get(name, 0)) for name in _INPUTS if name in rows[0]}
 
@@ -256,163 +371,5 @@ def _pad(lists: Sequence[Sequence[int] | NDArray[Any]], length: int, value: int)
     return padded
 
 
-def _stack_labels(labels: Sequence[NDArray[Any]], length: int) -> NDArray[Any]:
-    if labels[0].dtype.kind == "f":
-        return np.stack(labels).astype(np.float32)
-    if labels[0].ndim == 0:
-        return np.stack(labels).astype(np.int64)
-    return _pad(labels, length, IGNORED)
-
-
 def _to_tensors(batch: dict[str, NDArray[Any]]) -> Batch:
     return {name: torch.from_numpy(values) for name, values in batch.items()}
-
-
-_LONGEST_QUESTION: int = QuestionParameters().max_question_len
-LENGTH_COLUMN = "length"
-LABELS = "labels"
-EXAMPLE = "example"
-"""The number of the example that a row was cut from (question answering)."""
-WORD_STARTS = "word_starts"
-"""The position of each word's first token, -1 for a word that has none (token classification)."""
-OFFSETS = ("offset_starts", "offset_ends")
-"""Where in the context each token begins and ends, -1 for tokens outside it (question answering)."""
-
-
-def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Dataset:
-    """Return rows with the tokenizer's inputs unpadded, `length` in tokens, and their labels if there are any.
-
-    - A text or pair is a row; `labels` is a class id, a score, or a vector with one 0/1 per class.
-    - Words (token classification) are a row; `labels` holds one id per token: the word's on its first token, -100 on
-      all others. `word_starts` says where each word begins.
-    - A question with its context becomes one row per window of the context, which share 128 tokens where there is room.
-      `start_positions` and `end_positions` are the answer's first and last token, or both that of the [CLS] token
-      where the window does not hold the whole answer. `example`, `offset_starts` and `offset_ends` say
-      which part of which context a window holds.
-
-    Token types are always there when the tokenizer makes them: a BERT teacher needs them even when its DistilBERT
-    student has none.
-
-    Raises:
-        DataError: if a row cannot be tokenised, or `max_length` leaves no room for a question and its context.
-    """
-    if len(examples.texts) and isinstance(examples.texts[0], list):
-        columns = _words(examples, tokenizer, max_length=max_length)
-    elif _asks_questions(examples.labels):
-        columns = _windows(examples, tokenizer, max_length=max_length)
-    else:
-        columns = _texts(examples, tokenizer, max_length=max_length)
-    columns[LENGTH_COLUMN] = [len(ids) for ids in columns["input_ids"]]
-    return Dataset.from_dict(columns)
-
-
-def _asks_questions(labels: Any) -> bool:
-    return labels is not None and len(labels) > 0 and isinstance(labels[0], dict)
-
-
-def _texts(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> dict[str, Any]:
-    pairs = [text if isinstance(text, tuple) else (text, None) for text in examples.texts]
-    seconds = [second for _, second in pairs]
-    encoded = tokenizer(
-        [first for first, _ in pairs],
-        seconds if any(second is not None for second in seconds) else None,
-        truncation=True,
-        max_length=max_length,
-    )
-    labels = {} if examples.labels is None else {LABELS: list(examples.labels)}
-    return {**encoded, **labels}
-
-
-def _words(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> dict[str, Any]:
-    if glues_words(tokenizer):
-        raise CheckpointError(
-            "this tokenizer marks a word by the space before it, so it cannot take lists of words; set "
-            '"add_prefix_space": true in the pre_tokenizer of its tokenizer.json'
-        )
-    encoded = tokenizer(list(examples.texts), is_split_into_words=True, truncation=True, max_length=max_length)
-    columns: dict[str, Any] = {**encoded, WORD_STARTS: []}
-    if examples.labels is not None:
-        columns[LABELS] = []
-    for number, words in enumerate(examples.texts):
-        word_ids = encoded.word_ids(number)
-        starts = [-1] * len(words)
-        for place in range(len(word_ids) - 1, -1, -1):
-            if word_ids[place] is not None:
-                starts[word_ids[place]] = place
-        columns[WORD_STARTS].append(starts)
-        if examples.labels is not None:
-            columns[LABELS].append(_token_labels(examples.labels[number], starts, len(word_ids), number))
-    return columns
-
-
-def _token_labels(labels: Sequence[int], starts: list[int], length: int, number: int) -> list[int]:
-    if len(labels) != len(starts):
-        raise DataError(f"row {number + 1} has {len(starts)} words and {len(labels)} labels; each word needs one")
-    found = [IGNORED] * length
-    for label, start in zip(labels, starts, strict=True):
-        if start >= 0:
-            found[start] = int(label)
-    return found
-
-
-def _windows(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> dict[str, Any]:
-    room = max_length - tokenizer.num_special_tokens_to_add(pair=True)
-    longest = min(_LONGEST_QUESTION, room // 2)
-    if longest < 1:
-        raise DataError(f"max_length is {max_length}; a question and its context need more")
-    questions = _shorten([str(question) for question, _ in examples.texts], tokenizer, longest=longest)
-    encoded = tokenizer(
-        questions,
-        [context for _, context in examples.texts],
-        truncation="only_second",
-        max_length=max_length,
-        stride=min(STRIDE, (room - longest) // 2),
-        return_overflowing_tokens=True,
-        return_offsets_mapping=True,
-    )
-    owners = encoded.pop("overflow_to_sample_mapping")
-    all_offsets = encoded.pop("offset_mapping")
-    columns: dict[str, Any] = {**encoded, EXAMPLE: owners, "start_positions": [], "end_positions": []}
-    columns |= {name: [] for name in OFFSETS}
-    for number, offsets in enumerate(all_offsets):
-        is_context = np.array([part == 1 for part in encoded.sequence_ids(number)])
-        places = np.where(is_context[:, None], np.array(offsets, dtype=np.int32), -1)
-        first, last = _answer_tokens(places, examples.labels[owners[number]])
-        if first < 0:
-            first = last = cls_position(encoded["input_ids"][number], tokenizer)
-        for name, value in zip(
-            ("start_positions", "end_positions", *OFFSETS), (first, last, places[:, 0], places[:, 1]), strict=True
-        ):
-            columns[name].append(value)
-    return columns
-
-
-def _shorten(questions: list[str], tokenizer: PreTrainedTokenizerBase, *, longest: int) -> list[str]:
-    """Cut questions behind their first `longest` tokens."""
-    # Spaces in front of a question, which SQuAD has, would count as text to some tokenizers.
-    questions = [question.lstrip() for question in questions]
-    offsets = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
-        "offset_mapping"
-    ]
-    return [
-        question if len(spans) <= longest else question[: spans[longest - 1][1]]
-        for question, spans in zip(questions, offsets, strict=True)
-    ]
-
-
-def _answer_tokens(places: np.ndarray, answers: dict[str, Any]) -> tuple[int, int]:
-    """Return the first and last token of the first answer, or -1 twice where this window lacks a part of it."""
-    inside = np.flatnonzero(places[:, 1] > places[:, 0])
-    if not len(answers["text"]) or not len(inside):
-        return -1, -1
-    start = int(answers["answer_start"][0])
-    end = start + len(answers["text"][0])
-    if places[inside[0], 0] > start or places[inside[-1], 1] < end:
-        return -1, -1
-    touched = inside[(places[inside, 1] > start) & (places[inside, 0] < end)]
-    return (int(touched[0]), int(touched[-1])) if len(touched) else (-1, -1)
-
-
-def cls_position(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return where a row's [CLS] token stands, which also means "no answer here"."""
-    return list(ids).index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0

@@ -95,10 +95,10 @@ def check_same_run(work_dir: Path, identity: Mapping[str, Any]) -> None:
     file = work_dir / _IDENTITY
     try:
         known = json.loads(file.read_text(encoding="utf-8"))
-        before = _flat({key: value for key, value in known.items() if key in identity})
+        before = flatten({key: value for key, value in known.items() if key in identity})
     except (OSError, ValueError, AttributeError):
         before = {}
-    ours = _flat(json.loads(json.dumps(identity)))
+    ours = flatten(json.loads(json.dumps(identity)))
     differing = [key for key in ours | before if ours.get(key) != before.get(key)]
     if differing:
         told = [f"{key} was {_show(before.get(key))} and is {_show(ours.get(key))}" for key in differing[:_SHOWN]]
@@ -110,12 +110,12 @@ def check_same_run(work_dir: Path, identity: Mapping[str, Any]) -> None:
         )
 
 
-def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Return nested values by dotted key."""
-    found: dict[str, Any] = {}
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted key: `{"a": {"b": 1}}` becomes `{"a.b": 1}`."""
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        found |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
-    return found
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _show(value: Any) -> str:

@@ -21,23 +21,22 @@ from typing import Any, Literal, TypeAlias
 import datasets
 import numpy as np
 import pyarrow
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, IterableDataset, List, Value
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from potstill.data import PYTHON_DOCS, splits
-from potstill.data.columns import TEXT_REMEDY, find_column, split_names
+from potstill.data import PYTHON_DOCS
+from potstill.data.columns import pick_text_columns
 from potstill.data.python_docs import read_python_docs
-from potstill.data.read import SUFFIXES as TABLES
-from potstill.data.read import arrow_schema, read_rows, text_lines
-from potstill.data.splits import is_held_out, parse_split
-from potstill.distill.batches import LENGTH_COLUMN, LengthGroupedSampler, read_column
+from potstill.data.read import SUFFIXES, arrow_schema, read_rows, text_lines
+from potstill.data.splits import HELD_OUT, find_files, is_held_out, parse_split
+from potstill.distill.batches import LENGTH_COLUMN
 from potstill.distill.packing import pack
 from potstill.errors import DataError
 from potstill.files import new_folder
 from potstill.hub import check_name
 from potstill.machine import available_cores
-from potstill.tasks import TEXT_NAMES
+from potstill.tasks import FILL_MASK
 
 Packing: TypeAlias = Literal["none", "blocks", "texts"]
 Ints: TypeAlias = NDArray[np.int64]
@@ -55,7 +54,7 @@ _WORTH_PROCESSES = 20_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Frame:
+class _SpecialTokens:
     """What a tokenizer puts around a text."""
 
     before: list[int]
@@ -64,7 +63,7 @@ class _Frame:
     has_token_types: bool
 
     @property
-    def size(self) -> int:
+    def count(self) -> int:
         return len(self.before) + len(self.after)
 
 
@@ -122,77 +121,39 @@ def load_corpus(  # noqa: PLR0913 - what, from where, and how; each is named by 
     Raises:
         DataError: if the data is missing, a row is broken, or nothing is left.
     """
-    frame = _frame_of(tokenizer, max_length)
-    files = find_files(name, split)
+    special = _special_tokens(tokenizer, max_length)
+    files = find_files(name, parse_split(split)[0], (*SUFFIXES, ".txt"))
     is_hub = files is None and name != PYTHON_DOCS
-    if streaming:
-        _check_stream(name, is_hub=is_hub, limit=limit)
-    hub = read_hub(name, split=split, column=text_column, streaming=streaming) if is_hub else None
+    if streaming and limit is None:
+        raise DataError("streaming needs a limit: without one the whole data set would be fetched and written")
+    if streaming and not is_hub:
+        raise DataError(f"streaming is for data sets of the hub, and {name} is none; files are always read as a stream")
+    hub = _load_from_hub(name, split=split, column=text_column, streaming=streaming) if is_hub else None
     settings = [_FORMAT, name, split, _source_state(files, hub), text_column, limit, max_length, packing, streaming]
     folder = _folder(cache_dir, [*settings, _tokenizer_state(tokenizer)])
     if not (folder / _FILE).is_file():
         with new_folder(folder, overwrite=True) as building:
-            found = read_texts(name, split=split, files=files, column=text_column)
-            texts = _texts(hub, found, building, limit=limit, origin=f"{name} ({split})")
-            pieces = _pieces(texts, tokenizer, building, packing=packing, max_length=max_length, num_proc=num_proc)
-            _write_rows(building / _FILE, pieces, frame=frame, is_packed=packing == "texts")
-            _remove_steps(building)
-    return _open(folder, keep=cache_dir is not None)
-
-
-def _open(folder: Path, *, keep: bool) -> Dataset:
+            found = read_texts(split=split, files=files, column=text_column)
+            texts = _keep_texts(hub, found, building / "texts.arrow", limit=limit, origin=f"{name} ({split})")
+            room = max_length - special.count
+            # Only running text is parted by separators; elsewhere the special tokens part the texts.
+            end = [special.separator] if packing == "blocks" and special.separator is not None else []
+            tokens = _tokenize(texts, tokenizer, building, room=room, end=end, num_proc=num_proc)
+            if packing == "blocks":
+                pieces = _cut_into_blocks(tokens, room=room)
+            else:
+                pieces = _whole_pieces(tokens, special=special, capacity=max_length if packing == "texts" else None)
+            _write_rows(building / _FILE, pieces, special=special, is_packed=packing == "texts")
+            for file in building.iterdir():
+                if file.name != _FILE:
+                    file.unlink()
     corpus = Dataset.from_file(str(folder / _FILE))
-    if not keep:
+    if cache_dir is None:
         weakref.finalize(corpus, _remove, folder, os.getpid())
     return corpus
 
 
-def _check_stream(name: str, *, is_hub: bool, limit: int | None) -> None:
-    if limit is None:
-        raise DataError("streaming needs a limit: without one the whole data set would be fetched and written")
-    if not is_hub:
-        raise DataError(f"streaming is for data sets of the hub, and {name} is none; files are always read as a stream")
-
-
-def describe(corpus: Dataset, *, batch_size: int = 32) -> dict[str, Any]:
-    """Return rows, tokens, the longest row, and the share of padding in length-grouped batches of `batch_size`."""
-    lengths = read_column(corpus, LENGTH_COLUMN)
-    order = lengths[list(LengthGroupedSampler(lengths, batch_size=batch_size, seed=0))]
-    places = sum(int(part.max()) * len(part) for part in np.split(order, range(batch_size, len(order), batch_size)))
-    tokens = int(lengths.sum())
-    return {"rows": len(lengths), "tokens": tokens, "longest": int(lengths.max()), "padding": 1 - tokens / places}
-
-
-def _frame_of(tokenizer: PreTrainedTokenizerBase, max_length: int) -> _Frame:
-    """Return what the tokenizer puts around a text, if a row of `max_length` has room for more."""
-    probe = tokenizer("a", return_special_tokens_mask=True)
-    ids, special = probe["input_ids"], probe["special_tokens_mask"]
-    inside = [place for place, flag in enumerate(special) if not flag]
-    if not inside:
-        raise DataError("the tokenizer makes nothing of the letter 'a'; use one that was trained on text")
-    separator = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
-    frame = _Frame(ids[: inside[0]], ids[inside[-1] + 1 :], separator, "token_type_ids" in tokenizer.model_input_names)
-    if max_length < frame.size + _SHORTEST_TEXT:
-        raise DataError(f"max_length is {max_length}; with the special tokens it takes {frame.size + _SHORTEST_TEXT}")
-    return frame
-
-
-def _source_state(files: list[Path] | None, hub: tuple[Any, str] | None) -> Any:
-    """Return what changes when the data does, as far as that can be known without reading it."""
-    if files is not None:
-        return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    if hub is not None:
-        return getattr(hub[0], "_fingerprint", None)  # a stream has none: its name, split and limit must do
-    return sys.version
-
-
-def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> Any:
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Left behind by whoever used it last; each call here sets its own.
-    return {key: value for key, value in state.items() if key not in {"truncation", "padding"}}
-
-
-def _folder(cache_dir: Path | None, settings: list[Any]) -> Path:
+def _folder(cache_dir: Path | None, settings: list[object]) -> Path:
     if cache_dir is None:
         return Path(tempfile.gettempdir()) / f"potstill-corpus-{uuid.uuid4().hex}"
     return cache_dir / f"corpus-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]}"
@@ -203,203 +164,43 @@ def _remove(folder: Path, owner: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove_steps(building: Path) -> None:
-    for file in building.iterdir():
-        if file.name != _FILE:
-            file.unlink()
-
-
-def _texts(
-    hub: tuple[Any, str] | None, texts: Iterable[str], building: Path, *, limit: int | None, origin: str
-) -> Dataset:
-    """Return the texts as a memory-mapped data set with one column."""
-    found = _write_texts(hub, texts, building, limit=limit)
-    if len(found) == 0:
-        raise DataError(f"{origin} has no text")
-    return found
-
-
-def _write_texts(hub: tuple[Any, str] | None, texts: Iterable[str], building: Path, *, limit: int | None) -> Dataset:
-    if hub is not None:
-        loaded, column = hub
-        if isinstance(loaded, Dataset):
-            chosen = loaded.select(range(min(limit or len(loaded), len(loaded))))
-            return chosen.select_columns([column]).rename_column(column, _TEXT)
-        texts = (row[column] for row in loaded)
-    features = Features({_TEXT: Value("string")})
-    kept = itertools.islice(texts, limit)
-    parts = iter(lambda: list(itertools.islice(kept, _TEXTS_AT_ONCE)), [])
-    file = building / "texts.arrow"
-    _write(file, features, ([pyarrow.array(part, pyarrow.string())] for part in parts))
-    return Dataset.from_file(str(file))
-
-
-def _tokenise(
-    texts: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    building: Path,
-    *,
-    room: int,
-    end: list[int],
-    num_proc: int | None,
-) -> Dataset:
-    """Return the texts' token ids, `end` after each and no other special ones, in pieces of at most `room`."""
-
-    def encode(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
-        for text in batch[_TEXT]:
-            if not isinstance(text, str):
-                raise DataError(f"the text column holds {text!r}, not a text; remove such rows, or name another column")
-        encoded = tokenizer(
-            batch[_TEXT],
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,  # else it warns of texts longer than the model, which are cut here
-        )["input_ids"]
-        kept = (ids + end for ids in encoded if len(ids) >= _SHORTEST_TEXT)
-        return {"ids": [piece for ids in kept for piece in _cut(ids, room)]}
-
-    if num_proc is None:
-        num_proc = available_cores() if len(texts) >= _WORTH_PROCESSES else 1
-    return texts.map(
-        encode,
-        batched=True,
-        batch_size=_TEXTS_AT_ONCE,
-        remove_columns=texts.column_names,
-        features=Features({"ids": List(Value("int32"))}),
-        num_proc=num_proc if num_proc > 1 else None,
-        cache_file_name=str(building / "tokens.arrow"),
-        load_from_cache_file=False,
-        new_fingerprint=hashlib.sha256(str(building).encode()).hexdigest()[:16],
-        desc="tokenise",
+def _special_tokens(tokenizer: PreTrainedTokenizerBase, max_length: int) -> _SpecialTokens:
+    """Return what the tokenizer puts around a text, if a row of `max_length` has room for more."""
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    ids, is_special = encoded["input_ids"], encoded["special_tokens_mask"]
+    inside = [place for place, flag in enumerate(is_special) if not flag]
+    if not inside:
+        raise DataError("the tokenizer makes nothing of the letter 'a'; use one that was trained on text")
+    special = _SpecialTokens(
+        before=ids[: inside[0]],
+        after=ids[inside[-1] + 1 :],
+        separator=tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id,
+        has_token_types="token_type_ids" in tokenizer.model_input_names,
     )
+    if max_length < special.count + _SHORTEST_TEXT:
+        raise DataError(
+            f"max_length is {max_length}; with the special tokens it takes {special.count + _SHORTEST_TEXT}"
+        )
+    return special
 
 
-def _pieces(
-    texts: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    building: Path,
-    *,
-    packing: Packing,
-    max_length: int,
-    num_proc: int | None,
-) -> Iterator[_Pieces]:
-    frame = _frame_of(tokenizer, max_length)
-    room = max_length - frame.size
-    end = [frame.separator] if packing == "blocks" and frame.separator is not None else []
-    tokens = _tokenise(texts, tokenizer, building, room=room, end=end, num_proc=num_proc)
-    if len(tokens) == 0:
-        raise DataError(f"the data has no text of {_SHORTEST_TEXT} tokens or more")
-    if packing == "blocks":
-        return _blocks(tokens, room=room)
-    return _whole_pieces(tokens, frame=frame, capacity=max_length if packing == "texts" else None)
+def _source_state(files: list[Path] | None, hub: tuple[Dataset | IterableDataset, str] | None) -> object:
+    """Return what changes when the data does, as far as that can be known without reading it."""
+    if files is not None:
+        return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    if hub is not None:
+        return getattr(hub[0], "_fingerprint", None)  # a stream has none: its name, split and limit must do
+    return sys.version
 
 
-def _cut(ids: list[int], room: int) -> Iterator[list[int]]:
-    """Cut into pieces of `room`; the last takes from the one before it what it lacks of the shortest text."""
-    bounds = [*range(0, len(ids), room), len(ids)]
-    if len(bounds) > 2:
-        bounds[-2] = min(bounds[-2], len(ids) - _SHORTEST_TEXT)
-    return (ids[start:stop] for start, stop in itertools.pairwise(bounds))
+def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Left behind by the last call of the tokenizer; each call here sets its own.
+    return {key: value for key, value in state.items() if key not in {"truncation", "padding"}}
 
 
-def _blocks(tokens: Dataset, *, room: int) -> Iterator[_Pieces]:
-    """Cut running text into pieces of `room`; if there is less than one in all, that is the only one."""
-    rest = np.empty(0, dtype=np.int32)
-    is_first = True
-    for values, _ in _token_arrays(tokens):
-        values = np.concatenate([rest, values])
-        count = len(values) // room
-        if count:
-            lengths = np.full(count, room, dtype=np.int64)
-            yield _Pieces(values, np.cumsum(lengths) - lengths, lengths, np.ones_like(lengths))
-            is_first = False
-        rest = values[count * room :]
-    if is_first:
-        one = np.ones(1, dtype=np.int64)
-        yield _Pieces(rest, 0 * one, len(rest) * one, one)
-
-
-def _whole_pieces(tokens: Dataset, *, frame: _Frame, capacity: int | None) -> Iterator[_Pieces]:
-    """Give each piece its own row, or with a capacity pack them into rows of so many tokens."""
-    for values, lengths in _token_arrays(tokens):
-        starts, per_row = np.cumsum(lengths) - lengths, np.ones_like(lengths)
-        if capacity is not None:
-            rows = pack(lengths + frame.size, capacity)
-            order = np.array([piece for row in rows for piece in row])
-            starts, lengths, per_row = starts[order], lengths[order], np.array([len(row) for row in rows])
-        yield _Pieces(values, starts, lengths, per_row)
-
-
-def _token_arrays(tokens: Dataset) -> Iterator[tuple[NDArray[np.int32], Ints]]:
-    """Yield the ids of many pieces in one array, and the length of each piece."""
-    for table in tokens.with_format("arrow").iter(batch_size=_PIECES_AT_ONCE):
-        column = table["ids"].combine_chunks()
-        yield column.flatten().to_numpy(), column.value_lengths().to_numpy().astype(np.int64)
-
-
-def _write_rows(file: Path, groups: Iterator[_Pieces], *, frame: _Frame, is_packed: bool) -> None:
-    names = {"input_ids": "int32", "attention_mask": "int8"}
-    names |= {"token_type_ids": "int8"} if frame.has_token_types else {}
-    names |= {"segments": "int16", "position_ids": "int32"} if is_packed else {}
-    features = Features({name: List(Value(kind)) for name, kind in names.items()} | {LENGTH_COLUMN: Value("int32")})
-    _write(file, features, (_columns(pieces, frame, names) for pieces in groups))
-
-
-def _columns(pieces: _Pieces, frame: _Frame, names: dict[str, str]) -> list[pyarrow.Array]:
-    ids, lengths = _framed(pieces, frame)
-    last = np.cumsum(pieces.per_row) - 1
-    ends = np.cumsum(lengths)[last]
-    offsets = pyarrow.array(np.concatenate([[0], ends]).astype(np.int32))
-    place: dict[str, NDArray[Any]] = {
-        "input_ids": ids,
-        "attention_mask": np.ones(len(ids)),
-        "token_type_ids": np.zeros(len(ids)),
-        "segments": np.repeat(_count_up(pieces.per_row) + 1, lengths),
-        "position_ids": _count_up(lengths),
-    }
-    lists = [pyarrow.ListArray.from_arrays(offsets, pyarrow.array(place[name].astype(names[name]))) for name in names]
-    return [*lists, pyarrow.array(np.diff(ends, prepend=0).astype(np.int32))]
-
-
-def _framed(pieces: _Pieces, frame: _Frame) -> tuple[NDArray[np.int32], Ints]:
-    """Return all pieces in one array, special tokens around each, and the length of each with them."""
-    lengths = pieces.lengths + frame.size
-    ends = np.cumsum(lengths)
-    starts = ends - lengths
-    ids = np.empty(int(ends[-1]), dtype=np.int32)
-    for number, token in enumerate(frame.before):
-        ids[starts + number] = token
-    for number, token in enumerate(frame.after):
-        ids[ends - len(frame.after) + number] = token
-    within = _count_up(pieces.lengths)
-    from_places = np.repeat(pieces.starts, pieces.lengths) + within
-    ids[np.repeat(starts + len(frame.before), pieces.lengths) + within] = pieces.values[from_places]
-    return ids, lengths
-
-
-def _count_up(lengths: Ints) -> Ints:
-    """Return 0 .. n-1 for each length n, one after another."""
-    return np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-
-
-def _write(file: Path, features: Features, batches: Iterable[list[pyarrow.Array]]) -> None:
-    schema = features.arrow_schema
-    with pyarrow.OSFile(str(file), "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
-        for columns in batches:
-            writer.write_batch(pyarrow.record_batch(columns, schema=schema))
-
-
-SUFFIXES = (*TABLES, ".txt")
-
-
-def find_files(name: str, split: str) -> list[Path] | None:
-    """Return the files of a split as `potstill.data` finds them; a text file is one, too."""
-    return splits.find_files(name, parse_split(split)[0], SUFFIXES)
-
-
-def read_texts(name: str, *, split: str, files: list[Path] | None, column: str | None) -> Iterator[str]:
-    """Yield the texts of files, or of `python-docs`, in their order; blank ones are left out.
+def read_texts(*, split: str, files: list[Path] | None, column: str | None) -> Iterator[str]:
+    """Yield the texts of files, or of `python-docs` for None, in their order; blank ones are left out.
 
     Files are read as a stream, whatever their size; only a `.json` array is held whole.
 
@@ -407,24 +208,37 @@ def read_texts(name: str, *, split: str, files: list[Path] | None, column: str |
         DataError: with the file and the row, at the first row that cannot be read.
     """
     base, part = parse_split(split)
-    for text in _all_texts(base, files=files, column=column):
-        if part is None or is_held_out(text) == (part == splits.HELD_OUT):
-            yield text
+    texts = (text for text, _ in read_python_docs(base)) if files is None else _texts_of_files(files, column)
+    return (text for text in texts if part is None or is_held_out(text) == (part == HELD_OUT))
 
 
-def _all_texts(split: str, *, files: list[Path] | None, column: str | None) -> Iterator[str]:
-    if files is None:
-        yield from (text for text, _ in read_python_docs(split))
-        return
+def _texts_of_files(files: Sequence[Path], column: str | None) -> Iterator[str]:
     for file in files:
-        for number, text in _texts_of(file, column):
+        for number, text in _numbered_texts(file, column):
             if not isinstance(text, str):
                 raise DataError(f"{file} row {number}: the text column holds {text!r}, not a text; mend or remove it")
             if text.strip():
                 yield text
 
 
-def read_hub(name: str, *, split: str, column: str | None, streaming: bool) -> tuple[Any, str]:
+def _numbered_texts(file: Path, column: str | None) -> Iterator[tuple[int, object]]:
+    """Yield (row or line number from 1, text)."""
+    if file.suffix == ".txt":
+        yield from enumerate((line.rstrip("\r\n") for line in text_lines(file)), 1)
+        return
+    chosen = ""
+    if file.suffix in (".parquet", ".arrow"):
+        chosen = _text_column(arrow_schema(file).names, column, origin=str(file))
+    for number, row in read_rows(file, [chosen] if chosen else None):
+        chosen = chosen or _text_column(list(row), column, origin=f"{file} row {number}")
+        if chosen not in row:
+            raise DataError(f"{file} row {number} has no column {chosen!r}; it has {', '.join(row) or 'none'}")
+        yield number, row[chosen]
+
+
+def _load_from_hub(
+    name: str, *, split: str, column: str | None, streaming: bool
+) -> tuple[Dataset | IterableDataset, str]:
     """Return a split of the hub (`owner/name` or `owner/name:configuration`) and the name of its text column.
 
     Streaming, nothing is downloaded before the rows are read.
@@ -444,34 +258,176 @@ def read_hub(name: str, *, split: str, column: str | None, streaming: bool) -> t
             f"cannot load {name!r} ({split}) from the hub: {reason}; check the name and the network, or pass a folder"
         ) from error
     columns = loaded.column_names or list(next(iter(loaded), {}))
-    return loaded, pick_column(columns, column, origin=f"{name} ({split})")
+    return loaded, _text_column(columns, column, origin=f"{name} ({split})")
 
 
-def pick_column(columns: Sequence[str], asked: str | None, *, origin: str) -> str:
-    """Return the asked column if it is there, else the first that is known to hold text.
+def _text_column(columns: Sequence[str], asked: str | None, *, origin: str) -> str:
+    return pick_text_columns(columns, task=FILL_MASK, asked=[asked] if asked else None, origin=origin)[0]
 
-    Raises:
-        DataError: naming the columns that there are.
+
+def _keep_texts(
+    hub: tuple[Dataset | IterableDataset, str] | None,
+    texts: Iterable[str],
+    file: Path,
+    *,
+    limit: int | None,
+    origin: str,
+) -> Dataset:
+    """Return the first `limit` texts as a memory-mapped data set with one column.
+
+    A data set of the hub lies on disk already and is not copied; a stream of it, and the texts of files, go to `file`.
     """
-    names = split_names([asked], columns) if asked else list(TEXT_NAMES)
-    for name in names:
-        found = name if asked and name in columns else find_column(name, columns)
-        if found is not None:
-            return found
-    wanted = f"no column {asked!r}" if asked else f"none of the columns {', '.join(TEXT_NAMES)}"
-    raise DataError(f"{origin} has {wanted}; it has {', '.join(columns) or 'none'}; {TEXT_REMEDY}")
+    if hub is not None:
+        loaded, column = hub
+        if isinstance(loaded, Dataset):
+            chosen = loaded.select(range(min(limit or len(loaded), len(loaded))))
+            if len(chosen) == 0:
+                raise DataError(f"{origin} has no text")
+            return chosen.select_columns([column]).rename_column(column, _TEXT)
+        texts = (row[column] for row in loaded)
+    features = Features({_TEXT: Value("string")})
+    kept = itertools.islice(texts, limit)
+    parts = iter(lambda: list(itertools.islice(kept, _TEXTS_AT_ONCE)), [])
+    _write_arrow(file, features, ([pyarrow.array(part, pyarrow.string())] for part in parts))
+    found = Dataset.from_file(str(file))
+    if len(found) == 0:
+        raise DataError(f"{origin} has no text")
+    return found
 
 
-def _texts_of(file: Path, column: str | None) -> Iterator[tuple[int, Any]]:
-    """Yield (row or line number from 1, text)."""
-    if file.suffix == ".txt":
-        yield from enumerate((line.rstrip("\r\n") for line in text_lines(file)), 1)
-        return
-    chosen = ""
-    if file.suffix in (".parquet", ".arrow"):
-        chosen = pick_column(arrow_schema(file).names, column, origin=str(file))
-    for number, row in read_rows(file, [chosen] if chosen else None):
-        chosen = chosen or pick_column(list(row), column, origin=f"{file} row {number}")
-        if chosen not in row:
-            raise DataError(f"{file} row {number} has no column {chosen!r}; it has {', '.join(row) or 'none'}")
-        yield number, row[chosen]
+def _tokenize(
+    texts: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    building: Path,
+    *,
+    room: int,
+    end: list[int],
+    num_proc: int | None,
+) -> Dataset:
+    """Return the texts' token ids, `end` after each and no other special ones, in pieces of at most `room`."""
+
+    def cut(ids: list[int]) -> Iterator[list[int]]:
+        bounds = [*range(0, len(ids), room), len(ids)]
+        if len(bounds) > 2:  # the last piece takes from the one before it what it lacks of the shortest text
+            bounds[-2] = min(bounds[-2], len(ids) - _SHORTEST_TEXT)
+        return (ids[start:stop] for start, stop in itertools.pairwise(bounds))
+
+    def encode(batch: dict[str, list[object]]) -> dict[str, list[list[int]]]:
+        for text in batch[_TEXT]:
+            if not isinstance(text, str):
+                raise DataError(f"the text column holds {text!r}, not a text; remove such rows, or name another column")
+        encoded = tokenizer(
+            batch[_TEXT],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # else it warns of texts longer than the model, which are cut here
+        )["input_ids"]
+        return {"ids": [piece for ids in encoded if len(ids) >= _SHORTEST_TEXT for piece in cut(ids + end)]}
+
+    if num_proc is None:
+        num_proc = available_cores() if len(texts) >= _WORTH_PROCESSES else 1
+    tokens = texts.map(
+        encode,
+        batched=True,
+        batch_size=_TEXTS_AT_ONCE,
+        remove_columns=texts.column_names,
+        features=Features({"ids": List(Value("int32"))}),
+        num_proc=num_proc if num_proc > 1 else None,
+        cache_file_name=str(building / "tokens.arrow"),
+        load_from_cache_file=False,
+        new_fingerprint=hashlib.sha256(str(building).encode()).hexdigest()[:16],
+        desc="tokenise",
+    )
+    if len(tokens) == 0:
+        raise DataError(f"the data has no text of {_SHORTEST_TEXT} tokens or more")
+    return tokens
+
+
+def _cut_into_blocks(tokens: Dataset, *, room: int) -> Iterator[_Pieces]:
+    """Cut running text into pieces of `room`; if there is less than one in all, that is the only one."""
+    rest = np.empty(0, dtype=np.int32)
+    is_first = True
+    for values, _ in _token_arrays(tokens):
+        values = np.concatenate([rest, values])
+        count = len(values) // room
+        if count:
+            lengths = np.full(count, room, dtype=np.int64)
+            yield _Pieces(values, np.cumsum(lengths) - lengths, lengths, np.ones_like(lengths))
+            is_first = False
+        rest = values[count * room :]
+    if is_first:
+        one = np.ones(1, dtype=np.int64)
+        yield _Pieces(rest, 0 * one, len(rest) * one, one)
+
+
+def _whole_pieces(tokens: Dataset, *, special: _SpecialTokens, capacity: int | None) -> Iterator[_Pieces]:
+    """Give each piece its own row, or with a capacity pack them into rows of so many tokens."""
+    for values, lengths in _token_arrays(tokens):
+        starts, per_row = np.cumsum(lengths) - lengths, np.ones_like(lengths)
+        if capacity is not None:
+            rows = pack(lengths + special.count, capacity)
+            order = np.array([piece for row in rows for piece in row])
+            starts, lengths, per_row = starts[order], lengths[order], np.array([len(row) for row in rows])
+        yield _Pieces(values, starts, lengths, per_row)
+
+
+def _token_arrays(tokens: Dataset) -> Iterator[tuple[NDArray[np.int32], Ints]]:
+    """Yield the ids of many pieces in one array, and the length of each piece."""
+    for table in tokens.with_format("arrow").iter(batch_size=_PIECES_AT_ONCE):
+        column = table["ids"].combine_chunks()
+        yield column.flatten().to_numpy(), column.value_lengths().to_numpy().astype(np.int64)
+
+
+def _write_rows(file: Path, groups: Iterator[_Pieces], *, special: _SpecialTokens, is_packed: bool) -> None:
+    kinds = {"input_ids": "int32", "attention_mask": "int8"}
+    kinds |= {"token_type_ids": "int8"} if special.has_token_types else {}
+    kinds |= {"segments": "int16", "position_ids": "int32"} if is_packed else {}
+    features = Features({name: List(Value(kind)) for name, kind in kinds.items()} | {LENGTH_COLUMN: Value("int32")})
+
+    def columns(pieces: _Pieces) -> list[pyarrow.Array]:
+        ids, lengths = _add_special_tokens(pieces, special)
+        row_ends = np.cumsum(lengths)[np.cumsum(pieces.per_row) - 1]
+        offsets = pyarrow.array(np.concatenate([[0], row_ends]).astype(np.int32))
+        values: dict[str, NDArray[Any]] = {
+            "input_ids": ids,
+            "attention_mask": np.ones(len(ids)),
+            "token_type_ids": np.zeros(len(ids)),
+            "segments": np.repeat(_count_up(pieces.per_row) + 1, lengths),
+            "position_ids": _count_up(lengths),
+        }
+        lists = [
+            pyarrow.ListArray.from_arrays(offsets, pyarrow.array(values[name].astype(kind)))
+            for name, kind in kinds.items()
+        ]
+        return [*lists, pyarrow.array(np.diff(row_ends, prepend=0).astype(np.int32))]
+
+    _write_arrow(file, features, map(columns, groups))
+
+
+def _add_special_tokens(pieces: _Pieces, special: _SpecialTokens) -> tuple[NDArray[np.int32], Ints]:
+    """Return all pieces in one array, special tokens around each, and the length of each with them."""
+    lengths = pieces.lengths + special.count
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    ids = np.empty(int(ends[-1]), dtype=np.int32)
+    for number, token in enumerate(special.before):
+        ids[starts + number] = token
+    for number, token in enumerate(special.after):
+        ids[ends - len(special.after) + number] = token
+    within = _count_up(pieces.lengths)
+    source = np.repeat(pieces.starts, pieces.lengths) + within
+    ids[np.repeat(starts + len(special.before), pieces.lengths) + within] = pieces.values[source]
+    return ids, lengths
+
+
+def _count_up(lengths: Ints) -> Ints:
+    """Return 0 .. n-1 for each length n, one after another."""
+    return np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+def _write_arrow(file: Path, features: Features, batches: Iterable[list[pyarrow.Array]]) -> None:
+    schema = features.arrow_schema
+    with pyarrow.OSFile(str(file), "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
+        for columns in batches:
+            writer.write_batch(pyarrow.record_batch(columns, schema=schema))

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill import metrics
+from potstill.bundle import AgainstTrivial
 from potstill.checkpoint import load_checkpoint, read_folder, save_tokenizer
 from potstill.checkpoint.model import SentenceEncoder, SentenceHead, find_sentence_transformers, load_head
 from potstill.checkpoint.sentence_transformers import check_pooling
@@ -29,7 +30,7 @@ from potstill.errors import CheckpointError, UsageError
 from potstill.evaluation.predictions import Predictions, check_examples, check_predictions, predict
 from potstill.evaluation.scores import score
 from potstill.evaluation.summary import summarize
-from potstill.evaluation.trivial import AgainstTrivial, against_trivial
+from potstill.evaluation.trivial import against_trivial
 from potstill.progress import Progress, silent
 from potstill.serve import BundleTokenizer
 from potstill.serve.tasks.feature_extraction import SENTENCE_EMBEDDING
@@ -69,15 +70,14 @@ class _TokenizerSettings:
 class TorchSession:
     """A torch model that answers as an `OnnxSession` does: arrays by name in, arrays by name out."""
 
-    def __init__(self, model: Model, task: Task, *, tell: Callable[[int], None] = lambda rows: None) -> None:
+    def __init__(self, model: Model, task: Task) -> None:
         """Take a model of the task's class; it is put into eval mode and stays there.
 
         Args:
             model: on its device, in its own precision.
             task: says which outputs there are.
-            tell: is told how many rows each run had.
         """
-        self._model, self._tell = model.eval(), tell
+        self._model = model.eval()
         self.outputs: tuple[str, ...] = (task.output,)
         if task is QUESTION_ANSWERING:
             self.outputs = ("start_logits", "end_logits")
@@ -93,7 +93,6 @@ class TorchSession:
         tensors = {name: torch.from_numpy(values).to(self._model.device) for name, values in feeds.items()}
         with torch.inference_mode():
             given = self._call(**model_inputs(self._encoder, tensors))
-        self._tell(len(feeds["input_ids"]))
         return {name: given[name].float().cpu().numpy() for name in self.outputs}
 
 
@@ -161,16 +160,9 @@ class Evaluation:
         Raises:
             DataError: if the examples cannot judge such a model.
         """
-        kind, total, done = self.kind(model), len(self.examples), 0
+        kind, total = self.kind(model), len(self.examples)
         check_examples(self.examples, kind)
-
-        def tell(rows: int) -> None:
-            nonlocal done
-            done += rows
-            # A text may be several rows.
-            progress(f"score the {who}", min(done, total - 1), total, "")
-
-        session = TorchSession(model, self.task, tell=tell)
+        session = TorchSession(model, self.task)
         # As the server tells it: without a problem type of its own, a single output is a probability.
         is_declared = kind != REGRESSION or model.config.problem_type is not None
         predictions = predict(
@@ -182,6 +174,7 @@ class Evaluation:
             function=None if is_declared else "sigmoid",
             pooling=self._pooling,
             batch_size=_BATCH_SIZE,
+            progress=lambda done: progress(f"score the {who}", min(done, total - 1), total, ""),
         )
         progress(f"score the {who}", total, total, "")
         check_predictions(predictions, self.examples, kind=kind, key=f"the {who}")

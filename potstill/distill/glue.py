@@ -17,7 +17,7 @@ import re
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any, TypeAlias
 from potstill.checkpoint import count_parameters, hash_checkpoint, load_checkpoint
 from potstill.config import Recipe, build_recipe
 from potstill.data import load_examples
+from potstill.distill.checkpoints import flatten
 from potstill.distill.evaluation import Reading, evaluate
 from potstill.distill.run import finetune
 from potstill.errors import CheckpointError, DataError, OutputError, TrainingError, UsageError
@@ -34,14 +35,16 @@ from potstill.metrics import GLUE_METRICS, glue_summary, glue_task
 from potstill.progress import Progress, silent
 from potstill.tasks import FEATURE_EXTRACTION, REGRESSION, SINGLE_LABEL, TEXT_CLASSIFICATION
 
-_TRAINED_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
-_REGRESSIONS = ("STS-B",)
-_MATCHED, _MISMATCHED = "validation_matched", "validation_mismatched"
-_SPLIT_IN_TWO = ("MNLI",)
 SUMMARY = "glue.json"
 """The file of a run's summary."""
 Setting: TypeAlias = tuple[float, float]
 """A learning rate and a number of epochs."""
+
+_TRAINED_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+_REGRESSIONS = ("STS-B",)
+# MNLI has two validation splits: genres of the training data, and others.
+_MATCHED, _MISMATCHED = "validation_matched", "validation_mismatched"
+_SPLIT_IN_TWO = ("MNLI",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,19 +84,23 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Cell:
+    """One fine-tuning of the grid."""
+
     task: str
     recipe: Recipe
     source: Source
 
     @property
-    def setting(self) -> tuple[float, float]:
-        """The learning rate and the epochs."""
+    def setting(self) -> Setting:
         return self.recipe.distill.learning_rate, self.recipe.distill.epochs
 
     @property
     def name(self) -> str:
         rate, epochs = self.setting
         return f"{self.source.short}-lr{rate:g}-ep{epochs:g}-seed{self.recipe.seed}"
+
+    def file(self, out_dir: Path) -> Path:
+        return out_dir / "cells" / f"{self.name}.json"
 
 
 def run_glue(
@@ -136,60 +143,75 @@ def run_glue(
     started, out_dir, grid = time.perf_counter(), Path(out_dir), grid or Grid()
     if None not in (teacher, reference):
         raise UsageError("a teacher and a reference are two rows to compare with; give one of them")
-    _check_output(out_dir, resume=resume)
+    if out_dir.is_file():
+        raise OutputError(f"{out_dir} is a file; name a folder with --out")
+    if out_dir.is_dir() and any(out_dir.iterdir()) and not resume:
+        raise OutputError(f"{out_dir} is not empty; go on with its cells by --resume, or name another folder")
     sources = find_sources(str(data), grid.tasks)
-    theirs = read_reference(Path(reference), list(sources)) if reference is not None else None
-    wanted = {"": str(model)} | ({"teacher": str(teacher)} if teacher is not None else {})
-    plans = {who: _plan(name, grid, sources) for who, name in wanted.items()}
-    encoders = {who: _describe(name) for who, name in wanted.items()}
-    for who, cells in plans.items():
-        _check_cells(cells, out_dir / who, about=encoders[who])
-    summary: dict[str, Any] = {"data": str(data), "grid": _show(grid, sources)}
+    reference_scores = read_reference(Path(reference), list(sources)) if reference is not None else None
+    # By the name under which progress is told, which is also the folder of its cells.
+    models = {"": str(model)} | ({"teacher": str(teacher)} if teacher is not None else {})
+    cells = {who: _make_cells(name, grid, sources) for who, name in models.items()}
+    encoders = {who: _describe_encoder(name) for who, name in models.items()}
+    for who in models:
+        _check_cells(cells[who], out_dir / who, sha256=encoders[who]["sha256"])
+    listed = replace(grid, tasks=list(sources))
+    shown = {field.name: getattr(listed, field.name) for field in fields(listed)}
+    summary: dict[str, Any] = {
+        "data": str(data),
+        "grid": {name: list(value) if isinstance(value, Sequence) else value for name, value in shown.items()},
+    }
     rows = {}
-    for who, cells in plans.items():
-        tasks = _run_cells(cells, out_dir / who, who=who, about=encoders[who], resume=resume, progress=progress)
-        rows[who] = encoders[who] | {"tasks": tasks} | glue_summary({task: tasks[task]["median"] for task in tasks})
+    for who, encoder in encoders.items():
+        tasks = _run_cells(
+            cells[who], out_dir / who, who=who, sha256=encoder["sha256"], resume=resume, progress=progress
+        )
+        rows[who] = encoder | {"tasks": tasks} | glue_summary({task: tasks[task]["median"] for task in tasks})
         write_text(out_dir / who / SUMMARY, _to_json(rows[who] | summary))
     summary = rows.pop("") | summary | rows
-    theirs = rows["teacher"]["scores"] if rows else theirs
-    summary |= compare(summary["scores"], theirs) if theirs is not None else {}
+    if "teacher" in rows:
+        reference_scores = rows["teacher"]["scores"]
+    if reference_scores is not None:
+        # Tasks on which the reference has learned nothing have no share to keep.
+        usable = {task: score for task, score in summary["scores"].items() if reference_scores[task] > 0}
+        compared = glue_summary(usable, reference_scores)
+        summary["reference"] = glue_summary({task: reference_scores[task] for task in summary["scores"]})
+        for key in ("retention", "retention_by_definition", "worst_task"):
+            if key in compared:
+                summary[key] = compared[key]
     summary["seconds"] = round(time.perf_counter() - started, 1)
     write_text(out_dir / SUMMARY, _to_json(summary))
     return summary
 
 
-def _plan(model: str, grid: Grid, sources: Mapping[str, Source]) -> list[_Cell]:
+def _make_cells(model: str, grid: Grid, sources: Mapping[str, Source]) -> list[_Cell]:
+    """Return every combination of task, learning rate, epochs and seed, each once."""
     for field in fields(grid):
         values = getattr(grid, field.name)
         if isinstance(values, Sequence) and not values:
             raise UsageError(f"the grid has no {field.name.replace('_', ' ')}; give at least one")
     rates, epochs, seeds = (tuple(dict.fromkeys(axis)) for axis in (grid.learning_rates, grid.epochs, grid.seeds))
-    return [
-        _Cell(task=task, source=source, recipe=_recipe(model, grid, source, rate=rate, epochs=passes, seed=int(seed)))
-        for task, source in sources.items()
-        for rate, passes, seed in product(rates, epochs, seeds)
-    ]
+    cells = []
+    for source, rate, passes, seed in product(sources.values(), rates, epochs, seeds):
+        values = {
+            "teacher": {"model": model},
+            "metric": GLUE_METRICS[source.task],
+            "max_length": grid.max_length,
+            "seed": int(seed),
+            "data": {
+                "name": source.name,
+                "problem_type": REGRESSION if source.task in _REGRESSIONS else SINGLE_LABEL,
+                "eval_split": source.eval_split,
+                "max_train_examples": grid.train_limit,
+                "max_eval_examples": grid.eval_limit,
+            },
+            "distill": {"learning_rate": rate, "epochs": passes, "batch_size": grid.batch_size},
+        }
+        cells.append(_Cell(task=source.task, source=source, recipe=build_recipe(values, origin="the GLUE grid")))
+    return cells
 
 
-def _recipe(model: str, grid: Grid, source: Source, *, rate: float, epochs: float, seed: int) -> Recipe:
-    values = {
-        "teacher": {"model": model},
-        "metric": GLUE_METRICS[source.task],
-        "max_length": grid.max_length,
-        "seed": seed,
-        "data": {
-            "name": source.name,
-            "problem_type": REGRESSION if source.task in _REGRESSIONS else SINGLE_LABEL,
-            "eval_split": source.eval_split,
-            "max_train_examples": grid.train_limit,
-            "max_eval_examples": grid.eval_limit,
-        },
-        "distill": {"learning_rate": rate, "epochs": epochs, "batch_size": grid.batch_size},
-    }
-    return build_recipe(values, origin="the GLUE grid")
-
-
-def _describe(name: str) -> dict[str, Any]:
+def _describe_encoder(name: str) -> dict[str, Any]:
     """Return what the summary says of an encoder.
 
     Raises:
@@ -206,30 +228,22 @@ def _describe(name: str) -> dict[str, Any]:
     return {"model": name, "sha256": hash_checkpoint(name), "parameters": count_parameters(model)}
 
 
-def _check_output(out_dir: Path, *, resume: bool) -> None:
-    if out_dir.is_file():
-        raise OutputError(f"{out_dir} is a file; name a folder with --out")
-    if out_dir.is_dir() and any(out_dir.iterdir()) and not resume:
-        raise OutputError(f"{out_dir} is not empty; go on with its cells by --resume, or name another folder")
-
-
-def _check_cells(cells: Sequence[_Cell], out_dir: Path, *, about: Mapping[str, Any]) -> None:
+def _check_cells(cells: Sequence[_Cell], out_dir: Path, *, sha256: str | None) -> None:
     """Refuse cells of another run, and data that cannot be read, before anything is trained."""
     missing = {}
     for cell in cells:
-        file = _file_of(cell, out_dir)
+        file = cell.file(out_dir)
         if not file.is_file():
             missing[cell.task] = cell
             continue
         known = json.loads(file.read_text(encoding="utf-8"))
-        ours = _flat({"sha256": about["sha256"], "recipe": cell.recipe.model_dump(mode="json")})
-        other = _flat({key: known.get(key) for key in ("sha256", "recipe")})
-        differing = [key for key in ours | other if ours.get(key) != other.get(key)]
-        if differing:
-            key = differing[0]
+        ours = flatten({"sha256": sha256, "recipe": cell.recipe.model_dump(mode="json")})
+        other = flatten({key: known.get(key) for key in ("sha256", "recipe")})
+        differing = next((key for key in ours | other if ours.get(key) != other.get(key)), None)
+        if differing is not None:
             raise OutputError(
-                f"{file} comes from another run: its {key.removeprefix('recipe.')} is {other.get(key)!r}, not "
-                f"{ours.get(key)!r}; name another folder"
+                f"{file} comes from another run: its {differing.removeprefix('recipe.')} is {other.get(differing)!r}, "
+                f"not {ours.get(differing)!r}; name another folder"
             )
     for cell in missing.values():
         data = cell.recipe.data
@@ -238,7 +252,7 @@ def _check_cells(cells: Sequence[_Cell], out_dir: Path, *, about: Mapping[str, A
 
 
 def _run_cells(
-    cells: Sequence[_Cell], out_dir: Path, *, who: str, about: Mapping[str, Any], resume: bool, progress: Progress
+    cells: Sequence[_Cell], out_dir: Path, *, who: str, sha256: str | None, resume: bool, progress: Progress
 ) -> dict[str, dict[str, Any]]:
     """Run the cells that are missing and return each task's choice."""
     by_task: dict[str, list[_Cell]] = {}
@@ -252,7 +266,7 @@ def _run_cells(
             rate, epochs = cell.setting
             note = f"learning rate {rate:g}, {epochs:g} epochs, seed {cell.recipe.seed}"
             progress(stage, number, len(ours), note)
-            outcomes.append(_run_cell(cell, out_dir, sha256=about["sha256"], resume=resume, progress=progress))
+            outcomes.append(_run_cell(cell, out_dir, sha256=sha256, resume=resume, progress=progress))
         chosen[task] = choose(task, [cell.setting for cell in ours], outcomes)
         progress(stage, len(ours), len(ours), f"{GLUE_METRICS[task]} {chosen[task]['median']:.4f}")
     return chosen
@@ -260,7 +274,7 @@ def _run_cells(
 
 def _run_cell(cell: _Cell, out_dir: Path, *, sha256: str | None, resume: bool, progress: Progress) -> dict[str, Any]:
     """Return what a cell's file says, and write it first if there is none."""
-    file = _file_of(cell, out_dir)
+    file = cell.file(out_dir)
     if file.is_file():
         known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return known
@@ -275,8 +289,10 @@ def _run_cell(cell: _Cell, out_dir: Path, *, sha256: str | None, resume: bool, p
         report = finetune(cell.recipe, folder, resume=resume, overwrite=True, progress=inside)
         outcome |= {"scores": report["teacher"]["scores"], "num_examples": report["data"]["examples"]}
         outcome |= {key: report[key] for key in ("floor", "steps", "best_step", "seconds")}
-        if cell.source.second_split:
-            outcome["second_scores"] = _score_second(cell, folder)
+        if cell.source.second_split is not None:
+            reading = Reading(split=cell.source.second_split, limit=cell.recipe.data.max_eval_examples)
+            found = evaluate(folder, data=cell.source.name, max_length=cell.recipe.max_length, reading=reading)
+            outcome["second_scores"] = found["scores"]
     except TrainingError as error:  # one rate that is too high must not cost the others
         outcome["failed"] = str(error)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -284,42 +300,6 @@ def _run_cell(cell: _Cell, out_dir: Path, *, sha256: str | None, resume: bool, p
     for left in (folder, folder.with_name(f"{folder.name}.training")):
         shutil.rmtree(left, ignore_errors=True)
     return outcome
-
-
-def _score_second(cell: _Cell, folder: Path) -> dict[str, float]:
-    """Return the scores on the task's other validation texts: MNLI's of genres that are not in the training data."""
-    assert cell.source.second_split is not None
-    reading = Reading(split=cell.source.second_split, limit=cell.recipe.data.max_eval_examples)
-    found = evaluate(folder, data=cell.source.name, max_length=cell.recipe.max_length, reading=reading)
-    scores: dict[str, float] = found["scores"]
-    return scores
-
-
-def _show(grid: Grid, sources: Mapping[str, Source]) -> dict[str, Any]:
-    listed = replace(grid, tasks=list(sources))
-    values = {field.name: getattr(listed, field.name) for field in fields(listed)}
-    return {name: list(value) if isinstance(value, Sequence) else value for name, value in values.items()}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values by their dotted key."""
-    return dict(_leaves(values, prefix))
-
-
-def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _file_of(cell: _Cell, out_dir: Path) -> Path:
-    return out_dir / "cells" / f"{cell.name}.json"
-
-
-def _to_json(content: Any) -> str:
-    return json.dumps(content, indent=2) + "\n"
 
 
 def find_sources(data: str, tasks: Sequence[str] | None) -> dict[str, Source]:
@@ -338,42 +318,46 @@ def find_sources(data: str, tasks: Sequence[str] | None) -> dict[str, Source]:
         raise UsageError("no task is named; give at least one, such as sst2")
     root = Path(data).expanduser()
     if root.is_dir():
-        return _in_folder(root, asked)
+        return _sources_in_folder(root, asked)
     if data.startswith((".", "/", "~")) or data.count("/") > 1:
         raise DataError(f"there is no folder {data}; name a folder with one folder per task, or nyu-mll/glue")
     if ":" in data:
         raise DataError(f"{data} is the data of one task; leave out what follows the colon, and choose by --tasks")
     return {
-        task: Source(task=task, name=f"{data}:{_short(task)}", eval_split=_MATCHED, second_split=_MISMATCHED)
-        if task in _SPLIT_IN_TWO
-        else Source(task=task, name=f"{data}:{_short(task)}", eval_split="validation", second_split=None)
+        task: Source(
+            task=task,
+            name=f"{data}:{_short(task)}",
+            eval_split=_MATCHED if task in _SPLIT_IN_TWO else "validation",
+            second_split=_MISMATCHED if task in _SPLIT_IN_TWO else None,
+        )
         for task in GLUE_METRICS
         if asked is None or task in asked
     }
 
 
-def _in_folder(root: Path, asked: set[str] | None) -> dict[str, Source]:
+def _sources_in_folder(root: Path, asked: set[str] | None) -> dict[str, Source]:
     folders = {_short(path.name): path for path in sorted(root.iterdir()) if path.is_dir()}
-    found = {task: folders[_short(task)] for task in GLUE_METRICS if _short(task) in folders}
-    if not found:
+    known = [task for task in GLUE_METRICS if _short(task) in folders]
+    if not known:
         raise DataError(
             f"{root} has no folder of a task of GLUE; expected {', '.join(map(_short, GLUE_METRICS))}, with train and "
             "validation files in each"
         )
-    missing = [_short(task) for task in GLUE_METRICS if asked is not None and task in asked and task not in found]
+    missing = [_short(task) for task in GLUE_METRICS if asked is not None and task in asked and task not in known]
     if missing:
-        raise DataError(f"{root} has no folder {', '.join(missing)}; it has {', '.join(map(_short, found))}")
-    return {task: _source(task, path) for task, path in found.items() if asked is None or task in asked}
-
-
-def _source(task: str, folder: Path) -> Source:
-    splits = {file.stem for file in folder.iterdir()} if task in _SPLIT_IN_TWO else set()
-    return Source(
-        task=task,
-        name=str(folder),
-        eval_split=_MATCHED if _MATCHED in splits else "validation",
-        second_split=_MISMATCHED if _MISMATCHED in splits else None,
-    )
+        raise DataError(f"{root} has no folder {', '.join(missing)}; it has {', '.join(map(_short, known))}")
+    found = {}
+    for task in known:
+        if asked is None or task in asked:
+            folder = folders[_short(task)]
+            splits = {file.stem for file in folder.iterdir()} if task in _SPLIT_IN_TWO else set()
+            found[task] = Source(
+                task=task,
+                name=str(folder),
+                eval_split=_MATCHED if _MATCHED in splits else "validation",
+                second_split=_MISMATCHED if _MISMATCHED in splits else None,
+            )
+    return found
 
 
 def _short(name: str) -> str:
@@ -457,9 +441,5 @@ def read_reference(file: Path, tasks: Sequence[str]) -> dict[str, float]:
     return {task: scores[task] for task in tasks}
 
 
-def compare(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, Any]:
-    """Return how much of the reference's row is kept; tasks on which it has learned nothing have no share to keep."""
-    usable = {task: score for task, score in ours.items() if theirs[task] > 0}
-    compared = glue_summary(usable, theirs)
-    kept = {key: compared[key] for key in ("retention", "retention_by_definition", "worst_task") if key in compared}
-    return {"reference": glue_summary({task: theirs[task] for task in ours})} | kept
+def _to_json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"

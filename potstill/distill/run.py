@@ -14,6 +14,7 @@ from accelerate import PartialState
 from transformers import PretrainedConfig, PreTrainedModel
 
 from potstill.checkpoint import (
+    TRAINING_REPORT,
     Checkpoint,
     count_parameters,
     fit_length,
@@ -30,7 +31,6 @@ from potstill.config import Recipe, build_recipe, with_splits
 from potstill.distill import scratch_teacher
 from potstill.distill.batches import LENGTH_COLUMN, hash_rows, read_column
 from potstill.distill.checkpoints import check_same_run
-from potstill.distill.controls import train_controls
 from potstill.distill.data import TrainingData, load_training_data, make_scorer, read_splits
 from potstill.distill.evaluation import Model, problem_type_of
 from potstill.distill.methods import make_labels_objective, make_objective
@@ -140,7 +140,7 @@ def distill(
         "against_trivial": _against_trivial(training_data, used, "student", progress=progress),
     }
     if untrained is not None:
-        report["controls"] = train_controls(recipe, untrained, teacher.model, training_data=training_data, run=run)
+        report["controls"] = _train_baselines(recipe, untrained, teacher.model, training_data, run)
     report["seconds"] = round(time.perf_counter() - started, 1)
     return _publish(
         student, out_dir, report=report, overwrite=overwrite, used=objective.as_used(student.model), recipe=recipe
@@ -231,7 +231,7 @@ def init_student(recipe: Recipe, out_dir: Path, *, overwrite: bool = False) -> d
 
 def read_report(checkpoint_dir: Path) -> dict[str, Any] | None:
     """Return the report that `distill` left in a checkpoint folder, or None."""
-    file = checkpoint_dir / "distill.json"
+    file = checkpoint_dir / TRAINING_REPORT
     content: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     return content
 
@@ -428,6 +428,48 @@ def _plan_and_train(
     )
 
 
+def _train_baselines(
+    recipe: Recipe, untrained: PreTrainedModel, teacher: PreTrainedModel, training_data: TrainingData, run: TrainingRun
+) -> dict[str, dict[str, Any]]:
+    """Return the scores of what the student has to beat by name, each under `scores`.
+
+    - `untrained`: the student as it was cut from the teacher;
+    - `no_teacher`: the same student trained on the data alone, same batches in the same order, as long; left out where
+      the data has nothing to learn from without a teacher;
+    - `floor`: what an answer scores that ignores the text; left out where there is none.
+
+    Args:
+        recipe: of the distillation.
+        untrained: a copy of the student before it; it is trained here.
+        teacher: of the distillation.
+        training_data: its data.
+        run: its training, whose work folder gets a sibling.
+    """
+    objective = make_objective(recipe, teacher=teacher, student=untrained)
+    score = make_scorer(training_data, objective, teacher)
+    baselines: dict[str, dict[str, Any]] = {"untrained": {"scores": score(untrained)}}
+    if training_data.floor:
+        baselines["floor"] = {"scores": training_data.floor}
+    if training_data.score is None or recipe.distill.method == "embedding":
+        return baselines
+    result = train(
+        untrained,
+        teacher=None,
+        objective=make_labels_objective(recipe, untrained),
+        train_set=training_data.train_set,
+        collate=training_data.collate,
+        score=score,
+        run=replace(
+            run,
+            work_dir=run.work_dir.with_name(f"{run.work_dir.name}-control"),
+            stage="train the control",
+            announce=keep_quiet,
+        ),
+    )
+    baselines["no_teacher"] = {"scores": result.metrics, "steps": result.steps, "best_step": result.best_step}
+    return baselines
+
+
 def _against_trivial(
     training_data: TrainingData, model: Model, who: str, *, progress: Progress
 ) -> dict[str, Any] | None:
@@ -435,7 +477,7 @@ def _against_trivial(
     if training_data.evaluation is None:
         return None
     evaluation, metric = training_data.evaluation, training_data.metric
-    return evaluation.against_trivial(model, metric=metric, progress=progress, who=who).to_json()
+    return evaluation.against_trivial(model, metric=metric, progress=progress, who=who).model_dump(mode="json")
 
 
 def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -504,6 +546,6 @@ def _publish(
                     max_length=recipe.max_length,
                     prompts=prompts,
                 )
-            (folder / "distill.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            (folder / TRAINING_REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     processes.wait_for_everyone()
     return report

@@ -1,8 +1,8 @@
 """Cut a student from its teacher: some of the layers, all of the rest.
 
 A student starts from the teacher's own weights because that is worth several points: DistilBERT's ablation loses
-3.7 GLUE points with random weights (arXiv 1910.01108, table 4). Layers are chosen here, units in `width`, and other
-families than the teacher's are made in `convert`.
+3.7 GLUE points with random weights (arXiv 1910.01108, table 4). Layers are chosen here, units in
+`width_pruning`, and other families than the teacher's are made in `student_families`.
 """
 
 import copy
@@ -48,12 +48,23 @@ def create_student(
     Raises:
         CheckpointError: if the teacher has not these layers, or cannot become that family or width.
     """
-    own = teacher.config.model_type
+    own, total, width = teacher.config.model_type, teacher.config.num_hidden_layers, teacher.config.hidden_size
     if family not in FAMILIES:
         raise CheckpointError(f"there is no student family {family!r}; use one of {', '.join(FAMILIES)}")
     if family == "mobilebert" and own != "mobilebert":
-        return _make_mobilebert(teacher, layers, (hidden_size, num_heads, intermediate_size), seed)
-    student = _keep_layers(teacher, choose_layers(teacher.config.num_hidden_layers, layers))
+        if hidden_size not in {None, width}:
+            raise CheckpointError(
+                f"a MobileBERT student has its teacher's width {width}, not {hidden_size}: its bottlenecks make it "
+                "small; leave hidden_size out"
+            )
+        return to_mobilebert(
+            teacher,
+            num_layers=total if layers is None else len(choose_layers(total, layers)),
+            num_heads=num_heads,
+            intermediate_size=intermediate_size,
+            seed=seed,
+        )
+    student = _keep_layers(teacher, choose_layers(total, layers))
     if family == "distilbert" and own != "distilbert":
         student = to_distilbert(student)
     if (hidden_size, num_heads, intermediate_size) == (None, None, None):
@@ -79,17 +90,6 @@ def choose_layers(total: int, layers: int | Sequence[int] | None) -> list[int]:
     if beyond or not layers:
         raise CheckpointError(f"the teacher has layers 0 to {total - 1}, so the student cannot keep {list(layers)}")
     return list(layers)
-
-
-def every_kth(total: int, step: int) -> list[int]:
-    """Return every `step`-th layer from the first: 0, 3, 6, 9 of 10 by 3, where a count of 4 is 0, 2, 5, 7.
-
-    Raises:
-        CheckpointError: if the step is below 1.
-    """
-    if step < 1:
-        raise CheckpointError(f"every {step}th layer cannot be taken; the step is at least 1")
-    return list(range(0, total, step))
 
 
 def candidate_layers(total: int, count: int) -> list[list[int]]:
@@ -144,44 +144,35 @@ def best_layers(
     return list(best), scores
 
 
-def _make_mobilebert(
-    teacher: PreTrainedModel,
-    layers: int | Sequence[int] | None,
-    sizes: tuple[int | None, int | None, int | None],
-    seed: int,
-) -> PreTrainedModel:
-    hidden_size, num_heads, intermediate_size = sizes
-    total = teacher.config.num_hidden_layers
-    if hidden_size not in {None, teacher.config.hidden_size}:
-        raise CheckpointError(
-            f"a MobileBERT student has its teacher's width {teacher.config.hidden_size}, not {hidden_size}: its "
-            "bottlenecks make it small; leave hidden_size out"
-        )
-    num_layers = total if layers is None else len(choose_layers(total, layers))
-    return to_mobilebert(
-        teacher, num_layers=num_layers, num_heads=num_heads, intermediate_size=intermediate_size, seed=seed
-    )
-
-
 def _keep_layers(teacher: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
+    """Return a new model with the kept layers, numbered from 0, and all other weights of the teacher."""
     prefix, _ = find_layers(teacher)
     config = copy.deepcopy(teacher.config)
     if getattr(config, "layer_types", None):
         config.layer_types = [teacher.config.layer_types[layer] for layer in kept]
     config.num_hidden_layers = len(kept)
-    state = _renumber(teacher.state_dict(), prefix, kept)
+    pattern = re.compile(rf"^{re.escape(prefix)}\.(\d+)\.")
+    state = {}
+    for key, value in teacher.state_dict().items():
+        found = pattern.match(key)
+        if found is None:
+            state[key] = value
+            continue
+        for new, old in enumerate(kept):  # a layer may be kept twice
+            if old == int(found[1]):
+                state[f"{prefix}.{new}.{key[found.end() :]}"] = value
     if config.model_type == "modernbert":
-        state = _fit_first_norm(state, prefix, kept)
+        _fit_first_norm(state, prefix, kept)
     student = type(teacher)(config)
     student.load_state_dict(state, strict=True)
     return student.eval()
 
 
-def _fit_first_norm(state: dict[str, Tensor], prefix: str, kept: Sequence[int]) -> dict[str, Tensor]:
+def _fit_first_norm(state: dict[str, Tensor], prefix: str, kept: Sequence[int]) -> None:
     """Give ModernBERT's first layer the form it must have: no norm before its attention.
 
     The embeddings are normalised already, which is why the first layer has none. Another layer that becomes the first
-    keeps its norm's scale, in the weights that read from it.
+    keeps its norm's scale, in the weights that read from it. `state` is changed in place.
     """
     if 0 in kept[1:]:
         raise CheckpointError(
@@ -193,19 +184,3 @@ def _fit_first_norm(state: dict[str, Tensor], prefix: str, kept: Sequence[int]) 
         state[f"{fused}.bias"] = state[f"{fused}.bias"] + state[f"{fused}.weight"] @ shift
     if scale is not None:
         state[f"{fused}.weight"] = state[f"{fused}.weight"] * scale
-    return state
-
-
-def _renumber(state: dict[str, Tensor], prefix: str, kept: Sequence[int]) -> dict[str, Tensor]:
-    """Drop the layers that are not kept and number the others from 0."""
-    pattern = re.compile(rf"^{re.escape(prefix)}\.(\d+)\.")
-    renumbered = {}
-    for key, value in state.items():
-        found = pattern.match(key)
-        if found is None:
-            renumbered[key] = value
-            continue
-        for new, old in enumerate(kept):
-            if old == int(found[1]):
-                renumbered[f"{prefix}.{new}.{key[found.end() :]}"] = value
-    return renumbered

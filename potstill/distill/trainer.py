@@ -97,12 +97,13 @@ class Distiller(nn.Module):
         super().__init__()
         self.student = student
         self.objective = objective
-        self._hidden_from_torch = (teacher.eval().requires_grad_(False) if teacher is not None else None,)
+        # In a tuple, torch does not find it: a module that is an attribute would be registered as a part.
+        self._teacher = (teacher.eval().requires_grad_(False) if teacher is not None else None,)
 
     @property
     def teacher(self) -> PreTrainedModel | None:
         """The frozen teacher."""
-        return self._hidden_from_torch[0]
+        return self._teacher[0]
 
     def forward(self, batch: Mapping[str, Tensor], scales: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and the detached sum of each of its parts, as `Objective.forward` does."""
@@ -151,8 +152,7 @@ def train(
     if config.compile:
         student.base_model.compile(dynamic=True)
     distiller = Distiller(student, objective, teacher)
-    keeper = CheckpointCallback(run.metric, config.keep_best_k, maximise=run.maximise)
-    rows = EpochRows(train_set)
+    checkpoints = CheckpointCallback(run.metric, config.keep_best_k, maximise=run.maximise)
 
     def collate_and_count(batch_rows: Sequence[Row]) -> dict[str, Any]:
         # Units are counted while the batch is on the CPU: on a GPU, reading them would stall every micro-batch.
@@ -160,19 +160,18 @@ def train(
         return {**batch, _COUNTS: objective.count(batch)}
 
     trainer = DistillationTrainer(
-        model=distiller,
+        distiller,
         score=score,
-        args=arguments,
-        train_dataset=rows,
-        eval_dataset=rows,  # Trainer insists on one; `evaluate` brings its own texts
-        data_collator=collate_and_count,
-        callbacks=[keeper, ProgressCallback(run)],
+        arguments=arguments,
+        rows=EpochRows(train_set),
+        collate=collate_and_count,
+        callbacks=[checkpoints, ProgressCallback(run)],
     )
     trainer.remove_callback(PrinterCallback)
     # Without resume a process may still see the old checkpoints that another one is removing.
     last = newest_checkpoint(run.work_dir) if run.resume else None
     trainer.train(resume_from_checkpoint=str(last) if last else None)
-    return _choose_best(trainer, keeper, run, resumed_from=step_of(last) if last else 0)
+    return _choose_best(trainer, checkpoints, run, resumed_from=step_of(last) if last else 0)
 
 
 class DistillationTrainer(Trainer):
@@ -182,9 +181,25 @@ class DistillationTrainer(Trainer):
     loss_is_scaled_for_ga = True
     control: TrainerControl
 
-    def __init__(self, *, score: Callable[[PreTrainedModel], Scores], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._distiller: Distiller = self.model
+    def __init__(
+        self,
+        distiller: Distiller,
+        *,
+        score: Callable[[PreTrainedModel], Scores],
+        arguments: TrainingArguments,
+        rows: EpochRows,
+        collate: Collator,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        super().__init__(
+            model=distiller,
+            args=arguments,
+            train_dataset=rows,
+            eval_dataset=rows,  # Trainer insists on one; `evaluate` brings its own texts
+            data_collator=collate,
+            callbacks=callbacks,
+        )
+        self._distiller = distiller
         self._score = score
         if self._distiller.teacher is not None:
             half = self.args.bf16 and self.args.device.type != "cpu"
@@ -319,15 +334,15 @@ class ProgressCallback(TrainerCallback):
 
 
 def _choose_best(
-    trainer: DistillationTrainer, keeper: CheckpointCallback, run: TrainingRun, *, resumed_from: int
+    trainer: DistillationTrainer, checkpoints: CheckpointCallback, run: TrainingRun, *, resumed_from: int
 ) -> TrainingResult:
     """Score the final weights, and go back to a kept checkpoint that was better."""
     trainer.accelerator.wait_for_everyone()
-    scores = keeper.scores(trainer.state)
+    scores = checkpoints.scores(trainer.state)
     final_step = trainer.state.global_step
     if final_step not in scores:
         trainer.evaluate()
-        scores = keeper.scores(trainer.state)
+        scores = checkpoints.scores(trainer.state)
     on_disk = {step_of(path): path for path in complete_checkpoints(Path(trainer.args.output_dir))}
     best_step = max((step for step in scores if step in on_disk or step == final_step), key=lambda step: scores[step])
     distiller = trainer.model

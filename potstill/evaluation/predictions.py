@@ -5,8 +5,9 @@ scores), is left to `potstill.serve.tasks`, so the score of a model is that of t
 `collect_outputs` is for comparing two files of one model, number by number.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -20,10 +21,11 @@ from potstill.errors import CheckError, DataError, UsageError
 from potstill.serve import SENTENCE_EMBEDDING, BundleTokenizer, Row, Text
 from potstill.serve.encoder import unpad
 from potstill.serve.http_errors import RequestError
-from potstill.serve.tasks.feature_extraction import VectorParameters, preprocess_vectors
+from potstill.serve.tasks import TaskModel, feature_extraction, question_answering, served_task
+from potstill.serve.tasks.feature_extraction import VectorParameters
 from potstill.serve.tasks.features import Features, Outputs
 from potstill.serve.tasks.fill_mask import preprocess_hidden
-from potstill.serve.tasks.question_answering import QuestionParameters, preprocess_questions
+from potstill.serve.tasks.question_answering import QuestionParameters
 from potstill.serve.tasks.text_classification import preprocess_scores
 from potstill.serve.tasks.token_classification import preprocess_words
 from potstill.serve.tokenizer import Pieces
@@ -70,8 +72,8 @@ def predict(
     outputs: Sequence[str],
     function: str | None = None,
     pooling: Pooling | str | None = None,
-    batch_invariant: bool = True,
     batch_size: int = 1,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, NDArray[Any]]:
     """Return a model's answers to texts as named arrays.
 
@@ -101,16 +103,23 @@ def predict(
         function: what makes scores of a classifier's logits (`serve.tasks.text_classification.scoring_function`); None
             is the kind's usual.
         pooling: how feature-extraction makes a vector of a text's tokens, or its mode by name; None is their mean.
-        batch_invariant: whether a text's answer is independent of its batch mates; if not, texts run one by one.
-        batch_size: rows per run. 1, as a server runs a request that is alone, gives to the last digit what it gives.
+        batch_size: rows per run. 1, as a server runs a request that is alone, gives to the last digit what it gives; a
+            model whose answers depend on the batch needs it.
+        progress: is called after each run with the number of answers so far; each side of a pair is one.
 
     Raises:
         DataError: if there is nothing to predict, or texts do not fit the kind.
         UsageError: if fill-mask has a tokenizer without a mask token.
     """
-    size = batch_size if batch_invariant else 1
+    model = TaskModel(
+        tokenizer=tokenizer,
+        outputs=outputs,
+        function=function or _FUNCTIONS.get(kind, "softmax"),
+        pooling=Pooling.model_validate({"mode": pooling, "normalize": False}) if isinstance(pooling, str) else pooling,
+    )
+    run = partial(_run, session, tokenizer, kind=kind, batch_size=batch_size, progress=progress)
     if kind == TOKEN_CLASSIFICATION.name:
-        return _predict_words(session, tokenizer, texts, output=outputs[0], batch_size=size)
+        return _predict_words(run, model, texts)
     if not texts:
         raise DataError("there are no texts to ask about")
     asked: list[Any] = [tuple(text) if isinstance(text, list) else text for text in texts]
@@ -119,16 +128,14 @@ def predict(
         if single is not None:
             raise DataError(f"{kind} is judged by pairs of texts, and {str(single)[:60]!r} is one; name two columns")
     if kind == QUESTION_ANSWERING.name:
-        return _predict_answers(session, tokenizer, asked, outputs=outputs, batch_size=size)
+        return _predict_answers(run, model, asked)
     if kind == FILL_MASK.name:
         # Each word has a vocabulary of logits, so texts go one by one.
-        return _predict_masked_words(session, tokenizer, asked, output=outputs[0])
+        return _predict_masked_words(partial(run, batch_size=1), model, asked)
     if kind == FEATURE_EXTRACTION.name:
-        known = Pooling.model_validate({"mode": pooling, "normalize": False}) if isinstance(pooling, str) else pooling
-        return _predict_similarities(session, tokenizer, asked, outputs=outputs, pooling=known, batch_size=size)
-    chosen = function or _FUNCTIONS.get(kind, "softmax")
-    features = [preprocess_scores(tokenizer, [text], function=chosen, output=outputs[0]) for text in asked]
-    found = _run(session, tokenizer, features, kind=kind, batch_size=size)
+        return _predict_similarities(run, model, asked)
+    features = [preprocess_scores(model, [text]) for text in asked]
+    found = run(features)
     # A text's answer is (logits, scores); what is served of a regression is the score.
     served, dtype = (1, np.float64) if kind == REGRESSION else (0, np.float32)
     rows = [[np.nan] * one.width if isinstance(one, _NotFinite) else one[served] for one in found]
@@ -149,17 +156,27 @@ class _NotFinite:
     """How many numbers there would be for each thing that is asked about."""
 
 
+_Run: TypeAlias = Callable[[Sequence[Features]], list[Any]]
+
+
 def _run(
-    session: Session, tokenizer: BundleTokenizer, features: Sequence[Features], *, kind: str, batch_size: int
+    session: Session,
+    tokenizer: BundleTokenizer,
+    features: Sequence[Features],
+    *,
+    kind: str,
+    batch_size: int,
+    progress: Callable[[int], None],
 ) -> list[Any]:
     """Return the answer to each request of one input, `_NotFinite` where its numbers are NaN or infinite."""
-    task = TEXT_CLASSIFICATION.name if kind in PROBLEM_TYPES else kind
+    task = served_task(TEXT_CLASSIFICATION.name if kind in PROBLEM_TYPES else kind)
     rows = [(owner, place) for owner, one in enumerate(features) for place in range(len(one.rows))]
     # Longest first, because onnxruntime's memory grows to the largest batch and stays there.
     rows.sort(key=lambda row: -len(features[row[0]].rows[row[1]]["input_ids"]))
     # Without a mask the padding would be read as words.
     size = batch_size if rows and "attention_mask" in features[0].rows[0] else 1
     answers: list[Any] = [None] * len(features)
+    done = 0
     waiting: dict[int, dict[int, Outputs]] = {}
     for start in range(0, len(rows), size):
         batch = rows[start : start + size]
@@ -176,17 +193,17 @@ def _run(
             except CheckError:
                 answers[owner] = _NotFinite(next(iter(whole[0].values())).shape[-1])
             del waiting[owner]
+            done += 1
+        progress(done)
     return answers
 
 
-def _predict_words(
-    session: Session, tokenizer: BundleTokenizer, texts: Sequence[Sequence[str]], *, output: str, batch_size: int
-) -> dict[str, NDArray[Any]]:
+def _predict_words(run: _Run, model: TaskModel, texts: Sequence[Sequence[str]]) -> dict[str, NDArray[Any]]:
     sizes = [len(words) for words in texts]
     if not sum(sizes):
         raise DataError("there are no words to ask about; give texts that are not empty")
-    features = [preprocess_words(tokenizer, [words], output=output) for words in texts]
-    found = _run(session, tokenizer, features, kind=TOKEN_CLASSIFICATION.name, batch_size=batch_size)
+    features = [preprocess_words(model, [words]) for words in texts]
+    found = run(features)
     both = [
         (np.full((size, one.width), np.nan), np.ones(size, dtype=np.bool_)) if isinstance(one, _NotFinite) else one
         for one, size in zip(found, sizes, strict=True)
@@ -198,26 +215,17 @@ def _predict_words(
     }
 
 
-def _predict_answers(
-    session: Session,
-    tokenizer: BundleTokenizer,
-    pairs: Sequence[tuple[str, str]],
-    *,
-    outputs: Sequence[str],
-    batch_size: int,
-) -> dict[str, NDArray[Any]]:
+def _predict_answers(run: _Run, model: TaskModel, pairs: Sequence[tuple[str, str]]) -> dict[str, NDArray[Any]]:
     """Answer with the parameters that a request has by default, and once more with "no answer" among the answers."""
     ways = QuestionParameters(), QuestionParameters(handle_impossible_answer=True)
     features = []
     for number, pair in enumerate(pairs):
         try:
-            always, perhaps = (
-                preprocess_questions(tokenizer, [pair], way, outputs=outputs, most_windows=_MAX_WINDOWS) for way in ways
-            )
+            always, perhaps = (question_answering.preprocess(model, [pair], way, _MAX_WINDOWS) for way in ways)
         except RequestError as error:
             raise DataError(f"question {number + 1} cannot be asked: {error}") from error
         features.append(_decode_twice(always, perhaps))
-    found = _run(session, tokenizer, features, kind=QUESTION_ANSWERING.name, batch_size=batch_size)
+    found = run(features)
     lost = {"answer": "", "score": np.nan}
     answers = [(lost, lost) if isinstance(one, _NotFinite) else one for one in found]
     return {
@@ -232,32 +240,21 @@ def _decode_twice(one: Features, other: Features) -> Features:
     return Features(one.rows, lambda outputs: [[each.decode(outputs)[0] for each in (one, other)]])
 
 
-def _predict_similarities(
-    session: Session,
-    tokenizer: BundleTokenizer,
-    pairs: Sequence[tuple[str, str]],
-    *,
-    outputs: Sequence[str],
-    pooling: Pooling | None,
-    batch_size: int,
-) -> dict[str, NDArray[Any]]:
+def _predict_similarities(run: _Run, model: TaskModel, pairs: Sequence[tuple[str, str]]) -> dict[str, NDArray[Any]]:
     """Return the cosine of the two vectors of each pair."""
     each = list(dict.fromkeys(text for pair in pairs for text in pair))
     settings = VectorParameters()
-    features = [
-        preprocess_vectors(tokenizer, [text], settings, outputs=outputs, pooling=pooling, width=None) for text in each
-    ]
-    found = _run(session, tokenizer, features, kind=FEATURE_EXTRACTION.name, batch_size=batch_size)
+    features = [feature_extraction.preprocess(model, [text], settings) for text in each]
+    found = run(features)
     filled = [[np.nan] * one.width if isinstance(one, _NotFinite) else one for one in found]
     vectors = dict(zip(each, filled, strict=True))
     one, two = (np.array([vectors[text] for text in side], dtype=np.float64) for side in zip(*pairs, strict=True))
     return {"values": metrics.row_cosines(one, two)[:, None]}
 
 
-def _predict_masked_words(
-    session: Session, tokenizer: BundleTokenizer, texts: Sequence[Text], *, output: str
-) -> dict[str, NDArray[Any]]:
+def _predict_masked_words(run: _Run, model: TaskModel, texts: Sequence[Text]) -> dict[str, NDArray[Any]]:
     """Mask every 7th of the words that are one token, and return the likelihood of each."""
+    tokenizer = model.tokenizer
     if tokenizer.mask_id is None:
         raise UsageError("fill-mask needs a tokenizer with a mask token, and this one has none")
     masked = [mask_words(tokenizer, text if isinstance(text, str) else " ".join(text)) for text in texts]
@@ -267,8 +264,8 @@ def _predict_masked_words(
     asked = [number for number, (_, hidden) in enumerate(masked) if hidden and shown[number] == len(hidden)]
     if not asked:
         raise DataError("there are no words to hide from a language model; give texts that are not empty")
-    features = [preprocess_hidden(tokenizer, [masked[at][0]], [masked[at][1]], output=output) for at in asked]
-    found = _run(session, tokenizer, features, kind=FILL_MASK.name, batch_size=1)
+    features = [preprocess_hidden(model, [masked[at][0]], [masked[at][1]]) for at in asked]
+    found = run(features)
     sizes = [len(masked[at][1]) for at in asked]
     filled = [
         [(np.nan, 0, one.width)] * size if isinstance(one, _NotFinite) else one

@@ -1,6 +1,5 @@
 """The result of evaluating one model, as plain JSON: the same for a bundle and for a checkpoint."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 
 from potstill import metrics
 from potstill.data import Examples
-from potstill.evaluation.predictions import Predictions, Session, check_examples, check_predictions, predict
+from potstill.evaluation.predictions import Predictions, check_examples, check_predictions, predict
 from potstill.evaluation.scores import (
     Scored,
     answer_texts,
@@ -74,17 +73,23 @@ def evaluate_bundle(
     kind = kind_of(task, manifest.problem_type)
     metric = primary_metric(task, manifest.problem_type, asked=metric, num_labels=len(manifest.labels))
     check_examples(examples, kind)
+    total = len(examples)
+
+    def tell(done: int) -> None:
+        progress(_STAGE, min(done, total), total, precision)
+
+    tell(0)
     predictions = predict(
-        _WithProgress(encoder.session, len(examples), precision, progress),
+        encoder.session,
         encoder.tokenizer,
         examples.texts,
         kind=kind,
         outputs=manifest.outputs,
         function=encoder.function,
         pooling=manifest.pooling,
-        batch_invariant=encoder.record.batch_invariant,
+        progress=tell,
     )
-    progress(_STAGE, len(examples), len(examples), precision)
+    tell(total)
     check_predictions(predictions, examples, kind=kind, key=str(bundle_dir))
     return {
         "model": str(bundle_dir),
@@ -95,21 +100,6 @@ def evaluate_bundle(
         "num_examples": len(examples),
         "data_sha256": examples.sha256,
     } | summarize(predictions, examples, kind=kind, metric=metric, keep_predictions=keep_predictions)
-
-
-class _WithProgress:
-    """A session that tells how many rows it has answered; a text may be several."""
-
-    def __init__(self, session: Session, total: int, note: str, progress: Progress) -> None:
-        self._session, self._total, self._note, self._progress = session, total, note, progress
-        self._done = 0
-
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Tell, then answer."""
-        self._progress(_STAGE, min(self._done, self._total), self._total, self._note)
-        found = self._session.run(feeds)
-        self._done += len(feeds["input_ids"])
-        return found
 
 
 def summarize(

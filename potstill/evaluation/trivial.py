@@ -1,11 +1,11 @@
 """Is a model better than the best answer that ignores the text? Decided by the interval of their paired difference."""
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
+from potstill.bundle import AgainstTrivial
 from potstill.data import Examples
 from potstill.evaluation.intervals import RESAMPLES, Floats, bootstrap_together, percentiles
 from potstill.evaluation.predictions import Predictions
@@ -29,49 +29,6 @@ class Trivial:
     words: str
     """What it answers, such as "always negative"."""
     scored: Scored
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgainstTrivial:
-    """A model's score against that of an answer that ignores the text, on the same examples."""
-
-    metric: str
-    value: float
-    """The model's score."""
-    interval: tuple[float, float]
-    """Its 95 % interval, by bootstrap over the examples."""
-    trivial: float
-    """The score of the answer that ignores the text."""
-    trivial_answer: str
-    """What that answers, such as "always negative"."""
-    difference_interval: tuple[float, float]
-    """The 95 % interval of what the model is better by; negative is worse, also where a low score is good."""
-    better: bool
-    """Whether that interval lies above 0."""
-    num_examples: int
-
-    @property
-    def sentence(self) -> str | None:
-        """What a user must be told; None where the model is better."""
-        if self.better:
-            return None
-        sign = -1 if lower_is_better(self.metric) else 1
-        name = self.metric.replace("_", " ")
-        is_above = sign * (self.value - self.trivial) > 0
-        verdict = "not shown to be better than" if is_above else "no better than"
-        low, high = self.interval
-        return (
-            f"{verdict} an answer that ignores the text: its {name} is {self.value:.4f} (95 % interval {low:.4f} to "
-            f"{high:.4f}, {self.num_examples:,} examples), and {self.trivial_answer} scores {self.trivial:.4f}"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values, the sentence among them."""
-        return asdict(self) | {
-            "interval": list(self.interval),
-            "difference_interval": list(self.difference_interval),
-            "sentence": self.sentence,
-        }
 
 
 def trivial_scores(examples: Examples, *, kind: str) -> dict[str, float]:
@@ -172,15 +129,26 @@ def against_trivial(
     # One generator for every call: the same model on the same examples always gets the same verdict.
     drawn = bootstrap_together(statistics, scored.num_texts, rng=np.random.default_rng(0), resamples=RESAMPLES)
     low, high = better_by(drawn["model"], drawn["trivial"], metric=metric)
+    value, floor, better = scored.scores[metric], trivial.scored.scores[metric], low > 0
+    interval, sentence = percentiles(drawn["model"]), None
+    if not better:
+        is_above = floor > value if lower_is_better(metric) else value > floor
+        verdict = "not shown to be better than" if is_above else "no better than"
+        sentence = (
+            f"{verdict} an answer that ignores the text: its {metric.replace('_', ' ')} is {value:.4f} (95 % interval "
+            f"{interval[0]:.4f} to {interval[1]:.4f}, {len(examples):,} examples), and {trivial.words} scores "
+            f"{floor:.4f}"
+        )
     return AgainstTrivial(
         metric=metric,
-        value=scored.scores[metric],
-        interval=percentiles(drawn["model"]),
-        trivial=trivial.scored.scores[metric],
+        value=value,
+        interval=interval,
+        trivial=floor,
         trivial_answer=trivial.words,
         difference_interval=(low, high),
-        better=low > 0,
+        better=better,
         num_examples=len(examples),
+        sentence=sentence,
     )
 
 

@@ -36,7 +36,7 @@ from potstill.export.saturation import measure_saturation
 from potstill.export.source import Source
 from potstill.export.tuning import DISABLED_OPTIMIZERS, Candidate, race_candidates, tune
 from potstill.export.unpad import is_unpadded, unpad
-from potstill.onnx_inspect import DYNAMIC, count_products, read_outline
+from potstill.onnx_inspect import DYNAMIC, count_matmuls, read_outline
 
 # What sensitivity is measured on: the order of the layers shows on few texts, and every layer costs one pass.
 _SENSITIVITY_TEXTS = 64
@@ -223,7 +223,7 @@ class Exporter:
             quantisation=Quantization.model_validate(
                 recipe.describe()
                 | {"fp32_layers": sorted(kept), "texts": self.judge.texts.calibration_origin, "steps": steps}
-                | count_products(outline)
+                | count_matmuls(outline)
             ),
             cpu_features=sorted(machine.cpu_features()),
             batch_invariant=static,
@@ -262,7 +262,7 @@ class Exporter:
         invariance = self.judge.measure_invariance(precision, session, required=False)
         is_int8 = precision in {"int8", "int8-static"}
         method = WEIGHT_ONLY if given.weight_only else "dynamic" if dynamic else "static"
-        how = {"method": method, "made_by": "another tool"} | count_products(outline)
+        how = {"method": method, "made_by": "another tool"} | count_matmuls(outline)
         reference = self.source.reference()
         return ModelRecord(
             file=MODEL_FILES[precision],

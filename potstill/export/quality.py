@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from potstill.bundle import MODEL_FILES, BatchInvariance, Judged, QualityLoss
+from potstill.bundle import MODEL_FILES, AgainstTrivial, BatchInvariance, QualityLoss
 from potstill.data import Text
 from potstill.errors import ParityError
 from potstill.evaluation.decision import compare_outputs
@@ -65,7 +65,7 @@ class Judge:
         """How good fp32 is; None where the judged texts have no labels."""
         if self.texts.examples is None:
             return None
-        return self._score(open_session(self._folder / MODEL_FILES["fp32"]), batch_invariant=True)
+        return self._score(open_session(self._folder / MODEL_FILES["fp32"]))
 
     def compare_with_fp32(self, session: OnnxSession, *, batch_size: int) -> QualityLoss:
         """Return what a file loses against fp32.
@@ -77,7 +77,7 @@ class Judge:
         found = self.outputs(session, self.rows, batch_size=batch_size)
         scored = None
         if self._fp32_score is not None:
-            scored = self._fp32_score, self._score(session, batch_invariant=batch_size > 1)
+            scored = self._fp32_score, self._score(session)
         quality = compare_outputs(self._fp32_outputs, found, max_loss=self._max_loss, scored=scored)
         return quality.model_copy(update={"on": self.texts.judged_origin})
 
@@ -86,8 +86,8 @@ class Judge:
         plain, scored = OnnxSession(file, spinning=False, optimise=False), None
         if self.texts.examples is not None:
             # What the file itself scores is what there is to tell of the bundle.
-            self._fp32_score = self._score(session, batch_invariant=batch_size > 1)
-            scored = self._score(plain, batch_invariant=batch_size > 1), self._fp32_score
+            self._fp32_score = self._score(session)
+            scored = self._score(plain), self._fp32_score
         quality = compare_outputs(
             self.outputs(plain, self.rows, batch_size=batch_size),
             self.outputs(session, self.rows, batch_size=batch_size),
@@ -96,13 +96,13 @@ class Judge:
         )
         return quality.model_copy(update={"on": self.texts.judged_origin})
 
-    def compare_with_trivial(self) -> Judged | None:
+    def compare_with_trivial(self) -> AgainstTrivial | None:
         """Return fp32's score on the judged texts, against an answer that ignores them; None without labels."""
         if self._fp32_score is None or self.texts.examples is None:
             return None
         kind = self._source.kind
         found = against_trivial({}, self._fp32_score, self.texts.examples, kind=kind, metric=METRICS[kind][0])
-        return Judged.model_validate(found.to_json() | {"on": self.texts.judged_origin})
+        return found.model_copy(update={"on": self.texts.judged_origin})
 
     def measure_invariance(
         self, precision: str, session: OnnxSession, *, required: bool, limit: int = 1000
@@ -148,7 +148,7 @@ class Judge:
             mask_id=self._source.tokenizer.mask_token_id,
         )
 
-    def _score(self, session: OnnxSession, *, batch_invariant: bool) -> Scored:
+    def _score(self, session: OnnxSession) -> Scored:
         """Score a file's answers to the labelled texts, as they will be served."""
         examples, kind = self.texts.examples, self._source.kind
         assert examples is not None
@@ -161,7 +161,6 @@ class Judge:
             outputs=self._source.outputs,
             function=scoring_function(kind, config) if kind in PROBLEM_TYPES else None,
             pooling=self._source.pooling,
-            batch_invariant=batch_invariant,
         )
         check_predictions(answers, examples, kind=kind, key=self._source.name)
         return score(answers, examples, kind=kind, metric=METRICS[kind][0])

@@ -1,7 +1,8 @@
-"""Texts in, answers out: the one way in which potstill asks an exported model."""
+"""Load one precision of a bundle and answer texts with it: the one way in which potstill asks an exported model."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,18 +16,19 @@ from potstill.bundle import LABELLED_TASKS, Bundle, ModelRecord, read_bundle, ve
 from potstill.errors import BundleError, CheckError, OtherCpuWarning, UsageError
 from potstill.serve.limits import Limits
 from potstill.serve.session import OnnxSession, Stop
-from potstill.serve.tasks import Features, Outputs, ServedTask, served_task
+from potstill.serve.tasks import Features, Outputs, ServedTask, TaskModel, served_task
 from potstill.serve.tasks.feature_extraction import SENTENCE_EMBEDDING
 from potstill.serve.tasks.inputs import read_parameters
 from potstill.serve.tasks.text_classification import scoring_function
 from potstill.serve.tokenizer import BundleTokenizer, Row, Text
 from potstill.tasks import FILL_MASK, TEXT_CLASSIFICATION
 
+RunRows: TypeAlias = Callable[[Sequence[Row], Stop | None], list[Outputs]]
+"""The type of `Encoder.run_rows`."""
+
 # Numbers that one run of a language model may give in `predict`, 256 MB: it answers each token with its vocabulary.
 _MOST_NUMBERS = 2**26
 _BATCH = 32
-RunRows: TypeAlias = Callable[[Sequence[Row], Stop | None], list[Outputs]]
-"""`Encoder.run_rows`, or what stands for it in a test."""
 _MOST_WINDOWS = Limits().windows
 
 
@@ -38,8 +40,8 @@ class Encoder:
         manifest: what `potstill.json` says.
         precision: the precision that answers.
         record: how that precision's file was made and checked.
-        function: what makes scores of a classifier's logits: `softmax`, `sigmoid` or `none`.
         task: the schemas of its requests, and what decodes its answers.
+        function: what turns a classifier's logits into scores: `softmax`, `sigmoid` or `none`.
         tokenizer: texts to ids.
         session: ids to logits.
     """
@@ -75,7 +77,6 @@ class Encoder:
         self.record = self.bundle.model_record(self.precision)
         if verify:
             verify_files(self.bundle, but=self.bundle.loaded_files(self.precision))
-        self._output = self.manifest.outputs[0]
         self.task: ServedTask = served_task(self.manifest.task)
         self.function = _function_of(self.bundle, verify=verify)
         _warn_of_other_cpu(self.record, bundle_dir)
@@ -89,8 +90,14 @@ class Encoder:
         )
         self._check_graph()
         shape = self.session.engine.get_outputs()[-1].shape
-        # How many numbers the last output has per text or token, where the graph says so.
-        self.width: int | None = shape[-1] if shape and isinstance(shape[-1], int) else None
+        self._task_model = TaskModel(
+            tokenizer=self.tokenizer,
+            outputs=self.manifest.outputs,
+            labels=self.manifest.labels,
+            function=self.function,
+            pooling=self.manifest.pooling,
+            width=shape[-1] if shape and isinstance(shape[-1], int) else None,
+        )
 
     def outputs(self, texts: Sequence[Text], *, batch_size: int = 32) -> list[dict[str, NDArray[np.float32]]]:
         """Return every output of the graph for each text, in the order given, padding cut off.
@@ -104,18 +111,20 @@ class Encoder:
             UsageError: if `batch_size` is below 1.
             CheckError: if the model fails to run.
         """
-        rows = self.tokenizer.rows(texts)
-        found = {
-            index: {name: values for name, values in own.items() if name in self.manifest.outputs}
-            for index, own in self._run_each(rows, batch_size)
-        }
-        return [found[index] for index in range(len(rows))]
+        with _panic_as_error():
+            rows = self.tokenizer.rows(texts)
+        found: list[Outputs] = [{}] * len(rows)
+        for indices, batch in self._batches(rows, batch_size):
+            for index, own in zip(indices, self.run_rows(batch), strict=True):
+                found[index] = {name: values for name, values in own.items() if name in self.manifest.outputs}
+        return found
 
     def logits(self, texts: Sequence[Text], *, batch_size: int = 32) -> NDArray[np.float32]:
         """Return the logits of every text, shape (texts, labels), in the order given.
 
         Texts of similar length share a batch, so little is padded. A file whose answers depend on the batch (the
-        manifest's `batch_invariant` is false: dynamic int8) gets one text per run, whatever `batch_size` says.
+        manifest's `batch_invariant` is false: dynamic int8) gets one text per run, whatever `batch_size` says. Answers
+        of other files are equal alone and in a batch up to rounding, not to the bit (int8-static: 3e-8).
 
         Raises:
             UsageError: if the task has not one row of logits per text, or `batch_size` is below 1.
@@ -123,10 +132,15 @@ class Encoder:
         """
         if self.manifest.task != TEXT_CLASSIFICATION.name:
             raise UsageError(f"{self.manifest.task} has not one row of logits per text; take `outputs`")
-        rows = self.tokenizer.rows(texts)
+        with _panic_as_error():
+            rows = self.tokenizer.rows(texts)
         logits = np.empty((len(rows), len(self.manifest.labels)), dtype=np.float32)
-        for batch in self._batches(rows, batch_size):
-            logits[batch] = self._run([rows[index] for index in batch])
+        for indices, batch in self._batches(rows, batch_size):
+            found = self.session.run(self.tokenizer.pad(batch))[self.manifest.outputs[0]]
+            expected = (len(batch), len(self.manifest.labels))
+            if found.shape != expected:
+                raise CheckError(f"{self.session.model_file} answers in shape {found.shape}, not {expected}")
+            logits[indices] = found
         if not np.isfinite(logits).all():
             bad = int((~np.isfinite(logits)).any(axis=1).sum())
             raise CheckError(
@@ -142,19 +156,22 @@ class Encoder:
         *,
         most_windows: int = _MOST_WINDOWS,
     ) -> Features:
-        """Return a request as rows for the model, and what reads its answers; pure and safe in any thread.
+        """Tokenise a request: return rows for the model, and what decodes its answers. Pure, and safe in any thread.
 
         Args:
-            items: what `task.item` says: texts, pairs or questions; a
-                pair, and a question with its context, may be a tuple.
+            items: what `task.item` says: texts, pairs or questions. A pair, and a question with its context, may be a
+                tuple.
             parameters: `task.parameters`, or a mapping of them; None takes the defaults.
             most_windows: windows that one question's context may be read in.
 
         Raises:
             RequestError: if an item or a parameter is none of this task; no message repeats a text.
+            CheckError: if the tokenizer fails on a text.
         """
         read = read_parameters(self.task.parameters, parameters)
-        return self.task.preprocess(self, items, read, most_windows)._replace(decide=self.task.decide)
+        with _panic_as_error():
+            features = self.task.preprocess(self._task_model, items, read, most_windows)
+        return features._replace(decide=self.task.decide)
 
     def predict(
         self, inputs: Any, *, parameters: BaseModel | Mapping[str, Any] | None = None, top_k: int | None = None
@@ -171,25 +188,28 @@ class Encoder:
 
         Raises:
             UsageError: if an input or a parameter is none of this task.
-            CheckError: if the model fails, or answers NaN or infinity.
+            CheckError: if the tokenizer or the model fails, or the model answers NaN or infinity.
         """
         items = inputs if isinstance(inputs, list) else [inputs]
         if top_k is not None:
-            model = self.task.parameters
-            given = read_parameters(model, parameters).model_dump(exclude_unset=True)
+            given = read_parameters(self.task.parameters, parameters).model_dump(exclude_unset=True)
             parameters = given | {"top_k": top_k}
         # Nothing else waits here, so a text may take as many windows as it has.
-        prepared = self.prepare(items, parameters, most_windows=2**31)
-        kept = {
-            index: prepared.keep(index, own)
-            for index, own in self._run_each(prepared.rows, self._batch_size(prepared.rows))
-        }
-        answers = prepared.decode([kept[index] for index in range(len(prepared.rows))])
+        features = self.prepare(items, parameters, most_windows=2**31)
+        batch_size = _BATCH
+        if self.manifest.task == FILL_MASK.name:
+            longest = max((len(row["input_ids"]) for row in features.rows), default=1)
+            batch_size = max(1, min(_BATCH, _MOST_NUMBERS // (longest * self.tokenizer.vocabulary_size())))
+        kept: list[Outputs] = [{}] * len(features.rows)
+        for indices, batch in self._batches(features.rows, batch_size):
+            for index, own in zip(indices, self.run_rows(batch), strict=True):
+                kept[index] = features.keep(index, own)
+        answers = features.decode(kept)
         return answers if isinstance(inputs, list) else answers[0]
 
     def unpad(self, given: Mapping[str, NDArray[Any]], rows: Sequence[Row]) -> list[Outputs]:
         """Return the outputs of each row of a batch, padding cut off: views into the arrays that a run gave."""
-        return unpad(given, rows, task=self.manifest.task, left=self.manifest.padding_side == "left")
+        return unpad(given, rows, task=self.task, left=self.manifest.padding_side == "left")
 
     def run_rows(self, rows: Sequence[Row], stop: Stop | None = None) -> list[Outputs]:
         """Run rows together and return each row's outputs; safe in any thread.
@@ -206,31 +226,18 @@ class Encoder:
         feeds = {name: values[None] for name, values in rows[0].items()} if one else self.tokenizer.pad(rows)
         return self.unpad(self.session.run(feeds, stop), rows)
 
-    def _run_each(self, rows: Sequence[Row], batch_size: int) -> Iterator[tuple[int, Outputs]]:
-        """Yield each row's number and outputs, in any order."""
-        for batch in self._batches(rows, batch_size):
-            chosen = [rows[index] for index in batch]
-            yield from zip(
-                batch.tolist(), self.unpad(self.session.run(self.tokenizer.pad(chosen)), chosen), strict=True
-            )
+    def _batches(self, rows: Sequence[Row], batch_size: int) -> Iterator[tuple[list[int], list[Row]]]:
+        """Yield batches of similar length, each with its rows' numbers.
 
-    def _batch_size(self, rows: Sequence[Row]) -> int:
-        if self.manifest.task != FILL_MASK.name:
-            return _BATCH
-        numbers = max((len(row["input_ids"]) for row in rows), default=1) * self.tokenizer.vocabulary_size()
-        return max(1, min(_BATCH, _MOST_NUMBERS // numbers))
-
-    def _batches(self, rows: Sequence[Row], batch_size: int) -> Iterator[NDArray[np.intp]]:
+        The longest come first, because onnxruntime's memory grows to the largest batch and stays there.
+        """
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; it must be at least 1")
-        return _batches(rows, batch_size if self.record.batch_invariant else 1)
-
-    def _run(self, rows: Sequence[Row]) -> NDArray[np.float32]:
-        logits = self.session.run(self.tokenizer.pad(rows))[self._output]
-        expected = (len(rows), len(self.manifest.labels))
-        if logits.shape != expected:
-            raise CheckError(f"{self.session.model_file} answers in shape {logits.shape}, not {expected}")
-        return logits.astype(np.float32, copy=False)
+        size = batch_size if self.record.batch_invariant else 1
+        order = sorted(range(len(rows)), key=lambda index: -len(rows[index]["input_ids"]))
+        for start in range(0, len(rows), size):
+            indices = order[start : start + size]
+            yield indices, [rows[index] for index in indices]
 
     def _check_graph(self) -> None:
         file, inputs, outputs = self.session.model_file, self.session.inputs, self.session.outputs
@@ -241,31 +248,55 @@ class Encoder:
             raise BundleError(f"{file} gives {', '.join(outputs)}; its manifest says {', '.join(missing)} too")
         labels = len(self.manifest.labels)
         shapes = {node.name: node.shape for node in self.session.engine.get_outputs()}
-        width = (shapes[self._output] or [None])[-1]  # None or a name where the graph leaves it open
+        width = (shapes[self.manifest.outputs[0]] or [None])[-1]  # None or a name where the graph leaves it open
         if self.manifest.task in LABELLED_TASKS and isinstance(width, int) and width != labels:
             raise BundleError(f"{file} answers with {width} labels; its manifest names {labels}; export it again")
 
 
-def unpad(given: Mapping[str, NDArray[Any]], rows: Sequence[Row], *, task: str, left: bool = False) -> list[Outputs]:
+@contextmanager
+def _panic_as_error() -> Iterator[None]:
+    """Turn a panic of the tokenizers library into an error.
+
+    Rust panics where a pattern of the tokenizer backtracks too often, and pyo3's PanicException is no Exception: it
+    would pass every handler, up to the end of the thread or the process.
+
+    Raises:
+        CheckError: if the library panics.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__module__ != "pyo3_runtime":
+            raise
+        raise CheckError(
+            "the tokenizers library failed on a text (a panic, as patterns cause that backtrack without end); "
+            "leave the text out, or mend the pattern in tokenizer.json"
+        ) from error
+
+
+def unpad(
+    given: Mapping[str, NDArray[Any]], rows: Sequence[Row], *, task: ServedTask, left: bool = False
+) -> list[Outputs]:
     """Return the outputs of each row of a batch, padding cut off: views into the arrays that a run gave.
 
     Args:
         given: what the model gave for the batch.
         rows: the batch's rows, before they were padded.
-        task: the task's name.
-        left: whether they were padded on the left.
+        task: says whether outputs have an entry per text or per token.
+        left: whether the rows were padded on the left.
     """
     lengths = [len(row["input_ids"]) for row in rows]
     padded = max(lengths, default=0)
-    per_token = {name for name in given if task != TEXT_CLASSIFICATION.name and name != SENTENCE_EMBEDDING}
-
-    def tokens(length: int) -> slice:
-        return slice(padded - length, None) if left else slice(length)
-
-    return [
-        {name: values[at][tokens(length)] if name in per_token else values[at] for name, values in given.items()}
-        for at, length in enumerate(lengths)
-    ]
+    found: list[Outputs] = []
+    for at, length in enumerate(lengths):
+        tokens = slice(padded - length, None) if left else slice(length)
+        found.append(
+            {
+                name: values[at] if task.one_output_per_text or name == SENTENCE_EMBEDDING else values[at][tokens]
+                for name, values in given.items()
+            }
+        )
+    return found
 
 
 def _function_of(bundle: Bundle, *, verify: bool) -> str:
@@ -300,13 +331,3 @@ def _warn_of_other_cpu(record: ModelRecord, folder: Path) -> None:
             OtherCpuWarning,
             stacklevel=3,
         )
-
-
-def _batches(rows: Sequence[Row], batch_size: int) -> Iterator[NDArray[np.intp]]:
-    """Give the indices of batches of similar length, the longest first.
-
-    Longest first, because onnxruntime's memory grows to the largest batch and stays there.
-    """
-    order = np.argsort([-len(row["input_ids"]) for row in rows], kind="stable")
-    for start in range(0, len(rows), batch_size):
-        yield order[start : start + batch_size]

@@ -1,18 +1,29 @@
-"""Every way in which a request is not answered: one class, one shape, and the statuses that there are.
+"""Every way in which a request is not answered: one class, its statuses, and the JSON that a client gets.
 
 No message repeats what a client sent: it may be private, and messages end in logs. They name places, types and counts.
 """
 
 from collections.abc import Mapping
 from math import ceil
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from potstill.errors import UsageError
 
+if TYPE_CHECKING:
+    from starlette.responses import Response
+
 ErrorType: TypeAlias = Literal[
-    "validation", "unauthorized", "not_found", "method_not_allowed", "timeout", "too_large", "unsupported_media_type",
-    "overloaded", "backend", "unavailable",
-]  # fmt: skip
+    "validation",
+    "unauthorized",
+    "not_found",
+    "method_not_allowed",
+    "timeout",
+    "too_large",
+    "unsupported_media_type",
+    "overloaded",
+    "backend",
+    "unavailable",
+]
 
 
 class RequestError(UsageError):
@@ -26,9 +37,26 @@ class RequestError(UsageError):
         self.error_type = error_type
         self.headers = dict(headers or {})
 
-    def content(self) -> dict[str, str]:
-        """Return the body of the response, the same for every error."""
-        return {"error": str(self), "error_type": self.error_type}
+    def content(self, path: str = "") -> dict[str, object]:
+        """Return the body of the response: one shape everywhere, and OpenAI's own under /v1."""
+        if not path.startswith("/v1/"):
+            return {"error": str(self), "error_type": self.error_type}
+        kinds = {401: "authentication_error", 429: "rate_limit_error"}
+        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": str(self), "type": kind, "param": None, "code": self.error_type}}
+
+
+def error_response(error: RequestError, *, path: str = "") -> "Response":
+    """Return the response for an error.
+
+    Args:
+        error: what was wrong.
+        path: of the request; under /v1 clients of OpenAI expect another shape.
+    """
+    # The engine raises these errors without HTTP, and then without Starlette.
+    from starlette.responses import JSONResponse
+
+    return JSONResponse(error.content(path), status_code=error.status, headers=error.headers)
 
 
 def invalid(message: str) -> RequestError:
@@ -39,6 +67,11 @@ def invalid(message: str) -> RequestError:
 def malformed(message: str) -> RequestError:
     """400: it could not be read."""
     return RequestError(message, status=400, error_type="validation")
+
+
+def not_found(message: str) -> RequestError:
+    """404: there is no such path or model."""
+    return RequestError(message, status=404, error_type="not_found")
 
 
 def too_large(message: str) -> RequestError:

@@ -15,7 +15,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Message
 
+from potstill.errors import UsageError
 from potstill.extras import require
 from potstill.serve.batching import Engine, EngineSettings
 from potstill.serve.encoder import Encoder
@@ -43,26 +45,41 @@ class Arguments(BaseModel):
     cpus: int = Field(default=1, ge=1)
     """Cores that one replica asks Ray for, and the threads of its inference."""
     allow_drift: bool = False
-    """Batch texts even where a file's answers depend on their company."""
+    """Batch texts even where a file's answers depend on the batch."""
 
 
 class Replica:
     """One engine with its application, in a process that Ray starts."""
 
     async def __init__(self, arguments: Arguments) -> None:  # type: ignore[misc]  # Ray awaits it
-        """Load the bundle and measure, while Ray routes nothing here."""
+        """Load the bundle and measure, while Ray routes nothing here.
+
+        Raises:
+            UsageError: if the list of API keys in the environment has none.
+        """
+        given = os.environ.get("POTSTILL_API_KEYS", "")
+        keys = [key for key in map(str.strip, given.split(",")) if key]
+        if given and not keys:
+            # Whoever sets it means to ask for keys: an open server would be the opposite.
+            raise UsageError("POTSTILL_API_KEYS has no key; set keys, separated by commas, or unset it")
         self._limits = Limits()
-        self._engine = await asyncio.to_thread(_load, arguments, self._limits)
+        self._engine = await asyncio.to_thread(self._load, arguments)
         self._engine.start(asyncio.get_running_loop())
-        keys = [key.strip() for key in os.environ.get("POTSTILL_API_KEYS", "").split(",")]
-        self._app = create_app(self._engine, limits=self._limits, api_keys=[key for key in keys if key])
+        self._app = create_app(self._engine, limits=self._limits, api_keys=keys)
+
+    def _load(self, arguments: Arguments) -> Engine:
+        encoder = Encoder(arguments.bundle, precision=arguments.precision, threads=arguments.cpus, spinning=False)
+        settings = EngineSettings(threads=arguments.cpus, allow_drift=arguments.allow_drift, limits=self._limits)
+        engine = Engine({arguments.bundle.name: encoder}, settings=settings)
+        engine.warm_up()
+        return engine
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request as `potstill serve` does; Ray cancels this when the client has gone."""
-        started: dict[str, Any] = {}
+        started: Message = {}
         body = bytearray()
 
-        async def send(message: Any) -> None:
+        async def send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 started.update(message)
             else:
@@ -99,11 +116,3 @@ def app(arguments: Arguments) -> Any:
         ray_actor_options={"num_cpus": arguments.cpus, "runtime_env": {"env_vars": _ENVIRONMENT}},
     )
     return deployment.bind(arguments)
-
-
-def _load(arguments: Arguments, limits: Limits) -> Engine:
-    encoder = Encoder(arguments.bundle, precision=arguments.precision, threads=arguments.cpus, spinning=False)
-    settings = EngineSettings(threads=arguments.cpus, allow_drift=arguments.allow_drift, limits=limits)
-    engine = Engine({arguments.bundle.name: encoder}, settings=settings)
-    engine.warm_up()
-    return engine

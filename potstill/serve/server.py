@@ -8,44 +8,45 @@ stopped    exit code 0. Ctrl-C is SIGTERM without `drain_seconds`; a second sign
 """
 
 import asyncio
+import contextlib
+import errno
 import gc
 import resource
 import signal
 import socket
+import stat
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TypeAlias
 
 import uvicorn
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from potstill.serve.http_errors import RequestError, unavailable
+from potstill.errors import MissingError, UsageError
+from potstill.serve.http.protocol import HttpProtocol
+from potstill.serve.http_errors import error_response, unavailable
 from potstill.serve.limits import Limits
 from potstill.serve.logging import log_failure
-from potstill.serve.wire import Connection, guarded
-from potstill.serve.wire.listening import Acceptor, bind, listen
 
-__all__ = ["Server", "bind", "serve"]
-
-App: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
+__all__ = ["Server", "bind", "bind_unix", "serve"]
 
 _DEFAULTS = Limits()
+# A thread that comes back from the model asks the event loop's for the interpreter, and gets it after this time;
+# Python's own 5 ms would be added to every answer while the loop is busy.
 _SWITCH_SECONDS = 0.0005
-"""A thread that comes back from the model asks the event loop's for the interpreter, and gets it after this time;
-Python's own 5 ms would be added to every answer while the loop is busy."""
+# File descriptors that are not of the cap on connections: those being accepted, logs, models.
 _SPARE_FILES = 128
-"""File descriptors that are not of the cap: of connections that are ending or only now let in, logs, models."""
-_FRESH_SECONDS = 1.0
-"""How long a connection that was in line when the server ended may take to send its first byte."""
-_LOOK_SECONDS = 0.02
-# How long the engine's threads may take to end once nobody waits; one that hangs does not keep the process.
-_CLOSE_SECONDS = 0.5
+_SWEEP_SECONDS = 0.1
+# How long the very last answers may take to leave, and how long the engine's threads may take to end once nobody waits:
+# one that hangs does not keep the process.
 _FLUSH_SECONDS = 0.5
-"""How long the very last answers may take to leave."""
+_CLOSE_SECONDS = 0.5
 
 
 class Engine(Protocol):
@@ -57,11 +58,70 @@ class Engine(Protocol):
     def drain(self) -> None:
         """Take no more."""
 
-    async def close(self, *, timeout_s: float) -> Any:
+    async def close(self, *, timeout_s: float) -> object:
         """End, within about this time."""
 
 
-Loaded: TypeAlias = tuple[Engine, App]
+Loaded: TypeAlias = tuple[Engine, ASGIApp]
+
+
+def bind(host: str = "127.0.0.1", port: int = 8000) -> socket.socket:
+    """Reserve an address, before anything slow is loaded; port 0 takes a free one.
+
+    Raises:
+        UsageError: if `host` is not an address of this machine.
+        MissingError: if the port is in use or not allowed.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (socket.gaierror, UnicodeError) as error:
+        raise UsageError(f"host {host!r} is not known; use 127.0.0.1, or 0.0.0.0 for every network") from error
+    # asyncio sends without delay only where the protocol is named: without it a small answer waits 40 ms for an ACK.
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            message = f"port {port} of {host} is in use; end the process that has it, or pass another --port"
+            raise MissingError(message) from error
+        if error.errno in {errno.EACCES, errno.EPERM}:
+            message = f"port {port} of {host} is not allowed to this user; pass a --port above 1023"
+            raise MissingError(message) from error
+        raise UsageError(
+            f"{host} is not an address of this machine: {error.strerror}; use 127.0.0.1 or 0.0.0.0"
+        ) from error
+    return listener
+
+
+def bind_unix(path: Path) -> socket.socket:
+    """Make a Unix socket, whose file only this user may open; one that no process listens on any more is replaced.
+
+    Raises:
+        MissingError: if a process listens there.
+        UsageError: if something else is there, or no file can be made.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.exists():
+            if not stat.S_ISSOCK(path.stat().st_mode):
+                raise UsageError(f"{path} is there and is no socket; pass another --uds")
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+                if other.connect_ex(str(path)) == 0:
+                    raise MissingError(f"a process listens on {path}; end it, or pass another --uds")
+            path.unlink()
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise UsageError(f"no socket can be made at {path}: {error.strerror or error}") from error
+    except (UsageError, MissingError):
+        listener.close()
+        raise
+    return listener
 
 
 def serve(
@@ -70,17 +130,21 @@ def serve(
     *,
     limits: Limits = _DEFAULTS,
     on_ready: Callable[[], None] | None = None,
+    tls: tuple[Path, Path] | None = None,
+    root_path: str = "",
 ) -> None:
     """Answer on `listener` until SIGTERM or Ctrl-C, then finish what was accepted and return.
 
     Args:
-        listener: from `bind`.
+        listener: from `bind` or `bind_unix`.
         load: returns a warm engine and the application in front of it; it runs in a thread, while the port is open.
         limits: the caps.
         on_ready: called when requests are answered.
+        tls: the files of the certificate with its chain and of the key, for HTTPS.
+        root_path: the path under which a proxy shows this server, and which it strips.
 
     Raises:
-        MissingError: if somebody else took the port after `bind`.
+        UsageError: if the files for TLS cannot be used.
         PotstillError: whatever `load` raises.
     """
 
@@ -96,15 +160,14 @@ def serve(
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
         with listener:
-            listen(listener)
-            Server(listener, load, limits=limits, on_ready=ready).run_to_the_end()
+            Server(listener, load, limits=limits, on_ready=ready, tls=tls, root_path=root_path).run_to_the_end()
     finally:
         sys.setswitchinterval(before)
         gc.unfreeze()
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, with our own way to accept connections and to end."""
+    """uvicorn's server, which loads behind an open port, ends its clients' time, and drains before it ends."""
 
     def __init__(
         self,
@@ -113,14 +176,14 @@ class Server(uvicorn.Server):
         *,
         limits: Limits = _DEFAULTS,
         on_ready: Callable[[], None] | None = None,
+        tls: tuple[Path, Path] | None = None,
+        root_path: str = "",
     ) -> None:
-        protocol = guarded(limits)
-        self.hub = protocol.hub
-        self.hub.most = _connections(limits)
-        self._gate = _Gate(self.hub)
+        waiting: OrderedDict[HttpProtocol, None] = OrderedDict()
+        self._protocol = partial(HttpProtocol, limits=_within_file_limit(limits), waiting=waiting)
         config = uvicorn.Config(
-            self._gate,
-            http=protocol,
+            _answer_while_loading,
+            http=self._protocol,  # type: ignore[arg-type]  # it is called as the class would be
             ws="none",
             interface="asgi3",
             lifespan="off",
@@ -129,18 +192,24 @@ class Server(uvicorn.Server):
             access_log=False,  # a client's text may be in a URL
             proxy_headers=False,
             server_header=False,
+            root_path=root_path,
+            ssl_certfile=None if tls is None else str(tls[0]),
+            ssl_keyfile=None if tls is None else str(tls[1]),
+            timeout_keep_alive=limits.idle_seconds,  # type: ignore[arg-type]  # seconds need not be whole
+            timeout_graceful_shutdown=limits.shutdown_seconds,  # type: ignore[arg-type]
         )
+        try:
+            config.load()
+        except OSError as error:  # ssl's errors are such
+            raise UsageError(f"--tls-cert and --tls-key cannot be used: {error.strerror or error}") from error
         super().__init__(config)
-        self._protocol = protocol
         self._listener = listener
         self._load = load
         self._limits = limits
         self._on_ready = on_ready
-        self._drain_seconds = 0.0
-        self._signalled = False
+        self._exit_at: float | None = None
         self._failure: BaseException | None = None
         self._engine: Engine | None = None
-        self._acceptor: Acceptor | None = None
         self._loader = threading.Thread(target=self._run_load, name="potstill-load", daemon=True)
 
     def run_to_the_end(self) -> None:
@@ -149,35 +218,30 @@ class Server(uvicorn.Server):
         Raises:
             PotstillError: whatever `load` raised.
         """
-        self.run(sockets=[])
+        self.run(sockets=[self._listener])
         self._loader.join(self._limits.shutdown_seconds)
         if self._failure is not None:
             raise self._failure
 
     def stop(self, *, drain_seconds: float) -> None:
         """Begin to end; ready says no from now on."""
-        self.hub.draining = True
-        self._drain_seconds = drain_seconds
-        self.should_exit = True
+        self.lifespan.state["draining"] = True
+        self._exit_at = self._loop.time() + (drain_seconds if self._engine is not None else 0.0)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal: the first asks, the second tells."""
-        if self._signalled:
+        if self._exit_at is not None:
             signal.signal(sig, signal.SIG_DFL)
             signal.raise_signal(sig)
-        self._signalled = True
         # uvicorn's own would raise the signal again after the end, and the exit code would be the signal's.
         self.stop(drain_seconds=0.0 if sig == signal.SIGINT else self._limits.drain_seconds)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Open the door, then load behind it."""
-        await super().startup(sockets=[])
+        """Open the port, then load behind it."""
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(_log_loop_failure)
-        connection = partial(
-            self._protocol, config=self.config, server_state=self.server_state, app_state={}, _loop=self._loop
-        )
-        self._acceptor = Acceptor(self._listener, connection, make_place=self.hub.make_place)
+        await super().startup(sockets)
+        self._sweeper = self._loop.create_task(self._sweep())
         self._loader.start()
 
     def _run_load(self) -> None:
@@ -187,86 +251,73 @@ class Server(uvicorn.Server):
             self._failure = error
             self.should_exit = True
             return
-        # The loop may have ended meanwhile, by a signal.
-        with _unless_closed():
+        with contextlib.suppress(RuntimeError):  # a signal has ended the loop meanwhile
             self._loop.call_soon_threadsafe(self._begin, loaded)
 
     def _begin(self, loaded: Loaded) -> None:
-        if self.should_exit:
+        if self._exit_at is not None:
             return
-        self._engine, app = loaded
+        self._engine, self.config.loaded_app = loaded
         self._engine.start(self._loop)
-        self._gate.app = app
         if self._on_ready is not None:
             self._on_ready()
 
+    async def _sweep(self) -> None:
+        """Look after the deadlines of all connections: one timer costs less than one for each."""
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            now = self._loop.time()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, HttpProtocol) and min(connection.deadline, connection.write_deadline) <= now:
+                    connection.expire()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Return whether to end; uvicorn asks ten times a second."""
+        is_over = self._exit_at is not None and self._loop.time() >= self._exit_at
+        return await super().on_tick(counter) or is_over
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Drain and stop instead of uvicorn, within `drain_seconds` and `shutdown_seconds`."""
-        self.hub.draining = True
-        if self._engine is not None:
-            await asyncio.sleep(self._drain_seconds)
-        if self._acceptor is not None:
-            await self._acceptor.close()
-        await self._finish(self._limits.shutdown_seconds)
+        """Let nobody in any more, finish what was begun within `shutdown_seconds`, tell the others, end the engine."""
+        self.lifespan.state["draining"] = True
+        # Closing a listening socket resets whoever stands in line, though they may have sent requests: let them in.
+        in_line = list(_accept_all(self._listener))
+        entering = asyncio.gather(*(self._let_in(connection) for connection in in_line), return_exceptions=True)
+        await super().shutdown(sockets)
+        await entering
+        end = self._loop.time() + _FLUSH_SECONDS
+        while self.server_state.connections and self._loop.time() < end:
+            await asyncio.sleep(_SWEEP_SECONDS / 10)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        self._sweeper.cancel()
         if self._engine is not None:
             self._engine.drain()
-        for connection in self._connections():
-            connection.cut()
-        await self._finish(_FLUSH_SECONDS)
-        for connection in self._connections():
-            connection.cut()
-        if self._engine is not None:
             await self._engine.close(timeout_s=_CLOSE_SECONDS)
 
-    async def _finish(self, seconds: float) -> None:
-        """Wait for what was begun; close what waits for a client that has sent nothing."""
-        end = self._loop.time() + seconds
-        while self.server_state.connections and self._loop.time() < end:
-            for connection in self._connections():
-                connection.finish_fresh(_FRESH_SECONDS)
-                connection.close_if_idle()
-            await asyncio.sleep(_LOOK_SECONDS)
-
-    def _connections(self) -> list[Connection]:
-        return [connection for connection in self.server_state.connections if isinstance(connection, Connection)]
+    async def _let_in(self, connection: socket.socket) -> None:
+        factory = partial(
+            self._protocol,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            _loop=self._loop,
+        )
+        await self._loop.connect_accepted_socket(factory, connection, ssl=self.config.ssl)
 
 
-class _Gate:
-    """The application until there is one, and what every application must say of a server that ends."""
-
-    def __init__(self, hub: Any) -> None:
-        self.app: App | None = None
-        self._hub = hub
-
-    def __call__(self, scope: Any, receive: Any, send: Any) -> Awaitable[None]:
-        """Let the application answer, or answer."""
-        if self.app is not None and not (self._hub.draining and _asks_if_ready(scope["path"])):
-            return self.app(scope, receive, send)
-        return self._answer(scope, send)
-
-    async def _answer(self, scope: Any, send: Any) -> None:
-        if self.app is None and scope["path"] in {"/health/live", "/v2/health/live"}:
-            await _answer(send, 200, b'{"status":"ok"}', {})
-        else:
-            error = unavailable("the server is ending" if self.app else "the models are being loaded")
-            await _answer_error(send, error)
+def _accept_all(listener: socket.socket) -> Iterator[socket.socket]:
+    """Give the connections that the kernel has made and nobody has accepted."""
+    with contextlib.suppress(OSError):  # BlockingIOError is the end of the line
+        while True:
+            yield listener.accept()[0]
 
 
-def _asks_if_ready(path: str) -> bool:
-    return path in {"/health", "/health/ready"} or (path.startswith("/v2/") and path.endswith("/ready"))
-
-
-async def _answer_error(send: Any, error: RequestError) -> None:
-    import json
-
-    await _answer(send, error.status, json.dumps(error.content()).encode(), error.headers)
-
-
-async def _answer(send: Any, status: int, body: bytes, headers: dict[str, str]) -> None:
-    fields = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    fields += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": fields})
-    await send({"type": "http.response.body", "body": body})
+async def _answer_while_loading(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["path"].removeprefix(scope["root_path"]) in {"/health/live", "/v2/health/live"}:
+        await JSONResponse({"status": "ok"})(scope, receive, send)
+    else:
+        error = unavailable("the models are being loaded")
+        await error_response(error, path=scope["path"])(scope, receive, send)
 
 
 def _log_loop_failure(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -278,28 +329,20 @@ def _log_loop_failure(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) 
         loop.default_exception_handler(context)
 
 
-@contextmanager
-def _unless_closed() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError:
-        return
-
-
 def _raise_file_limit() -> None:
     """Allow as many open files as this process may allow itself; a shell often gives 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        try:
+        with contextlib.suppress(OSError, ValueError):  # macOS names no number that it would take
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (OSError, ValueError):
-            return  # macOS names no number that it would take
 
 
-def _connections(limits: Limits) -> int:
-    """Return how many connections may be open: the limit, or what the file descriptors leave."""
+def _within_file_limit(limits: Limits) -> Limits:
+    """Return the limits with no more connections than the file descriptors leave."""
+    from dataclasses import replace
+
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
-        return limits.connections
+        return limits
     used = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 32
-    return max(8, min(limits.connections, soft - used - _SPARE_FILES))
+    return replace(limits, connections=max(8, min(limits.connections, soft - used - _SPARE_FILES)))

@@ -21,7 +21,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
 
-_PROVIDER = "CPUExecutionProvider"
+_CPU = "CPUExecutionProvider"
 # Operators that multiply matrices, in ONNX and in onnxruntime's own domain.
 _PRODUCT = re.compile("MatMul|Gemm|Attention")
 # onnxruntime's log severities; what it logs goes to stderr, past Python's logging.
@@ -54,7 +54,7 @@ class OnnxSession:
         spinning: bool = True,
         disabled_optimizers: Sequence[str] = (),
         optimise: bool = True,
-        providers: Sequence[str] = (_PROVIDER,),
+        providers: Sequence[str] = (_CPU,),
     ) -> None:
         """Load a model.
 
@@ -77,16 +77,29 @@ class OnnxSession:
         self.threads = available_cores() if threads is None else threads
         if self.threads < 1:
             raise UsageError(f"threads is {threads}; it must be at least 1")
-        self.model_file = model_file = model if isinstance(model, Path) else model.file
-        options = _options(self.threads, spinning=spinning, optimise=optimise)
-        if providers[0] != _PROVIDER:
-            _want_provider(model_file, options, providers[0])
+        self.model_file = model if isinstance(model, Path) else model.file
+        provider = providers[0]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = _ERRORS_ONLY
+        if not optimise:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+        if provider != _CPU:
+            available = onnxruntime.get_available_providers()
+            if provider not in available:  # onnxruntime would warn and take the CPU
+                raise CheckError(
+                    f"{self.model_file} shall run on {provider}; this onnxruntime has {', '.join(available)}"
+                )
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         self._session = _load(model, options, disabled_optimizers, providers)
         in_use = self._session.get_providers()
-        if in_use[:1] != [providers[0]]:
-            raise CheckError(f"{model_file} runs on {in_use}, not on {providers[0]} as asked")
-        if providers[0] != _PROVIDER:
-            _refuse_fallback(model_file, self._session, providers[0])
+        if in_use[:1] != [provider]:
+            raise CheckError(f"{self.model_file} runs on {in_use}, not on {provider} as asked")
+        if provider != _CPU:
+            self._refuse_fallback(provider)
         self.inputs = tuple(node.name for node in self._session.get_inputs())
         self.outputs = tuple(node.name for node in self._session.get_outputs())
 
@@ -113,46 +126,26 @@ class OnnxSession:
             raise CheckError(f"{self.model_file} failed to run: {_first_line(error)}") from error
         return dict(zip(self.outputs, map(np.asarray, results), strict=True))
 
-
-def _options(threads: int, *, spinning: bool, optimise: bool) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = _ERRORS_ONLY
-    if not optimise:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-    return options
-
-
-def _want_provider(model_file: Path, options: Any, provider: str) -> None:
-    """Refuse a provider that this onnxruntime has not; it would warn and take the CPU. Have it tell who runs what."""
-    available = onnxruntime.get_available_providers()
-    if provider not in available:
-        raise CheckError(f"{model_file} shall run on {provider}; this onnxruntime has {', '.join(available)}")
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-
-
-def _refuse_fallback(model_file: Path, engine: Any, provider: str) -> None:
-    """Refuse a session whose matrix products run elsewhere; the small change of shapes may."""
-    elsewhere = {
-        f"{node.op_type} on {part.ep_name}"
-        for part in engine.get_provider_graph_assignment_info()
-        if part.ep_name != provider
-        for node in part.get_nodes()
-        if _PRODUCT.search(node.op_type)
-    }
-    if elsewhere:
-        raise CheckError(
-            f"{model_file}: {provider} leaves products to others ({', '.join(sorted(elsewhere))}), so this would not "
-            "measure it; take another precision or provider"
-        )
+    def _refuse_fallback(self, provider: str) -> None:
+        """Refuse a session whose matrix products run elsewhere; the small change of shapes may."""
+        elsewhere = {
+            f"{node.op_type} on {part.ep_name}"
+            for part in self._session.get_provider_graph_assignment_info()
+            if part.ep_name != provider
+            for node in part.get_nodes()
+            if _PRODUCT.search(node.op_type)
+        }
+        if elsewhere:
+            raise CheckError(
+                f"{self.model_file}: {provider} leaves products to others ({', '.join(sorted(elsewhere))}), so this "
+                "would not measure it; take another precision or provider"
+            )
 
 
 def _load(
     model: Path | ModelContent, options: Any, disabled_optimizers: Sequence[str], providers: Sequence[str]
 ) -> Any:
+    """Make onnxruntime's own session of a file, or of bytes that were checked."""
     source: str | bytes
     if isinstance(model, ModelContent):
         file, source = model.file, model.model

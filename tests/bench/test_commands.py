@@ -6,7 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from potstill.cli.bench import _seconds, bench
+from potstill.cli.bench import bench, parse_seconds
 from potstill.cli.claims import claims
 from potstill.errors import CheckError, MissingError, UsageError
 
@@ -117,7 +117,7 @@ def test_a_budget_that_is_no_time_is_refused(invoke, teacher_dir, text, tmp_path
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("2m", 120), ("1.5h", 5400)])
 def test_a_budget_is_read_in_seconds_minutes_or_hours(text, seconds):
-    assert _seconds(text) == seconds
+    assert parse_seconds(text) == seconds
 
 
 @pytest.mark.parametrize(
@@ -125,10 +125,10 @@ def test_a_budget_is_read_in_seconds_minutes_or_hours(text, seconds):
     [
         ([], "name the models and a folder"),
         (["TEACHER"], "name the models and a folder"),
-        (["TEACHER", "--out", "OUT", "--runner", "tensorflow"], "--runner: 'tensorflow' is not valid"),
-        (["TEACHER", "--out", "OUT", "--precision", "int4"], "--precision: 'int4' is not valid"),
+        (["TEACHER", "--out", "OUT", "--runner", "tensorflow"], "--runner tensorflow: input should be 'onnx"),
+        (["TEACHER", "--out", "OUT", "--precision", "int4"], "--precision int4: input should be 'fp32', "),
         (["TEACHER", "--out", "OUT", "--precision", "bf16"], "has no bf16; it has fp32, int8"),
-        (["TEACHER", "--out", "OUT", "--set", "roundz=3"], "is no setting of the bench"),
+        (["TEACHER", "--out", "OUT", "--set", "roundz=3"], "bench.roundz: unknown key; did you mean 'rounds'?"),
         (["TEACHER", "--out", "OUT", "--set", "block_s=-1"], "block_s"),
         (["TEACHER", "--out", "OUT", "--num-tokens", "8", "--suite", "no.yaml"], "there is no file no.yaml"),
         (["TEACHER", "--out", "OUT", "--claims", "no.yaml"], "no.yaml cannot be read"),

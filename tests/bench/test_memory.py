@@ -72,7 +72,7 @@ def test_growth_is_noted_step_by_step(process):
         (process / "status").write_text(f"VmHWM:\t{peak_kib} kB\n")
 
     (process / "smaps_rollup").write_text("Pss: 3 kB\nPrivate_Clean: 1 kB\nPrivate_Dirty: 1 kB\n")
-    growth = memory.Growth(interpreter_rss_bytes=7)
+    growth = memory.MemoryGrowth(interpreter_rss_bytes=7)
     holds(2, 8)
     growth.imported()
     holds(5, 40)

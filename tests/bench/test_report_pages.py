@@ -98,7 +98,7 @@ def test_what_is_no_report_of_this_kind_is_refused_with_what_to_do(tmp_path):
         "[1]": "schema None",
         '{"schema": "other/9"}': "'other/9'; this potstill reads 'potstill-report/2'",
         '{"schema": "potstill-report/1", "models": {}}': "'potstill-report/1', which .* bench again",
-        '{"schema": "potstill-report/2"}': "created: Field required; bench again",
+        '{"schema": "potstill-report/2"}': "created: is missing; bench again",
     }.items():
         file.write_text(text)
         with pytest.raises(UsageError, match=message):

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from potstill.bench import report_schema, worker, worker_commands
-from potstill.bench.measure.memory import Growth, OutOfMemory
-from potstill.bench.worker_commands import Duties, call_together, warm_up
+from potstill.bench.measure.memory import MemoryGrowth, OutOfMemory
+from potstill.bench.worker_commands import WorkerCommands, call_together, warm_up
 from potstill.bundle import read_bundle
 from potstill.serve import BundleTokenizer, Encoder
 from potstill.timing.workers import CommandFailed, Worker, WorkerDied, python_module, worker_pool
@@ -81,9 +81,9 @@ def runner(teacher_dir):
 
 @pytest.fixture
 def at_work(runner, monkeypatch):
-    """Duties whose model is `runner`."""
+    """WorkerCommands whose model is `runner`."""
     monkeypatch.setattr(worker_commands, "find_opener", lambda name: lambda command: runner)
-    made = Duties(Growth(interpreter_rss_bytes=1), process_ms=4, import_ms=2)
+    made = WorkerCommands(MemoryGrowth(interpreter_rss_bytes=1), process_ms=4, import_ms=2)
     made.answer(load_command("anywhere"))
     return made
 
@@ -226,7 +226,9 @@ def test_the_time_since_the_start_is_the_askers_or_the_kernels():
 
 def test_a_load_reply_adds_the_engines_import_to_the_workers_own(runner, monkeypatch):
     monkeypatch.setattr(worker_commands, "find_opener", lambda name: time.sleep(0.5) or (lambda command: runner))
-    reply = Duties(Growth(interpreter_rss_bytes=1), process_ms=4, import_ms=1000).answer(load_command("anywhere"))
+    reply = WorkerCommands(MemoryGrowth(interpreter_rss_bytes=1), process_ms=4, import_ms=1000).answer(
+        load_command("anywhere")
+    )
     assert (reply["process_ms"], reply["device"], reply["sha256"]) == (4, "cpu", {"model": "5ha"})
     assert reply["import_ms"] >= 1500
     assert reply["load_ms"] < 500

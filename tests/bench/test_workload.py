@@ -100,7 +100,7 @@ def test_loads_are_every_combination_once_smallest_first():
 
 
 def test_a_grid_load_is_one_prepared_call(runner):
-    work = workload.make_work(Load(batch_size=2, num_tokens=6), runner, texts=[], seed=3)
+    work = workload.make_workload(Load(batch_size=2, num_tokens=6), runner, texts=[], seed=3)
     work.go_round(5)()
     assert runner.called == [6]
     assert work.mean_tokens == 6
@@ -110,7 +110,7 @@ def test_a_grid_load_is_one_prepared_call(runner):
 
 
 def test_texts_keep_their_own_lengths_and_are_tokenised_before(runner):
-    work = workload.make_work(Load(kind="texts"), runner, texts=[words(1), words(4), (words(2), words(3))], seed=0)
+    work = workload.make_workload(Load(kind="texts"), runner, texts=[words(1), words(4), (words(2), words(3))], seed=0)
     # [CLS] and [SEP] around a text, one more [SEP] behind a pair.
     assert work.mean_tokens == (3 + 6 + 8) / 3
     call = work.go_round()
@@ -122,7 +122,7 @@ def test_texts_keep_their_own_lengths_and_are_tokenised_before(runner):
 
 
 def test_the_round_goes_on_where_it_was(runner):
-    work = workload.make_work(Load(kind="texts"), runner, texts=[words(count) for count in range(1, 6)], seed=0)
+    work = workload.make_workload(Load(kind="texts"), runner, texts=[words(count) for count in range(1, 6)], seed=0)
     call = work.go_round()
     for _ in range(5):
         call()
@@ -135,7 +135,7 @@ def test_the_round_goes_on_where_it_was(runner):
 
 
 def test_tokenisation_is_part_of_the_call_where_it_is_asked_for(runner, monkeypatch):
-    work = workload.make_work(Load(kind="texts_tokenised"), runner, texts=["word1", "word2 word3"], seed=0)
+    work = workload.make_workload(Load(kind="texts_tokenised"), runner, texts=["word1", "word2 word3"], seed=0)
     encoded = []
     monkeypatch.setattr(runner.tokenizer, "encode", lambda texts: encoded.append(texts) or {"input_ids": np.ones(1)})
     call = work.go_round()
@@ -147,7 +147,7 @@ def test_tokenisation_is_part_of_the_call_where_it_is_asked_for(runner, monkeypa
 
 def test_the_warm_up_takes_texts_from_the_longest_to_the_shortest(runner):
     texts = [words(1 + number % 25) for number in range(100)]
-    work = workload.make_work(Load(kind="texts"), runner, texts=texts, seed=0)
+    work = workload.make_workload(Load(kind="texts"), runner, texts=texts, seed=0)
     lengths = [feeds["input_ids"].shape[1] for feeds in work.samples]
     assert len(work.warm) == len(lengths) == 16
     assert lengths == sorted(lengths, reverse=True)
@@ -160,7 +160,7 @@ def test_the_warm_up_takes_texts_from_the_longest_to_the_shortest(runner):
 @pytest.mark.parametrize(("texts", "batch_size"), [([], 1), (["word1"], 2)])
 def test_texts_are_there_and_come_one_by_one(runner, texts, batch_size):
     with pytest.raises(UsageError, match="one by one"):
-        workload.make_work(Load(kind="texts", batch_size=batch_size), runner, texts=texts, seed=0)
+        workload.make_workload(Load(kind="texts", batch_size=batch_size), runner, texts=texts, seed=0)
 
 
 def test_any_few_texts_in_a_row_are_about_as_long_as_all():

@@ -1,4 +1,4 @@
-"""What users see, held still: help texts, Python names, the HTTP interface, metrics, and a bundle's manifest.
+"""What users see, held still: help texts, Python names, the HTTP interface, metrics, a bundle's manifest and a report.
 
 Each is compared with a file in `golden/`. A change on purpose is taken over by
 
@@ -20,11 +20,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from potstill.bench import DataSet, Request, bench
 from potstill.bundle import read_bundle
 from potstill.cli.app import COMMANDS, app
+from potstill.config import BenchConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 PACKAGES = ("potstill", "potstill.errors", "potstill.distill", "potstill.export", "potstill.bench", "potstill.serve")
+# Fields of a report whose keys are names, or depend on how much was measured.
+BY_NAME = {"packages", "floors", "missing", "intervals", "flops_per_token", "sha256", "architecture"}
 # Of every endpoint one exchange that goes well, and the usual ways in which one does not.
 EXCHANGES = (
     ("POST", "/predict", {"inputs": "we saw the tide"}),
@@ -125,6 +129,46 @@ def test_the_manifest_is_as_it_was(tiny_bundle):
     manifest = json.loads((tiny_bundle / "potstill.json").read_text(encoding="utf-8"))
     assert read_bundle(tiny_bundle).manifest.schema_version == manifest["schema_version"]
     compare("manifest.json", as_text(kinds(manifest)))
+
+
+def test_the_report_is_as_it_was(tiny_bundle, tiny_data, tmp_path):
+    config = BenchConfig(
+        batch_sizes=[1],
+        num_tokens=[8, 16],
+        rounds=5,
+        launches=2,
+        block_s=0.005,
+        warm_up_s=0.05,
+        resamples=200,
+        throughput_batch_sizes=[1],
+        throughput_tokens=8,
+        callers=[1, 2],
+        cold_starts=2,
+        realistic_texts=16,
+        thread_scaling=False,
+        max_repeats=0,
+    )
+    models = [("teacher", str(tiny_bundle)), ("student", str(tiny_bundle))]
+    request = Request(models=models, data=[DataSet(data=str(tiny_data))])
+    bench(request, config=config, out_dir=tmp_path / "report")
+    report = json.loads((tmp_path / "report/report.json").read_text(encoding="utf-8"))
+    compare("report.txt", "\n".join(sorted(set(paths(report)))) + "\n")
+
+
+def paths(value, path=""):
+    """Yield the path of every field of a report; names that depend on the machine, the models or the data are `*`."""
+    if path in (".energy.rows", ".environment.gpus", ".contestants[].quantisation"):  # by the machine; the manifest's
+        yield path
+    elif isinstance(value, dict):
+        any_name = path.rpartition(".")[2] in BY_NAME or path == ".models"
+        for key, content in value.items():
+            yield from paths(content, f"{path}.{'*' if any_name else key}")
+    elif isinstance(value, list):
+        yield f"{path}[]"
+        for each in value:
+            yield from paths(each, f"{path}[]")
+    else:
+        yield path
 
 
 @pytest.fixture(scope="module")

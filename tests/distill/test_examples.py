@@ -38,13 +38,11 @@ def test_the_first_token_of_a_word_has_its_label(tokenizer):
     pieces = len(tokenizer("millriver", add_special_tokens=False)["input_ids"])
     assert pieces > 1
     assert row["labels"] == [-100, 4, 5, *[-100] * (pieces - 1), 7, -100]
-    assert row["word_starts"] == [1, 2, -1, 2 + pieces]
 
 
 def test_words_that_are_cut_off_have_no_token(tokenizer):
     row = tokenize(examples([["the", "old", "mill"]], [[1, 2, 3]]), tokenizer, max_length=4)[0]
     assert row["labels"] == [-100, 1, 2, -100]
-    assert row["word_starts"] == [1, 2, -1]
 
 
 def test_words_without_a_label_are_refused(tokenizer):
@@ -61,24 +59,24 @@ def questions(tokenizer, *answers, max_length=14):
 
 
 def test_windows_cover_the_context_and_mark_the_answer_where_it_is_whole(tokenizer):
-    rows = questions(tokenizer, "two brothers", "")
+    rows = list(questions(tokenizer, "two brothers", ""))
+    context = tokenizer(CONTEXT, add_special_tokens=False)["input_ids"]
+    answered, unanswered = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    assert [row["input_ids"] for row in answered] == [row["input_ids"] for row in unanswered]
     covered = set()
-    found = 0
-    for row in rows:
+    for row in answered:
         assert row["length"] <= 14
-        spans = list(zip(row["offset_starts"], row["offset_ends"], strict=True))
-        covered |= {(row["example"], *span) for span in spans if span[0] >= 0}
-        assert spans[0] == (-1, -1)
-        start, end = row["start_positions"], row["end_positions"]
-        if start == 0:
-            assert end == 0
-            continue
-        found += 1
-        assert row["example"] == 0
-        assert CONTEXT[row["offset_starts"][start] : row["offset_ends"][end]] == "two brothers"
-    assert found >= 1
-    pieces = tokenizer(CONTEXT, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    assert covered == {(example, *span) for example in (0, 1) for span in pieces}
+        window = row["input_ids"][row["token_type_ids"].index(1) : -1]
+        starts = [at for at in range(len(context)) if context[at : at + len(window)] == window]
+        covered |= {at + number for at in starts for number in range(len(window))}
+    assert covered == set(range(len(context)))
+    found = [row for row in answered if row["start_positions"] > 0]
+    assert found
+    for row in found:
+        answer = row["input_ids"][row["start_positions"] : row["end_positions"] + 1]
+        assert tokenizer.decode(answer) == "two brothers"
+    for row in [row for row in answered if row not in found] + unanswered:
+        assert (row["start_positions"], row["end_positions"]) == (0, 0)
 
 
 def test_a_long_question_leaves_room_for_the_context(tokenizer):

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from potstill.distill import create_student
-from potstill.distill.student import best_layers, candidate_layers, choose_layers, every_kth
+from potstill.distill.student import best_layers, candidate_layers, choose_layers
 from potstill.errors import CheckpointError
 from tests.distill.families import PAIRS, batch_for, build
 
@@ -336,14 +336,6 @@ def test_a_mobilebert_that_does_not_fit_its_teacher_is_refused(asked, said):
 def test_an_unknown_family_is_refused():
     with pytest.raises(CheckpointError, match="same, distilbert, mobilebert"):
         create_student(build("Bert"), family="albert")
-
-
-def test_every_kth_is_not_always_a_count():
-    assert every_kth(24, 3) == choose_layers(24, 8)
-    assert every_kth(10, 3) == [0, 3, 6, 9]
-    assert choose_layers(10, 4) == [0, 2, 5, 7]
-    with pytest.raises(CheckpointError, match="at least 1"):
-        every_kth(6, 0)
 
 
 def test_candidates_hold_distilberts_own_layers():

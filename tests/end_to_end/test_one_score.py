@@ -13,8 +13,8 @@ import scipy.stats
 import seqeval.metrics
 import sklearn.metrics
 
-from potstill.bench.measure.memory import Growth
-from potstill.bench.worker_commands import Duties
+from potstill.bench.measure.memory import MemoryGrowth
+from potstill.bench.worker_commands import WorkerCommands
 from potstill.bundle import Pooling
 from potstill.data import Examples
 from potstill.distill.evaluation import Evaluation
@@ -92,7 +92,7 @@ async def _post(app, item, parameters):
 
 def bench_score(folder, data, *, kind, metric, tmp_path):
     """Return the score that a bench makes of a bundle by its worker."""
-    duties = Duties(Growth(interpreter_rss_bytes=1), process_ms=0.0, import_ms=0.0)
+    duties = WorkerCommands(MemoryGrowth(interpreter_rss_bytes=1), process_ms=0.0, import_ms=0.0)
     duties.answer({
         "do": "load", "runner": "onnxruntime-cpu", "folder": str(folder), "precision": "fp32", "threads": 1, "seed": 0,
         "spinning": False, "task": "", "problem_type": None, "max_length": None,

@@ -45,11 +45,11 @@ def test_a_probability_is_scored_where_the_server_gives_one(tokenizer):
     np.testing.assert_allclose(squashed, 1 / (1 + np.exp(-plain)), atol=1e-12)
 
 
-def test_pairs_may_come_from_json_and_texts_run_alone_where_they_must(tokenizer):
+def test_pairs_may_come_from_json(tokenizer):
     session = Mean(logits=small.table(2))
     settings = {"kind": "regression", "outputs": ["logits"]}
     tuples = predict(session, tokenizer, [("ab", "c"), ("d", "e")], **settings)
-    lists = predict(session, tokenizer, [["ab", "c"], ["d", "e"]], batch_invariant=False, **settings)
+    lists = predict(session, tokenizer, [["ab", "c"], ["d", "e"]], **settings)
     np.testing.assert_allclose(tuples["values"], lists["values"], atol=1e-6)
     assert session.runs == 2 + 2
 

@@ -29,7 +29,7 @@ def hold(arrays, labels, *, kind, metric, names=(), texts=None):
     texts = ["text"] * len(labels) if texts is None else texts
     data = Examples(name="d", split="s", texts=texts, labels=labels, label_names=tuple(names), sha256="0" * 64)
     found = against_trivial(arrays, score(arrays, data, kind=kind, metric=metric), data, kind=kind, metric=metric)
-    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["better"] == found.better
+    assert json.loads(json.dumps(found.model_dump(mode="json"), allow_nan=False))["better"] == found.better
     return found
 
 

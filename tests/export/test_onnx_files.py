@@ -359,10 +359,10 @@ def test_operators_of_onnxruntime_have_the_shapes_that_onnxruntime_gives(file, m
 @pytest.mark.parametrize(
     ("graph", "precision", "why"),
     [
-        (graphs.classifier(), "int8", "0 of its 4 products with a weight multiply int8"),
+        (graphs.classifier(), "int8", "0 of its 4 matmuls with a weight multiply int8"),
         (graphs.classifier(graphs.folded_product), "int8", "4 int8 weights are only dequantised"),
-        (graphs.classifier(graphs.late_product), "int8", "0 of its 4 products"),
-        (graphs.classifier(graphs.mixed("0")), "int8", "1 of its 4 products"),
+        (graphs.classifier(graphs.late_product), "int8", "0 of its 4 matmuls"),
+        (graphs.classifier(graphs.mixed("0")), "int8", "1 of its 4 matmuls"),
         (graphs.classifier(graphs.dynamic_product), "int8-static", "4 of its activation scales are measured"),
         (graphs.classifier(), "fp16", "0 of its 1600 float weights have 16 bits"),
         (graphs.classifier(graphs.dynamic_product), "fp32", "it is quantised already"),

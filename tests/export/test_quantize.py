@@ -32,7 +32,7 @@ from potstill.export.quantize import (
     split_gemms,
     static_scale,
 )
-from potstill.onnx_inspect import count_products, read_outline
+from potstill.onnx_inspect import count_matmuls, read_outline
 from potstill.serve import Encoder, OnnxSession
 
 TEXTS = ["we saw a wave", "snow on the peak and a trail", "sail", "the old things", "gull " * 80]
@@ -94,7 +94,7 @@ def test_every_recipe_is_a_valid_int8_file_that_answers_like_fp32(name, prepared
     assert np.abs(found - expected).max() < INT8_TOLERANCE
     assert np.abs(found - expected).max() > 1e-5  # it is quantised
     assert np.array_equal(found.argmax(-1), expected.argmax(-1))
-    counts = count_products(read_outline(tmp_path / "model.onnx"))
+    counts = count_matmuls(read_outline(tmp_path / "model.onnx"))
     merged = 2 * 4 if recipe.attention == "integer" else 0
     assert counts["integer"] == 4 * 6 + 1 - merged  # and the pooler; the classifier has two columns and stays
     assert counts["float"] == 1
@@ -144,7 +144,7 @@ def test_layers_share_an_activation_and_are_named_after_their_weights(prepared):
 def test_layers_that_are_kept_stay_in_floats(prepared, feeds, tmp_path):
     keep = frozenset(prepared.layers[:2])
     answer(quantize(prepared, Int8Recipe(weight_bits=BITS), keep=keep), feeds, tmp_path, precision="int8")
-    assert count_products(read_outline(tmp_path / "model.onnx"))["float"] == 3 + 1 + 1
+    assert count_matmuls(read_outline(tmp_path / "model.onnx"))["float"] == 3 + 1 + 1
 
 
 def test_keeping_everything_is_the_fp32_graph_with_small_tables(prepared, encoder, feeds, tmp_path):

@@ -10,7 +10,7 @@ from potstill.export import export_bundle
 from potstill.export.graph import SENTENCE_EMBEDDING, build_graph
 from potstill.export.quantize import int8_recipe, prepare, quantize
 from potstill.export.unpad import is_unpadded, unpad
-from potstill.onnx_inspect import count_products, read_outline
+from potstill.onnx_inspect import count_matmuls, read_outline
 from potstill.serve import Encoder
 from tests import tiny
 from tests.export import families, small
@@ -134,7 +134,7 @@ def test_the_integer_products_of_a_static_file_stay_beside_their_scales(tmp_path
     counted = []
     for name, one in (("plain", static), ("lean", lean)):
         onnx.save(one, tmp_path / f"{name}.onnx")
-        counted.append(count_products(read_outline(tmp_path / f"{name}.onnx")))
+        counted.append(count_matmuls(read_outline(tmp_path / f"{name}.onnx")))
     assert counted[0] == counted[1]
     for feeds in batches:
         np.testing.assert_allclose(run(lean, feeds)["logits"], run(static, feeds)["logits"], atol=1e-5)

@@ -184,7 +184,7 @@ def _wanted(request: Request) -> tuple[int, ...]:
     if request.target == b"/predict" and request.method == b"POST" and good_body(request.body):
         plain = {b"host", b"content-type", b"content-length", b"transfer-encoding", b"connection"}
         if set(request.fields) <= plain and request.fields.get(b"content-type") == b"application/json":
-            return (200, 429)
+            return (200, 429) if request.is_for_this_machine else (400,)
     return ()
 
 

@@ -296,7 +296,9 @@ def hostile_json(bed: Bed) -> str:
     with good_clients(server) as good:
         for name, body in bodies.items():
             started = time.monotonic()
-            head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+            head = (
+                b"POST /predict HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+            )
             response = ask(server.port, head % len(body) + body)
             assert response.status in {400, 413, 422, 429}, f"{name}: {response.status}"
             is_error(response, response.status)

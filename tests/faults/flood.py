@@ -17,10 +17,10 @@ class Flood:
     """What clients saw that asked as fast as they could until they found nobody.
 
     A request is lost if its connection was made and its bytes were sent, and no whole response came. Two kinds are
-    told apart. `lost` broke after a part of the response, or on a connection that was new or had just been said to
-    stay open. `not_taken` are requests on a connection that the server closed as idle at the same moment, without a
-    byte of response: HTTP/1.1 tells the client to repeat those (RFC 9112, 9.3.1), and no server can avoid them, but a
-    server that says `Connection: close` in time makes them rare.
+    told apart. `lost` broke after a part of the response, or waited without end. `not_taken` are requests without a
+    byte of response: on a connection that the server closed as idle at the same moment, or on a new one that the
+    kernel had made and the server had not accepted when it closed its port. HTTP/1.1 tells the client to repeat those
+    (RFC 9112, 9.3.1); a server that says `Connection: close`, and lets in whoever stands in line, makes them rare.
     """
 
     statuses: Counter[int] = field(default_factory=Counter)
@@ -49,7 +49,7 @@ def run_client(server: Server, flood: Flood, *, reuse: bool, data: bytes = PREDI
             response = connection.ask(data)
         except NoAnswer as error:
             with flood.lock:
-                if used and not error.partial and not isinstance(error, Hang):
+                if not error.partial and not isinstance(error, Hang):
                     flood.not_taken += 1
                 else:
                     flood.lost.append(f"{error}, request {used + 1} of its connection")

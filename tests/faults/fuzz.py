@@ -165,19 +165,23 @@ class Client:
         elif not self._documented.allows(one, status):
             self._fail("not documented", one, str(status))
         if status >= 400 and one.method != "HEAD":
-            wrong = _wrong_shape(response)
+            wrong = _wrong_shape(response, one.path)
             if wrong:
                 self._fail("shape", one, f"{status} {wrong}")
         if status == 429 and not response.headers.get("retry-after", "").isdecimal():
             self._fail("retry-after", one, str(response.headers))
 
 
-def _wrong_shape(response: Response) -> str | None:
+def _wrong_shape(response: Response, path: str) -> str | None:
     try:
         content = response.json()
     except ValueError:
         return f"not JSON: {response.body[:100]!r}"
-    if not isinstance(content, dict) or sorted(content) != ["error", "error_type"]:
+    if isinstance(content, dict) and isinstance(content.get("error"), dict) and ("/v1/" in path or "%" in path):
+        content = content["error"]  # the shape that OpenAI's clients read
+        if sorted(content) != ["code", "message", "param", "type"] or content.pop("param") is not None:
+            return f"keys {sorted(content)}"
+    elif not isinstance(content, dict) or sorted(content) != ["error", "error_type"]:
         return f"keys {sorted(content) if isinstance(content, dict) else content!r}"
     if not all(isinstance(value, str) and value for value in content.values()):
         return "values that are no texts"

@@ -150,7 +150,7 @@ BODIES = (
     b"\r\n\r\n",
     b"0\r\n\r\n",
     b"1\r\nx\r\n0\r\n\r\n",
-    b"GET /info HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /info HTTP/1.1\r\nHost: localhost\r\n\r\n",
     b"HTTP/1.1 200 OK\r\n\r\n",
 )
 """What a reader that loses its place would take for something else is among them."""

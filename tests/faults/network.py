@@ -248,7 +248,7 @@ def churn(bed: Bed) -> str:
             if number % 3 == 1:
                 client.sendall(b"G")
             if number % 3 == 2:
-                client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+                client.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
     wait_for(lambda: server.open_files() <= files + 5, seconds=20)
     return f"{count} short connections; {well(server, rss_growth=64 << 20, rss_before=memory)}"
 

@@ -46,6 +46,12 @@ class Request:
             return False
         return self.version == b"1" or b"keep-alive" in options
 
+    @property
+    def is_for_this_machine(self) -> bool:
+        """Whether it calls the server by a name of its machine; by another it is refused where there are no keys."""
+        host = self.fields.get(b"host", b"")
+        return not host or host.startswith((b"localhost", b"127.0.0.1", b"[::1]"))
+
 
 def _options(fields: dict[bytes, bytes]) -> set[bytes]:
     return {option.strip().lower() for option in fields.get(b"connection", b"").split(b",")}
@@ -382,7 +388,9 @@ def _check(request: Request | None, answer: Answer) -> None:
         raise Wrong("the connection was to end, and the response does not say so")
     # Who answers before all of the body has come may end the connection instead of waiting for the rest.
     waits = request.body or {b"expect", b"transfer-encoding"} & request.fields.keys()
-    if answer.closes and request.persists and status < 400 and not waits:
+    # HTTP/1.0 has no persistent connections of its own: a server may end every one.
+    if answer.closes and request.persists and request.version == b"1" and status < 400 and not waits:
         raise Wrong(f"a {status} ends a connection that was to go on")
-    if request.target == b"/health/live" and request.method in {b"GET", b"HEAD"} and status != 200:
+    wanted = 200 if request.is_for_this_machine else 400
+    if request.target == b"/health/live" and request.method in {b"GET", b"HEAD"} and status != wanted:
         raise Wrong(f"{status} to a valid request for /health/live: {answer.body[:120]!r}")

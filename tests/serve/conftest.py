@@ -259,3 +259,15 @@ def mask_dir(task_bundle):
 @pytest.fixture(scope="session")
 def vector_dir(task_bundle):
     return task_bundle("vector")
+
+
+@pytest.fixture
+def panicking_dir(own_bundle):
+    """A bundle whose tokenizer panics on a text of many "a" and a "!"."""
+    file = own_bundle / "tokenizer.json"
+    content = json.loads(file.read_text())
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, content["pre_tokenizer"]]}
+    file.write_text(json.dumps(content))
+    seal(own_bundle)
+    return own_bundle

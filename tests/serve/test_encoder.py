@@ -307,3 +307,13 @@ def test_outputs_are_those_of_each_text_alone(encoder):
     np.testing.assert_allclose([answer["logits"] for answer in answers], encoder.logits(TEXTS), atol=PADDING_TOLERANCE)
     with pytest.raises(UsageError, match="batch_size is 0"):
         encoder.outputs(TEXTS, batch_size=0)
+
+
+@pytest.mark.parametrize("ask", ["predict", "outputs", "logits"])
+def test_a_tokenizer_that_panics_is_an_error(panicking_dir, ask):
+    """Row C7 of the faults found: pyo3's PanicException is no Exception, so it ended the process with a traceback."""
+    encoder = Encoder(panicking_dir, threads=1)
+    with pytest.raises(CheckError, match="tokenizers library failed on a text") as caught:
+        getattr(encoder, ask)(["good", "a" * 40 + "!"])
+    assert "aaa" not in str(caught.value)
+    assert len(encoder.predict(["good", "bad"])) == 2

@@ -26,7 +26,7 @@ def test_a_failure_is_one_line_with_its_kind_and_place_and_without_its_message(t
             log_failure("this", error)
     (line,) = caplog.messages
     assert "ValueError at " in line
-    assert "test_failures.py:" in line
+    assert "test_logging.py:" in line
     assert SECRET not in caplog.text
 
 

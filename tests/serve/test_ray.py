@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from potstill.errors import MissingExtraError
+from potstill.errors import MissingExtraError, UsageError
 from potstill.serve.batching import Engine, EngineSettings
 from potstill.serve.http import create_app
 from potstill.serve.ray import Arguments, Replica, app
@@ -62,6 +62,13 @@ def test_arguments_are_checked():
     assert (given.replicas, given.precision, given.allow_drift) == (2, None, False)
     with pytest.raises(ValidationError, match="precison"):
         Arguments.model_validate({"bundle": "b", "precison": "int8"})
+
+
+def test_a_list_of_keys_without_a_key_is_refused(bundle_dir, monkeypatch):
+    """Row C6 of the faults found: no key was asked for."""
+    monkeypatch.setenv("POTSTILL_API_KEYS", ",, ,")
+    with pytest.raises(UsageError, match="POTSTILL_API_KEYS has no key"):
+        asyncio.run(Replica.__new__(Replica).__init__(Arguments(bundle=bundle_dir)))
 
 
 def test_without_ray_the_extra_is_named(monkeypatch):

@@ -4,19 +4,19 @@ All faults of a file are told at once, each with the claim's id, and an unknown 
 known one.
 """
 
-import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
-from potstill.bench.claims.metrics import MEASURES
+from potstill.bench.claims.metrics import METRICS
 from potstill.config import Runner
-from potstill.errors import RecipeError
+from potstill.errors import RecipeError, describe_fault, did_you_mean
 
 Against = Literal["like_for_like", "baseline", "fp32"]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -55,7 +55,7 @@ class Claim(_Part):
     claim: str = Field(min_length=1)
     """As a manager says it: "p95 at most 10 ms"."""
     measure: str
-    """A name of `potstill.bench.claims.metrics.MEASURES`."""
+    """A name of `potstill.bench.claims.metrics.METRICS`."""
     at_least: Number | None = None
     at_most: Number | None = None
     where: Where = Where()
@@ -105,7 +105,7 @@ def parse_claims(text: str, *, origin: str) -> list[Claim]:
         raise RecipeError(f"{origin} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or not isinstance(values.get("claims"), list) or not values["claims"]:
         raise RecipeError(f"{origin} has no list called claims; `potstill claims` prints one to start from")
-    faults = [f"{key}: unknown key{nearest(str(key), ['claims'])}" for key in values if key != "claims"]
+    faults = [f"{key}: unknown key{did_you_mean(str(key), ['claims'])}" for key in values if key != "claims"]
     seen: set[str] = set()
     claims = []
     for number, given in enumerate(values["claims"], start=1):
@@ -127,7 +127,7 @@ def parse_claims(text: str, *, origin: str) -> list[Claim]:
 def _built_in(name: str) -> dict[str, Any] | str:
     """Return one of the package's claims as its file holds it, or what is wrong with the name."""
     known = {str(claim["id"]): dict(claim) for claim in yaml.safe_load(_BUILT_IN.read_text(encoding="utf-8"))["claims"]}
-    return known.get(name) or f"is none of potstill's own claims{nearest(name, list(known))}"
+    return known.get(name) or f"is none of potstill's own claims{did_you_mean(name, list(known))}"
 
 
 def normal_load(text: str) -> str | None:
@@ -136,12 +136,6 @@ def normal_load(text: str) -> str | None:
     if found is None:
         return None
     return found[0] if found["batch"] is None else f"{found['batch']}×{found['tokens']}"
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """Return the end of a message about an unknown word: the known one that is most like it, or all of them."""
-    found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else f"; known are {', '.join(known)}"
 
 
 def _faults(raw: Any) -> Iterator[str]:
@@ -153,46 +147,37 @@ def _faults(raw: Any) -> Iterator[str]:
     if isinstance(raw, dict):
         if raw.get("id") == "all":
             yield "id: 'all' stands for every claim (--require all); take another"
-        yield from _misfits(raw, raw.get("where") or {})
+        yield from _combination_faults(raw, raw.get("where") or {})
 
 
-def _describe(fault: Mapping[str, Any]) -> str:
-    location = [str(part) for part in fault["loc"]]
-    where = ".".join(location)
-    if fault["type"] == "extra_forbidden":
-        known = Where.model_fields if location[0] == "where" else Claim.model_fields
-        return f"{where}: unknown key{nearest(location[-1], list(known))}"
-    if fault["type"] == "missing":
-        return f"{where}: is missing"
+def _describe(fault: ErrorDetails) -> str:
     if fault["type"] == "literal_error":
-        annotation = Where.model_fields[location[-1]].annotation
-        known_words = [word for kind in get_args(annotation) for word in get_args(kind)]
-        return f"{where}: {fault['input']!r} is unknown{nearest(str(fault['input']), known_words)}"
-    message = str(fault["msg"])
-    return f"{where or 'it'}: {message[:1].lower()}{message[1:]} (it is {fault['input']!r})"
+        *above, last = map(str, fault["loc"])
+        annotation = (Where if above else Claim).model_fields[last].annotation
+        known = [word for kind in get_args(annotation) for word in get_args(kind)]
+        where = ".".join((*above, last))
+        return f"{where}: {fault['input']!r} is unknown{did_you_mean(str(fault['input']), known)}"
+    return describe_fault(fault, Claim)
 
 
-def _misfits(raw: Mapping[str, Any], where: Any) -> Iterator[str]:
+def _combination_faults(raw: Mapping[str, Any], where: Any) -> Iterator[str]:
     if (raw.get("at_least") is None) == (raw.get("at_most") is None):
         yield "give either at_least or at_most, in the measure's unit"
     if not isinstance(where, dict):
         return
-    load, measure = where.get("load"), MEASURES.get(str(raw.get("measure")))
+    load, metric = where.get("load"), METRICS.get(str(raw.get("measure")))
     if isinstance(load, str) and normal_load(load) is None:
         yield f"where.load: {load!r} is no load; write 1x64 (batch x tokens), 1xlongest, or own texts"
-    if measure is None:
+    if metric is None:
         if isinstance(raw.get("measure"), str):
-            yield f"measure: {raw['measure']!r} is unknown{nearest(raw['measure'], list(MEASURES))}"
+            yield f"measure: {raw['measure']!r} is unknown{did_you_mean(raw['measure'], list(METRICS))}"
         return
     for field in where:
-        if field in Where.model_fields and field != "model" and field not in measure.fields:
-            taken = ", ".join(["model", *sorted(measure.fields)])
-            yield f"where.{field}: {measure.name} does not depend on it; it takes {taken}"
+        if field in Where.model_fields and field != "model" and field not in metric.fields:
+            taken = ", ".join(["model", *sorted(metric.fields)])
+            yield f"where.{field}: {metric.name} does not depend on it; it takes {taken}"
     if where.get("against") == "fp32" == where.get("precision"):
         yield "where.against: fp32 against fp32 compares nothing; leave precision out, or name another"
-    if measure.floor == "load" and not all(_positive(raw.get(key)) for key in ("at_least", "at_most")):
+    targets = [raw.get(key) for key in ("at_least", "at_most")]
+    if metric.floor == "load" and any(isinstance(target, int | float) and target <= 0 for target in targets):
         yield "the target of a ratio must be above 0"
-
-
-def _positive(target: Any) -> bool:
-    return not isinstance(target, int | float) or target > 0

@@ -29,8 +29,8 @@ class OutOfMemory(Exception):
 
 
 @dataclass(slots=True)
-class Growth:
-    """What a process held at each step of its life so far; the fields are those of `contract.Memory`."""
+class MemoryGrowth:
+    """What a process held at each step of its life so far; the fields are those of `report_schema.Memory`."""
 
     interpreter_rss_bytes: int
     imported_rss_bytes: int = 0

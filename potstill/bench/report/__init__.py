@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from potstill.bench.report.markdown import to_markdown
 from potstill.bench.report.page import to_html
 from potstill.bench.report_schema import SCHEMA, Report
-from potstill.errors import UsageError
+from potstill.errors import UsageError, describe_fault
 
 REPORT_NAME = "report.json"
 _FIRST_SCHEMA = "potstill-report/1"
@@ -66,6 +66,5 @@ def read_report(path: Path) -> Report:
     try:
         return Report.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        raise UsageError(f"{file} is not a whole report: {where}: {first['msg']}; bench again") from error
+        fault = describe_fault(error.errors()[0], Report, whole="the whole")
+        raise UsageError(f"{file} is not a whole report: {fault}; bench again") from error

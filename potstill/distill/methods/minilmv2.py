@@ -55,7 +55,7 @@ class MiniLMv2(Objective):
         heads: int = RELATION_HEADS,
         relation_weights: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
-        super().__init__()
+        super().__init__(dict(zip(PARTS, relation_weights, strict=True)))
         for who, width in (("student", student_width), ("teacher", teacher_width)):
             if width % heads:
                 both = math.gcd(student_width, teacher_width)
@@ -66,11 +66,6 @@ class MiniLMv2(Objective):
                 )
         self._teacher_layer = teacher_layer
         self._heads = heads
-        self._weights = dict(zip(PARTS, relation_weights, strict=True))
-
-    def weights(self, share: float) -> dict[str, float]:
-        """Return the weight of each relation, the same all through the training."""
-        return self._weights
 
     def count(self, batch: Batch) -> dict[str, int]:
         """Return the number of real tokens: each is one query."""

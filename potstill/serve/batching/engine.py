@@ -185,7 +185,7 @@ class Engine:
         for name, encoder in self.models.items():
             alone = None
             if not encoder.record.batch_invariant and not self.settings.allow_drift:
-                alone = "this file's answers depend on their company, so every text runs alone"
+                alone = "this file's answers depend on the batch, so every text runs alone"
             plans[name] = measure(
                 encoder.run_rows,
                 max_length=encoder.manifest.max_length,

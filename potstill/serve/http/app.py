@@ -1,4 +1,4 @@
-"""Put the application together: which path is answered by what.
+"""The application: which path is answered by what, who may ask, and how errors and counts are made.
 
     POST /predict  /embed  /tokenize         the first model; /models/NAME/... names one
     POST /v1/embeddings     GET /v1/models   OpenAI's
@@ -12,26 +12,74 @@
 Neither errors nor logs hold a client's text.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import hmac
+import re
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from hashlib import sha256
+from importlib.resources import files
+from itertools import count
+from secrets import token_hex
+from time import perf_counter
+from typing import TYPE_CHECKING, TypeAlias
 
-from potstill.serve.http import facts
-from potstill.serve.http.context import Context, Engine
-from potstill.serve.http.exchange import Call, Reply, json_reply
-from potstill.serve.http.front import Endpoint, Front, Handler, Keys
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from potstill.serve.http import info
 from potstill.serve.http.metrics import CONTENT_TYPE, Metrics
-from potstill.serve.http.oip import add_v2
-from potstill.serve.http.oip_document import v2_paths
-from potstill.serve.http.openai import Embeddings, describe_model, list_models
+from potstill.serve.http.oip import v2_routes
+from potstill.serve.http.openai import Embeddings, describe_model
 from potstill.serve.http.openapi import document
-from potstill.serve.http.pages import pages
-from potstill.serve.http.work import Work, works
-from potstill.serve.http_errors import unavailable
+from potstill.serve.http.predict import ModelEndpoints
+from potstill.serve.http_errors import RequestError, error_response, failed, malformed, not_found, unavailable
 from potstill.serve.limits import Limits
+from potstill.serve.logging import log_failure
 from potstill.tasks import FEATURE_EXTRACTION
 
+if TYPE_CHECKING:
+    from potstill.serve.batching import Engine
 
-def create_app(engine: Engine, *, limits: Limits | None = None, api_keys: Sequence[str] = ()) -> Front:
+Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
+
+_GONE = 499  # nginx's word for a client that hung up; only in the metrics
+_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_run, _numbers = token_hex(6), count(1)
+_TIMINGS = ("X-Request-Id", "X-Tokenize-Time-Ms", "X-Queue-Time-Ms", "X-Inference-Time-Ms", "X-Tokens", "Retry-After")
+_MEDIA_TYPES = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+_PAGES = {"index.html": "/", "docs.html": "/docs"}
+_PAGE_HEADERS = {
+    # Scripts and styles are files of this origin: nothing inline runs, nothing is loaded from or sent to elsewhere.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",  # asked for again after an update: an old script with a new page would be a riddle
+}
+
+
+def create_app(
+    engine: "Engine",
+    *,
+    limits: Limits | None = None,
+    api_keys: Sequence[str] = (),
+    allowed_hosts: Collection[str] | None = None,
+    cors_origins: Sequence[str] = (),
+) -> Starlette:
     """Return the ASGI application that answers with `engine`, and let it count what the engine does.
 
     Args:
@@ -39,121 +87,283 @@ def create_app(engine: Engine, *, limits: Limits | None = None, api_keys: Sequen
         limits: the caps; the defaults if None.
         api_keys: bearer keys; with none of them everybody is answered. /health, the pages and their document are
             always open.
+        allowed_hosts: the names that requests may call this server by, without ports; any if None. A server that
+            trusts its own machine must not be asked by a web page whose name was made to point there (DNS rebinding).
+        cors_origins: the origins whose web pages may read answers; "*" is all of them.
     """
-    context = Context(engine=engine, limits=limits or Limits(), models=engine.models)
+    limits = limits or Limits()
     metrics = Metrics(engine)
-    engine.observer = metrics.watch
-    table = _Table(metrics, default=next(iter(context.models)))
-    _add_work(table, context)
-    _add_facts(table, context, metrics)
-    add_v2(table, context)
-    _add_pages(table, document(context, with_keys=bool(api_keys), more=v2_paths(context)))
-    return Front(
-        engine=engine,
-        table=table.paths,
-        keys=Keys(api_keys),
-        traffic=metrics.traffic,
+    engine.observer = metrics.engine_observer
+    models = {name: ModelEndpoints(name, engine, limits) for name in engine.models}
+    described = JSONResponse(document(engine, limits, with_keys=bool(api_keys)))
+    routes: list[BaseRoute] = [
+        *_model_routes(models, limits),
+        *_state_routes(engine, limits, metrics),
+        *v2_routes(engine, limits),
+        *_page_routes(),
+        Route("/openapi.json", _constant(described)),
+    ]
+
+    async def no_route(request: Request, error: Exception) -> Response:
+        return _answer_without_route(request, routes, engine.models)
+
+    middleware = [
+        Middleware(ErrorMiddleware, metrics=metrics),
+        Middleware(AccessMiddleware, api_keys=api_keys, allowed_hosts=allowed_hosts),
+    ]
+    if cors_origins:
+        cors = Middleware(
+            JsonCORSMiddleware,
+            allow_origins=cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=_TIMINGS,
+        )
+        middleware.insert(0, cors)
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: no_route})
+    app.router.redirect_slashes = False
+    return app
+
+
+# ---------------------------------------------------------------- routes
+
+
+def _model_routes(models: Mapping[str, ModelEndpoints], limits: Limits) -> list[BaseRoute]:
+    vectors = {name: model for name, model in models.items() if model.encoder.manifest.task == FEATURE_EXTRACTION.name}
+
+    def of(
+        action: Callable[[ModelEndpoints, Request], Awaitable[Response]], among: Mapping[str, ModelEndpoints] = models
+    ) -> Endpoint:
+        """Return an endpoint of the model that the path names, or of the first."""
+
+        async def endpoint(request: Request) -> Response:
+            name = request.path_params.get("name") or next(iter(among))
+            if name not in among:
+                raise not_found(f"there is no such model at this path; there are: {', '.join(among) or 'none'}")
+            return await action(among[name], request)
+
+        return endpoint
+
+    async def list_models(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [describe_model(name) for name in models]})
+
+    async def describe_openai(model: ModelEndpoints, request: Request) -> Response:
+        return JSONResponse(describe_model(model.name))
+
+    async def describe(model: ModelEndpoints, request: Request) -> Response:
+        return JSONResponse(info.describe_model(model.encoder))
+
+    routes: list[BaseRoute] = [Route("/predict", of(ModelEndpoints.predict), methods=["POST"])]
+    if vectors:
+        routes += [
+            Route("/v1/embeddings", Embeddings(vectors, limits).embed, methods=["POST"]),
+            Route("/embed", of(ModelEndpoints.embed, vectors), methods=["POST"]),
+            Route("/models/{name}/embed", of(ModelEndpoints.embed, vectors), methods=["POST"]),
+        ]
+    return [
+        *routes,
+        Route("/models/{name}/predict", of(ModelEndpoints.predict), methods=["POST"]),
+        Route("/", of(ModelEndpoints.hugging_face), methods=["POST"]),
+        Route("/models/{name}", of(ModelEndpoints.hugging_face), methods=["POST"]),
+        Route("/tokenize", of(ModelEndpoints.tokenize), methods=["POST"]),
+        Route("/models/{name}/tokenize", of(ModelEndpoints.tokenize), methods=["POST"]),
+        Route("/models/{name}", of(describe)),
+        Route("/v1/models", list_models),
+        Route("/v1/models/{name}", of(describe_openai)),
+    ]
+
+
+def _state_routes(engine: "Engine", limits: Limits, metrics: Metrics) -> list[BaseRoute]:
+    async def live(_: Request) -> Response:
+        if not engine.is_alive():
+            raise unavailable("the engine does not answer; restart the server")
+        return JSONResponse({"status": "ok"})
+
+    async def ready(request: Request) -> Response:
+        info.check_ready(engine, request)
+        return JSONResponse({"status": "ok"})
+
+    async def describe(_: Request) -> Response:
+        return JSONResponse(info.describe_server(engine, limits))
+
+    async def measured(_: Request) -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+    return [
+        Route("/health/live", live),
+        Route("/health/ready", ready),
+        Route("/health", ready),
+        Route("/info", describe),
+        Route("/metrics", measured),
+    ]
+
+
+def _page_routes() -> list[BaseRoute]:
+    """Return the two pages and their files: plain HTML, CSS and JavaScript, and nothing from anywhere else."""
+    routes: list[BaseRoute] = []
+    for file in files("potstill.serve.http").joinpath("static").iterdir():
+        media_type = _MEDIA_TYPES.get(file.name.rpartition(".")[2])
+        if media_type is not None:
+            response = Response(file.read_bytes(), media_type=media_type, headers=_PAGE_HEADERS)
+            routes.append(Route(_PAGES.get(file.name, f"/static/{file.name}"), _constant(response)))
+    return routes
+
+
+def _constant(response: Response) -> Endpoint:
+    async def endpoint(_: Request) -> Response:
+        return response
+
+    return endpoint
+
+
+def _answer_without_route(request: Request, routes: Sequence[BaseRoute], models: Iterable[str]) -> Response:
+    """Answer OPTIONS of a path that there is, and everything else that has no route: 404 and 405."""
+    methods = {
+        method
+        for route in routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }
+    if methods and request.method == "OPTIONS":
+        return Response(status_code=204, headers={"Allow": ", ".join(sorted({*methods, "OPTIONS"}))})
+    if methods:
+        allowed = ", ".join(sorted(methods))
+        raise RequestError(
+            f"this path answers {allowed}", status=405, error_type="method_not_allowed", headers={"Allow": allowed}
+        )
+    paths = sorted({route.path for route in routes if isinstance(route, Route) and "{" not in route.path})
+    known = ", ".join(path for path in paths if not path.startswith(("/static/", "/v2/")))
+    raise not_found(
+        f"there is nothing at this path; there are {known}, and models/NAME/ before predict, "
+        f"embed and tokenize, where NAME is one of: {', '.join(models)}"
     )
 
 
-class _Table:
-    """Collects the endpoints."""
-
-    def __init__(self, metrics: Metrics, *, default: str) -> None:
-        self.paths: dict[str, dict[str, Endpoint]] = {}
-        self._traffic = metrics.traffic
-        self._default = default
-
-    def post(self, path: str, handler: Handler, *, template: str | None = None, model: str | None = None) -> None:
-        """Add what asks the model: it is refused while the engine is full."""
-        self._add("POST", path, handler, template=template, model=model, is_work=True, is_open=False)
-
-    def get(
-        self, path: str, handler: Handler, *, template: str | None = None, model: str | None = None,
-        is_open: bool = False,
-    ) -> None:  # fmt: skip
-        """Add what is only read, for GET and HEAD."""
-        for method in ("GET", "HEAD"):
-            self._add(method, path, handler, template=template, model=model, is_work=False, is_open=is_open)
-
-    def _add(
-        self, method: str, path: str, handler: Handler, *, template: str | None, model: str | None, is_work: bool,
-        is_open: bool,
-    ) -> None:  # fmt: skip
-        counts = self._traffic.counts(method, template or path)
-        endpoint = Endpoint(handler, counts, model=model or self._default, is_work=is_work, is_open=is_open)
-        self.paths.setdefault(path, {})[method] = endpoint
+# ---------------------------------------------------------------- what holds for every request
 
 
-def _add_work(table: _Table, context: Context) -> None:
-    models = works(context)
-    first = next(iter(models.values()))
-    table.post("/", first.hugging_face)
-    table.post("/predict", first.predict)
-    table.post("/tokenize", first.tokenize)
-    for name, work in models.items():
-        table.post(f"/models/{name}", work.hugging_face, template="/models/{name}", model=name)
-        table.post(f"/models/{name}/predict", work.predict, template="/models/{name}/predict", model=name)
-        table.post(f"/models/{name}/tokenize", work.tokenize, template="/models/{name}/tokenize", model=name)
-    vectors = {name: work for name, work in models.items() if _makes_vectors(context, name)}
-    if vectors:
-        _add_vectors(table, context, vectors)
+class ErrorMiddleware:
+    """Give every request an id, every error its JSON, and count how requests end.
+
+    Args:
+        app: what answers.
+        metrics: where to count.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; other kinds of scope are passed on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _SANE_ID.fullmatch(given) else f"{_run}-{next(_numbers):x}"
+        field = (b"x-request-id", request_id.encode())
+        status, started = _GONE, perf_counter()
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                # The list may be that of a constant response: it is not added to.
+                message = {**message, "headers": [*message.get("headers", ()), field]}
+            await send(message)
+
+        metrics = self._metrics
+        metrics.in_flight.inc()
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            if not isinstance(error, RequestError):
+                log_failure("a request failed", error)
+                error = failed()
+            if status == _GONE:
+                await error_response(error, path=route_path(scope))(scope, receive, send_with_id)
+        finally:
+            metrics.in_flight.dec()
+            route = scope.get("route")
+            if isinstance(route, Route) and scope["method"] in (route.methods or ()):
+                metrics.requests.labels(scope["method"], route.path, status).inc()
+                if scope["method"] == "POST" and status == 200:
+                    metrics.seconds.observe(perf_counter() - started)
+            else:
+                metrics.requests.labels("any", "none", status).inc()
 
 
-def _add_vectors(table: _Table, context: Context, vectors: Mapping[str, Work]) -> None:
-    name, first = next(iter(vectors.items()))
-    table.post("/embed", first.embed, model=name)
-    table.post("/v1/embeddings", Embeddings(context, vectors).embed, model=name)
-    for name, work in vectors.items():
-        table.post(f"/models/{name}/embed", work.embed, template="/models/{name}/embed", model=name)
+class AccessMiddleware:
+    """Refuse whoever has no key, and whoever calls this server by another's name.
+
+    Args:
+        app: what answers.
+        api_keys: bearer keys; everybody may ask if there are none.
+        allowed_hosts: names without ports; any if None.
+    """
+
+    def __init__(self, app: ASGIApp, api_keys: Iterable[str], allowed_hosts: Collection[str] | None) -> None:
+        self._app = app
+        # Hashed: what is compared has one length, and a comparison takes one time.
+        self._hashes = [sha256(key.encode()).digest() for key in api_keys]
+        self._hosts = None if allowed_hosts is None else {name.lower() for name in allowed_hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on one request, and which client asks: its key's hash, or the address that it came from."""
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            self._check_host(headers.get("host", ""))
+            client = str((scope.get("client") or ("",))[0])
+            if self._hashes and not _is_open(scope["method"], route_path(scope)):
+                client = self._check_key(scope)
+            scope.setdefault("state", {})["client"] = client
+        await self._app(scope, receive, send)
+
+    def _check_host(self, host: str) -> None:
+        if self._hosts is None or not host:
+            return
+        name = re.sub(r":\d*$", "", host).strip("[]").rstrip(".").lower()
+        if name not in self._hosts:
+            raise malformed(
+                "the header Host is not a name of this server, which answers its own machine without a key; "
+                "ask for localhost, or start it with --allowed-host or --api-key-file"
+            )
+
+    def _check_key(self, scope: Scope) -> str:
+        """Return the hash of the key that a request has."""
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        scheme, _, key = given.partition(b" ")
+        hashed = sha256(key.strip()).digest()
+        fits = [hmac.compare_digest(hashed, known) for known in self._hashes]  # every key, whichever fits
+        if scheme.lower() != b"bearer" or not any(fits):
+            raise RequestError(
+                "a key is needed: send Authorization: Bearer KEY",
+                status=401,
+                error_type="unauthorized",
+                headers={"WWW-Authenticate": 'Bearer realm="potstill"'},
+            )
+        return hashed.hex()
 
 
-def _add_facts(table: _Table, context: Context, metrics: Metrics) -> None:
-    engine = context.engine
-
-    async def live(_: Call) -> Reply:
-        if not engine.is_alive():
-            raise unavailable("the engine does not answer; restart the server")
-        return json_reply({"status": "ok"})
-
-    async def ready(_: Call) -> Reply:
-        if not engine.is_alive() or not engine.is_ready():
-            raise unavailable("the server is starting or ending, or its engine does not answer")
-        return json_reply({"status": "ok"})
-
-    async def info(_: Call) -> Reply:
-        return json_reply(facts.describe_server(context))
-
-    async def model(call: Call) -> Reply:
-        return json_reply(facts.describe_model(context.models[call.model]))
-
-    async def measured(_: Call) -> Reply:
-        return Reply(200, metrics.text(), [(b"content-type", CONTENT_TYPE.encode())])
-
-    table.get("/health/live", live, is_open=True)
-    table.get("/health/ready", ready, is_open=True)
-    table.get("/health", ready, is_open=True)
-    table.get("/info", info)
-    table.get("/metrics", measured)
-    table.get("/v1/models", _constant(json_reply(list_models(context))))
-    for name in context.models:
-        described = _constant(json_reply(describe_model(name)))
-        table.get(f"/v1/models/{name}", described, template="/v1/models/{name}", model=name)
-        table.get(f"/models/{name}", model, template="/models/{name}", model=name)
+def _is_open(method: str, path: str) -> bool:
+    """Return whether a path is answered without a key: the state of the server, and the pages for people."""
+    if path in {"/docs", "/openapi.json", "/health"} or path.startswith(("/health/", "/v2/health/", "/static/")):
+        return True
+    return path == "/" and method != "POST"
 
 
-def _add_pages(table: _Table, described: Mapping[str, Any]) -> None:
-    for path, reply in pages().items():
-        table.get(path, _constant(reply), is_open=True, template="/static/{file}" if "/static/" in path else None)
-    table.get("/openapi.json", _constant(json_reply(described)), is_open=True)
+class JsonCORSMiddleware(CORSMiddleware):
+    """Starlette's, whose refusals have the shape of every other error."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Return the answer to a browser that asks whether it may ask."""
+        response = super().preflight_response(request_headers)
+        if response.status_code == 200:
+            return response
+        return error_response(malformed("pages of this origin may not ask that; see --cors-origin"))
 
 
-def _constant(reply: Reply) -> Handler:
-    async def answer(_: Call) -> Reply:
-        return reply
-
-    return answer
-
-
-def _makes_vectors(context: Context, name: str) -> bool:
-    return context.models[name].manifest.task == FEATURE_EXTRACTION.name
+def route_path(scope: Scope) -> str:
+    """Return the path without that under which a proxy shows the server."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))

@@ -8,135 +8,418 @@
 Texts give answers: the input `text` (with `text_pair` for a pair, or `question` and `context`) of datatype BYTES gives
 `answers`, the JSON that `POST /predict` gives, one per row; a classifier also gives the best `label` and its `score`,
 a model of vectors gives `embedding` alone. Ids give the graph's own outputs: `input_ids`, and if need be
-`attention_mask` and `token_type_ids`, INT64 or INT32. Errors have the shape of all other paths, which holds the
-protocol's. Source: https://github.com/kserve/open-inference-protocol and Triton's binary tensor extension.
+`attention_mask` and `token_type_ids`, INT64 or INT32. Tensors are JSON, or bytes behind the JSON.
+
+Every size is checked against the bytes that came before anything of that size is made, and no message repeats what
+the client sent.
+
+Source: https://github.com/kserve/open-inference-protocol (`inference_rest.md`), and Triton's binary tensor extension
+(`extension_binary_data.md`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from itertools import chain
+from math import prod
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from urllib.parse import urlsplit
 
 import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic_core import to_json
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
 
 import potstill
 from potstill.errors import CheckError
-from potstill.serve.http.context import Context
-from potstill.serve.http.exchange import (
-    Call,
-    Headers,
-    Reply,
-    json_reply,
+from potstill.serve.encoder import Encoder
+from potstill.serve.http.info import check_ready
+from potstill.serve.http.predict import timing_headers
+from potstill.serve.http.request import (
+    SHORTEST_TIMEOUT_MS,
+    check_length,
+    is_encoded,
+    kind_of,
+    media_type_of,
+    parse_object,
     read_body,
-    received_at,
     timeout_of,
-    timing_fields,
+    unsupported,
+    validate,
 )
-from potstill.serve.http.front import Handler
-from potstill.serve.http.oip_messages import Live, ModelReady, Ready, ServerMetadata
-from potstill.serve.http.oip_reading import Asked, read_infer
-from potstill.serve.http.oip_signature import VERSIONS, signature_of
-from potstill.serve.http.oip_writing import check_numbers, columns_of_answers, columns_of_outputs, write_reply
-from potstill.serve.http.reading import validate
-from potstill.serve.http_errors import RequestError, invalid, unavailable
+from potstill.serve.http_errors import invalid, malformed, not_found, too_large, unavailable
+from potstill.serve.limits import Limits
+from potstill.serve.tasks.feature_extraction import SENTENCE_EMBEDDING
 from potstill.serve.tasks.features import Features, Outputs
 from potstill.serve.tasks.question_answering import Question
 from potstill.serve.tasks.text_classification import Pair
+from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 
-# A text's characters per token in English, where there are only tokens: the engine guesses a request's cost from it.
-_CHARACTERS = 4
-_MEDIA_TYPES = frozenset({b"", b"application/json", b"application/octet-stream"})
+if TYPE_CHECKING:
+    from potstill.serve.batching import Engine
+
+VERSION = "1"
+"""The only version there is: a bundle does not change."""
+VERSIONS = ("", f"/versions/{VERSION}")
+"""What may stand behind a model's name in a path."""
+LONGEST_ID = 1_024
+"""Characters of a request's id, which comes back with its answer."""
+MOST_NUMBERS = 4_194_304
+"""Of one answer: 16 MiB. The graph of a language model gives more for a few long texts."""
+MOST_WRITTEN = 524_288
+"""Of one answer as JSON, which takes 20 times as long to write."""
+ANSWERS, LABEL, SCORE, EMBEDDING = "answers", "label", "score", "embedding"
+
+Ids: TypeAlias = NDArray[np.int64]
+Column: TypeAlias = NDArray[np.float32] | list[bytes]
+"""One output of all rows."""
+
 # Triton's names for what of its protocol there is beyond the standard.
 _EXTENSIONS = ["binary_tensor_data", "parameters"]
+_MEDIA_TYPES = frozenset({"", "application/json", "application/octet-stream"})
+# A text's characters per token in English, where there are only tokens: the engine guesses a request's cost from it.
+_CHARACTERS = 4
+_SHAPE = 'send {"inputs": [{"name": ..., "shape": [...], "datatype": ..., "data": [...]}]}'
+_WIDTHS: Mapping[str, str] = {"INT32": "<i4", "INT64": "<i8"}
+_LENGTH_BYTES = 4  # in front of every text of a binary tensor, little-endian
+_SHARED = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
+
+# ---------------------------------------------------------------- what is sent and got
+
+Datatype = Literal["INT32", "INT64", "FP32", "BYTES"]
 
 
-class Table(Protocol):
-    """Where endpoints are put."""
-
-    def get(
-        self, path: str, handler: Handler, *, template: str | None = None, model: str | None = None,
-        is_open: bool = False,
-    ) -> None:  # fmt: skip
-        """Add what is only read."""
-
-    def post(self, path: str, handler: Handler, *, template: str | None = None, model: str | None = None) -> None:
-        """Add what asks the model."""
+class _Exact(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-def add_v2(table: Table, context: Context) -> None:
-    """Add the protocol's endpoints, for all models."""
-    engine = context.engine
-    server = json_reply(
-        ServerMetadata(name="potstill", version=potstill.__version__, extensions=_EXTENSIONS).model_dump()
+class InferTensor(_Exact):
+    """One input. Its numbers or texts are in `data`, or behind the JSON if `binary_data_size` says so."""
+
+    name: StrictStr
+    shape: list[StrictInt] = Field(min_length=1, max_length=2)
+    """[texts] or [texts, 1] for texts, [texts, tokens] for ids."""
+    datatype: StrictStr
+    parameters: dict[str, Any] = {}
+    """`binary_data_size`, in bytes; other parameters are not looked at."""
+    data: list[Any] | None = None
+    """Row-major, nested or flat."""
+
+
+class InferOutput(_Exact):
+    """One output that is wanted."""
+
+    name: StrictStr
+    parameters: dict[str, Any] = {}
+    """`binary_data`: whether it comes behind the JSON; other parameters are not looked at."""
+
+
+class InferRequest(_Exact):
+    """The body of a request; its tensors and outputs are looked at one by one."""
+
+    id: StrictStr | None = None
+    """Comes back with the answer."""
+    parameters: dict[str, Any] = {}
+    """The task's parameters, for texts; and `RequestParameters`."""
+    inputs: list[Any] = Field(min_length=1)
+    outputs: list[Any] | None = None
+    """The outputs that are wanted; all by default."""
+
+
+class TensorMetadata(BaseModel):
+    """One input or output; -1 stands for a dimension of any size."""
+
+    name: str
+    datatype: Datatype
+    shape: list[int]
+
+
+class ModelMetadata(BaseModel):
+    """What a model takes and gives: texts for answers, or the graph's inputs for the graph's outputs."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class ServerMetadata(BaseModel):
+    """Who answers."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class Live(BaseModel):
+    """The server runs."""
+
+    live: bool
+
+
+class Ready(BaseModel):
+    """The server takes requests."""
+
+    ready: bool
+
+
+class ModelReady(BaseModel):
+    """The model takes requests."""
+
+    name: str
+    ready: bool
+
+
+class RequestParameters(BaseModel):
+    """Parameters of a request that are the protocol's and not the task's."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    binary_data_output: StrictBool = False
+    """Whether outputs come behind the JSON, unless they say otherwise themselves."""
+    timeout: StrictInt | None = Field(default=None, ge=SHORTEST_TIMEOUT_MS * 1000)
+    """Microseconds that the client gives the request; as X-Request-Timeout-Ms, of which the shorter counts."""
+    priority: StrictInt = Field(default=0, ge=0)
+    """Not looked at: requests are answered as they come."""
+    content_type: StrictStr | None = None
+    """Not looked at: MLServer's name for how tensors are to be read."""
+
+
+class InferOutputTensor(BaseModel):
+    """One output. Its numbers or texts are in `data`, or behind the JSON if `binary_data_size` says so."""
+
+    name: str
+    datatype: Literal["BYTES", "FP32"]
+    shape: list[int]
+    data: list[str | float] = []
+    parameters: dict[str, int] = {}
+
+
+class InferResponse(BaseModel):
+    """The answer."""
+
+    model_name: str
+    model_version: str
+    id: str = ""
+    outputs: list[InferOutputTensor]
+
+
+# ---------------------------------------------------------------- what a model takes and gives
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mode:
+    """One of the two ways to ask."""
+
+    kind: Literal["text", "ids"]
+    inputs: tuple[str, ...]
+    required: frozenset[str]
+    datatypes: tuple[str, ...]
+    """That its inputs may have; metadata name the first."""
+    outputs: Mapping[str, TensorMetadata]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signature:
+    """What one model takes and gives."""
+
+    text: Mode
+    ids: Mode
+    max_length: int
+    """Tokens of the longest row."""
+    vocab_size: int
+    """Ids are below it."""
+    types: int
+    """Token types are below it."""
+
+    def mode_of(self, name: str) -> Mode | None:
+        """Return the way to ask that an input belongs to."""
+        return next((mode for mode in (self.text, self.ids) if name in mode.inputs), None)
+
+    def numbers(self, output: str, *, rows: int, tokens: int) -> int:
+        """Return how many numbers an output of the graph has, as far as the graph says."""
+        shape = self.ids.outputs[output].shape
+        dynamic = [rows, tokens]
+        return prod(size if size > 0 else (dynamic.pop(0) if dynamic else 1) for size in shape)
+
+    def metadata(self, name: str) -> ModelMetadata:
+        """Return what `GET /v2/models/NAME` says."""
+        texts = [TensorMetadata(name=each, datatype="BYTES", shape=[-1]) for each in self.text.inputs]
+        ids = [TensorMetadata(name=each, datatype="INT64", shape=[-1, -1]) for each in self.ids.inputs]
+        return ModelMetadata(
+            name=name,
+            versions=[VERSION],
+            platform="onnx_onnxv1",
+            inputs=[*texts, *ids],
+            outputs=[*self.text.outputs.values(), *self.ids.outputs.values()],
+        )
+
+
+def signature_of(encoder: Encoder) -> Signature:
+    """Return what a model takes and gives."""
+    manifest, tokenizer = encoder.manifest, encoder.tokenizer
+    vocab_size = manifest.architecture.vocab_size
+    frame = tokenizer.pair
+    types = [*frame.text_types, *(int(kind) for piece in frame.types for kind in piece)]
+    return Signature(
+        text=_text_mode(manifest.task),
+        ids=Mode(
+            kind="ids",
+            inputs=encoder.session.inputs,
+            required=frozenset({"input_ids"}),
+            datatypes=("INT64", "INT32"),
+            outputs=_graph_outputs(encoder),
+        ),
+        max_length=manifest.max_length,
+        vocab_size=vocab_size if isinstance(vocab_size, int) else tokenizer.vocabulary_size(),
+        types=1 + max(types),
     )
 
-    async def about(_: Call) -> Reply:
-        return server
 
-    async def live(_: Call) -> Reply:
+def _text_mode(task: str) -> Mode:
+    answers = TensorMetadata(name=ANSWERS, datatype="BYTES", shape=[-1])
+    inputs: tuple[str, ...] = ("text",)
+    required, outputs = inputs, [answers]
+    if task == QUESTION_ANSWERING.name:
+        inputs = required = ("question", "context")
+    elif task == TEXT_CLASSIFICATION.name:
+        inputs = ("text", "text_pair")
+        outputs.append(TensorMetadata(name=LABEL, datatype="BYTES", shape=[-1]))
+        outputs.append(TensorMetadata(name=SCORE, datatype="FP32", shape=[-1]))
+    elif task == FEATURE_EXTRACTION.name:
+        # A vector of numbers is a tensor; as JSON inside of one it would only be longer.
+        outputs = [TensorMetadata(name=EMBEDDING, datatype="FP32", shape=[-1, -1])]
+    return Mode(
+        kind="text",
+        inputs=inputs,
+        required=frozenset(required),
+        datatypes=("BYTES",),
+        outputs={each.name: each for each in outputs},
+    )
+
+
+def _graph_outputs(encoder: Encoder) -> dict[str, TensorMetadata]:
+    """Return the outputs of the manifest; what a graph leaves open is taken from the task where it says it."""
+    manifest = encoder.manifest
+    shapes = {node.name: node.shape or [] for node in encoder.session.engine.get_outputs()}
+    widths = {
+        TEXT_CLASSIFICATION.name: len(manifest.labels),
+        TOKEN_CLASSIFICATION.name: len(manifest.labels),
+        FILL_MASK.name: manifest.architecture.vocab_size,
+        FEATURE_EXTRACTION.name: manifest.architecture.hidden_size,
+    }
+    found = {}
+    for name in manifest.outputs:
+        per_token = not (encoder.task.one_output_per_text or name == SENTENCE_EMBEDDING)
+        shape = [-1, -1] if per_token else [-1]
+        if manifest.task != QUESTION_ANSWERING.name:
+            # A dimension without a size has a name, or None.
+            sizes = [size for size in (*shapes[name][-1:], widths.get(manifest.task)) if isinstance(size, int)]
+            shape.append(sizes[0] if sizes else -1)
+        found[name] = TensorMetadata(name=name, datatype="FP32", shape=shape)
+    return found
+
+
+# ---------------------------------------------------------------- the endpoints
+
+
+def v2_routes(engine: "Engine", limits: Limits) -> list[BaseRoute]:
+    """Return the protocol's endpoints, for all models."""
+    models = {name: ModelV2(name, engine, limits) for name in engine.models}
+
+    def of(action: Callable[["ModelV2", Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            name = request.path_params["name"]
+            if name not in models:
+                raise not_found(f"there is no such model at this path; there are: {', '.join(models)}")
+            return await action(models[name], request)
+
+        return endpoint
+
+    async def about(_: Request) -> Response:
+        server = ServerMetadata(name="potstill", version=potstill.__version__, extensions=_EXTENSIONS)
+        return JSONResponse(server.model_dump())
+
+    async def live(_: Request) -> Response:
         if not engine.is_alive():
             raise unavailable("the engine does not answer; restart the server")
-        return json_reply(Live(live=True).model_dump())
+        return JSONResponse({"live": True})
 
-    async def ready(_: Call) -> Reply:
-        _check_ready(context)
-        return json_reply(Ready(ready=True).model_dump())
+    async def ready(request: Request) -> Response:
+        check_ready(engine, request)
+        return JSONResponse({"ready": True})
 
-    table.get("/v2", about)
-    table.get("/v2/health/live", live, is_open=True)
-    table.get("/v2/health/ready", ready, is_open=True)
-    for name in context.models:
-        model = Model(name, context)
-        for version in VERSIONS:
-            path, template = f"/v2/models/{name}{version}", f"/v2/models/{{name}}{version}"
-            table.get(path, model.about, template=template, model=name)
-            table.get(f"{path}/ready", model.ready, template=f"{template}/ready", model=name)
-            table.post(f"{path}/infer", model.infer, template=f"{template}/infer", model=name)
+    routes: list[BaseRoute] = [
+        Route("/v2", about),
+        Route("/v2/health/live", live),
+        Route("/v2/health/ready", ready),
+    ]
+    for version in VERSIONS:
+        path = f"/v2/models/{{name}}{version}"
+        routes.append(Route(f"{path}/infer", of(ModelV2.infer), methods=["POST"]))
+        routes.append(Route(f"{path}/ready", of(ModelV2.ready)))
+        routes.append(Route(path, of(ModelV2.about)))
+    return routes
 
 
-class Model:
-    """The endpoints of one model."""
+class ModelV2:
+    """The endpoints of one model.
 
-    def __init__(self, name: str, context: Context) -> None:
+    Args:
+        name: of the model.
+        engine: answers.
+        limits: the caps.
+    """
+
+    def __init__(self, name: str, engine: "Engine", limits: Limits) -> None:
         self._name = name
-        self._context = context
-        self._encoder = context.models[name]
+        self._engine = engine
+        self._limits = limits
+        self._encoder: Encoder = engine.models[name]
         self._signature = signature_of(self._encoder)
-        self._metadata = json_reply(self._signature.metadata(name).model_dump())
 
-    async def about(self, _: Call) -> Reply:
+    async def about(self, _: Request) -> Response:
         """Say what the model takes and gives."""
-        return self._metadata
+        return JSONResponse(self._signature.metadata(self._name).model_dump())
 
-    async def ready(self, _: Call) -> Reply:
+    async def ready(self, request: Request) -> Response:
         """Say whether the model takes requests."""
-        _check_ready(self._context)
-        return json_reply(ModelReady(name=self._name, ready=True).model_dump())
+        check_ready(self._engine, request)
+        return JSONResponse({"name": self._name, "ready": True})
 
-    async def infer(self, call: Call) -> Reply:
+    async def infer(self, request: Request) -> Response:
         """Answer texts or ids."""
-        limits = self._context.limits
-        _check_headers(call.headers)
-        given_s = timeout_of(call.headers, limits)
-        body = await read_body(call.receive, call.headers, limits)
-        length = call.headers.get(b"inference-header-content-length")
-        asked = read_infer(body, length, signature=self._signature, limits=limits)
+        client: str = request.state.client
+        self._engine.refuse_if_full(self._name, client=client)
+        _check_headers(request)
+        timeout_s = timeout_of(request, self._limits)
+        body = await read_body(request, self._limits)
+        length = request.headers.get("inference-header-content-length")
+        asked = read_infer(body, length, signature=self._signature, limits=self._limits)
+        if asked.timeout_s is not None:
+            timeout_s = min(asked.timeout_s, self._limits.request_seconds if timeout_s is None else timeout_s)
         prepare, characters = (self._texts if asked.mode.kind == "text" else self._ids)(asked)
-        answered = await self._context.engine.answer(
+        answered = await self._engine.answer(
             self._name,
             prepare,
             characters=characters,
-            client=call.client,
-            timeout_s=_shortest(given_s, asked.timeout_s, limits.request_seconds),
-            received_at=received_at(call.scope),
+            client=client,
+            timeout_s=timeout_s,
+            received_at=request.scope["state"].get("received_at"),
         )
-        columns = (columns_of_answers if asked.mode.kind == "text" else columns_of_outputs)(
-            answered.answers, asked.wanted
-        )
-        return write_reply(asked, columns, model=self._name, fields=timing_fields(answered))
+        if asked.mode.kind == "text":
+            columns = {name: _column(answered.answers, name) for name in asked.wanted}
+        else:  # every row has as many tokens as the others
+            columns = {name: np.stack([row[name] for row in answered.answers]) for name in asked.wanted}
+        return write_response(asked, columns, model=self._name, headers=timing_headers(answered))
 
-    def _texts(self, asked: Asked) -> tuple[Callable[[], Features], list[int]]:
+    def _texts(self, asked: "Asked") -> tuple[Callable[[], Features], list[int]]:
         """Return what prepares the same request as `POST /predict` has, and the characters of each text."""
-        encoder, columns, windows = self._encoder, asked.texts, self._context.limits.windows
+        encoder, columns, windows = self._encoder, asked.texts, self._limits.windows
         parameters = validate(encoder.task.parameters, dict(asked.parameters), "parameters")
         items: list[Any] = columns.get("text", [])
         if "text_pair" in columns:
@@ -148,7 +431,7 @@ class Model:
         prepare = partial(encoder.prepare, items, parameters, most_windows=windows)
         return prepare, [sum(map(len, item)) for item in zip(*columns.values(), strict=True)]
 
-    def _ids(self, asked: Asked) -> tuple[Callable[[], Features], list[int]]:
+    def _ids(self, asked: "Asked") -> tuple[Callable[[], Features], list[int]]:
         """Return what hands the ids to the model as they are, and what their texts may have had of characters."""
         if asked.parameters:
             raise invalid("parameters has a key that is not known; the task's parameters go with texts, not with ids")
@@ -176,22 +459,355 @@ def _read_outputs(rows: Sequence[Outputs]) -> list[Any]:
     return list(rows)
 
 
-def _check_ready(context: Context) -> None:
-    if not context.engine.is_alive() or not context.engine.is_ready():
-        raise unavailable("the server is starting or ending, or its engine does not answer")
+def _check_headers(request: Request) -> None:
+    kind, _ = media_type_of(request)
+    if kind not in _MEDIA_TYPES or is_encoded(request):
+        raise unsupported(
+            "the body must be plain: Content-Type application/json or application/octet-stream, no Content-Encoding"
+        )
+    # A page of any origin may have its reader's browser send a body without a type, and the browser asks nobody first.
+    origin = request.headers.get("origin")
+    if not kind and origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        raise unsupported("a web page must send Content-Type: application/json or application/octet-stream")
 
 
-def _check_headers(headers: Headers) -> None:
-    kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    if kind not in _MEDIA_TYPES or headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        raise RequestError(
-            "the body must be plain: Content-Type application/json or application/octet-stream, no Content-Encoding",
-            status=415,
-            error_type="unsupported_media_type",
+# ---------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a request asks, checked."""
+
+    mode: Mode
+    rows: int
+    texts: Mapping[str, list[str]]
+    """Of the way "text": input name -> one text per row."""
+    ids: Mapping[str, Ids]
+    """Of the way "ids": input name -> shape (rows, tokens)."""
+    wanted: Mapping[str, bool]
+    """Output name -> whether it goes behind the JSON."""
+    id: str | None
+    timeout_s: float | None
+    parameters: Mapping[str, Any]
+    """The task's."""
+
+
+class _Tail:
+    """The bytes behind the JSON; each binary tensor takes the next of them."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self._at = 0
+
+    def take(self, size: Any, where: str) -> memoryview:
+        """Return the next `size` bytes."""
+        if type(size) is not int or size < 0:
+            raise invalid(f"{where}.parameters.binary_data_size must be a whole number of bytes, at least 0")
+        if size > len(self._data) - self._at:
+            raise malformed(f"{where}.parameters.binary_data_size is more than the bytes that the body has left")
+        taken = self._data[self._at : self._at + size]
+        self._at += size
+        return taken
+
+    def end(self) -> None:
+        """Refuse bytes that belong to no tensor."""
+        if self._at != len(self._data):
+            raise malformed(f"the body has {len(self._data) - self._at} bytes behind the last tensor")
+
+
+def read_infer(body: bytes, header_length: str | None, *, signature: Signature, limits: Limits) -> Asked:
+    """Return what a request asks.
+
+    Args:
+        body: all of it.
+        header_length: the value of Inference-Header-Content-Length, the bytes of JSON in front; None is all.
+        signature: what the model takes.
+        limits: the caps.
+
+    Raises:
+        RequestError: 400 if it cannot be read, 413 if it is over a limit, 422 if it asks for what is not there.
+    """
+    size = _header_size(header_length, len(body))
+    tail = _Tail(memoryview(body)[size:])
+    envelope = validate(InferRequest, parse_object(body[:size], limits, shape=_SHAPE), "the body")
+    if envelope.id is not None and len(envelope.id) > LONGEST_ID:
+        raise invalid(f"the body's id has {len(envelope.id)} characters; at most {LONGEST_ID} come back")
+    common = validate(RequestParameters, envelope.parameters, "parameters")
+    mode, tensors = _tensors(envelope.inputs, signature)
+    rows, tokens = _check_shapes(mode, tensors, signature=signature, limits=limits)
+    texts, ids = {}, {}
+    for index, tensor in enumerate(tensors):
+        where = f"inputs[{index}]"
+        binary = tail.take(tensor.parameters["binary_data_size"], where) if _is_binary(tensor, where) else None
+        if mode.kind == "text":
+            found = _json_texts(tensor, rows, where) if binary is None else _binary_texts(binary, rows, where)
+            most = limits.characters_per_token * signature.max_length
+            for place, text in enumerate(found):
+                check_length(text, f"{where}.data[{place}]", most)
+            texts[tensor.name] = found
+        else:
+            ids[tensor.name] = (
+                _json_ids(tensor, rows, tokens, where) if binary is None else _binary_ids(binary, tensor, where)
+            )
+    tail.end()
+    if ids:
+        ids = _check_ids(ids, signature)
+    own = RequestParameters.model_fields
+    return Asked(
+        mode=mode,
+        rows=rows,
+        texts=texts,
+        ids=ids,
+        wanted=_wanted(envelope.outputs, mode, binary=common.binary_data_output),
+        id=envelope.id,
+        timeout_s=None if common.timeout is None else common.timeout / 1e6,
+        parameters={name: value for name, value in envelope.parameters.items() if name not in own},
+    )
+
+
+def _header_size(given: str | None, size: int) -> int:
+    if given is None:
+        return size
+    if not (given.isascii() and given.isdigit()) or len(given) > 12 or int(given) > size:
+        raise malformed("Inference-Header-Content-Length must be the number of bytes of JSON that the body begins with")
+    return int(given)
+
+
+def _tensors(inputs: Sequence[Any], signature: Signature) -> tuple[Mode, list[InferTensor]]:
+    """Return the inputs and the way of asking that they belong to; every name comes once."""
+    takes = f"it takes {_names(signature.text)}, or {_names(signature.ids)}"
+    if len(inputs) > max(len(signature.text.inputs), len(signature.ids.inputs)):
+        raise invalid(f"there are {len(inputs)} inputs, more than this model takes; {takes}")
+    tensors: list[InferTensor] = []
+    chosen: Mode | None = None
+    for index, value in enumerate(inputs):
+        where = f"inputs[{index}]"
+        tensor = validate(InferTensor, value, where)
+        mode = signature.mode_of(tensor.name)
+        if mode is None or (chosen is not None and mode is not chosen):
+            raise invalid(f"{where}.name is not one that this model takes there; {takes}")
+        if any(tensor.name == other.name for other in tensors):
+            raise invalid(f"{where} has the name of an input before it")
+        if tensor.datatype not in mode.datatypes:
+            raise invalid(f"{where}.datatype must be {' or '.join(mode.datatypes)}")
+        tensors.append(tensor)
+        chosen = mode
+    if chosen is None or not chosen.required <= {tensor.name for tensor in tensors}:
+        raise invalid(f"an input is missing; this model needs {_needs(signature.text)}, or {_needs(signature.ids)}")
+    return chosen, tensors
+
+
+def _check_shapes(
+    mode: Mode, tensors: Sequence[InferTensor], *, signature: Signature, limits: Limits
+) -> tuple[int, int]:
+    """Return rows and tokens, the same for every tensor; a text has one token here."""
+    first = tensors[0].shape
+    for index, tensor in enumerate(tensors):
+        where, shape = f"inputs[{index}].shape", tensor.shape
+        if mode.kind == "ids" and len(shape) != 2:
+            raise invalid(f"{where} has one dimension; expected two, texts and tokens")
+        if min(shape) < 1:
+            raise invalid(f"{where} has a dimension below 1")
+        if shape[0] > limits.inputs:
+            raise too_large(f"{where} has more than {limits.inputs} texts, the most that go into one request")
+        if mode.kind == "text" and shape[1:] not in ([], [1]):
+            raise invalid(f"{where} must be the number of texts, or that and 1")
+        if mode.kind == "ids" and shape[1] > signature.max_length:
+            raise invalid(f"{where} has more tokens than this model reads, {signature.max_length}")
+        if shape[0] != first[0] or (mode.kind == "ids" and shape != first):
+            raise invalid(f"{where} is not that of the first input")
+    return first[0], first[1] if len(first) == 2 else 1
+
+
+def _is_binary(tensor: InferTensor, where: str) -> bool:
+    if any(name in tensor.parameters for name in _SHARED):
+        raise invalid(f"{where} is in shared memory, which this server does not read")
+    is_binary = "binary_data_size" in tensor.parameters
+    if is_binary == (tensor.data is not None):
+        raise invalid(f"{where} needs its data: either 'data', or 'binary_data_size' among its parameters")
+    return is_binary
+
+
+def _flat(tensor: InferTensor, rows: int, columns: int, where: str) -> list[Any]:
+    """Return the data row by row, whether nested or flat."""
+    data: list[Any] = tensor.data or []
+    if data and isinstance(data[0], list):
+        is_right = len(data) == rows and len(tensor.shape) == 2
+        if not is_right or not all(isinstance(row, list) and len(row) == columns for row in data):
+            raise invalid(f"{where}.data is not nested as its shape says")
+        return list(chain.from_iterable(data))
+    if len(data) != rows * columns:
+        raise invalid(f"{where}.data has {len(data)} entries; its shape says {rows * columns}")
+    return data
+
+
+def _json_texts(tensor: InferTensor, rows: int, where: str) -> list[str]:
+    texts = _flat(tensor, rows, 1, where)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise invalid(f"{where}.data[{index}] is {kind_of(text)}; expected a string")
+    return texts
+
+
+def _json_ids(tensor: InferTensor, rows: int, tokens: int, where: str) -> Ids:
+    numbers = _flat(tensor, rows, tokens, where)
+    for index, number in enumerate(numbers):
+        if type(number) is not int:  # a bool is an int to Python
+            raise invalid(f"{where}.data[{index}] is {kind_of(number)}; expected whole numbers")
+    try:
+        return np.array(numbers, dtype=np.int64).reshape(rows, tokens)
+    except OverflowError:
+        raise invalid(f"{where}.data has a number beyond {tensor.datatype}") from None
+
+
+def _binary_ids(data: memoryview, tensor: InferTensor, where: str) -> Ids:
+    kind = np.dtype(_WIDTHS[tensor.datatype])
+    rows, tokens = tensor.shape
+    if len(data) != rows * tokens * kind.itemsize:
+        raise invalid(f"{where} has {len(data)} bytes; its shape and datatype say {rows * tokens * kind.itemsize}")
+    return np.frombuffer(data, dtype=kind).reshape(rows, tokens).astype(np.int64)
+
+
+def _binary_texts(data: memoryview, rows: int, where: str) -> list[str]:
+    texts, at = [], 0
+    for index in range(rows):
+        start = at + _LENGTH_BYTES
+        at = start + int.from_bytes(data[start - _LENGTH_BYTES : start], "little")
+        if start > len(data) or at > len(data):
+            raise malformed(f"{where} ends within text {index}; its shape says {rows} texts")
+        try:
+            texts.append(str(data[start:at], "utf-8"))
+        except UnicodeDecodeError:
+            raise malformed(f"{where} is not UTF-8: text {index}") from None
+    if at != len(data):
+        raise malformed(f"{where} has bytes behind its last text; its shape says {rows} texts")
+    return texts
+
+
+def _check_ids(ids: Mapping[str, Ids], signature: Signature) -> dict[str, Ids]:
+    """Return all inputs of the graph: what is missing is as the tokenizer makes it of one text."""
+    shape = ids["input_ids"].shape
+    whole = {
+        name: ids[name] if name in ids else np.full(shape, name == "attention_mask", dtype=np.int64)
+        for name in signature.ids.inputs
+    }
+    below = {"input_ids": signature.vocab_size, "attention_mask": 2, "token_type_ids": signature.types}
+    for name, values in whole.items():
+        if values.min() < 0 or values.max() >= below[name]:
+            raise invalid(f"{name} has a number that is not from 0 to {below[name] - 1}")
+    if "attention_mask" in whole and not whole["attention_mask"].any(axis=1).all():
+        raise invalid("attention_mask hides every token of a row")
+    return whole
+
+
+def _wanted(outputs: Sequence[Any] | None, mode: Mode, *, binary: bool) -> dict[str, bool]:
+    """Return the outputs that are wanted, in their order, and whether each goes behind the JSON."""
+    if not outputs:
+        return dict.fromkeys(mode.outputs, binary)
+    gives = f"these inputs give {', '.join(mode.outputs)}"
+    if len(outputs) > len(mode.outputs):
+        raise invalid(f"there are {len(outputs)} outputs asked for; {gives}")
+    wanted: dict[str, bool] = {}
+    for index, value in enumerate(outputs):
+        where = f"outputs[{index}]"
+        output = validate(InferOutput, value, where)
+        if output.name not in mode.outputs:
+            raise invalid(f"{where}.name is none that there is; {gives}")
+        if output.name in wanted:
+            raise invalid(f"{where} has the name of an output before it")
+        wanted[output.name] = _is_behind(output, where, default=binary)
+    return wanted
+
+
+def _is_behind(output: InferOutput, where: str, *, default: bool) -> bool:
+    if "classification" in output.parameters or any(name in output.parameters for name in _SHARED):
+        raise invalid(f"{where}.parameters ask for classification or shared memory, which this server does not have")
+    binary = output.parameters.get("binary_data", default)
+    if not isinstance(binary, bool):
+        raise invalid(f"{where}.parameters.binary_data is {kind_of(binary)}; expected true or false")
+    return binary
+
+
+def _names(mode: Mode) -> str:
+    return " and ".join(mode.inputs)
+
+
+def _needs(mode: Mode) -> str:
+    return " and ".join(name for name in mode.inputs if name in mode.required)
+
+
+# ---------------------------------------------------------------- writing
+
+
+def check_numbers(count: int, *, written: int) -> None:
+    """Refuse an answer of too many numbers, of which `written` are to be JSON.
+
+    Raises:
+        RequestError: 413.
+    """
+    if count > MOST_NUMBERS:
+        raise too_large(f"the answer has {count} numbers, over {MOST_NUMBERS}; send fewer or shorter texts")
+    if written > MOST_WRITTEN:
+        raise too_large(
+            f"the answer has {written} numbers as JSON, over {MOST_WRITTEN}; ask for binary_data, or send fewer texts"
         )
 
 
-def _shortest(given_s: float | None, asked_s: float | None, most_s: float) -> float | None:
-    """Return the time that the client gives the request, at most the server's own; None if it gives none."""
-    known = [seconds for seconds in (given_s, asked_s) if seconds is not None]
-    return min([*known, most_s]) if known else None
+def write_response(asked: Asked, columns: Mapping[str, Column], *, model: str, headers: Mapping[str, str]) -> Response:
+    """Return the answer.
+
+    Raises:
+        RequestError: 413 if it has too many numbers.
+    """
+    sizes = {name: column.size for name, column in columns.items() if isinstance(column, np.ndarray)}
+    written = sum(size for name, size in sizes.items() if not asked.wanted[name])
+    check_numbers(sum(sizes.values()), written=written)
+    outputs: list[dict[str, Any]] = []
+    tail: list[bytes] = []
+    for name, column in columns.items():
+        is_text = isinstance(column, list)
+        output: dict[str, Any] = {
+            "name": name,
+            "datatype": "BYTES" if is_text else "FP32",
+            "shape": [len(column)] if is_text else list(np.shape(column)),
+        }
+        if asked.wanted[name]:
+            tail.append(_behind(column))
+            output["parameters"] = {"binary_data_size": len(tail[-1])}
+        else:
+            output["data"] = _written(column)
+        outputs.append(output)
+    content = {"model_name": model, "model_version": VERSION}
+    head = to_json(content | ({} if asked.id is None else {"id": asked.id}) | {"outputs": outputs})
+    if not any(asked.wanted.values()):
+        return Response(head, headers=headers, media_type="application/json")
+    return Response(
+        b"".join([head, *tail]),
+        headers={**headers, "Inference-Header-Content-Length": str(len(head))},
+        media_type="application/octet-stream",
+    )
+
+
+def _column(answers: Sequence[Any], name: str) -> Column:
+    if name == ANSWERS:
+        return [to_json(answer) for answer in answers]
+    if name == LABEL:
+        return [answer[0]["label"].encode() for answer in answers]
+    if name == SCORE:
+        return np.array([answer[0]["score"] for answer in answers], dtype=np.float32)
+    if name == EMBEDDING:
+        return np.array(answers, dtype=np.float32)
+    raise ValueError(f"answers have no output {name}")
+
+
+def _behind(column: Column) -> bytes:
+    if isinstance(column, list):
+        return b"".join(part for text in column for part in (len(text).to_bytes(4, "little"), text))
+    return column.astype("<f4", copy=False).tobytes()
+
+
+def _written(column: Column) -> list[Any]:
+    if isinstance(column, list):
+        return [text.decode() for text in column]
+    numbers: list[Any] = column.ravel().tolist()
+    return numbers

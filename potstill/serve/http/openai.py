@@ -6,22 +6,22 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from starlette.requests import Request
+from starlette.responses import Response
 
-from potstill.serve.http.asked import TextReader
-from potstill.serve.http.context import Context
-from potstill.serve.http.exchange import Call, Reply, json_reply, timing_fields
-from potstill.serve.http.reading import parse_object, validate
-from potstill.serve.http.work import Work
-from potstill.serve.http_errors import RequestError
+from potstill.serve.http.predict import ModelEndpoints, json_response
+from potstill.serve.http.request import InputReader, parse_object, validate
+from potstill.serve.http_errors import invalid, not_found
+from potstill.serve.limits import Limits
 from potstill.serve.tasks.feature_extraction import VectorParameters
 
 _SHAPE = 'send {"input": "text", "model": "NAME"}, or a list of texts'
 
 
-class EmbeddingsBody(BaseModel):
+class EmbeddingsRequest(BaseModel):
     """What a client sends."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     input: Any
     """A text or a list of texts; token ids are not taken, as every model cuts texts in its own way."""
@@ -35,55 +35,80 @@ class EmbeddingsBody(BaseModel):
     """Not looked at."""
 
 
+class Embedding(BaseModel):
+    """One text's vector."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class Usage(BaseModel):
+    """Tokens that were read."""
+
+    prompt_tokens: Annotated[int, Field(ge=0)]
+    total_tokens: Annotated[int, Field(ge=0)]
+
+
+class EmbeddingsResponse(BaseModel):
+    """What a client gets."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: Usage
+
+
 class Embeddings:
-    """`POST /v1/embeddings`."""
+    """`POST /v1/embeddings`.
 
-    def __init__(self, context: Context, works: Mapping[str, Work]) -> None:
-        self._context = context
-        self._works = works
-        self._readers = {name: TextReader(context.models[name], context.limits) for name in works}
+    Args:
+        models: those that make vectors, by name; the first answers where a request names none.
+        limits: the caps.
+    """
 
-    async def embed(self, call: Call) -> Reply:
+    def __init__(self, models: Mapping[str, ModelEndpoints], limits: Limits) -> None:
+        self._models = models
+        self._limits = limits
+        self._readers = {name: InputReader(model.encoder, limits, texts=True) for name, model in models.items()}
+
+    async def embed(self, request: Request) -> Response:
         """Answer with one vector per text."""
-        body = await self._works[call.model].body(call)
-        asked = validate(EmbeddingsBody, parse_object(body, self._context.limits, shape=_SHAPE), "the body")
-        name = call.model if asked.model is None else asked.model
-        if name not in self._works:
-            raise RequestError(
-                f"no model of this name makes vectors; there are: {', '.join(self._works)}",
-                status=404,
-                error_type="not_found",
+        first = next(iter(self._models))
+        content = parse_object(await self._models[first].body(request), self._limits, shape=_SHAPE)
+        asked = validate(EmbeddingsRequest, content, "the body")
+        name = first if asked.model is None else asked.model
+        if name not in self._models:
+            raise not_found(f"no model of this name makes vectors; there are: {', '.join(self._models)}")
+        if _holds_token_ids(asked.input):
+            raise invalid(
+                "input holds token ids, and this server reads texts, for every model has a vocabulary of its own; "
+                "LangChain's OpenAIEmbeddings sends texts with check_embedding_ctx_length=False"
             )
-        texts, _, characters = self._readers[name].texts(asked.input, "input")
-        answered = await self._works[name].answer(
-            call, texts, VectorParameters(dimensions=asked.dimensions), characters=characters
-        )
-        write = _base64 if asked.encoding_format == "base64" else _floats
+        inputs = self._readers[name].inputs(content, "input")
+        parameters = VectorParameters(dimensions=asked.dimensions)
+        answered = await self._models[name].answer(request, inputs.items, parameters, characters=inputs.characters)
+        as_base64 = asked.encoding_format == "base64"
+        data = [
+            {"object": "embedding", "index": index, "embedding": _base64(vector) if as_base64 else vector}
+            for index, vector in enumerate(answered.answers)
+        ]
         tokens = answered.timings.tokens
-        content = {
-            "object": "list",
-            "data": [
-                {"object": "embedding", "index": index, "embedding": write(vector)}
-                for index, vector in enumerate(answered.answers)
-            ],
-            "model": name,
-            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-        }
-        return json_reply(content, fields=timing_fields(answered))
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return json_response({"object": "list", "data": data, "model": name, "usage": usage}, answered)
 
 
-def list_models(context: Context) -> dict[str, Any]:
-    """Return what `GET /v1/models` says."""
-    return {"object": "list", "data": [describe_model(name) for name in context.models]}
-
-
-def describe_model(name: str) -> dict[str, Any]:
+def describe_model(name: str) -> dict[str, object]:
     """Return what `GET /v1/models/NAME` says; a bundle's date is not known, and 0 stands for that."""
     return {"id": name, "object": "model", "created": 0, "owned_by": "potstill"}
 
 
-def _floats(vector: list[float]) -> list[float]:
-    return vector
+def _holds_token_ids(value: object) -> bool:
+    """Return whether `input` is what a client makes that tokenises by itself: ids, or a list of lists of them."""
+    if not isinstance(value, list) or not value:
+        return False
+    first = value[0][0] if isinstance(value[0], list) and value[0] else value[0]
+    return isinstance(first, int) and not isinstance(first, bool)
 
 
 def _base64(vector: list[float]) -> str:

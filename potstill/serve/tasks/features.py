@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from potstill.bundle import Manifest
+from potstill.bundle import Pooling
 from potstill.errors import CheckError
 from potstill.serve.tokenizer import BundleTokenizer, Row
 
@@ -36,15 +36,21 @@ class Features(NamedTuple):
     """`ServedTask.decide`, where the answers are those of a task."""
 
 
-class LoadedModel(Protocol):
-    """What a task needs to know of a model; `potstill.serve.Encoder` has it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskModel:
+    """What a task must know of a model."""
 
-    manifest: Manifest
     tokenizer: BundleTokenizer
-    function: str
-    """What turns a classifier's logits into scores: `softmax`, `sigmoid` or `none`."""
-    width: int | None
-    """The length of the last axis of the graph's last output, where the graph says it."""
+    outputs: Sequence[str]
+    """The names of the graph's outputs, in the order of the manifest."""
+    labels: Sequence[str] = ()
+    """In the order of the logits."""
+    function: str = "softmax"
+    """What turns a classifier's logits into scores where the request does not say: `softmax`, `sigmoid` or `none`."""
+    pooling: Pooling | None = None
+    """How a vector is made of a text's tokens; None is their mean, as it is."""
+    width: int | None = None
+    """The length of the last axis of the graph's last output; None where the graph leaves it open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +67,8 @@ class ServedTask:
     """The type of one input's answer."""
     example: str | dict[str, str]
     """An input that the OpenAPI document shows."""
-    preprocess: Callable[[LoadedModel, Sequence[Any], Any, int], Features]
-    """Takes the model, the inputs, an instance of `parameters`, and in how many windows a long context may be read.
+    preprocess: Callable[[TaskModel, Sequence[object], Any, int], Features]
+    """Takes the model, the inputs, an instance of `parameters`, and in how many windows a long input may be read.
     Raises RequestError if an input or a parameter does not fit. Pure, and safe in any thread."""
     decide: Callable[[Any], Hashable] | None = None
     """Returns what an answer decides, without its scores, so that the answers of two models can be compared: a label,

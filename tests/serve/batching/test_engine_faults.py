@@ -7,10 +7,12 @@ import time
 
 import pytest
 
+from potstill.serve import Encoder
 from potstill.serve.http_errors import RequestError
 from potstill.serve.limits import Limits
 from potstill.serve.tasks.features import Features
 from tests.serve.batching.helpers import TEXTS, Counts, ask, occupy, refused, running, start, until
+from tests.serve.batching.scripted import scripted
 
 
 def test_a_client_that_has_gone_costs_nothing(slow):
@@ -220,6 +222,35 @@ def test_an_error_outside_of_the_model_costs_one_request(encoder, caplog, where)
     asyncio.run(main())
     assert "KeyError" in caplog.text
     assert "private" not in caplog.text
+
+
+def test_a_tokenizer_that_panics_costs_one_request_at_once(panicking_dir, caplog):
+    """Row C7 of the faults found: pyo3's PanicException is no Exception, and the request hung to its deadline."""
+    slow = scripted(Encoder(panicking_dir, threads=1))
+    panics = "a" * 40 + "!"
+
+    async def main():
+        async with running(slow, runners=1, text_threads=1) as engine:
+            engine.queue.policies["m"].budget = 1000
+            first = await occupy(engine, slow)
+            good = start(engine, slow, [["a good film"], ["bad"]])
+            began = time.monotonic()
+            error = await refused(500, ask(engine, slow, ["good", panics]))
+            assert time.monotonic() - began < 10  # the pattern's own limit of steps takes half a second
+            assert error.error_type == "backend"
+            slow.session.gate.set()
+            assert [(await one).answers for one in good] == [slow.predict(["a good film"]), slow.predict(["bad"])]
+            await first
+            # Both threads live, also after a panic outside of `prepare`, as in POST /tokenize.
+            for _ in range(3):
+                await refused(500, engine.answer("m", lambda: slow.tokenizer.rows([panics]), characters=[41]))
+            assert (await ask(engine, slow, ["good"])).answers == slow.predict(["good"])
+            assert engine.is_alive()
+            assert engine.is_idle()
+
+    asyncio.run(main())
+    assert "had died" not in caplog.text
+    assert "aaaa" not in caplog.text
 
 
 def test_draining_finishes_what_was_accepted_and_refuses_the_rest(slow):

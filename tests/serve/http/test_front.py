@@ -172,6 +172,40 @@ def test_a_body_that_ends_early_is_a_400(engine):
     assert sent[0]["status"] == 400
 
 
+def test_slow_bodies_together_cannot_fill_the_memory(engine):
+    """The server holds 128 MiB of bodies that are not whole, which is 68 of these."""
+    app, statuses, part = create_app(engine), [], b" " * 1_900_000
+
+    async def main():
+        more = asyncio.Event()
+
+        async def ask():
+            messages = iter([part, b""])
+
+            async def receive():
+                body = next(messages)
+                if not body:
+                    await more.wait()
+                return {"type": "http.request", "body": body, "more_body": bool(body)}
+
+            async def send(message):
+                if message["type"] == "http.response.start":
+                    statuses.append(message["status"])
+
+            headers = [(b"content-type", b"application/json")]
+            await app({"type": "http", "method": "POST", "path": "/predict", "headers": headers}, receive, send)
+
+        asked = [asyncio.ensure_future(ask()) for _ in range(80)]
+        await asyncio.sleep(0.1)
+        assert statuses == [503] * 10
+        more.set()
+        await asyncio.gather(*asked)
+        await ask()
+
+    asyncio.run(main())
+    assert statuses[10:] == [400] * 71
+
+
 def test_the_lifespan_is_acknowledged(engine):
     with TestClient(create_app(engine)) as client:
         assert client.get("/health").status_code == 200

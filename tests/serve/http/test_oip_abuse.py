@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from potstill.serve.http import create_app, oip_writing
+from potstill.serve.http import create_app, oip
 from potstill.serve.limits import Limits
 from tests.serve.http.fake import FakeEngine
 from tests.serve.http.test_oip import PATH, ids, pack, post, post_binary, texts
@@ -188,12 +188,12 @@ def test_other_methods_are_405(client):
 
 def test_answers_of_too_many_numbers_are_refused_before_they_are_computed(client, monkeypatch):
     row = ids([[1, 2, 3]])
-    monkeypatch.setattr(oip_writing, "MOST_WRITTEN", 14)
+    monkeypatch.setattr(oip, "MOST_WRITTEN", 14)
     says = refused(post(client, row, path="/v2/models/ner/infer"), 413)
     assert says == "the answer has 15 numbers as JSON, over 14; ask for binary_data, or send fewer texts"
     binary = {"binary_data_output": True}
     assert post(client, row, path="/v2/models/ner/infer", parameters=binary).status_code == 200
-    monkeypatch.setattr(oip_writing, "MOST_NUMBERS", 14)
+    monkeypatch.setattr(oip, "MOST_NUMBERS", 14)
     refused(post(client, row, path="/v2/models/ner/infer", parameters=binary), 413)
 
 

@@ -24,6 +24,9 @@ def post(client, content, path="/predict", **headers):
 
 def assert_error(response, status, error_type):
     content = response.json()
+    if response.request.url.path.startswith("/v1/"):  # the shape that OpenAI's clients read
+        assert sorted(content["error"]) == ["code", "message", "param", "type"]
+        content = {"error": content["error"]["message"], "error_type": content["error"]["code"]}
     assert (response.status_code, content["error_type"]) == (status, error_type), content
     assert sorted(content) == ["error", "error_type"]
     assert response.headers["content-type"] == "application/json"

@@ -110,8 +110,10 @@ def test_openai_gets_its_shape_and_its_tokens(vectors, task_encoder):
     ("content", "status", "says"),
     [
         ({}, 422, "the body has no 'input'"),
-        ({"input": [1, 2, 3]}, 422, "input[0] is a number; expected a string"),
-        ({"input": [[1, 2]]}, 422, "input[0] is a list"),
+        ({"input": [1, 2, 3]}, 422, "check_embedding_ctx_length=False"),
+        ({"input": [["x"]]}, 422, "input[0] is a list"),
+        ({"input": [True]}, 422, "input[0] is a boolean; expected a string"),
+        ({"input": [[1, 2]]}, 422, "check_embedding_ctx_length=False"),
         ({"input": []}, 422, "'input' is an empty list"),
         ({"input": "x", "hunter2": 1}, 422, "known: input, model"),
         ({"input": "x", "encoding_format": "hunter2"}, 422, "the body.encoding_format is not one of"),

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,37 +12,40 @@ from potstill.bench import peak, pipeline
 from potstill.bench.measure.results import summarise_measurements
 from potstill.bench.pipeline import measure
 from potstill.bench.report_schema import Latency, Load, Peaks
-from potstill.onnx_inspect import FLOAT, UINT8
 from potstill.timing import disturbance
 from tests.bench.fake_worker import LONG, SHORT, World, configuration, make_run
 
-INT32 = onnx.TensorProto.INT32
+ROOT = Path(__file__).resolve().parents[2]
+PRODUCTS = Path(peak.__file__).parent / "products"
 
 
-def run(model, values):
-    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, {"x": values})[0]
+def test_the_products_in_the_package_are_those_that_the_script_makes(tmp_path):
+    subprocess.run([sys.executable, "benchmarks/bench/make_products.py", str(tmp_path)], check=True, cwd=ROOT)
+    made = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert made == {file.name: file.read_bytes() for file in PRODUCTS.glob("*.onnx")}
+    assert set(made) == {
+        f"{kind}_{inner}x{columns}.onnx" for _, columns, inner in peak.SHAPES for kind in ("fp32", "int8")
+    }
 
 
-@pytest.fixture
-def draw():
-    return np.random.default_rng(0)
-
-
-def test_a_written_product_of_floats_is_what_onnx_reads_and_numpy_computes(draw):
-    weight, values = draw.normal(size=(300, 5)).astype(np.float32), draw.normal(size=(7, 300)).astype(np.float32)
-    written = peak.product_model("MatMul", FLOAT, weight, FLOAT)
-    model = onnx.load_from_string(written)
-    onnx.checker.check_model(model, full_check=True)
-    assert np.array_equal(onnx.numpy_helper.to_array(model.graph.initializer[0]), weight)
-    assert np.allclose(run(written, values), values @ weight, atol=1e-4)
-
-
-def test_a_written_product_of_integers_is_exact(draw):
-    weight = draw.integers(-64, 64, size=(300, 5)).astype(np.int8)
-    values = draw.integers(0, 256, size=(7, 300)).astype(np.uint8)
-    written = peak.product_model("MatMulInteger", UINT8, weight, INT32)
-    onnx.checker.check_model(onnx.load_from_string(written), full_check=True)
-    assert np.array_equal(run(written, values), values.astype(np.int32) @ weight.astype(np.int32))
+@pytest.mark.parametrize("kind", ["fp32", "int8"])
+def test_a_product_multiplies_by_a_weight_that_is_a_constant_once_it_is_loaded(tmp_path, kind):
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    session = onnxruntime.InferenceSession(PRODUCTS / f"{kind}_768x768.onnx", options)
+    optimised = onnx.load(options.optimized_model_filepath)
+    assert [node.op_type for node in optimised.graph.node] == [{"fp32": "MatMul", "int8": "MatMulInteger"}[kind]]
+    weight = onnx.numpy_helper.to_array(optimised.graph.initializer[0])
+    assert weight.shape == (768, 768)
+    rows = np.random.default_rng(0).integers(0, 256, size=(7, 768))
+    if kind == "fp32":
+        values = rows.astype(np.float32) / 256
+        assert np.allclose(session.run(None, {"x": values})[0], values @ weight, atol=1e-3)
+        assert weight.std() == pytest.approx(0.5**0.5, rel=0.01)
+    else:
+        assert (weight.min(), weight.max()) == (-64, 63)
+        (found,) = session.run(None, {"x": rows.astype(np.uint8)})
+        assert np.array_equal(found, rows @ weight.astype(np.int32))
 
 
 def test_the_fastest_call_counts():
@@ -54,7 +60,7 @@ def test_the_fastest_call_counts():
 
 
 def test_the_peaks_of_this_machine_are_measured():
-    found = peak.Products(threads=1).rates()
+    found = peak.MatrixProducts(threads=1).rates()
     assert set(found) == {"fp32", "int8"}
     # Any core of the last fifteen years does 1 GFLOP/s, and none 100 TFLOP/s.
     assert all(1e9 < rate < 1e14 for rate in found.values())
@@ -68,7 +74,7 @@ def test_threads_are_those_asked_for(monkeypatch):
         lambda model, options, **_: made.append(options.intra_op_num_threads) or SimpleNamespace(run=print),
     )
     monkeypatch.setattr(peak, "rate", lambda call, operations: operations)
-    found = peak.Products(threads=3).rates()
+    found = peak.MatrixProducts(threads=3).rates()
     assert set(made) == {3}
     # The best of the shapes: 2 x 512 x 3072 x 768.
     assert found["fp32"] == found["int8"] == 2 * 512 * 3072 * 768

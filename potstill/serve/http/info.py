@@ -1,30 +1,36 @@
-"""What is served and how it was checked: plain JSON values, short for everybody and whole for one model."""
+"""What is served, whether it is ready, and how it was checked: short for everybody, and whole for one model."""
 
-from dataclasses import asdict, is_dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from pydantic_core import to_jsonable_python
+from starlette.requests import Request
 
 import potstill
 from potstill import machine
 from potstill.serve.encoder import Encoder
-from potstill.serve.http.context import Context
+from potstill.serve.http_errors import unavailable
+from potstill.serve.limits import Limits
+
+if TYPE_CHECKING:
+    from potstill.serve.batching import Engine
 
 
-def describe_server(context: Context) -> dict[str, Any]:
+def describe_server(engine: "Engine", limits: Limits) -> dict[str, object]:
     """Return what `GET /info` says: all that a client needs, and where the evidence of each model is."""
-    plan = context.engine.plan
     return {
         "models": {
-            name: summarise_model(encoder) | {"evidence": f"/models/{name}"} for name, encoder in context.models.items()
+            name: summarise_model(encoder) | {"evidence": f"/models/{name}"} for name, encoder in engine.models.items()
         },
-        "default_model": next(iter(context.models)),
-        "engine": None if plan is None else plan.describe(),
-        "settings": plain(context.engine.settings),
-        "limits": plain(context.limits),
+        "default_model": next(iter(engine.models)),
+        "engine": None if engine.plan is None else engine.plan.describe(),
+        "settings": to_jsonable_python(asdict(engine.settings)),
+        "limits": asdict(limits),
         "versions": machine.versions() | {"potstill": potstill.__version__},
     }
 
 
-def describe_model(encoder: Encoder) -> dict[str, Any]:
+def describe_model(encoder: Encoder) -> dict[str, object]:
     """Return all that is known of one model: also where it came from, and how it was checked.
 
     It is kilobytes long, most of it evidence that `potstill show` prints.
@@ -38,7 +44,7 @@ def describe_model(encoder: Encoder) -> dict[str, Any]:
     )
 
 
-def summarise_model(encoder: Encoder) -> dict[str, Any]:
+def summarise_model(encoder: Encoder) -> dict[str, object]:
     """Return what a client needs to know of one model, and what identifies it."""
     manifest, record = encoder.manifest, encoder.record
     file = encoder.bundle.record_of(encoder.precision)
@@ -65,12 +71,11 @@ def mask_token(encoder: Encoder) -> str | None:
     return None if number is None else encoder.tokenizer.token(number)
 
 
-def plain(value: Any) -> Any:
-    """Return dataclasses as objects, and everything else as JSON has it."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item) for item in value]
-    return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)
+def check_ready(engine: "Engine", request: Request) -> None:
+    """Refuse unless requests are taken; once a server has been told to end, it says so before anything else changes.
+
+    Raises:
+        RequestError: 503.
+    """
+    if request.scope["state"].get("draining") or not engine.is_alive() or not engine.is_ready():
+        raise unavailable("the server is starting or ending, or its engine does not answer")

@@ -1,0 +1,146 @@
+"""The endpoints that ask one model: predict, embed, tokenize, and Hugging Face's root."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+from pydantic_core import to_json
+from starlette.requests import Request
+from starlette.responses import Response
+
+from potstill.serve.batching import Answered
+from potstill.serve.encoder import Encoder
+from potstill.serve.http.request import InputReader, check_media_type, read_body, timeout_of
+from potstill.serve.limits import Limits
+from potstill.serve.tasks.features import Features
+from potstill.serve.tokenizer import between_chunks
+from potstill.tasks import FEATURE_EXTRACTION, TEXT_CLASSIFICATION
+
+if TYPE_CHECKING:
+    from potstill.serve.batching import Engine
+
+# The tasks in which the Hugging Face API answers one text with a list of one.
+_WRAPPED = (TEXT_CLASSIFICATION.name, FEATURE_EXTRACTION.name)
+
+
+class Token(BaseModel):
+    """One token; `start` and `end` count characters of the text, both 0 for a special token."""
+
+    id: int
+    token: str
+    start: int
+    end: int
+    special: bool
+
+
+class Tokenized(BaseModel):
+    """One text's tokens, as the model reads them."""
+
+    tokens: list[Token]
+    truncated: bool
+    """Whether the text is longer than the model reads."""
+
+
+class ModelEndpoints:
+    """The endpoints of one model.
+
+    Args:
+        name: of the model.
+        engine: answers.
+        limits: the caps.
+    """
+
+    def __init__(self, name: str, engine: "Engine", limits: Limits) -> None:
+        self.name = name
+        self.encoder: Encoder = engine.models[name]
+        self._engine = engine
+        self._limits = limits
+        self._reader = InputReader(self.encoder, limits)
+        self._text_reader = InputReader(self.encoder, limits, texts=True)
+        self._tokenizer = self.encoder.tokenizer.copy()  # the encoder's own has its lock to itself
+
+    async def predict(self, request: Request) -> Response:
+        """Answer a list with a list, and a scalar with a scalar."""
+        return await self._predict(request)
+
+    async def embed(self, request: Request) -> Response:
+        """As predict, with the parameters beside the inputs."""
+        return await self._predict(request, flat=True)
+
+    async def hugging_face(self, request: Request) -> Response:
+        """Answer as the Hugging Face API does: one text's labels, and one text's vector, come as a list of one."""
+        task = self.encoder.manifest.task
+        return await self._predict(request, flat=task == FEATURE_EXTRACTION.name, wrapped=task in _WRAPPED)
+
+    async def tokenize(self, request: Request) -> Response:
+        """Say how texts are cut into the tokens that the model reads."""
+        inputs = self._text_reader.read_texts(await self.body(request))
+
+        def prepare() -> Features:
+            found = []
+            for text in inputs.items:
+                found.append(self._tokenize(text))
+                between_chunks.get()()
+            return Features(rows=[], decode=lambda _: found)
+
+        answered = await self.run(request, prepare, characters=inputs.characters)
+        return json_response(answered.answers if inputs.is_list else answered.answers[0], answered)
+
+    async def body(self, request: Request) -> bytes:
+        """Return the body of a request that the engine has time for, if its headers are right."""
+        self._engine.refuse_if_full(self.name, client=request.state.client)
+        check_media_type(request)
+        timeout_of(request, self._limits)
+        return await read_body(request, self._limits)
+
+    async def answer(
+        self, request: Request, items: Sequence[Any], parameters: BaseModel, *, characters: Sequence[int]
+    ) -> Answered:
+        """Return the answers to checked inputs."""
+        prepare = partial(self.encoder.prepare, items, parameters, most_windows=self._limits.windows)
+        return await self.run(request, prepare, characters=characters)
+
+    async def run(self, request: Request, prepare: Callable[[], Features], *, characters: Sequence[int]) -> Answered:
+        """Return the answers of what `prepare` makes of a request, in a thread."""
+        return await self._engine.answer(
+            self.name,
+            prepare,
+            characters=characters,
+            client=request.state.client,
+            timeout_s=timeout_of(request, self._limits),
+            received_at=request.scope["state"].get("received_at"),
+        )
+
+    async def _predict(self, request: Request, *, flat: bool = False, wrapped: bool = False) -> Response:
+        inputs, parameters = self._reader.read(await self.body(request), flat=flat)
+        answered = await self.answer(request, inputs.items, parameters, characters=inputs.characters)
+        return json_response(answered.answers if inputs.is_list or wrapped else answered.answers[0], answered)
+
+    def _tokenize(self, text: str) -> dict[str, Any]:
+        # A batch of one: unlike `encode`, it releases the interpreter's lock.
+        encoding = self._tokenizer.encode_batch([text])[0]
+        columns = zip(encoding.ids, encoding.tokens, encoding.offsets, encoding.special_tokens_mask, strict=True)
+        return {
+            "tokens": [
+                {"id": number, "token": token, "start": start, "end": end, "special": bool(special)}
+                for number, token, (start, end), special in columns
+            ],
+            "truncated": bool(encoding.overflowing),
+        }
+
+
+def json_response(content: object, answered: Answered) -> Response:
+    """Return an answer of JSON values; floats are written so that they read back the same."""
+    return Response(to_json(content), headers=timing_headers(answered), media_type="application/json")
+
+
+def timing_headers(answered: Answered) -> dict[str, str]:
+    """Return the headers that say where the time went."""
+    timings = answered.timings
+    return {
+        "X-Tokenize-Time-Ms": f"{timings.tokenise_s * 1e3:.3f}",
+        "X-Queue-Time-Ms": f"{timings.queue_s * 1e3:.3f}",
+        "X-Inference-Time-Ms": f"{timings.infer_s * 1e3:.3f}",
+        "X-Tokens": str(timings.tokens),
+    }
