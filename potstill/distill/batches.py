@@ -30,6 +30,8 @@ Collator: TypeAlias = Callable[[Sequence[Row]], Batch]
 
 LENGTH_COLUMN = "length"
 LABELS = "labels"
+TEACHER_VECTORS = "teacher_vectors"
+"""The column and the key of a batch under which the teacher's sentence vectors (B, E) are."""
 # Batches that are sorted by length together: enough to leave little padding, few enough to stay shuffled.
 _BATCHES_PER_POOL = 50
 _ROWS_AT_ONCE = 10_000
@@ -270,7 +272,8 @@ def make_collator(tokenizer: PreTrainedTokenizerBase) -> Collator:
     The batch has the model's inputs (B, T), int64, and where the rows have them
     - `labels`: int64 (B,) of class ids, float32 (B,) of scores, float32 (B, C) of several labels at once, or int64
       (B, T) with one per token, -100 at padding;
-    - `start_positions` and `end_positions`, int64 (B,).
+    - `start_positions` and `end_positions`, int64 (B,);
+    - `teacher_vectors`: float32 (B, E).
 
     Padding is on the right because encoders number positions from the left.
     """
@@ -288,6 +291,8 @@ def make_collator(tokenizer: PreTrainedTokenizerBase) -> Collator:
         for name in _ANSWER_POSITIONS:
             if name in rows[0]:
                 batch[name] = np.array([row[name] for row in rows], dtype=np.int64)
+        if TEACHER_VECTORS in rows[0]:
+            batch[TEACHER_VECTORS] = np.stack([np.asarray(row[TEACHER_VECTORS], dtype=np.float32) for row in rows])
         return _to_tensors(batch)
 
     return collate

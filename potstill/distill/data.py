@@ -25,7 +25,7 @@ from potstill.distill.masking import token_counts
 from potstill.distill.methods.embedding import teacher_head
 from potstill.distill.methods.objective import Objective
 from potstill.distill.packing import check_packable
-from potstill.distill.teacher_embeddings import add_teacher_vectors, collate_vectors, load_single_texts
+from potstill.distill.teacher_embeddings import add_teacher_vectors, load_single_texts
 from potstill.errors import DataError, RecipeError
 from potstill.evaluation.trivial import trivial_scores, uniform_scores
 from potstill.progress import Progress
@@ -222,7 +222,7 @@ def _load_sentences(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, prog
         evaluation = Evaluation(teacher.tokenizer, examples, max_length=recipe.max_length, task=FEATURE_EXTRACTION)
     return TrainingData(
         train_set=train_set,
-        collate=collate_vectors(make_collator(teacher.tokenizer)),
+        collate=make_collator(teacher.tokenizer),
         eval_set=eval_set,
         score=(lambda model, who: evaluation.score(model, progress=progress, who=who)) if evaluation else None,
         evaluation=evaluation,

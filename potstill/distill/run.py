@@ -37,7 +37,7 @@ from potstill.distill.methods.embedding import teacher_head
 from potstill.distill.methods.objective import Objective
 from potstill.distill.student import best_layers, choose_layers, create_student
 from potstill.distill.trainer import TrainingResult, TrainingRun, train
-from potstill.distill.training_args import count_steps, plan_training, resolve_dtype
+from potstill.distill.training_args import plan_training, resolve_dtype
 from potstill.errors import CheckpointError, DataError, RecipeError
 from potstill.files import check_free, new_folder
 from potstill.progress import Announce, Progress, keep_quiet, silent
@@ -410,10 +410,8 @@ def _plan_and_train(
 ) -> TrainingResult:
     """Announce what the training will take, and train."""
     lengths = read_column(training_data.train_set, LENGTH_COLUMN).tolist()
-    steps, steps_per_epoch = count_steps(run.config, len(lengths), world_size=_processes().num_processes)
-    plan = plan_training(
-        student, teacher, config=run.config, lengths=lengths, steps=steps, steps_per_epoch=steps_per_epoch
-    )
+    world_size = _processes().num_processes
+    plan = plan_training(student, teacher, config=run.config, lengths=lengths, world_size=world_size)
     run.announce("plan", asdict(plan) | {"data": training_data.about | {"task": task}})
     return train(
         student,
