@@ -7,7 +7,6 @@ teacher's sentence vectors. `make_scorer` returns what scores a student on it du
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -50,7 +49,7 @@ class TrainingData:
     """The score that picks the best checkpoint."""
     floor: Scores
     """What an answer scores that ignores its text; empty where there is none."""
-    about: dict[str, Any]
+    about: dict[str, object]
     """The data in the report."""
 
     @property
@@ -240,7 +239,7 @@ def _load_sentences(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, prog
     )
 
 
-def _about(examples: Examples) -> dict[str, Any]:
+def _about(examples: Examples) -> dict[str, object]:
     return {"name": examples.name, "split": examples.split, "examples": len(examples), "sha256": examples.sha256}
 
 

@@ -1,7 +1,6 @@
 """Train a small BERT teacher and its WordPiece tokenizer on the spot."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
@@ -54,11 +53,14 @@ def new_teacher(recipe: Recipe, config: ScratchConfig) -> Checkpoint:
     return Checkpoint("scratch", model, tokenizer)
 
 
-def head_config(names: Sequence[str], problem_type: str | None) -> dict[str, Any]:
+def head_config(names: Sequence[str], problem_type: str | None) -> dict[str, object]:
     """Return the settings of a model's configuration that say what its head answers."""
     if problem_type == REGRESSION:
         return {"num_labels": 1, "problem_type": REGRESSION}
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    labels: dict[str, object] = {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: number for number, name in enumerate(names)},
+    }
     return labels | ({"problem_type": problem_type} if problem_type else {})
 
 
