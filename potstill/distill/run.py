@@ -14,6 +14,7 @@ from accelerate import PartialState
 from transformers import PretrainedConfig, PreTrainedModel
 
 from potstill.checkpoint import (
+    TRAINING_REPORT,
     Checkpoint,
     count_parameters,
     fit_length,
@@ -230,7 +231,7 @@ def init_student(recipe: Recipe, out_dir: Path, *, overwrite: bool = False) -> d
 
 def read_report(checkpoint_dir: Path) -> dict[str, Any] | None:
     """Return the report that `distill` left in a checkpoint folder, or None."""
-    file = checkpoint_dir / "distill.json"
+    file = checkpoint_dir / TRAINING_REPORT
     content: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     return content
 
@@ -543,6 +544,6 @@ def _publish(
                     max_length=recipe.max_length,
                     prompts=prompts,
                 )
-            (folder / "distill.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            (folder / TRAINING_REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     processes.wait_for_everyone()
     return report
