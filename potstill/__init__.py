@@ -1,7 +1,7 @@
 """Distil a BERT-family teacher, export it to ONNX, prove the result, serve it.
 
-The rooms are `potstill.distill`, `potstill.export`, `potstill.bench` and `potstill.serve`; each is imported
-by name and needs its own extra. Importing `potstill` itself loads nothing but the errors.
+Import `potstill.distill`, `potstill.export`, `potstill.bench` or `potstill.serve` by name; each has its own extra.
+Importing `potstill` itself loads nothing but the errors.
 """
 
 from potstill.errors import CheckError, MissingError, PotstillError, UsageError

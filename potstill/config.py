@@ -28,6 +28,7 @@ from potstill.checkpoint import trained_task
 from potstill.data import choose_splits
 from potstill.errors import RecipeError, describe_fault, fault_message, nearest_name
 
+DEFAULT_SEED = 42
 _CLASSIFIERS = ("text-classification", "token-classification")
 
 
@@ -39,7 +40,7 @@ class Method:
     tasks: tuple[str, ...]
     settings: Mapping[str, Any]
     """Settings that only some methods have, with this one's defaults; None means that the method finds it out."""
-    training: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, object] = field(default_factory=dict)
     """Where this method's training differs from the common defaults."""
 
 
@@ -134,7 +135,7 @@ def method_for(task: str | None) -> str | None:
 
 # The `distilbert` presets. `released` is what the published weights were trained with; `paper` is the paper's text,
 # whose batches of up to 4000 texts come from accumulation.
-PRESETS: Mapping[str, Mapping[str, Any]] = {
+PRESETS: Mapping[str, Mapping[str, object]] = {
     "released": {"temperature": 2.0, "alpha_kl": 5.0, "alpha_mlm": 2.0, "alpha_cos": 1.0, "mask_smoothing": 0.7},
     "paper": {
         "temperature": 3.0,
@@ -150,14 +151,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 PRESET_LAYERS = {"released": [0, 2, 4, 7, 9, 11], "paper": [0, 2, 4, 6, 8, 10]}
 
 
-def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+def with_defaults(values: Mapping[str, object]) -> dict[str, Any]:
     """Return the settings of `distill` with those of the chosen method and preset filled in.
 
     Raises:
         ValueError: if a setting is given to which the method does not listen.
     """
     given = {key: value for key, value in values.items() if value is not None}
-    method = METHODS.get(given.get("method", "task"))
+    method = METHODS.get(str(given.get("method", "task")))
     if method is None:
         return dict(given)
     some_methods_only = {key for other in METHODS.values() for key in other.settings}
@@ -528,7 +529,7 @@ class Recipe(Section):
     """A hub id or folder; None takes the teacher's."""
     max_length: int = Field(default=128, ge=8)
     """Longest text in tokens; more is cut."""
-    seed: int = Field(default=42, ge=0)
+    seed: int = Field(default=DEFAULT_SEED, ge=0)
     distill: DistillConfig = DistillConfig()
     export: ExportConfig = ExportConfig()
     bench: BenchConfig = BenchConfig()
@@ -571,9 +572,9 @@ def with_splits(recipe: Recipe) -> Recipe:
 
 
 def build_recipe(
-    values: Mapping[str, Any],
+    values: Mapping[str, object],
     *,
-    overrides: Sequence[tuple[str, Any]] = (),
+    overrides: Sequence[tuple[str, object]] = (),
     origin: str = "the recipe",
     flags: Mapping[str, str] | None = None,
 ) -> Recipe:
@@ -603,7 +604,7 @@ def build_recipe(
         raise RecipeError(f"{origin} is not valid:\n{listed}") from error
 
 
-def _infer_task(values: Mapping[str, Any]) -> str | None:
+def _infer_task(values: Mapping[str, object]) -> str | None:
     """Return the task that the method or the teacher leaves no doubt about; None takes the default."""
     teacher, settings = (part if isinstance(part := values.get(key), Mapping) else {} for key in ("teacher", "distill"))
     method = METHODS.get(settings.get("method") or "task")
@@ -617,7 +618,7 @@ def _infer_task(values: Mapping[str, Any]) -> str | None:
 
 
 def parse_section(
-    section: type[_Section], values: Mapping[str, Any], *, flags: Mapping[str, str] | None = None
+    section: type[_Section], values: Mapping[str, object], *, flags: Mapping[str, str] | None = None
 ) -> _Section:
     """Check the values of one section of a recipe, given as flags.
 
@@ -640,7 +641,7 @@ def parse_section(
 
 
 def load_recipe(
-    name: str, *, overrides: Sequence[tuple[str, Any]] = (), flags: Mapping[str, str] | None = None
+    name: str, *, overrides: Sequence[tuple[str, object]] = (), flags: Mapping[str, str] | None = None
 ) -> Recipe:
     """Load a shipped recipe by its name, or one from a YAML file, with `overrides` laid over it.
 
@@ -686,7 +687,7 @@ def recipe_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def parse_setting(text: str) -> tuple[str, Any]:
+def parse_setting(text: str) -> tuple[str, object]:
     """Split a `--set` argument into its dotted key and its value, read as YAML.
 
     Raises:
@@ -706,11 +707,11 @@ def to_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _plain_copy(values: Mapping[str, Any]) -> dict[str, Any]:
+def _plain_copy(values: Mapping[str, object]) -> dict[str, Any]:
     return {key: _plain_copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
 
 
-def _put(values: dict[str, Any], key: str, value: Any) -> None:
+def _put(values: dict[str, Any], key: str, value: object) -> None:
     *sections, last = key.split(".")
     for section in sections:
         inner = values.get(section)

@@ -15,12 +15,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from potstill.errors import DiskError, MissingError, OutputError, PotstillError
 
 # Bytes of a folder's name: most file systems allow 255, and the hidden sibling's name is longer.
 _LONGEST_NAME = 230
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+# safetensors and torch write from Rust and C++, and raise no OSError; torch's writer does not say why it failed.
+_FULL_WORDS = (
+    os.strerror(errno.ENOSPC),
+    os.strerror(errno.EDQUOT),
+    os.strerror(errno.EFBIG),
+    "PytorchStreamWriter failed writing",
+    "unexpected pos",
+)
 
 
 def check_free(out_dir: Path, *, overwrite: bool) -> None:
@@ -135,18 +145,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
-# safetensors and torch write from Rust and C++, and raise no OSError; torch's writer does not say why it failed.
-_FULL_WORDS = (
-    os.strerror(errno.ENOSPC),
-    os.strerror(errno.EDQUOT),
-    os.strerror(errno.EFBIG),
-    "PytorchStreamWriter failed writing",
-    "unexpected pos",
-)
-
-
 def _check_parent(out_dir: Path) -> None:
     """Refuse a folder that could not be made, before anything is computed for it."""
     above = next(folder for folder in out_dir.parents if folder.exists())
@@ -204,6 +202,10 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
+Entry: TypeAlias = dict[str, Any]
+"""What a line of a journal holds, as JSON."""
+
+
 class Journal:
     """An append-only file of JSON objects, one a line, by which a run that was interrupted goes on.
 
@@ -220,7 +222,7 @@ class Journal:
     - Only one process at a time has the file open for writing (flock); another is refused.
     """
 
-    def __init__(self, file: Path, lines: Sequence[tuple[dict[str, Any], int]], *, descriptor: int | None) -> None:
+    def __init__(self, file: Path, lines: Sequence[tuple[Entry, int]], *, descriptor: int | None) -> None:
         """Hold the lines of the file, each with the size of the file up to its end; None can be read only."""
         self.file = file
         self.header: Mapping[str, Any] = lines[0][0]
@@ -228,7 +230,7 @@ class Journal:
         self._ends = [end for _, end in lines]
         self._descriptor = descriptor
 
-    def append(self, entry: Mapping[str, Any], *, flush: bool = False) -> dict[str, Any]:
+    def append(self, entry: Mapping[str, object], *, flush: bool = False) -> Entry:
         """Add an entry, and return it as it will be read again (tuples are lists).
 
         Args:
@@ -269,7 +271,7 @@ class Journal:
 def open_journal(
     file: Path,
     *,
-    header: Mapping[str, Any],
+    header: Mapping[str, object],
     resume: bool = True,
     name: str | None = None,
     remedy: str = "go on with the same, or begin anew elsewhere",
@@ -327,7 +329,7 @@ def read_journal(file: Path) -> Journal:
     return Journal(file, lines, descriptor=None)
 
 
-def _json_line(content: Mapping[str, Any]) -> bytes:
+def _json_line(content: Mapping[str, object]) -> bytes:
     return (json.dumps(content, allow_nan=False, separators=(",", ":")) + "\n").encode()
 
 
@@ -348,9 +350,9 @@ def write_all(descriptor: int, content: bytes) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def _read_lines(file: Path, remedy: str) -> list[tuple[dict[str, Any], int]]:
+def _read_lines(file: Path, remedy: str) -> list[tuple[Entry, int]]:
     """Return the object of every whole line and the size of the file up to its end; a torn last line is left out."""
-    read: list[tuple[dict[str, Any], int]] = []
+    read: list[tuple[Entry, int]] = []
     end = 0
     lines = file.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, 1):

@@ -44,19 +44,19 @@ def available_cores() -> int:
 
 def cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
     """Return the container's CPU quota in cores (cgroup v2, then v1), or None where there is none."""
-    text = _read(root / "cpu.max")
+    text = read_or_empty(root / "cpu.max")
     if text:
         limit, _, period = text.partition(" ")
         return None if limit == "max" else int(limit) / int(period or 100_000)
-    limit, period = _read(root / "cpu/cpu.cfs_quota_us"), _read(root / "cpu/cpu.cfs_period_us")
+    limit, period = read_or_empty(root / "cpu/cpu.cfs_quota_us"), read_or_empty(root / "cpu/cpu.cfs_period_us")
     return int(limit) / int(period) if limit and period and int(limit) > 0 else None
 
 
 def memory_limit_bytes(root: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Return how much memory this process may use: the container's limit, else what the machine has."""
-    limits = [text for name in ("memory.max", "memory/memory.limit_in_bytes") if (text := _read(root / name))]
+    limits = [text for name in ("memory.max", "memory/memory.limit_in_bytes") if (text := read_or_empty(root / name))]
     container = min((int(text) for text in limits if text.isdigit()), default=None)
-    found = re.search(r"MemTotal:\s+(\d+) kB", _read(Path("/proc/meminfo")))
+    found = re.search(r"MemTotal:\s+(\d+) kB", read_or_empty(Path("/proc/meminfo")))
     total = int(found[1]) * 1024 if found else None
     return min((value for value in (container, total) if value), default=None)
 
@@ -64,14 +64,14 @@ def memory_limit_bytes(root: Path = Path("/sys/fs/cgroup")) -> int | None:
 @cache
 def cpu_features() -> frozenset[str]:
     """Return the features among `RELEVANT_FEATURES` that this CPU has; empty where the system does not say."""
-    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", read_or_empty(Path("/proc/cpuinfo")), re.MULTILINE)
     flags = found[1].split() if found else _flags_by_library()
     return RELEVANT_FEATURES.intersection(flags)
 
 
 def cpu_name() -> str:
     """Return the CPU's name as its maker gives it."""
-    found = re.search(r"^model name\s*:\s*(.+)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    found = re.search(r"^model name\s*:\s*(.+)$", read_or_empty(Path("/proc/cpuinfo")), re.MULTILINE)
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
@@ -117,7 +117,8 @@ def describe() -> dict[str, Any]:
     }
 
 
-def _read(file: Path) -> str:
+def read_or_empty(file: Path) -> str:
+    """Return the text of a file without white space around it; "" where it cannot be read."""
     try:
         return file.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from potstill import machine
 from potstill.checkpoint import fit_length
 from potstill.config import ExportConfig, Recipe, build_recipe, with_splits
-from potstill.data import Examples, Text, load_examples, load_texts
+from potstill.data import Text, load_examples, load_texts
 from potstill.errors import OutputError
 from potstill.files import check_free, write_text
 from potstill.progress import Announce, Progress, keep_quiet, silent
@@ -71,16 +71,113 @@ def run(
         PotstillError: whatever a stage raises; what was finished before stays.
     """
     recipe = with_splits(recipe)
-    _prepare(recipe, out_dir, resume=resume, overwrite=overwrite)
+    check_out(recipe, out_dir, resume=resume, overwrite=overwrite)
+    run_file = out_dir / RUN_FILE
+    if not (resume and run_file.is_file()) or _is_bare(out_dir):
+        if out_dir.is_dir():
+            shutil.rmtree(out_dir)
+        out_dir.mkdir(parents=True)
+        made_by = {"command": shlex.join(["potstill", *sys.argv[1:]]), "environment": machine.describe()}
+        content = {"recipe": recipe.model_dump(mode="json"), **made_by}
+        write_text(run_file, json.dumps(content, indent=2) + "\n")
     try:
-        teacher = _teacher(recipe, out_dir, progress=progress, announce=announce)
-        student_dir = _student(_with_teacher(recipe, teacher), out_dir, progress=progress, announce=announce)
-        _export(recipe, {"teacher": teacher, "student": str(student_dir)}, out_dir, progress=progress)
-        return _bench(recipe, out_dir, progress=progress, tell=tell)
+        return _run_stages(recipe, out_dir, progress=progress, announce=announce, tell=tell)
     except BaseException:
         if _is_bare(out_dir):  # nothing is kept that the next start would stumble over
             shutil.rmtree(out_dir, ignore_errors=True)
         raise
+
+
+def _run_stages(
+    recipe: Recipe, out_dir: Path, *, progress: Progress, announce: Announce, tell: Callable[[str], None]
+) -> "Report":
+    """Run the stages in order; one whose folder is there is done. A stage's package is loaded when it is needed."""
+    # The teacher: one that is named, else one that is trained first.
+    teacher = recipe.teacher.model
+    if teacher is None:
+        teacher = str(out_dir / _STAGES["the teacher"])
+        if not Path(teacher).is_dir():
+            from potstill.distill import finetune
+
+            finetune(recipe, Path(teacher), resume=True, progress=progress, announce=announce)
+
+    # The student.
+    student = out_dir / _STAGES["the student"]
+    if not student.is_dir():
+        from potstill.distill import distill
+
+        taught_by = recipe.teacher.model_copy(update={"model": teacher, "scratch": None})
+        distilled = recipe.model_copy(update={"teacher": taught_by})
+        distill(distilled, student, resume=True, progress=progress, announce=announce)
+
+    # Their bundles; the teacher's, too, with the longest text and the pooling that the student was trained with.
+    checkpoints = {"teacher": teacher, "student": str(student)}
+    data, task = recipe.data, get_task(recipe.task)
+    for role, checkpoint in checkpoints.items():
+        if (out_dir / role).is_dir():
+            continue
+        from potstill.export import export_bundle, peek
+
+        _, label_names, problem_type = peek(checkpoint, task=recipe.task)
+        calibration: list[Text] = []
+        if recipe.export.calibration_texts:
+            calibration = load_texts(
+                data.name,
+                split=data.train_split,
+                task=task,
+                text_columns=data.text_columns,
+                limit=recipe.export.calibration_texts,
+            )
+        export_bundle(
+            checkpoint,
+            out_dir / role,
+            task=recipe.task,
+            tokenizer=recipe.tokenizer if role == "teacher" else None,
+            config=export_config(recipe, checkpoints.values()),
+            calibration=calibration,
+            examples=load_examples(
+                data.name,
+                split=data.eval_split,
+                task=task,
+                text_columns=data.text_columns,
+                label_column=data.label_column,
+                label_names=label_names,
+                problem_type=problem_type,
+                limit=data.max_eval_examples,
+            ),
+            progress=progress,
+        )
+
+    # The report.
+    from potstill.bench import DataSet, Request, bench
+
+    scored = DataSet(
+        data=data.name,
+        split=data.eval_split,
+        text_columns=data.text_columns,
+        label_column=data.label_column,
+        limit=data.max_eval_examples,
+    )
+    return bench(
+        Request(models=[(role, str(out_dir / role)) for role in checkpoints], data=[scored]),
+        config=recipe.bench,
+        out_dir=out_dir / "report",
+        seed=recipe.seed,
+        resume=True,
+        command=shlex.join(["potstill", *sys.argv[1:]]),
+        tell=tell,
+        progress=progress,
+    )
+
+
+def export_config(recipe: Recipe, checkpoints: Iterable[str]) -> ExportConfig:
+    """Return how to export: with the longest text, and the pooling, that the student was trained with."""
+    given = recipe.export
+    pooling = given.pooling or (recipe.distill.pooling if recipe.task == FEATURE_EXTRACTION.name else None)
+    longest = given.max_length or fit_length(
+        checkpoints, recipe.max_length, was_set="max_length" in recipe.model_fields_set
+    )
+    return given.model_copy(update={"max_length": longest, "pooling": pooling})
 
 
 def check_out(recipe: Recipe, out_dir: Path, *, resume: bool, overwrite: bool) -> None:
@@ -96,7 +193,14 @@ def check_out(recipe: Recipe, out_dir: Path, *, resume: bool, overwrite: bool) -
         check_free(out_dir, overwrite=True)
         return
     if resume and run_file.is_file():
-        _check_same_recipe(recipe, run_file)
+        before = build_recipe(json.loads(run_file.read_text(encoding="utf-8"))["recipe"], origin=str(run_file))
+        ours, theirs = (made.model_dump(mode="json", exclude=_NOT_THE_RECIPE) for made in (recipe, before))
+        changed = [key for key in ours if ours[key] != theirs[key]]
+        if changed:
+            raise OutputError(
+                f"{out_dir} holds a run of another recipe (it differs in {', '.join(changed)}); pass the same "
+                "settings to resume it, or --overwrite to start anew"
+            )
         return
     try:
         check_free(out_dir, overwrite=overwrite)
@@ -114,37 +218,6 @@ def finished(out_dir: Path) -> dict[str, Path]:
     return {what: out_dir / place for what, place in _STAGES.items() if (out_dir / place).is_dir()}
 
 
-def load_eval_examples(recipe: Recipe, *, label_names: list[str], problem_type: str | None = None) -> Examples:
-    """Load the texts on which a recipe's models are judged."""
-    data = recipe.data
-    return load_examples(
-        data.name,
-        split=data.eval_split,
-        task=get_task(recipe.task),
-        text_columns=data.text_columns,
-        label_column=data.label_column,
-        label_names=label_names,
-        problem_type=problem_type,
-        limit=data.max_eval_examples,
-    )
-
-
-def _prepare(recipe: Recipe, out_dir: Path, *, resume: bool, overwrite: bool) -> None:
-    check_out(recipe, out_dir, resume=resume, overwrite=overwrite)
-    run_file = out_dir / RUN_FILE
-    if resume and run_file.is_file() and not _is_bare(out_dir):
-        return
-    if out_dir.is_dir():
-        shutil.rmtree(out_dir)
-    out_dir.mkdir(parents=True)
-    content = {
-        "recipe": recipe.model_dump(mode="json"),
-        "command": shlex.join(["potstill", *sys.argv[1:]]),
-        "environment": machine.describe(),
-    }
-    write_text(run_file, json.dumps(content, indent=2) + "\n")
-
-
 def _is_bare(out_dir: Path) -> bool:
     """Return whether a run was begun in a folder, and nothing of it is worth going on with."""
     names = {path.name for path in out_dir.iterdir()} if out_dir.is_dir() else set()
@@ -153,103 +226,3 @@ def _is_bare(out_dir: Path) -> bool:
     checkpoints = out_dir / _CHECKPOINTS
     kept = (*checkpoints.glob("*.training*/checkpoint-*/COMPLETE"), *checkpoints.glob("*.training-*/*/*"))
     return not any(path.is_file() for path in kept)
-
-
-def _check_same_recipe(recipe: Recipe, run_file: Path) -> None:
-    before = build_recipe(json.loads(run_file.read_text(encoding="utf-8"))["recipe"], origin=str(run_file))
-    ours, theirs = (made.model_dump(mode="json", exclude=_NOT_THE_RECIPE) for made in (recipe, before))
-    differing = [key for key in ours if ours[key] != theirs[key]]
-    if differing:
-        raise OutputError(
-            f"{run_file.parent} holds a run of another recipe (it differs in {', '.join(differing)}); pass the same "
-            "settings to resume it, or --overwrite to start anew"
-        )
-
-
-def _teacher(recipe: Recipe, out_dir: Path, *, progress: Progress, announce: Announce) -> str:
-    """Return where the teacher is, trained first if the recipe says so."""
-    if recipe.teacher.model is not None:
-        return recipe.teacher.model
-    folder = out_dir / "checkpoints" / "teacher"
-    if not folder.is_dir():
-        from potstill.distill import finetune
-
-        finetune(recipe, folder, resume=True, progress=progress, announce=announce)
-    return str(folder)
-
-
-def _with_teacher(recipe: Recipe, teacher: str) -> Recipe:
-    return recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"model": teacher, "scratch": None})})
-
-
-def _student(recipe: Recipe, out_dir: Path, *, progress: Progress, announce: Announce) -> Path:
-    folder = out_dir / "checkpoints" / "student"
-    if not folder.is_dir():
-        from potstill.distill import distill
-
-        distill(recipe, folder, resume=True, progress=progress, announce=announce)
-    return folder
-
-
-def _export(recipe: Recipe, checkpoints: dict[str, str], out_dir: Path, *, progress: Progress) -> None:
-    for role, checkpoint in checkpoints.items():
-        if (out_dir / role).is_dir():
-            continue
-        from potstill.export import export_bundle, peek
-
-        _, label_names, problem_type = peek(checkpoint, task=recipe.task)
-        export_bundle(
-            checkpoint,
-            out_dir / role,
-            task=recipe.task,
-            tokenizer=recipe.tokenizer if role == "teacher" else None,
-            config=_export_config(recipe, checkpoints.values()),
-            calibration=_calibration(recipe),
-            examples=load_eval_examples(recipe, label_names=label_names, problem_type=problem_type),
-            progress=progress,
-        )
-
-
-def _export_config(recipe: Recipe, checkpoints: Iterable[str]) -> ExportConfig:
-    """Return how to export: with the longest text, and the pooling, that the student was trained with."""
-    given = recipe.export
-    pooling = given.pooling or (recipe.distill.pooling if recipe.task == FEATURE_EXTRACTION.name else None)
-    longest = given.max_length or fit_length(
-        checkpoints, recipe.max_length, was_set="max_length" in recipe.model_fields_set
-    )
-    return given.model_copy(update={"max_length": longest, "pooling": pooling})
-
-
-def _calibration(recipe: Recipe) -> list[Text]:
-    if not recipe.export.calibration_texts:
-        return []
-    return load_texts(
-        recipe.data.name,
-        split=recipe.data.train_split,
-        task=get_task(recipe.task),
-        text_columns=recipe.data.text_columns,
-        limit=recipe.export.calibration_texts,
-    )
-
-
-def _bench(recipe: Recipe, out_dir: Path, *, progress: Progress, tell: Callable[[str], None]) -> "Report":
-    from potstill.bench import DataSet, Request, bench
-
-    data = recipe.data
-    judged = DataSet(
-        data=data.name,
-        split=data.eval_split,
-        text_columns=data.text_columns,
-        label_column=data.label_column,
-        limit=data.max_eval_examples,
-    )
-    return bench(
-        Request(models=[(role, str(out_dir / role)) for role in ("teacher", "student")], data=[judged]),
-        config=recipe.bench,
-        out_dir=out_dir / "report",
-        seed=recipe.seed,
-        resume=True,
-        command=shlex.join(["potstill", *sys.argv[1:]]),
-        tell=tell,
-        progress=progress,
-    )

@@ -69,8 +69,10 @@ def test_a_cgroup_v1_memory_limit_is_read(tmp_path):
 
 
 def test_no_limit_and_the_v1_word_for_it_give_the_machines_memory(tmp_path, monkeypatch):
-    read = machine._read
-    monkeypatch.setattr(machine, "_read", lambda file: "MemTotal:  1000 kB" if file.name == "meminfo" else read(file))
+    read = machine.read_or_empty
+    monkeypatch.setattr(
+        machine, "read_or_empty", lambda file: "MemTotal:  1000 kB" if file.name == "meminfo" else read(file)
+    )
     assert machine.memory_limit_bytes(tmp_path) == 1_024_000
     assert machine.memory_limit_bytes(cgroup(tmp_path, {"memory.max": "max"})) == 1_024_000
     assert machine.memory_limit_bytes(cgroup(tmp_path, {"memory.max": "9223372036854771712"})) == 1_024_000
@@ -83,7 +85,7 @@ ARM_INFO = "Features\t: fp asimd asimddp bf16\n"
 @pytest.fixture
 def cpu_info(monkeypatch):
     def install(text):
-        monkeypatch.setattr(machine, "_read", lambda _file: text)
+        monkeypatch.setattr(machine, "read_or_empty", lambda _file: text)
         machine.cpu_features.cache_clear()
 
     yield install

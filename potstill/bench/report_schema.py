@@ -340,7 +340,7 @@ class Decision(Part):
     claim: str
     """The sentence, such as "40 % smaller"."""
     measure: str
-    """A key of `potstill.bench.claims.metrics.MEASURES`."""
+    """A key of `potstill.bench.claims.metrics.METRICS`."""
     subject: str
     """The contestant it is about: a key, or a model's name where precision does not matter."""
     against: str | None = None

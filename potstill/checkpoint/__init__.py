@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from potstill.checkpoint.folder import (
+    TRAINING_REPORT,
     Folder,
     find_folder,
     fit_length,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "TRAINING_REPORT",
     "Checkpoint",
     "Folder",
     "accepted_inputs",

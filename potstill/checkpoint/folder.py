@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from potstill.checkpoint.sentence_transformers import (
     MODULES_FILE,
@@ -30,6 +30,11 @@ from potstill.tasks import (
     TOKEN_CLASSIFICATION,
     Task,
 )
+
+Settings: TypeAlias = dict[str, Any]
+"""What a JSON file of a checkpoint holds."""
+Config: TypeAlias = Mapping[str, Any]
+"""config.json."""
 
 # Their position ids begin behind that of the padding, so that they read fewer tokens than they have positions.
 POSITIONS_AFTER_PADDING = frozenset(
@@ -52,6 +57,8 @@ POSITIONS_AFTER_PADDING = frozenset(
 # They look at how far apart two tokens are, for any distance. `position_biased_input` gives them absolute positions
 # as well, which end.
 _RELATIVE = frozenset({"deberta", "deberta-v2"})
+TRAINING_REPORT = "distill.json"
+"""The file beside the weights that says how potstill trained them."""
 # What a tokenizer without a limit says (transformers' VERY_LARGE_INTEGER is 1e30).
 _NO_LIMIT = 10**9
 # A text of this length is what a model with relative positions is given where nothing else is said.
@@ -114,9 +121,9 @@ class Folder:
     """The hub id or folder, as it was given."""
     path: Path
     """Where its files lie; of an old sentence-transformers folder those of the encoder, one level down."""
-    config: Mapping[str, Any]
+    config: Config
     """config.json."""
-    tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer_config: Config = field(default_factory=dict)
     """tokenizer_config.json; empty where there is none."""
     tensors: Mapping[str, tuple[int, ...]] | None = None
     """The shape of every tensor by name, of safetensors files; None where there are none."""
@@ -338,7 +345,7 @@ def _encoder_folder(root: Path) -> Path:
     return root / encoder_path(root) if is_below else root
 
 
-def _read_tokenizer_config(path: Path) -> dict[str, Any]:
+def _read_tokenizer_config(path: Path) -> Settings:
     """Return tokenizer_config.json, empty where there is none.
 
     Raises:
@@ -376,7 +383,7 @@ def _fetch(name: str) -> Path:
         ) from error
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> Settings:
     """Return the JSON object in a file.
 
     Raises:
@@ -447,7 +454,7 @@ def _read_header(file: Path) -> dict[str, tuple[int, ...]]:
 # Checks of what the files say
 
 
-def _check_code(file: Path, content: Mapping[str, Any]) -> None:
+def _check_code(file: Path, content: Config) -> None:
     """Refuse a checkpoint that only code of its own reads rightly; that code is never run."""
     if content.get("auto_map"):
         raise CheckpointError(
@@ -456,7 +463,7 @@ def _check_code(file: Path, content: Mapping[str, Any]) -> None:
         )
 
 
-def _check_config(path: Path, config: Mapping[str, Any]) -> None:
+def _check_config(path: Path, config: Config) -> None:
     """Refuse what transformers would leave out without a word, or cannot be meant."""
     if config.get("quantization_config"):
         kind = config["quantization_config"]
@@ -483,7 +490,7 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
             )
 
 
-def _check_names(file: Path, config: Mapping[str, Any], names: Mapping[str, Any]) -> None:
+def _check_names(file: Path, config: Config, names: Mapping[str, object]) -> None:
     """Refuse labels that are no names, the same twice, or numbered otherwise by label2id."""
     for name in names.values():
         if isinstance(name, bool) or not isinstance(name, str | int | float):
@@ -546,7 +553,7 @@ def fit_length(names: Iterable[str], asked: int, *, was_set: bool) -> int:
     return asked
 
 
-def usable_positions(config: Mapping[str, Any]) -> int | None:
+def usable_positions(config: Config) -> int | None:
     """Return how many tokens of one text a model has positions for.
 
     Args:
@@ -565,7 +572,7 @@ def usable_positions(config: Mapping[str, Any]) -> int | None:
     return int(longest)
 
 
-def longest_text(config: Mapping[str, Any], tokenizer_limit: Any) -> int | None:
+def longest_text(config: Config, tokenizer_limit: object) -> int | None:
     """Return how many tokens of one text a model reads with its tokenizer.
 
     Args:
@@ -578,9 +585,11 @@ def longest_text(config: Mapping[str, Any], tokenizer_limit: Any) -> int | None:
     return min(filter(None, (usable_positions(config), _limit(tokenizer_limit))), default=None)
 
 
-def _limit(value: Any) -> int | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return int(value) if is_number and 1 <= value < _NO_LIMIT else None
+def _limit(value: object) -> int | None:
+    """Return a `model_max_length` that is one; None for a missing or huge one."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return int(value) if 1 <= value < _NO_LIMIT else None
 
 
 # What a checkpoint was trained for

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import transformers
@@ -103,6 +103,8 @@ _OWN_HEAD = {
 }
 _POOLER = re.compile(r"(^|\.)pooler\.")
 _SHOWN = 4
+LoadingInfo: TypeAlias = dict[str, Any]
+"""The keys that `from_pretrained` has found missing, unexpected or of another size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    name: str, task: Task, *, tokenizer: str | None = None, new_head: Mapping[str, Any] | None = None
+    name: str, task: Task, *, tokenizer: str | None = None, new_head: Mapping[str, object] | None = None
 ) -> Checkpoint:
     """Load a hub id or folder as a model of `task`, in float32 and eval mode, with its tokenizer.
 
@@ -196,7 +198,7 @@ def accepted_inputs(model: torch.nn.Module) -> list[str]:
     return [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in parameters]
 
 
-def _make_config(folder: Folder, changes: Mapping[str, Any]) -> PretrainedConfig:
+def _make_config(folder: Folder, changes: Mapping[str, object]) -> PretrainedConfig:
     file = folder.path / "config.json"
     if folder.model_type not in CONFIG_MAPPING:
         raise CheckpointError(
@@ -225,7 +227,7 @@ def _check_task(folder: Folder, task: Task) -> None:
 
 
 def _check_weights(
-    name: str, task: Task, model: PreTrainedModel, loading: dict[str, Any], *, head_may_be_new: bool
+    name: str, task: Task, model: PreTrainedModel, loading: LoadingInfo, *, head_may_be_new: bool
 ) -> None:
     """Refuse weights that would be random, except where they are no part of the answer or are about to be trained."""
     encoder = f"{model.base_model_prefix}."
@@ -249,7 +251,7 @@ def _check_weights(
 
 
 def _check_unused(
-    folder: Folder, task: Task, model: PreTrainedModel, loading: dict[str, Any], *, head_may_be_new: bool
+    folder: Folder, task: Task, model: PreTrainedModel, loading: LoadingInfo, *, head_may_be_new: bool
 ) -> None:
     """Refuse weights that the checkpoint has and the model does not use, since it answers otherwise without them."""
     family = _UNUSED_BY_FAMILY.get(folder.model_type or "")
@@ -482,7 +484,7 @@ def write_sentence_transformers(
             save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / path / WEIGHT_FILES[0])
 
 
-def _describe(layer: nn.Module) -> tuple[str, dict[str, Any]]:
+def _describe(layer: nn.Module) -> tuple[str, dict[str, object]]:
     """Return the name of sentence-transformers' module and its settings."""
     if isinstance(layer, DenseLayer):
         activation = type(layer.activation)
@@ -498,7 +500,7 @@ def _describe(layer: nn.Module) -> tuple[str, dict[str, Any]]:
     return "Normalize", {}
 
 
-def _write_json(file: Path, content: Any) -> None:
+def _write_json(file: Path, content: object) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -93,6 +93,8 @@ class Normalize:
     """The vector is divided by its length."""
 
 
+Settings: TypeAlias = dict[str, Any]
+"""What a module's config.json holds."""
 Layer: TypeAlias = Dense | LayerNorm | Normalize
 
 
@@ -294,7 +296,7 @@ def _encoder_file(encoder: Path) -> Path | None:
     return next((encoder / name for name in _ENCODER_FILES if (encoder / name).is_file()), None)
 
 
-def _max_seq_length(file: Path, settings: dict[str, Any]) -> int | None:
+def _max_seq_length(file: Path, settings: Settings) -> int | None:
     longest = settings.get("max_seq_length")
     if longest is None or (isinstance(longest, int) and not isinstance(longest, bool) and longest >= 1):
         return longest
@@ -315,7 +317,7 @@ def _lowers(tokenizer: Path) -> bool:
     return False
 
 
-def _read_pooling(file: Path, settings: dict[str, Any]) -> tuple[tuple[str, ...], int | None]:
+def _read_pooling(file: Path, settings: Settings) -> tuple[tuple[str, ...], int | None]:
     """Return the modes and the width of what comes out; a file without modes is sentence-transformers' own mean."""
     named = settings.get("pooling_mode")
     if named is None:
@@ -337,7 +339,7 @@ def _read_pooling(file: Path, settings: dict[str, Any]) -> tuple[tuple[str, ...]
 
 
 def _read_layer(
-    kind: str, path: str, *, folder: Path, settings: dict[str, Any], width: int | None
+    kind: str, path: str, *, folder: Path, settings: Settings, width: int | None
 ) -> tuple[Layer | None, int | None]:
     """Return a layer behind the pooling, None for one that does nothing once trained, and the width behind it."""
     file = folder / path / "config.json"
@@ -399,7 +401,7 @@ def _read_prompts(folder: Path) -> dict[str, str]:
     return prompts
 
 
-def _size(file: Path, settings: dict[str, Any], key: str) -> int:
+def _size(file: Path, settings: Settings, key: str) -> int:
     value = settings.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise CheckpointError(f"{file} has {key} {value!r}; expected a width such as 384")
@@ -411,14 +413,14 @@ def _check_width(file: Path, entering: int, width: int | None) -> None:
         raise CheckpointError(f"{file} takes vectors of {entering} numbers, and what comes before gives {width}")
 
 
-def _read_object(file: Path) -> dict[str, Any]:
+def _read_object(file: Path) -> Settings:
     content = _read_json(file)
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} is not a JSON object; fetch it again")
     return content
 
 
-def _read_json(file: Path) -> Any:
+def _read_json(file: Path) -> object:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -225,7 +225,7 @@ def _hold_against_sentencepiece(tokenizer: PreTrainedTokenizerBase, file: Path, 
         )
 
 
-def _read_otherwise(tokenizer: PreTrainedTokenizerBase, file: Path, settings: Mapping[str, Any]) -> str | None:
+def _read_otherwise(tokenizer: PreTrainedTokenizerBase, file: Path, settings: Mapping[str, object]) -> str | None:
     """Return a text for which the ids are not those of sentencepiece, None if there is none."""
     from sentencepiece import SentencePieceProcessor
 
@@ -270,7 +270,7 @@ def _special_tokens(folder: Folder) -> dict[str, str]:
     return {name: text for name in _TOKENS if (text := _content(content.get(name)))}
 
 
-def _content(token: Any) -> str | None:
+def _content(token: object) -> str | None:
     """Return a token's text; files and classes name it or describe it."""
     token = token.get("content") if isinstance(token, Mapping) else token
     return str(token) if isinstance(token, str) or hasattr(token, "content") else None
@@ -306,7 +306,7 @@ def glues_words(tokenizer: PreTrainedTokenizerBase) -> bool:
     return _is_byte_level(json.loads(tokenizer.backend_tokenizer.to_str()).get("pre_tokenizer"))
 
 
-def _is_byte_level(part: Any) -> bool:
+def _is_byte_level(part: object) -> bool:
     if isinstance(part, list):
         return any(map(_is_byte_level, part))
     if not isinstance(part, dict):

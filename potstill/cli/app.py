@@ -4,12 +4,11 @@ A command's module is loaded when the command is asked for: a server need not wa
 """
 
 import inspect
-from collections.abc import Iterable
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, cast
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
 from potstill import __version__
@@ -94,60 +93,50 @@ _OWN_METAVARS = {
     ("evaluate", "teacher"): "MODEL",
     ("predict", "out"): "FILE",
 }
-_NUMBER = "N"
-_ANYTHING = "VALUE"
-
-
-def _typer(*, add_completion: bool = False, **more: Any) -> typer.Typer:
-    return typer.Typer(
-        add_completion=add_completion,
-        rich_markup_mode=None,
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-        **more,
-    )
 
 
 class _Commands(TyperGroup):
-    def list_commands(self, ctx: Any) -> list[str]:
+    """The commands, each loaded from its module when it is asked for."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         return list(COMMANDS)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> TyperCommand | None:  # type: ignore[override]
         if cmd_name not in COMMANDS:
             # typer looks here for what was meant.
-            self.commands = {name: self.get_command(ctx, name) for name in COMMANDS}
+            self.commands = {name: _load(name) for name in COMMANDS}
             return None
         if cmd_name not in self.commands:
             self.add_command(_load(cmd_name), cmd_name)
-        return self.commands[cmd_name]
+        return cast(TyperCommand, self.commands[cmd_name])
 
 
-def _load(name: str) -> Any:
+def _load(name: str) -> TyperCommand:
     """Return a command, with its first sentence for the list of commands and a word for what each option takes."""
     function = getattr(import_module(f"potstill.cli.{name}"), name)
-    alone = _typer()
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=_HELP_OPTIONS)
     # Given as such, a summary is wrapped; typer cuts off its own after 45 characters.
     alone.command(name, short_help=(inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " "))(function)
-    command = get_command(alone)
-    _name_values(name, command.params)
+    command = cast(TyperCommand, get_command(alone))
+    for parameter in cast("list[TyperOption | TyperArgument]", command.params):
+        if parameter.metavar is None and not getattr(parameter, "is_flag", False):
+            is_number = parameter.type_descriptor.annotation in {int, float}
+            usual = METAVARS.get(str(parameter.name)) or ("N" if is_number else "VALUE")
+            parameter.metavar = _OWN_METAVARS.get((name, str(parameter.name)), usual)
+        if isinstance(parameter, TyperArgument):
+            # typer would print an argument's metavar twice, as its name and as its type.
+            parameter.display_type_rich = lambda ctx: None  # type: ignore[method-assign]
     return command
 
 
-def _name_values(command: str, parameters: Iterable[Any]) -> None:
-    for parameter in parameters:
-        if parameter.metavar is None and not getattr(parameter, "is_flag", False):
-            usual = METAVARS.get(parameter.name) or (_NUMBER if _is_number(parameter) else _ANYTHING)
-            parameter.metavar = _OWN_METAVARS.get((command, parameter.name), usual)
-        if parameter.param_type_name == "argument":
-            # typer would print an argument's metavar twice, as its name and as its type.
-            parameter.display_type_rich = lambda ctx: None
-
-
-def _is_number(parameter: Any) -> bool:
-    return parameter.type_descriptor.annotation in {int, float}
-
-
-app = _typer(no_args_is_help=True, cls=_Commands, add_completion=True)
+_HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings=_HELP_OPTIONS,
+)
 
 
 def run_app() -> int:
@@ -168,7 +157,7 @@ def run_app() -> int:
         raise UsageError(_usage(error)) from error
 
 
-def _usage(error: Any) -> str:
+def _usage(error: typer.TyperException) -> str:
     """Return typer's complaint in our form: what is wrong, what was meant, where the options are listed."""
     message = str(error.format_message()).strip().removesuffix(".")
     message = message.replace(": Value error, ", ": ").replace(": Input should", ": it should")

@@ -13,7 +13,7 @@ import typer
 from potstill.cli import stopping
 from potstill.cli.checks import check_bench
 from potstill.cli.options import JsonOption, LabelColumnOption, OverwriteOption, TextColumnOption, scored_split
-from potstill.config import BenchConfig, parse_section, parse_setting
+from potstill.config import DEFAULT_SEED, BenchConfig, parse_section, parse_setting
 from potstill.errors import CheckError, UsageError
 from potstill.extras import require
 
@@ -108,7 +108,7 @@ def bench(
     required: RequiredOption = None,
     compare: CompareOption = None,
     verify: VerifyOption = None,
-    seed: SeedOption = 42,
+    seed: SeedOption = DEFAULT_SEED,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,

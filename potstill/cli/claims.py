@@ -46,7 +46,7 @@ def claims(
     Example: potstill claims --claims mine.yaml
     """  # fmt: skip
     from potstill.bench.claims import GLUE_BERT, GLUE_DISTILBERT, load_claims
-    from potstill.bench.claims.metrics import MEASURES
+    from potstill.bench.claims.metrics import METRICS
     from potstill.metrics import retention_by_definition
 
     for claim in load_claims(file):
@@ -63,20 +63,20 @@ def claims(
     )
     typer.echo(textwrap.indent(_EXAMPLE, "  "))
     typer.echo("What they can measure (what `where` takes beside model in brackets):")
-    for measure in MEASURES.values():
-        unit = f", {measure.unit}" if measure.unit else ""
-        fields = f" [{', '.join(sorted(measure.fields))}]" if measure.fields else ""
-        typer.echo(_wrapped(f"{measure.name}{unit}: {measure.words}{fields}", first="  ", rest="      "))
+    for metric in METRICS.values():
+        unit = f", {metric.unit}" if metric.unit else ""
+        fields = f" [{', '.join(sorted(metric.fields))}]" if metric.fields else ""
+        typer.echo(_wrapped(f"{metric.name}{unit}: {metric.words}{fields}", first="  ", rest="      "))
 
 
 def _print_claim(claim: "Claim") -> None:
-    from potstill.bench.claims.metrics import MEASURES
+    from potstill.bench.claims.metrics import METRICS
 
-    measure = MEASURES[claim.measure]
-    unit = f" {measure.unit}" if measure.unit not in {"", "share"} else ""
+    metric = METRICS[claim.measure]
+    unit = f" {metric.unit}" if metric.unit not in {"", "share"} else ""
     typer.echo(f"{claim.id}: {claim.claim} ({claim.direction.replace('_', ' ')} {claim.target:g}{unit})")
-    typer.echo(_wrapped(claim.definition or measure.words, first="  here:    ", rest="           "))
-    typer.echo(f"  measure: {measure.name}{_where(claim)}")
+    typer.echo(_wrapped(claim.definition or metric.words, first="  here:    ", rest="           "))
+    typer.echo(f"  measure: {metric.name}{_where(claim)}")
     if claim.source:
         typer.echo(_wrapped(claim.source, first="  source:  ", rest="           "))
     typer.echo()

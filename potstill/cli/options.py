@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from potstill.bundle import MANIFEST_NAME
+from potstill.checkpoint import TRAINING_REPORT
 from potstill.cli.checks import check_task
 from potstill.config import Recipe, build_recipe, load_recipe, parse_setting, with_splits
 from potstill.data import choose_splits
@@ -82,7 +83,7 @@ def _learned_from(model: str | Path, data: str) -> bool:
         if (folder / MANIFEST_NAME).is_file():
             source = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["source"]["name"]
             folder = Path(source).expanduser()
-        learned = json.loads((folder / "distill.json").read_text(encoding="utf-8"))["data"]
+        learned = json.loads((folder / TRAINING_REPORT).read_text(encoding="utf-8"))["data"]
         return Path(learned["name"]).name == Path(data).name and parse_split(learned["split"])[1] == HELD_OUT
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -24,6 +24,7 @@ from potstill.bundle import (
     Tuning,
     read_bundle,
 )
+from potstill.checkpoint import TRAINING_REPORT
 from potstill.cli.options import JsonOption
 from potstill.errors import UsageError
 from potstill.hub import similar
@@ -77,7 +78,7 @@ def _print_checkpoint(folder: Path, *, as_json: bool) -> None:
 
     config = _read_json(folder / "config.json")
     weights = [file for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern)]
-    report = _read_json(folder / "distill.json") if (folder / "distill.json").is_file() else {}
+    report = _read_json(folder / TRAINING_REPORT) if (folder / TRAINING_REPORT).is_file() else {}
     content = {
         "architecture": ", ".join(config.get("architectures") or [str(config.get("model_type"))]),
         "layers": config.get("num_hidden_layers", config.get("n_layers")),

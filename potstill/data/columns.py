@@ -1,8 +1,8 @@
 """Which columns of a data set are the text and the label: those that are asked for, else those with the usual names."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from potstill.data.read import Row
 from potstill.errors import AbsentError, DataError
 from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, TEXT_CLASSIFICATION, Task
 
@@ -71,7 +71,7 @@ def pick_text_columns(
 
 
 def pick_label_columns(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     *,
     task: Task,
     asked: str | None,
@@ -117,9 +117,7 @@ def pick_label_columns(
     )
 
 
-def _flag_columns(
-    rows: Sequence[Mapping[str, Any]], have: Sequence[str], known: Sequence[str] | None
-) -> tuple[str, ...] | None:
+def _flag_columns(rows: Sequence[Row], have: Sequence[str], known: Sequence[str] | None) -> tuple[str, ...] | None:
     """Return the columns that hold nothing but 0 and 1, one per label: the model's, or all but a numbering."""
     if known and len(known) > 1 and all(name in have for name in known):
         return tuple(known)
@@ -130,11 +128,11 @@ def _flag_columns(
     return tuple(columns) if is_flagged else None
 
 
-def _is_flag(value: Any) -> bool:
+def _is_flag(value: object) -> bool:
     return isinstance(value, bool | int | float | str) and value in _FLAGS
 
 
-def cell_of(row: Mapping[str, Any], column: str, number: int, remedy: str) -> Any:
+def cell_of(row: Row, column: str, number: int, remedy: str) -> object:
     """Return what a row holds in a column.
 
     Raises:

@@ -307,7 +307,7 @@ def _part(
     return [rows[place] for place in places], [texts[place] for place in places]
 
 
-def _key_of(text: Any) -> str:
+def _key_of(text: object) -> str:
     return text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
 
 
@@ -329,7 +329,7 @@ def _texts(rows: Sequence[NumberedRow], *, kind: str, columns: Sequence[str]) ->
     return found
 
 
-def _digest(texts: Sequence[Any], found: Any) -> str:
+def _digest(texts: Sequence[object], found: Any) -> str:
     listed = [ids.tolist() for ids in found] if isinstance(found, list) and hasattr(found[0], "tolist") else found
     content = json.dumps(
         [texts, found.tolist() if hasattr(found, "tolist") else listed], ensure_ascii=True, separators=(",", ":")

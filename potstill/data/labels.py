@@ -30,7 +30,8 @@ from potstill.tasks import (
 )
 
 NumberedRow: TypeAlias = tuple[int, Row]
-Cells: TypeAlias = Sequence[tuple[int, Any]]
+Cells: TypeAlias = Sequence[tuple[int, object]]
+ListCells: TypeAlias = Sequence[tuple[int, list[Any]]]
 
 # More labels than this, none named and most of them seen once, are a row's own id or another text.
 MAX_UNNAMED_LABELS = 100
@@ -142,9 +143,9 @@ class LabelReader:
         elif self._kind == MULTI_LABEL:
             self._decide_sets(as_lists(cells, column, what="labels"))
         elif self._kind == TOKEN_CLASSIFICATION.name:
-            cells = as_lists(cells, column, what="tags")
-            _check_tags(cells, texts, column=column, words_column=text_columns[0])
-            naming = name_labels(_flatten(cells), column=column, known=self._known, own=self._own, word="tag")
+            tags = as_lists(cells, column, what="tags")
+            _check_tags(tags, texts, column=column, words_column=text_columns[0])
+            naming = name_labels(_flatten(tags), column=column, known=self._known, own=self._own, word="tag")
             if not (self._known or self._own) and _OUTSIDE in naming.names:  # among those that occur it comes first
                 names = (_OUTSIDE, *(name for name in naming.names if name != _OUTSIDE))
                 naming = Naming(names=names, ids={name: place for place, name in enumerate(names)}, how=naming.how)
@@ -152,7 +153,7 @@ class LabelReader:
         else:
             self._take(name_labels(cells, column=column, known=self._known, own=self._own))
 
-    def _decide_sets(self, cells: Cells) -> None:
+    def _decide_sets(self, cells: ListCells) -> None:
         """Decide what lists of labels mean: of names or ids, or of a 0 or 1 for each label."""
         if len(self._columns) > 1:
             columns = [(1, name) for name in self._columns]
@@ -191,18 +192,18 @@ class LabelReader:
         if self._kind == QUESTION_ANSWERING.name:
             return _answer_spans(cells, texts, column)
         if self._kind == MULTI_LABEL:
-            cells = as_lists(cells, column, what="labels")
+            sets = as_lists(cells, column, what="labels")
             if naming is None:
-                return np.array([value for _, value in cells], dtype=np.float64)
-            found = np.zeros((len(cells), len(naming.names)))
-            at = np.repeat(np.arange(len(cells)), [len(value) for _, value in cells])
-            found[at, naming.to_ids(_flatten(cells), column)] = 1.0
+                return np.array([value for _, value in sets], dtype=np.float64)
+            found = np.zeros((len(sets), len(naming.names)))
+            at = np.repeat(np.arange(len(sets)), [len(value) for _, value in sets])
+            found[at, naming.to_ids(_flatten(sets), column)] = 1.0
             return found
         assert naming is not None
         if self._kind == TOKEN_CLASSIFICATION.name:
-            cells = as_lists(cells, column, what="tags")
-            ends = np.cumsum([len(value) for _, value in cells])[:-1]
-            return np.split(naming.to_ids(_flatten(cells), column), ends)
+            tags = as_lists(cells, column, what="tags")
+            ends = np.cumsum([len(value) for _, value in tags])[:-1]
+            return np.split(naming.to_ids(_flatten(tags), column), ends)
         return naming.to_ids(cells, column)
 
     def _cells(self, rows: Sequence[NumberedRow]) -> Cells:
@@ -257,7 +258,7 @@ def name_labels(
     Raises:
         DataError: with both lists, if the labels differ and no rule maps them; or if there are too many to be labels.
     """
-    first_rows: dict[str, tuple[int, Any]] = {}
+    first_rows: dict[str, tuple[int, object]] = {}
     for row, value in cells:
         first_rows.setdefault(spell(value, row, column, word), (row, value))
     spelt = {text: text for text in first_rows}
@@ -288,7 +289,7 @@ def name_labels(
     raise _strangers(spelt, first_rows, known, own=own, column=column, word=word)
 
 
-def spell(value: Any, row: int, column: str, word: str = "label") -> str:
+def spell(value: object, row: int, column: str, word: str = "label") -> str:
     """Return what a cell holds as text, so that 1, 1.0, "1" and "1.0" are the same label, and True is true.
 
     Raises:
@@ -314,7 +315,7 @@ def spell(value: Any, row: int, column: str, word: str = "label") -> str:
     raise DataError(f"row {row}: column {column!r} holds {_show(value)}, which is no {word}")
 
 
-def names_beside(rows: Sequence[Mapping[str, Any]], column: str, *, fill: bool) -> tuple[str, ...] | None:
+def names_beside(rows: Sequence[Row], column: str, *, fill: bool) -> tuple[str, ...] | None:
     """Return the names of a column's ids that stand in a column beside it, such as `label_text` beside `label`.
 
     Args:
@@ -345,7 +346,7 @@ def names_beside(rows: Sequence[Mapping[str, Any]], column: str, *, fill: bool) 
     return tuple(found.get(number, str(number)) for number in range(count))
 
 
-def _is_unlabelled(value: Any, names: Sequence[str]) -> bool:
+def _is_unlabelled(value: object, names: Sequence[str]) -> bool:
     """Return whether a cell says that its text has no label: -1, where no label is called so."""
     number = _INTEGER.fullmatch(str(value)) if isinstance(value, int | float | str) else None
     return number is not None and number[1] in UNLABELLED and number[1] not in names
@@ -382,7 +383,7 @@ def _is_stem(one: str, other: str) -> bool:
 
 
 def _own_name(
-    text: str, own: Sequence[str], first_rows: Mapping[str, tuple[int, Any]], *, column: str, word: str
+    text: str, own: Sequence[str], first_rows: Mapping[str, tuple[int, object]], *, column: str, word: str
 ) -> str:
     """Return the name that the data set gives to a cell: numbers are its ids, texts its names."""
     row, value = first_rows[text]
@@ -419,7 +420,7 @@ def _says_nothing(names: Sequence[str]) -> bool:
 
 def _strangers(
     spelt: Mapping[str, str],
-    first_rows: Mapping[str, tuple[int, Any]],
+    first_rows: Mapping[str, tuple[int, object]],
     known: Sequence[str],
     *,
     own: Sequence[str] | None,
@@ -461,23 +462,41 @@ def _amounts(cells: Cells, column: str) -> NDArray[np.float64]:
     Raises:
         DataError: if a cell is not a finite number.
     """
-    return np.array([_number(value, row, column) for row, value in cells], dtype=np.float64)
+    found = []
+    for row, value in cells:
+        number = _as_number(value)
+        if number is None:
+            raise DataError(f"row {row}: label {_show(value)} in column {column!r} is not a finite number")
+        found.append(number)
+    return np.array(found, dtype=np.float64)
 
 
-def as_lists(cells: Cells, column: str, *, what: str) -> Cells:
+def _as_number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def as_lists(cells: Cells, column: str, *, what: str) -> ListCells:
     """Return cells that are lists; a csv has them as the text of one, `[0, 1]` or `['joy']`.
 
     Raises:
         DataError: if a cell is none.
     """
-    read = [(row, read_list(value)) for row, value in cells]
-    for row, value in read:
-        if not isinstance(value, list):
-            raise DataError(f"row {row}: column {column!r} holds {_show(value)}, not a list of {what}")
-    return read
+    found = []
+    for row, value in cells:
+        listed = read_list(value)
+        if not isinstance(listed, list):
+            raise DataError(f"row {row}: column {column!r} holds {_show(listed)}, not a list of {what}")
+        found.append((row, listed))
+    return found
 
 
-def read_list(value: Any) -> Any:
+def read_list(value: object) -> object:
     """Return a list that a csv had to write as text, anything else as it is."""
     if not isinstance(value, str) or not (value.strip().startswith("[") and value.strip().endswith("]")):
         return value
@@ -487,7 +506,7 @@ def read_list(value: Any) -> Any:
         return value
 
 
-def _flag(value: Any, row: int, column: str) -> bool:
+def _flag(value: object, row: int, column: str) -> bool:
     """Return whether a cell of a column of one label says that the text has it.
 
     Raises:
@@ -499,12 +518,12 @@ def _flag(value: Any, row: int, column: str) -> bool:
     return spelt in ("1", "true")
 
 
-def _flatten(cells: Cells) -> Cells:
+def _flatten(cells: ListCells) -> Cells:
     """Return every entry of cells that are lists, with its row."""
     return [(row, entry) for row, value in cells for entry in value]
 
 
-def _check_tags(cells: Cells, words: Sequence[Sequence[str]], *, column: str, words_column: str) -> None:
+def _check_tags(cells: ListCells, words: Sequence[Sequence[str]], *, column: str, words_column: str) -> None:
     """Check that every word has one tag.
 
     Raises:
@@ -528,21 +547,11 @@ def _infer_problem_type(cells: Cells) -> str:
     values = [value for _, value in cells]
     if all(isinstance(read_list(value), list) for value in values):
         return MULTI_LABEL
-    numbers = [_as_float(value) for value in values]
+    numbers = [_as_number(value) for value in values]
     is_amount = all(number is not None for number in numbers) and any(
         number is not None and not number.is_integer() for number in numbers
     )
     return REGRESSION if is_amount else SINGLE_LABEL
-
-
-def _as_float(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _answer_spans(cells: Cells, texts: Sequence[tuple[str, str]], column: str) -> list[dict[str, list[Any]]]:
@@ -556,12 +565,11 @@ def _answer_spans(cells: Cells, texts: Sequence[tuple[str, str]], column: str) -
     Raises:
         DataError: if a cell has another shape, or an answer does not stand where it says.
     """
-    return [_answers(value, row, context, column) for (row, value), (_, context) in zip(cells, texts, strict=True)]
+    return [_read_answers(value, row, context, column) for (row, value), (_, context) in zip(cells, texts, strict=True)]
 
 
-def _answers(value: Any, row: int, context: str, column: str) -> dict[str, list[Any]]:
-    listed = isinstance(value, list) and all(isinstance(one, dict) for one in value)
-    if listed:
+def _read_answers(value: object, row: int, context: str, column: str) -> dict[str, list[Any]]:
+    if isinstance(value, list) and all(isinstance(one, dict) for one in value):
         value = {key: [one.get(key) for one in value] for key in ("text", "answer_start")}
     texts, starts = (value.get(key) for key in ("text", "answer_start")) if isinstance(value, dict) else (None, None)
     if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
@@ -580,16 +588,6 @@ def _answers(value: Any, row: int, context: str, column: str) -> dict[str, list[
     return {"text": list(texts), "answer_start": list(starts)}
 
 
-def _number(value: Any, row: int, column: str) -> float:
-    try:
-        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
-    except (ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise DataError(f"row {row}: label {_show(value)} in column {column!r} is not a finite number")
-    return number
-
-
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     shown = repr(value)
     return shown if len(shown) <= 80 else f"{shown[:77]}..."

@@ -18,7 +18,7 @@ from pathlib import Path
 from potstill.errors import DataError
 
 # Top-level modules by chapter, after the table of contents of the Python Library Reference.
-_MODULES = {
+MODULES = {
     "concurrency": "asyncio threading _threading_local multiprocessing concurrent queue subprocess sched selectors",
     "development": (
         "unittest doctest pdb bdb trace traceback profile cProfile pstats pydoc timeit tracemalloc inspect ast dis "
@@ -43,8 +43,8 @@ _MODULES = {
     ),
     "packages": "importlib pkgutil zipimport runpy venv sysconfig site modulefinder platform ensurepip",
 }
-CHAPTERS = tuple(sorted(_MODULES))
-_CHAPTER_OF = {module: chapter for chapter, modules in _MODULES.items() for module in modules.split()}
+CHAPTERS = tuple(sorted(MODULES))
+CHAPTER_OF = {module: chapter for chapter, modules in MODULES.items() for module in modules.split()}
 
 _SHORTEST = 40  # characters; less is a heading or a signature
 _HELD_OUT = 5  # every fifth document, by its hash, is held out
@@ -59,15 +59,16 @@ def read_python_docs(split: str) -> list[tuple[str, str]]:
     if split not in {"train", "validation"}:
         raise DataError(f"python-docs has no split {split!r}; it has train and validation")
     held_out = split == "validation"
-    return [(text, chapter) for document, text, chapter in _paragraphs() if _is_held_out(document) == held_out]
+    return [(text, chapter) for document, text, chapter in paragraphs() if is_held_out(document) == held_out]
 
 
-def _is_held_out(document: str) -> bool:
+def is_held_out(document: str) -> bool:
+    """Return whether a document belongs to `validation`, by a hash of its name."""
     return int(hashlib.sha256(document.encode()).hexdigest(), 16) % _HELD_OUT == 0
 
 
 @cache
-def _paragraphs() -> tuple[tuple[str, str, str], ...]:
+def paragraphs() -> tuple[tuple[str, str, str], ...]:
     """Return (document, paragraph, chapter), each paragraph once, however many documents repeat it."""
     found: dict[str, tuple[str, str, str]] = {}
     for document, chapter, text in _documents():
@@ -88,13 +89,13 @@ def _documents() -> Iterator[tuple[str, str, str]]:
     for topic in sorted(topics):
         yield f"topic {topic}", "language", topics[topic]
     library = Path(sysconfig.get_paths()["stdlib"])
-    for module in sorted(_CHAPTER_OF):
+    for module in sorted(CHAPTER_OF):
         package = library / module
         files = sorted(package.rglob("*.py")) if package.is_dir() else [library / f"{module}.py"]
         for file in files:
             inside = file.relative_to(library).with_suffix("").parts
             if file.is_file() and not {"test", "tests"}.intersection(inside):
-                yield ".".join(inside), _CHAPTER_OF[module], "\n\n".join(_docstrings(file))
+                yield ".".join(inside), CHAPTER_OF[module], "\n\n".join(_docstrings(file))
 
 
 def _docstrings(file: Path) -> Iterator[str]:

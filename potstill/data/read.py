@@ -16,13 +16,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol, TypeAlias
+from types import ModuleType
+from typing import Any, BinaryIO, NamedTuple, NoReturn, Protocol, TypeAlias
 
 from potstill.errors import DataError, MissingExtraError, first_line
 from potstill.extras import require
 
 Row: TypeAlias = dict[str, Any]
 """A row's values by column."""
+# pyarrow comes without types.
+Batch: TypeAlias = Any
+Schema: TypeAlias = Any
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 LONGEST_LINE = 16 * 2**20
@@ -68,7 +72,7 @@ class Record:
     """What is wrong with it, without what it holds."""
     raw: bytes | None = None
     """The JSON object as it stood in the file."""
-    batch: Any = None
+    batch: Batch = None
     """Of parquet, the pyarrow.RecordBatch that holds it, at `index`."""
     index: int = 0
 
@@ -261,7 +265,7 @@ class JsonLinesFile(_LineFile):
     def __init__(self, file: Path | None, stream: BinaryIO | None = None, *, strict: bool = False) -> None:
         """Open the file, see `open_data_file`."""
         super().__init__(file, stream, strict=strict)
-        self._refuse_constant = _refuse_constant if strict else None
+        self._decode = json.JSONDecoder(parse_constant=_refuse_constant if strict else None).decode
 
     def records(
         self, start: Place = BEGIN, *, columns: Sequence[str] | None = None, decoded: Sequence[str] | None = None
@@ -281,7 +285,7 @@ class JsonLinesFile(_LineFile):
     def _parse(self, line: bytes) -> tuple[Row | None, str | None]:
         """Return the object of a line, or what is wrong without what it holds, which Python's messages may quote."""
         try:
-            content = json.loads(line, parse_constant=self._refuse_constant)
+            content = self._decode(line.decode())
         except UnicodeDecodeError:
             return None, _NOT_UTF8
         except json.JSONDecodeError as error:
@@ -300,7 +304,7 @@ class _ConstantError(ValueError):
     """NaN and its like, which JSON does not have."""
 
 
-def _refuse_constant(name: str) -> Any:
+def _refuse_constant(name: str) -> NoReturn:
     raise _ConstantError(f"it holds {name}")
 
 
@@ -354,7 +358,7 @@ def _open_json(file: Path) -> DataFile:
     return _RowsFile(file, lambda _: _squad_rows(rows, file) if is_squad else rows)
 
 
-def _split_rows(columns: Sequence[Any], cells: Sequence[Any], file: Path) -> Iterator[Row]:
+def _split_rows(columns: Sequence[object], cells: Sequence[object], file: Path) -> Iterator[Row]:
     for number, row in enumerate(cells, 1):
         if not isinstance(row, list) or len(row) != len(columns):
             raise DataError(
@@ -364,7 +368,7 @@ def _split_rows(columns: Sequence[Any], cells: Sequence[Any], file: Path) -> Ite
         yield dict(zip(map(str, columns), row, strict=True))
 
 
-def _is_table(value: Any) -> bool:
+def _is_table(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
 
 
@@ -668,17 +672,17 @@ class ParquetFile:
             raise DataError(f"{self._file} is not a parquet file: {first_line(error)}") from error
 
 
-def _records_of(batch: Any, before: int, *, skip: int, decoded: Sequence[str] | None) -> Iterator[Record]:
+def _records_of(batch: Batch, before: int, *, skip: int, decoded: Sequence[str] | None) -> Iterator[Record]:
     """Give the rows of a batch, which has `before` rows before it, without the first few."""
     weight = 1 + batch.nbytes // max(1, batch.num_rows)
     rows = (batch if decoded is None else batch.select(decoded)).to_pylist()
-    for index in range(skip, len(rows)):
+    for index, values in enumerate(rows[skip:], skip):
         number = before + index + 1
         after = Place(number, number)
-        yield Record(number=number, after=after, weight=weight, values=rows[index], batch=batch, index=index)
+        yield Record(number=number, after=after, weight=weight, values=values, batch=batch, index=index)
 
 
-def pyarrow(module: str = "pyarrow") -> Any:
+def pyarrow(module: str = "pyarrow") -> ModuleType:
     """Import a module of pyarrow.
 
     Raises:
@@ -709,7 +713,7 @@ def _ipc_reader(file: Path) -> Any:
         return ipc.open_file(source)
 
 
-def arrow_schema(file: Path) -> Any:
+def arrow_schema(file: Path) -> Schema:
     """Return the pyarrow.Schema of a parquet or arrow file.
 
     Raises:

@@ -222,10 +222,11 @@ def _read_hub(name: str, split: str) -> tuple[list[Row], LabelNames]:
             f"cannot load {name!r} ({split}) from the hub: {first_line(error)}; check the name and the network, "
             "or pass a folder with train and validation files"
         ) from error
-    return list(loaded), {column: names for column, feature in loaded.features.items() if (names := _names(feature))}
+    named = ((column, hub_label_names(feature)) for column, feature in loaded.features.items())
+    return list(loaded), {column: names for column, names in named if names}
 
 
-def _names(feature: Any) -> Sequence[str] | None:
+def hub_label_names(feature: object) -> Sequence[str] | None:
     """Return the names of a column of labels, or of lists of labels."""
     names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
     return tuple(names) if names else None
@@ -275,7 +276,7 @@ def _where_agreed(found: Iterable[LabelNames]) -> dict[str, tuple[str, ...]]:
     return {column: names.pop() for column, names in by_column.items() if len(names) == 1}
 
 
-def _names_in_info(info: Any) -> dict[str, tuple[str, ...]]:
+def _names_in_info(info: object) -> dict[str, tuple[str, ...]]:
     """Read the features of a `DatasetInfo` as JSON."""
     features = info.get("features") if isinstance(info, dict) else None
     if not isinstance(features, dict):
@@ -283,7 +284,7 @@ def _names_in_info(info: Any) -> dict[str, tuple[str, ...]]:
     return {str(column): names for column, feature in features.items() if (names := _class_names(feature))}
 
 
-def _class_names(feature: Any) -> tuple[str, ...] | None:
+def _class_names(feature: object) -> tuple[str, ...] | None:
     if isinstance(feature, list) and len(feature) == 1:
         return _class_names(feature[0])
     if not isinstance(feature, dict):
@@ -319,7 +320,7 @@ def _names_in_card(file: Path) -> dict[str, tuple[str, ...]]:
     )
 
 
-def _card_names(feature: Any) -> tuple[str, ...] | None:
+def _card_names(feature: object) -> tuple[str, ...] | None:
     """Read `{dtype: {class_label: {names: {"0": ...}}}}`, or the same under `sequence` or `list`."""
     if not isinstance(feature, dict):
         return None

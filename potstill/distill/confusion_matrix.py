@@ -7,10 +7,9 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from potstill.errors import OutputError, UsageError
 from potstill.extras import require
@@ -55,7 +54,8 @@ def draw_confusion(file: Path, matrix: ArrayLike, names: Sequence[str]) -> None:
         As `check_picture`.
     """
     check_picture(file)
-    picture = _draw(np.asarray(matrix), [_shorten(name) for name in names], format_=file.suffix[1:])
+    short = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in names]
+    picture = _draw(np.asarray(matrix), short, format_=file.suffix[1:])
     if file.suffix == ".svg":
         write_text(file, picture.decode("utf-8"))
         return
@@ -68,7 +68,7 @@ def draw_confusion(file: Path, matrix: ArrayLike, names: Sequence[str]) -> None:
         building.unlink(missing_ok=True)
 
 
-def _draw(matrix: np.ndarray[Any, Any], names: Sequence[str], *, format_: str) -> bytes:
+def _draw(matrix: NDArray[np.int64], names: Sequence[str], *, format_: str) -> bytes:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -85,12 +85,20 @@ def _draw(matrix: np.ndarray[Any, Any], names: Sequence[str], *, format_: str) -
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         size = min(10.0, 72 * 0.9 * side / max(count, 1) / 2)
         if side / count >= _NARROWEST_IN:
-            _write_counts(axes, matrix, shares, size=size)
+            for row, column in np.ndindex(*matrix.shape):
+                colour = "white" if shares[row, column] > _DARK else "#1a1a1a"
+                text = f"{matrix[row, column]:,}"
+                axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
         slanted = max(map(len, names)) > 8
         axes.set_xticks(
-            range(count), names, rotation=45 if slanted else 0, ha="right" if slanted else "center",
-            rotation_mode="anchor", fontsize=size, parse_math=False,
-        )  # fmt: skip
+            range(count),
+            names,
+            rotation=45 if slanted else 0,
+            ha="right" if slanted else "center",
+            rotation_mode="anchor",
+            fontsize=size,
+            parse_math=False,
+        )
         axes.set_yticks(range(count), names, fontsize=size, parse_math=False)
         axes.tick_params(length=0)
         axes.set_xlabel("prediction", fontweight="bold")
@@ -100,15 +108,3 @@ def _draw(matrix: np.ndarray[Any, Any], names: Sequence[str], *, format_: str) -
         bar.outline.set_visible(False)
         figure.savefig(stream, format=format_, dpi=_DPI, metadata={"Date": None} if format_ == "svg" else None)
     return stream.getvalue()
-
-
-def _write_counts(axes: Any, matrix: np.ndarray[Any, Any], shares: np.ndarray[Any, Any], *, size: float) -> None:
-    for row, column in np.ndindex(*matrix.shape):
-        axes.text(
-            column, row, f"{matrix[row, column]:,}", ha="center", va="center", fontsize=size,
-            color="white" if shares[row, column] > _DARK else "#1a1a1a",
-        )  # fmt: skip
-
-
-def _shorten(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"

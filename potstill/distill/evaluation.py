@@ -5,7 +5,7 @@
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,7 +23,7 @@ from potstill.checkpoint import load_checkpoint, read_folder, save_tokenizer
 from potstill.checkpoint.model import SentenceEncoder, SentenceHead, find_sentence_transformers, load_head
 from potstill.checkpoint.sentence_transformers import check_pooling
 from potstill.data import Examples, load_examples
-from potstill.distill.batches import LENGTH_COLUMN, EpochRows, make_collator, make_mlm_collator, read_column, tokenize
+from potstill.distill.batches import Collator, EpochRows, make_collator, make_mlm_collator, read_lengths, tokenize
 from potstill.distill.hooks import embed, masked_lm_head, model_inputs
 from potstill.distill.masking import IGNORED
 from potstill.errors import CheckpointError, UsageError
@@ -345,7 +345,7 @@ def evaluate_words(
     encoder, head = model.base_model, masked_lm_head(model)
     collate = make_mlm_collator(tokenizer, seed=_MASKING_SEED, share=mask_share)
     nll, hits, count = 0.0, 0, 0
-    for _, batch in _batches(corpus, collate, tell=(progress, who)):
+    for _, batch in _batches(corpus, collate, progress=progress, who=who):
         batch = {name: value.to(model.device) for name, value in batch.items()}
         with torch.inference_mode():
             states = encoder(**model_inputs(encoder, batch)).last_hidden_state.flatten(0, 1)
@@ -374,7 +374,7 @@ def embed_texts(
     width = model.config.hidden_size if isinstance(pooling, str) else pooling.width(model.config.hidden_size)
     vectors = np.empty((len(rows), width), dtype=np.float32)
     model.eval()
-    for numbers, batch in _batches(rows, make_collator(tokenizer), tell=(progress, who)):
+    for numbers, batch in _batches(rows, make_collator(tokenizer), progress=progress, who=who):
         with torch.inference_mode():
             on_device = {name: value.to(model.device) for name, value in batch.items()}
             vectors[numbers] = embed(model, on_device, pooling).float().cpu().numpy()
@@ -382,12 +382,12 @@ def embed_texts(
 
 
 def _batches(
-    rows: Dataset, collate: Callable[[Any], Any], *, tell: tuple[Progress, str]
+    rows: Dataset, collate: Collator, *, progress: Progress, who: str
 ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
     """Yield row numbers and their batch, rows of similar length together."""
     numbered = EpochRows(rows)
-    order = np.argsort(read_column(rows, LENGTH_COLUMN), kind="stable").tolist()
+    order = np.argsort(read_lengths(rows), kind="stable").tolist()
     for start in range(0, len(order), _BATCH_SIZE):
         numbers = order[start : start + _BATCH_SIZE]
         yield numbers, collate(numbered.__getitems__(numbers))
-        tell[0](f"score the {tell[1]}", min(start + _BATCH_SIZE, len(order)), len(order), "")
+        progress(f"score the {who}", min(start + _BATCH_SIZE, len(order)), len(order), "")

@@ -318,42 +318,46 @@ def find_sources(data: str, tasks: Sequence[str] | None) -> dict[str, Source]:
         raise UsageError("no task is named; give at least one, such as sst2")
     root = Path(data).expanduser()
     if root.is_dir():
-        return _in_folder(root, asked)
+        return _sources_in_folder(root, asked)
     if data.startswith((".", "/", "~")) or data.count("/") > 1:
         raise DataError(f"there is no folder {data}; name a folder with one folder per task, or nyu-mll/glue")
     if ":" in data:
         raise DataError(f"{data} is the data of one task; leave out what follows the colon, and choose by --tasks")
     return {
-        task: Source(task=task, name=f"{data}:{_short(task)}", eval_split=_MATCHED, second_split=_MISMATCHED)
-        if task in _SPLIT_IN_TWO
-        else Source(task=task, name=f"{data}:{_short(task)}", eval_split="validation", second_split=None)
+        task: Source(
+            task=task,
+            name=f"{data}:{_short(task)}",
+            eval_split=_MATCHED if task in _SPLIT_IN_TWO else "validation",
+            second_split=_MISMATCHED if task in _SPLIT_IN_TWO else None,
+        )
         for task in GLUE_METRICS
         if asked is None or task in asked
     }
 
 
-def _in_folder(root: Path, asked: set[str] | None) -> dict[str, Source]:
+def _sources_in_folder(root: Path, asked: set[str] | None) -> dict[str, Source]:
     folders = {_short(path.name): path for path in sorted(root.iterdir()) if path.is_dir()}
-    found = {task: folders[_short(task)] for task in GLUE_METRICS if _short(task) in folders}
-    if not found:
+    known = [task for task in GLUE_METRICS if _short(task) in folders]
+    if not known:
         raise DataError(
             f"{root} has no folder of a task of GLUE; expected {', '.join(map(_short, GLUE_METRICS))}, with train and "
             "validation files in each"
         )
-    missing = [_short(task) for task in GLUE_METRICS if asked is not None and task in asked and task not in found]
+    missing = [_short(task) for task in GLUE_METRICS if asked is not None and task in asked and task not in known]
     if missing:
-        raise DataError(f"{root} has no folder {', '.join(missing)}; it has {', '.join(map(_short, found))}")
-    return {task: _source(task, path) for task, path in found.items() if asked is None or task in asked}
-
-
-def _source(task: str, folder: Path) -> Source:
-    splits = {file.stem for file in folder.iterdir()} if task in _SPLIT_IN_TWO else set()
-    return Source(
-        task=task,
-        name=str(folder),
-        eval_split=_MATCHED if _MATCHED in splits else "validation",
-        second_split=_MISMATCHED if _MISMATCHED in splits else None,
-    )
+        raise DataError(f"{root} has no folder {', '.join(missing)}; it has {', '.join(map(_short, known))}")
+    found = {}
+    for task in known:
+        if asked is None or task in asked:
+            folder = folders[_short(task)]
+            splits = {file.stem for file in folder.iterdir()} if task in _SPLIT_IN_TWO else set()
+            found[task] = Source(
+                task=task,
+                name=str(folder),
+                eval_split=_MATCHED if _MATCHED in splits else "validation",
+                second_split=_MISMATCHED if _MISMATCHED in splits else None,
+            )
+    return found
 
 
 def _short(name: str) -> str:
@@ -437,5 +441,5 @@ def read_reference(file: Path, tasks: Sequence[str]) -> dict[str, float]:
     return {task: scores[task] for task in tasks}
 
 
-def _to_json(content: Mapping[str, Any]) -> str:
+def _to_json(content: Mapping[str, object]) -> str:
     return json.dumps(content, indent=2) + "\n"

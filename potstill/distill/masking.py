@@ -168,14 +168,13 @@ def _choose(
     if most == 0:
         return chosen
     # Only the smallest few of a row have to be told apart from the rest, and put in order.
-    first = np.argpartition(keys, most - 1, axis=1)[:, :most] if most < keys.shape[1] else _all_places(keys)
+    if most < keys.shape[1]:
+        first = np.argpartition(keys, most - 1, axis=1)[:, :most]
+    else:
+        first = np.broadcast_to(np.arange(keys.shape[1]), keys.shape)
     order = np.take_along_axis(first, np.argsort(np.take_along_axis(keys, first, axis=1), axis=1), axis=1)
     np.put_along_axis(chosen, order, np.arange(most) < wanted[:, None], axis=1)
     return chosen
-
-
-def _all_places(keys: NDArray[np.float64]) -> NDArray[np.int64]:
-    return np.broadcast_to(np.arange(keys.shape[1]), keys.shape)
 
 
 def _row_keys(seed: int, epochs: Sequence[int], rows: Sequence[int]) -> NDArray[np.uint64]:

@@ -48,8 +48,17 @@ def to_distilbert(teacher: PreTrainedModel) -> PreTrainedModel:
     Raises:
         CheckpointError: if the teacher is no BERT, has a head that DistilBERT lacks, or computes what it cannot.
     """
-    head = _head_of(teacher)
-    _check_becomes_distilbert(teacher)
+    head, config = _head_of(teacher), teacher.config
+    if config.model_type != "bert":
+        raise CheckpointError(
+            f"a DistilBERT student is cut from a BERT, and this teacher is {type(teacher).__name__}; "
+            "use student.family=same"
+        )
+    if config.hidden_act not in {"gelu", "relu"} or config.layer_norm_eps != _DISTILBERT_EPSILON:
+        raise CheckpointError(
+            f"DistilBERT has GELU or ReLU and a layer-norm epsilon of {_DISTILBERT_EPSILON}; this teacher has "
+            f"{config.hidden_act} and {config.layer_norm_eps}; use student.family=same"
+        )
     state = teacher.state_dict()
     if head == "Model":
         state = {f"bert.{key}": value for key, value in state.items()}
@@ -59,11 +68,31 @@ def to_distilbert(teacher: PreTrainedModel) -> PreTrainedModel:
     token_types = state.pop("bert.embeddings.token_type_embeddings.weight")
     positions = "bert.embeddings.position_embeddings.weight"
     state[positions] = state[positions] + token_types[0]
-    state = {_rename(key): value for key, value in state.items()}
-    if head == "Model":
-        state = {key.removeprefix("distilbert."): value for key, value in state.items()}
-    student = getattr(transformers, f"DistilBert{head}")(_distilbert_config(teacher))
-    student.load_state_dict(state, strict=True)
+    renamed = {}
+    for key, value in state.items():
+        for pattern, replacement in _TO_DISTILBERT:
+            key = re.sub(pattern, replacement, key)
+        renamed[key.removeprefix("distilbert.") if head == "Model" else key] = value
+    student = getattr(transformers, f"DistilBert{head}")(
+        DistilBertConfig(
+            vocab_size=config.vocab_size,
+            max_position_embeddings=config.max_position_embeddings,
+            dim=config.hidden_size,
+            hidden_dim=config.intermediate_size,
+            n_layers=config.num_hidden_layers,
+            n_heads=config.num_attention_heads,
+            dropout=config.hidden_dropout_prob,
+            attention_dropout=config.attention_probs_dropout_prob,
+            activation=config.hidden_act,
+            initializer_range=config.initializer_range,
+            pad_token_id=config.pad_token_id,
+            tie_word_embeddings=config.tie_word_embeddings,
+            id2label=config.id2label,
+            label2id=config.label2id,
+            problem_type=config.problem_type,
+        )
+    )
+    student.load_state_dict(renamed, strict=True)
     return student.eval()
 
 
@@ -91,81 +120,26 @@ def to_mobilebert(
     Raises:
         CheckpointError: if the heads do not fit the width, or MobileBERT lacks the teacher's head.
     """
-    head = _head_of(teacher)
-    heads = teacher.config.num_attention_heads if num_heads is None else num_heads
-    most = max(1, teacher.config.hidden_size // 4)
+    head, config = _head_of(teacher), teacher.config
+    width = config.hidden_size
+    heads = config.num_attention_heads if num_heads is None else num_heads
+    most = max(1, width // 4)
     if not 1 <= heads <= most or (intermediate_size is not None and intermediate_size < 1):
         raise CheckpointError(
-            f"a MobileBERT of width {teacher.config.hidden_size} cannot have {heads} heads and intermediate_size "
+            f"a MobileBERT of width {width} cannot have {heads} heads and intermediate_size "
             f"{intermediate_size}; give num_heads of 1 to {most}, and an intermediate_size of at least 1 or none"
         )
-    config = _mobilebert_config(teacher, num_layers=num_layers, heads=heads, intermediate=intermediate_size)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        student = getattr(transformers, f"MobileBert{head}")(config)
-    with torch.no_grad():
-        vectors = _strongest_directions(teacher.get_input_embeddings().weight, config.embedding_size)
-        student.get_input_embeddings().weight.copy_(vectors)
-    return student.eval()
-
-
-def _head_of(teacher: PreTrainedModel) -> str:
-    name = type(teacher).__name__
-    for head in _HEADS:
-        if name.endswith(head):
-            return head
-    raise CheckpointError(f"a student of another family cannot take the head of {name}; use student.family=same")
-
-
-def _check_becomes_distilbert(teacher: PreTrainedModel) -> None:
-    config = teacher.config
-    if config.model_type != "bert":
-        raise CheckpointError(
-            f"a DistilBERT student is cut from a BERT, and this teacher is {type(teacher).__name__}; "
-            "use student.family=same"
-        )
-    if config.hidden_act not in {"gelu", "relu"} or config.layer_norm_eps != _DISTILBERT_EPSILON:
-        raise CheckpointError(
-            f"DistilBERT has GELU or ReLU and a layer-norm epsilon of {_DISTILBERT_EPSILON}; this teacher has "
-            f"{config.hidden_act} and {config.layer_norm_eps}; use student.family=same"
-        )
-
-
-def _distilbert_config(teacher: PreTrainedModel) -> DistilBertConfig:
-    config = teacher.config
-    return DistilBertConfig(
+    bottleneck = heads * max(1, round(width / 4 / heads))
+    teacher_embeddings = teacher.get_input_embeddings()
+    mobilebert_config = MobileBertConfig(
         vocab_size=config.vocab_size,
-        max_position_embeddings=config.max_position_embeddings,
-        dim=config.hidden_size,
-        hidden_dim=config.intermediate_size,
-        n_layers=config.num_hidden_layers,
-        n_heads=config.num_attention_heads,
-        dropout=config.hidden_dropout_prob,
-        attention_dropout=config.attention_probs_dropout_prob,
-        activation=config.hidden_act,
-        initializer_range=config.initializer_range,
-        pad_token_id=config.pad_token_id,
-        tie_word_embeddings=config.tie_word_embeddings,
-        id2label=config.id2label,
-        label2id=config.label2id,
-        problem_type=config.problem_type,
-    )
-
-
-def _mobilebert_config(
-    teacher: PreTrainedModel, *, num_layers: int, heads: int, intermediate: int | None
-) -> MobileBertConfig:
-    config = teacher.config
-    bottleneck = heads * max(1, round(config.hidden_size / 4 / heads))
-    return MobileBertConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
+        hidden_size=width,
         num_hidden_layers=num_layers,
         num_attention_heads=heads,
-        intermediate_size=4 * bottleneck if intermediate is None else intermediate,
+        intermediate_size=4 * bottleneck if intermediate_size is None else intermediate_size,
         intra_bottleneck_size=bottleneck,
         # The directions of the teacher's embeddings are all there is to keep.
-        embedding_size=min(max(1, config.hidden_size // 4), teacher.get_input_embeddings().embedding_dim),
+        embedding_size=min(max(1, width // 4), teacher_embeddings.embedding_dim),
         num_feedforward_networks=4,
         max_position_embeddings=config.max_position_embeddings,
         # Tokenizers mark pairs with types 0 and 1, whether the teacher listens or not.
@@ -176,6 +150,21 @@ def _mobilebert_config(
         label2id=config.label2id,
         problem_type=config.problem_type,
     )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student = getattr(transformers, f"MobileBert{head}")(mobilebert_config)
+    with torch.no_grad():
+        vectors = _strongest_directions(teacher_embeddings.weight, mobilebert_config.embedding_size)
+        student.get_input_embeddings().weight.copy_(vectors)
+    return student.eval()
+
+
+def _head_of(teacher: PreTrainedModel) -> str:
+    name = type(teacher).__name__
+    for head in _HEADS:
+        if name.endswith(head):
+            return head
+    raise CheckpointError(f"a student of another family cannot take the head of {name}; use student.family=same")
 
 
 def _strongest_directions(vectors: Tensor, count: int) -> Tensor:
@@ -189,9 +178,3 @@ def _strongest_directions(vectors: Tensor, count: int) -> Tensor:
     directions = directions.flip(1)[:, :count]
     largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
     return (wide @ (directions * largest.sign())).to(vectors.dtype)
-
-
-def _rename(key: str) -> str:
-    for pattern, replacement in _TO_DISTILBERT:
-        key = re.sub(pattern, replacement, key)
-    return key

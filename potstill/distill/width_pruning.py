@@ -77,36 +77,61 @@ def prune_width(
     Raises:
         CheckpointError: if a size is larger than the model's or the sizes do not fit each other or the family.
     """
-    sizes = _fitting_sizes(model, hidden_size, num_heads, intermediate_size)
-    before = _sizes(model)
+    config = model.config
+    before = _Sizes(config.hidden_size, config.num_attention_heads, getattr(config, _intermediate_name(model)))
+    sizes = _fitting_sizes(model, before, hidden=hidden_size, heads=num_heads, intermediate=intermediate_size)
     state = _unfuse(model.state_dict())
     axes = {key: _axes_of(key, value, model) for key, value in state.items()}
-    units = _largest(_stream_strength(state, axes), sizes.hidden)
+    units = _largest(_stream_strength(state, axes), sizes.hidden)  # step 1
     state = {key: _take(value, axes[key], {"hidden": units}) for key, value in state.items()}
+    width, new_width = before.hidden // before.heads, sizes.hidden // sizes.heads
     prefix, layers = find_layers(model)
     for number in range(len(layers)):
         inside = {key: value for key, value in state.items() if key.startswith(f"{prefix}.{number}.")}
-        chosen = _choose_in_layer(inside, axes, before, sizes)
+        heads = _largest(_strength(inside, axes, "value", group=width), sizes.heads)  # step 2
+        chosen = {}
+        for kind in ("query-key", "value"):  # step 3
+            strengths = _strength(inside, axes, kind).view(before.heads, width)
+            chosen[kind] = torch.cat([head * width + _largest(strengths[head], new_width) for head in heads])
+        chosen["feed-forward"] = _largest(_strength(inside, axes, "feed-forward"), sizes.intermediate)  # step 4
         state |= {key: _take(value, axes[key], chosen) for key, value in inside.items()}
-    _scale_queries(state, (sizes.hidden / sizes.heads) / (before.hidden / before.heads))
-    student = type(model)(_narrow_config(model, sizes))
+    narrowing = (sizes.hidden / sizes.heads) / (before.hidden / before.heads)
+    if narrowing != 1:  # undo that a narrower head divides its scores by the root of a smaller width
+        for key in state:
+            if re.search(r"\.(query|q_lin)\.(weight|bias)$", key):
+                state[key] = state[key] * narrowing**0.5
+    config = copy.deepcopy(config)
+    if getattr(config, "embedding_size", None) == config.hidden_size:
+        config.embedding_size = sizes.hidden
+    config.hidden_size, config.num_attention_heads = sizes.hidden, sizes.heads
+    setattr(config, _intermediate_name(model), sizes.intermediate)
+    student = type(model)(config)
     student.load_state_dict(_fuse(state), strict=True)
     return student.eval()
-
-
-def _sizes(model: PreTrainedModel) -> _Sizes:
-    config = model.config
-    return _Sizes(config.hidden_size, config.num_attention_heads, getattr(config, _intermediate_name(model)))
 
 
 def _intermediate_name(model: PreTrainedModel) -> str:
     return "hidden_dim" if model.config.model_type == "distilbert" else "intermediate_size"
 
 
-def _fitting_sizes(model: PreTrainedModel, hidden: int | None, heads: int | None, intermediate: int | None) -> _Sizes:
-    before = _sizes(model)
-    _check_family(model, hidden)
-    head_size = before.hidden // before.heads
+def _fitting_sizes(
+    model: PreTrainedModel, before: _Sizes, *, hidden: int | None, heads: int | None, intermediate: int | None
+) -> _Sizes:
+    """Return the sizes of the narrow model, with what was not asked for chosen.
+
+    Raises:
+        CheckpointError: if they do not fit the model, its family, or each other.
+    """
+    config, head_size = model.config, before.hidden // before.heads
+    if config.model_type == "mobilebert":
+        raise CheckpointError(
+            "a MobileBERT cannot be narrowed, because its bottlenecks tie its widths; give fewer layers instead"
+        )
+    if hidden is not None and hidden < config.hidden_size and hidden == getattr(config, "embedding_size", None):
+        raise CheckpointError(
+            f"an ELECTRA whose hidden_size equals its embedding_size {hidden} has no projection between them, and the "
+            "teacher's could not be kept; ask for another hidden_size"
+        )
     hidden = before.hidden if hidden is None else hidden
     if heads is None:
         if hidden % head_size:
@@ -121,44 +146,17 @@ def _fitting_sizes(model: PreTrainedModel, hidden: int | None, heads: int | None
     for name, new, old in zip(("hidden_size", "num_heads", "intermediate_size"), sizes, before, strict=True):
         if not 1 <= new <= old:
             raise CheckpointError(f"{name} {new} cannot be cut from a teacher with {old}; ask for 1 to {old}")
-    _check_heads(model, sizes, head_size)
-    return sizes
-
-
-def _check_heads(model: PreTrainedModel, sizes: _Sizes, head_size: int) -> None:
-    if sizes.hidden % sizes.heads or sizes.hidden // sizes.heads > head_size:
+    if hidden % heads or hidden // heads > head_size:
         raise CheckpointError(
-            f"num_heads {sizes.heads} does not fit hidden_size {sizes.hidden}: it must divide it into heads of at most "
-            f"the teacher's {head_size} units; {sizes.hidden // head_size} heads would keep that size"
+            f"num_heads {heads} does not fit hidden_size {hidden}: it must divide it into heads of at most "
+            f"the teacher's {head_size} units; {hidden // head_size} heads would keep that size"
         )
-    if model.config.model_type == "modernbert" and sizes.hidden // sizes.heads != head_size:
+    if config.model_type == "modernbert" and hidden // heads != head_size:
         raise CheckpointError(
             f"ModernBERT's heads cannot get narrower than {head_size}, because their units are paired for the rotary "
             "positions; leave num_heads out and ask for a multiple of that as hidden_size"
         )
-
-
-def _check_family(model: PreTrainedModel, hidden: int | None) -> None:
-    config = model.config
-    if config.model_type == "mobilebert":
-        raise CheckpointError(
-            "a MobileBERT cannot be narrowed, because its bottlenecks tie its widths; give fewer layers instead"
-        )
-    if hidden is not None and hidden < config.hidden_size and hidden == getattr(config, "embedding_size", None):
-        raise CheckpointError(
-            f"an ELECTRA whose hidden_size equals its embedding_size {hidden} has no projection between them, and the "
-            "teacher's could not be kept; ask for another hidden_size"
-        )
-
-
-def _narrow_config(model: PreTrainedModel, sizes: _Sizes) -> object:
-    config = copy.deepcopy(model.config)
-    if getattr(config, "embedding_size", None) == config.hidden_size:
-        config.embedding_size = sizes.hidden
-    config.hidden_size = sizes.hidden
-    config.num_attention_heads = sizes.heads
-    setattr(config, _intermediate_name(model), sizes.intermediate)
-    return config
+    return sizes
 
 
 def _axes_of(key: str, value: Tensor, model: PreTrainedModel) -> Axes:
@@ -178,28 +176,14 @@ def _axes_of(key: str, value: Tensor, model: PreTrainedModel) -> Axes:
 
 def _stream_strength(state: State, axes: Mapping[str, Axes]) -> Tensor:
     """Return the importance of each unit of the residual stream, (H,); step 1 above."""
-    norms = [value.double().square() for key, value in state.items() if _is_norm_weight(key, axes[key])]
+    is_norm = {key for key in state if axes[key] == ("hidden",) and key.lower().endswith("norm.weight")}
+    norms = [value.double().square() for key, value in state.items() if key in is_norm]
     shares = []
     for key, value in state.items():
         if value.dim() == 2 and axes[key][1] == "hidden":
             squares = value.double().square().sum(dim=0)
             shares.append(squares / squares.sum().clamp_min(torch.finfo(squares.dtype).tiny))
     return torch.stack(norms).mean(dim=0) * torch.stack(shares).sum(dim=0)
-
-
-def _is_norm_weight(key: str, axes: Axes) -> bool:
-    return axes == ("hidden",) and key.lower().endswith("norm.weight")
-
-
-def _choose_in_layer(state: State, axes: Mapping[str, Axes], before: _Sizes, sizes: _Sizes) -> dict[str, Tensor]:
-    """Return the units that a layer keeps of its heads and its feed-forward part; steps 2 to 4 above."""
-    width, new_width = before.hidden // before.heads, sizes.hidden // sizes.heads
-    heads = _largest(_strength(state, axes, "value", group=width), sizes.heads)
-    chosen = {"feed-forward": _largest(_strength(state, axes, "feed-forward"), sizes.intermediate)}
-    for kind in ("query-key", "value"):
-        strengths = _strength(state, axes, kind).view(before.heads, width)
-        chosen[kind] = torch.cat([head * width + _largest(strengths[head], new_width) for head in heads])
-    return chosen
 
 
 def _strength(state: State, axes: Mapping[str, Axes], kind: str, *, group: int = 1) -> Tensor:
@@ -222,14 +206,6 @@ def _take(value: Tensor, axes: Axes, chosen: Mapping[str, Tensor]) -> Tensor:
         if axis is not None and axis in chosen:
             value = value.index_select(dim, chosen[axis])
     return value
-
-
-def _scale_queries(state: State, narrowing: float) -> None:
-    """Undo that a narrower head divides its scores by the root of a smaller width."""
-    if narrowing != 1:
-        for key in state:
-            if re.search(r"\.(query|q_lin)\.(weight|bias)$", key):
-                state[key] = state[key] * narrowing**0.5
 
 
 def _unfuse(state: State) -> State:

@@ -21,11 +21,11 @@ from potstill.errors import CheckError, DataError, UsageError
 from potstill.serve import SENTENCE_EMBEDDING, BundleTokenizer, Row, Text
 from potstill.serve.encoder import unpad
 from potstill.serve.http_errors import RequestError
-from potstill.serve.tasks import served_task
-from potstill.serve.tasks.feature_extraction import VectorParameters, preprocess_vectors
+from potstill.serve.tasks import TaskModel, feature_extraction, question_answering, served_task
+from potstill.serve.tasks.feature_extraction import VectorParameters
 from potstill.serve.tasks.features import Features, Outputs
 from potstill.serve.tasks.fill_mask import preprocess_hidden
-from potstill.serve.tasks.question_answering import QuestionParameters, preprocess_questions
+from potstill.serve.tasks.question_answering import QuestionParameters
 from potstill.serve.tasks.text_classification import preprocess_scores
 from potstill.serve.tasks.token_classification import preprocess_words
 from potstill.serve.tokenizer import Pieces
@@ -111,9 +111,15 @@ def predict(
         DataError: if there is nothing to predict, or texts do not fit the kind.
         UsageError: if fill-mask has a tokenizer without a mask token.
     """
+    model = TaskModel(
+        tokenizer=tokenizer,
+        outputs=outputs,
+        function=function or _FUNCTIONS.get(kind, "softmax"),
+        pooling=Pooling.model_validate({"mode": pooling, "normalize": False}) if isinstance(pooling, str) else pooling,
+    )
     run = partial(_run, session, tokenizer, kind=kind, batch_size=batch_size, progress=progress)
     if kind == TOKEN_CLASSIFICATION.name:
-        return _predict_words(run, tokenizer, texts, output=outputs[0])
+        return _predict_words(run, model, texts)
     if not texts:
         raise DataError("there are no texts to ask about")
     asked: list[Any] = [tuple(text) if isinstance(text, list) else text for text in texts]
@@ -122,15 +128,13 @@ def predict(
         if single is not None:
             raise DataError(f"{kind} is judged by pairs of texts, and {str(single)[:60]!r} is one; name two columns")
     if kind == QUESTION_ANSWERING.name:
-        return _predict_answers(run, tokenizer, asked, outputs=outputs)
+        return _predict_answers(run, model, asked)
     if kind == FILL_MASK.name:
         # Each word has a vocabulary of logits, so texts go one by one.
-        return _predict_masked_words(partial(run, batch_size=1), tokenizer, asked, output=outputs[0])
+        return _predict_masked_words(partial(run, batch_size=1), model, asked)
     if kind == FEATURE_EXTRACTION.name:
-        known = Pooling.model_validate({"mode": pooling, "normalize": False}) if isinstance(pooling, str) else pooling
-        return _predict_similarities(run, tokenizer, asked, outputs=outputs, pooling=known)
-    chosen = function or _FUNCTIONS.get(kind, "softmax")
-    features = [preprocess_scores(tokenizer, [text], function=chosen, output=outputs[0]) for text in asked]
+        return _predict_similarities(run, model, asked)
+    features = [preprocess_scores(model, [text]) for text in asked]
     # A text's answer is (logits, scores); what is served of a regression is the score.
     answers = run(features, lambda _, width: ([np.nan] * width, [np.nan] * width))
     if kind == REGRESSION:
@@ -207,13 +211,11 @@ def _run_rows(
         yield from zip(batch, outputs, strict=True)
 
 
-def _predict_words(
-    run: _Run, tokenizer: BundleTokenizer, texts: Sequence[Sequence[str]], *, output: str
-) -> dict[str, NDArray[Any]]:
+def _predict_words(run: _Run, model: TaskModel, texts: Sequence[Sequence[str]]) -> dict[str, NDArray[Any]]:
     sizes = [len(words) for words in texts]
     if not sum(sizes):
         raise DataError("there are no words to ask about; give texts that are not empty")
-    features = [preprocess_words(tokenizer, [words], output=output) for words in texts]
+    features = [preprocess_words(model, [words]) for words in texts]
     answers = run(
         features, lambda text, width: (np.full((sizes[text], width), np.nan), np.ones(sizes[text], dtype=np.bool_))
     )
@@ -224,17 +226,13 @@ def _predict_words(
     }
 
 
-def _predict_answers(
-    run: _Run, tokenizer: BundleTokenizer, pairs: Sequence[tuple[str, str]], *, outputs: Sequence[str]
-) -> dict[str, NDArray[Any]]:
+def _predict_answers(run: _Run, model: TaskModel, pairs: Sequence[tuple[str, str]]) -> dict[str, NDArray[Any]]:
     """Answer with the parameters that a request has by default, and once more with "no answer" among the answers."""
     ways = QuestionParameters(), QuestionParameters(handle_impossible_answer=True)
     features = []
     for number, pair in enumerate(pairs):
         try:
-            always, perhaps = (
-                preprocess_questions(tokenizer, [pair], way, outputs=outputs, most_windows=_MAX_WINDOWS) for way in ways
-            )
+            always, perhaps = (question_answering.preprocess(model, [pair], way, _MAX_WINDOWS) for way in ways)
         except RequestError as error:
             raise DataError(f"question {number + 1} cannot be asked: {error}") from error
         features.append(_decode_twice(always, perhaps))
@@ -252,29 +250,19 @@ def _decode_twice(one: Features, other: Features) -> Features:
     return Features(one.rows, lambda outputs: [[each.decode(outputs)[0] for each in (one, other)]])
 
 
-def _predict_similarities(
-    run: _Run,
-    tokenizer: BundleTokenizer,
-    pairs: Sequence[tuple[str, str]],
-    *,
-    outputs: Sequence[str],
-    pooling: Pooling | None,
-) -> dict[str, NDArray[Any]]:
+def _predict_similarities(run: _Run, model: TaskModel, pairs: Sequence[tuple[str, str]]) -> dict[str, NDArray[Any]]:
     """Return the cosine of the two vectors of each pair."""
     each = list(dict.fromkeys(text for pair in pairs for text in pair))
     settings = VectorParameters()
-    features = [
-        preprocess_vectors(tokenizer, [text], settings, outputs=outputs, pooling=pooling, width=None) for text in each
-    ]
+    features = [feature_extraction.preprocess(model, [text], settings) for text in each]
     vectors = dict(zip(each, run(features, lambda _, width: [np.nan] * width), strict=True))
     one, two = (np.array([vectors[text] for text in side], dtype=np.float64) for side in zip(*pairs, strict=True))
     return {"values": metrics.row_cosines(one, two)[:, None]}
 
 
-def _predict_masked_words(
-    run: _Run, tokenizer: BundleTokenizer, texts: Sequence[Text], *, output: str
-) -> dict[str, NDArray[Any]]:
+def _predict_masked_words(run: _Run, model: TaskModel, texts: Sequence[Text]) -> dict[str, NDArray[Any]]:
     """Mask every 7th of the words that are one token, and return the likelihood of each."""
+    tokenizer = model.tokenizer
     if tokenizer.mask_id is None:
         raise UsageError("fill-mask needs a tokenizer with a mask token, and this one has none")
     masked = [mask_words(tokenizer, text if isinstance(text, str) else " ".join(text)) for text in texts]
@@ -284,7 +272,7 @@ def _predict_masked_words(
     asked = [number for number, (_, hidden) in enumerate(masked) if hidden and shown[number] == len(hidden)]
     if not asked:
         raise DataError("there are no words to hide from a language model; give texts that are not empty")
-    features = [preprocess_hidden(tokenizer, [masked[at][0]], [masked[at][1]], output=output) for at in asked]
+    features = [preprocess_hidden(model, [masked[at][0]], [masked[at][1]]) for at in asked]
     sizes = [len(masked[at][1]) for at in asked]
     answers = run(features, lambda number, width: [(np.nan, 0, width)] * sizes[number])
     triples = [triple for answer in answers for triple in answer]

@@ -16,7 +16,7 @@ from potstill.bundle import LABELLED_TASKS, Bundle, ModelRecord, read_bundle, ve
 from potstill.errors import BundleError, CheckError, OtherCpuWarning, UsageError
 from potstill.serve.limits import Limits
 from potstill.serve.session import OnnxSession, Stop
-from potstill.serve.tasks import Features, Outputs, ServedTask, served_task
+from potstill.serve.tasks import Features, Outputs, ServedTask, TaskModel, served_task
 from potstill.serve.tasks.feature_extraction import SENTENCE_EMBEDDING
 from potstill.serve.tasks.inputs import read_parameters
 from potstill.serve.tasks.text_classification import scoring_function
@@ -44,7 +44,6 @@ class Encoder:
         function: what turns a classifier's logits into scores: `softmax`, `sigmoid` or `none`.
         tokenizer: texts to ids.
         session: ids to logits.
-        width: how many numbers the graph's last output has per text or token; None where the graph leaves it open.
     """
 
     def __init__(
@@ -91,7 +90,14 @@ class Encoder:
         )
         self._check_graph()
         shape = self.session.engine.get_outputs()[-1].shape
-        self.width: int | None = shape[-1] if shape and isinstance(shape[-1], int) else None
+        self._task_model = TaskModel(
+            tokenizer=self.tokenizer,
+            outputs=self.manifest.outputs,
+            labels=self.manifest.labels,
+            function=self.function,
+            pooling=self.manifest.pooling,
+            width=shape[-1] if shape and isinstance(shape[-1], int) else None,
+        )
 
     def outputs(self, texts: Sequence[Text], *, batch_size: int = 32) -> list[dict[str, NDArray[np.float32]]]:
         """Return every output of the graph for each text, in the order given, padding cut off.
@@ -162,9 +168,10 @@ class Encoder:
             RequestError: if an item or a parameter is none of this task; no message repeats a text.
             CheckError: if the tokenizer fails on a text.
         """
-        read = read_parameters(self.task.parameters, parameters)
+        if not isinstance(parameters, self.task.parameters):
+            parameters = read_parameters(self.task.parameters, parameters)
         with _panic_as_error():
-            features = self.task.preprocess(self, items, read, most_windows)
+            features = self.task.preprocess(self._task_model, items, parameters, most_windows)
         return features._replace(decide=self.task.decide)
 
     def predict(

@@ -49,6 +49,8 @@ _GROUP = 64
 _AHEAD = 2
 _KINDS = {type(None): "nothing", list: "a list", dict: "an object", **dict.fromkeys((int, float, bool), "a number")}
 
+Item: TypeAlias = Any
+"""What a model is asked: a text, a pair, or a `Question`."""
 Asked: TypeAlias = tuple[Any, str | None]
 """What the model is asked of a row or answers to it, or None and what is wrong."""
 
@@ -59,7 +61,7 @@ class PredictSettings:
 
     columns: Sequence[str] | None = None
     """The column of the text, two of a pair; None takes the usual names."""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, object] = field(default_factory=dict)
     """As in a request to the server."""
     answer_column: str = "answer"
     """The column that is added."""
@@ -208,14 +210,15 @@ class _Run:
         self.decoded: Sequence[str] | None = None
         """The columns that are needed as values; None is all."""
         self.added = Added(settings.answer_column, settings.on_error == "skip")
-        self._records = source.records()
+        records = source.records()
         self._first: list[Record] = []
-        for record in self._records:
+        for record in records:
             self._first.append(record)
             if record.values is not None:
                 break
             if len(self._first) == _WINDOW_ROWS:
                 raise DataError(f"none of the first {_WINDOW_ROWS} rows of {source.name} can be read: {record.problem}")
+        self._rest = records if source.is_stream else None
         have = source.columns or next((list(one.values) for one in self._first if one.values is not None), ())
         self.input_columns = list(have)
         self.columns = self._pick_columns() if self._first else ()
@@ -235,7 +238,7 @@ class _Run:
             usual=[(name,) for name in TEXT_NAMES] if is_single else None,
         )
 
-    def identity(self, output: Output, source: str | Path) -> dict[str, Any]:
+    def identity(self, output: Output, source: str | Path) -> dict[str, object]:
         """Return what a run that goes on must have the same."""
         facts = None if str(source) == STANDARD else Path(source).stat()
         return {
@@ -259,8 +262,8 @@ class _Run:
             DataError: for the first row without an answer, unless such rows are skipped.
         """
         begun: deque[_Window] = deque()
-        if self._source.is_stream:  # read once: what was looked at first, and the rest
-            records: Iterator[Record] = chain(self._first, self._records)
+        if self._rest is not None:  # read once: what was looked at first, and the rest
+            records: Iterator[Record] = chain(self._first, self._rest)
         else:
             records = self._source.records(start, decoded=self.decoded)
         window: list[Record] = []
@@ -311,7 +314,7 @@ class _Run:
             return Question(question=parts[0], context=parts[1]), None
         return (parts[0] if len(parts) == 1 else (parts[0], parts[1])), None
 
-    def _predict(self, items: Sequence[Any]) -> list[Asked]:
+    def _predict(self, items: Sequence[Item]) -> list[Asked]:
         """Ask the model; where it refuses a group, ask for each alone, so that only the guilty one has no answer."""
         try:
             return [(answer, None) for answer in self._encoder.predict(items, parameters=self._parameters)]
@@ -339,7 +342,7 @@ class _Run:
         return answered
 
 
-def _check_parameters(encoder: Encoder, given: Mapping[str, Any]) -> BaseModel | None:
+def _check_parameters(encoder: Encoder, given: Mapping[str, object]) -> BaseModel | None:
     if not given:
         return None
     try:
@@ -350,7 +353,7 @@ def _check_parameters(encoder: Encoder, given: Mapping[str, Any]) -> BaseModel |
         raise UsageError(f"the parameter {place} does not fit {encoder.manifest.task}: {fault['msg']}") from error
 
 
-def _length(item: Any) -> int:
+def _length(item: Item) -> int:
     if isinstance(item, str):
         return len(item)
     return sum(map(len, item)) if isinstance(item, tuple) else len(item.context)
@@ -389,7 +392,7 @@ class _ResumableFile:
         self._commits = [_Commit()]
         self.is_done = False
 
-    def open(self, identity: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+    def open(self, identity: Mapping[str, object], *, resume: bool, overwrite: bool) -> None:
         """Begin, or go on.
 
         Raises:

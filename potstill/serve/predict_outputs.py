@@ -12,13 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Any, Protocol, TypeAlias
 
-from potstill.data.read import Record, pyarrow
+from potstill.data.read import Record, Schema, pyarrow
 from potstill.errors import DataError, UsageError, first_line
 from potstill.serve.tokenizer import without_surrogates
 from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 
+# pyarrow comes without types.
+Table: TypeAlias = Any
+Array: TypeAlias = Any
 # Rows of one group in a parquet file, enough for its compression; pyarrow's own default is a million.
 _GROUP_ROWS, _GROUP_BYTES = 65_536, 2**26
 
@@ -194,7 +198,7 @@ class ParquetOutput:
                 writer.write_table(self._joined(held))
         return final
 
-    def _joined(self, tables: Sequence[Any]) -> Any:
+    def _joined(self, tables: Sequence[Table]) -> Table:
         joined = self._arrow.concat_tables([self._schema.empty_table(), *tables], promote_options="permissive")
         return joined.select(self._schema.names).cast(self._schema)
 
@@ -207,7 +211,7 @@ class ParquetOutput:
                 yield reader.schema if schema_only else reader.read_all()
                 begin += length
 
-    def _agree(self, schema: Any, line: int) -> None:
+    def _agree(self, schema: Schema, line: int) -> None:
         try:
             self._schema = (
                 schema
@@ -220,7 +224,7 @@ class ParquetOutput:
                 "column of parquet has one kind: write .jsonl"
             ) from error
 
-    def _table(self, answered: Sequence[Answered]) -> Any:
+    def _table(self, answered: Sequence[Answered]) -> Table:
         columns = self._columns(answered)
         columns[self._added.answer] = self._arrow.array([self._shaped(one.answer) for one in answered], type=self._type)
         if self._added.keeps_problems:
@@ -228,7 +232,7 @@ class ParquetOutput:
             columns[self._added.problem] = self._arrow.array(problems, type=self._arrow.string())
         return self._arrow.table(columns)
 
-    def _columns(self, answered: Sequence[Answered]) -> dict[str, Any]:
+    def _columns(self, answered: Sequence[Answered]) -> dict[str, Array]:
         """Return the input's columns: cut from its own table where it has one, else made of its values."""
         if answered and answered[0].record.batch is not None:
             slices = []
@@ -240,7 +244,7 @@ class ParquetOutput:
         names = list(dict.fromkeys(name for one in answered for name in one.record.values or ()))
         return {name: self._array(name, [(one.record.values or {}).get(name) for one in answered]) for name in names}
 
-    def _array(self, name: str, values: list[Any]) -> Any:
+    def _array(self, name: str, values: list[object]) -> Array:
         try:
             return self._arrow.array(values)
         except UnicodeEncodeError:
@@ -285,31 +289,31 @@ def open_output(suffix: str, added: Added, *, columns: Sequence[str], task: str)
     raise UsageError(f"the output's name ends in {suffix!r}; expected .jsonl, .csv or .parquet")
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else _text(value)
 
 
-def _dump(content: Mapping[str, Any]) -> bytes:
+def _dump(content: Mapping[str, object]) -> bytes:
     try:
         return _text(content).encode()
     except UnicodeEncodeError:  # a lone surrogate, which only an escape can write
         return json.dumps(content, default=_plain).encode()
 
 
-def _text(content: Any) -> str:
+def _text(content: object) -> str:
     return json.dumps(content, ensure_ascii=False, default=_plain)
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     """Return what parquet has and JSON has not: bytes in base64, dates and decimals as they are usually written."""
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
-def _answer_type(arrow: Any, task: str) -> Any:
+def _answer_type(arrow: ModuleType, task: str) -> Array:
     text, whole, real = arrow.string(), arrow.int64(), arrow.float64()
     match task:
         case TOKEN_CLASSIFICATION.name:
@@ -325,5 +329,5 @@ def _answer_type(arrow: Any, task: str) -> Any:
     return arrow.list_(_struct(arrow, {"label": text, "score": real}))
 
 
-def _struct(arrow: Any, fields: Mapping[str, Any]) -> Any:
+def _struct(arrow: ModuleType, fields: Mapping[str, Array]) -> Array:
     return arrow.struct([arrow.field(name, kind) for name, kind in fields.items()])

@@ -6,7 +6,7 @@ import yaml
 from typer.testing import CliRunner
 
 from potstill.bench.claims.claim_file import load_claims, parse_claims
-from potstill.bench.claims.metrics import MEASURES
+from potstill.bench.claims.metrics import METRICS
 from potstill.cli.claims import claims as command
 from potstill.errors import RecipeError
 
@@ -137,7 +137,7 @@ def test_the_command_prints_claims_definitions_and_measures_below_100_columns(in
         "86.4%",
     ):
         assert words in output
-    for name, measure in MEASURES.items():
+    for name, measure in METRICS.items():
         assert f"  {name}, {measure.unit}:" in output or f"  {name}:" in output
     assert max(map(len, output.splitlines())) < 100
 

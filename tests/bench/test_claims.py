@@ -5,7 +5,7 @@ import yaml
 
 from potstill.bench import claims, report_schema
 from potstill.bench.claims.claim_file import parse_claims
-from potstill.bench.claims.metrics import MEASURES
+from potstill.bench.claims.metrics import METRICS
 from potstill.errors import UsageError
 from potstill.metrics import retention_by_definition
 from tests.bench.made import made_report, minimal
@@ -350,7 +350,7 @@ def test_decisions_fit_into_a_report_and_survive_json():
     assert report_schema.Report.model_validate(json.loads(again)).claims == found
 
 
-@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("measure", METRICS)
 def test_every_measure_can_be_claimed_and_gives_a_whole_sentence(measure):
     for row in decide(made_report(third=True), measure=measure, at_least=0.5):
         assert row.measure == measure

@@ -1,7 +1,7 @@
 import pytest
 
 from potstill.bench import report_schema
-from potstill.bench.claims.metrics import MEASURES, Reading, Selection
+from potstill.bench.claims.metrics import METRICS, MetricValue, Selection
 from potstill.evaluation.intervals import wilson
 from tests.bench.made import made_report
 
@@ -12,7 +12,7 @@ OF_MODELS = Selection(model="student", against="teacher", load="1×128")
 
 
 def read(name, report=None, pick=PICK):
-    return MEASURES[name].read(report or made_report(), pick)
+    return METRICS[name].read(report or made_report(), pick)
 
 
 def only(rows, **fields):
@@ -27,7 +27,7 @@ def replaced(rows, key, **changes):
 
 
 def test_the_measures_are_those_that_are_promised():
-    assert set(MEASURES) == {
+    assert set(METRICS) == {
         "encoder_parameters_saved",
         "parameters_saved",
         "flops_saved",
@@ -53,9 +53,9 @@ def test_the_measures_are_those_that_are_promised():
         "cold_start_ms",
         "joules_per_text",
     }
-    assert [name for name, measure in MEASURES.items() if measure.floor == "load"] == ["speed_ratio"]
+    assert [name for name, measure in METRICS.items() if measure.floor == "load"] == ["speed_ratio"]
     # Whatever else the machine did goes into these and into no others.
-    assert {name for name, measure in MEASURES.items() if measure.timed} == {
+    assert {name for name, measure in METRICS.items() if measure.timed} == {
         "speed_ratio",
         "latency_p50_ms",
         "latency_p90_ms",
@@ -105,9 +105,9 @@ def test_flops_of_another_length_or_architecture_are_not_known():
 def test_files_are_held_against_each_other_and_told_in_mb():
     contestants = replaced(made_report().contestants, KEY, file_bytes=30_000_000, compressed_bytes=20_000_000)
     report = made_report(contestants=replaced(contestants, BASE, file_bytes=120_000_000))
-    assert read("file_bytes_share", report) == Reading(value=0.25, interval=(0.25, 0.25))
-    assert read("file_mb", report) == Reading(value=30.0, interval=(30.0, 30.0))
-    assert read("compressed_mb", report) == Reading(value=20.0, interval=(20.0, 20.0))
+    assert read("file_bytes_share", report) == MetricValue(value=0.25, interval=(0.25, 0.25))
+    assert read("file_mb", report) == MetricValue(value=30.0, interval=(30.0, 30.0))
+    assert read("compressed_mb", report) == MetricValue(value=20.0, interval=(20.0, 20.0))
     assert isinstance(read("file_bytes_share", made_report(contestants=[])), str)
     assert isinstance(read("file_mb", made_report(contestants=replaced(contestants, KEY, file_bytes=None))), str)
 
@@ -124,7 +124,7 @@ def test_files_are_held_against_each_other_and_told_in_mb():
 )
 def test_memory_is_read_from_its_own_field(name, field):
     report = made_report(memory=replaced(made_report().memory, KEY, **{field: 123_000_000}))
-    assert read(name, report) == Reading(value=123.0, interval=(123.0, 123.0))
+    assert read(name, report) == MetricValue(value=123.0, interval=(123.0, 123.0))
 
 
 def test_reserved_gpu_memory_goes_before_allocated():
@@ -175,7 +175,7 @@ def test_texts_per_second_are_batch_size_by_time():
     batched = report_schema.Load(batch_size=8, num_tokens=128)
     latency = replaced(made_report().latency, KEY, p50_ms=40.0, intervals={"p50": (32.0, 50.0)})
     found = read("texts_per_s", made_report(latency=latency), Selection(model="student", key=KEY, load=str(batched)))
-    assert found == Reading(value=200.0, interval=(160.0, 250.0))
+    assert found == MetricValue(value=200.0, interval=(160.0, 250.0))
 
 
 def test_concurrent_texts_are_of_the_load_and_the_callers():
@@ -193,7 +193,7 @@ def test_scores_are_those_of_the_data_set():
     quality = only(made_report().quality, name="MRPC")
     score, paired = only(quality.scores, key=KEY), only(quality.retention, candidate=KEY, baseline=BASE)
     pick = Selection(model="student", key=KEY, against=BASE, data="MRPC")
-    assert read("score", pick=pick) == Reading(value=score.value, interval=score.interval, what="f1 on MRPC")
+    assert read("score", pick=pick) == MetricValue(value=score.value, interval=score.interval, what="f1 on MRPC")
     assert read("score_kept", pick=pick).interval == paired.kept_interval
     lost = read("points_lost", pick=pick)
     assert lost.value == pytest.approx(-100 * paired.difference)
@@ -268,7 +268,7 @@ def test_a_calibration_error_without_an_interval_is_a_value_that_decides_nothing
     quality = made_report().quality[0]
     changes = {"calibration_error": 0.03, "calibration_interval": None}
     report = made_report(quality=[quality.model_copy(update={"scores": replaced(quality.scores, KEY, **changes)})])
-    assert read("calibration_error", report) == Reading(value=0.03, interval=None, what="SST-2")
+    assert read("calibration_error", report) == MetricValue(value=0.03, interval=None, what="SST-2")
     changes["calibration_interval"] = (0.02, 0.05)
     report = made_report(quality=[quality.model_copy(update={"scores": replaced(quality.scores, KEY, **changes)})])
     assert read("calibration_error", report).interval == (0.02, 0.05)
@@ -277,7 +277,7 @@ def test_a_calibration_error_without_an_interval_is_a_value_that_decides_nothing
 
 def test_the_cold_start_is_the_whole_of_it():
     row = only(made_report().cold_start, key=KEY)
-    assert read("cold_start_ms") == Reading(value=row.total_ms, interval=row.interval)
+    assert read("cold_start_ms") == MetricValue(value=row.total_ms, interval=row.interval)
     assert read("cold_start_ms", made_report(cold_start=[])) == "cold start of student/int8 was not measured"
 
 
@@ -285,7 +285,7 @@ def test_the_cold_start_is_the_whole_of_it():
 def test_joules_are_of_the_load(load):
     rows = [{"key": KEY, "load": load, "joules_per_text": 0.5, "watts": 20.0, "interval": [0.4, 0.7]}]
     report = made_report(energy=report_schema.Energy(source="rapl", rows=rows))
-    assert read("joules_per_text", report) == Reading(value=0.5, interval=(0.4, 0.7))
+    assert read("joules_per_text", report) == MetricValue(value=0.5, interval=(0.4, 0.7))
     elsewhere = Selection(model="student", key=KEY, load="8×16")
     assert "measured are 1×128" in read("joules_per_text", report, elsewhere)
     del rows[0]["interval"]
@@ -310,7 +310,7 @@ def test_joules_that_the_machine_does_not_tell_have_its_reason():
     ],
 )
 def test_numbers_are_written_with_their_unit_once(name, interval, words):
-    measure = MEASURES[name]
+    measure = METRICS[name]
     if interval[0] == interval[1]:
         assert measure.write(interval[0]) == words
     else:

@@ -103,9 +103,9 @@ def test_relative_positions_are_only_held_against_the_tokenizers_limit(tmp_path)
 
 
 def test_a_run_without_a_length_trains_and_exports_at_what_the_teacher_reads(roberta, data, tmp_path):
-    from potstill.pipeline import _export_config
+    from potstill.pipeline import export_config
 
     given = recipe(roberta, data, **{"distill.max_steps": 1, "distill.allow_weak_teacher": True})
     report = distill(given, tmp_path / "student")
     assert report["recipe"]["max_length"] == 64
-    assert _export_config(given, [str(roberta), str(tmp_path / "student")]).max_length == 64
+    assert export_config(given, [str(roberta), str(tmp_path / "student")]).max_length == 64

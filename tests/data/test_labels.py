@@ -417,10 +417,10 @@ def test_the_hubs_names_of_several_labels_are_used(monkeypatch):
 def test_real_features_of_the_hubs_library_name_labels_and_tags():
     datasets = pytest.importorskip("datasets")
     names = ["O", "B-PER"]
-    assert splits._names(datasets.ClassLabel(names=names)) == tuple(names)
-    assert splits._names(datasets.Sequence(datasets.ClassLabel(names=names))) == tuple(names)
-    assert splits._names(datasets.Sequence({"text": datasets.Value("string")})) is None
-    assert splits._names(datasets.Value("int64")) is None
+    assert splits.hub_label_names(datasets.ClassLabel(names=names)) == tuple(names)
+    assert splits.hub_label_names(datasets.Sequence(datasets.ClassLabel(names=names))) == tuple(names)
+    assert splits.hub_label_names(datasets.Sequence({"text": datasets.Value("string")})) is None
+    assert splits.hub_label_names(datasets.Value("int64")) is None
 
 
 def test_amounts_do_not_look_for_names(monkeypatch):

@@ -18,9 +18,9 @@ def splits():
 def library(tmp_path, monkeypatch):
     """Put a small library in the place of Python's own."""
     monkeypatch.setattr(python_docs.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
-    python_docs._paragraphs.cache_clear()
+    python_docs.paragraphs.cache_clear()
     yield tmp_path
-    python_docs._paragraphs.cache_clear()
+    python_docs.paragraphs.cache_clear()
 
 
 def words(marker):
@@ -35,8 +35,8 @@ def test_there_are_nine_chapters_in_alphabetical_order(splits):
 
 
 def test_no_module_stands_in_two_chapters():
-    listed = [module for modules in python_docs._MODULES.values() for module in modules.split()]
-    assert len(listed) == len(set(listed)) == len(python_docs._CHAPTER_OF)
+    listed = [module for modules in python_docs.MODULES.values() for module in modules.split()]
+    assert len(listed) == len(set(listed)) == len(python_docs.CHAPTER_OF)
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
@@ -53,7 +53,7 @@ def test_both_splits_are_large_enough_to_train_and_to_judge(splits):
 def test_no_document_is_in_both_splits(splits):
     sides = {}
     chapters = {split: dict(rows) for split, rows in splits.items()}
-    for document, text, chapter in python_docs._paragraphs():
+    for document, text, chapter in python_docs.paragraphs():
         (side,) = [split for split in chapters if text in chapters[split]]
         assert chapters[side][text] == chapter
         sides.setdefault(document, set()).add(side)
@@ -77,14 +77,14 @@ def test_a_paragraph_is_one_line_of_at_least_40_characters_of_words(splits):
 def test_the_order_is_that_of_names_and_not_of_the_disk(library, monkeypatch):
     topics = {name: words(name) for name in ("zebra", "apple", "mango")}
     monkeypatch.setattr("pydoc_data.topics.topics", topics)
-    monkeypatch.setattr(python_docs, "_is_held_out", lambda _document: False)
+    monkeypatch.setattr(python_docs, "is_held_out", lambda _document: False)
     for name in ("json/zoo.py", "json/__init__.py", "json/a.py", "email/b.py", "heapq.py"):
         (library / name).parent.mkdir(exist_ok=True)
         (library / name).write_text(f'"""{words(name)}"""')
     rglob = Path.rglob
     for turn in (1, -1):
         monkeypatch.setattr(Path, "rglob", lambda self, pattern, turn=turn: list(rglob(self, pattern))[::turn])
-        python_docs._paragraphs.cache_clear()
+        python_docs.paragraphs.cache_clear()
         found = [text for text, _ in read_python_docs("train")]
         modules = ["email/b.py", "heapq.py", "json/__init__.py", "json/a.py", "json/zoo.py"]
         assert found == [words(name) for name in ["apple", "mango", "zebra", *modules]]
@@ -97,7 +97,7 @@ def test_an_unknown_split_is_refused_with_the_known_ones(split):
 
 
 def test_a_small_library_by_hand(library, monkeypatch):
-    monkeypatch.setattr(python_docs, "_is_held_out", lambda document: document == "json.decoder")
+    monkeypatch.setattr(python_docs, "is_held_out", lambda document: document == "json.decoder")
     monkeypatch.setattr("pydoc_data.topics.topics", {"if": words("conditions"), "else": words("conditions").upper()})
     (library / "json" / "tests").mkdir(parents=True)
     (library / "json" / "tests" / "test_a.py").write_text(f'"""{words("tests")}"""')
@@ -136,5 +136,5 @@ def test_a_python_without_documentation_says_so(library, monkeypatch):
 
 
 def test_a_fifth_of_all_documents_is_held_out():
-    held_out = sum(python_docs._is_held_out(f"document {number}") for number in range(5000))
+    held_out = sum(python_docs.is_held_out(f"document {number}") for number in range(5000))
     assert held_out == pytest.approx(1000, abs=100)  # the standard deviation of chance is 28

@@ -9,8 +9,8 @@ from typing import Literal
 
 from potstill.bench import report_schema
 from potstill.bench.claims.claim_file import Claim, load_claims
-from potstill.bench.claims.metrics import MEASURES, Measure, Reading, Selection
-from potstill.bench.claims.selection import Nothing, select
+from potstill.bench.claims.metrics import METRICS, Metric, MetricValue, Selection
+from potstill.bench.claims.selection import NotMeasured, select
 from potstill.errors import UsageError, did_you_mean
 from potstill.evaluation.intervals import decide_by_interval
 
@@ -42,6 +42,7 @@ GLUE_DISTILBERT = {
 # WNLI has 71 examples, on which answering the more frequent label beats both models.
 
 Direction = Literal["at_least", "at_most"]
+INCONCLUSIVE: Literal["INCONCLUSIVE"] = "INCONCLUSIVE"
 
 
 def decide(report: report_schema.Report, claims: Sequence[Claim]) -> list[report_schema.Decision]:
@@ -51,7 +52,7 @@ def decide(report: report_schema.Report, claims: Sequence[Claim]) -> list[report
     and for memory where the value itself is outside the noise floor around it. What was disturbed while it was timed is
     not shown at all. Everything else is INCONCLUSIVE, with a reason.
     """
-    return [_decide(report, claim, pick) for claim in claims for pick in select(report, claim)]
+    return [_decide(report, claim, selection) for claim in claims for selection in select(report, claim)]
 
 
 def check_required(claims: Sequence[Claim], wanted: Sequence[str]) -> None:
@@ -97,110 +98,95 @@ def verdict(
     return decide_by_interval(interval, target, at_least=direction == "at_least")
 
 
-def _decide(report: report_schema.Report, claim: Claim, pick: Selection | Nothing) -> report_schema.Decision:
-    if isinstance(pick, Nothing):
-        return _decision(claim, Selection(model=pick.subject, data=pick.where), reason=pick.reason)
-    measure = MEASURES[claim.measure]
-    answer = measure.read(report, pick)
-    if isinstance(answer, str):
-        return _decision(claim, pick, reason=answer)
-    disturbed = answer.disturbed
-    if measure.timed and not disturbed and not report.names_disturbed_rows:
-        disturbed = next(iter(report.noise.flags), "").rstrip(".") or None
-    if disturbed:
-        return _decision(claim, pick, reason=f"the machine was disturbed: {disturbed}; bench again when it is quiet")
-    floor = 0.0
-    if measure.floor != "none":
-        floor = (report.noise.at(pick.load) if measure.floor == "load" else report.noise.floors.get("memory")) or 0.0
-    found, reason = _judge(claim, answer, floor=floor)
-    return _decision(claim, pick, reading=answer, found=found, reason=reason)
-
-
-def _judge(claim: Claim, reading: Reading, *, floor: float) -> tuple[report_schema.Verdict, str | None]:
-    """Return the verdict, and why if there is none."""
-    if reading.interval is None:
-        return "INCONCLUSIVE", "it has no interval, so nobody knows how sure it is"
-    without = verdict(reading.value, reading.interval, target=claim.target, direction=claim.direction)
-    found = verdict(reading.value, reading.interval, target=claim.target, direction=claim.direction, floor=floor)
-    if found == "PASS" and reading.worthless:
-        return "INCONCLUSIVE", reading.worthless
-    if found != "INCONCLUSIVE":
-        return found, None
-    if without == "INCONCLUSIVE":
-        return found, "the target is within the interval"
-    return found, f"it is nearer to the target than this machine's noise ({100 * floor:.1f}\u00a0%) lets one see"
-
-
-def _decision(
-    claim: Claim,
-    pick: Selection,
-    *,
-    reading: Reading | None = None,
-    found: report_schema.Verdict = "INCONCLUSIVE",
-    reason: str | None = None,
-) -> report_schema.Decision:
-    measure = MEASURES[claim.measure]
+def _decide(report: report_schema.Report, claim: Claim, selection: Selection | NotMeasured) -> report_schema.Decision:
+    """Decide one claim about one row of the report."""
+    metric = METRICS[claim.measure]
+    found: MetricValue | None = None
+    decided: report_schema.Verdict = INCONCLUSIVE
+    reason: str | None
+    if isinstance(selection, NotMeasured):
+        reason = selection.reason
+        selection = Selection(model=selection.subject, data=selection.where)
+    else:
+        value = metric.read(report, selection)
+        disturbed = None if isinstance(value, str) else _disturbance(report, metric, value)
+        if isinstance(value, str):
+            reason = value
+        elif disturbed:
+            reason = f"the machine was disturbed: {disturbed}; bench again when it is quiet"
+        else:
+            floors = {"load": report.noise.at(selection.load), "memory": report.noise.floors.get("memory")}
+            found = value
+            decided, reason = _judge(claim, value, floor=floors.get(metric.floor) or 0.0)
+    if "data" in metric.fields:
+        where = selection.data or ("all data sets" if found else "")
+    else:
+        where = f"{selection.load}, {selection.callers} callers" if selection.callers else selection.load
     return report_schema.Decision(
         id=claim.id,
         claim=claim.claim,
-        measure=measure.name,
-        subject=pick.key or pick.model,
-        against=pick.against or None,
-        where=_where(measure, pick, read=reading is not None),
-        definition=claim.definition or f"{measure.words[:1].upper()}{measure.words[1:]}.",
+        measure=metric.name,
+        subject=selection.key or selection.model,
+        against=selection.against or None,
+        where=where or None,
+        definition=claim.definition or f"{metric.words[:1].upper()}{metric.words[1:]}.",
         source=claim.source,
         direction=claim.direction,
         target=claim.target,
-        unit=measure.unit,
-        value=None if reading is None else reading.value,
-        interval=None if reading is None else reading.interval,
-        verdict=found,
-        summary=_summary(claim, pick, reading, reason),
+        unit=metric.unit,
+        value=None if found is None else found.value,
+        interval=None if found is None else found.interval,
+        verdict=decided,
+        summary=_summarise(claim, selection, found, reason),
         reason=reason,
     )
 
 
-def _where(measure: Measure, pick: Selection, *, read: bool) -> str | None:
-    """Name the load or the data."""
-    if "data" in measure.fields:
-        return pick.data or ("all data sets" if read else None)
-    if pick.callers:
-        return f"{pick.load}, {pick.callers} callers"
-    return pick.load or None
+def _disturbance(report: report_schema.Report, metric: Metric, found: MetricValue) -> str | None:
+    """Return what disturbed a value; in an older report, which flags no rows, anything that was timed may be."""
+    if metric.timed and not found.disturbed and not report.names_disturbed_rows:
+        return next(iter(report.noise.flags), "").rstrip(".") or None
+    return found.disturbed
 
 
-def _summary(claim: Claim, pick: Selection, reading: Reading | None, reason: str | None) -> str:
+def _judge(claim: Claim, found: MetricValue, *, floor: float) -> tuple[report_schema.Verdict, str | None]:
+    """Return the verdict, and why if there is none."""
+    if found.interval is None:
+        return INCONCLUSIVE, "it has no interval, so nobody knows how sure it is"
+    without_floor = verdict(found.value, found.interval, target=claim.target, direction=claim.direction)
+    decided = verdict(found.value, found.interval, target=claim.target, direction=claim.direction, floor=floor)
+    if decided == "PASS" and found.worthless:
+        return INCONCLUSIVE, found.worthless
+    if decided != INCONCLUSIVE:
+        return decided, None
+    if without_floor == INCONCLUSIVE:
+        return decided, "the target is within the interval"
+    return decided, f"it is nearer to the target than this machine's noise ({100 * floor:.1f}\u00a0%) lets one see"
+
+
+def _summarise(claim: Claim, selection: Selection, found: MetricValue | None, reason: str | None) -> str:
     """Tell the decision in a manager's words."""
-    measure = MEASURES[claim.measure]
-    if reading is None:
-        return f"Not decided for {_name(pick.key or pick.model)}: {reason}."
-    told = measure.sentence.format(
-        subject=_name(pick.key or pick.model),
-        against=_name(pick.against),
-        what=reading.what,
-        value=measure.write(reading.value),
+    metric, subject = METRICS[claim.measure], _name(selection.key or selection.model)
+    if found is None:
+        return f"Not decided for {subject}: {reason}."
+    told = metric.sentence.format(
+        subject=subject, against=_name(selection.against), what=found.what, value=metric.write(found.value)
     )
-    if reading.interval is not None and reading.interval[0] != reading.interval[1]:
-        told += f" (95\u00a0% interval {measure.write_interval(reading.interval)})"
-    told += reading.note
-    if pick.load:
-        told += f", at {pick.load}" + (" (batch × tokens)" if "×" in pick.load else "")
+    if found.interval is not None and found.interval[0] != found.interval[1]:
+        told += f" (95\u00a0% interval {metric.write_interval(found.interval)})"
+    told += found.note
+    if selection.load:
+        told += f", at {selection.load}" + (" (batch × tokens)" if "×" in selection.load else "")
+    told += "" if told.endswith((".", "!", "?")) else "."
+    # The target has as many digits as it was given with.
+    unit = f"\u00a0{metric.unit}" if metric.unit else ""
+    amounts = {"share": f"{100 * claim.target:g}\u00a0%", "×": f"{claim.target:g} times"}
+    target = amounts.get(metric.unit, f"{claim.target:g}{unit}")
     open_end = f" Not decided: {reason}." if reason else ""
-    return f"{_sentence(told)} Asked for: {_asked(claim, measure)}.{open_end}"
-
-
-def _asked(claim: Claim, measure: Measure) -> str:
-    """Write the target, with as many digits as it was given with."""
-    amount = {"share": f"{100 * claim.target:g}\u00a0%", "×": f"{claim.target:g} times"}
-    unit = f"\u00a0{measure.unit}" if measure.unit else ""
-    return f"{claim.direction.replace('_', ' ')} {amount.get(measure.unit, f'{claim.target:g}{unit}')}"
+    return f"{told} Asked for: {claim.direction.replace('_', ' ')} {target}.{open_end}"
 
 
 def _name(key: str) -> str:
     """Name a row as one says it: `student int8 on torch-cpu`."""
     model, _, row = key.rpartition("/")
     return f"{model} {row}".strip().replace("@", " on ")
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith((".", "!", "?")) else f"{text}."

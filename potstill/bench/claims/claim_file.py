@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from potstill.bench.claims.metrics import MEASURES
+from potstill.bench.claims.metrics import METRICS
 from potstill.config import Runner
 from potstill.errors import RecipeError, describe_fault, did_you_mean
 
@@ -55,7 +55,7 @@ class Claim(_Part):
     claim: str = Field(min_length=1)
     """As a manager says it: "p95 at most 10 ms"."""
     measure: str
-    """A name of `potstill.bench.claims.metrics.MEASURES`."""
+    """A name of `potstill.bench.claims.metrics.METRICS`."""
     at_least: Number | None = None
     at_most: Number | None = None
     where: Where = Where()
@@ -147,7 +147,7 @@ def _faults(raw: Any) -> Iterator[str]:
     if isinstance(raw, dict):
         if raw.get("id") == "all":
             yield "id: 'all' stands for every claim (--require all); take another"
-        yield from _misfits(raw, raw.get("where") or {})
+        yield from _combination_faults(raw, raw.get("where") or {})
 
 
 def _describe(fault: ErrorDetails) -> str:
@@ -160,27 +160,24 @@ def _describe(fault: ErrorDetails) -> str:
     return describe_fault(fault, Claim)
 
 
-def _misfits(raw: Mapping[str, Any], where: Any) -> Iterator[str]:
+def _combination_faults(raw: Mapping[str, Any], where: Any) -> Iterator[str]:
     if (raw.get("at_least") is None) == (raw.get("at_most") is None):
         yield "give either at_least or at_most, in the measure's unit"
     if not isinstance(where, dict):
         return
-    load, measure = where.get("load"), MEASURES.get(str(raw.get("measure")))
+    load, metric = where.get("load"), METRICS.get(str(raw.get("measure")))
     if isinstance(load, str) and normal_load(load) is None:
         yield f"where.load: {load!r} is no load; write 1x64 (batch x tokens), 1xlongest, or own texts"
-    if measure is None:
+    if metric is None:
         if isinstance(raw.get("measure"), str):
-            yield f"measure: {raw['measure']!r} is unknown{did_you_mean(raw['measure'], list(MEASURES))}"
+            yield f"measure: {raw['measure']!r} is unknown{did_you_mean(raw['measure'], list(METRICS))}"
         return
     for field in where:
-        if field in Where.model_fields and field != "model" and field not in measure.fields:
-            taken = ", ".join(["model", *sorted(measure.fields)])
-            yield f"where.{field}: {measure.name} does not depend on it; it takes {taken}"
+        if field in Where.model_fields and field != "model" and field not in metric.fields:
+            taken = ", ".join(["model", *sorted(metric.fields)])
+            yield f"where.{field}: {metric.name} does not depend on it; it takes {taken}"
     if where.get("against") == "fp32" == where.get("precision"):
         yield "where.against: fp32 against fp32 compares nothing; leave precision out, or name another"
-    if measure.floor == "load" and not all(_positive(raw.get(key)) for key in ("at_least", "at_most")):
+    targets = [raw.get(key) for key in ("at_least", "at_most")]
+    if metric.floor == "load" and any(isinstance(target, int | float) and target <= 0 for target in targets):
         yield "the target of a ratio must be above 0"
-
-
-def _positive(target: Any) -> bool:
-    return not isinstance(target, int | float) or target > 0

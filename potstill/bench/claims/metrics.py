@@ -28,7 +28,7 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class MetricValue:
     """A measured value."""
 
     value: float
@@ -44,9 +44,7 @@ class Reading:
     """Why nothing can be decided by it: what the machine did while it was measured."""
 
 
-Answer: TypeAlias = Reading | str
-"""A str says why there is no value."""
-Read: TypeAlias = Callable[[report_schema.Report, Selection], Answer]
+ReadMetric: TypeAlias = Callable[[report_schema.Report, Selection], MetricValue | str]
 
 
 class Loaded(Protocol):
@@ -64,86 +62,78 @@ class Loaded(Protocol):
 _L = TypeVar("_L", bound=Loaded)
 
 
-def baseline_model(report: report_schema.Report) -> str:
-    """Return the name of the baseline's model, also where its row could not be measured."""
-    row = report.contestant(report.baseline)
-    return row.model if row is not None else report.baseline.rpartition("/")[0]
-
-
-def encoder_parameters(report: report_schema.Report, pick: Selection) -> Answer:
+def encoder_parameters(report: report_schema.Report, selection: Selection) -> MetricValue | str:
     """Read the share of the encoder's parameters that is saved."""
-    own, base = report.models[pick.model], report.models[pick.against]
+    own, base = report.models[selection.model], report.models[selection.against]
     return _saved(own.encoder_parameters, base.encoder_parameters)
 
 
-def parameters(report: report_schema.Report, pick: Selection) -> Answer:
+def parameters(report: report_schema.Report, selection: Selection) -> MetricValue | str:
     """Read the share of all parameters that is saved."""
-    return _saved(report.models[pick.model].parameters, report.models[pick.against].parameters)
+    return _saved(report.models[selection.model].parameters, report.models[selection.against].parameters)
 
 
-def flops(report: report_schema.Report, pick: Selection) -> Answer:
+def flops(report: report_schema.Report, selection: Selection) -> MetricValue | str:
     """Read the share of the floating-point operations per token that is saved, at the length of the load."""
-    own, base = (report.models[name].flops_per_token for name in (pick.model, pick.against))
-    length = pick.load.partition("×")[2]
+    own, base = (report.models[name].flops_per_token for name in (selection.model, selection.against))
+    length = selection.load.partition("×")[2]
     if own is None or base is None:
-        return f"the FLOPs of {pick.model if own is None else pick.against}'s architecture are not known"
+        return f"the FLOPs of {selection.model if own is None else selection.against}'s architecture are not known"
     if not length or int(length) not in own or int(length) not in base:
-        return f"FLOPs are not counted at {pick.load}; counted are lengths of {', '.join(map(str, own))} tokens"
+        return f"FLOPs are not counted at {selection.load}; counted are lengths of {', '.join(map(str, own))} tokens"
     return _saved(own[int(length)], base[int(length)])
 
 
-def _saved(own: float, base: float) -> Reading:
+def _saved(own: float, base: float) -> MetricValue:
     value = (base - own) / base  # rounded once: 1 - own / base is rounded twice, and the target is met exactly or not
-    return Reading(value=value, interval=(value, value), note=f" ({own:,.0f} against {base:,.0f})")
+    return MetricValue(value=value, interval=(value, value), note=f" ({own:,.0f} against {base:,.0f})")
 
 
-def file_share(report: report_schema.Report, pick: Selection) -> Answer:
+def file_share(report: report_schema.Report, selection: Selection) -> MetricValue | str:
     """Read the size of the files as a share of the other's."""
-    own, base = _file(report, pick.key), _file(report, pick.against)
+    sizes = {row.key: row.file_bytes for row in report.contestants}
+    own, base = sizes.get(selection.key), sizes.get(selection.against)
     if own is None or base is None:
-        return lost(report, pick.key if own is None else pick.against, "its files' size")
-    return Reading(value=own / base, interval=(own / base, own / base))
+        return why_missing(report, selection.key if own is None else selection.against, "its files' size")
+    return MetricValue(value=own / base, interval=(own / base, own / base))
 
 
-def _file(report: report_schema.Report, key: str) -> int | None:
-    row = report.contestant(key)
-    return row.file_bytes if row is not None else None
-
-
-def bytes_of(rows: str, *fields: str) -> Read:
+def bytes_of(rows: str, *fields: str) -> ReadMetric:
     """Return what reads the first of `fields` that is there, in MB of 10^6, from a list of the report.
 
     A file's size is its own interval; memory has that of the processes that were looked at.
     """
 
-    def read(report: report_schema.Report, pick: Selection) -> Answer:
-        row = next((row for row in getattr(report, rows) if row.key == pick.key), None)
+    def read(report: report_schema.Report, selection: Selection) -> MetricValue | str:
+        row = next((row for row in getattr(report, rows) if row.key == selection.key), None)
         name = next((field for field in fields if getattr(row, field, None) is not None), None)
         if row is None or name is None:
-            return lost(report, pick.key, fields[0].removesuffix("_bytes").replace("_", " "))
+            return why_missing(report, selection.key, fields[0].removesuffix("_bytes").replace("_", " "))
         found = getattr(row, name)
         low, high = getattr(row, "intervals", {}).get(name, (found, found))
-        return Reading(value=found / _MEGA, interval=(low / _MEGA, high / _MEGA))
+        return MetricValue(value=found / _MEGA, interval=(low / _MEGA, high / _MEGA))
 
     return read
 
 
-def speed(report: report_schema.Report, pick: Selection) -> Answer:
+def speed(report: report_schema.Report, selection: Selection) -> MetricValue | str:
     """Read how many times as fast the row is: from paired rounds, or where those are lacking from each one's p50."""
-    wanted = (pick.against, pick.key, pick.load)
+    wanted = (selection.against, selection.key, selection.load)
     for row in report.ratios:
         if row.comparison != "again" and (row.baseline, row.candidate, str(row.load)) == wanted:
-            return Reading(value=row.value, interval=row.interval, note=_less_time(row.value), disturbed=row.disturbed)
+            return MetricValue(
+                value=row.value, interval=row.interval, note=_less_time(row.value), disturbed=row.disturbed
+            )
     sides, disturbed = [], []
-    for key in (pick.key, pick.against):
-        side = percentile("p50")(report, Selection(model=pick.model, key=key, load=pick.load))
+    for key in (selection.key, selection.against):
+        side = percentile("p50")(report, Selection(model=selection.model, key=key, load=selection.load))
         if isinstance(side, str) or side.interval is None:
-            return side if isinstance(side, str) else f"{key} has no interval at {pick.load}"
+            return side if isinstance(side, str) else f"{key} has no interval at {selection.load}"
         sides.append((side.value, side.interval))
         disturbed += [side.disturbed] if side.disturbed else []
     value, interval = statistics.ratio(sides[1], sides[0])
     note = _less_time(value) + "; from each one's own interval, unpaired"
-    return Reading(value=value, interval=interval, note=note, disturbed="; ".join(disturbed) or None)
+    return MetricValue(value=value, interval=interval, note=note, disturbed="; ".join(disturbed) or None)
 
 
 def _less_time(ratio: float) -> str:
@@ -151,74 +141,80 @@ def _less_time(ratio: float) -> str:
     return f", which is {percent(abs(saved), digits=0)} {'less' if saved >= 0 else 'more'} time per text"
 
 
-def percentile(name: str) -> Read:
+def percentile(name: str) -> ReadMetric:
     """Return what reads a percentile of the latency, such as `p95`."""
 
-    def read(report: report_schema.Report, pick: Selection) -> Answer:
-        row = _loaded(report.latency, pick)
+    def read(report: report_schema.Report, selection: Selection) -> MetricValue | str:
+        row = _loaded(report.latency, selection)
         if row is None:
-            return lost(report, pick.key, "latency", at=pick.load, known=_loads_of(report.latency, pick.key))
+            return why_missing(
+                report,
+                selection.key,
+                "latency",
+                at=selection.load,
+                known=[str(each.load) for each in report.latency if each.key == selection.key],
+            )
         value: float | None = getattr(row, f"{name}_ms")
         if value is None:
             more = f"{row.missing[name]:,} more" if name in row.missing else "more"
-            return f"{name} at {pick.load} needs {more} calls than the {row.samples:,} of {pick.key}"
-        return Reading(value=value, interval=row.intervals.get(name), disturbed=row.disturbed)
+            return f"{name} at {selection.load} needs {more} calls than the {row.samples:,} of {selection.key}"
+        return MetricValue(value=value, interval=row.intervals.get(name), disturbed=row.disturbed)
 
     return read
 
 
-def texts_per_s(report: report_schema.Report, pick: Selection) -> Answer:
+def texts_per_s(report: report_schema.Report, selection: Selection) -> MetricValue | str:
     """Read the texts per second of one caller: batch size / p50."""
-    time = percentile("p50")(report, pick)
-    row = _loaded(report.latency, pick)
+    time = percentile("p50")(report, selection)
+    row = _loaded(report.latency, selection)
     if isinstance(time, str) or row is None:
         return time
     interval = None
     if time.interval is not None:
         interval = (1e3 * row.load.batch_size / time.interval[1], 1e3 * row.load.batch_size / time.interval[0])
-    return Reading(value=1e3 * row.load.batch_size / time.value, interval=interval, disturbed=time.disturbed)
+    return MetricValue(value=1e3 * row.load.batch_size / time.value, interval=interval, disturbed=time.disturbed)
 
 
-def concurrent(report: report_schema.Report, pick: Selection) -> Answer:
+def concurrent(report: report_schema.Report, selection: Selection) -> MetricValue | str:
     """Read the texts per second of several callers."""
-    rows = [row for row in report.throughput if row.callers == pick.callers]
-    row = _loaded(rows, pick)
+    rows = [row for row in report.throughput if row.callers == selection.callers]
+    row = _loaded(rows, selection)
     if row is None:
-        known = [f"{each.load} with {each.callers} callers" for each in report.throughput if each.key == pick.key]
-        return lost(report, pick.key, f"throughput with {pick.callers} callers", at=pick.load, known=known)
+        known = [f"{each.load} with {each.callers} callers" for each in report.throughput if each.key == selection.key]
+        return why_missing(
+            report, selection.key, f"throughput with {selection.callers} callers", at=selection.load, known=known
+        )
     what = f"{row.callers} callers at once"
-    return Reading(value=row.texts_per_s, interval=row.interval, what=what, disturbed=row.disturbed)
+    return MetricValue(value=row.texts_per_s, interval=row.interval, what=what, disturbed=row.disturbed)
 
 
-def cold_start(report: report_schema.Report, pick: Selection) -> Answer:
+def cold_start(report: report_schema.Report, selection: Selection) -> MetricValue | str:
     """Read the milliseconds from nothing to the first answer."""
-    row = next((row for row in report.cold_start if row.key == pick.key), None)
+    row = next((row for row in report.cold_start if row.key == selection.key), None)
     if row is None:
-        return lost(report, pick.key, "cold start")
-    return Reading(value=row.total_ms, interval=row.interval if row.starts > 1 else None, disturbed=row.disturbed)
+        return why_missing(report, selection.key, "cold start")
+    return MetricValue(value=row.total_ms, interval=row.interval if row.starts > 1 else None, disturbed=row.disturbed)
 
 
-def joules(report: report_schema.Report, pick: Selection) -> Answer:
+def joules(report: report_schema.Report, selection: Selection) -> MetricValue | str:
     """Read the joules of one text."""
     if report.energy.source is None:
         return f"energy was not measured: {report.energy.reason or 'no source'}"
-    rows = {_load_name(row["load"]): row for row in report.energy.rows if row["key"] == pick.key}
-    row = rows.get(pick.load)
+    loads = [row["load"] for row in report.energy.rows]
+    names = [load if isinstance(load, str) else str(report_schema.Load.model_validate(load)) for load in loads]
+    rows = {name: row for name, row in zip(names, report.energy.rows, strict=True) if row["key"] == selection.key}
+    row = rows.get(selection.load)
     if row is None:
-        return lost(report, pick.key, "energy", at=pick.load, known=list(rows))
+        return why_missing(report, selection.key, "energy", at=selection.load, known=list(rows))
     found = row.get("interval")
-    return Reading(
+    return MetricValue(
         value=float(row["joules_per_text"]),
         interval=None if found is None else (found[0], found[1]),
         disturbed=row.get("disturbed"),
     )
 
 
-def _load_name(load: object) -> str:
-    return load if isinstance(load, str) else str(report_schema.Load.model_validate(load))
-
-
-def lost(report: report_schema.Report, key: str, what: str, *, at: str = "", known: Iterable[str] = ()) -> str:
+def why_missing(report: report_schema.Report, key: str, what: str, *, at: str = "", known: Iterable[str] = ()) -> str:
     """Say why a row lacks something: the failure that cost it, or that it was not measured, and what was."""
     failures = {row.where: row for row in reversed(report.failures) if row.key == key}
     failure = failures.get(at or None) or failures.get(None)
@@ -232,67 +228,66 @@ def lost(report: report_schema.Report, key: str, what: str, *, at: str = "", kno
     return f"{what} of {key}{where} was not measured{measured}{cut}"
 
 
-def _loads_of(rows: Iterable[Loaded], key: str) -> list[str]:
-    return [str(row.load) for row in rows if row.key == key]
+def _loaded(rows: Iterable[_L], selection: Selection) -> _L | None:
+    return next((row for row in rows if (row.key, str(row.load)) == (selection.key, selection.load)), None)
 
 
-def _loaded(rows: Iterable[_L], pick: Selection) -> _L | None:
-    return next((row for row in rows if (row.key, str(row.load)) == (pick.key, pick.load)), None)
-
-
-def score(report: report_schema.Report, pick: Selection) -> Answer:
+def score(report: report_schema.Report, selection: Selection) -> MetricValue | str:
     """Read the score by the data set's metric."""
-    found = _scored(report, pick, pick.key)
+    found = _scored(report, selection, selection.key)
     if isinstance(found, str):
         return found
     quality, row = found
-    return Reading(value=row.value, interval=row.interval, worthless=_worthless(quality, row), what=_metric(quality))
+    return MetricValue(
+        value=row.value, interval=row.interval, worthless=_worthless(quality, row), what=_metric(quality)
+    )
 
 
-def agreement(report: report_schema.Report, pick: Selection) -> Answer:
+def agreement(report: report_schema.Report, selection: Selection) -> MetricValue | str:
     """Read the share of decisions that are the baseline's, with Wilson's interval over the examples."""
-    found = _scored(report, pick, pick.key)
+    found = _scored(report, selection, selection.key)
     if isinstance(found, str):
         return found
     quality, row = found
     if row.agreement is None:
         return f"answers on {quality.name} are amounts, which agree more or less and not yes or no"
     same = round(row.agreement * quality.num_examples)
-    return Reading(value=row.agreement, interval=wilson(same, quality.num_examples), what=quality.name)
+    return MetricValue(value=row.agreement, interval=wilson(same, quality.num_examples), what=quality.name)
 
 
-def calibration(report: report_schema.Report, pick: Selection) -> Answer:
+def calibration(report: report_schema.Report, selection: Selection) -> MetricValue | str:
     """Read the expected calibration error."""
-    found = _scored(report, pick, pick.key)
+    found = _scored(report, selection, selection.key)
     if isinstance(found, str):
         return found
     quality, row = found
     if row.calibration_error is None:
-        return f"{pick.key} gives no probabilities on {quality.name}"
-    return Reading(value=row.calibration_error, interval=row.calibration_interval, what=quality.name)
+        return f"{selection.key} gives no probabilities on {quality.name}"
+    return MetricValue(value=row.calibration_error, interval=row.calibration_interval, what=quality.name)
 
 
-def kept(report: report_schema.Report, pick: Selection) -> Answer:
+def kept(report: report_schema.Report, selection: Selection) -> MetricValue | str:
     """Read the share of the other's score that is kept: on one data set, or by the mean over GLUE's tasks."""
-    return _kept_on(report, pick) if pick.data else _kept_of_glue(report, pick)
+    return _kept_on(report, selection) if selection.data else _kept_of_glue(report, selection)
 
 
-def _kept_on(report: report_schema.Report, pick: Selection) -> Answer:
-    found = _two_scores(report, pick)
+def _kept_on(report: report_schema.Report, selection: Selection) -> MetricValue | str:
+    found = _two_scores(report, selection)
     if isinstance(found, str):
         return found
     quality, row, own, base = found
     if quality.lower_is_better:
         return f"a low {quality.metric} is good, so no share of it is kept; claim the score itself"
     if row is not None and row.kept is not None and row.kept_interval is not None:
-        return Reading(
+        return MetricValue(
             value=row.kept, interval=row.kept_interval, worthless=_worthless(quality, own), what=_metric(quality)
         )
     sides = (own.value, own.interval), (base.value, base.interval)
     if not statistics.can_be_ratio(*sides):
-        return f"{pick.against} scores {base.value:.3f} in {_metric(quality)}: not surely above 0, so no share is kept"
+        scored = f"{selection.against} scores {base.value:.3f} in {_metric(quality)}"
+        return f"{scored}: not surely above 0, so no share is kept"
     value, interval = statistics.ratio(*sides)
-    return Reading(
+    return MetricValue(
         value=value,
         interval=interval,
         worthless=_worthless(quality, own),
@@ -301,10 +296,12 @@ def _kept_on(report: report_schema.Report, pick: Selection) -> Answer:
     )
 
 
-def _kept_of_glue(report: report_schema.Report, pick: Selection) -> Answer:
-    row = next((row for row in report.glue if (row.candidate, row.baseline) == (pick.key, pick.against)), None)
+def _kept_of_glue(report: report_schema.Report, selection: Selection) -> MetricValue | str:
+    row = next(
+        (row for row in report.glue if (row.candidate, row.baseline) == (selection.key, selection.against)), None
+    )
     if row is None or row.macro is None:
-        return f"{pick.key} and {pick.against} have no row of several data sets"
+        return f"{selection.key} and {selection.against} have no row of several data sets"
     others = {
         "with WNLI": row.macro_with_wnli,
         "without": row.macro,
@@ -314,9 +311,9 @@ def _kept_of_glue(report: report_schema.Report, pick: Selection) -> Answer:
     told = ", ".join(f"{percent(share)} {name}" for name, share in others.items() if share is not None)
     tasks = [name for name in row.scores if name != "WNLI"]
     what = f"mean score on {', '.join(tasks)}"
-    found = [_scored(report, replace(pick, data=task), pick.key) for task in tasks]
+    found = [_scored(report, replace(selection, data=task), selection.key) for task in tasks]
     reasons = [None if isinstance(each, str) else _worthless(*each) for each in found]
-    return Reading(
+    return MetricValue(
         value=row.macro,
         interval=row.macro_interval,
         # One task of many may be too small to tell; all of them are not.
@@ -326,9 +323,9 @@ def _kept_of_glue(report: report_schema.Report, pick: Selection) -> Answer:
     )
 
 
-def points_lost(report: report_schema.Report, pick: Selection) -> Answer:
+def points_lost(report: report_schema.Report, selection: Selection) -> MetricValue | str:
     """Read how many hundredths of the metric are lost against the other; negative where it gains."""
-    found = _two_scores(report, pick)
+    found = _two_scores(report, selection)
     if isinstance(found, str):
         return found
     quality, row, own, base = found
@@ -341,7 +338,7 @@ def points_lost(report: report_schema.Report, pick: Selection) -> Answer:
         note = ", each score on its own, unpaired"
     note += ", so it gains" if gain > 0 else ""
     # 0.0 - x, because -0.0 would be written with its sign.
-    return Reading(
+    return MetricValue(
         value=0.0 - 100 * gain,
         interval=(0.0 - 100 * high, 0.0 - 100 * low),
         worthless=_worthless(quality, own),
@@ -355,24 +352,24 @@ _Scores: TypeAlias = tuple[
 ]
 
 
-def _two_scores(report: report_schema.Report, pick: Selection) -> _Scores | str:
+def _two_scores(report: report_schema.Report, selection: Selection) -> _Scores | str:
     """Return the scores of the row and of the other, with their paired comparison where the report has it."""
-    own, base = _scored(report, pick, pick.key), _scored(report, pick, pick.against)
+    own, base = _scored(report, selection, selection.key), _scored(report, selection, selection.against)
     if isinstance(own, str) or isinstance(base, str):
         return own if isinstance(own, str) else str(base)
-    pair = (pick.against, pick.key)
+    pair = (selection.against, selection.key)
     row = next((row for row in own[0].retention if (row.baseline, row.candidate) == pair), None)
     return own[0], row, own[1], base[1]
 
 
 def _scored(
-    report: report_schema.Report, pick: Selection, key: str
+    report: report_schema.Report, selection: Selection, key: str
 ) -> tuple[report_schema.Quality, report_schema.Score] | str:
-    quality = next((row for row in report.quality if row.name == pick.data), None)
+    quality = next((row for row in report.quality if row.name == selection.data), None)
     if quality is None:
-        return f"no quality on {pick.data or 'any data'}"
+        return f"no quality on {selection.data or 'any data'}"
     row = next((row for row in quality.scores if row.key == key), None)
-    return (quality, row) if row is not None else lost(report, key, "score", at=quality.name)
+    return (quality, row) if row is not None else why_missing(report, key, "score", at=quality.name)
 
 
 def _worthless(quality: report_schema.Quality, row: report_schema.Score) -> str | None:
@@ -393,7 +390,7 @@ _LOADED, _SCORED, _COMPARED = _ROW | {"load"}, _ROW | {"data"}, _ROW | {"against
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measure:
+class Metric:
     """Something that a bench measures and a claim can set a limit to."""
 
     name: str
@@ -403,7 +400,7 @@ class Measure:
     """What it is."""
     sentence: str
     """Tells a value: `{subject}`, `{against}`, `{what}` and `{value}` are filled in."""
-    read: Read
+    read: ReadMetric
     fields: frozenset[str] = _ROW
     """The fields of a claim's `where` that it depends on, beside `model`."""
     form: Form = "plain"
@@ -429,9 +426,9 @@ class Measure:
         return f"{low.partition(_SPACE)[0]} to {high}"
 
 
-def grid(report: report_schema.Report, measure: Measure) -> list[tuple[int, int]]:
+def grid(report: report_schema.Report, metric: Metric) -> list[tuple[int, int]]:
     """Return batch size and tokens of the loads that were to be measured, also if no row got so far."""
-    concurrent = "callers" in measure.fields
+    concurrent = "callers" in metric.fields
     rows: Iterable[Loaded] = report.throughput if concurrent else report.latency
     config = report.config
     batches, lengths = config.get("batch_sizes", []), config.get("num_tokens", [])
@@ -441,8 +438,8 @@ def grid(report: report_schema.Report, measure: Measure) -> list[tuple[int, int]
     return asked + [(row.load.batch_size, row.load.num_tokens) for row in rows if row.load.num_tokens is not None]
 
 
-def _latency(name: str, share: str) -> Measure:
-    return Measure(
+def _latency(name: str, share: str) -> Metric:
+    return Metric(
         name=f"latency_{name}_ms",
         unit="ms",
         words=f"{name} of the time of one call, one caller",
@@ -454,7 +451,7 @@ def _latency(name: str, share: str) -> Measure:
 
 
 _ALL = (
-    Measure(
+    Metric(
         name="encoder_parameters_saved",
         unit="share",
         words="1 - parameters of the encoder / the baseline's, task heads left out; counted",
@@ -463,7 +460,7 @@ _ALL = (
         fields=frozenset(),
         form="saved",
     ),
-    Measure(
+    Metric(
         name="parameters_saved",
         unit="share",
         words="1 - all parameters / the baseline's; counted",
@@ -472,7 +469,7 @@ _ALL = (
         fields=frozenset(),
         form="saved",
     ),
-    Measure(
+    Metric(
         name="flops_saved",
         unit="share",
         words="1 - floating-point operations per token / the baseline's, at the length of the load; counted",
@@ -481,7 +478,7 @@ _ALL = (
         fields=frozenset({"load"}),
         form="saved",
     ),
-    Measure(
+    Metric(
         name="file_bytes_share",
         unit="share",
         words="bytes of the files with its weights / the other's; counted",
@@ -489,21 +486,21 @@ _ALL = (
         read=file_share,
         fields=_COMPARED,
     ),
-    Measure(
+    Metric(
         name="file_mb",
         unit="MB",
         words="size of the files with its weights, in 10^6 bytes",
         sentence="{subject}'s files have {value}",
         read=bytes_of("contestants", "file_bytes"),
     ),
-    Measure(
+    Metric(
         name="compressed_mb",
         unit="MB",
         words="the same through zlib, as a download or a container's layer is",
         sentence="{subject}'s files have {value} compressed",
         read=bytes_of("contestants", "compressed_bytes"),
     ),
-    Measure(
+    Metric(
         name="speed_ratio",
         unit="×",
         words="how many times as many texts per second as the other: its p50 / this p50, median over paired rounds",
@@ -518,7 +515,7 @@ _ALL = (
     _latency("p90", "90 of 100"),
     _latency("p95", "95 of 100"),
     _latency("p99", "99 of 100"),
-    Measure(
+    Metric(
         name="texts_per_s",
         unit="texts/s",
         words="texts per second of one caller: batch size / p50",
@@ -527,7 +524,7 @@ _ALL = (
         timed=True,
         fields=_LOADED,
     ),
-    Measure(
+    Metric(
         name="concurrent_texts_per_s",
         unit="texts/s",
         words="texts per second of one process under several callers at once",
@@ -536,7 +533,7 @@ _ALL = (
         timed=True,
         fields=_LOADED | {"callers"},
     ),
-    Measure(
+    Metric(
         name="score",
         unit="",
         words="the data set's metric, on its own scale: accuracy is between 0 and 1",
@@ -544,7 +541,7 @@ _ALL = (
         read=score,
         fields=_SCORED,
     ),
-    Measure(
+    Metric(
         name="score_kept",
         unit="share",
         words="score / the other's; of several GLUE tasks the mean without WNLI / the other's, if data names none",
@@ -552,7 +549,7 @@ _ALL = (
         read=kept,
         fields=_SCORED | {"against"},
     ),
-    Measure(
+    Metric(
         name="points_lost",
         unit="points",
         words="the other's score - this score, in hundredths of the metric; negative where it gains",
@@ -560,7 +557,7 @@ _ALL = (
         read=points_lost,
         fields=_SCORED | {"against"},
     ),
-    Measure(
+    Metric(
         name="agreement",
         unit="share",
         words="share of the decisions that are the baseline's",
@@ -568,7 +565,7 @@ _ALL = (
         read=agreement,
         fields=_SCORED,
     ),
-    Measure(
+    Metric(
         name="calibration_error",
         unit="share",
         words="expected calibration error over 15 bins: how far confidence is from the share of right answers",
@@ -576,7 +573,7 @@ _ALL = (
         read=calibration,
         fields=_SCORED,
     ),
-    Measure(
+    Metric(
         name="resident_mb",
         unit="MB",
         words="resident memory of its process after loading, in 10^6 bytes",
@@ -584,7 +581,7 @@ _ALL = (
         read=bytes_of("memory", "loaded_rss_bytes"),
         floor="memory",
     ),
-    Measure(
+    Metric(
         name="peak_mb",
         unit="MB",
         words="highest resident memory of its process while it answers",
@@ -592,7 +589,7 @@ _ALL = (
         read=bytes_of("memory", "peak_bytes"),
         floor="memory",
     ),
-    Measure(
+    Metric(
         name="private_mb",
         unit="MB",
         words="memory that is its process's alone, after the run (USS)",
@@ -600,7 +597,7 @@ _ALL = (
         read=bytes_of("memory", "after_uss_bytes"),
         floor="memory",
     ),
-    Measure(
+    Metric(
         name="gpu_mb",
         unit="MB",
         words="peak of the GPU memory that it reserved, or where that is not told, allocated",
@@ -608,7 +605,7 @@ _ALL = (
         read=bytes_of("memory", "gpu_peak_reserved_bytes", "gpu_peak_allocated_bytes"),
         floor="memory",
     ),
-    Measure(
+    Metric(
         name="cold_start_ms",
         unit="ms",
         words="from the start of a process to its first answer, median over the starts",
@@ -616,7 +613,7 @@ _ALL = (
         read=cold_start,
         timed=True,
     ),
-    Measure(
+    Metric(
         name="joules_per_text",
         unit="J",
         words="energy of one text, of the whole processor package or GPU",
@@ -626,5 +623,5 @@ _ALL = (
         fields=_LOADED,
     ),
 )
-MEASURES = {measure.name: measure for measure in _ALL}
+METRICS = {metric.name: metric for metric in _ALL}
 """By name, in the order in which `potstill claims` lists them."""

@@ -1,15 +1,21 @@
-"""The triple loss of DistilBERT: softened answers, masked words and the direction of the last hidden state.
+"""DistilBERT: the triple loss of softened answers, masked words and the direction of the last hidden state.
 
-The vocabulary is what makes it dear: logits of every token for both models, twice over. Here logits exist only at the
-positions that count, a chunk at a time, and each chunk is turned into its gradient in place.
+Sanh et al., arXiv 1910.01108, section 3: L = 5 L_ce + 2 L_mlm + 1 L_cos, with the weights of the released checkpoints.
+L_ce is T² · KL(teacher ‖ student) of the answers at temperature T (Hinton et al., arXiv 1503.02531, section 2.1).
+
+The vocabulary is what makes it costly: logits of every token for both models, twice over. Here logits exist only at the
+positions that count, a chunk at a time, and each chunk is turned into its gradient in place (`vocabulary_loss`).
+
+Shapes: `B` texts, `T` tokens, `N` positions, `V` vocabulary entries, `E` width of what the decoder reads.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from transformers import PreTrainedModel
 
 from potstill.distill.hooks import masked_lm_head, model_inputs
@@ -45,13 +51,8 @@ class TripleLoss(Objective):
     def __init__(
         self, *, alpha_kl: float = 5.0, alpha_mlm: float = 2.0, alpha_cos: float = 1.0, temperature: float = 2.0
     ) -> None:
-        super().__init__()
-        self._weights = {"kl": alpha_kl, "mlm": alpha_mlm, "cos": alpha_cos}
+        super().__init__({"kl": alpha_kl, "mlm": alpha_mlm, "cos": alpha_cos})
         self._temperature = temperature
-
-    def weights(self, share: float) -> dict[str, float]:
-        """Return the weight of each part, the same all through the training."""
-        return self._weights
 
     def count(self, batch: Batch) -> dict[str, int]:
         """Return the positions compared, the positions masked, and the real tokens."""
@@ -66,7 +67,7 @@ class TripleLoss(Objective):
         Raises:
             CheckpointError: if the vocabularies, or for cos the widths, differ.
         """
-        wanted = {part for part in self._weights if scales.get(part, 0) > 0}
+        wanted = {part for part in self.part_weights if scales.get(part, 0) > 0}
         ours = _last_hidden(student, batch)
         theirs = None
         if wanted & {"kl", "cos"}:
@@ -74,37 +75,26 @@ class TripleLoss(Objective):
                 theirs = _last_hidden(teacher, batch)
         loss, sums = ours.new_zeros((), dtype=torch.float32), {}
         if wanted & {"kl", "mlm"}:
-            loss, kl_sum, mlm_sum = self._answers(student, teacher, (ours, theirs), batch, scales)
+            positions = batch["positions"]
+            our_head, their_head = _head_at(student, ours, positions), None
+            if "kl" in wanted and theirs is not None:
+                with torch.no_grad():
+                    their_head = _head_at(teacher, theirs, positions)
+                _require_equal("vocabulary entries", len(our_head.weight), len(their_head.weight), "use")
+            loss, kl_sum, mlm_sum = vocabulary_loss(
+                our_head,
+                their_head,
+                batch["masked_labels"].flatten()[positions],
+                temperature=self._temperature,
+                kl_scale=scales.get("kl", 0.0),
+                mlm_scale=scales.get("mlm", 0.0),
+            )
             sums = {part: value for part, value in (("kl", kl_sum), ("mlm", mlm_sum)) if part in wanted}
         if "cos" in wanted and theirs is not None:
             _require_equal("hidden units", ours.shape[-1], theirs.shape[-1], "set its weight to 0 or use")
             cosine = hidden_cosine_sum(ours, theirs, (batch["attention_mask"] != 0).to(torch.float32))
             loss, sums["cos"] = loss + scales["cos"] * cosine, cosine.detach()
         return loss, sums
-
-    def _answers(
-        self,
-        student: PreTrainedModel,
-        teacher: PreTrainedModel,
-        states: tuple[Tensor, Tensor | None],
-        batch: Batch,
-        scales: Mapping[str, float],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        labels, positions = batch["masked_labels"].flatten(), batch["positions"]
-        ours, kl_scale = _head_at(student, states[0], positions), scales.get("kl", 0.0)
-        theirs = None
-        if kl_scale > 0 and states[1] is not None:
-            with torch.no_grad():
-                theirs = _head_at(teacher, states[1], positions)
-            _require_equal("vocabulary entries", len(ours.weight), len(theirs.weight), "use")
-        return vocabulary_loss(
-            ours,
-            theirs,
-            labels[positions],
-            temperature=self._temperature,
-            kl_scale=kl_scale,
-            mlm_scale=scales.get("mlm", 0.0),
-        )
 
 
 def _last_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -186,7 +176,9 @@ def vocabulary_loss(
 
 class _VocabularyLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, terms: _Terms) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor, terms: _Terms
+    ) -> tuple[Tensor, Tensor, Tensor]:
         student = Head(hidden, weight, bias)
         wanted = ctx.needs_input_grad[:3] if terms.with_gradients else (False,) * 3
         kl_sum, mlm_sum, ctx.gradients = _compute(student, terms, wanted)
@@ -196,7 +188,7 @@ class _VocabularyLoss(torch.autograd.Function):
         return terms.kl_scale * kl_sum + terms.mlm_scale * mlm_sum, kl_sum, mlm_sum
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             terms = replace(ctx.terms, with_gradients=True)
@@ -220,7 +212,7 @@ def _compute(
             part = slice(start, start + rows)
             logits = _logits(low, part, buffers[0], terms.temperature)
             targets = _logits(terms.teacher, part, buffers[1], terms.temperature) if terms.teacher else None
-            sums += _turn_into_gradient(logits, targets, terms.labels[part], terms)
+            sums += _logits_to_gradient(logits, targets, terms.labels[part], terms)
             if any(wanted):
                 _add_gradients(gradients, logits, low, part, terms.factor)
     return sums[0] * terms.temperature**2, sums[1], gradients
@@ -238,7 +230,7 @@ def _logits(head: Head, part: slice, buffer: Tensor, temperature: float) -> Tens
     return out.add_(head.bias / temperature)
 
 
-def _turn_into_gradient(logits: Tensor, targets: Tensor | None, labels: Tensor, terms: _Terms) -> Tensor:
+def _logits_to_gradient(logits: Tensor, targets: Tensor | None, labels: Tensor, terms: _Terms) -> Tensor:
     """Replace a chunk of student logits by their gradient over `terms.factor`; return the sums of KL / T² and MLM."""
     rows = _rows_in(_BLOCK_BYTES, logits.shape[1]) if logits.is_cpu else len(logits)
     scratch = torch.empty_like(logits[:rows]) if targets is not None else logits
@@ -246,11 +238,13 @@ def _turn_into_gradient(logits: Tensor, targets: Tensor | None, labels: Tensor, 
     for start in range(0, len(logits), rows):
         part = slice(start, start + rows)
         block, target = logits[part], None if targets is None else targets[part]
-        sums += _turn_block(block, target, scratch[: len(block)], labels[part], terms)
+        sums += _block_to_gradient(block, target, scratch[: len(block)], labels[part], terms)
     return sums
 
 
-def _turn_block(student: Tensor, teacher: Tensor | None, scratch: Tensor, labels: Tensor, terms: _Terms) -> Tensor:
+def _block_to_gradient(
+    student: Tensor, teacher: Tensor | None, scratch: Tensor, labels: Tensor, terms: _Terms
+) -> Tensor:
     """Do the same for a few rows; the teacher's logits and the scratch space are overwritten too."""
     known = (labels != IGNORED).unsqueeze(1)
     label = labels.unsqueeze(1).where(known, 0)

@@ -20,11 +20,9 @@ from potstill.checkpoint.model import (
     load_head,
 )
 from potstill.checkpoint.sentence_transformers import Dense, check_pooling
+from potstill.distill.batches import TEACHER_VECTORS
 from potstill.distill.hooks import embed
 from potstill.distill.methods.objective import Batch, Objective, weighted_sum
-
-TEACHER_VECTORS = "teacher_vectors"
-"""The key of a batch under which the teacher's vectors (B, E) are."""
 
 
 class EmbeddingDistillation(Objective):
@@ -38,21 +36,16 @@ class EmbeddingDistillation(Objective):
 
     def __init__(self, head: SentenceHead, *, alpha_cos: float, alpha_mse: float) -> None:
         """Take what makes a vector as wide as the teacher's of the student's token vectors."""
-        super().__init__()
+        super().__init__({"cos": alpha_cos, "mse": alpha_mse})
         self.head = head
-        self._weights = {"cos": alpha_cos, "mse": alpha_mse}
 
     def as_used(self, student: PreTrainedModel) -> SentenceEncoder:
         """Return the student with its head."""
         return SentenceEncoder(student, self.head.to(student.device))
 
-    def weights(self, share: float) -> dict[str, float]:
-        """Return the same weights throughout."""
-        return self._weights
-
     def count(self, batch: Batch) -> dict[str, int]:
         """Count texts."""
-        return dict.fromkeys(self._weights, len(batch["input_ids"]))
+        return dict.fromkeys(self.part_weights, len(batch["input_ids"]))
 
     def forward(
         self, student: PreTrainedModel, teacher: PreTrainedModel, batch: Batch, scales: Mapping[str, float]

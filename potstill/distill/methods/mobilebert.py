@@ -54,7 +54,7 @@ class MobileBert(Objective):
         Raises:
             CheckpointError: if feature maps or attention of the two cannot be compared.
         """
-        super().__init__()
+        super().__init__(weights)
         ours, theirs = student.config, teacher.config
         for what, key in (("hidden units", "hidden_size"), ("attention heads", "num_attention_heads")):
             mine, other = getattr(ours, key), getattr(theirs, key)
@@ -64,7 +64,6 @@ class MobileBert(Objective):
                     "cut the student with student.family=mobilebert"
                 )
         self._map = list(layer_map)
-        self._layer_weights = dict(weights)
         # A phase without weights is left out.
         has_layers, has_words = any(weights.values()), any(words.weights(0.0)[name] for name in ("kl", "mlm"))
         self._progressive_share = float(has_layers) if not (has_layers and has_words) else progressive_share
@@ -76,7 +75,7 @@ class MobileBert(Objective):
         self._share = share
         progressive = share < self._progressive_share or self._progressive_share == 1
         words = {name: weight for name, weight in self.words.weights(share).items() if name != "cos"}
-        return {name: weight if progressive else 0.0 for name, weight in self._layer_weights.items()} | {
+        return {name: weight if progressive else 0.0 for name, weight in self.part_weights.items()} | {
             name: 0.0 if progressive else weight for name, weight in words.items()
         }
 

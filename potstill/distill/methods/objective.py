@@ -27,9 +27,17 @@ class Objective(nn.Module):
     has_unused_parameters = False
     """Whether some of the student's parameters get no gradient; several processes have to be told of it."""
 
+    def __init__(self, part_weights: Mapping[str, float]) -> None:
+        """Take the weight of each part by its name."""
+        super().__init__()
+        self.part_weights = dict(part_weights)
+
     def weights(self, share: float) -> dict[str, float]:
-        """Return the weight of each part at this `share` (0 to 1) of the training; 0 leaves a part out."""
-        raise NotImplementedError
+        """Return the weight of each part at this `share` (0 to 1) of the training; 0 leaves a part out.
+
+        The same all through the training, unless a method has stages.
+        """
+        return self.part_weights
 
     def count(self, batch: Batch) -> dict[str, int]:
         """Return how many units each part has in this micro-batch, read from tensors on the CPU."""

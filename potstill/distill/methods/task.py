@@ -1,16 +1,19 @@
 """Task distillation: labels, the teacher's softened answers, and its last hidden states.
 
+The softened answers are those of Hinton et al., arXiv 1503.02531, section 2.1; the cosine of the hidden states is
+DistilBERT's (arXiv 1910.01108, section 3).
+
 Shapes: `B` texts, `T` tokens, `C` classes, `H` hidden width. Every loss is a sum over its units (texts, labelled
 tokens, tokens), so that the trainer can average over a whole step, and padding counts in none of them.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from potstill.distill.hooks import capture_hidden_states
 from potstill.distill.masking import IGNORED
@@ -22,17 +25,19 @@ class TaskDistillation(Objective):
 
     Regression has no distribution to compare: there `ce` and `kl` are squared errors against label and teacher, and the
     temperature has no effect.
+
+    Args:
+        problem: what the models answer, a key of `potstill.tasks.METRICS`.
+        temperature: softens the answers of both.
+        alpha_kl: weight of the teacher's answers.
+        alpha_ce: weight of the labels.
+        alpha_cos: weight of the hidden states, which need equal widths.
     """
 
     def __init__(self, problem: str, *, temperature: float, alpha_kl: float, alpha_ce: float, alpha_cos: float) -> None:
-        super().__init__()
+        super().__init__({"ce": alpha_ce, "kl": alpha_kl, "cos": alpha_cos})
         self._problem = problem
         self._temperature = temperature
-        self._weights = {"ce": alpha_ce, "kl": alpha_kl, "cos": alpha_cos}
-
-    def weights(self, share: float) -> dict[str, float]:
-        """Return the same weights throughout."""
-        return self._weights
 
     def count(self, batch: Batch) -> dict[str, int]:
         """Count texts, or labelled tokens, for the answers, and tokens for the cosine."""
@@ -70,11 +75,16 @@ def count_answers(batch: Batch) -> int:
     return len(batch["input_ids"])
 
 
-def label_loss_sum(output: Any, batch: Batch, problem: str) -> Tensor:
+def label_loss_sum(output: ModelOutput, batch: Batch, problem: str) -> Tensor:
     """Return the loss of the labels, summed over texts or labelled tokens.
 
     Cross-entropy with label ids (B,) or (B, T); for several labels per text the binary cross-entropy with (B, C),
     averaged over classes; for regression the squared error; for answers in a text the mean over start and end.
+
+    Args:
+        output: of the student: `logits` (B, C) or (B, T, C), or `start_logits` and `end_logits` (B, T).
+        batch: holds `labels`, or `start_positions` and `end_positions` (B,).
+        problem: see `TaskDistillation`.
     """
     if problem == "question-answering":
         return sum(
@@ -89,11 +99,11 @@ def label_loss_sum(output: Any, batch: Batch, problem: str) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
-def answer_loss_sum(ours: Any, theirs: Any, batch: Batch, problem: str, temperature: float) -> Tensor:
+def answer_loss_sum(ours: ModelOutput, theirs: ModelOutput, batch: Batch, problem: str, temperature: float) -> Tensor:
     """Return T² · KL(teacher ‖ student) of the softened answers, summed over texts or labelled tokens.
 
     For several labels per text each class is a yes or no, and they are averaged; for answers in a text, start and end
-    are; for regression it is the squared distance.
+    are; for regression it is the squared distance. Arguments as in `label_loss_sum`.
     """
     if problem == "question-answering":
         pairs = zip(_span_logits(ours, batch), _span_logits(theirs, batch), strict=True)
@@ -110,7 +120,7 @@ def answer_loss_sum(ours: Any, theirs: Any, batch: Batch, problem: str, temperat
     return kl_divergence_sum(our, their, temperature)
 
 
-def _span_logits(output: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+def _span_logits(output: ModelOutput, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the logits of start and end, each (B, T), with padding out of the race."""
     padding = batch["attention_mask"] == 0
     lowest = torch.finfo(torch.float32).min / 2

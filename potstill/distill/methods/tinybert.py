@@ -1,4 +1,7 @@
-"""TinyBERT: embeddings, hidden states and attention scores of mapped layers, then the answers (arXiv 1909.10351).
+"""TinyBERT: embeddings, hidden states and attention scores of mapped layers, then the answers.
+
+Jiao et al., arXiv 1909.10351: attention loss (equation 7), hidden states (equation 8), embeddings (equation 9),
+prediction (equation 10), layer by layer (equations 6 and 11). Shapes: `B` texts, `T` tokens, `H` width, `h` heads.
 
 The general stage learns from running text, unmasked, and has no answers; the task stage learns the inner states first
 and the answers afterwards. Attention is compared before the softmax, as in the paper, but recomputed from the
@@ -54,7 +57,7 @@ class TinyBert(Objective):
         Raises:
             CheckpointError: if the attention of the two cannot be compared head by head, or nothing is left to learn.
         """
-        super().__init__()
+        super().__init__(weights)
         ours, theirs = student.config, teacher.config
         if weights["att"] > 0 and ours.num_attention_heads != theirs.num_attention_heads:
             raise CheckpointError(
@@ -68,7 +71,6 @@ class TinyBert(Objective):
                 "are 0; set distill.alpha_embedding, alpha_hidden or alpha_attention"
             )
         self._map = list(layer_map)
-        self._all_weights = dict(weights)
         self._problem = problem
         # A stage without weights is left out.
         has_states, has_answers = any(weights[name] for name in _STATES), problem is not None and weights["pred"] > 0
@@ -80,7 +82,7 @@ class TinyBert(Objective):
     def weights(self, share: float) -> dict[str, float]:
         """Return the weights of the stage that this share of the training belongs to."""
         early = share < self._intermediate_share or self._intermediate_share == 1
-        return {name: weight if (name != "pred") == early else 0.0 for name, weight in self._all_weights.items()}
+        return {name: weight if (name != "pred") == early else 0.0 for name, weight in self.part_weights.items()}
 
     def count(self, batch: Batch) -> dict[str, int]:
         """Count tokens for states, pairs of tokens for attention, texts or labelled tokens for answers."""

@@ -8,9 +8,9 @@ evaluation and the benchmarks all read a model's outputs by them. Pure: no threa
 
 from importlib import import_module
 
-from potstill.serve.tasks.features import Features, LoadedModel, Outputs, ServedTask
+from potstill.serve.tasks.features import Features, Outputs, ServedTask, TaskModel
 
-__all__ = ["Features", "LoadedModel", "Outputs", "ServedTask", "served_task"]
+__all__ = ["Features", "Outputs", "ServedTask", "TaskModel", "served_task"]
 
 
 def served_task(name: str) -> ServedTask:

@@ -1,6 +1,7 @@
 """Feature extraction: one vector per text, as sentence-transformers makes it."""
 
 from collections.abc import Sequence
+from math import inf
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -9,7 +10,7 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from potstill.bundle import Pooling
 from potstill.serve.http_errors import invalid
-from potstill.serve.tasks.features import Features, LoadedModel, Outputs, ServedTask, check_finite
+from potstill.serve.tasks.features import Features, Outputs, ServedTask, TaskModel, check_finite
 from potstill.serve.tasks.inputs import RequestModel, read_texts
 from potstill.serve.tokenizer import BundleTokenizer
 
@@ -37,34 +38,20 @@ class VectorParameters(RequestModel):
     encoding_format: Literal["float"] | None = None
 
 
-def preprocess_vectors(
-    tokenizer: BundleTokenizer,
-    texts: Sequence[str],
-    parameters: VectorParameters,
-    *,
-    outputs: Sequence[str],
-    pooling: Pooling | None,
-    width: int | None,
-) -> Features:
+def preprocess(model: TaskModel, items: Sequence[object], parameters: VectorParameters, _: int = 0) -> Features:
     """Tokenise texts; each gets one vector, a list of floats.
 
-    Args:
-        tokenizer: the model's.
-        texts: at least one.
-        parameters: what the request says.
-        outputs: the graph's outputs, in the order of the manifest.
-        pooling: how a vector is made of a text's tokens; None is their mean, as it is.
-        width: how many numbers a vector has, where it is known.
-
     Raises:
-        RequestError: 422 if a text is too long and must not be cut, or for a vector that this model cannot give.
+        RequestError: 422 if an item is no text, or too long where it must not be cut, or for a vector that this model
+            cannot give.
     """
-    if parameters.dimensions is not None and width is not None and parameters.dimensions > width:
-        raise invalid(f"parameters.dimensions is {parameters.dimensions}; this model's vectors have {width}")
+    tokenizer, outputs, texts = model.tokenizer, model.outputs, read_texts(items)
+    if parameters.dimensions is not None and parameters.dimensions > (model.width or inf):
+        raise invalid(f"parameters.dimensions is {parameters.dimensions}; this model's vectors have {model.width}")
     if not parameters.truncate:
         _check_lengths(tokenizer, texts)
     is_pooled = SENTENCE_EMBEDDING in outputs
-    known = pooling or _AS_IT_IS
+    known = model.pooling or _AS_IT_IS
     if is_pooled and known.normalize and parameters.normalize is False:
         # The length that the graph took away is still in the token vectors.
         is_pooled = False
@@ -108,21 +95,10 @@ def _check_lengths(tokenizer: BundleTokenizer, texts: Sequence[str]) -> None:
             )
 
 
-def _preprocess(model: LoadedModel, items: Sequence[object], parameters: VectorParameters, _: int) -> Features:
-    return preprocess_vectors(
-        model.tokenizer,
-        read_texts(items),
-        parameters,
-        outputs=model.manifest.outputs,
-        pooling=model.manifest.pooling,
-        width=model.width,
-    )
-
-
 TASK = ServedTask(
     item=StrictStr,
     parameters=VectorParameters,
     answer=list[float],
     example="a great movie",
-    preprocess=_preprocess,
+    preprocess=preprocess,
 )

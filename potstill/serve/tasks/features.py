@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from potstill.bundle import Manifest
+from potstill.bundle import Pooling
 from potstill.errors import CheckError
 from potstill.serve.tokenizer import BundleTokenizer, Row
 
@@ -30,21 +30,27 @@ class Features(NamedTuple):
     """Turns the outputs of `rows`, in their order, into one answer per input, as plain JSON values. It takes the
     outputs whole, or as `keep` returned them. Raises CheckError if numbers are NaN or infinite."""
     keep: Callable[[int, Outputs], Outputs] = keep_all
-    """Returns what `decode` needs of the outputs of row number n: a copy, so that the batch's arrays can be freed. A
+    """Returns what `decode` needs of the outputs of row number n, as a copy, so that the batch's arrays can be freed. A
     language model gives a vocabulary of logits per token, 60 MB for a text of 512 tokens; one token's are needed."""
     decide: Callable[[Any], Hashable] | None = None
     """`ServedTask.decide`, where the answers are those of a task."""
 
 
-class LoadedModel(Protocol):
-    """What a task needs to know of a model; `potstill.serve.Encoder` has it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskModel:
+    """What a task must know of a model."""
 
-    manifest: Manifest
     tokenizer: BundleTokenizer
-    function: str
-    """What turns a classifier's logits into scores: `softmax`, `sigmoid` or `none`."""
-    width: int | None
-    """The length of the last axis of the graph's last output, where the graph says it."""
+    outputs: Sequence[str]
+    """The names of the graph's outputs, in the order of the manifest."""
+    labels: Sequence[str] = ()
+    """In the order of the logits."""
+    function: str = "softmax"
+    """What turns a classifier's logits into scores where the request does not say: `softmax`, `sigmoid` or `none`."""
+    pooling: Pooling | None = None
+    """How a vector is made of a text's tokens; None is their mean, as it is."""
+    width: int | None = None
+    """The length of the last axis of the graph's last output; None where the graph leaves it open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +67,8 @@ class ServedTask:
     """The type of one input's answer."""
     example: str | dict[str, str]
     """An input that the OpenAPI document shows."""
-    preprocess: Callable[[LoadedModel, Sequence[Any], Any, int], Features]
-    """Takes the model, the inputs, an instance of `parameters`, and in how many windows a long context may be read.
+    preprocess: Callable[[TaskModel, Sequence[object], Any, int], Features]
+    """Takes the model, the inputs, an instance of `parameters`, and in how many windows a long input may be read.
     Raises RequestError if an input or a parameter does not fit. Pure, and safe in any thread."""
     decide: Callable[[Any], Hashable] | None = None
     """Returns what an answer decides, without its scores, so that the answers of two models can be compared: a label,
@@ -89,12 +95,6 @@ def not_finite() -> CheckError:
     return CheckError("the model gave NaN or infinity; use another precision or export the checkpoint again")
 
 
-def check_label_count(logits: NDArray[np.floating[Any]], labels: Sequence[str]) -> NDArray[np.floating[Any]]:
-    """Return logits whose last axis is that of the labels.
-
-    Raises:
-        CheckError: if there are more or fewer.
-    """
-    if logits.shape[-1] != len(labels):
-        raise CheckError(f"the model gives {logits.shape[-1]} logits and its manifest names {len(labels)} labels")
-    return logits
+def wrong_label_count(logits: int, labels: int) -> CheckError:
+    """Return the error of a model that gives more or fewer logits than its manifest names labels."""
+    return CheckError(f"the model gives {logits} logits and its manifest names {labels} labels")

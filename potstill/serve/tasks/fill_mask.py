@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, StrictStr
 
 from potstill.metrics import softmax
 from potstill.serve.http_errors import invalid
-from potstill.serve.tasks.features import Features, LoadedModel, Outputs, ServedTask, check_finite
+from potstill.serve.tasks.features import Features, Outputs, ServedTask, TaskModel, check_finite
 from potstill.serve.tasks.inputs import MAX_COUNT, Count, RequestModel, read_texts
 from potstill.serve.tokenizer import BundleTokenizer, Row, without_surrogates
 
@@ -42,22 +42,15 @@ class Filling(BaseModel):
     sequence: str
 
 
-def preprocess_masks(
-    tokenizer: BundleTokenizer, texts: Sequence[str], parameters: MaskParameters, *, output: str
-) -> Features:
+def preprocess(model: TaskModel, items: Sequence[object], parameters: MaskParameters, _: int = 0) -> Features:
     """Tokenise texts with masks; a text with one gets its best words, one with several a list of these per mask.
 
-    Args:
-        tokenizer: the model's.
-        texts: at least one.
-        parameters: what the request says.
-        output: the name of the logits.
-
     Raises:
-        RequestError: 422 if a text has no mask among the tokens that are read, none of the targets is a token, or the
-            answer would be too large.
+        RequestError: 422 if an item is no text or has no mask among the tokens that are read, none of the targets is a
+            token, or the answer would be too large.
     """
-    rows, masks = _find_masks(tokenizer, texts)
+    tokenizer, output = model.tokenizer, model.outputs[0]
+    rows, masks = _find_masks(tokenizer, read_texts(items))
     for index, places in enumerate(masks):
         if not len(places):
             mask = tokenizer.token(-1 if tokenizer.mask_id is None else tokenizer.mask_id)
@@ -82,23 +75,21 @@ def preprocess_masks(
     return Features(rows=rows, decode=decode, keep=keep)
 
 
-def preprocess_hidden(
-    tokenizer: BundleTokenizer, texts: Sequence[str], hidden: Sequence[Sequence[int]], *, output: str
-) -> Features:
-    """Tokenise texts whose masks hide known tokens; each gets a triple per mask; for an evaluation.
+def preprocess_hidden(model: TaskModel, texts: Sequence[str], hidden: Sequence[Sequence[int]]) -> Features:
+    """Tokenise texts whose masks hide known tokens, for an evaluation; each gets a triple per mask.
 
-    The triple is the score of the hidden token, as `preprocess_masks` gives it where it is one of the `targets`; the
+    The triple is the score of the hidden token, as `preprocess` gives it where it is one of the `targets`; the
     likeliest token; and how many tokens the model chooses from.
 
     Args:
-        tokenizer: the model's.
+        model: its first output are the logits.
         texts: with masks, as a client would send them.
         hidden: the token behind each mask of each text.
-        output: the name of the logits.
 
     Raises:
         RequestError: 422 if there is no mask token, or a text has other masks than are hidden.
     """
+    tokenizer, output = model.tokenizer, model.outputs[0]
     rows, masks = _find_masks(tokenizer, texts)
     for index, (places, tokens) in enumerate(zip(masks, hidden, strict=True)):
         if len(places) != len(tokens):
@@ -186,10 +177,6 @@ def _target_tokens(tokenizer: BundleTokenizer, words: Sequence[str]) -> NDArray[
     return np.array(sorted(found), dtype=np.int64)
 
 
-def _preprocess(model: LoadedModel, items: Sequence[object], parameters: MaskParameters, _: int) -> Features:
-    return preprocess_masks(model.tokenizer, read_texts(items), parameters, output=model.manifest.outputs[0])
-
-
 def _decide(answer: list[Any]) -> Hashable:
     """Return the best word, or with several masks that of each."""
     masks = answer if answer and isinstance(answer[0], list) else [answer]
@@ -201,6 +188,6 @@ TASK = ServedTask(
     parameters=MaskParameters,
     answer=list[Filling] | list[list[Filling]],
     example="Paris is the [MASK] of France.",
-    preprocess=_preprocess,
+    preprocess=preprocess,
     decide=_decide,
 )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, StrictBool, StrictStr
 
 from potstill.serve.http_errors import invalid, too_large
-from potstill.serve.tasks.features import Features, LoadedModel, Outputs, ServedTask, check_finite
+from potstill.serve.tasks.features import Features, Outputs, ServedTask, TaskModel, check_finite
 from potstill.serve.tasks.inputs import Count, RequestModel, read_two_texts
 from potstill.serve.tokenizer import BundleTokenizer, Pieces, Row, without_surrogates
 
@@ -92,26 +92,21 @@ class _Probabilities(NamedTuple):
     no_answer: float
 
 
-def preprocess_questions(
-    tokenizer: BundleTokenizer,
-    questions: Sequence[tuple[str, str]],
-    parameters: QuestionParameters,
-    *,
-    outputs: Sequence[str],
-    most_windows: int,
-) -> Features:
+def preprocess(model: TaskModel, items: Sequence[object], parameters: QuestionParameters, max_windows: int) -> Features:
     """Tokenise questions; each gets its best answer, or with `top_k` above 1 a list of answers, the best first.
 
     Args:
-        tokenizer: the model's.
-        questions: (question, context), at least one.
+        model: its outputs are the logits of an answer's first token and of its last.
+        items: (question, context), or an instance or a mapping of `Question`; at least one.
         parameters: what the request says.
-        outputs: the names of the logits of an answer's first token and of its last.
-        most_windows: windows that one context may be read in.
+        max_windows: windows that one context may be read in.
 
     Raises:
-        RequestError: 422 if the parameters do not fit the model, 413 if a context is too long.
+        RequestError: 422 if an item is no question or the parameters do not fit the model, 413 if a context is too
+            long.
     """
+    tokenizer, expected = model.tokenizer, "a question with its context"
+    questions = [read_two_texts(index, item, Question, expected) for index, item in enumerate(items)]
     contexts = [without_surrogates(context) for _, context in questions]
     characters = parameters.top_k * sum(map(len, contexts))
     if characters > _MOST_CHARACTERS:
@@ -120,19 +115,22 @@ def preprocess_questions(
     windowed = []
     for index, context in enumerate(contexts):
         question_pieces, context_pieces = pieces[index], pieces[len(contexts) + index]
-        windows = _split(tokenizer, question_pieces, context_pieces, parameters, most=most_windows, index=index)
+        windows = _split(tokenizer, question_pieces, context_pieces, parameters, most=max_windows, index=index)
         windowed.append(_WindowedQuestion(context, context_pieces, windows))
+
+    def keep(_: int, outputs: Outputs) -> Outputs:
+        return {name: outputs[name].copy() for name in model.outputs[:2]}
 
     def decode(given: Sequence[Outputs]) -> list[Any]:
         left = iter(given)
         answers = []
         for question in windowed:
-            probabilities = [_probabilities(tokenizer, window, next(left), outputs) for window in question.windows]
+            probabilities = [_probabilities(model, window, next(left)) for window in question.windows]
             found = _best_answers(question, probabilities, parameters)
             answers.append(found if parameters.top_k > 1 else (found or [dict(_NO_ANSWER)])[0])
         return answers
 
-    return Features(rows=[window.row for question in windowed for window in question.windows], decode=decode)
+    return Features(rows=[window.row for question in windowed for window in question.windows], decode=decode, keep=keep)
 
 
 def windows(tokens: int, *, room: int, stride: int, side: str = "right") -> Iterator[slice]:
@@ -202,15 +200,13 @@ def _split(
     ]
 
 
-def _probabilities(
-    tokenizer: BundleTokenizer, window: _Window, given: Outputs, outputs: Sequence[str]
-) -> _Probabilities:
+def _probabilities(model: TaskModel, window: _Window, given: Outputs) -> _Probabilities:
     ids = window.row["input_ids"]
     # [CLS] says that there is no answer; other tokens outside of the context say nothing.
-    counted = ids == (-1 if tokenizer.first_id is None else tokenizer.first_id)
+    counted = ids == (-1 if model.tokenizer.first_id is None else model.tokenizer.first_id)
     counted[window.inside] = True
     sides = []
-    for name in outputs[:2]:
+    for name in model.outputs[:2]:
         logits = np.where(counted, check_finite(given[name]), -np.inf)
         raised = np.exp(logits - logits.max()) if counted.any() else np.zeros(len(ids))
         sides.append(raised / max(float(raised.sum()), 1.0))
@@ -262,15 +258,6 @@ def _best_spans(
     return best
 
 
-def _preprocess(
-    model: LoadedModel, items: Sequence[object], parameters: QuestionParameters, most_windows: int
-) -> Features:
-    expected = "a question with its context"
-    questions = [read_two_texts(index, item, Question, expected) for index, item in enumerate(items)]
-    outputs = model.manifest.outputs
-    return preprocess_questions(model.tokenizer, questions, parameters, outputs=outputs, most_windows=most_windows)
-
-
 def _decide(answer: dict[str, Any] | list[dict[str, Any]]) -> Hashable:
     """Return where the best answer stands."""
     best = answer if isinstance(answer, dict) else (answer or [_NO_ANSWER])[0]
@@ -282,7 +269,7 @@ TASK = ServedTask(
     parameters=QuestionParameters,
     answer=Answer | list[Answer],
     example={"question": "Where did she live?", "context": "Ada Lovelace lived in London."},
-    preprocess=_preprocess,
+    preprocess=preprocess,
     decide=_decide,
     has_windows=True,
 )

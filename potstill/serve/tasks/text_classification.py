@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, StrictStr
 
-from potstill.serve.tasks.features import Features, LoadedModel, Outputs, ServedTask, check_label_count, not_finite
+from potstill.serve.tasks.features import Features, Outputs, ServedTask, TaskModel, not_finite, wrong_label_count
 from potstill.serve.tasks.inputs import Count, RequestModel, read_two_texts
-from potstill.serve.tokenizer import BundleTokenizer, Text
+from potstill.serve.tokenizer import Text
 from potstill.tasks import MULTI_LABEL, REGRESSION
 
 
@@ -61,51 +61,45 @@ def scoring_function(problem_type: str | None, config: bytes | None) -> str:
     return "none" if not isinstance(settings, dict) or settings.get("problem_type") else "sigmoid"
 
 
-def preprocess_texts(
-    tokenizer: BundleTokenizer,
-    texts: Sequence[Text],
-    parameters: ClassificationParameters,
-    *,
-    labels: Sequence[str],
-    function: str,
-    output: str,
-) -> Features:
+def preprocess(model: TaskModel, items: Sequence[object], parameters: ClassificationParameters, _: int = 0) -> Features:
     """Tokenise texts and pairs; each gets its labels with scores, the best first.
 
-    Args:
-        tokenizer: the model's.
-        texts: at least one.
-        parameters: what the request says.
-        labels: in the order of the logits.
-        function: `softmax`, `sigmoid` or `none`, where the request does not say.
-        output: the name of the logits.
+    Raises:
+        RequestError: 422 if an item is neither.
     """
-    chosen = parameters.function_to_apply or function
+    expected = "a text, or a pair of text and text_pair"
+    texts = [
+        item if isinstance(item, str) else read_two_texts(index, item, Pair, expected)
+        for index, item in enumerate(items)
+    ]
+    function, output, labels = parameters.function_to_apply or model.function, model.outputs[0], model.labels
+
+    def keep(_: int, outputs: Outputs) -> Outputs:
+        return {output: outputs[output].copy()}
 
     def decode(outputs: Sequence[Outputs]) -> list[Any]:
-        logits = [check_label_count(own[output], labels) for own in outputs]
-        return [rank(row.tolist(), labels, function=chosen, top_k=parameters.top_k) for row in logits]
+        answers = []
+        for own in outputs:
+            logits = own[output].tolist()
+            if len(logits) != len(labels):
+                raise wrong_label_count(len(logits), len(labels))
+            answers.append(rank(logits, labels, function=function, top_k=parameters.top_k))
+        return answers
 
-    return Features(rows=tokenizer.rows(texts), decode=decode)
+    return Features(rows=model.tokenizer.rows(texts), decode=decode, keep=keep)
 
 
-def preprocess_scores(tokenizer: BundleTokenizer, texts: Sequence[Text], *, function: str, output: str) -> Features:
-    """Tokenise texts and pairs; each gets its logits and its labels' scores, in the order of the logits.
+def preprocess_scores(model: TaskModel, texts: Sequence[Text]) -> Features:
+    """Tokenise texts and pairs for an evaluation; each gets its logits and its labels' scores.
 
-    These are the numbers that `preprocess_texts` ranks, for an evaluation, which needs them all.
-
-    Args:
-        tokenizer: the model's.
-        texts: at least one.
-        function: `softmax`, `sigmoid` or `none`.
-        output: the name of the logits.
+    Both are in the order of the labels, and are the numbers that `preprocess` ranks.
     """
 
     def decode(outputs: Sequence[Outputs]) -> list[Any]:
-        rows = [own[output].tolist() for own in outputs]
-        return [(row, label_scores(row, function)) for row in rows]
+        rows = [own[model.outputs[0]].tolist() for own in outputs]
+        return [(row, label_scores(row, model.function)) for row in rows]
 
-    return Features(rows=tokenizer.rows(texts), decode=decode)
+    return Features(rows=model.tokenizer.rows(texts), decode=decode)
 
 
 def rank(
@@ -143,16 +137,6 @@ def label_scores(logits: Sequence[float], function: str) -> Sequence[float]:
     return [0.5 * (1 + math.tanh(0.5 * logit)) for logit in logits] if function == "sigmoid" else logits
 
 
-def _preprocess(model: LoadedModel, items: Sequence[object], parameters: ClassificationParameters, _: int) -> Features:
-    expected = "a text, or a pair of text and text_pair"
-    texts = [
-        item if isinstance(item, str) else read_two_texts(index, item, Pair, expected)
-        for index, item in enumerate(items)
-    ]
-    labels, output = model.manifest.labels, model.manifest.outputs[0]
-    return preprocess_texts(model.tokenizer, texts, parameters, labels=labels, function=model.function, output=output)
-
-
 def _decide(answer: list[dict[str, Any]]) -> Hashable:
     """Return the best label."""
     return answer[0]["label"] if answer else None
@@ -163,7 +147,7 @@ TASK = ServedTask(
     parameters=ClassificationParameters,
     answer=list[Score],
     example="a great movie",
-    preprocess=_preprocess,
+    preprocess=preprocess,
     decide=_decide,
     one_output_per_text=True,
 )

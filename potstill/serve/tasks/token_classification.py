@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, StrictStr
 
 from potstill.metrics import softmax
-from potstill.serve.tasks.features import Features, LoadedModel, Outputs, ServedTask, check_finite, check_label_count
+from potstill.serve.tasks.features import Features, Outputs, ServedTask, TaskModel, check_finite, wrong_label_count
 from potstill.serve.tasks.inputs import MAX_COUNT, RequestModel, read_texts
 from potstill.serve.tokenizer import BundleTokenizer, Pieces, without_surrogates
 
@@ -65,45 +65,41 @@ class _LabelledWord:
     end: int
 
 
-def preprocess_tokens(
-    tokenizer: BundleTokenizer, texts: Sequence[str], parameters: TokenParameters, *, labels: Sequence[str], output: str
-) -> Features:
-    """Tokenise texts; each gets its tokens or entities in the order of the text.
+def preprocess(model: TaskModel, items: Sequence[object], parameters: TokenParameters, _: int = 0) -> Features:
+    """Tokenise texts; each gets its tokens or entities in the order of the text. Of a long one the beginning is read.
 
-    Args:
-        tokenizer: the model's.
-        texts: at least one; of a long one what the model reads is labelled.
-        parameters: what the request says.
-        labels: in the order of the logits.
-        output: the name of the logits.
+    Raises:
+        RequestError: 422 if an item is no text.
     """
-    clean = [without_surrogates(text) for text in texts]
-    pieces = _pieces_read(tokenizer, clean)
+    tokenizer, output = model.tokenizer, model.outputs[0]
+    texts = [without_surrogates(text) for text in read_texts(items)]
+    pieces = _pieces_read(tokenizer, texts)
+
+    def keep(_: int, outputs: Outputs) -> Outputs:
+        return {output: outputs[output].copy()}
 
     def decode(outputs: Sequence[Outputs]) -> list[Any]:
         answers = []
-        for text, read, own in zip(clean, pieces, outputs, strict=True):
-            logits = _logits_of_text(tokenizer, read, check_label_count(own[output], labels))
+        for text, read, own in zip(texts, pieces, outputs, strict=True):
+            if own[output].shape[-1] != len(model.labels):
+                raise wrong_label_count(own[output].shape[-1], len(model.labels))
+            logits = _logits_of_text(tokenizer, read, own[output])
             tokens = _tokens(tokenizer, text, read, softmax(logits))
-            answers.append(_aggregate(tokenizer, tokens, parameters, labels))
+            answers.append(_aggregate(tokenizer, tokens, parameters, model.labels))
         return answers
 
-    return Features(rows=[tokenizer.frame(read.ids) for read in pieces], decode=decode)
+    return Features(rows=[tokenizer.frame(read.ids) for read in pieces], decode=decode, keep=keep)
 
 
-def preprocess_words(tokenizer: BundleTokenizer, texts: Sequence[Sequence[str]], *, output: str) -> Features:
-    """Tokenise texts that come as lists of words, joined by spaces; for an evaluation.
+def preprocess_words(model: TaskModel, texts: Sequence[Sequence[str]]) -> Features:
+    """Tokenise texts that come as lists of words, for an evaluation; they are joined by spaces.
 
     The answer to W words is an array (W, labels) of their logits and one (W,) of truth values, false for a word that no
     token touches: one behind the longest input, or one that the tokenizer leaves out. A word has the logits of the
-    first token that touches it: of what `preprocess_tokens` lists with `aggregation_strategy` "none", the token at
-    which it begins.
-
-    Args:
-        tokenizer: the model's.
-        texts: at least one.
-        output: the name of the logits.
+    first token that touches it: of what `preprocess` lists with `aggregation_strategy` "none", the token at which it
+    begins.
     """
+    tokenizer, output = model.tokenizer, model.outputs[0]
     clean = [[without_surrogates(word) for word in words] for words in texts]
     pieces = _pieces_read(tokenizer, [" ".join(words) for words in clean])
 
@@ -223,13 +219,6 @@ def _kind(label: str) -> str:
     return label[2:] if label.startswith(("B-", "I-")) else label
 
 
-def _preprocess(model: LoadedModel, items: Sequence[object], parameters: TokenParameters, _: int) -> Features:
-    manifest = model.manifest
-    return preprocess_tokens(
-        model.tokenizer, read_texts(items), parameters, labels=manifest.labels, output=manifest.outputs[0]
-    )
-
-
 def _decide(answer: list[dict[str, Any]]) -> Hashable:
     """Return all entities, and where they stand."""
     return tuple((one.get("entity") or one.get("entity_group"), one["start"], one["end"]) for one in answer)
@@ -240,6 +229,6 @@ TASK = ServedTask(
     parameters=TokenParameters,
     answer=list[Entity],
     example="Ada Lovelace lived in London",
-    preprocess=_preprocess,
+    preprocess=preprocess,
     decide=_decide,
 )

@@ -25,7 +25,7 @@ class LoudnessParameters(RequestModel):
 
 
 def preprocess(model, items, parameters, _):
-    output = model.manifest.outputs[0]
+    output = model.outputs[0]
 
     def decode(outputs):
         return [{"loudness": parameters.times * float(own[output].max())} for own in outputs]
