@@ -199,16 +199,21 @@ class BatchInvariance(Evidence):
 
 
 class Saturation(Evidence):
-    """Whether sums of two int8 products overflow 16 bits on an x86 CPU without VNNI."""
+    """Whether sums of two int8 products overflow 16 bits on an x86 CPU without VNNI, when the file reads real texts."""
 
     products: int = 0
+    """Integer products with constant int8 weights."""
     unchecked: int = 0
-    """Products whose weights are made at run time."""
+    """Those whose weights are made at run time."""
     saturating_products: int = 0
+    """Those in which at least one sum overflowed."""
     pairs: int = 0
+    """Sums that were looked at."""
     saturated_pairs: int = 0
+    """Those outside of 16 bits, estimated from a sample where very many could be."""
     share: float = 0.0
     largest_sum: int = 0
+    """The sum furthest from 0; 32767 fits."""
     worst: str | None = None
     """The product whose outputs are most wrong then."""
     worst_error: float = 0.0
@@ -372,7 +377,7 @@ class Made(Evidence):
     config: dict[str, JsonValue] = {}
     """`potstill.config.ExportConfig`."""
     cpu: str | None = None
-    packages: dict[str, str | None] = {}
+    packages: dict[str, str] = {}
     """Versions."""
     judged: AgainstTrivial | None = None
 

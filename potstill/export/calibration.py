@@ -7,7 +7,6 @@ the task's, and without labels.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
@@ -21,22 +20,27 @@ _PYTHON_DOCS = "the documentation that Python carries"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
-    """Texts, and where they are from."""
+class ExportTexts:
+    """Texts, and where they are from in words."""
 
     calibration: list[Text]
     """Int8 may fit itself to these."""
+    calibration_origin: str
     judged: list[Text]
     """Int8 is held against fp32 on these."""
+    judged_origin: str
     examples: Examples | None = None
     """The judged texts as the data has them, with what a model should answer; None where nobody knows."""
-    origin: dict[str, str]
-    """`calibration` and `judged` in words."""
 
 
-def make_probe(
-    task: Task, *, calibration: Sequence[Any], examples: Examples | None, calibration_texts: int, judged_texts: int
-) -> Probe:
+def choose_texts(
+    task: Task,
+    *,
+    calibration: Sequence[Text | list[str]],
+    examples: Examples | None,
+    calibration_texts: int,
+    judged_texts: int,
+) -> ExportTexts:
     """Choose the texts of an export.
 
     Args:
@@ -48,21 +52,27 @@ def make_probe(
         judged_texts: how many it is judged on at most.
     """
     seen = _as_read(calibration[:calibration_texts], task)[:calibration_texts]
-    origin = {"calibration": "texts of the task" if seen else _PYTHON_DOCS if calibration_texts else "no texts"}
+    seen_origin = "texts of the task" if seen else _PYTHON_DOCS if calibration_texts else "no texts"
     if not seen:
         seen = _documentation(task, "train")[:calibration_texts]
     if examples is not None:
         judged = _as_read(examples.texts[:judged_texts], task)
-        origin["judged"] = f"{examples.name} ({examples.split})"
+        judged_origin = f"{examples.name} ({examples.split})"
         labels = None if examples.labels is None else examples.labels[:judged_texts]
         examples = replace(examples, texts=examples.texts[:judged_texts], labels=labels)
     else:
         judged = _as_read(calibration[calibration_texts:][:judged_texts], task)
-        origin["judged"] = "other texts of the task" if judged else _PYTHON_DOCS
+        judged_origin = "other texts of the task" if judged else _PYTHON_DOCS
         judged = judged or _documentation(task, "validation")[:judged_texts]
     # Words that are masked are their own labels.
-    labelled = examples if examples is not None and examples.labels is not None and task is not FILL_MASK else None
-    return Probe(calibration=seen, judged=judged, examples=labelled, origin=origin)
+    labelled = examples is not None and examples.labels is not None and task is not FILL_MASK
+    return ExportTexts(
+        calibration=seen,
+        calibration_origin=seen_origin,
+        judged=judged,
+        judged_origin=judged_origin,
+        examples=examples if labelled else None,
+    )
 
 
 def _documentation(task: Task, split: str) -> list[Text]:
@@ -75,7 +85,7 @@ def _documentation(task: Task, split: str) -> list[Text]:
     return list(texts)
 
 
-def _as_read(texts: Sequence[Any], task: Task) -> list[Text]:
+def _as_read(texts: Sequence[Text | list[str]], task: Task) -> list[Text]:
     """Return texts as a model reads them: words as the text that they are of, embedded pairs one by one."""
     joined = [" ".join(text) if isinstance(text, list) else text for text in texts]
     if task is not FEATURE_EXTRACTION:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from potstill import machine
+from potstill.bundle import Saturation
 from potstill.export.onnx_files import Feeds
 
 Integers: TypeAlias = NDArray[np.integer]
@@ -85,16 +86,8 @@ class _Product:
         return float(np.sqrt(self.noise / max(self.signal, 1.0)))
 
 
-def saturation(model_file: Path, batches: Iterable[Feeds]) -> dict[str, Any]:
+def measure_saturation(model_file: Path, batches: Iterable[Feeds]) -> Saturation:
     """Return how many sums of two products would saturate without VNNI when the file reads real texts.
-
-    - `products`: integer products with constant int8 weights; `unchecked`: those whose weights are made at run time
-    - `saturating_products`: those in which at least one sum saturated
-    - `pairs`: sums that were looked at; `saturated_pairs`: those outside of 16 bits, estimated from a sample where
-      very many could be; `share` of both
-    - `largest_sum`: the sum furthest from 0; 32767 fits
-    - `worst`: the product whose outputs saturation changes most; `worst_error`: by how much, as a share of their spread
-    - `breaks_without_vnni`: whether that is more than `MAX_ERROR`
 
     Weights that cannot saturate, whatever the activations are, are found without running the file: then `pairs` is 0.
 
@@ -114,19 +107,19 @@ def saturation(model_file: Path, batches: Iterable[Feeds]) -> dict[str, Any]:
                     _count(product, activations, generator)
     worst = max(products, key=lambda product: product.error, default=None)
     error = 0.0 if worst is None else worst.error
-    pairs, saturated = (sum(getattr(product, name) for product in products) for name in ("sums", "saturated"))
-    return {
-        "products": len(products),
-        "unchecked": unchecked,
-        "saturating_products": sum(product.saturated > 0 for product in products),
-        "pairs": pairs,
-        "saturated_pairs": round(saturated),
-        "share": saturated / max(pairs, 1),
-        "largest_sum": max((product.largest for product in products), default=0, key=abs),
-        "worst": worst.name if worst is not None and error > 0 else None,
-        "worst_error": error,
-        "breaks_without_vnni": error > MAX_ERROR,
-    }
+    pairs, saturated = sum(product.sums for product in products), sum(product.saturated for product in products)
+    return Saturation(
+        products=len(products),
+        unchecked=unchecked,
+        saturating_products=sum(product.saturated > 0 for product in products),
+        pairs=pairs,
+        saturated_pairs=round(saturated),
+        share=saturated / max(pairs, 1),
+        largest_sum=max((product.largest for product in products), default=0, key=abs),
+        worst=worst.name if worst is not None and error > 0 else None,
+        worst_error=error,
+        breaks_without_vnni=error > MAX_ERROR,
+    )
 
 
 def _find_products(graph: onnx.GraphProto, folder: Path) -> tuple[list[_Product], int]:

@@ -3,14 +3,15 @@
 import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from potstill.bundle import Pooling, sha256_of
+from potstill.bundle import LONGEST_TEXT, Architecture, Pooling, sha256_of
 from potstill.checkpoint import (
     accepted_inputs,
     count_parameters,
@@ -19,13 +20,21 @@ from potstill.checkpoint import (
     load_config,
     load_tokenizer,
     read_folder,
+    save_tokenizer,
     trained_task,
 )
 from potstill.checkpoint.folder import USUAL_LENGTH, longest_text
-from potstill.checkpoint.model import SentenceHead, find_sentence_transformers, load_head, simple_head
-from potstill.checkpoint.sentence_transformers import SentenceTransformers, check_pooling
+from potstill.checkpoint.model import (
+    SentenceHead,
+    find_sentence_transformers,
+    load_head,
+    simple_head,
+    write_sentence_transformers,
+)
+from potstill.checkpoint.sentence_transformers import PROMPTS_FILE, SentenceTransformers, check_pooling
 from potstill.errors import CheckpointError, UsageError
 from potstill.export.graph import count_layers
+from potstill.export.onnx_files import Feeds
 from potstill.export.onnx_source import OnnxSource, find_onnx_source
 from potstill.serve import SENTENCE_EMBEDDING, OnnxSession
 from potstill.tasks import (
@@ -39,7 +48,6 @@ from potstill.tasks import (
     kind_of,
 )
 
-Feeds: TypeAlias = dict[str, NDArray[np.int64]]
 Reference: TypeAlias = Callable[[Feeds], Mapping[str, NDArray[np.float32]]]
 """Inputs of shape (B, T) -> outputs by name: what an exported file must answer."""
 _LABELLED = (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION)
@@ -47,7 +55,7 @@ _LABELLED = (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION)
 
 @dataclass(slots=True, kw_only=True)
 class Source:
-    """What is exported.
+    """What is exported; it also tells `potstill.serve.BundleTokenizer` what it must know of the model.
 
     Attributes:
         name: the hub id, folder or file, as it was given.
@@ -61,8 +69,8 @@ class Source:
         head: what makes that vector of the token vectors, in torch.
         vectors: what a sentence-transformers folder says about them; None for other folders and other tasks.
         notes: what a user must know to get the checkpoint's own answers.
-        model: the torch model; None for an existing ONNX file, and once it is not needed any more.
-        existing: the ONNX file; None for a checkpoint.
+        model: the torch model; None for an ONNX file, and once it is not needed any more.
+        onnx_source: the ONNX file that somebody else exported; None for a checkpoint.
         parameters: how many the whole model has.
         encoder_parameters: those without the head.
         sha256: of the checkpoint's files or of the ONNX file; None for a hub id.
@@ -80,7 +88,7 @@ class Source:
     vectors: SentenceTransformers | None = None
     notes: tuple[str, ...] = ()
     model: PreTrainedModel | None = None
-    existing: OnnxSource | None = None
+    onnx_source: OnnxSource | None = None
     parameters: int
     encoder_parameters: int
     sha256: str | None
@@ -100,13 +108,75 @@ class Source:
         """The labels in the order of the outputs; empty where a task has none."""
         return label_names(self.config) if self.task in _LABELLED else []
 
+    @property
+    def padding_side(self) -> str:
+        """`left` or `right`."""
+        return str(self.tokenizer.padding_side)
+
+    @property
+    def pad_token_id(self) -> int:
+        """The id that fills short rows up."""
+        return int(self.tokenizer.pad_token_id or 0)
+
+    @property
+    def architecture(self) -> Architecture:
+        """The sizes that a report names."""
+        config = self.config
+        return Architecture(
+            model_type=config.model_type,
+            layers=count_layers(config),
+            hidden_size=config.hidden_size,
+            heads=config.num_attention_heads,
+            vocab_size=config.vocab_size,
+            encoder_parameters=self.encoder_parameters,
+            max_position_embeddings=getattr(config, "max_position_embeddings", None),
+        )
+
     def reference(self) -> Reference:
-        """Return what the files must answer: the torch model, or the existing file without any optimisation."""
-        if self.model is not None:
-            return _torch_reference(self.model, self.outputs, self.head)
-        assert self.existing is not None
-        session = OnnxSession(self.existing.file, spinning=False, optimise=False)
-        return session.run if self.head is None else _with_head(session, self.head)
+        """Return what the files must answer: the torch model, or the given file without any optimisation."""
+        model, head, outputs = self.model, self.head, self.outputs
+
+        def ask_torch(feeds: Feeds) -> dict[str, NDArray[np.float32]]:
+            assert model is not None
+            tensors = {name: torch.from_numpy(values) for name, values in feeds.items()}
+            with torch.inference_mode():
+                given = model(**tensors)
+                found = {name: getattr(given, name) for name in outputs if name != SENTENCE_EMBEDDING}
+                if head is not None:
+                    found[SENTENCE_EMBEDDING] = head(given.last_hidden_state, tensors["attention_mask"])
+            return {name: found[name].float().numpy() for name in outputs}
+
+        if model is not None:
+            return ask_torch
+        assert self.onnx_source is not None
+        session = OnnxSession(self.onnx_source.file, spinning=False, optimise=False)
+
+        def ask_file(feeds: Feeds) -> dict[str, NDArray[np.float32]]:
+            found = dict(session.run(feeds))
+            if head is not None:
+                states, mask = torch.from_numpy(found["last_hidden_state"]), torch.from_numpy(feeds["attention_mask"])
+                with torch.inference_mode():
+                    found[SENTENCE_EMBEDDING] = head(states.float(), mask).numpy()
+            return found
+
+        return ask_file
+
+    def write_files(self, folder: Path) -> None:
+        """Write what other tools read beside a graph: the configuration, the tokenizer, and how vectors are pooled.
+
+        Raises:
+            CheckpointError: if the tokenizer cannot pad.
+        """
+        if self.tokenizer.pad_token_id is None:
+            raise CheckpointError(f"the tokenizer of {self.name} has no padding token; give it one, and export again")
+        self.config.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder)
+        if self.head is not None:
+            prompts = self.vectors.folder / PROMPTS_FILE if self.vectors else None
+            write_sentence_transformers(
+                self.head, folder, width=self.config.hidden_size, max_length=self.max_length, prompts=prompts
+            )
+        (folder / "onnx").mkdir()
 
     def release_model(self) -> None:
         """Let go of the torch model's weights; `reference` cannot be asked for any more."""
@@ -114,19 +184,6 @@ class Source:
             tensor.data = torch.empty(0)  # the exporter keeps single parameters in caches of its own
         self.model = None
         gc.collect()  # modules and their hooks name each other
-
-    def architecture(self) -> dict[str, Any]:
-        """Return the sizes that a report names."""
-        config = self.config
-        return {
-            "model_type": config.model_type,
-            "layers": count_layers(config),
-            "hidden_size": config.hidden_size,
-            "heads": config.num_attention_heads,
-            "vocab_size": config.vocab_size,
-            "encoder_parameters": self.encoder_parameters,
-            "max_position_embeddings": getattr(config, "max_position_embeddings", None),
-        }
 
 
 def problem_of(config: PretrainedConfig) -> str | None:
@@ -145,9 +202,9 @@ def peek(name: str, *, task: str | None = None) -> tuple[Task, list[str], str | 
     Raises:
         CheckpointError: if it has no configuration.
     """
-    existing = find_onnx_source(name, task=task)
-    wanted = get_task(existing.task if existing else task or trained_task(name) or TEXT_CLASSIFICATION.name)
-    config = existing.config if existing else load_config(name)
+    given = find_onnx_source(name, task=task)
+    wanted = get_task(given.task if given else task or trained_task(name) or TEXT_CLASSIFICATION.name)
+    config = given.config if given else load_config(name)
     names = label_names(config) if wanted in _LABELLED else []
     return wanted, names, problem_of(config) if wanted is TEXT_CLASSIFICATION else None
 
@@ -176,23 +233,24 @@ def load_source(
         CheckpointError: if it cannot be loaded, or reads fewer tokens than asked for.
         UsageError: if pooling is asked for where there are no token vectors, or another one than the folder's.
     """
-    existing = find_onnx_source(name, task=task)
-    wanted = get_task(existing.task if existing else task or trained_task(name) or TEXT_CLASSIFICATION.name)
+    given = find_onnx_source(name, task=task)
+    wanted = get_task(given.task if given else task or trained_task(name) or TEXT_CLASSIFICATION.name)
     if pooling is not None and wanted is not FEATURE_EXTRACTION:
         raise UsageError(f"pooling makes one vector of a text; {wanted.name} has none, so leave it out")
-    found = find_sentence_transformers(str(existing.folder) if existing else name)
-    found = found if wanted is FEATURE_EXTRACTION else None
-    if found is not None:
-        check_pooling(found, pooling=pooling, normalize=normalize)
-    if existing is not None:
-        return _existing_source(
-            name, existing, found, tokenizer=tokenizer, max_length=max_length, pooling=pooling, normalize=normalize
+    vectors = find_sentence_transformers(str(given.folder) if given else name)
+    vectors = vectors if wanted is FEATURE_EXTRACTION else None
+    if vectors is not None:
+        check_pooling(vectors, pooling=pooling, normalize=normalize)
+    if given is not None:
+        return _of_onnx_file(
+            name, given, vectors, tokenizer=tokenizer, max_length=max_length, pooling=pooling, normalize=normalize
         )
-    head, record = _sentence_head(found, pooling=pooling, normalize=normalize)
+    head, record = _sentence_head(vectors, pooling=pooling, normalize=normalize)
     read_folder(name).check_encoder()
     checkpoint = load_checkpoint(name, wanted, tokenizer=tokenizer)
     model = checkpoint.model
-    longest, notes = _within(found, model.config, checkpoint.tokenizer, asked=max_length, name=name)
+    longest, notes = _limit_length(vectors, model.config, checkpoint.tokenizer, asked=max_length, name=name)
+    outputs = ("start_logits", "end_logits") if wanted is QUESTION_ANSWERING else (wanted.output,)
     return Source(
         name=name,
         task=wanted,
@@ -200,11 +258,11 @@ def load_source(
         tokenizer=checkpoint.tokenizer,
         # A model that can take token types need not have a tokenizer that makes them: RoBERTa's does not.
         inputs=tuple(name for name in accepted_inputs(model) if name in checkpoint.tokenizer.model_input_names),
-        outputs=_output_names(wanted, record),
+        outputs=(*outputs, SENTENCE_EMBEDDING) if record else outputs,
         max_length=longest,
         pooling=record,
         head=head,
-        vectors=found,
+        vectors=vectors,
         notes=notes,
         model=model,
         parameters=count_parameters(model) + (count_parameters(head) if head is not None else 0),
@@ -213,10 +271,10 @@ def load_source(
     )
 
 
-def _existing_source(
+def _of_onnx_file(
     name: str,
-    existing: OnnxSource,
-    found: SentenceTransformers | None,
+    given: OnnxSource,
+    vectors: SentenceTransformers | None,
     *,
     tokenizer: str | None,
     max_length: int | None,
@@ -224,53 +282,52 @@ def _existing_source(
     normalize: bool | None,
 ) -> Source:
     """See an ONNX file as a source; token vectors of a sentence-transformers folder get what follows them there."""
-    pooled = SENTENCE_EMBEDDING in existing.outputs
-    if pooling is not None and (pooled or found is None):
-        raise UsageError(f"{existing.file} is a finished graph, which gets no pooling; export its checkpoint instead")
-    head, record = (None, None) if pooled else _sentence_head(found, pooling=pooling, normalize=normalize)
-    config = existing.config
-    loaded = load_tokenizer(tokenizer or str(existing.folder))
-    longest, notes = _within(found, config, loaded, asked=max_length, name=name)
-    if existing.precision != "fp32":
-        stored = " (its weights are stored so, and multiplied as floats)" if existing.weight_only else ""
+    pooled = SENTENCE_EMBEDDING in given.outputs
+    if pooling is not None and (pooled or vectors is None):
+        raise UsageError(f"{given.file} is a finished graph, which gets no pooling; export its checkpoint instead")
+    head, record = (None, None) if pooled else _sentence_head(vectors, pooling=pooling, normalize=normalize)
+    loaded = load_tokenizer(tokenizer or str(given.folder))
+    longest, notes = _limit_length(vectors, given.config, loaded, asked=max_length, name=name)
+    if given.precision != "fp32":
+        stored = " (its weights are stored so, and multiplied as floats)" if given.weight_only else ""
         notes = (
-            f"{existing.file} is {existing.precision} already{stored}, so it is published as that and nothing else",
+            f"{given.file} is {given.precision} already{stored}, so it is published as that and nothing else",
             *notes,
         )
     return Source(
         name=name,
-        task=get_task(existing.task),
-        config=config,
+        task=get_task(given.task),
+        config=given.config,
         tokenizer=loaded,
-        inputs=tuple(existing.inputs),
-        outputs=(*existing.outputs, SENTENCE_EMBEDDING) if head is not None else tuple(existing.outputs),
+        inputs=given.inputs,
+        outputs=given.outputs if head is None else (*given.outputs, SENTENCE_EMBEDDING),
         max_length=longest,
         pooling=record,
         head=head,
-        vectors=found,
+        vectors=vectors,
         notes=notes,
-        existing=existing,
-        parameters=existing.parameters + (count_parameters(head) if head is not None else 0),
-        encoder_parameters=existing.parameters,
-        sha256=sha256_of(existing.file),
+        onnx_source=given,
+        parameters=given.parameters + (count_parameters(head) if head is not None else 0),
+        encoder_parameters=given.parameters,
+        sha256=sha256_of(given.file),
     )
 
 
 def _sentence_head(
-    found: SentenceTransformers | None, *, pooling: str | None, normalize: bool | None
+    vectors: SentenceTransformers | None, *, pooling: str | None, normalize: bool | None
 ) -> tuple[SentenceHead | None, Pooling | None]:
     """Return what makes one vector of the token vectors, in torch and in the words of the manifest."""
-    if found is not None and found.pooling:
-        record = Pooling(mode=found.mode, normalize=found.normalize, projected=found.is_projected)
-        return load_head(found), record
+    if vectors is not None and vectors.pooling:
+        record = Pooling(mode=vectors.mode, normalize=vectors.normalize, projected=vectors.is_projected)
+        return load_head(vectors), record
     if pooling is None:
         return None, None
     record = Pooling(mode=pooling, normalize=normalize is not False)
     return simple_head(record.mode, normalize=record.normalize), record
 
 
-def _within(
-    found: SentenceTransformers | None,
+def _limit_length(
+    vectors: SentenceTransformers | None,
     config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -280,56 +337,27 @@ def _within(
     """Return the longest text in tokens, the smallest of all limits, and what must be said about it.
 
     Args:
-        found: the folder's sentence-transformers files.
+        vectors: the folder's sentence-transformers files.
         config: the model's.
         tokenizer: which may have a limit of its own.
         asked: what the user asks for.
         name: what the model is called in an error.
     """
-    notes = list(found.notes()) if found else []
+    notes = list(vectors.notes()) if vectors else []
     ends = longest_text(config.to_dict(), tokenizer.model_max_length)
     # Relative positions have no end; such a model is known to work on texts of the length that it was made for.
     longest = ends or getattr(config, "max_position_embeddings", None) or USUAL_LENGTH
-    if found and found.max_seq_length and found.max_seq_length < longest:
-        where = f"max_seq_length of {found.encoder_file}"
-        if asked is not None and found.max_seq_length < asked <= longest:
+    if vectors and vectors.max_seq_length and vectors.max_seq_length < longest:
+        where = f"max_seq_length of {vectors.encoder_file}"
+        if asked is not None and vectors.max_seq_length < asked <= longest:
             raise CheckpointError(
-                f"max_length is {asked}; {where} is {found.max_seq_length}; raise it there, or here ask for less"
+                f"max_length is {asked}; {where} is {vectors.max_seq_length}; raise it there, or here ask for less"
             )
         notes.append(
-            f"texts are cut to {found.max_seq_length} tokens, the {where}; the model has positions for {longest}"
+            f"texts are cut to {vectors.max_seq_length} tokens, the {where}; the model has positions for {longest}"
         )
-        longest = found.max_seq_length
+        longest = vectors.max_seq_length
         ends = longest
-    if asked is not None and not 1 <= asked <= (ends or asked):
-        raise CheckpointError(f"max_length is {asked}; {name} reads 1 to {ends} tokens")
+    if asked is not None and not 1 <= asked <= (ends or LONGEST_TEXT):
+        raise CheckpointError(f"max_length is {asked}; {name} reads 1 to {ends or LONGEST_TEXT} tokens")
     return asked or longest, tuple(notes)
-
-
-def _output_names(task: Task, pooling: Pooling | None) -> tuple[str, ...]:
-    if task is QUESTION_ANSWERING:
-        return ("start_logits", "end_logits")
-    return (task.output, SENTENCE_EMBEDDING) if pooling else (task.output,)
-
-
-def _with_head(session: OnnxSession, head: SentenceHead) -> Reference:
-    def answer(feeds: Feeds) -> dict[str, NDArray[np.float32]]:
-        found = dict(session.run(feeds))
-        states, mask = (torch.from_numpy(values) for values in (found["last_hidden_state"], feeds["attention_mask"]))
-        with torch.inference_mode():
-            return found | {SENTENCE_EMBEDDING: head(states.float(), mask).numpy()}
-
-    return answer
-
-
-def _torch_reference(model: PreTrainedModel, outputs: tuple[str, ...], head: SentenceHead | None) -> Reference:
-    def answer(feeds: Feeds) -> dict[str, NDArray[np.float32]]:
-        tensors = {name: torch.from_numpy(values) for name, values in feeds.items()}
-        with torch.inference_mode():
-            given = model(**tensors)
-            found = {name: getattr(given, name) for name in outputs if name != SENTENCE_EMBEDDING}
-            if head is not None:
-                found[SENTENCE_EMBEDDING] = head(given.last_hidden_state, tensors["attention_mask"])
-        return {name: found[name].float().numpy() for name in outputs}
-
-    return answer

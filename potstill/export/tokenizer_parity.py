@@ -1,11 +1,11 @@
 """Does the bundle's tokenizer read texts as the checkpoint's file? Real texts, and the ones that break tokenizers."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from potstill.bundle import TokenizerParity
 from potstill.data import Text
 from potstill.errors import ParityError
 from potstill.serve import BundleTokenizer
@@ -64,7 +64,7 @@ _PIECES = ("[CLS]", "[SEP]", "[MASK]", "<s>", "</s>", "<mask>", "\u200d", "\ufe0
 
 def check_tokenizer_parity(
     ours: BundleTokenizer, reference: Tokenizer, texts: Sequence[Text], *, max_length: int, seed: int = 0
-) -> dict[str, Any]:
+) -> TokenizerParity:
     """Check that both tokenizers give the same ids, masks and type ids for 2000 texts.
 
     Args:
@@ -74,9 +74,6 @@ def check_tokenizer_parity(
         max_length: longer texts are cut, special tokens included.
         seed: of the nasty texts.
 
-    Returns:
-        The evidence: `texts`, `nasty`, `max_length` and `equal`.
-
     Raises:
         ParityError: with the first text that is read differently, and both lists of numbers.
     """
@@ -85,8 +82,17 @@ def check_tokenizer_parity(
     nasty = list(nasty_texts(real, count=TEXTS - len(real), seed=seed))
     asked = [*real, *nasty]
     for start in range(0, len(asked), _AT_ONCE):
-        _compare(ours, reference, asked[start : start + _AT_ONCE])
-    return {"texts": len(asked), "nasty": len(nasty), "max_length": max_length, "equal": True}
+        some = asked[start : start + _AT_ONCE]
+        for text, row, encoding in zip(some, ours.rows(some), reference.encode_batch(some), strict=True):
+            expected = ours.row_of(encoding)
+            for name, values in row.items():
+                if not np.array_equal(values, expected[name]):
+                    raise ParityError(
+                        f"the bundle's tokenizer reads {_short(repr(text))} differently from the checkpoint's: {name} "
+                        f"{_short(str(values.tolist()))}, expected {_short(str(expected[name].tolist()))}; nothing was "
+                        "published"
+                    )
+    return TokenizerParity(texts=len(asked), nasty=len(nasty), max_length=max_length, equal=True)
 
 
 def nasty_texts(real: Sequence[Text], *, count: int, seed: int) -> Iterator[Text]:
@@ -117,18 +123,5 @@ def _random_text(generator: np.random.Generator) -> str:
     return "".join(parts)
 
 
-def _compare(ours: BundleTokenizer, reference: Tokenizer, texts: Sequence[Text]) -> None:
-    for text, row, encoding in zip(texts, ours.rows(texts), reference.encode_batch(list(texts)), strict=True):
-        expected = ours.row_of(encoding)
-        for name, values in row.items():
-            if not np.array_equal(values, expected[name]):
-                raise ParityError(
-                    f"the bundle's tokenizer reads {_short(repr(text))} differently from the checkpoint's: {name} "
-                    f"{_short(values.tolist())}, expected {_short(expected[name].tolist())}; nothing was published"
-                )
-
-
-def _short(value: Any) -> str:
-    """Return the beginning of a value's text."""
-    text = str(value)
+def _short(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"

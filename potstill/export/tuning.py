@@ -5,21 +5,23 @@ so that small gains which add up can show. What is faster beyond doubt goes thro
 fastest first; where none holds, the default does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from potstill.bundle import ModelRecord, Precision, Tuning
+from potstill.bundle import ModelRecord, Quantization, TunedCandidate, Tuning
 from potstill.errors import ParityError
 from potstill.export.onnx_files import save_model
-from potstill.export.pipeline import DISABLED_OPTIMIZERS, Workshop
-from potstill.export.quantize import Int8Recipe, quantize
+from potstill.export.quantize import Int8Recipe, Prepared, quantize
 from potstill.machine import available_cores, cpu_name
 from potstill.timing import Race, race
 from potstill.timing.race import GRID, session
 
+# onnxruntime's SkipLayerNormalization kernel is slower than the Add and LayerNormalization that it replaces: BERT-base
+# int8 1x128 took 57 ms with it and 49 ms without, 8x128 419 and 369 ms (onnxruntime 1.31.1, 2 cores, AVX512-VNNI).
+DISABLED_OPTIMIZERS = ("SkipLayerNormFusion",)
 _DEFAULT = "default"
 _BLOCK_S = 0.1
 # A ratio that is worth a second race.
@@ -62,67 +64,82 @@ def join(chosen: Sequence[Candidate], default: Candidate) -> Candidate:
     return Candidate(replace(default.recipe, **changes), optimizers)
 
 
-def tune(shop: Workshop, precision: Precision) -> ModelRecord:
+def tune(
+    default: Int8Recipe,
+    *,
+    time: Callable[[Mapping[str, Candidate]], Race],
+    make: Callable[[Candidate], ModelRecord],
+    say: Callable[[str], None],
+) -> ModelRecord:
     """Return the record of the fastest int8 file that passes the gates; the table of all is in its `tuning`.
 
     What failed in the race is listed, but not made again.
 
+    Args:
+        default: the recipe that the others are held against.
+        time: has candidates race, as `race_candidates`.
+        make: writes a candidate's file and puts it through the gates; the last call made the file that is kept.
+        say: is told of each race.
+
     Raises:
         ParityError: if none holds, with the reason of each.
     """
-    tried = candidates(shop.default_recipe(precision))
-    with TemporaryDirectory() as folder:
-        shop.say(f"{precision}: time {len(tried)} recipes")
-        first = _race(shop, tried, Path(folder))
-        faster = [name for name in tried if _ratio(first, name)[0] >= _PROMISING]
-        results = dict.fromkeys(tried, first)
-        if len(faster) > 1:
-            joined = join([tried[name] for name in faster], tried[_DEFAULT])
-            name = " + ".join(faster)
-            tried[name] = joined
-            shop.say(f"{precision}: time {name}")
-            results[name] = _race(shop, {_DEFAULT: tried[_DEFAULT], name: joined}, Path(folder))
-    ran = [name for name in tried if name == _DEFAULT or _is_measured(results[name], name)]
-    order = sorted(ran, key=lambda name: _rank(results[name], name))
-    listed = [*order, *(name for name in tried if name not in ran)]
+    tried = candidates(default)
+    say(f"time {len(tried)} recipes")
+    first = time(tried)
+    results = dict.fromkeys(tried, first)
+    faster = [name for name in tried if _ratio(first, name)[0] >= _PROMISING]
+    if len(faster) > 1:
+        name = " + ".join(faster)
+        tried[name] = join([tried[each] for each in faster], tried[_DEFAULT])
+        say(f"time {name}")
+        results[name] = time({_DEFAULT: tried[_DEFAULT], name: tried[name]})
+
+    def rank(name: str) -> tuple[bool, float]:
+        """Put what is faster than the default beyond doubt first, the fastest of it in front; then the default."""
+        value, low = _ratio(results[name], name)
+        return name != _DEFAULT and low <= 1, -value
+
+    order = sorted((name for name in tried if name == _DEFAULT or _is_measured(results[name], name)), key=rank)
     refused: dict[str, str] = {}
     for name in order:
         try:
-            record = shop.make_int8(precision, tried[name].recipe, disabled_optimizers=tried[name].disabled_optimizers)
+            record = make(tried[name])
         except ParityError as error:
             refused[name] = str(error).splitlines()[0]
             continue
-        rows = [_row(name, tried[name], results[name], refused=refused.get(name)) for name in listed]
-        about = {"cpu": cpu_name(), "threads": available_cores(), "kept": name, "candidates": rows}
-        if first.disturbed() is not None:
-            about["disturbed"] = first.disturbed()
-        return record.model_copy(update={"tuning": Tuning.model_validate(about)})
-    raise ParityError(
-        "no recipe holds: " + "; ".join(f"{name}: {reason}" for name, reason in refused.items())
-        + "; nothing was published"
-    )  # fmt: skip
-
-
-def _race(shop: Workshop, tried: dict[str, Candidate], folder: Path) -> Race:
-    """Time the candidates over the grid."""
-    contestants = {}
-    for number, (name, candidate) in enumerate(tried.items()):
-        file = folder / f"{number}.onnx"
-        save_model(quantize(shop.prepared, candidate.recipe), file)
-        contestants[name] = session(
-            file,
+        listed = [*order, *(other for other in tried if other not in order)]
+        table = Tuning(
+            cpu=cpu_name(),
             threads=available_cores(),
-            disabled_optimizers=candidate.disabled_optimizers,
-            vocab_size=shop.source.config.vocab_size,
+            kept=name,
+            candidates=[_row(each, tried[each], results[each], refused=refused.get(each)) for each in listed],
         )
-    cells = sorted({(batch, min(length, shop.source.max_length)) for batch, length in GRID})
-    return race(contestants, cells, rounds=shop.config.rounds, block_s=_BLOCK_S)
+        disturbed = first.disturbed()
+        if disturbed is not None:
+            table = table.model_copy(update={"disturbed": disturbed})
+        return record.model_copy(update={"tuning": table})
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+    raise ParityError(f"no recipe holds: {reasons}; nothing was published")
 
 
-def _rank(result: Race, name: str) -> tuple[bool, float]:
-    """Put what is faster than the default beyond doubt first, the fastest of it in front; then the default."""
-    value, low = _ratio(result, name)
-    return name != _DEFAULT and low <= 1, -value
+def race_candidates(
+    tried: Mapping[str, Candidate], prepared: Prepared, *, vocab_size: int, max_length: int, rounds: int
+) -> Race:
+    """Time the candidates over the grid, in turns, in processes of their own."""
+    with TemporaryDirectory() as folder:
+        contestants = {}
+        for number, (name, candidate) in enumerate(tried.items()):
+            file = Path(folder) / f"{number}.onnx"
+            save_model(quantize(prepared, candidate.recipe), file)
+            contestants[name] = session(
+                file,
+                threads=available_cores(),
+                disabled_optimizers=candidate.disabled_optimizers,
+                vocab_size=vocab_size,
+            )
+        cells = sorted({(batch, min(length, max_length)) for batch, length in GRID})
+        return race(contestants, cells, rounds=rounds, block_s=_BLOCK_S)
 
 
 def _ratio(result: Race, name: str) -> tuple[float, float]:
@@ -139,15 +156,15 @@ def _is_measured(result: Race, name: str) -> bool:
     return result.disturbed() is None and pair <= result.rounds.keys() and not pair & result.failures.keys()
 
 
-def _row(name: str, candidate: Candidate, result: Race, *, refused: str | None) -> dict[str, Any]:
+def _row(name: str, candidate: Candidate, result: Race, *, refused: str | None) -> TunedCandidate:
     estimate = result.overall(_DEFAULT, name) if _is_measured(result, name) else None
-    return {
-        "name": name,
-        "recipe": candidate.recipe.describe(),
-        "disabled_optimizers": list(candidate.disabled_optimizers),
-        "ratio": estimate.value if estimate else None,
-        "interval": estimate.interval() if estimate else None,
-        "ms": {f"{batch}x{length}": result.median_ms(name, (batch, length)) for batch, length in result.cells},
-        "failed": result.failures.get(name),
-        "refused": refused,
-    }
+    return TunedCandidate(
+        name=name,
+        recipe=Quantization.model_validate(candidate.recipe.describe()),
+        disabled_optimizers=list(candidate.disabled_optimizers),
+        ratio=estimate.value if estimate else None,
+        interval=(estimate.low, estimate.high) if estimate else None,
+        ms={f"{batch}x{length}": result.median_ms(name, (batch, length)) for batch, length in result.cells},
+        failed=result.failures.get(name),
+        refused=refused,
+    )

@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 
 from potstill.checkpoint import load_checkpoint, load_config
 from potstill.errors import CheckpointError
-from potstill.export.pipeline import draft_manifest
 from potstill.export.source import load_source
 from potstill.serve import BundleTokenizer
 from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, TASKS, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
@@ -124,8 +123,8 @@ def test_token_types_without_rows_are_refused_with_both_numbers(folder):
 def test_padding_on_the_left_changes_no_answer_and_is_not_published(folder):
     change(folder, "tokenizer_config.json", padding_side="left")
     source = load_source(str(folder))
-    assert draft_manifest(source).padding_side == "right"
-    ours = BundleTokenizer(folder, draft_manifest(source))
+    assert source.padding_side == "right"
+    ours = BundleTokenizer(folder, source)
     rows = ours.rows(["good", "the film was not good and it is bad"])
     with torch.inference_mode():
         alone = source.model(**{name: torch.from_numpy(values) for name, values in ours.pad(rows[:1]).items()})

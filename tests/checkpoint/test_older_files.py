@@ -137,7 +137,6 @@ def test_byte_pairs_without_their_merges_are_refused(tmp_path):
 
 
 def test_a_bundle_can_be_made_of_older_files(tmp_path):
-    from potstill.export.pipeline import draft_manifest
     from potstill.export.source import load_source
 
     write(tmp_path, "XLMRoberta")
@@ -146,7 +145,7 @@ def test_a_bundle_can_be_made_of_older_files(tmp_path):
     out.mkdir()
     source.config.save_pretrained(out)
     save_tokenizer(source.tokenizer, out)
-    ours = BundleTokenizer(out, draft_manifest(source))
+    ours = BundleTokenizer(out, source)
     assert [row["input_ids"].tolist() for row in ours.rows(TEXTS[:6])] == [
         source.tokenizer(text)["input_ids"] for text in TEXTS[:6]
     ]

@@ -15,7 +15,6 @@ from potstill.distill.batches import make_collator, tokenize
 from potstill.distill.corpus import load_corpus
 from potstill.errors import CheckpointError
 from potstill.export import export_bundle, tokenizer_parity
-from potstill.export.pipeline import draft_manifest
 from potstill.export.source import load_source
 from potstill.export.tokenizer_parity import check_tokenizer_parity
 from potstill.serve import BundleTokenizer
@@ -91,7 +90,7 @@ def test_the_bundle_reads_the_files_ids_and_publishes_the_file(folder, kind, tmp
     source.config.save_pretrained(tmp_path)
     save_tokenizer(source.tokenizer, tmp_path)
     assert (tmp_path / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
-    ours = BundleTokenizer(tmp_path, draft_manifest(source))
+    ours = BundleTokenizer(tmp_path, source)
     assert ("token_type_ids" in source.inputs) or kind not in WITH_TYPES
     equal(of_rows(ours.rows(ALL)), made.columns(made.reference(folder).encode_batch(list(ALL))))
 

@@ -3,15 +3,14 @@
 import onnx
 import pytest
 
-import potstill.export as exporting
-from potstill.export import tokenizer_parity
+from potstill.export import precisions, tokenizer_parity
 
 _TRACED: dict[tuple[str, ...], bytes] = {}
 
 
 @pytest.fixture(autouse=True)
 def _trace_once(monkeypatch):
-    original = exporting.build_graph
+    original = precisions.build_graph
 
     def build_graph(model, **settings):
         key = (model.config.name_or_path, type(model).__name__, repr(sorted(settings.items())))
@@ -19,7 +18,7 @@ def _trace_once(monkeypatch):
             _TRACED[key] = original(model, **settings).SerializeToString()
         return onnx.load_from_string(_TRACED[key])
 
-    monkeypatch.setattr(exporting, "build_graph", build_graph)
+    monkeypatch.setattr(precisions, "build_graph", build_graph)
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from potstill.checkpoint import accepted_inputs
+from potstill.export.checks import masks
 from potstill.export.graph import build_graph
-from potstill.export.parity import masks
 
 LAYERS, VOCABULARY, LONGEST = 2, 90, 40
 # Relative to the largest answer. MobileBERT, whose layers have no norms, showed 1.4e-5, the others 3e-6; a wrong mask

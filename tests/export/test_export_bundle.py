@@ -19,16 +19,16 @@ from transformers import (
     DistilBertForSequenceClassification,
 )
 
-import potstill.export as exporting
-from potstill.bundle import Fusion, read_bundle
+from potstill.bundle import BatchInvariance, Fusion, read_bundle
 from potstill.checkpoint import load_checkpoint
 from potstill.config import ExportConfig
 from potstill.data import Examples
 from potstill.errors import CheckpointError, OutputError, ParityError, UsageError
-from potstill.export import export_bundle, quantize
+from potstill.export import export_bundle, precisions, quality, quantize
 from potstill.export.quantize import int8_recipe
+from potstill.export.source import Source
 from potstill.serve import Encoder
-from potstill.tasks import TEXT_CLASSIFICATION
+from potstill.tasks import TEXT_CLASSIFICATION, get_task
 from tests import tiny
 
 TEXTS = ["we saw a wave", "snow on the peak and a trail", "sail", "the old things", "gull " * 80]
@@ -184,7 +184,7 @@ def test_every_task_is_exported_and_answers_like_torch(task, random_models, tmp_
     manifest = export(random_models / task, tmp_path / "bundle", task=task, max_loss=0.6, **pooling)
     assert manifest.outputs == TASKS[task][2]
     assert manifest.models["int8"].quality.basis == "agreement"
-    checkpoint = load_checkpoint(str(random_models / task), exporting.source.get_task(task))
+    checkpoint = load_checkpoint(str(random_models / task), get_task(task))
     texts = [("we saw", "a wave on the shore"), ("sail", "gull " * 80)] if task == "question-answering" else TEXTS
     answers = Encoder(tmp_path / "bundle").outputs(texts, batch_size=2)
     for text, answer in zip(texts, answers, strict=True):
@@ -288,14 +288,14 @@ def test_the_standard_attention_operator_is_another_file_with_the_same_answers(t
 
 
 def _broken_graph(monkeypatch, fault):
-    original = exporting.build_graph
+    original = precisions.build_graph
 
     def broken(model, **kwargs):
         graph = original(model, **kwargs)
         fault(graph)
         return graph
 
-    monkeypatch.setattr(exporting, "build_graph", broken)
+    monkeypatch.setattr(precisions, "build_graph", broken)
 
 
 def test_a_mismatch_publishes_nothing(tiny_teacher, tmp_path, monkeypatch):
@@ -314,7 +314,7 @@ def test_a_missing_fusion_publishes_nothing_unless_it_is_allowed(tiny_teacher, t
     def claim_less(graph, config):
         return Fusion(attention="fused", attention_expected=4, attention_found=3)
 
-    monkeypatch.setattr(exporting.pipeline, "fusion_report", claim_less)
+    monkeypatch.setattr(precisions, "fusion_report", claim_less)
     with pytest.raises(ParityError, match=r"3 fused attention operators for 4 layers.*--allow-unfused"):
         export(tiny_teacher, tmp_path / "bundle", precisions=["fp32"])
     assert list(tmp_path.iterdir()) == []
@@ -358,22 +358,22 @@ def test_sensitive_layers_go_back_to_fp32(precision, tiny_teacher, tmp_path, mon
 
 
 def test_int8_that_is_not_is_refused(tiny_teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting.pipeline, "quantize", lambda prepared, recipe, keep: prepared.model)
+    monkeypatch.setattr(precisions, "quantize", lambda prepared, recipe, keep: prepared.model)
     with pytest.raises(ParityError, match="is not int8"):
         export(tiny_teacher, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_static_file_whose_answers_depend_on_the_batch_is_refused(tiny_teacher, tmp_path, monkeypatch):
-    moved = {"invariant": False, "flips": 3, "max_drift": 0.5}
-    monkeypatch.setattr(exporting.pipeline, "measure_batch_invariance", lambda *args, **kwargs: moved)
+    moved = BatchInvariance(invariant=False, flips=3, max_drift=0.5)
+    monkeypatch.setattr(quality, "measure_batch_invariance", lambda *args, **kwargs: moved)
     with pytest.raises(ParityError, match="another answer in a batch: 3 flips"):
         export(tiny_teacher, tmp_path / "bundle", precisions=["fp32", "int8-static"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_another_tokenizer_is_refused(tiny_teacher, tmp_path, monkeypatch):
-    original = exporting._write_about
+    original = Source.write_files
 
     def spoil(source, folder):
         original(source, folder)
@@ -381,7 +381,7 @@ def test_another_tokenizer_is_refused(tiny_teacher, tmp_path, monkeypatch):
         content["normalizer"] = None  # it no longer lowercases
         (folder / "tokenizer.json").write_text(json.dumps(content))
 
-    monkeypatch.setattr(exporting, "_write_about", spoil)
+    monkeypatch.setattr(Source, "write_files", spoil)
     with pytest.raises(ParityError):
         export(tiny_teacher, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []

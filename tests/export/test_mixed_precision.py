@@ -4,7 +4,7 @@ import pytest
 
 from potstill.bundle import QualityLoss
 from potstill.errors import ParityError
-from potstill.export.mixed_precision import fall_back, sensitivity, show_steps
+from potstill.export.precisions import fall_back
 
 LAYERS = ["layer.0", "layer.1", "layer.2", "layer.3"]
 HARM = {"layer.0": 0.001, "layer.1": 0.02, "layer.2": 0.03, "layer.3": 0.002}
@@ -27,13 +27,8 @@ class Quantiser:
 
 
 def order():
-    return [layer for layer, _ in sensitivity(LAYERS, lambda kept: sum(HARM.values()) - sum(HARM[x] for x in kept))]
-
-
-def test_the_layer_whose_absence_leaves_the_least_error_comes_first():
-    found = sensitivity(LAYERS, lambda kept: 1 - HARM[next(iter(kept))])
-    assert found == [("layer.2", 0.97), ("layer.1", 0.98), ("layer.3", 0.998), ("layer.0", 0.999)]
-    assert order() == ["layer.2", "layer.1", "layer.3", "layer.0"]
+    """Return the layers as sensitivity has them: the most harmful first."""
+    return sorted(LAYERS, key=HARM.__getitem__, reverse=True)
 
 
 def test_int8_that_holds_measures_nothing_else():
@@ -42,25 +37,25 @@ def test_int8_that_holds_measures_nothing_else():
     def never():
         raise AssertionError
 
-    kept, evidence, steps = fall_back(LAYERS, quantize_and_judge=quantize, order=never, max_fp32_layers=4)
+    kept, evidence, steps = fall_back(LAYERS, judge=quantize, order=never, max_fp32_layers=4)
     assert (kept, evidence.verdict, quantize.asked) == (frozenset(), "PASS", [frozenset()])
-    assert [(step["fp32_layers"], step["added"]) for step in steps] == [(0, None)]
+    assert [(step.fp32_layers, step.added) for step in steps] == [(0, None)]
 
 
 def test_layers_are_added_until_it_holds_and_the_last_call_made_that_file():
     quantize = Quantiser(0.01)
-    kept, evidence, steps = fall_back(LAYERS, quantize_and_judge=quantize, order=order, max_fp32_layers=4)
+    kept, evidence, steps = fall_back(LAYERS, judge=quantize, order=order, max_fp32_layers=4)
     assert kept == {"layer.1", "layer.2"} == quantize.asked[-1]
     assert evidence.loss == pytest.approx(0.003)
-    assert [step["added"] for step in steps] == [None, "layer.2", "layer.1"]
-    assert [step["verdict"] for step in steps] == ["FAIL", "FAIL", "PASS"]
+    assert [step.added for step in steps] == [None, "layer.2", "layer.1"]
+    assert [step.verdict for step in steps] == ["FAIL", "FAIL", "PASS"]
 
 
 @pytest.mark.parametrize("allowed", [0, 1, 2])
 def test_too_few_layers_fail_with_the_table_of_all_steps(allowed):
     quantize = Quantiser(0.0025)
     with pytest.raises(ParityError) as caught:
-        fall_back(LAYERS, quantize_and_judge=quantize, order=order, max_fp32_layers=allowed)
+        fall_back(LAYERS, judge=quantize, order=order, max_fp32_layers=allowed)
     message = str(caught.value)
     assert f"up to {allowed} of 4 layers" in message
     assert "0.25% allowed" in message
@@ -71,10 +66,11 @@ def test_too_few_layers_fail_with_the_table_of_all_steps(allowed):
 
 
 def test_the_table_has_straight_columns():
-    _, _, steps = fall_back(LAYERS, quantize_and_judge=Quantiser(0.01), order=order, max_fp32_layers=4)
-    assert show_steps(steps).splitlines() == [
+    with pytest.raises(ParityError) as caught:
+        fall_back(LAYERS, judge=Quantiser(0.0025), order=order, max_fp32_layers=2)
+    assert str(caught.value).splitlines()[1:5] == [
         "fp32 layers      loss       95 % interval  verdict       added",
         "          0     5.30%     2.65% to 10.60%  FAIL          -",
         "          1     2.30%      1.15% to 4.60%  FAIL          layer.2",
-        "          2     0.30%      0.15% to 0.60%  PASS          layer.1",
+        "          2     0.30%      0.15% to 0.60%  FAIL          layer.1",
     ]

@@ -9,9 +9,9 @@ import pytest
 from onnx import helper
 
 from potstill.errors import ParityError
+from potstill.export.checks import FP32_TOLERANCE, check_parity, left_out, masks, measure_difference, plan_grid
 from potstill.export.graph import build_graph
 from potstill.export.onnx_files import save_model
-from potstill.export.parity import FP32_TOLERANCE, check_parity, left_out, masks, measure_difference, plan
 from potstill.export.source import load_source
 from potstill.serve import OnnxSession
 from potstill.tasks import FEATURE_EXTRACTION, TOKEN_CLASSIFICATION
@@ -35,15 +35,15 @@ def session_of(model, folder):
 
 def test_the_grid_covers_batches_lengths_and_masks(source, graph, tmp_path):
     evidence = check_parity(source, session_of(onnx.load_from_string(graph), tmp_path))
-    cells = {(cell["batch_size"], cell["length"], cell["mask"]) for cell in evidence["grid"]}
+    cells = {(cell.batch_size, cell.length, cell.mask) for cell in evidence.grid}
     masks = ("full", "ragged right", "ragged left", "hole")
     assert cells == {(b, t, "full") for b in (1, 2, 8) for t in (1, 2)} | {
         (b, t, mask) for b in (1, 2, 8) for t in (33, 64) for mask in masks
     }
-    assert evidence["cells"] == len(evidence["grid"]) == 30
-    assert evidence["max_abs_difference"] < FP32_TOLERANCE / 10
-    assert evidence["label_agreement"] == 1
-    assert evidence["reference"] == "torch"
+    assert evidence.cells == len(evidence.grid) == 30
+    assert evidence.max_abs_difference < FP32_TOLERANCE / 10
+    assert evidence.label_agreement == 1
+    assert evidence.reference == "torch"
 
 
 def test_masks_are_what_they_are_called():
@@ -125,8 +125,8 @@ def test_lower_precision_is_measured_against_fp32_and_refused_only_without_numbe
     _scaled_weight(worse.graph)
     (tmp_path / "worse").mkdir()
     evidence = measure_difference(source, session_of(worse, tmp_path / "worse"), fp32.run)
-    assert evidence["max_abs_difference"] > FP32_TOLERANCE
-    assert evidence["reference"] == "fp32"
+    assert evidence.max_abs_difference > FP32_TOLERANCE
+    assert evidence.reference == "fp32"
     tensor = max(broken.graph.initializer, key=lambda tensor: np.prod(tensor.dims))
     tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(tuple(tensor.dims), np.nan, np.float32), tensor.name))
     (tmp_path / "broken").mkdir()
@@ -146,7 +146,7 @@ def test_an_output_of_another_shape_is_a_mismatch(source, graph, tmp_path):
 def test_the_longest_text_is_the_sources(source, graph, tmp_path):
     short = replace(source, max_length=20)
     evidence = check_parity(short, session_of(onnx.load_from_string(graph), tmp_path))
-    assert {cell["length"] for cell in evidence["grid"]} == {1, 2, 20}
+    assert {cell.length for cell in evidence.grid} == {1, 2, 20}
 
 
 def source_of(graph, task, folder):
@@ -154,7 +154,7 @@ def source_of(graph, task, folder):
     reference = small.session(folder, graph, "reference.onnx").run
     config = SimpleNamespace(num_attention_heads=1, vocab_size=len(small.VOCABULARY))
     return SimpleNamespace(
-        task=task, existing=True, config=config, inputs=small.INPUTS, max_length=33, reference=lambda: reference
+        task=task, onnx_source=True, config=config, inputs=small.INPUTS, max_length=33, reference=lambda: reference
     )
 
 
@@ -174,7 +174,7 @@ def tags_moved(at):
 def test_a_tokens_answer_counts_where_the_mask_lets_it_be_seen(tmp_path):
     source = source_of(small.tokenwise(small.table(3)), TOKEN_CLASSIFICATION, tmp_path)
     evidence = check_parity(source, small.session(tmp_path, tags_moved("padding")))
-    assert (evidence["max_abs_difference"], evidence["label_agreement"], evidence["cells"]) == (0, 1, 18)
+    assert (evidence.max_abs_difference, evidence.label_agreement, evidence.cells) == (0, 1, 18)
     with pytest.raises(ParityError, match="the file it was made from by 1 at batch 1, length 1, full mask"):
         check_parity(source, small.session(tmp_path, tags_moved("seen")))
 
@@ -187,7 +187,7 @@ def test_another_clear_label_is_a_mismatch_however_small_the_difference(tmp_path
     with pytest.raises(ParityError, match=r"by 0\.01 at .*, where 0\.1 is allowed, and 0\.0% of its clear labels"):
         check_parity(source, small.session(tmp_path, swapped))
     source.task = FEATURE_EXTRACTION  # whose numbers are no labels
-    assert check_parity(source, small.session(tmp_path, swapped))["label_agreement"] == 1
+    assert check_parity(source, small.session(tmp_path, swapped)).label_agreement == 1
 
 
 def sized(heads, max_length):
@@ -198,7 +198,7 @@ def sized(heads, max_length):
 @pytest.mark.parametrize(("heads", "longest"), [(12, 8192), (12, 512), (16, 8192), (4, 100_000), (64, 32_768)])
 def test_no_cell_of_the_grid_has_more_attention_scores_than_fit(heads, longest):
     """ModernBERT's 8 x 12 heads x 8192 x 8192 floats are 25.8 GB."""
-    cells = [(length, size) for length, sizes in plan(sized(heads, longest)) for size in sizes]
+    cells = [(length, size) for length, sizes in plan_grid(sized(heads, longest)) for size in sizes]
     assert max(4 * size * heads * length**2 for length, size in cells) <= 2**32
     lengths = {length for length, _ in cells}
     assert {1, 2, 33, 128} <= lengths
@@ -208,12 +208,12 @@ def test_no_cell_of_the_grid_has_more_attention_scores_than_fit(heads, longest):
     assert all(
         ((length, size) in cells) == (4 * size * heads * length**2 <= 2**32) for length in lengths for size in (1, 2, 8)
     )
-    assert ("left_out" in left_out(sized(heads, longest))) == (not whole or 4 * 8 * heads * longest**2 > 2**32)
+    assert (left_out(sized(heads, longest)) is not None) == (not whole or 4 * 8 * heads * longest**2 > 2**32)
 
 
 def test_what_the_grid_leaves_out_is_told():
-    assert left_out(sized(12, 512)) == {}
-    assert left_out(sized(12, 8192))["left_out"] == (
+    assert left_out(sized(12, 512)) is None
+    assert left_out(sized(12, 8192)) == (
         "batch 2 and 8 of 8192 tokens: a layer's attention scores would take more than 4.3 GB"
     )
-    assert "texts of more than 8192 tokens" in left_out(sized(16, 8193))["left_out"]
+    assert "texts of more than 8192 tokens" in left_out(sized(16, 8193))

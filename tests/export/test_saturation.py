@@ -7,7 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from potstill.export import saturation as emulating
-from potstill.export.saturation import saturation
+from potstill.export.saturation import measure_saturation
 
 INNER, OUTER, BATCH, TOKENS = 9, 6, 3, 5  # an odd K: the last one stands alone
 SHAPE = [None, None, INNER]
@@ -190,9 +190,9 @@ FORMS = [
 def test_the_counts_are_those_of_the_plainest_emulation(form, tmp_path):
     file, activations = form(tmp_path, weights())
     sums, saturated, largest, error = plain(activations, weights())
-    found = saturation(file, [{"x": floats()}])
+    found = measure_saturation(file, [{"x": floats()}])
     assert 0 < saturated < sums
-    assert found == {
+    assert found.model_dump() == {
         "products": 1,
         "unchecked": 0,
         "saturating_products": 1,
@@ -210,9 +210,9 @@ def test_the_counts_are_those_of_the_plainest_emulation(form, tmp_path):
 def test_weights_of_seven_bits_are_safe_whatever_comes(form, tmp_path):
     seven = weights(largest=63)  # -64 to 63
     assert (seven.min(), seven.max()) == (-64, 63)
-    found = saturation(form(tmp_path, seven)[0], [])
-    assert (found["products"], found["pairs"], found["breaks_without_vnni"], found["worst"]) == (1, 0, False, None)
-    assert found["largest_sum"] == 0
+    found = measure_saturation(form(tmp_path, seven)[0], [])
+    assert (found.products, found.pairs, found.breaks_without_vnni, found.worst) == (1, 0, False, None)
+    assert found.largest_sum == 0
 
 
 def test_sixty_four_is_the_largest_weight_that_always_fits(tmp_path):
@@ -221,12 +221,12 @@ def test_sixty_four_is_the_largest_weight_that_always_fits(tmp_path):
     for pair, sum_, saturates in (((64, 64), 32640, 0), ((64, 65), 32895, 1), ((-64, -64), -32640, 0)):
         weight = np.zeros((INNER, OUTER), dtype=np.int8)
         weight[:2, 0] = pair
-        found = saturation(matmul_integer(tmp_path, weight)[0], [everything])
-        assert found["saturated_pairs"] == saturates
-        assert found["largest_sum"] == (sum_ if saturates else 0)
+        found = measure_saturation(matmul_integer(tmp_path, weight)[0], [everything])
+        assert found.saturated_pairs == saturates
+        assert found.largest_sum == (sum_ if saturates else 0)
     weight[:2, 0] = -64, -65
-    found = saturation(matmul_integer(tmp_path, weight)[0], [everything])
-    assert (found["saturated_pairs"], found["largest_sum"]) == (1, -32895)
+    found = measure_saturation(matmul_integer(tmp_path, weight)[0], [everything])
+    assert (found.saturated_pairs, found.largest_sum) == (1, -32895)
 
 
 @pytest.mark.parametrize(("weight", "low", "high"), [(87, 0.005, 0.01), (88, 0.01, 0.02)])
@@ -236,32 +236,32 @@ def test_a_file_breaks_where_a_product_is_off_by_a_hundredth(weight, low, high, 
     safe[:, 0] = 0
     safe[:2, 0] = weight
     file, activations = matmul_integer(tmp_path, safe)
-    found = saturation(file, [{"x": floats()}])
-    assert found["saturated_pairs"] == 1
-    assert found["worst_error"] == pytest.approx(plain(activations, safe)[3], rel=1e-5)
-    assert low < found["worst_error"] < high
-    assert found["breaks_without_vnni"] == (high > 0.01)
+    found = measure_saturation(file, [{"x": floats()}])
+    assert found.saturated_pairs == 1
+    assert found.worst_error == pytest.approx(plain(activations, safe)[3], rel=1e-5)
+    assert low < found.worst_error < high
+    assert found.breaks_without_vnni == (high > 0.01)
 
 
 def test_weights_that_could_saturate_but_meet_small_activations_do_not(tmp_path):
     file, _ = qdq(tmp_path, weights())
     small = np.full((BATCH, TOKENS, INNER), -2.0, dtype=np.float32)  # quantised to 20
-    found = saturation(file, [{"x": small}])
-    assert (found["saturated_pairs"], found["share"], found["breaks_without_vnni"]) == (0, 0.0, False)
-    assert found["pairs"] == BATCH * TOKENS * 5 * OUTER
+    found = measure_saturation(file, [{"x": small}])
+    assert (found.saturated_pairs, found.share, found.breaks_without_vnni) == (0, 0.0, False)
+    assert found.pairs == BATCH * TOKENS * 5 * OUTER
 
 
 def test_unsigned_weights_are_multiplied_in_full(tmp_path):
     unsigned = (weights().astype(int) + 128).astype(np.uint8)
-    found = saturation(matmul_integer(tmp_path, unsigned)[0], [{"x": floats()}])
-    assert (found["products"], found["unchecked"], found["breaks_without_vnni"]) == (0, 0, False)
+    found = measure_saturation(matmul_integer(tmp_path, unsigned)[0], [{"x": floats()}])
+    assert (found.products, found.unchecked, found.breaks_without_vnni) == (0, 0, False)
 
 
 def test_signed_activations_of_an_integer_operator_are_multiplied_in_full(tmp_path):
     nodes = [helper.make_node("MatMulInteger", ["x", "w"], ["y"], name="product")]
     file = save(tmp_path, nodes, {"w": weights()}, kind=TensorProto.INT32, source=TensorProto.INT8)
-    found = saturation(file, [{"x": np.full((1, 1, INNER), 127, dtype=np.int8)}])
-    assert (found["products"], found["pairs"], found["breaks_without_vnni"]) == (1, 0, False)
+    found = measure_saturation(file, [{"x": np.full((1, 1, INNER), 127, dtype=np.int8)}])
+    assert (found.products, found.pairs, found.breaks_without_vnni) == (1, 0, False)
 
 
 def test_products_that_cannot_be_looked_at_are_counted(tmp_path):
@@ -270,8 +270,8 @@ def test_products_that_cannot_be_looked_at_are_counted(tmp_path):
         helper.make_node("Transpose", ["q"], ["turned"], perm=[0, 2, 1]),
         helper.make_node("MatMulInteger", ["q", "turned", "qz", "qz"], ["y"], name="product"),
     ]
-    found = saturation(save(tmp_path, nodes, {}, kind=TensorProto.INT32), [{"x": floats()}])
-    assert (found["products"], found["unchecked"]) == (0, 1)
+    found = measure_saturation(save(tmp_path, nodes, {}, kind=TensorProto.INT32), [{"x": floats()}])
+    assert (found.products, found.unchecked) == (0, 1)
 
 
 def test_floats_are_no_integer_products(tmp_path):
@@ -281,7 +281,7 @@ def test_floats_are_no_integer_products(tmp_path):
         helper.make_node("MatMul", ["x", "weight"], ["y"]),
     ]
     file = save(tmp_path, nodes, {"w": weights(), "ws": SCALES["ws"], "wz": SCALES["wz"]})
-    assert saturation(file, [{"x": floats()}])["products"] == 0
+    assert measure_saturation(file, [{"x": floats()}]).products == 0
 
 
 def test_padding_is_not_counted(tmp_path):
@@ -302,20 +302,20 @@ def test_padding_is_not_counted(tmp_path):
     values = np.full((BATCH, TOKENS, INNER), 0.1, dtype=np.float32)
     mask = np.ones((BATCH, TOKENS), dtype=np.int64)
     mask[1:, 2:] = 0
-    found = saturation(file, [{"x": values, "attention_mask": mask}])
-    assert (found["pairs"], found["saturated_pairs"]) == (mask.sum() * 5 * OUTER, 0)
-    assert saturation(file, [{"x": values, "attention_mask": mask * 0 + mask[1]}])["saturated_pairs"] == 0
+    found = measure_saturation(file, [{"x": values, "attention_mask": mask}])
+    assert (found.pairs, found.saturated_pairs) == (mask.sum() * 5 * OUTER, 0)
+    assert measure_saturation(file, [{"x": values, "attention_mask": mask * 0 + mask[1]}]).saturated_pairs == 0
     loud = values + (1 - mask[:, :, None]).astype(np.float32)
-    all_words = saturation(file, [{"x": loud, "attention_mask": np.ones_like(mask)}])
-    assert all_words["saturated_pairs"] == (mask == 0).sum() * 4 * OUTER  # the fifth pair has one half only
+    all_words = measure_saturation(file, [{"x": loud, "attention_mask": np.ones_like(mask)}])
+    assert all_words.saturated_pairs == (mask == 0).sum() * 4 * OUTER  # the fifth pair has one half only
 
 
 def test_several_batches_add_up(tmp_path):
     file, _ = qdq(tmp_path, weights())
     batches = [floats(seed=2), floats(seed=3)[:2]]
     each = [plain(static(values), weights()) for values in batches]
-    found = saturation(file, [{"x": values} for values in batches])
-    assert (found["pairs"], found["saturated_pairs"]) == (each[0][0] + each[1][0], each[0][1] + each[1][1])
+    found = measure_saturation(file, [{"x": values} for values in batches])
+    assert (found.pairs, found.saturated_pairs) == (each[0][0] + each[1][0], each[0][1] + each[1][1])
 
 
 def test_a_sample_of_very_many_estimates_the_share(tmp_path, monkeypatch):
@@ -329,14 +329,14 @@ def test_a_sample_of_very_many_estimates_the_share(tmp_path, monkeypatch):
     file = save(tmp_path, nodes, {"w": weight}, kind=TensorProto.INT32, shape=[None, None, 64])
     monkeypatch.setattr(emulating, "_MAX_TOKENS", 10**6)
     monkeypatch.setattr(emulating, "_MAX_SUMS", 10**6)
-    full = saturation(file, [{"x": values}])
+    full = measure_saturation(file, [{"x": values}])
     monkeypatch.setattr(emulating, "_MAX_TOKENS", 200)
     monkeypatch.setattr(emulating, "_MAX_SUMS", 300)
-    sampled = saturation(file, [{"x": values}])
-    assert full["pairs"] == 400 * 32 * 48 == 2 * sampled["pairs"]
-    assert 0.001 < full["share"] == pytest.approx(sampled["share"], rel=0.15)
-    assert sampled["worst_error"] == pytest.approx(full["worst_error"], rel=0.3)
-    assert saturation(file, [{"x": values}]) == sampled
+    sampled = measure_saturation(file, [{"x": values}])
+    assert full.pairs == 400 * 32 * 48 == 2 * sampled.pairs
+    assert 0.001 < full.share == pytest.approx(sampled.share, rel=0.15)
+    assert sampled.worst_error == pytest.approx(full.worst_error, rel=0.3)
+    assert measure_saturation(file, [{"x": values}]) == sampled
 
 
 def test_what_onnxruntimes_quantiser_writes_is_found_inside_the_file_and_beside_it(tmp_path):
@@ -352,9 +352,9 @@ def test_what_onnxruntimes_quantiser_writes_is_found_inside_the_file_and_beside_
             if external:
                 model = onnx.load(out)
                 onnx.save(model, out, save_as_external_data=True, location=f"{out.name}_data", size_threshold=0)
-            found = saturation(out, [{"x": floats()}])
-            assert (found["products"], found["breaks_without_vnni"]) == (1, breaks)
+            found = measure_saturation(out, [{"x": floats()}])
+            assert (found.products, found.breaks_without_vnni) == (1, breaks)
             if breaks:
                 tensors = {tensor.name: tensor for tensor in onnx.load(out).graph.initializer}
                 chosen = next(numpy_helper.to_array(t) for name, t in tensors.items() if name.endswith("_quantized"))
-                assert found["saturated_pairs"] == plain(quantised(floats()), chosen)[1] > 0
+                assert found.saturated_pairs == plain(quantised(floats()), chosen)[1] > 0

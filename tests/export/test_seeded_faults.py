@@ -6,10 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
-import potstill.export as exporting
 from potstill.config import ExportConfig
 from potstill.errors import PotstillError
-from potstill.export import export_bundle
+from potstill.export import export_bundle, precisions
 from potstill.export.onnx_files import load_model, save_model
 
 from .test_parity import FAULTS
@@ -29,14 +28,14 @@ def assert_refused(source, tmp_path):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_graph_that_answers_otherwise(fault, tiny_teacher, tmp_path, monkeypatch):
-    original = exporting.build_graph
+    original = precisions.build_graph
 
     def broken(model, **settings):
         graph = original(model, **settings)
         fault(graph.graph)
         return graph
 
-    monkeypatch.setattr(exporting, "build_graph", broken)
+    monkeypatch.setattr(precisions, "build_graph", broken)
     assert "differs from torch" in assert_refused(tiny_teacher, tmp_path)
 
 

@@ -7,13 +7,12 @@ import pytest
 from pydantic import ValidationError
 
 from potstill.config import ExportConfig
-from potstill.export import speed
-from potstill.export.speed import compare_speed
+from potstill.export import checks
+from potstill.export.checks import compare_speed
 from potstill.timing import Race
 from tests.cli.conftest import potstill  # noqa: F401 (a fixture)
 
 CELL = (1, 16)
-FILES = {"fp32": (Path("fp32.onnx"), ()), "int8": (Path("int8.onnx"), ())}
 
 
 def measured(monkeypatch, **more):
@@ -21,21 +20,30 @@ def measured(monkeypatch, **more):
         name: {CELL: [np.full(3, milliseconds * (1 + turn / 100)) for turn in range(5)]}
         for name, milliseconds in (("fp32", 20.0), ("int8", 10.0))
     }
-    monkeypatch.setattr(speed, "race", lambda *_, **__: Race((CELL,), rounds=rounds, **more))
-    return compare_speed(FILES, vocab_size=90, max_length=16, rounds=5, cells=[CELL])
+    monkeypatch.setattr(checks, "race", lambda *_, **__: Race((CELL,), rounds=rounds, **more))
+    return compare_speed(
+        Path("fp32.onnx"),
+        Path("int8.onnx"),
+        fp32_disabled=(),
+        int8_disabled=(),
+        vocab_size=90,
+        max_length=16,
+        rounds=5,
+        cells=[CELL],
+    )
 
 
 def test_an_undisturbed_race_gives_a_ratio(monkeypatch):
     found = measured(monkeypatch)
-    assert found["ratio"] == pytest.approx(2.0)
-    assert found["verdict"] == "faster"
+    assert found.ratio == pytest.approx(2.0)
+    assert found.verdict == "faster"
 
 
 def test_a_disturbed_race_gives_no_figure_but_the_reason(monkeypatch):
     found = measured(monkeypatch, disturbances={CELL: ["other processes took 60% of the time of the cores"]})
-    assert found["verdict"] == "not measured"
-    assert not {"ratio", "interval", "cells"} & found.keys()
-    assert "other processes took 60%" in found["failures"]["the machine"]
+    assert found.verdict == "not measured"
+    assert found.model_dump().keys() == {"verdict", "failures"}
+    assert "other processes took 60%" in found.failures["the machine"]
 
 
 def test_one_turn_has_no_interval_and_is_refused_before_anything_is_loaded(potstill, tmp_path):  # noqa: F811

@@ -1,16 +1,14 @@
 """Tuning: which recipes are tried, how winners are joined, and that the gates have the last word."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from potstill.bundle import ModelRecord
 from potstill.errors import BundleError, ParityError
-from potstill.export import tuning
 from potstill.export.quantize import Int8Recipe
-from potstill.export.tuning import Candidate, candidates, join, tune
+from potstill.export.tuning import Candidate, candidates, join, race_candidates, tune
 from potstill.timing import Race
 
 CELL = (1, 16)
@@ -45,44 +43,38 @@ def race_of(speeds, *, failures=None):
     return Race((CELL,), rounds, failures or {})
 
 
-class Shop:
-    """Stands in for the workshop: some recipes do not hold, and some make files that nobody can load."""
+class Gates:
+    """Stands in for the making of a file: some recipes do not hold, and some make files that nobody can load."""
 
     def __init__(self, refused=(), broken=()):
         self.refused, self.broken, self.made = refused, broken, []
 
-    def say(self, note):
-        pass
-
-    def default_recipe(self, precision):
-        return Int8Recipe()
-
-    def make_int8(self, precision, recipe, *, disabled_optimizers):
-        self.made.append(recipe)
-        if recipe in self.refused:
+    def __call__(self, candidate):
+        self.made.append(candidate.recipe)
+        if candidate.recipe in self.refused:
             raise ParityError("int8 loses more\nthan is allowed")
-        if recipe in self.broken:
+        if candidate.recipe in self.broken:
             raise BundleError("cannot be loaded")
-        return ModelRecord(file="onnx/model_int8.onnx", disabled_optimizers=list(disabled_optimizers))
+        return ModelRecord(file="onnx/model_int8.onnx", disabled_optimizers=list(candidate.disabled_optimizers))
 
 
-@pytest.fixture
-def speeds(monkeypatch):
-    """Let the races be decided by a table."""
-    table = {"integer attention": 1.2, "tanh gelu": 1.1, "integer attention + tanh gelu": 1.3}
-
-    def fake(shop, tried, folder):
-        return race_of({name: table.get(name, 0.9 if name != "default" else 1.0) for name in tried})
-
-    monkeypatch.setattr(tuning, "_race", fake)
-    return table
+def tuned(time, gates=None):
+    """Tune int8, with races that are decided by `time`."""
+    return tune(Int8Recipe(), time=time, make=gates or Gates(), say=lambda note: None)
 
 
-def test_the_fastest_recipe_that_holds_is_kept_and_all_are_told(speeds):
+SPEEDS = {"integer attention": 1.2, "tanh gelu": 1.1, "integer attention + tanh gelu": 1.3}
+
+
+def by_table(tried):
+    return race_of({name: SPEEDS.get(name, 0.9 if name != "default" else 1.0) for name in tried})
+
+
+def test_the_fastest_recipe_that_holds_is_kept_and_all_are_told():
     both = Int8Recipe(attention="integer", gelu="tanh")
-    shop = Shop(refused=[both])
-    record = tune(shop, "int8")
-    assert shop.made == [both, Int8Recipe(attention="integer")]
+    gates = Gates(refused=[both])
+    record = tuned(by_table, gates)
+    assert gates.made == [both, Int8Recipe(attention="integer")]
     rows = {row.name: row for row in record.tuning.candidates}
     assert record.tuning.kept == "integer attention"
     assert list(rows)[:2] == ["integer attention + tanh gelu", "integer attention"]
@@ -92,41 +84,39 @@ def test_the_fastest_recipe_that_holds_is_kept_and_all_are_told(speeds):
     assert len(rows) == 8
 
 
-def test_the_default_is_kept_where_nothing_is_faster(speeds):
-    speeds.clear()
-    assert tune(Shop(), "int8").tuning.kept == "default"
+def test_the_default_is_kept_where_nothing_is_faster():
+    record = tuned(lambda tried: race_of({name: 0.9 if name != "default" else 1.0 for name in tried}))
+    assert record.tuning.kept == "default"
 
 
-def test_the_default_is_kept_where_what_looks_faster_may_not_be(monkeypatch):
+def test_the_default_is_kept_where_what_looks_faster_may_not_be():
     """Twice as fast in half of the rounds, and half as fast in the others."""
 
-    def fake(shop, tried, folder):
+    def fake(tried):
         result = race_of({"default": 1.0})
         result.rounds["static"] = {CELL: [np.full(3, latency_ms) for latency_ms in (5, 20, 5, 20)]}
         result.rounds["tanh gelu"] = {CELL: [np.full(3, latency_ms) for latency_ms in (5, 20, 5, 5)]}
         return result
 
-    monkeypatch.setattr(tuning, "_race", fake)
-    record = tune(Shop(), "int8")
+    record = tuned(fake)
     assert record.tuning.kept == "default"
     rows = {row.name: row for row in record.tuning.candidates}
     assert rows["tanh gelu"].ratio == 2
     assert rows["tanh gelu"].interval[0] <= 1
 
 
-def test_nothing_is_published_if_nothing_holds(speeds):
+def test_nothing_is_published_if_nothing_holds():
     everything = [candidate.recipe for candidate in candidates(Int8Recipe()).values()]
     everything.append(replace(Int8Recipe(), attention="integer", gelu="tanh"))
     with pytest.raises(ParityError, match=r"no recipe holds.*nothing was published"):
-        tune(Shop(refused=everything), "int8")
+        tuned(by_table, Gates(refused=everything))
 
 
-def test_a_candidate_that_cannot_run_is_told_and_never_kept(monkeypatch):
-    def fake(shop, tried, folder):
+def test_a_candidate_that_cannot_run_is_told_and_never_kept():
+    def fake(tried):
         return race_of({"default": 1.0, "static": 0.9}, failures={"integer attention": "no kernel"})
 
-    monkeypatch.setattr(tuning, "_race", fake)
-    record = tune(Shop(), "int8")
+    record = tuned(fake)
     rows = {row.name: row for row in record.tuning.candidates}
     assert record.tuning.kept == "default"
     assert rows["integer attention"].failed == "no kernel"
@@ -134,37 +124,34 @@ def test_a_candidate_that_cannot_run_is_told_and_never_kept(monkeypatch):
 
 
 @pytest.mark.parametrize("everywhere", [True, False])
-def test_a_candidate_that_failed_in_the_race_is_listed_but_never_made(everywhere, monkeypatch):
+def test_a_candidate_that_failed_in_the_race_is_listed_but_never_made(everywhere):
     """Whoever fails in a single cell may look fast in the others."""
 
-    def fake(shop, tried, folder):
+    def fake(tried):
         speeds = {"default": 1.0, "static": 0.9} | ({} if everywhere else {"integer attention": 2.0})
         return race_of(speeds, failures={"integer attention": "no kernel"})
 
-    monkeypatch.setattr(tuning, "_race", fake)
     default, static, broken = Int8Recipe(), Int8Recipe(method="static"), Int8Recipe(attention="integer")
-    shop = Shop(refused=[default], broken=[broken])
-    record = tune(shop, "int8")
-    assert shop.made == [default, static]
+    gates = Gates(refused=[default], broken=[broken])
+    record = tuned(fake, gates)
+    assert gates.made == [default, static]
     assert record.tuning.kept == "static"
     names = [row.name for row in record.tuning.candidates]
     assert names[:2] == ["default", "static"]
     assert set(names) == set(candidates(default))
     with pytest.raises(ParityError, match=r"no recipe holds: default: [^;]*; static: [^;]*; nothing was published"):
-        tune(Shop(refused=[default, static], broken=[broken]), "int8")
+        tuned(fake, Gates(refused=[default, static], broken=[broken]))
 
 
-def test_candidates_really_race(tiny_bundle, monkeypatch):
+def test_candidates_really_race(tiny_bundle):
     from potstill.export.onnx_files import load_model
     from potstill.export.quantize import prepare
     from potstill.serve import Encoder
 
     encoder = Encoder(tiny_bundle)
     prepared = prepare(load_model(tiny_bundle / "onnx" / "model.onnx"), [encoder.tokenizer.encode(["we saw a wave"])])
-    source = SimpleNamespace(config=SimpleNamespace(vocab_size=90), max_length=32)
-    shop = SimpleNamespace(prepared=prepared, source=source, config=SimpleNamespace(rounds=2))
     tried = {name: candidates(Int8Recipe())[name] for name in ("default", "integer attention")}
-    result = tuning._race(shop, tried, tiny_bundle.parent)
+    result = race_candidates(tried, prepared, vocab_size=90, max_length=32, rounds=2)
     assert result.failures == {}
     assert result.cells == ((1, 16), (1, 32), (8, 32), (32, 32))
     assert result.overall("default", "integer attention").value > 0

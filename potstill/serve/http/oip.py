@@ -305,7 +305,6 @@ def _text_mode(task: str) -> Mode:
 def _graph_outputs(encoder: Encoder) -> dict[str, TensorMetadata]:
     """Return the outputs of the manifest; what a graph leaves open is taken from the task where it says it."""
     manifest = encoder.manifest
-    shapes = {node.name: node.shape or [] for node in encoder.session.engine.get_outputs()}
     widths = {
         TEXT_CLASSIFICATION.name: len(manifest.labels),
         TOKEN_CLASSIFICATION.name: len(manifest.labels),
@@ -317,9 +316,7 @@ def _graph_outputs(encoder: Encoder) -> dict[str, TensorMetadata]:
         per_token = not (encoder.task.one_output_per_text or name == SENTENCE_EMBEDDING)
         shape = [-1, -1] if per_token else [-1]
         if manifest.task != QUESTION_ANSWERING.name:
-            # A dimension without a size has a name, or None.
-            sizes = [size for size in (*shapes[name][-1:], widths.get(manifest.task)) if isinstance(size, int)]
-            shape.append(sizes[0] if sizes else -1)
+            shape.append(encoder.session.output_widths[name] or widths.get(manifest.task) or -1)
         found[name] = TensorMetadata(name=name, datatype="FP32", shape=shape)
     return found
 

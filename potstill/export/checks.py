@@ -1,0 +1,417 @@
+"""The gates of an export: does a file answer like its source, alone and in batches, and is int8 faster than fp32?
+
+Parity is checked through the session that will serve the file, over a grid of what breaks exports: batch and length 1,
+odd lengths, the longest text, ragged padding on the right and on the left, masks with holes. Batch invariance is
+measured on real texts, because dynamic int8 does not give it: it has one scale for all activations of a batch, so a
+text's answer depends on its neighbours and on the padding that they bring (microsoft/onnxruntime#10111).
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import EllipsisType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from potstill.bundle import BatchDrift, BatchInvariance, Parity, ParityCell, Speed, SpeedCell
+from potstill.errors import CheckError, ParityError
+from potstill.evaluation.predictions import ModelOutputs, collect_outputs
+from potstill.export.onnx_files import Feeds
+from potstill.export.source import Reference, Source
+from potstill.machine import available_cores, cpu_name
+from potstill.serve import BundleTokenizer, OnnxSession, Row
+from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK
+from potstill.timing import race
+from potstill.timing.race import Cell, session
+
+# Largest difference of a logit from torch's, or of larger numbers as a share of their root mean square: MobileBERT's
+# hidden states reach hundreds. BERT-base showed 7e-7 and a trained MiniLM 2e-6 on this grid; a wrong mask or position
+# shows 1e-2 and more.
+FP32_TOLERANCE = 1e-4
+GRID_BATCH_SIZES = (1, 2, 8)
+GRID_LENGTHS = (1, 2, 33, 128)
+_FIRST_ORDINARY_ID = 5
+# So many different texts stand in a batch of 8, which saves half of the reference's time.
+_DIFFERENT_TEXTS = 4
+# A logit per vocabulary entry and token: a batch of 8 long texts would take gigabytes.
+_MOST_NUMBERS = 2**27
+# Outputs with a number for each token; other outputs of two dimensions are of texts.
+_OF_TOKENS = ("start_logits", "end_logits")
+
+# The largest drift, as a share of the answers' standard deviation, that sums in another order may bring. A MiniLM on
+# SST-2 drifted by 0 in fp32 and in static int8, and by 0.32 to 0.55 in dynamic int8 (onnxruntime 1.31.1).
+DRIFT_TOLERANCE = 0.01
+INVARIANCE_BATCH_SIZES = (8, 32)
+# A logit per vocabulary entry and token: 32 longer texts would take gigabytes.
+_LONGEST_MASKED = 64
+
+# A short and a long text alone: what a small box is asked most.
+SPEED_CELLS: tuple[Cell, ...] = ((1, 16), (1, 128))
+
+# What one layer's attention scores may take, 4 GiB; a run needs up to four times that. They grow with the square of the
+# length: ModernBERT's 8,192 positions with 12 heads are 3.2 GB for one text, and 25.8 GB for a batch of 8.
+MOST_SCORE_BYTES = 2**32
+
+
+@dataclass(frozen=True, slots=True)
+class GridRow:
+    """Up to four texts of one length under one kind of mask, with the reference's answers."""
+
+    length: int
+    mask: str
+    feeds: Feeds
+    expected: Mapping[str, NDArray[np.float32]]
+
+
+def check_parity(
+    source: Source, session: OnnxSession, *, rows: Iterable[GridRow] | None = None, seed: int = 0
+) -> Parity:
+    """Compare an fp32 session with what it was made from, over the grid.
+
+    Args:
+        source: what the session was made from.
+        session: the file.
+        rows: what the source answers, of `keep_rows`; None asks it now.
+        seed: of the ids.
+
+    Raises:
+        ParityError: naming the first cell that differs by more than the tolerance, or names another label.
+    """
+    reference = "torch" if source.onnx_source is None else "the file it was made from"
+    if rows is None:
+        rows = make_rows(source, source.reference(), seed=seed)
+    cells = []
+    for cell in _compare_over_grid(source, rows, session):
+        allowed = FP32_TOLERANCE * max(1.0, cell.root_mean_square)
+        if not cell.max_abs_difference <= allowed or cell.label_agreement < 1:
+            raise ParityError(
+                f"the exported model differs from {reference} by {cell.max_abs_difference:.2g} at {_name(cell)}, where "
+                f"{allowed:.2g} is allowed, and {cell.label_agreement:.1%} of its clear labels agree; nothing "
+                "was published"
+            )
+        cells.append(cell)
+    return _summarize(source, cells, reference=reference).model_copy(update={"tolerance": FP32_TOLERANCE})
+
+
+def measure_difference(
+    source: Source, session: OnnxSession, reference: Reference, *, against: str = "fp32", seed: int = 0
+) -> Parity:
+    """Measure how far a file of lower precision is from fp32 on the grid; random ids are harder than real texts.
+
+    Raises:
+        ParityError: if an answer is not a number.
+    """
+    cells = list(_compare_over_grid(source, make_rows(source, reference, seed=seed), session))
+    broken = next((cell for cell in cells if not math.isfinite(cell.max_abs_difference)), None)
+    if broken is not None:
+        raise ParityError(f"{session.model_file.name} answers with no number at {_name(broken)}; nothing was published")
+    return _summarize(source, cells, reference=against).model_copy(update={"inputs": "random token ids"})
+
+
+def keep_rows(source: Source, folder: Path, *, seed: int = 0) -> list[GridRow]:
+    """Return what a source answers over the grid, kept in a folder: the numbers of a language model are gigabytes.
+
+    The source need not be in memory beside the file that is compared with it.
+    """
+    kept = []
+    for number, row in enumerate(make_rows(source, source.reference(), seed=seed)):
+        expected = {}
+        for name, values in row.expected.items():
+            np.save(folder / f"{number}-{name}.npy", values)
+            expected[name] = np.load(folder / f"{number}-{name}.npy", mmap_mode="r")
+        kept.append(replace(row, expected=expected))
+    return kept
+
+
+def make_rows(source: Source, reference: Reference, *, seed: int) -> Iterator[GridRow]:
+    """Yield the texts of the grid, random ids, with the reference's answers."""
+    generator = np.random.default_rng(seed)
+    for length, _ in plan_grid(source):
+        texts = most_texts(_DIFFERENT_TEXTS, heads=source.config.num_attention_heads, length=length)
+        for mask_name, mask in masks(texts, length, generator):
+            types = np.zeros((texts, length), dtype=np.int64)
+            if getattr(source.config, "type_vocab_size", 1) > 1:
+                types[:, length // 2 :] = 1
+            known = {
+                "input_ids": generator.integers(_FIRST_ORDINARY_ID, source.config.vocab_size, size=(texts, length)),
+                "attention_mask": mask,
+                "token_type_ids": types,
+            }
+            feeds = {name: known[name].astype(np.int64) for name in source.inputs}
+            yield GridRow(length, mask_name, feeds, reference(feeds))
+
+
+def masks(texts: int, length: int, generator: np.random.Generator) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """Yield each kind of attention mask by name, of shape (texts, length); short texts have the full one only."""
+    full = np.ones((texts, length), dtype=np.int64)
+    yield "full", full
+    if length < 3:
+        return
+    kept = generator.integers(1, length + 1, size=texts)
+    ragged = (np.arange(length)[None, :] < kept[:, None]).astype(np.int64)
+    yield "ragged right", ragged
+    yield "ragged left", ragged[:, ::-1].copy()
+    hole = full.copy()
+    hole[:, length // 2] = 0
+    yield "hole", hole
+
+
+def plan_grid(source: Source) -> list[tuple[int, tuple[int, ...]]]:
+    """Return each length of the grid in tokens with the batch sizes whose attention scores fit into memory.
+
+    The longest text that a model reads is among the lengths, or the longest of which one fits.
+    """
+    heads = source.config.num_attention_heads
+    longest = min(source.max_length, longest_that_fits(1, heads=heads))
+    return [
+        (length, tuple(size for size in GRID_BATCH_SIZES if size <= most_texts(size, heads=heads, length=length)))
+        for length in sorted({length for length in (*GRID_LENGTHS, longest) if length <= longest})
+    ]
+
+
+def left_out(source: Source) -> str | None:
+    """Return in words what the grid leaves out; None where it is whole."""
+    planned = plan_grid(source)
+    parts = [
+        f"batch {' and '.join(map(str, missing))} of {length} tokens"
+        for length, sizes in planned
+        if (missing := [size for size in GRID_BATCH_SIZES if size not in sizes])
+    ]
+    longest = planned[-1][0]
+    if longest < source.max_length:
+        parts.append(f"texts of more than {longest} tokens")
+    limit = f"a layer's attention scores would take more than {MOST_SCORE_BYTES / 1e9:.1f} GB"
+    return f"{', '.join(parts)}: {limit}" if parts else None
+
+
+def _summarize(source: Source, cells: list[ParityCell], *, reference: str) -> Parity:
+    missing = left_out(source)
+    return Parity(
+        reference=reference,
+        cells=len(cells),
+        max_abs_difference=max(cell.max_abs_difference for cell in cells),
+        label_agreement=float(np.mean([cell.label_agreement for cell in cells])),
+        grid=cells,
+    ).model_copy(update={} if missing is None else {"left_out": missing})
+
+
+def _compare_over_grid(source: Source, rows: Iterable[GridRow], session: OnnxSession) -> Iterator[ParityCell]:
+    """Yield each cell of batch size x length x mask with its largest difference and label agreement.
+
+    Differences count where the mask lets a token be seen; what stands at padding is nobody's answer.
+    """
+    has_labels = source.task is not FEATURE_EXTRACTION
+    fitting = dict(plan_grid(source))
+    for row in rows:
+        texts = len(row.feeds["input_ids"])
+        width = max(values.size for values in row.expected.values()) // texts
+        for batch_size in fitting[row.length]:
+            if batch_size > 1 and batch_size * width > _MOST_NUMBERS:
+                continue  # the same length stands in the grid with fewer texts
+            picked = np.arange(batch_size) % texts
+            feeds = {name: values[picked] for name, values in row.feeds.items()}
+            found = session.run(feeds)
+            outputs = [
+                _compare(values[picked], found[name], seen=_seen(feeds, name, values), has_labels=has_labels)
+                for name, values in row.expected.items()
+            ]
+            squares = [np.square(values, dtype=np.float64).mean() for values in row.expected.values()]
+            yield ParityCell(
+                batch_size=batch_size,
+                length=row.length,
+                mask=row.mask,
+                max_abs_difference=max(difference for difference, _ in outputs),
+                root_mean_square=float(np.sqrt(max(squares))),
+                label_agreement=min(agreement for _, agreement in outputs),
+            )
+
+
+def _seen(feeds: Feeds, name: str, expected: NDArray[np.float32]) -> NDArray[np.bool_] | EllipsisType:
+    """Return which entries of an output are answers: those of seen tokens where each has its own, else all."""
+    mask = feeds.get("attention_mask")
+    per_token = mask is not None and (expected.ndim == 3 or name in _OF_TOKENS) and expected.shape[1] == mask.shape[1]
+    return mask.astype(bool) if mask is not None and per_token else ...
+
+
+def _compare(
+    expected: NDArray[np.float32],
+    found: NDArray[np.float32],
+    *,
+    seen: NDArray[np.bool_] | EllipsisType,
+    has_labels: bool,
+) -> tuple[float, float]:
+    """Return the largest difference, and the share of rows with a clear label that name it too."""
+    if found.shape != expected.shape or not np.isfinite(found[seen]).all():
+        return float("inf"), 0.0
+    expected, found = expected[seen], found[seen]
+    difference = float(np.abs(expected - found).max())
+    if not has_labels or expected.shape[-1] < 2:
+        return difference, 1.0
+    top = np.partition(expected, -2, axis=-1)[..., -2:]
+    # Two logits closer than the tolerance may change places without any fault.
+    clear = top[..., 1] - top[..., 0] > 2 * FP32_TOLERANCE
+    same = expected.argmax(-1) == found.argmax(-1)
+    return difference, float(same[clear].mean()) if clear.any() else 1.0
+
+
+def _name(cell: ParityCell) -> str:
+    return f"batch {cell.batch_size}, length {cell.length}, {cell.mask} mask"
+
+
+def most_texts(wanted: int, *, heads: int, length: int) -> int:
+    """Return how many of the wanted texts of this length may run at once, and 1 where even one is too long."""
+    return max(1, min(wanted, MOST_SCORE_BYTES // (4 * heads * max(1, length) ** 2)))
+
+
+def longest_that_fits(texts: int, *, heads: int) -> int:
+    """Return how long texts may be, in tokens, so that so many of them may run at once."""
+    return math.isqrt(MOST_SCORE_BYTES // (4 * texts * heads))
+
+
+def measure_batch_invariance(
+    session: OnnxSession,
+    tokenizer: BundleTokenizer,
+    rows: Sequence[Row],
+    *,
+    outputs: Sequence[str],
+    kind: str,
+    batch_sizes: Sequence[int] = INVARIANCE_BATCH_SIZES,
+    limit: int = 1000,
+    seed: int = 0,
+    mask_id: int | None = None,
+) -> BatchInvariance:
+    """Return how far the answers to texts move between alone and in batches of texts of mixed lengths, with padding.
+
+    An answer is invariant if nothing flips and no drift is above `DRIFT_TOLERANCE` of the answers' spread.
+
+    Args:
+        session: the file.
+        tokenizer: pads.
+        rows: of real texts, made by `tokenizer.rows`; the first `limit` are used.
+        outputs: as `collect_outputs`.
+        kind: as `collect_outputs`.
+        batch_sizes: the batches.
+        limit: how many texts at most.
+        seed: of the order in which texts meet in batches.
+        mask_id: as `collect_outputs`.
+
+    Raises:
+        CheckError: if an answer is a number alone and none in a batch.
+    """
+    rows = rows[:limit]
+    if kind == FILL_MASK.name:
+        rows = [{name: values[:_LONGEST_MASKED] for name, values in row.items()} for row in rows]
+
+    def outputs_of(batch_size: int, shuffle: np.random.Generator | None = None) -> ModelOutputs:
+        return collect_outputs(
+            session,
+            tokenizer,
+            rows,
+            kind=kind,
+            outputs=outputs,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            mask_id=mask_id,
+        )
+
+    alone = outputs_of(1)
+    decided, finite = alone.decisions(), np.isfinite(alone.values)
+    spread = float(alone.values[finite].std())
+    batches: dict[str, BatchDrift] = {}
+    any_changed: NDArray[np.bool_] | None = None
+    for size in batch_sizes:
+        together = outputs_of(size, np.random.default_rng(seed))
+        if not np.isfinite(together.values[finite]).all():
+            raise CheckError(
+                "a text that is answered alone is answered with NaN or infinity in a batch; export it again"
+            )
+        drift = np.abs(alone.values[finite] - together.values[finite])
+        others = together.decisions()
+        changed = None if decided is None or others is None else decided != others
+        batches[str(size)] = BatchDrift(
+            max_drift=float(drift.max()),
+            mean_drift=float(drift.mean()),
+            flips=None if changed is None else int(changed.sum()),
+        )
+        if changed is not None:
+            any_changed = changed if any_changed is None else any_changed | changed
+    flips = None if any_changed is None else int(any_changed.sum())
+    max_drift = max(batch.max_drift for batch in batches.values())
+    return BatchInvariance(
+        texts=int(alone.texts[-1]) + 1,
+        rows=len(alone.values),
+        batches=batches,
+        flips=flips,
+        max_drift=max_drift,
+        spread=spread,
+        invariant=not flips and max_drift <= DRIFT_TOLERANCE * spread,
+    )
+
+
+def compare_speed(
+    fp32: Path,
+    int8: Path,
+    *,
+    fp32_disabled: Sequence[str],
+    int8_disabled: Sequence[str],
+    vocab_size: int,
+    max_length: int,
+    rounds: int,
+    cells: Sequence[Cell] = SPEED_CELLS,
+) -> Speed:
+    """Return how many times as fast as fp32 int8 is here, measured in turns, in processes of their own.
+
+    Args:
+        fp32: the ONNX file.
+        int8: the other.
+        fp32_disabled: the optimisers that the session of fp32 switches off.
+        int8_disabled: those of int8.
+        vocab_size: which ids may be drawn.
+        max_length: longer texts are cut to it.
+        rounds: turns of each.
+        cells: batch size and tokens.
+
+    Returns:
+        The verdict is "not measured", and why stands under `failures`, where a file does not run or the machine was
+        busy with other things to the last; else "faster" or "slower" where the whole interval of the geometric mean
+        says so, and "no faster" where it does not.
+    """
+    threads = available_cores()
+    fitting = sorted({(batch, min(length, max_length)) for batch, length in cells})
+    contestants = {
+        "fp32": session(fp32, threads=threads, disabled_optimizers=fp32_disabled, vocab_size=vocab_size),
+        "int8": session(int8, threads=threads, disabled_optimizers=int8_disabled, vocab_size=vocab_size),
+    }
+    result = race(contestants, fitting, rounds=rounds, block_s=0.1)
+    disturbed = result.disturbed()
+    failures = result.failures or ({} if disturbed is None else {"the machine": disturbed})
+    if failures:
+        return Speed(verdict="not measured", failures=failures)
+    overall = result.overall("fp32", "int8")
+    measured = []
+    for cell in fitting:
+        estimate = result.ratio("fp32", "int8", cell)
+        fp32_ms, int8_ms = result.median_ms("fp32", cell), result.median_ms("int8", cell)
+        assert fp32_ms is not None
+        assert int8_ms is not None
+        measured.append(
+            SpeedCell(
+                batch_size=cell[0],
+                num_tokens=cell[1],
+                ratio=estimate.value,
+                interval=(estimate.low, estimate.high),
+                fp32_ms=fp32_ms,
+                int8_ms=int8_ms,
+            )
+        )
+    return Speed(
+        cpu=cpu_name(),
+        threads=threads,
+        rounds=rounds,
+        cells=measured,
+        ratio=overall.value,
+        interval=(overall.low, overall.high),
+        verdict="faster" if overall.low > 1 else "slower" if overall.high < 1 else "no faster",
+    )

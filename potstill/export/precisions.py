@@ -1,0 +1,379 @@
+"""Make the files of a bundle, one precision after the other; every file goes through the same gates."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from potstill import machine
+from potstill.bundle import (
+    MODEL_FILES,
+    WEIGHT_ONLY,
+    FallbackStep,
+    ModelRecord,
+    Precision,
+    QualityLoss,
+    Quantization,
+    Saturation,
+)
+from potstill.config import ExportConfig
+from potstill.errors import ParityError
+from potstill.export.checks import (
+    check_parity,
+    compare_speed,
+    keep_rows,
+    measure_difference,
+)
+from potstill.export.graph import append_head, build_graph, check_fusion, fusion_report
+from potstill.export.onnx_files import check_model, lint, load_model, rewire, save_model, without_values
+from potstill.export.quality import Judge, open_session
+from potstill.export.quantize import Int8Recipe, Prepared, convert_to_fp16, int8_recipe, prepare, quantize
+from potstill.export.saturation import measure_saturation
+from potstill.export.source import Source
+from potstill.export.tuning import DISABLED_OPTIMIZERS, Candidate, race_candidates, tune
+from potstill.export.unpad import is_unpadded, unpad
+from potstill.onnx_inspect import DYNAMIC, count_matmuls, read_outline
+
+# What sensitivity is measured on: the order of the layers shows on few texts, and every layer costs one pass.
+_SENSITIVITY_TEXTS = 64
+# What saturation is looked for in.
+_SATURATION_TEXTS = 32
+# What fp32 is asked alone and in batches: a wrong side or position shows in every padded text.
+_FP32_BATCH_TEXTS = 128
+
+
+class Exporter:
+    """Makes the files of one bundle, and holds each of them against its source and against fp32."""
+
+    def __init__(
+        self,
+        source: Source,
+        folder: Path,
+        *,
+        judge: Judge,
+        config: ExportConfig,
+        say: Callable[[str], None],
+    ) -> None:
+        """Take what is exported, into which folder, what it is judged by, and who is told of each step."""
+        self.source, self.folder, self.judge = source, folder, judge
+        self.config, self.say = config, say
+        wanted = config.attention == "fused" if config.unpad is None else config.unpad
+        self._unpads = wanted and source.onnx_source is None
+        # The graph as it was before padding was left out of it, without its weights.
+        self._padded: onnx.ModelProto | None = None
+
+    def make_graph(self) -> onnx.ModelProto:
+        """Trace a checkpoint, or read an ONNX file."""
+        source = self.source
+        if source.onnx_source is not None:
+            graph = load_model(source.onnx_source.file)
+            return graph if source.head is None else append_head(graph, source.head, width=source.config.hidden_size)
+        assert source.model is not None
+        return build_graph(
+            source.model,
+            inputs=source.inputs,
+            outputs=source.task_outputs,
+            attention=self.config.attention,
+            head=source.head,
+            opset=self.config.opset,
+        )
+
+    def make_fp32(self, graph: onnx.ModelProto) -> ModelRecord:
+        """Write the graph that everything else is made of, and hold it against its source.
+
+        Raises:
+            ParityError: if it is not a valid graph, lacks a fused operator, answers otherwise, or answers a text
+                otherwise in a batch. A file of another tool may do the last; then the manifest says so.
+        """
+        is_ours = self.source.onnx_source is None
+        self.say(f"fp32: compare with {'torch' if is_ours else 'the file'}")
+        # The torch model, the graph and a session are three times the weights, so one goes before the next comes.
+        fusion = fusion_report(graph, self.source.config)
+        if is_ours and not self.config.allow_unfused:
+            check_fusion(fusion)
+        file, kept = self._file("fp32"), self.folder / ".reference"
+        kept.mkdir()
+        rows = keep_rows(self.source, kept)
+        self.source.release_model()
+        self._padded = without_values(graph)
+        if self._unpads:
+            rewire(graph, unpad(without_values(graph)))
+        unpadded = is_unpadded(graph)
+        written = save_model(graph, file)
+        del graph
+        check_model(file)
+        lint(file, "fp32")
+        session = open_session(self._file("fp32"))
+        parity = check_parity(self.source, session, rows=rows)
+        del rows
+        shutil.rmtree(kept)
+        self.say("fp32: compare answers in batches")
+        invariance = self.judge.measure_invariance("fp32", session, limit=_FP32_BATCH_TEXTS, required=is_ours)
+        return ModelRecord(
+            file=MODEL_FILES["fp32"],
+            external_data=self._names(written[1:]),
+            cpu_features=sorted(machine.cpu_features()),
+            batch_invariant=invariance.invariant,
+            unpadded=unpadded,
+            disabled_optimizers=list(DISABLED_OPTIMIZERS),
+            fusion=fusion,
+            parity=parity,
+            invariance=invariance,
+        )
+
+    def make_fp16(self) -> ModelRecord:
+        """Write the half-size file for GPUs, and judge it here through casts to float32.
+
+        Raises:
+            ParityError: if it loses more than is allowed.
+        """
+        self.say("fp16")
+        graph, file = convert_to_fp16(self._fp32_graph()), self._file("fp16")
+        written = save_model(graph, file)
+        check_model(file)
+        lint(file, "fp16")
+        session = open_session(file)
+        quality = self.judge.compare_with_fp32(session, batch_size=8)
+        if not quality.holds:
+            raise ParityError(f"fp16 loses {quality.loss:.2%}, where {self.config.max_loss:.2%} is allowed")
+        parity = measure_difference(self.source, session, open_session(self._file("fp32")).run)
+        return ModelRecord(
+            file=MODEL_FILES["fp16"],
+            external_data=self._names(written[1:]),
+            cpu_features=sorted(machine.cpu_features()),
+            disabled_optimizers=list(DISABLED_OPTIMIZERS),
+            fusion=fusion_report(graph, self.source.config),
+            parity=parity.model_copy(update={"checked_on": "CPU, through casts to float32", "gpu": "unchecked"}),
+            quality=quality,
+        )
+
+    def make_int8(self, precision: Precision) -> ModelRecord:
+        """Write int8 by the default recipe, or by the fastest one that holds if the configuration says so.
+
+        Raises:
+            ParityError: as `quantize_and_check`; or if no recipe holds.
+        """
+        recipe = int8_recipe("static" if precision == "int8-static" else "dynamic")
+        if not self.config.calibration_texts:
+            recipe = replace(recipe, smoothing=None)  # nobody knows where the outliers are
+        if not self.config.tune:
+            return self.quantize_and_check(precision, Candidate(recipe))
+        return tune(
+            recipe,
+            time=lambda tried: race_candidates(
+                tried,
+                self._prepared,
+                vocab_size=self.source.config.vocab_size,
+                max_length=self.source.max_length,
+                rounds=self.config.rounds,
+            ),
+            make=lambda candidate: self.quantize_and_check(precision, candidate),
+            say=lambda note: self.say(f"{precision}: {note}"),
+        )
+
+    def quantize_and_check(self, precision: Precision, candidate: Candidate) -> ModelRecord:
+        """Quantise, give layers back to fp32 until the file holds, and measure what it is worth.
+
+        Raises:
+            ParityError: if it never holds, is not what it says, or does not keep a text's answer although it should.
+        """
+        self.say(f"{precision}: quantise")
+        recipe, file = candidate.recipe, self._file(precision)
+        static = recipe.method == "static"
+
+        def attempt(keep: frozenset[str]) -> QualityLoss:
+            graph = quantize(self._prepared, recipe, keep=keep)
+            # One text at a time, which is how dynamic files are served, has no padding.
+            save_model(unpad(graph) if static and self._unpads else graph, file)
+            session = open_session(file, candidate.disabled_optimizers)
+            return self.judge.compare_with_fp32(session, batch_size=8 if static else 1)
+
+        kept, quality, steps = fall_back(
+            self._prepared.layers,
+            judge=attempt,
+            order=lambda: self._order_by_sensitivity(recipe),
+            max_fp32_layers=self.config.max_fp32_layers,
+        )
+        check_model(file)
+        lint(file, precision)
+        session = open_session(file, candidate.disabled_optimizers)
+        self.say(f"{precision}: compare answers in batches")
+        invariance = self.judge.measure_invariance(precision, session, required=static)
+        self.say(f"{precision}: speed")
+        outline, graph = read_outline(file), onnx.load(file, load_external_data=False)
+        saturated = self.judge.texts.judged[:_SATURATION_TEXTS]
+        speed = None
+        if self.config.rounds:
+            speed = compare_speed(
+                self._file("fp32"),
+                file,
+                fp32_disabled=DISABLED_OPTIMIZERS,
+                int8_disabled=candidate.disabled_optimizers,
+                vocab_size=self.source.config.vocab_size,
+                max_length=self.source.max_length,
+                rounds=self.config.rounds,
+            )
+        return ModelRecord(
+            file=MODEL_FILES[precision],
+            external_data=self._names(sorted(file.parent / location for location in outline.locations)),
+            quantisation=Quantization.model_validate(
+                recipe.describe()
+                | {"fp32_layers": sorted(kept), "texts": self.judge.texts.calibration_origin, "steps": steps}
+                | count_matmuls(outline)
+            ),
+            cpu_features=sorted(machine.cpu_features()),
+            batch_invariant=static,
+            unpadded=is_unpadded(graph),
+            disabled_optimizers=list(candidate.disabled_optimizers),
+            fusion=fusion_report(graph, self.source.config),
+            parity=measure_difference(self.source, session, open_session(self._file("fp32")).run),
+            quality=quality,
+            invariance=invariance,
+            saturation=measure_saturation(file, self.judge.batches(saturated)),
+            speed=speed,
+        )
+
+    def keep_as_it_is(self, graph: onnx.ModelProto) -> ModelRecord:
+        """Write a file that is of a lower precision already, and hold it against itself without any optimisation.
+
+        Raises:
+            ParityError: if it is not a valid graph, or onnxruntime's optimisations change more than is allowed.
+        """
+        given = self.source.onnx_source
+        assert given is not None
+        precision, file = given.precision, self._file(given.precision)
+        self.say(f"{precision}: compare with the file")
+        written = save_model(graph, file)
+        check_model(file)
+        lint(file, precision, weight_only=given.weight_only)
+        outline, session = read_outline(file), open_session(file)
+        dynamic = any(node.op_type in DYNAMIC for node in outline.nodes)
+        quality = self.judge.compare_with_unoptimised(file, session, batch_size=1 if dynamic else 8)
+        if not quality.holds:
+            raise ParityError(
+                f"{given.file} loses {quality.loss:.2%} by onnxruntime's own optimisations, where "
+                f"{self.config.max_loss:.2%} is allowed; nothing was published"
+            )
+        self.say(f"{precision}: compare answers in batches")
+        invariance = self.judge.measure_invariance(precision, session, required=False)
+        is_int8 = precision in {"int8", "int8-static"}
+        method = WEIGHT_ONLY if given.weight_only else "dynamic" if dynamic else "static"
+        how = {"method": method, "made_by": "another tool"} | count_matmuls(outline)
+        reference = self.source.reference()
+        return ModelRecord(
+            file=MODEL_FILES[precision],
+            external_data=self._names(written[1:]),
+            quantisation=Quantization.model_validate(how) if is_int8 else None,
+            cpu_features=sorted(machine.cpu_features()),
+            batch_invariant=not is_int8 or (invariance.invariant and not dynamic),
+            disabled_optimizers=list(DISABLED_OPTIMIZERS),
+            fusion=fusion_report(graph, self.source.config),
+            parity=measure_difference(self.source, session, reference, against="the file it was made from"),
+            quality=quality,
+            invariance=invariance,
+            # Nothing is summed in integers where they are only stored.
+            saturation=Saturation(share=0.0, breaks_without_vnni=False) if given.weight_only else None,
+        )
+
+    @cached_property
+    def _prepared(self) -> Prepared:
+        """The fp32 graph with its ranges on the calibration texts."""
+        return prepare(self._fp32_graph(), self.judge.batches(self.judge.texts.calibration))
+
+    def _fp32_graph(self) -> onnx.ModelProto:
+        """Return the fp32 graph with padding in its products, read anew with its weights from the file."""
+        assert self._padded is not None, "make_fp32 comes first"
+        graph = load_model(self._file("fp32"))
+        rewire(graph, self._padded)
+        return graph
+
+    def _file(self, precision: Precision) -> Path:
+        return self.folder / MODEL_FILES[precision]
+
+    def _names(self, files: Sequence[Path]) -> list[str]:
+        """Return how the manifest calls files of the folder."""
+        return [path.relative_to(self.folder).as_posix() for path in files]
+
+    def _order_by_sensitivity(self, recipe: Int8Recipe) -> list[str]:
+        """Return the layers by how much it helps to leave one of them alone in fp32, the most helpful first."""
+        rows, file = self.judge.rows[:_SENSITIVITY_TEXTS], self.folder / "onnx" / ".sensitivity.onnx"
+        expected = self.judge.outputs(open_session(self._file("fp32")), rows, batch_size=8).values
+        seen = np.isfinite(expected)
+        layers = self._prepared.layers
+        errors: dict[str, float] = {}
+        for number, layer in enumerate(layers, start=1):
+            self.say(f"measure sensitivity: layer {number} of {len(layers)}")
+            written = save_model(quantize(self._prepared, recipe, keep=frozenset({layer})), file)
+            found = self.judge.outputs(open_session(file), rows, batch_size=8).values
+            for path in written:
+                path.unlink()
+            errors[layer] = float(np.square(expected[seen] - found[seen]).mean())
+        return sorted(layers, key=errors.__getitem__)
+
+
+def fall_back(
+    layers: Sequence[str],
+    *,
+    judge: Callable[[frozenset[str]], QualityLoss],
+    order: Callable[[], Sequence[str]],
+    max_fp32_layers: int,
+) -> tuple[frozenset[str], QualityLoss, list[FallbackStep]]:
+    """Return the fewest layers of `order` that must stay fp32 for an int8 file to hold.
+
+    Args:
+        layers: all that could be quantised.
+        judge: quantises all but these layers and returns what the file loses. The last call made the file that holds.
+        order: returns layers, the most helpful first; called once, and only if int8 everywhere does not hold, because
+            measuring it quantises once per layer.
+        max_fp32_layers: how many may stay fp32.
+
+    Returns:
+        The layers that stay fp32, what the file loses, and every step.
+
+    Raises:
+        ParityError: with the table of all steps, if it holds with none of them.
+    """
+    kept: frozenset[str] = frozenset()
+    steps: list[FallbackStep] = []
+
+    def attempt(added: str | None) -> QualityLoss:
+        quality = judge(kept)
+        steps.append(
+            FallbackStep(
+                fp32_layers=len(kept),
+                added=added,
+                loss=quality.loss,
+                loss_interval=quality.loss_interval,
+                verdict=quality.verdict,
+            )
+        )
+        return quality
+
+    quality = attempt(None)
+    for layer in () if quality.holds or max_fp32_layers < 1 else order()[:max_fp32_layers]:
+        kept |= {layer}
+        quality = attempt(layer)
+        if quality.holds:
+            break
+    if not quality.holds:
+        raise ParityError(
+            f"int8 loses more than the {quality.max_loss:.2%} allowed, with up to {len(kept)} of {len(layers)} "
+            f"layers in fp32:\n{_show_steps(steps)}\nAllow more with --max-fp32-layers or --max-loss, or calibrate on "
+            "texts that are more like the task's; nothing was published"
+        )
+    return kept, quality, steps
+
+
+def _show_steps(steps: Sequence[FallbackStep]) -> str:
+    lines = [f"{'fp32 layers':>11}  {'loss':>8}  {'95 % interval':>18}  {'verdict':12}  added"]
+    for step in steps:
+        low, high = step.loss_interval
+        lines.append(
+            f"{step.fp32_layers:>11}  {step.loss:>8.2%}  {f'{low:.2%} to {high:.2%}':>18}  {step.verdict:12}  "
+            f"{step.added or '-'}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,170 @@
+"""How good the files of an export are on real texts: fp32's own score, and what every other file loses of it."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from potstill.bundle import MODEL_FILES, AgainstTrivial, BatchInvariance, QualityLoss
+from potstill.data import Text
+from potstill.errors import ParityError
+from potstill.evaluation.decision import compare_outputs
+from potstill.evaluation.predictions import ModelOutputs, check_examples, check_predictions, collect_outputs, predict
+from potstill.evaluation.scores import Scored, score
+from potstill.evaluation.trivial import against_trivial
+from potstill.export.calibration import ExportTexts
+from potstill.export.checks import INVARIANCE_BATCH_SIZES, longest_that_fits, measure_batch_invariance, most_texts
+from potstill.export.onnx_files import Feeds
+from potstill.export.source import Source
+from potstill.export.tuning import DISABLED_OPTIMIZERS
+from potstill.serve import BundleTokenizer, OnnxSession, Row
+from potstill.serve.tasks.text_classification import scoring_function
+from potstill.tasks import METRICS, PROBLEM_TYPES
+
+_CALIBRATION_BATCH = 8
+
+
+def open_session(file: Path, disabled_optimizers: Sequence[str] = DISABLED_OPTIMIZERS) -> OnnxSession:
+    """Open a file as it will be served, without spinning threads that slow torch down beside it."""
+    return OnnxSession(file, spinning=False, disabled_optimizers=disabled_optimizers)
+
+
+class Judge:
+    """Asks the files of one bundle the same texts, and compares their answers.
+
+    Attributes:
+        texts: what is asked.
+        rows: the judged texts as the model reads them.
+    """
+
+    def __init__(
+        self, source: Source, folder: Path, tokenizer: BundleTokenizer, texts: ExportTexts, *, max_loss: float
+    ) -> None:
+        """Take what is exported, the folder with config.json and the files, and the texts.
+
+        Raises:
+            DataError: if the labelled texts cannot tell one model from another.
+        """
+        if texts.examples is not None:
+            check_examples(texts.examples, source.kind)
+        self.texts = texts
+        self._source, self._folder, self._tokenizer, self._max_loss = source, folder, tokenizer, max_loss
+        self._heads = source.config.num_attention_heads
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The judged texts as the model reads them."""
+        return self._tokenizer.rows(self.texts.judged)
+
+    @cached_property
+    def _fp32_outputs(self) -> ModelOutputs:
+        """What fp32 answers to the judged texts."""
+        return self.outputs(open_session(self._folder / MODEL_FILES["fp32"]), self.rows, batch_size=8)
+
+    @cached_property
+    def _fp32_score(self) -> Scored | None:
+        """How good fp32 is; None where the judged texts have no labels."""
+        if self.texts.examples is None:
+            return None
+        return self._score(open_session(self._folder / MODEL_FILES["fp32"]))
+
+    def compare_with_fp32(self, session: OnnxSession, *, batch_size: int) -> QualityLoss:
+        """Return what a file loses against fp32.
+
+        Args:
+            session: the file.
+            batch_size: texts per run; 1 for a file whose answers depend on the batch.
+        """
+        found = self.outputs(session, self.rows, batch_size=batch_size)
+        scored = None
+        if self._fp32_score is not None:
+            scored = self._fp32_score, self._score(session)
+        quality = compare_outputs(self._fp32_outputs, found, max_loss=self._max_loss, scored=scored)
+        return quality.model_copy(update={"on": self.texts.judged_origin})
+
+    def compare_with_unoptimised(self, file: Path, session: OnnxSession, *, batch_size: int) -> QualityLoss:
+        """Return what a file loses by onnxruntime's optimisations, where there is no fp32 to compare it with."""
+        plain, scored = OnnxSession(file, spinning=False, optimise=False), None
+        if self.texts.examples is not None:
+            # What the file itself scores is what there is to tell of the bundle.
+            self._fp32_score = self._score(session)
+            scored = self._score(plain), self._fp32_score
+        quality = compare_outputs(
+            self.outputs(plain, self.rows, batch_size=batch_size),
+            self.outputs(session, self.rows, batch_size=batch_size),
+            max_loss=self._max_loss,
+            scored=scored,
+        )
+        return quality.model_copy(update={"on": self.texts.judged_origin})
+
+    def compare_with_trivial(self) -> AgainstTrivial | None:
+        """Return fp32's score on the judged texts, against an answer that ignores them; None without labels."""
+        if self._fp32_score is None or self.texts.examples is None:
+            return None
+        kind = self._source.kind
+        found = against_trivial({}, self._fp32_score, self.texts.examples, kind=kind, metric=METRICS[kind][0])
+        return found.model_copy(update={"on": self.texts.judged_origin})
+
+    def measure_invariance(
+        self, precision: str, session: OnnxSession, *, required: bool, limit: int = 1000
+    ) -> BatchInvariance:
+        """Compare answers alone and in batches.
+
+        Raises:
+            ParityError: if they differ, where that is `required`.
+        """
+        # Longer texts are cut: what others in the batch do to a text shows on its first tokens as well.
+        longest = longest_that_fits(max(INVARIANCE_BATCH_SIZES), heads=self._heads)
+        found = measure_batch_invariance(
+            session,
+            self._tokenizer,
+            [{name: values[:longest] for name, values in row.items()} for row in self.rows],
+            outputs=self._source.outputs,
+            kind=self._source.kind,
+            limit=limit,
+            mask_id=self._source.tokenizer.mask_token_id,
+        )
+        if required and not found.invariant:
+            raise ParityError(
+                f"{precision} gives a text another answer in a batch: {found.flips} flips, drift "
+                f"{found.max_drift:.2g}; nothing was published"
+            )
+        return found
+
+    def batches(self, texts: Sequence[Text]) -> list[Feeds]:
+        """Return texts as inputs of the graph, few at once, because every layer's activations are held together."""
+        rows = self._tokenizer.rows(texts)
+        size = most_texts(_CALIBRATION_BATCH, heads=self._heads, length=_longest(rows))
+        return [self._tokenizer.pad(rows[start : start + size]) for start in range(0, len(rows), size)]
+
+    def outputs(self, session: OnnxSession, rows: Sequence[Row], *, batch_size: int) -> ModelOutputs:
+        """Return the numbers that a file gives for rows."""
+        return collect_outputs(
+            session,
+            self._tokenizer,
+            rows,
+            kind=self._source.kind,
+            outputs=self._source.outputs,
+            batch_size=most_texts(batch_size, heads=self._heads, length=_longest(rows)),
+            mask_id=self._source.tokenizer.mask_token_id,
+        )
+
+    def _score(self, session: OnnxSession) -> Scored:
+        """Score a file's answers to the labelled texts, as they will be served."""
+        examples, kind = self.texts.examples, self._source.kind
+        assert examples is not None
+        config = (self._folder / "config.json").read_bytes()
+        answers = predict(
+            session,
+            self._tokenizer,
+            examples.texts,
+            kind=kind,
+            outputs=self._source.outputs,
+            function=scoring_function(kind, config) if kind in PROBLEM_TYPES else None,
+            pooling=self._source.pooling,
+        )
+        check_predictions(answers, examples, kind=kind, key=self._source.name)
+        return score(answers, examples, kind=kind, metric=METRICS[kind][0])
+
+
+def _longest(rows: Sequence[Row]) -> int:
+    return max((len(row["input_ids"]) for row in rows), default=1)
