@@ -114,7 +114,7 @@ class _Row:
     low_is_good: bool = True
     disturbed: str | None = None
     once: bool = False
-    """Whether it was sampled a single time, so that nobody knows how sure it is."""
+    """Whether it was sampled a single time, so that its uncertainty is not known."""
 
 
 _Rows: TypeAlias = Mapping[tuple[str, str], _Row]

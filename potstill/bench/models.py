@@ -358,7 +358,7 @@ def list_configurations(models: Mapping[str, BenchModel], config: BenchConfig, *
 
 
 def pick_baseline(configurations: Sequence[Configuration], model: str) -> Configuration:
-    """Return the row that all others are held against: the model's fp32 where it has one, else its first.
+    """Return the configuration that all others are compared with: the model's fp32 where it has one, else its first.
 
     Raises:
         UsageError: if no model is called so.
@@ -371,10 +371,10 @@ def pick_baseline(configurations: Sequence[Configuration], model: str) -> Config
 
 
 def list_comparisons(configurations: Sequence[Configuration], *, baseline: str) -> list[tuple[Comparison, str, str]]:
-    """Return who is compared with whom: comparison, the key that is held against, the candidate's key.
+    """Return all pairs that are compared: kind of comparison, key of the baseline, key of the candidate.
 
-    Like for like is the baseline's model in the same precision and engine. A model's fp32 is held against its other
-    precisions where it is not the baseline anyway.
+    Like for like is the baseline's model in the same precision and engine. A model's other precisions are compared with
+    its own fp32 where that is not the baseline anyway.
     """
     rows = {(each.model, each.precision, each.runner): each.key for each in configurations}
     models = {each.key: each.model for each in configurations}

@@ -120,12 +120,13 @@ def check(report: report_schema.Report, fresh: report_schema.Report, *, sample: 
     Files and data come first: where one is another, what was measured with it is not compared. A p50 holds if the
     ratio of both leaves 1 in its interval (95 % for all cells together, after Bonferroni) widened by both noise
     floors; a ratio if the two intervals, each widened by its floor, overlap; a score if it is exactly the same. On
-    another machine p50 is not compared; there, and with other software, a score has the tolerance that is told.
+    another machine p50 is not compared; there, and with other software, a score has the tolerance that its finding
+    names.
 
     Args:
         report: what is to be verified.
         fresh: the new measurement.
-        sample: what was to be measured, so that what is lacking is told; None takes what `fresh` has.
+        sample: what was to be measured, so that what is missing is reported; None takes what `fresh` has.
     """
     changed = list(_changed_inputs(report, fresh))
     broken = {name for name, _ in changed}

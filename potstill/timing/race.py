@@ -116,7 +116,7 @@ def race(
         block_s: how long a turn lasts at least, in seconds; at least 2 calls.
         seed: of the turns and the inputs.
         max_repeats: how often a cell may be timed again; what is disturbed to the last is in `Race.disturbances`.
-        progress: is told of each round.
+        progress: called with stage, steps done, steps in all and a note.
     """
     result, rng, log = Race(tuple(cells)), np.random.default_rng(seed), _FailureLog()
     setup = {name: [{"do": "load", "seed": seed} | dict(each.load)] for name, each in contestants.items()}

@@ -57,7 +57,7 @@ _DRIFT_LIMIT = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was measured, as a report holds it; `flops_per_s` and `peak_share` are left to those who know the models.
+    """What was measured, as a report holds it; `pipeline.add_flops` adds `flops_per_s` and `peak_share`.
 
     Attributes:
         peaks: number type -> operations per second of the bare product in its best turn.
