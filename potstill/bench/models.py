@@ -25,7 +25,7 @@ from potstill.errors import CheckpointError, UsageError
 from potstill.machine import available_cores
 from potstill.timing.workers import child_environment, python_module
 
-Comparison: TypeAlias = Literal["like_for_like", "to_baseline", "to_own_fp32"]
+ComparisonKind: TypeAlias = Literal["like_for_like", "to_baseline", "to_own_fp32"]
 BUNDLE_RUNNERS = ("onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino-cpu")
 TORCH_RUNNERS = ("torch-cpu", "torch-cpu-compiled", "torch-cuda", "torch-cuda-compiled")
 TORCH_PRECISIONS = ("fp32", "fp16", "bf16")
@@ -370,7 +370,9 @@ def pick_baseline(configurations: Sequence[Configuration], model: str) -> Config
     return next((each for each in rows if each.precision == "fp32"), rows[0])
 
 
-def list_comparisons(configurations: Sequence[Configuration], *, baseline: str) -> list[tuple[Comparison, str, str]]:
+def list_comparisons(
+    configurations: Sequence[Configuration], *, baseline: str
+) -> list[tuple[ComparisonKind, str, str]]:
     """Return all pairs that are compared: kind of comparison, key of the baseline, key of the candidate.
 
     Like for like is the baseline's model in the same precision and engine. A model's other precisions are compared with
@@ -378,7 +380,7 @@ def list_comparisons(configurations: Sequence[Configuration], *, baseline: str) 
     """
     rows = {(each.model, each.precision, each.runner): each.key for each in configurations}
     models = {each.key: each.model for each in configurations}
-    found: list[tuple[Comparison, str, str]] = []
+    found: list[tuple[ComparisonKind, str, str]] = []
     if baseline not in models:
         return found
     for each in configurations:

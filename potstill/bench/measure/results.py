@@ -29,7 +29,7 @@ from potstill.bench.measure.latency import (
 from potstill.bench.measure.run import A_A_SUFFIX, PEAK, load_seed
 from potstill.bench.measure.samples import Samples
 from potstill.bench.measure.throughput import describe_callers, has_enough_turns, split_threads
-from potstill.bench.models import Comparison, Configuration, list_comparisons
+from potstill.bench.models import ComparisonKind, Configuration, list_comparisons
 from potstill.bench.report_schema import (
     ColdStart,
     Energy,
@@ -177,7 +177,7 @@ class _Results:
     def ratios(self) -> list[Ratio]:
         """Return the paired ratios of all comparisons at all loads, and of the A/A control."""
         baseline = self.bench.baseline.key
-        rows: list[tuple[Comparison | Literal["again"], str, str, Load, Estimate, float | None]] = []
+        rows: list[tuple[ComparisonKind | Literal["again"], str, str, Load, Estimate, float | None]] = []
         for comparison, other, candidate in list_comparisons(self.bench.configurations, baseline=baseline):
             for load in self.rounds:
                 found = self._ratio(load, other, candidate)
