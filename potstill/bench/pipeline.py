@@ -25,8 +25,9 @@ from potstill.bench.measure.quality import collect_answers
 from potstill.bench.measure.results import summarise_measurements
 from potstill.bench.measure.run import BenchRun
 from potstill.bench.measure.samples import FILE_NAME, Samples, open_samples, read_samples
+from potstill.bench.measure.size import compressed_bytes
 from potstill.bench.measure.throughput import measure_scaling
-from potstill.bench.models import compressed_bytes, list_comparisons
+from potstill.bench.models import list_comparisons
 from potstill.bench.report import REPORT_NAME, read_report, write_report
 from potstill.bench.report_schema import Contestant, Environment, Latency, Model, Peaks, Report
 from potstill.config import DEFAULT_SEED, BenchConfig
