@@ -21,6 +21,16 @@ from potstill.errors import DiskError, MissingError, OutputError, PotstillError
 
 # Bytes of a folder's name: most file systems allow 255, and the hidden sibling's name is longer.
 _LONGEST_NAME = 230
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+# safetensors and torch write from Rust and C++, and raise no OSError; torch's writer does not say why it failed.
+_FULL_WORDS = (
+    os.strerror(errno.ENOSPC),
+    os.strerror(errno.EDQUOT),
+    os.strerror(errno.EFBIG),
+    "PytorchStreamWriter failed writing",
+    "unexpected pos",
+)
 
 
 def check_free(out_dir: Path, *, overwrite: bool) -> None:
@@ -133,18 +143,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
-
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
-# safetensors and torch write from Rust and C++, and raise no OSError; torch's writer does not say why it failed.
-_FULL_WORDS = (
-    os.strerror(errno.ENOSPC),
-    os.strerror(errno.EDQUOT),
-    os.strerror(errno.EFBIG),
-    "PytorchStreamWriter failed writing",
-    "unexpected pos",
-)
 
 
 def _check_parent(out_dir: Path) -> None:

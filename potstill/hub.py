@@ -1,4 +1,4 @@
-"""Names that are no folders: what was meant, and whether the hub has them, told within seconds.
+"""Look up a name that is no folder: what was meant, and whether the Hugging Face hub has it, within seconds.
 
 The hub's own client tries a name for up to a minute before it says that there is no network. Whoever mistypes a folder
 would wait for that, so a name is looked up once, and briefly, before anything asks the client. Nothing here needs
@@ -19,12 +19,17 @@ from potstill.errors import CheckpointError, DataError, UsageError, nearest_name
 Kind = Literal["model", "dataset"]
 _ERRORS: dict[str, type[UsageError]] = {"model": CheckpointError, "dataset": DataError}
 _WORDS = {"model": "checkpoint folder", "dataset": "file or folder"}
+_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".onnx", ".safetensors", ".bin")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_NOT_THERE = {401, 403, 404}
 _REQUEST_SECONDS = 3.0
 # Looking up a name server is not bound by the time of a request, and may take half a minute.
 _PATIENCE_SECONDS = 5.0
 
 
 class _Answer(NamedTuple):
+    """What the hub has said of a repository: an HTTP status, or None and why nobody answered."""
+
     status: int | None
     reason: str
 
@@ -152,8 +157,3 @@ def _request(repository: str, kind: Kind) -> _Answer:
     except Exception as error:  # the client's kinds of errors have changed with its versions
         return _Answer(None, f"{constants.ENDPOINT}: {' '.join(str(error).split())[:120] or type(error).__name__}")
     return _Answer(response.status_code, "")
-
-
-_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".onnx", ".safetensors", ".bin")
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
-_NOT_THERE = {401, 403, 404}

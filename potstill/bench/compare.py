@@ -6,7 +6,7 @@ resulting interval excludes "the same". All rows are judged together (Bonferroni
 models have no changed row in 95 of 100 cases. What was disturbed in either run is not compared.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import NormalDist
@@ -14,57 +14,6 @@ from typing import Literal, TypeAlias
 
 from potstill.bench import report_schema, statistics
 from potstill.bench.report.formatting import number, score
-
-_MACHINE = ("cpu", "cores", "cpu_quota", "threads", "spinning", "governor", "turbo", "smt")
-_UNKNOWN_IS_FINE = ("governor", "turbo", "smt")
-
-
-def other_machine(old: report_schema.Report, new: report_schema.Report) -> list[str]:
-    """Return what makes times incomparable, each as `threads: 2, now 4`; what a system does not tell is left out."""
-    found = []
-    for field in _MACHINE:
-        before, after = getattr(old.environment, field), getattr(new.environment, field)
-        unknown = field in _UNKNOWN_IS_FINE and None in (before, after)
-        if before != after and not unknown:
-            found.append(f"{field}: {before}, now {after}")
-    lost = sorted(set(old.environment.cpu_features) ^ set(new.environment.cpu_features))
-    return found + ([f"cpu_features: {', '.join(lost)} on one alone"] if lost else [])
-
-
-def other_software(old: report_schema.Report, new: report_schema.Report) -> list[str]:
-    """Return the packages, the Python and the system that are not the same."""
-    before, after = (
-        dict(report.environment.packages) | {"Python": report.environment.python, "system": report.environment.os}
-        for report in (old, new)
-    )
-    return [
-        f"{name} {before.get(name, 'not installed')}, now {after.get(name, 'not installed')}"
-        for name in dict.fromkeys([*before, *after])
-        if before.get(name) != after.get(name)
-    ]
-
-
-def other_files(old: report_schema.Report, new: report_schema.Report) -> list[str]:
-    """Return the rows that both have, `KEY (FILE, FILE)`, with the files whose SHA-256 is another."""
-    found = []
-    for row in old.contestants:
-        again = new.contestant(row.key)
-        files = differing_files(row.sha256, again.sha256) if again is not None else []
-        if files:
-            found.append(f"{row.key} ({', '.join(files)})")
-    return found
-
-
-def differing_files(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """Return the names that have another SHA-256, or are on one side alone."""
-    return [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
-
-
-def other_data(old: report_schema.Report, new: report_schema.Report) -> list[str]:
-    """Return the names of the data sets that both have and whose examples are not the same."""
-    after = {quality.name: quality.data_sha256 for quality in new.quality}
-    return [row.name for row in old.quality if after.get(row.name, row.data_sha256) != row.data_sha256]
-
 
 Outcome = Literal[
     "better",
@@ -78,6 +27,9 @@ Outcome = Literal[
 Table: TypeAlias = tuple[tuple[str, ...], list[list[str]]]
 """Head and rows, the first column being the name."""
 
+# Fields of the environment that make times incomparable, and those that a system may not tell.
+_MACHINE = ("cpu", "cores", "cpu_quota", "threads", "spinning", "governor", "turbo", "smt")
+_UNKNOWN_IS_FINE = ("governor", "turbo", "smt")
 # Six loads of one file differed in resident memory by up to 1.1 % (int8) and 0.1 % (fp32); twice that is a difference
 # where a report did not look at several processes.
 _MEMORY_FLOOR = 0.02
@@ -125,11 +77,18 @@ class Comparison:
     def tables(self) -> dict[str, Table]:
         """Return what to show, by title; a table without rows is left out."""
         tables: dict[str, Table] = {}
-        for group in _GROUPS:
-            rows = [_row(group, change) for change in self.changes if change.kind == group.title]
+        for table in _TABLES:
+            is_score = table.title == _SCORE
+            write, column = (score, "new - old") if is_score else (number, "new / old")
+            rows = []
+            for each in self.changes:
+                if each.kind == table.title:
+                    by = "–" if each.change is None else f"{each.change:+.4f}" if is_score else f"{each.change:.3f}"
+                    between = "–" if each.interval is None else f"{each.interval[0]:.3f} to {each.interval[1]:.3f}"
+                    old, new = write(each.old), write(each.new)
+                    rows.append([each.subject, each.where or "–", old, new, by, between, each.outcome])
             if rows:
-                column = "new - old" if group.title == _SCORE else "new / old"
-                tables[group.title] = (("row", "at", "old", "new", column, "95 % interval", ""), rows)
+                tables[table.title] = (("row", "at", "old", "new", column, "95 % interval", ""), rows)
         if self.verdicts:
             head = ("claim", "about", "at", "old", "new")
             tables["Verdicts that changed"] = (
@@ -147,8 +106,8 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """What one report says of a row."""
+class _Row:
+    """One row of a table, as one report has it."""
 
     value: float
     interval: report_schema.Interval | None = None
@@ -158,11 +117,13 @@ class _Found:
     """Whether it was sampled a single time, so that nobody knows how sure it is."""
 
 
-_Rows: TypeAlias = Mapping[tuple[str, str], _Found]
+_Rows: TypeAlias = Mapping[tuple[str, str], _Row]
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
+class _Table:
+    """What is compared, and by which rules."""
+
     title: str
     floor: Literal["load", "memory", "cold start", "none"]
     """What must be exceeded beyond the intervals: which noise floor of both runs."""
@@ -173,50 +134,115 @@ class _Group:
 
 
 _SCORE = "Score"
-_GROUPS = (
-    _Group("Latency p50, ms", "load", timed=True),
-    _Group("Times as fast as the baseline", "load"),
-    _Group("Throughput, texts/s", "load", timed=True),
-    _Group("Cold start, ms", "cold start", timed=True),
-    _Group("Energy, J/text", "load", timed=True),
-    _Group(_SCORE, "none", can_be_disturbed=False),
-    _Group("Memory loaded, MB", "memory", can_be_disturbed=False),
-    _Group("Memory peak, MB", "memory", can_be_disturbed=False),
-    _Group("Memory private, MB", "memory", can_be_disturbed=False),
-    _Group("File size, MB", "none", can_be_disturbed=False),
+_TABLES = (
+    _Table("Latency p50, ms", "load", timed=True),
+    _Table("Times as fast as the baseline", "load"),
+    _Table("Throughput, texts/s", "load", timed=True),
+    _Table("Cold start, ms", "cold start", timed=True),
+    _Table("Energy, J/text", "load", timed=True),
+    _Table(_SCORE, "none", can_be_disturbed=False),
+    _Table("Memory loaded, MB", "memory", can_be_disturbed=False),
+    _Table("Memory peak, MB", "memory", can_be_disturbed=False),
+    _Table("Memory private, MB", "memory", can_be_disturbed=False),
+    _Table("File size, MB", "none", can_be_disturbed=False),
 )
 
 
 def compare(old: report_schema.Report, new: report_schema.Report) -> Comparison:
-    """Hold a report against an older one, row by row."""
+    """Compare a report with an older one, row by row."""
     machine = other_machine(old, new)
-    groups = list(zip(_GROUPS, _tables_of(old), _tables_of(new), strict=True))
+    old_tables, new_tables = _read_tables(old), _read_tables(new)
     sampled = sum(
-        place in after and (row.interval is not None or after[place].interval is not None)
-        for group, before, after in groups
-        if group.can_be_disturbed
-        for place, row in before.items()
+        place in new_tables[table.title] and bool(row.interval or new_tables[table.title][place].interval)
+        for table in _TABLES
+        if table.can_be_disturbed
+        for place, row in old_tables[table.title].items()
     )
     widened = NormalDist().inv_cdf(1 - (1 - _CONFIDENCE) / 2 / max(1, sampled)) / _Z
     changes = []
-    for group, before, after in groups:
+    for table in _TABLES:
+        before, after = old_tables[table.title], new_tables[table.title]
         for place in dict.fromkeys([*before, *after]):
-            comparable = not (group.timed and (machine or _other_gpu(old, new, key=place[0])))
-            floors = _floors(group, old, new, where=place[1])
-            change = _change(group, place, before.get(place), after.get(place), floors, widened)
+            change = _compare_rows(
+                table,
+                place,
+                before.get(place),
+                after.get(place),
+                floors=_floors(table, old, new, where=place[1]),
+                widened=widened,
+            )
             if change.outcome in ("better", "worse", "no difference shown"):
-                if not comparable:
+                if table.timed and (machine or _other_gpu(old, new, key=place[0])):
                     change = replace(change, outcome="not comparable")
-                elif _is_disturbed(group, old, before[place]) or _is_disturbed(group, new, after[place]):
+                elif _is_disturbed(table, old, before[place]) or _is_disturbed(table, new, after[place]):
                     change = replace(change, outcome="disturbed")
             changes.append(change)
-    return Comparison(notes=list(_notes(old, new)), changes=changes, verdicts=list(_verdicts(old, new)))
+    return Comparison(notes=list(_notes(old, new)), changes=changes, verdicts=list(_changed_verdicts(old, new)))
 
 
-def _is_disturbed(group: _Group, report: report_schema.Report, row: _Found) -> bool:
+def _is_disturbed(table: _Table, report: report_schema.Report, row: _Row) -> bool:
     """Tell whether a row says so, or may be any that its run flags without naming rows."""
     unnamed = bool(report.noise.flags) and not report.names_disturbed_rows
-    return group.can_be_disturbed and (bool(row.disturbed) or unnamed)
+    return table.can_be_disturbed and (bool(row.disturbed) or unnamed)
+
+
+def _floors(table: _Table, old: report_schema.Report, new: report_schema.Report, *, where: str) -> list[float | None]:
+    """Return the noise floors of both runs that a change must exceed."""
+    if table.floor == "memory":
+        return [max(_MEMORY_FLOOR, *(report.noise.floors.get("memory", 0.0) for report in (old, new)))]
+    if table.floor == "none":
+        return []
+    return [report.noise.at(where if table.floor == "load" else "cold start") for report in (old, new)]
+
+
+def _other_gpu(old: report_schema.Report, new: report_schema.Report, *, key: str) -> bool:
+    devices = [row and row.device for row in (old.contestant(key), new.contestant(key))]
+    return any(device not in (None, "cpu") for device in devices) and len(set(devices)) > 1
+
+
+def _compare_rows(
+    table: _Table,
+    place: tuple[str, str],
+    before: _Row | None,
+    after: _Row | None,
+    *,
+    floors: Sequence[float | None],
+    widened: float,
+) -> Change:
+    make = partial(Change, kind=table.title, subject=place[0], where=place[1])
+    old, new = (None if row is None else row.value for row in (before, after))
+    if before is None or after is None:
+        return make(old=old, new=new, outcome="only in the new report" if before is None else "only in the old report")
+    is_score = table.title == _SCORE
+    change, interval = _difference(before, after) if is_score else _ratio(table, before, after, widened=widened)
+    if interval is not None:
+        interval = statistics.with_floors(interval, *floors)
+    if before.once or after.once:
+        return make(old=old, new=new, change=change, outcome="no difference shown")
+    same = 0.0 if is_score else 1.0
+    outcome: Outcome = "not comparable"
+    if interval is not None:
+        outcome = "better" if (interval[1] < same) == after.low_is_good else "worse"
+        outcome = "no difference shown" if interval[0] <= same <= interval[1] else outcome
+    has_interval = before.interval is not None or after.interval is not None
+    return make(old=old, new=new, change=change, interval=interval if has_interval else None, outcome=outcome)
+
+
+def _difference(before: _Row, after: _Row) -> tuple[float, report_schema.Interval | None]:
+    if before.interval is None or after.interval is None:
+        return after.value - before.value, None
+    return statistics.difference((after.value, after.interval), (before.value, before.interval))
+
+
+def _ratio(
+    table: _Table, before: _Row, after: _Row, *, widened: float
+) -> tuple[float | None, report_schema.Interval | None]:
+    """Return new / old; what was counted is its own interval."""
+    sides = [(row.value, row.interval or (row.value, row.value)) for row in (after, before)]
+    if not statistics.can_be_ratio(*sides):
+        return None, None
+    # Memory's interval is the span of all its processes: what widens the intervals of times would only hide a change.
+    return statistics.ratio(*sides, widened=widened if table.can_be_disturbed else 1.0)
 
 
 def _notes(old: report_schema.Report, new: report_schema.Report) -> Iterator[str]:
@@ -242,33 +268,33 @@ def _notes(old: report_schema.Report, new: report_schema.Report) -> Iterator[str
         yield from (f"The {name} run was disturbed: {flag}" for flag in report.noise.flags)
 
 
-def _tables_of(report: report_schema.Report) -> tuple[_Rows, ...]:
-    """Return the rows of every group, in the order of `_GROUPS`."""
-    return (
+def _read_tables(report: report_schema.Report) -> dict[str, _Rows]:
+    """Return the rows of every table by its title."""
+    rows: tuple[_Rows, ...] = (
         {
-            (row.key, str(row.load)): _Found(row.p50_ms, row.intervals.get("p50"), disturbed=row.disturbed)
+            (row.key, str(row.load)): _Row(row.p50_ms, row.intervals.get("p50"), disturbed=row.disturbed)
             for row in report.latency
             if row.p50_ms is not None
         },
         {
-            (f"{row.candidate} to {row.baseline}", str(row.load)): _Found(
+            (f"{row.candidate} to {row.baseline}", str(row.load)): _Row(
                 row.value, row.interval, low_is_good=False, disturbed=row.disturbed
             )
             for row in report.ratios
             if row.comparison != "again"
         },
         {
-            (row.key, f"{row.load}, {row.callers} caller{'s' if row.callers > 1 else ''}"): _Found(
+            (row.key, f"{row.load}, {row.callers} caller{'s' if row.callers > 1 else ''}"): _Row(
                 row.texts_per_s, row.interval, low_is_good=False, disturbed=row.disturbed
             )
             for row in report.throughput
         },
         {
-            (row.key, ""): _Found(row.total_ms, row.interval, disturbed=row.disturbed, once=row.starts == 1)
+            (row.key, ""): _Row(row.total_ms, row.interval, disturbed=row.disturbed, once=row.starts == 1)
             for row in report.cold_start
         },
         {
-            (str(row["key"]), str(report_schema.Load.model_validate(row["load"]))): _Found(
+            (str(row["key"]), str(report_schema.Load.model_validate(row["load"]))): _Row(
                 float(row["joules_per_text"]),
                 tuple(row["interval"]) if row.get("interval") else None,
                 disturbed=row.get("disturbed"),
@@ -277,15 +303,16 @@ def _tables_of(report: report_schema.Report) -> tuple[_Rows, ...]:
             for row in report.energy.rows
         },
         {
-            (row.key, f"{quality.name}, {quality.metric}"): _Found(row.value, row.interval, quality.lower_is_better)
+            (row.key, f"{quality.name}, {quality.metric}"): _Row(row.value, row.interval, quality.lower_is_better)
             for quality in report.quality
             for row in quality.scores
         },
         _memory(report, "loaded_rss_bytes"),
         _memory(report, "peak_bytes"),
         _memory(report, "after_uss_bytes"),
-        {(row.key, ""): _Found(row.file_bytes / 1e6) for row in report.contestants if row.file_bytes is not None},
+        {(row.key, ""): _Row(row.file_bytes / 1e6) for row in report.contestants if row.file_bytes is not None},
     )
+    return {table.title: found for table, found in zip(_TABLES, rows, strict=True)}
 
 
 def _memory(report: report_schema.Report, part: str) -> _Rows:
@@ -295,82 +322,11 @@ def _memory(report: report_schema.Report, part: str) -> _Rows:
         size = getattr(row, part)
         if size is not None:
             span = row.intervals.get(part)
-            found[row.key, ""] = _Found(size / 1e6, None if span is None else (span[0] / 1e6, span[1] / 1e6))
+            found[row.key, ""] = _Row(size / 1e6, None if span is None else (span[0] / 1e6, span[1] / 1e6))
     return found
 
 
-def _change(
-    group: _Group,
-    place: tuple[str, str],
-    before: _Found | None,
-    after: _Found | None,
-    floors: tuple[float | None, ...],
-    widened: float,
-) -> Change:
-    make = partial(Change, kind=group.title, subject=place[0], where=place[1])
-    old, new = (None if side is None else side.value for side in (before, after))
-    if before is None or after is None:
-        return make(old=old, new=new, outcome="only in the new report" if before is None else "only in the old report")
-    is_score = group.title == _SCORE
-    # A score is exactly the same again on the same machine, and memory's interval is the span of all its processes:
-    # what widens the intervals of times would only hide a change.
-    widened = widened if group.can_be_disturbed else 1.0
-    change, interval = _difference(before, after) if is_score else _ratio(before, after, widened)
-    if interval is not None:
-        interval = statistics.with_floors(interval, *floors)
-    outcome = _outcome(interval, same=0.0 if is_score else 1.0, low_is_good=after.low_is_good)
-    if before.once or after.once:
-        return make(old=old, new=new, change=change, outcome="no difference shown")
-    return make(
-        old=old,
-        new=new,
-        change=change,
-        interval=None if before.interval is None and after.interval is None else interval,
-        outcome=outcome,
-    )
-
-
-def _difference(before: _Found, after: _Found) -> tuple[float, report_schema.Interval | None]:
-    if before.interval is None or after.interval is None:
-        return after.value - before.value, None
-    return statistics.difference((after.value, after.interval), (before.value, before.interval))
-
-
-def _ratio(before: _Found, after: _Found, widened: float) -> tuple[float | None, report_schema.Interval | None]:
-    """Return new / old; what was counted is its own interval."""
-    sides = [(side.value, side.interval or (side.value, side.value)) for side in (after, before)]
-    return statistics.ratio(*sides, widened=widened) if statistics.can_be_ratio(*sides) else (None, None)
-
-
-def _outcome(interval: report_schema.Interval | None, *, same: float, low_is_good: bool) -> Outcome:
-    if interval is None:
-        return "not comparable"
-    low, high = interval
-    if low <= same <= high:
-        return "no difference shown"
-    return "better" if (high < same) == low_is_good else "worse"
-
-
-def _floors(
-    group: _Group, old: report_schema.Report, new: report_schema.Report, *, where: str
-) -> tuple[float | None, ...]:
-    if group.floor == "load":
-        return old.noise.at(where), new.noise.at(where)
-    if group.floor == "cold start":
-        return old.noise.at("cold start"), new.noise.at("cold start")
-    if group.floor == "memory":
-        return (max(_MEMORY_FLOOR, *(report.noise.floors.get("memory", 0.0) for report in (old, new))),)
-    return ()
-
-
-def _other_gpu(old: report_schema.Report, new: report_schema.Report, *, key: str) -> bool:
-    rows = old.contestant(key), new.contestant(key)
-    return (
-        any(row is not None and row.device != "cpu" for row in rows) and len({row and row.device for row in rows}) > 1
-    )
-
-
-def _verdicts(old: report_schema.Report, new: report_schema.Report) -> Iterator[ChangedVerdict]:
+def _changed_verdicts(old: report_schema.Report, new: report_schema.Report) -> Iterator[ChangedVerdict]:
     before, after = (
         {(row.id, row.subject, row.against or "", row.where or ""): row for row in report.claims}
         for report in (old, new)
@@ -388,14 +344,55 @@ def _verdicts(old: report_schema.Report, new: report_schema.Report) -> Iterator[
         )
 
 
-def _row(group: _Group, change: Change) -> list[str]:
-    write = score if group.title == _SCORE else number
-    between = "–"
-    if change.interval is not None:
-        between = f"{change.interval[0]:.3f} to {change.interval[1]:.3f}"
-    by = "–" if change.change is None else f"{change.change:+.4f}" if group.title == _SCORE else f"{change.change:.3f}"
-    return [change.subject, change.where or "–", write(change.old), write(change.new), by, between, change.outcome]
-
-
 def _line(cells: tuple[str, ...] | list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+# In what two reports differ before anything was measured: machine, software, files, data.
+
+
+def other_machine(old: report_schema.Report, new: report_schema.Report) -> list[str]:
+    """Return what makes times incomparable, each as `threads: 2, now 4`; what a system does not tell is left out."""
+    found = []
+    for field in _MACHINE:
+        before, after = getattr(old.environment, field), getattr(new.environment, field)
+        unknown = field in _UNKNOWN_IS_FINE and None in (before, after)
+        if before != after and not unknown:
+            found.append(f"{field}: {before}, now {after}")
+    lost = sorted(set(old.environment.cpu_features) ^ set(new.environment.cpu_features))
+    return found + ([f"cpu_features: {', '.join(lost)} on one alone"] if lost else [])
+
+
+def other_software(old: report_schema.Report, new: report_schema.Report) -> list[str]:
+    """Return the packages, the Python and the system that are not the same."""
+    before, after = (
+        dict(report.environment.packages) | {"Python": report.environment.python, "system": report.environment.os}
+        for report in (old, new)
+    )
+    return [
+        f"{name} {before.get(name, 'not installed')}, now {after.get(name, 'not installed')}"
+        for name in dict.fromkeys([*before, *after])
+        if before.get(name) != after.get(name)
+    ]
+
+
+def other_files(old: report_schema.Report, new: report_schema.Report) -> list[str]:
+    """Return the rows that both have, `KEY (FILE, FILE)`, with the files whose SHA-256 is another."""
+    found = []
+    for row in old.contestants:
+        again = new.contestant(row.key)
+        files = differing_files(row.sha256, again.sha256) if again is not None else []
+        if files:
+            found.append(f"{row.key} ({', '.join(files)})")
+    return found
+
+
+def differing_files(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """Return the names that have another SHA-256, or are on one side alone."""
+    return [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
+
+
+def other_data(old: report_schema.Report, new: report_schema.Report) -> list[str]:
+    """Return the names of the data sets that both have and whose examples are not the same."""
+    after = {quality.name: quality.data_sha256 for quality in new.quality}
+    return [row.name for row in old.quality if after.get(row.name, row.data_sha256) != row.data_sha256]

@@ -13,6 +13,20 @@ from potstill import machine
 from potstill.bench.measure.memory import container_limit
 from potstill.bench.report_schema import Environment
 
+# Field of nvidia-smi -> what the report calls it. `clocks.sm` is the clock now, so ask while the GPU is at work.
+_FIELDS = {
+    "name": "name",
+    "memory.total": "memory_bytes",
+    "driver_version": "driver",
+    "clocks.sm": "clock_mhz",
+    "clocks.max.sm": "max_clock_mhz",
+    "power.limit": "power_limit_watts",
+}
+_MIB = 2**20
+# It takes a second where the driver sleeps between uses.
+_TIMEOUT_S = 20.0
+_DEVICES, _SYS = Path("/dev"), Path("/sys")
+
 
 def describe(*, threads: int, load_before: list[float] | None = None) -> Environment:
     """Return the environment now; `load_before` is the load average of when the bench began."""
@@ -33,77 +47,47 @@ def describe(*, threads: int, load_before: list[float] | None = None) -> Environ
 
 def identity(found: Environment) -> dict[str, object]:
     """Return what must be the same for an interrupted bench to go on: the machine and the engines."""
+    machine_id = Path("/etc/machine-id")  # tells two machines of one kind apart
     engines = ("onnxruntime", "onnxruntime-gpu", "openvino", "torch", "tokenizers")
     return {
         "cpu": found.cpu,
         "cores": found.cores,
         "threads": found.threads,
         "packages": {name: version for name, version in found.packages.items() if name in engines},
-        "machine": _machine_id(),
+        "machine": machine_id.read_text(encoding="utf-8").strip() if machine_id.is_file() else "",
     }
 
 
-def _machine_id() -> str:
-    """Return what tells two machines of one kind apart, if the system has it."""
-    file = Path("/etc/machine-id")
-    return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
-
-
-# Field of nvidia-smi -> what the report calls it. `clocks.sm` is the clock now, so ask while the GPU is at work.
-_FIELDS = {
-    "name": "name",
-    "memory.total": "memory_bytes",
-    "driver_version": "driver",
-    "clocks.sm": "clock_mhz",
-    "clocks.max.sm": "max_clock_mhz",
-    "power.limit": "power_limit_watts",
-}
-_MIB = 2**20
-# It takes a second where the driver sleeps between uses.
-_TIMEOUT_S = 20.0
-_DEVICES = Path("/dev")
-
-
 def describe_gpus() -> list[dict[str, Any]]:
-    """Return each GPU's name, memory, driver, clocks and power limit; None for what it does not tell."""
-    return [_read_line(line) for line in _ask().splitlines() if line.strip()]
+    """Return each GPU's name, memory, driver, clocks and power limit; None for what nvidia-smi does not tell."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    command = [program, f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    gpus = []
+    for line in done.stdout.splitlines() if done.returncode == 0 else ():
+        if not line.strip():
+            continue
+        values = dict(zip(_FIELDS.values(), (part.strip() for part in line.split(",")), strict=False))
+        found: dict[str, Any] = {"name": values.get("name"), "driver": values.get("driver")}
+        for name in ("memory_bytes", "clock_mhz", "max_clock_mhz", "power_limit_watts"):
+            try:
+                found[name] = float(values.get(name, ""))
+            except ValueError:  # "[N/A]"
+                found[name] = None
+        if found["memory_bytes"] is not None:
+            found["memory_bytes"] = int(found["memory_bytes"] * _MIB)
+        gpus.append(found)
+    return gpus
 
 
 def has_gpu(devices: Path = _DEVICES) -> bool:
     """Tell whether there is an NVIDIA GPU: a device file of its driver (or of WSL's), or one that nvidia-smi lists."""
     return any(devices.glob("nvidia[0-9]*")) or (devices / "dxg").exists() or bool(describe_gpus())
-
-
-def _ask() -> str:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ""
-    command = [program, f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
-
-
-def _read_line(line: str) -> dict[str, Any]:
-    values = dict(zip(_FIELDS.values(), (part.strip() for part in line.split(",")), strict=False))
-    found: dict[str, Any] = {"name": values.get("name"), "driver": values.get("driver")}
-    for name in ("memory_bytes", "clock_mhz", "max_clock_mhz", "power_limit_watts"):
-        found[name] = _number(values.get(name, ""))
-    if found["memory_bytes"] is not None:
-        found["memory_bytes"] = int(found["memory_bytes"] * _MIB)
-    return found
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:  # "[N/A]"
-        return None
-
-
-_SYS = Path("/sys")
 
 
 def governor(root: Path = _SYS) -> str | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from potstill.bench import report_schema
+from potstill.bench.runners import LoadCommand
 from potstill.bundle import MANIFEST_NAME, Bundle, read_bundle
 from potstill.checkpoint import usable_positions
 from potstill.config import BenchConfig
@@ -230,7 +231,7 @@ class Configuration:
         """Whether it computes on the processor, and not on a GPU."""
         return "-cpu" in self.runner
 
-    def load_command(self, *, seed: int, spinning: bool = True) -> dict[str, Any]:
+    def load_command(self, *, seed: int, spinning: bool = True) -> LoadCommand:
         """Return the message that makes a worker load it."""
         return {
             "do": "load",

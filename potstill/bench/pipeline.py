@@ -28,7 +28,7 @@ from potstill.bench.measure.samples import FILE_NAME, Samples, open_samples, rea
 from potstill.bench.measure.throughput import measure_scaling
 from potstill.bench.models import compressed_bytes, list_comparisons
 from potstill.bench.report import REPORT_NAME, read_report, write_report
-from potstill.bench.report_schema import Contestant, Environment, Failure, Latency, Model, Peaks, Report
+from potstill.bench.report_schema import Contestant, Environment, Latency, Model, Peaks, Report
 from potstill.config import DEFAULT_SEED, BenchConfig
 from potstill.errors import CheckError, OutputError
 from potstill.evaluation.comparison import Comparison, compare_glue, compare_models
@@ -293,6 +293,10 @@ def make_report(bench: ResolvedBench, journal: Samples, work: Path, *, elapsed_s
     contestants = [Contestant(**row) for row in rows] if rows else describe_contestants(bench, journal, compress=False)
     data = [{name: getattr(each, name) for name in DataSet.__slots__} for each in bench.data]
     keys = [each.key for each in bench.configurations]
+    failures = []
+    for failure in measured.failures:  # those of a data set's own model are its configuration's at that data set
+        key, dataset = split_journal_key(failure.key)
+        failures.append(failure.model_copy(update={"key": key, "where": failure.where or dataset}))
     report = Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         complete=not (missing or rows is None),
@@ -317,7 +321,7 @@ def make_report(bench: ResolvedBench, journal: Samples, work: Path, *, elapsed_s
         quality=[each.quality for each in compared],
         glue=compare_glue(compared, baseline=bench.baseline.key, candidates=keys),
         energy=measured.energy,
-        failures=[_name_dataset(failure) for failure in measured.failures],
+        failures=failures,
         notes=_list_notes(bench, found, contestants),
     )
     return report.model_copy(update={"claims": decide(report, bench.claims)})
@@ -408,12 +412,6 @@ def add_flops(bench: ResolvedBench, row: Latency, peaks: Peaks | None) -> Latenc
         peak = peaks.int8_ops_per_s if is_int8 else by_precision.get(configuration.precision)
     share = rate / peak if peak and not row.disturbed else None
     return row.model_copy(update={"flops_per_s": rate, "peak_share": share if share and share <= 1 else None})
-
-
-def _name_dataset(failure: Failure) -> Failure:
-    """Return a failure of a data set's own model as one of its configuration at that data set."""
-    key, dataset = split_journal_key(failure.key)
-    return failure.model_copy(update={"key": key, "where": failure.where or dataset})
 
 
 def _list_notes(bench: ResolvedBench, found: Environment, contestants: Sequence[Contestant]) -> list[str]:

@@ -127,7 +127,7 @@ def check(report: report_schema.Report, fresh: report_schema.Report, *, sample: 
         fresh: the new measurement.
         sample: what was to be measured, so that what is lacking is told; None takes what `fresh` has.
     """
-    changed = [*_files(report, fresh), *_data(report, fresh)]
+    changed = list(_changed_inputs(report, fresh))
     broken = {name for name, _ in changed}
     sample = sample or Sample(
         keys=tuple(row.key for row in fresh.contestants),
@@ -162,24 +162,20 @@ def _places(report: report_schema.Report, keys: Sequence[str]) -> Iterator[tuple
             yield row.model, place
 
 
-def _files(report: report_schema.Report, fresh: report_schema.Report) -> Iterator[tuple[str, Finding]]:
-    """Yield the rows with other files than before."""
-    for again in fresh.contestants:
-        row = report.contestant(again.key)
-        before = row.sha256 if row is not None else again.sha256
-        for name in differing_files(before, again.sha256):
-            old, new = (side.get(name, "not there")[:12] for side in (before, again.sha256))
-            yield again.key, _finding(f"{again.key}: {name}", old, new, holds=False, note="SHA-256")
-
-
-def _data(report: report_schema.Report, fresh: report_schema.Report) -> Iterator[tuple[str, Finding]]:
-    """Yield the data sets with other examples than before."""
-    before = {each.name: each.data_sha256 for each in report.quality}
+def _changed_inputs(report: report_schema.Report, fresh: report_schema.Report) -> Iterator[tuple[str, Finding]]:
+    """Yield the rows with other files than before, and the data sets with other examples."""
+    for row in fresh.contestants:
+        old_row = report.contestant(row.key)
+        before = old_row.sha256 if old_row is not None else row.sha256
+        for name in differing_files(before, row.sha256):
+            old, new = (side.get(name, "not there")[:12] for side in (before, row.sha256))
+            yield row.key, _finding(f"{row.key}: {name}", old, new, holds=False, note="SHA-256")
+    old_hashes = {each.name: each.data_sha256 for each in report.quality}
     for each in fresh.quality:
-        old = before.get(each.name, each.data_sha256)
+        old = old_hashes.get(each.name, each.data_sha256)
         if old != each.data_sha256:
-            new = each.data_sha256[:12]
-            yield each.name, _finding(f"{each.name}: {each.data}", old[:12], new, holds=False, note="SHA-256")
+            what, new = f"{each.name}: {each.data}", each.data_sha256[:12]
+            yield each.name, _finding(what, old[:12], new, holds=False, note="SHA-256")
 
 
 def _times(

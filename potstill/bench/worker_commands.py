@@ -5,20 +5,20 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from potstill.bench.measure.memory import MemoryGrowth, OutOfMemory, ran_out, restart_peak
 from potstill.bench.report_schema import Load
-from potstill.bench.runners import Runner, find_opener
+from potstill.bench.runners import LoadCommand, Runner, find_opener
 from potstill.bench.workload import Call, Workload, make_workload
 from potstill.errors import UsageError
 from potstill.serve import Text
 from potstill.serve.tasks.text_classification import scoring_function
 from potstill.tasks import PROBLEM_TYPES, TOKEN_CLASSIFICATION
-from potstill.timing.worker_loop import Message, run_block
+from potstill.timing.worker_loop import Command, Message, run_block
 
 if TYPE_CHECKING:
     from potstill.bench.peak import MatrixProducts
@@ -50,13 +50,13 @@ class WorkerCommands:
         self._ready: tuple[Load, Workload] | None = None
         self._position: dict[Load, int] = {}
 
-    def answer(self, command: Mapping[str, Any]) -> Message:
+    def answer(self, command: Command) -> Message:
         """Do one command.
 
         Raises:
             OutOfMemory: whatever an engine calls it.
         """
-        commands: dict[str, Callable[[Mapping[str, Any]], Message]] = {
+        commands: dict[str, Callable[[Command], Message]] = {
             "load": self._load,
             "texts": self._take_texts,
             "warm": self._warm,
@@ -84,12 +84,12 @@ class WorkerCommands:
             raise UsageError("nothing is loaded; send a load command first")
         return self._runner
 
-    def _load(self, command: Mapping[str, Any]) -> Message:
+    def _load(self, command: Command) -> Message:
         started = time.perf_counter()
         opener = find_opener(command["runner"])
         imported = time.perf_counter()
         self._growth.imported()
-        self._runner, self._ready = opener(command), None
+        self._runner, self._ready = opener(cast("LoadCommand", command)), None
         self._seed, self._task, self._folder = command["seed"], command["task"], Path(command["folder"])
         loaded = time.perf_counter()
         self._growth.loaded()
@@ -101,17 +101,17 @@ class WorkerCommands:
             "sha256": dict(self._runner.files),
         }
 
-    def _take_texts(self, command: Mapping[str, Any]) -> Message:
+    def _take_texts(self, command: Command) -> Message:
         self._texts, self._ready = [_text(text, self._task) for text in command["texts"]], None
         return {"mean_tokens": float(self._model.tokenizer.lengths(self._texts).mean())}
 
-    def _warm(self, command: Mapping[str, Any]) -> Message:
+    def _warm(self, command: Command) -> Message:
         work = self._work(Load.model_validate(command["load"]))
         for feeds in work.samples:
             _check_finite(self._model.run(feeds))
         return {"mean_tokens": work.mean_tokens} | warm_up(work.warm, max_s=command["max_s"])
 
-    def _block(self, command: Mapping[str, Any]) -> Message:
+    def _block(self, command: Command) -> Message:
         load = Load.model_validate(command["load"])
         work, position = self._work(load), self._position.get(load, 0)
         call = work.go_round(position)
@@ -121,7 +121,7 @@ class WorkerCommands:
         self._position[load] = (position + len(latencies_ms) + 1) % len(work.calls)
         return {"latencies_ms": latencies_ms, "cpu_s": cpu_s, "wall_s": wall_s}
 
-    def _concurrent(self, command: Mapping[str, Any]) -> Message:
+    def _concurrent(self, command: Command) -> Message:
         load, callers = Load.model_validate(command["load"]), command["callers"]
         # Each caller prepares its own calls: a GPU's inputs and outputs are bound to one at a time.
         works = [make_workload(load, self._model, texts=self._texts, seed=self._seed) for _ in range(callers)]
@@ -130,12 +130,12 @@ class WorkerCommands:
         latencies_ms = [latency for caller in per_caller for latency in caller]
         return {"texts": len(latencies_ms) * load.batch_size, "seconds": seconds, "latencies_ms": latencies_ms}
 
-    def _first(self, command: Mapping[str, Any]) -> Message:
+    def _first(self, command: Command) -> Message:
         model, text, started = self._model, _text(command["text"], self._task), time.perf_counter()
         model.run(model.tokenizer.encode([text]))
         return {"first_answer_ms": (time.perf_counter() - started) * 1e3}
 
-    def _answer(self, command: Mapping[str, Any]) -> Message:
+    def _answer(self, command: Command) -> Message:
         from potstill.evaluation.predictions import (
             predict,  # nothing that a model needs to be served, so no part of its memory
         )
@@ -159,18 +159,18 @@ class WorkerCommands:
             np.savez(stream, allow_pickle=False, **answers)
         return {"texts": len(texts)}
 
-    def _load_products(self, command: Mapping[str, Any]) -> Message:
+    def _load_products(self, command: Command) -> Message:
         from potstill.bench.peak import MatrixProducts  # no part of a row's memory
 
         self._products = MatrixProducts(command["threads"])
         return {}
 
-    def _run_products(self, _: Mapping[str, Any]) -> Message:
+    def _run_products(self, _: Command) -> Message:
         if self._products is None:
             raise UsageError("there are no products yet; send a products command first")
         return {"rates": self._products.rates()}
 
-    def _memory(self, _: Mapping[str, Any]) -> Message:
+    def _memory(self, _: Command) -> Message:
         on_gpu = self._runner.gpu_memory() if self._runner else {}
         return {"gpu_peak_allocated_bytes": None, "gpu_peak_reserved_bytes": None} | self._growth.now() | on_gpu
 

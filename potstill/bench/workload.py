@@ -2,44 +2,22 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from potstill.bench.report_schema import Load
+from potstill.bench.runners import Feeds, Runner
 from potstill.errors import BundleError, UsageError
-from potstill.serve import BundleTokenizer, Text
+from potstill.serve import Text
 
-Feeds = dict[str, NDArray[np.int64]]
 Call = Callable[[], object]
 
 # Texts that are run before timing begins: enough lengths to grow an engine's memory to what it will need.
 _WARM_TEXTS = 16
 _GOLDEN_RATIO = (1 + 5**0.5) / 2
-
-
-class Runs(Protocol):
-    """What a load needs of the engine that will run it."""
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The model's inputs."""
-
-    @property
-    def tokenizer(self) -> BundleTokenizer:
-        """The model's tokenizer."""
-
-    @property
-    def vocab_size(self) -> int | None:
-        """How many ids the model knows; None where it does not say."""
-
-    def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
-        """Return every output by name."""
-
-    def prepare(self, feeds: Feeds) -> Call:
-        """Return a call that is done when it returns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +79,7 @@ def grid_feeds(load: Load, *, inputs: Iterable[str], ids: NDArray[np.int64], see
         raise UsageError(f"a grid load needs a length and ordinary tokens; got {load.num_tokens} and {len(ids)}")
     rng = np.random.default_rng([seed, load.batch_size, load.num_tokens])
     shape = (load.batch_size, load.num_tokens)
-    known: Feeds = {
+    known = {
         "input_ids": rng.choice(ids, size=shape),
         "attention_mask": np.ones(shape, dtype=np.int64),
         "token_type_ids": np.zeros(shape, dtype=np.int64),
@@ -112,7 +90,7 @@ def grid_feeds(load: Load, *, inputs: Iterable[str], ids: NDArray[np.int64], see
     return {name: known[name] for name in inputs}
 
 
-def make_workload(load: Load, runner: Runs, *, texts: Sequence[Text], seed: int) -> Workload:
+def make_workload(load: Load, runner: Runner, *, texts: Sequence[Text], seed: int) -> Workload:
     """Make a load's calls.
 
     Args:
@@ -131,27 +109,13 @@ def make_workload(load: Load, runner: Runs, *, texts: Sequence[Text], seed: int)
         return Workload((call,), (call,), (feeds,), float(feeds["input_ids"].shape[1]))
     if not texts or load.batch_size != 1:
         raise UsageError(f"{load} takes texts one by one; got {len(texts)} texts and batches of {load.batch_size}")
-    return _text_work(load, runner, texts)
-
-
-def mix_lengths(lengths: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Return an order in which any few texts in a row are about as long as all of them.
-
-    Blocks of unlike models take unlike numbers of texts, and must not differ by which those are. The texts' ranks by
-    length follow multiples of the golden ratio, whose every stretch is spread evenly (Knuth, The Art of Computer
-    Programming 3, section 6.4, theorem S).
-    """
-    ranks = np.argsort(np.argsort(np.arange(len(lengths)) * _GOLDEN_RATIO % 1))
-    return np.argsort(lengths, kind="stable")[ranks]
-
-
-def _text_work(load: Load, runner: Runs, texts: Sequence[Text]) -> Workload:
     rows = runner.tokenizer.rows(texts)
     order = mix_lengths(np.array([len(row["input_ids"]) for row in rows]))
     rows, texts = [rows[index] for index in order], [texts[index] for index in order]
     lengths = np.array([len(row["input_ids"]) for row in rows])
-    if load.kind == "texts_tokenised":
-        calls = tuple(_tokenised(runner, text) for text in texts)
+    calls: tuple[Call, ...]
+    if load.kind == "texts_tokenised":  # the whole way of one text, as a server goes it
+        calls = tuple(partial(lambda text: runner.run(runner.tokenizer.encode([text])), text) for text in texts)
     else:
         calls = tuple(runner.prepare(runner.tokenizer.pad([row])) for row in rows)
     # From the longest to the shortest in even steps.
@@ -164,6 +128,12 @@ def _text_work(load: Load, runner: Runs, texts: Sequence[Text]) -> Workload:
     )
 
 
-def _tokenised(runner: Runs, text: Text) -> Call:
-    """Return the whole way of one text, as a server goes it: to tokens, through the model, back to numbers."""
-    return lambda: runner.run(runner.tokenizer.encode([text]))
+def mix_lengths(lengths: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Return an order in which any few texts in a row are about as long as all of them.
+
+    Blocks of unlike models take unlike numbers of texts, and must not differ by which those are. The texts' ranks by
+    length follow multiples of the golden ratio, whose every stretch is spread evenly (Knuth, The Art of Computer
+    Programming 3, section 6.4, theorem S).
+    """
+    ranks = np.argsort(np.argsort(np.arange(len(lengths)) * _GOLDEN_RATIO % 1))
+    return np.argsort(lengths, kind="stable")[ranks]

@@ -265,7 +265,7 @@ class JsonLinesFile(_LineFile):
     def __init__(self, file: Path | None, stream: BinaryIO | None = None, *, strict: bool = False) -> None:
         """Open the file, see `open_data_file`."""
         super().__init__(file, stream, strict=strict)
-        self._refuse_constant = _refuse_constant if strict else None
+        self._decode = json.JSONDecoder(parse_constant=_refuse_constant if strict else None).decode
 
     def records(
         self, start: Place = BEGIN, *, columns: Sequence[str] | None = None, decoded: Sequence[str] | None = None
@@ -285,7 +285,7 @@ class JsonLinesFile(_LineFile):
     def _parse(self, line: bytes) -> tuple[Row | None, str | None]:
         """Return the object of a line, or what is wrong without what it holds, which Python's messages may quote."""
         try:
-            content = json.loads(line, parse_constant=self._refuse_constant)
+            content = self._decode(line.decode())
         except UnicodeDecodeError:
             return None, _NOT_UTF8
         except json.JSONDecodeError as error:
@@ -676,10 +676,10 @@ def _records_of(batch: Batch, before: int, *, skip: int, decoded: Sequence[str] 
     """Give the rows of a batch, which has `before` rows before it, without the first few."""
     weight = 1 + batch.nbytes // max(1, batch.num_rows)
     rows = (batch if decoded is None else batch.select(decoded)).to_pylist()
-    for index in range(skip, len(rows)):
+    for index, values in enumerate(rows[skip:], skip):
         number = before + index + 1
         after = Place(number, number)
-        yield Record(number=number, after=after, weight=weight, values=rows[index], batch=batch, index=index)
+        yield Record(number=number, after=after, weight=weight, values=values, batch=batch, index=index)
 
 
 def pyarrow(module: str = "pyarrow") -> ModuleType:

@@ -5,7 +5,7 @@
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -30,6 +30,8 @@ Collator: TypeAlias = Callable[[Sequence[Row]], Batch]
 
 LENGTH_COLUMN = "length"
 LABELS = "labels"
+TEACHER_VECTORS = "teacher_vectors"
+"""The column and the key of a batch under which the teacher's sentence vectors (B, E) are."""
 # Batches that are sorted by length together: enough to leave little padding, few enough to stay shuffled.
 _BATCHES_PER_POOL = 50
 _ROWS_AT_ONCE = 10_000
@@ -133,7 +135,7 @@ def _tokenize_questions(examples: Examples, tokenizer: PreTrainedTokenizerBase, 
     return columns
 
 
-def _answer_tokens(spans: NDArray[np.int32], answers: dict[str, Any]) -> tuple[int, int]:
+def _answer_tokens(spans: NDArray[np.int32], answers: Mapping[str, Sequence[Any]]) -> tuple[int, int]:
     """Return the first and last token of the first answer, or -1 twice where this window lacks a part of it.
 
     Args:
@@ -205,7 +207,7 @@ class EpochRows(TorchDataset[Row]):
 
     def sampler(self, *, batch_size: int, seed: int) -> LengthGroupedSampler:
         """Return the length-grouped sampler of these rows."""
-        lengths = read_column(self._rows, LENGTH_COLUMN)
+        lengths = read_lengths(self._rows)
         self._sampler = LengthGroupedSampler(lengths, batch_size=batch_size, seed=seed, with_epoch=True)
         return self._sampler
 
@@ -232,10 +234,9 @@ class EpochRows(TorchDataset[Row]):
         return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
 
 
-def read_column(rows: Dataset, name: str) -> NDArray[Any]:
-    """Return a column of numbers as one array."""
-    table = rows.select_columns([name]).with_format("arrow")[:]
-    return table[name].to_numpy()
+def read_lengths(rows: Dataset) -> NDArray[np.integer]:
+    """Return the length of each row in tokens, (rows,)."""
+    return rows.select_columns([LENGTH_COLUMN]).with_format("arrow")[:][LENGTH_COLUMN].to_numpy()
 
 
 def count_shared(rows: Dataset, others: Dataset) -> int:
@@ -270,13 +271,14 @@ def make_collator(tokenizer: PreTrainedTokenizerBase) -> Collator:
     The batch has the model's inputs (B, T), int64, and where the rows have them
     - `labels`: int64 (B,) of class ids, float32 (B,) of scores, float32 (B, C) of several labels at once, or int64
       (B, T) with one per token, -100 at padding;
-    - `start_positions` and `end_positions`, int64 (B,).
+    - `start_positions` and `end_positions`, int64 (B,);
+    - `teacher_vectors`: float32 (B, E).
 
     Padding is on the right because encoders number positions from the left.
     """
 
     def collate(rows: Sequence[Row]) -> Batch:
-        batch = _pad_inputs(rows, tokenizer)
+        batch: dict[str, NDArray[np.generic]] = {**_pad_inputs(rows, tokenizer)}
         if LABELS in rows[0]:
             labels = [np.asarray(row[LABELS]) for row in rows]
             if labels[0].dtype.kind == "f":
@@ -288,6 +290,8 @@ def make_collator(tokenizer: PreTrainedTokenizerBase) -> Collator:
         for name in _ANSWER_POSITIONS:
             if name in rows[0]:
                 batch[name] = np.array([row[name] for row in rows], dtype=np.int64)
+        if TEACHER_VECTORS in rows[0]:
+            batch[TEACHER_VECTORS] = np.stack([np.asarray(row[TEACHER_VECTORS], dtype=np.float32) for row in rows])
         return _to_tensors(batch)
 
     return collate
@@ -358,18 +362,18 @@ def _cells(column: pyarrow.ChunkedArray) -> Sequence[Any]:
     return np.split(together.flatten().to_numpy(zero_copy_only=False), bounds)
 
 
-def _pad_inputs(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> dict[str, NDArray[Any]]:
+def _pad_inputs(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> dict[str, NDArray[np.int64]]:
     length = max(len(row["input_ids"]) for row in rows)
     fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     return {name: _pad([row[name] for row in rows], length, fill.get(name, 0)) for name in _INPUTS if name in rows[0]}
 
 
-def _pad(lists: Sequence[Sequence[int] | NDArray[Any]], length: int, value: int) -> NDArray[np.int64]:
+def _pad(lists: Sequence[Sequence[int] | NDArray[np.generic]], length: int, value: int) -> NDArray[np.int64]:
     padded = np.full((len(lists), length), value, dtype=np.int64)
     for number, cells in enumerate(lists):
         padded[number, : len(cells)] = cells
     return padded
 
 
-def _to_tensors(batch: dict[str, NDArray[Any]]) -> Batch:
+def _to_tensors(batch: Mapping[str, NDArray[np.generic]]) -> Batch:
     return {name: torch.from_numpy(values) for name, values in batch.items()}

@@ -5,7 +5,6 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -25,11 +24,13 @@ class CheckpointCallback(TrainerCallback):
         self._keep_best_k = keep_best_k
         self._sign = 1 if maximise else -1
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Have a checkpoint written: what was scored can be chosen."""
         control.should_save = True
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Mark the checkpoint, and remove those that are neither among the best nor the newest."""
         if not args.should_save:
             return
@@ -74,13 +75,13 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def write_identity(work_dir: Path, identity: Mapping[str, Any]) -> None:
+def write_identity(work_dir: Path, identity: Mapping[str, object]) -> None:
     """Write what decides the weights of the run whose checkpoints the folder will hold."""
     work_dir.mkdir(parents=True, exist_ok=True)
     write_text(work_dir / _IDENTITY, json.dumps(identity, indent=2) + "\n")
 
 
-def check_same_run(work_dir: Path, identity: Mapping[str, Any]) -> None:
+def check_same_run(work_dir: Path, identity: Mapping[str, object]) -> None:
     """Refuse to go on from the checkpoints of another run: what is trained would be neither the one nor the other.
 
     Args:
@@ -110,14 +111,14 @@ def check_same_run(work_dir: Path, identity: Mapping[str, Any]) -> None:
         )
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Return nested values by dotted key: `{"a": {"b": 1}}` becomes `{"a.b": 1}`."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     shown = json.dumps(value)
     return shown if len(shown) <= 24 else f"{shown[:20]}..."

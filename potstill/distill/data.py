@@ -7,7 +7,6 @@ teacher's sentence vectors. `make_scorer` returns what scores a student on it du
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -25,7 +24,7 @@ from potstill.distill.masking import token_counts
 from potstill.distill.methods.embedding import teacher_head
 from potstill.distill.methods.objective import Objective
 from potstill.distill.packing import check_packable
-from potstill.distill.teacher_embeddings import add_teacher_vectors, collate_vectors, load_single_texts
+from potstill.distill.teacher_embeddings import add_teacher_vectors, load_single_texts
 from potstill.errors import DataError, RecipeError
 from potstill.evaluation.trivial import trivial_scores, uniform_scores
 from potstill.progress import Progress
@@ -50,7 +49,7 @@ class TrainingData:
     """The score that picks the best checkpoint."""
     floor: Scores
     """What an answer scores that ignores its text; empty where there is none."""
-    about: dict[str, Any]
+    about: dict[str, object]
     """The data in the report."""
 
     @property
@@ -222,7 +221,7 @@ def _load_sentences(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, prog
         evaluation = Evaluation(teacher.tokenizer, examples, max_length=recipe.max_length, task=FEATURE_EXTRACTION)
     return TrainingData(
         train_set=train_set,
-        collate=collate_vectors(make_collator(teacher.tokenizer)),
+        collate=make_collator(teacher.tokenizer),
         eval_set=eval_set,
         score=(lambda model, who: evaluation.score(model, progress=progress, who=who)) if evaluation else None,
         evaluation=evaluation,
@@ -240,7 +239,7 @@ def _load_sentences(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, prog
     )
 
 
-def _about(examples: Examples) -> dict[str, Any]:
+def _about(examples: Examples) -> dict[str, object]:
     return {"name": examples.name, "split": examples.split, "examples": len(examples), "sha256": examples.sha256}
 
 

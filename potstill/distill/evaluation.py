@@ -5,7 +5,7 @@
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,7 +23,7 @@ from potstill.checkpoint import load_checkpoint, read_folder, save_tokenizer
 from potstill.checkpoint.model import SentenceEncoder, SentenceHead, find_sentence_transformers, load_head
 from potstill.checkpoint.sentence_transformers import check_pooling
 from potstill.data import Examples, load_examples
-from potstill.distill.batches import LENGTH_COLUMN, EpochRows, make_collator, make_mlm_collator, read_column, tokenize
+from potstill.distill.batches import Collator, EpochRows, make_collator, make_mlm_collator, read_lengths, tokenize
 from potstill.distill.hooks import embed, masked_lm_head, model_inputs
 from potstill.distill.masking import IGNORED
 from potstill.errors import CheckpointError, UsageError
@@ -277,36 +277,38 @@ def evaluate(
             than the folder describes.
     """
     folder = read_folder(model)
-    task = task or (folder.task or TEXT_CLASSIFICATION).name
-    kind, reading = get_task(task), reading or Reading()
-    if kind is FILL_MASK and keep_predictions:
+    known = get_task(task) if task else folder.task or TEXT_CLASSIFICATION
+    reading = reading or Reading()
+    if known is FILL_MASK and keep_predictions:
         raise UsageError("fill-mask guesses words by the thousand and has no answer per example to keep")
-    found = find_sentence_transformers(str(model)) if kind is FEATURE_EXTRACTION else None
+    found = find_sentence_transformers(str(model)) if known is FEATURE_EXTRACTION else None
     if found is not None:
         check_pooling(found, pooling=pooling, normalize=None)
     if max_length is None:
         max_length = folder.usual_length if found else min(_USUAL_LENGTH, folder.longest or _USUAL_LENGTH)
     folder.check_length(max_length)
-    checkpoint, head = load_checkpoint(str(model), kind), load_head(found) if found else None
+    checkpoint, head = load_checkpoint(str(model), known), load_head(found) if found else None
     num_labels = checkpoint.model.config.num_labels
-    first = primary_metric(kind, problem_type_of(checkpoint.model), asked=metric, num_labels=num_labels)
+    first = primary_metric(known, problem_type_of(checkpoint.model), asked=metric, num_labels=num_labels)
     examples = load_examples(
         str(data),
         split=reading.split,
-        task=kind,
+        task=known,
         text_columns=reading.text_columns,
         label_column=reading.label_column,
-        label_names=checkpoint.label_names if kind.label_columns and kind.output == "logits" else None,
+        label_names=checkpoint.label_names if known.label_columns and known.output == "logits" else None,
         problem_type=problem_type_of(checkpoint.model),
         limit=reading.limit,
     )
-    evaluation = Evaluation(checkpoint.tokenizer, examples, max_length=max_length, task=kind, pooling=pooling or "mean")
+    evaluation = Evaluation(
+        checkpoint.tokenizer, examples, max_length=max_length, task=known, pooling=pooling or "mean"
+    )
     scored = checkpoint.model if head is None else SentenceEncoder(checkpoint.model, head)
     predictions = evaluation.predict(scored, progress=progress)
     told = folder.notes if max_length == folder.max_seq_length else ()
     result: dict[str, Any] = {
         "model": str(model),
-        "task": task,
+        "task": known.name,
         "data": str(data),
         "split": reading.split,
         "num_examples": len(examples),
@@ -343,7 +345,7 @@ def evaluate_words(
     encoder, head = model.base_model, masked_lm_head(model)
     collate = make_mlm_collator(tokenizer, seed=_MASKING_SEED, share=mask_share)
     nll, hits, count = 0.0, 0, 0
-    for _, batch in _batches(corpus, collate, tell=(progress, who)):
+    for _, batch in _batches(corpus, collate, progress=progress, who=who):
         batch = {name: value.to(model.device) for name, value in batch.items()}
         with torch.inference_mode():
             states = encoder(**model_inputs(encoder, batch)).last_hidden_state.flatten(0, 1)
@@ -372,7 +374,7 @@ def embed_texts(
     width = model.config.hidden_size if isinstance(pooling, str) else pooling.width(model.config.hidden_size)
     vectors = np.empty((len(rows), width), dtype=np.float32)
     model.eval()
-    for numbers, batch in _batches(rows, make_collator(tokenizer), tell=(progress, who)):
+    for numbers, batch in _batches(rows, make_collator(tokenizer), progress=progress, who=who):
         with torch.inference_mode():
             on_device = {name: value.to(model.device) for name, value in batch.items()}
             vectors[numbers] = embed(model, on_device, pooling).float().cpu().numpy()
@@ -380,12 +382,12 @@ def embed_texts(
 
 
 def _batches(
-    rows: Dataset, collate: Callable[[Any], Any], *, tell: tuple[Progress, str]
+    rows: Dataset, collate: Collator, *, progress: Progress, who: str
 ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
     """Yield row numbers and their batch, rows of similar length together."""
     numbered = EpochRows(rows)
-    order = np.argsort(read_column(rows, LENGTH_COLUMN), kind="stable").tolist()
+    order = np.argsort(read_lengths(rows), kind="stable").tolist()
     for start in range(0, len(order), _BATCH_SIZE):
         numbers = order[start : start + _BATCH_SIZE]
         yield numbers, collate(numbered.__getitems__(numbers))
-        tell[0](f"score the {tell[1]}", min(start + _BATCH_SIZE, len(order)), len(order), "")
+        progress(f"score the {who}", min(start + _BATCH_SIZE, len(order)), len(order), "")

@@ -441,5 +441,5 @@ def read_reference(file: Path, tasks: Sequence[str]) -> dict[str, float]:
     return {task: scores[task] for task in tasks}
 
 
-def _to_json(content: Mapping[str, Any]) -> str:
+def _to_json(content: Mapping[str, object]) -> str:
     return json.dumps(content, indent=2) + "\n"

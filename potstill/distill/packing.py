@@ -6,7 +6,6 @@ text. Attention must stay within a segment, or the texts change each other's hid
 
 from bisect import bisect_left, insort
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -81,7 +80,9 @@ def check_packable(config: PreTrainedConfig) -> None:
         )
 
 
-def packed_inputs(batch: Mapping[str, Tensor], config: PreTrainedConfig, *, dtype: torch.dtype) -> dict[str, Any]:
+def packed_inputs(
+    batch: Mapping[str, Tensor], config: PreTrainedConfig, *, dtype: torch.dtype
+) -> dict[str, Tensor | dict[str, Tensor]]:
     """Return the mask and positions that make a model treat each packed text as if it were alone.
 
     Args:
@@ -98,7 +99,7 @@ def packed_inputs(batch: Mapping[str, Tensor], config: PreTrainedConfig, *, dtyp
     """
     check_packable(config)
     positions, full = batch["position_ids"], pair_mask(batch["segments"])
-    mask: Any = _as_needed(full, config, dtype)
+    mask: Tensor | dict[str, Tensor] = _as_needed(full, config, dtype)
     if config.model_type == "modernbert":
         places = torch.arange(full.shape[-1], device=full.device)
         near = (places[:, None] - places[None, :]).abs() <= config.sliding_window

@@ -29,7 +29,7 @@ from potstill.checkpoint.model import SentenceEncoder, find_sentence_transformer
 from potstill.checkpoint.sentence_transformers import PROMPTS_FILE
 from potstill.config import Recipe, build_recipe, with_splits
 from potstill.distill import scratch_teacher
-from potstill.distill.batches import LENGTH_COLUMN, hash_rows, read_column
+from potstill.distill.batches import hash_rows, read_lengths
 from potstill.distill.checkpoints import check_same_run
 from potstill.distill.data import TrainingData, load_training_data, make_scorer, read_splits
 from potstill.distill.evaluation import Model, problem_type_of
@@ -38,7 +38,7 @@ from potstill.distill.methods.embedding import teacher_head
 from potstill.distill.methods.objective import Objective
 from potstill.distill.student import best_layers, choose_layers, create_student
 from potstill.distill.trainer import TrainingResult, TrainingRun, train
-from potstill.distill.training_args import count_steps, plan_training, resolve_dtype
+from potstill.distill.training_args import plan_training, resolve_dtype
 from potstill.errors import CheckpointError, DataError, RecipeError
 from potstill.files import check_free, new_folder
 from potstill.progress import Announce, Progress, keep_quiet, silent
@@ -270,9 +270,9 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     return content
 
 
-def _identity(recipe: Recipe, training_data: TrainingData, *, models: Sequence[str | None]) -> dict[str, Any]:
+def _identity(recipe: Recipe, training_data: TrainingData, *, models: Sequence[str | None]) -> dict[str, object]:
     """Return all that decides the weights of a training: only the same run may be gone on with."""
-    content = _settings(recipe)
+    content: dict[str, object] = _settings(recipe)
     content["training data"] = hash_rows(training_data.train_set)
     content["evaluation data"] = training_data.about.get("sha256") or (
         hash_rows(training_data.eval_set) if training_data.eval_set is not None else None
@@ -319,7 +319,7 @@ def _load_to_finetune(recipe: Recipe, announce: Announce) -> Checkpoint:
     return teacher
 
 
-def _new_head(recipe: Recipe, task: Task, config: PretrainedConfig) -> dict[str, Any]:
+def _new_head(recipe: Recipe, task: Task, config: PretrainedConfig) -> dict[str, object]:
     """Return the settings of the head that the data needs: none if the checkpoint's own has its labels already."""
     declared = recipe.data.problem_type
     if task_of_architectures(config.architectures or ()) is task and declared in (None, config.problem_type):
@@ -410,11 +410,9 @@ def _plan_and_train(
     task: str,
 ) -> TrainingResult:
     """Announce what the training will take, and train."""
-    lengths = read_column(training_data.train_set, LENGTH_COLUMN).tolist()
-    steps, steps_per_epoch = count_steps(run.config, len(lengths), world_size=_processes().num_processes)
-    plan = plan_training(
-        student, teacher, config=run.config, lengths=lengths, steps=steps, steps_per_epoch=steps_per_epoch
-    )
+    lengths = read_lengths(training_data.train_set).tolist()
+    world_size = _processes().num_processes
+    plan = plan_training(student, teacher, config=run.config, lengths=lengths, world_size=world_size)
     run.announce("plan", asdict(plan) | {"data": training_data.about | {"task": task}})
     return train(
         student,
@@ -430,7 +428,7 @@ def _plan_and_train(
 
 def _train_baselines(
     recipe: Recipe, untrained: PreTrainedModel, teacher: PreTrainedModel, training_data: TrainingData, run: TrainingRun
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, object]]:
     """Return the scores of what the student has to beat by name, each under `scores`.
 
     - `untrained`: the student as it was cut from the teacher;
@@ -447,7 +445,7 @@ def _train_baselines(
     """
     objective = make_objective(recipe, teacher=teacher, student=untrained)
     score = make_scorer(training_data, objective, teacher)
-    baselines: dict[str, dict[str, Any]] = {"untrained": {"scores": score(untrained)}}
+    baselines: dict[str, dict[str, object]] = {"untrained": {"scores": score(untrained)}}
     if training_data.floor:
         baselines["floor"] = {"scores": training_data.floor}
     if training_data.score is None or recipe.distill.method == "embedding":
@@ -472,7 +470,7 @@ def _train_baselines(
 
 def _against_trivial(
     training_data: TrainingData, model: Model, who: str, *, progress: Progress
-) -> dict[str, Any] | None:
+) -> dict[str, object] | None:
     """Return how a trained model's score stands against an answer that ignores the text; None without labels."""
     if training_data.evaluation is None:
         return None
@@ -480,7 +478,7 @@ def _against_trivial(
     return evaluation.against_trivial(model, metric=metric, progress=progress, who=who).model_dump(mode="json")
 
 
-def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
+def _describe(checkpoint: Checkpoint) -> dict[str, object]:
     config = checkpoint.model.config
     return {
         "name": checkpoint.name,

@@ -1,7 +1,6 @@
 """Train a small BERT teacher and its WordPiece tokenizer on the spot."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
@@ -10,8 +9,9 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 from potstill.checkpoint import Checkpoint
 from potstill.config import DistillConfig, Recipe, ScratchConfig
-from potstill.data import Text, load_splits
-from potstill.tasks import REGRESSION, get_task
+from potstill.data import Text
+from potstill.distill.data import read_splits
+from potstill.tasks import REGRESSION
 
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -33,16 +33,7 @@ def train_tokenizer(texts: Sequence[Text], *, vocab_size: int, max_length: int) 
 
 def new_teacher(recipe: Recipe, config: ScratchConfig) -> Checkpoint:
     """Return a BERT classifier with random weights and a tokenizer trained on the recipe's data."""
-    data = recipe.data
-    examples = load_splits(
-        data.name,
-        train=(data.train_split, data.max_train_examples),
-        evaluation=(data.eval_split, data.max_eval_examples),
-        task=get_task(recipe.task),
-        text_columns=data.text_columns,
-        label_column=data.label_column,
-        problem_type=data.problem_type,
-    ).train
+    examples = read_splits(recipe, label_names=None, problem_type=recipe.data.problem_type).train
     tokenizer = train_tokenizer(examples.texts, vocab_size=config.vocab_size, max_length=recipe.max_length)
     torch.manual_seed(recipe.seed)
     model = BertForSequenceClassification(
@@ -62,11 +53,14 @@ def new_teacher(recipe: Recipe, config: ScratchConfig) -> Checkpoint:
     return Checkpoint("scratch", model, tokenizer)
 
 
-def head_config(names: Sequence[str], problem_type: str | None) -> dict[str, Any]:
+def head_config(names: Sequence[str], problem_type: str | None) -> dict[str, object]:
     """Return the settings of a model's configuration that say what its head answers."""
     if problem_type == REGRESSION:
         return {"num_labels": 1, "problem_type": REGRESSION}
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    labels: dict[str, object] = {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: number for number, name in enumerate(names)},
+    }
     return labels | ({"problem_type": problem_type} if problem_type else {})
 
 

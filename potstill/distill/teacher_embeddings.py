@@ -2,21 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow
-import torch
 from datasets import Dataset, load_from_disk
 
 from potstill.checkpoint import Checkpoint, hash_checkpoint, read_folder
 from potstill.checkpoint.model import SentenceHead
 from potstill.data import Examples, load_texts
-from potstill.distill.batches import tokenize
+from potstill.distill.batches import TEACHER_VECTORS, tokenize
 from potstill.distill.evaluation import embed_texts
-from potstill.distill.methods.embedding import TEACHER_VECTORS
 from potstill.files import new_folder
 from potstill.progress import Progress
 from potstill.tasks import FEATURE_EXTRACTION
@@ -65,13 +62,3 @@ def add_teacher_vectors(
         with new_folder(folder, overwrite=True) as building:
             rows.add_column(TEACHER_VECTORS, column).save_to_disk(str(building))
     return load_from_disk(str(folder))
-
-
-def collate_vectors(collate: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
-    """Return a collator that puts the teacher's vectors (B, E) into the batch as well."""
-
-    def with_vectors(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        vectors = np.stack([np.asarray(row[TEACHER_VECTORS], dtype=np.float32) for row in rows])
-        return {**collate(rows), TEACHER_VECTORS: torch.from_numpy(vectors)}
-
-    return with_vectors

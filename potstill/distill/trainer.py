@@ -82,7 +82,7 @@ class TrainingRun:
     progress: Progress
     announce: Announce = keep_quiet
     """Is told the pace after the first steps."""
-    identity: Mapping[str, Any] = field(default_factory=dict)
+    identity: Mapping[str, object] = field(default_factory=dict)
     """All that decides the weights: a run with another one is not gone on with."""
 
 
@@ -209,14 +209,14 @@ class DistillationTrainer(Trainer):
         self._sums: dict[str, Tensor] = {}
         self._steps_summed = 0
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
+    def _get_train_sampler(self, train_dataset: EpochRows | None = None) -> LengthGroupedSampler:
         rows = self.train_dataset if train_dataset is None else train_dataset
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return rows.sampler(batch_size=batch_size, seed=self.args.seed)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], None]:
+    ) -> tuple[list[dict[str, Any]], None]:
         """Fetch the micro-batches of one step, and learn from their counts what each part of the loss weighs."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         weights = self._distiller.objective.weights(self.state.global_step / max(self.state.max_steps, 1))
@@ -236,8 +236,8 @@ class DistillationTrainer(Trainer):
         model: nn.Module,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
+        num_items_in_batch: object = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """Return this micro-batch's share of the step's loss."""
         loss, sums = model(inputs, self._scales)
         for name, value in sums.items():
@@ -246,7 +246,7 @@ class DistillationTrainer(Trainer):
             self._sums[name] = known + value.detach() / self._totals[name]
         return (loss, {}) if return_outputs else loss
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
         """Score the student as `potstill evaluate` would; every process does, and finds the same."""
         started = time.perf_counter()
         student = self._distiller.student
@@ -258,7 +258,7 @@ class DistillationTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
         return scores
 
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+    def log(self, logs: dict[str, float], *args: object, **kwargs: object) -> None:
         """Write the log line with the mean of each part of the loss, and stop when the loss is no number."""
         if "loss" in logs and self._sums:
             names = sorted(self._sums)
@@ -271,7 +271,7 @@ class DistillationTrainer(Trainer):
         if not math.isfinite(logs.get("loss", 0.0)):
             self._stop(f"the loss is {logs['loss']}")
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
             self._stop("the weights are no longer numbers")
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
@@ -313,18 +313,20 @@ class ProgressCallback(TrainerCallback):
         self._note = ""
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Tell where the training starts: not at 0 when it was resumed."""
         self._progress(self._stage, state.global_step, state.max_steps, self._note)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Tell the step with the newest loss or score."""
         if state.global_step < state.max_steps:  # the end is told with the score that it leads to, not the one before
             self._progress(self._stage, state.global_step, state.max_steps, self._note)
         self._pace.step(state.global_step, state.max_steps)
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Keep the newest loss or score for the next step."""
         latest = state.log_history[-1] if state.log_history else {}
         if "loss" in latest:

@@ -84,7 +84,7 @@ def training_arguments(
     return arguments
 
 
-# Weights, gradients and AdamW's two moments, float32.
+# Of the memory estimate: weights, gradients and AdamW's two moments, float32.
 _BYTES_PER_LEARNED = 16
 _BYTES_PER_FROZEN = 4
 # What a layer keeps for the backward pass, in units of its width and its feed-forward width, per token: inputs of the
@@ -116,8 +116,7 @@ def plan_training(
     *,
     config: DistillConfig,
     lengths: list[int],
-    steps: int,
-    steps_per_epoch: int,
+    world_size: int,
 ) -> TrainingPlan:
     """Return what training `student` on rows of these lengths, in tokens, will take.
 
@@ -126,9 +125,9 @@ def plan_training(
         teacher: runs beside it; None without one.
         config: gives the batch size.
         lengths: of the training rows.
-        steps: of the whole training.
-        steps_per_epoch: of one pass over the rows.
+        world_size: how many processes share the rows.
     """
+    steps, steps_per_epoch = count_steps(config, len(lengths), world_size=world_size)
     tokens = sum(lengths)
     micro_batch = tokens // max(len(lengths), 1) * config.batch_size
     settings = student.config

@@ -168,9 +168,10 @@ class Encoder:
             RequestError: if an item or a parameter is none of this task; no message repeats a text.
             CheckError: if the tokenizer fails on a text.
         """
-        read = read_parameters(self.task.parameters, parameters)
+        if not isinstance(parameters, self.task.parameters):
+            parameters = read_parameters(self.task.parameters, parameters)
         with _panic_as_error():
-            features = self.task.preprocess(self._task_model, items, read, most_windows)
+            features = self.task.preprocess(self._task_model, items, parameters, most_windows)
         return features._replace(decide=self.task.decide)
 
     def predict(

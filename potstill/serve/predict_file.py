@@ -210,14 +210,15 @@ class _Run:
         self.decoded: Sequence[str] | None = None
         """The columns that are needed as values; None is all."""
         self.added = Added(settings.answer_column, settings.on_error == "skip")
-        self._records = source.records()
+        records = source.records()
         self._first: list[Record] = []
-        for record in self._records:
+        for record in records:
             self._first.append(record)
             if record.values is not None:
                 break
             if len(self._first) == _WINDOW_ROWS:
                 raise DataError(f"none of the first {_WINDOW_ROWS} rows of {source.name} can be read: {record.problem}")
+        self._rest = records if source.is_stream else None
         have = source.columns or next((list(one.values) for one in self._first if one.values is not None), ())
         self.input_columns = list(have)
         self.columns = self._pick_columns() if self._first else ()
@@ -261,8 +262,8 @@ class _Run:
             DataError: for the first row without an answer, unless such rows are skipped.
         """
         begun: deque[_Window] = deque()
-        if self._source.is_stream:  # read once: what was looked at first, and the rest
-            records: Iterator[Record] = chain(self._first, self._records)
+        if self._rest is not None:  # read once: what was looked at first, and the rest
+            records: Iterator[Record] = chain(self._first, self._rest)
         else:
             records = self._source.records(start, decoded=self.decoded)
         window: list[Record] = []

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from potstill.progress import Progress, silent
 from potstill.timing.disturbance import Watch
 from potstill.timing.ratio import Estimate, ratio_interval, with_interval
+from potstill.timing.worker_loop import Command, Message
 from potstill.timing.workers import CommandFailed, Worker, python_module, worker_pool
 
 Cell = tuple[int, int]
@@ -32,7 +32,7 @@ class Contestant:
     """What runs: a command that answers as `potstill.timing.worker_loop` does, and the load message it gets first."""
 
     command: tuple[str, ...]
-    load: Mapping[str, Any]
+    load: Command
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +164,9 @@ class _FailureLog:
     def failed(self, name: str, stage: str, where: str, error: CommandFailed) -> None:
         self.errors[name, stage, where] = error
 
-    def loaded(self, name: str, reply: dict[str, Any]) -> None:
+    def loaded(self, name: str, reply: Message) -> None:
         """Nothing is kept of it."""
 
 
-def _read_latencies(reply: Mapping[str, Any]) -> NDArray[np.float64]:
+def _read_latencies(reply: Message) -> NDArray[np.float64]:
     return np.asarray(reply["latencies_ms"], dtype=np.float64)

@@ -4,14 +4,13 @@
 {"do": "block", "batch_size": 1, "num_tokens": 128, "seconds": 0.2, "min_calls": 2}  -> latencies_ms
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from potstill.serve import OnnxSession
-from potstill.timing.worker_loop import Message, answer_commands, run_block
+from potstill.timing.worker_loop import Command, Message, answer_commands, run_block
 
 # Below them stand the special tokens of every family's vocabulary, some of which end a text.
 _FIRST_ORDINARY_ID = 5
@@ -24,7 +23,7 @@ class TimedSession:
         self._session: OnnxSession | None = None
         self._vocab_size, self._seed = 0, 0
 
-    def answer(self, command: Mapping[str, Any]) -> Message:
+    def answer(self, command: Command) -> Message:
         """Do one command."""
         if command["do"] == "load":
             self._session = OnnxSession(
@@ -38,7 +37,7 @@ class TimedSession:
             "latencies_ms": run_block(lambda: run(feeds), seconds=command["seconds"], min_calls=command["min_calls"])
         }
 
-    def _feeds(self, batch_size: int, num_tokens: int) -> dict[str, Any]:
+    def _feeds(self, batch_size: int, num_tokens: int) -> dict[str, NDArray[np.int64]]:
         """Return random ordinary tokens, all attended to: the same for every file with the same vocabulary."""
         assert self._session is not None
         rng, shape = np.random.default_rng([self._seed, batch_size, num_tokens]), (batch_size, num_tokens)

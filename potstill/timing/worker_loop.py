@@ -11,12 +11,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeAlias
 
-Message = dict[str, Any]
+Command: TypeAlias = Mapping[str, Any]
+"""What a worker is asked: `do` names it, the rest are its arguments; plain JSON."""
+Message: TypeAlias = dict[str, Any]
+"""What a worker answers; plain JSON."""
 
 
-def answer_commands(answer: Callable[[Mapping[str, Any]], Message]) -> None:
+def answer_commands(answer: Callable[[Command], Message]) -> None:
     """Answer commands with `answer` until stdin ends or one says stop."""
     replies, commands = _keep_stdout(), _commands()
     while True:

@@ -16,15 +16,15 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import IO, Literal, Protocol, TypeVar
 
 import potstill
+from potstill.timing.worker_loop import Command, Message
 
 # Generous: BERT-large at batch 8 takes seconds per call on 2 cores, and nobody waits this long for a healthy worker.
 TIMEOUT_S = 300.0
 _STOP_S = 2.0
 
-Command: TypeAlias = Mapping[str, Any]
 FailureKind = Literal["crash", "hang", "not finite", "out of memory", "error"]
 Answer = TypeVar("Answer")
 
@@ -54,7 +54,7 @@ class WorkerConfused(WorkerDied):
 class Asks(Protocol):
     """What is needed of a worker: `Worker`, or a stand-in."""
 
-    def ask(self, command: Mapping[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
+    def ask(self, command: Command, *, timeout_s: float | None = None) -> Message:
         """Return the answer, or raise `CommandFailed`."""
 
     def pause(self) -> None:
@@ -100,7 +100,7 @@ class Worker:
         """Return the id of the process."""
         return self._process.pid
 
-    def ask(self, command: Mapping[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
+    def ask(self, command: Command, *, timeout_s: float | None = None) -> Message:
         """Send one command and return the answer.
 
         Args:
@@ -199,7 +199,7 @@ class PoolLog(Protocol):
     def failed(self, name: str, stage: str, where: str, error: CommandFailed) -> None:
         """Write a failure down."""
 
-    def loaded(self, name: str, reply: dict[str, Any]) -> None:
+    def loaded(self, name: str, reply: Message) -> None:
         """Take what a process answered to its first command."""
 
 
@@ -246,7 +246,7 @@ class WorkerPool:
         name: str,
         command: Command,
         *,
-        read: Callable[[dict[str, Any]], Answer],
+        read: Callable[[Message], Answer],
         stage: str,
         where: str | None = None,
         timeout_s: float | None = None,
@@ -305,7 +305,7 @@ class WorkerPool:
         name: str,
         command: Command,
         *,
-        read: Callable[[dict[str, Any]], Answer],
+        read: Callable[[Message], Answer],
         stage: str,
         where: str | None,
         timeout_s: float | None,
@@ -358,7 +358,7 @@ def python_module(name: str) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", name)
 
 
-def _read_reply(line: str) -> dict[str, Any] | None:
+def _read_reply(line: str) -> Message | None:
     """Return an answer, or None where the line is none: not JSON, no object, without `ok`, or with NaN in it."""
     try:
         reply = json.loads(line, parse_constant=_refuse)

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from potstill.bench import runners
-from potstill.bench.runners import check_runner, open_runner, read_bundled
+from potstill.bench.runners import check_runner, open_runner, read_verified_bundle
 from potstill.bench.runners.onnxruntime_runner import DeviceRunner
 from potstill.bundle import read_bundle
 from potstill.errors import (
@@ -117,7 +117,7 @@ def test_a_timed_call_adds_less_than_20_microseconds(student_dir):
 
 
 def test_inputs_bound_to_a_device_give_the_same_answers(teacher_dir):
-    bundled = read_bundled(teacher_dir, "fp32")
+    bundled = read_verified_bundle(teacher_dir, "fp32")
     runner = DeviceRunner(OnnxSession(bundled.model_file, threads=1), bundled, device="cpu")
     feeds = runner.tokenizer.encode(TEXTS)
     expected = runner.run(feeds)["logits"]
@@ -130,7 +130,7 @@ def test_inputs_bound_to_a_device_give_the_same_answers(teacher_dir):
 
 
 def test_a_device_run_waits_for_the_device(teacher_dir, monkeypatch):
-    bundled, happened = read_bundled(teacher_dir, "fp32"), []
+    bundled, happened = read_verified_bundle(teacher_dir, "fp32"), []
     session = OnnxSession(bundled.model_file, threads=1)
     binding = SimpleNamespace(
         bind_ortvalue_input=lambda name, value: happened.append(f"bind {name}"),

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from potstill.checkpoint.model import SentenceHead, pool
-from potstill.distill.methods.embedding import TEACHER_VECTORS, EmbeddingDistillation, student_head
+from potstill.distill.batches import TEACHER_VECTORS
+from potstill.distill.methods.embedding import EmbeddingDistillation, student_head
 from potstill.distill.methods.mobilebert import MobileBert, attention_loss_sum, feature_loss_sum
 from potstill.distill.methods.task import TaskDistillation, answer_loss_sum, label_loss_sum
 from potstill.distill.methods.tinybert import (

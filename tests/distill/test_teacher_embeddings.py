@@ -5,7 +5,8 @@ import torch
 
 from potstill.bench.runners.torch_runner import open_runner
 from potstill.checkpoint import load_checkpoint
-from potstill.distill.methods.embedding import TEACHER_VECTORS, teacher_head
+from potstill.distill.batches import TEACHER_VECTORS
+from potstill.distill.methods.embedding import teacher_head
 from potstill.distill.teacher_embeddings import add_teacher_vectors
 from potstill.progress import silent
 from potstill.tasks import FEATURE_EXTRACTION

@@ -8,7 +8,6 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from scipy import stats
 
@@ -17,6 +16,7 @@ from potstill.bench.measure.run import BenchRun, store_failure, turn_order
 from potstill.bench.report_schema import ColdStart, Interval, Load
 from potstill.bench.statistics import mean_log_interval
 from potstill.timing.disturbance import watched
+from potstill.timing.worker_loop import Command
 from potstill.timing.workers import TIMEOUT_S, CommandFailed, Worker, python_module
 
 # What a fresh process is asked where there is no data.
@@ -61,7 +61,7 @@ def measure_cold_starts(run: BenchRun) -> None:
 
 
 def start_once(
-    load: Mapping[str, Any],
+    load: Command,
     *,
     text: object,
     timeout_s: float = TIMEOUT_S,

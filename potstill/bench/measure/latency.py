@@ -31,7 +31,6 @@ from potstill.bench.measure.memory import container_limit
 from potstill.bench.measure.run import (
     PEAK,
     BenchRun,
-    Reply,
     load_seed,
     read_amount,
     read_block,
@@ -45,6 +44,7 @@ from potstill.bench.statistics import Rounds, median_interval
 from potstill.config import BenchConfig
 from potstill.timing import disturbance
 from potstill.timing.ratio import ratio_interval
+from potstill.timing.worker_loop import Message
 from potstill.timing.workers import WorkerPool
 
 _STAGE = "measure latency"
@@ -364,7 +364,7 @@ def _make_round(launch: _Launch, load: Load) -> bool:
     return True
 
 
-def _read_peaks(reply: Reply) -> dict[str, float]:
+def _read_peaks(reply: Message) -> dict[str, float]:
     return {str(kind): read_amount(value) for kind, value in reply["rates"].items()}
 
 
@@ -399,7 +399,7 @@ def _read_memory(launch: _Launch) -> None:
             journal.put(("memory", key, launch.number), found)
 
 
-def _validate_memory(key: str, reply: Reply) -> dict[str, Any]:
+def _validate_memory(key: str, reply: Message) -> dict[str, Any]:
     return Memory.model_validate({"key": key, "limit_bytes": container_limit(), **reply}).model_dump(mode="json")
 
 

@@ -15,9 +15,9 @@ from potstill.bench.measure.samples import Samples
 from potstill.bench.models import Configuration
 from potstill.bench.report_schema import Failure, Load
 from potstill.progress import Progress, silent
+from potstill.timing.worker_loop import Command, Message
 from potstill.timing.workers import (
     Asks,
-    Command,
     CommandFailed,
     Worker,
     WorkerPool,
@@ -27,7 +27,6 @@ from potstill.timing.workers import (
 )
 
 Stage = Literal["load", "warm-up", "latency", "throughput", "scaling", "memory", "quality", "cold start"]
-Reply = Mapping[str, Any]
 
 # A second process of the baseline takes part under its key with this suffix: what differs between the two is noise.
 A_A_SUFFIX = "#again"
@@ -108,7 +107,7 @@ class _JournalLog:
     def failed(self, name: str, stage: str, where: str, error: CommandFailed) -> None:
         store_failure(self._journal, name, stage, where or None, error)
 
-    def loaded(self, name: str, reply: dict[str, Any]) -> None:
+    def loaded(self, name: str, reply: Message) -> None:
         if self._journal.get("load", name) is None:
             self._journal.put(("load", name), reply)
 
@@ -135,7 +134,7 @@ def turn_order(keys: Sequence[str], *, seed: int, load: Load, launch: int, numbe
 # `TypeError` or `ValueError`, which `WorkerPool.ask` makes a failure of.
 
 
-def read_block(reply: Reply) -> dict[str, Any]:
+def read_block(reply: Message) -> dict[str, Any]:
     """Return `latencies_ms`, and the CPU and wall-clock seconds of the block."""
     return {
         "latencies_ms": read_times(reply["latencies_ms"]),
@@ -144,7 +143,7 @@ def read_block(reply: Reply) -> dict[str, Any]:
     }
 
 
-def read_warm(reply: Reply) -> dict[str, Any]:
+def read_warm(reply: Message) -> dict[str, Any]:
     """Return what the warm-up found."""
     return {
         "calls": int(reply["calls"]),

@@ -20,7 +20,6 @@ from potstill.bench.budget import (
 )
 from potstill.bench.measure.run import (
     BenchRun,
-    Reply,
     Stage,
     read_amount,
     read_times,
@@ -29,7 +28,8 @@ from potstill.bench.measure.run import (
 )
 from potstill.bench.report_schema import Load
 from potstill.timing.disturbance import watched
-from potstill.timing.workers import Command, WorkerPool
+from potstill.timing.worker_loop import Command, Message
+from potstill.timing.workers import WorkerPool
 
 # Every process has run for long when it comes to this; a second shows whether it has settled.
 _WARM_UP_S = 1.0
@@ -143,7 +143,7 @@ def _take_turns(
     load: Load,
     command: Command,
     *,
-    read: Callable[[dict[str, Any]], Answer],
+    read: Callable[[Message], Answer],
     stage: Stage,
     where: str | None,
     order: tuple[int, int],
@@ -163,7 +163,7 @@ def _take_turns(
     return found
 
 
-def _read_concurrent(reply: Reply) -> dict[str, Any]:
+def _read_concurrent(reply: Message) -> dict[str, Any]:
     """Return how many texts several callers had answered, in which time, and each call's latency."""
     texts, seconds = int(reply["texts"]), read_amount(reply["seconds"])
     if texts < 1 or seconds == 0:
@@ -171,5 +171,5 @@ def _read_concurrent(reply: Reply) -> dict[str, Any]:
     return {"texts": texts, "seconds": seconds, "latencies_ms": read_times(reply["latencies_ms"])}
 
 
-def _read_latencies(reply: Reply) -> list[float]:
+def _read_latencies(reply: Message) -> list[float]:
     return read_times(reply["latencies_ms"])

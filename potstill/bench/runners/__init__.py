@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict, get_args
 
+import numpy as np
 from numpy.typing import NDArray
 
 from potstill.bench.environment import has_gpu
-from potstill.bundle import Bundle, Manifest, ModelContent, read_bundle, verify_files
+from potstill.bundle import Bundle, ModelContent, read_bundle, verify_files
 from potstill.config import Runner as RunnerName
 from potstill.errors import MissingError, MissingExtraError, UsageError
 from potstill.serve import BundleTokenizer
@@ -35,6 +36,28 @@ _HOW = {
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 # torch in a process of its own: the one that only asks keeps its memory and its threads.
 _ASK_TORCH = "import torch; print(torch.__version__, torch.version.cuda, torch.cuda.is_available())"
+
+
+Feeds: TypeAlias = Mapping[str, NDArray[np.int64]]
+"""A batch as the models take it: input name -> (batch size, tokens)."""
+Outputs: TypeAlias = dict[str, NDArray[Any]]
+"""Output name -> numbers, the batch first."""
+
+
+class LoadCommand(TypedDict):
+    """What a worker is told to load."""
+
+    do: Literal["load"]
+    runner: str
+    folder: str
+    """A bundle for onnxruntime and OpenVINO; a checkpoint folder or hub id for torch."""
+    precision: str
+    threads: int
+    seed: int
+    spinning: bool
+    task: str
+    problem_type: str | None
+    max_length: int | None
 
 
 class Runner(Protocol):
@@ -63,28 +86,28 @@ class Runner(Protocol):
     def files(self) -> Mapping[str, str]:
         """Return the SHA-256 of every file that was loaded, by name."""
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, feeds: Feeds) -> Outputs:
         """Return every output by name, as float32 or float64 arrays; `feeds` hold one batch, padded."""
 
-    def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
+    def prepare(self, feeds: Feeds) -> Callable[[], object]:
         """Return the call that is timed: its inputs are where they are needed, and it returns when the work is done."""
 
     def gpu_memory(self) -> dict[str, int]:
         """Return `gpu_peak_allocated_bytes` and `gpu_peak_reserved_bytes`, where the engine counts them."""
 
 
-def find_opener(name: str) -> Callable[[Mapping[str, Any]], Runner]:
+def find_opener(name: str) -> Callable[[LoadCommand], Runner]:
     """Import an engine and return what loads a model with it.
 
     Raises:
         UsageError: if there is no such runner.
         MissingExtraError: if the engine is not installed.
     """
-    opener: Callable[[Mapping[str, Any]], Runner] = import_module(_MODULES[_installed(name)]).open_runner
+    opener: Callable[[LoadCommand], Runner] = import_module(_MODULES[_installed(name)]).open_runner
     return opener
 
 
-def open_runner(command: Mapping[str, Any]) -> Runner:
+def open_runner(command: LoadCommand) -> Runner:
     """Load a model by a worker's load command (`potstill.bench.worker`).
 
     Raises:
@@ -110,9 +133,22 @@ def check_runner(name: str) -> None:
     if not has_gpu():
         raise MissingError(f"runner {name} needs an NVIDIA GPU, and this machine shows none (nvidia-smi, /dev/nvidia*)")
     if engine == "onnxruntime":
-        _check_provider(name, _PROVIDERS[device])
-    else:
-        _check_torch_cuda(name)
+        import onnxruntime
+
+        provider, available = _PROVIDERS[device], onnxruntime.get_available_providers()
+        if provider not in available:
+            raise MissingError(
+                f"runner {name} needs {provider}; onnxruntime {onnxruntime.__version__} here has "
+                f"{', '.join(available)}: pip uninstall onnxruntime, then pip install 'potstill[serve-gpu]'"
+            )
+        return
+    asked = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, check=False)
+    version, cuda, found = (asked.stdout.split() or ["?", "?", "no"])[-3:]
+    if found != "True":
+        raise MissingError(
+            f"runner {name} needs torch with CUDA; torch {version} here was built for CUDA {cuda} and finds no device: "
+            "install the build for this GPU's driver, see https://pytorch.org/get-started/locally"
+        )
 
 
 def _installed(name: str) -> str:
@@ -126,29 +162,8 @@ def _installed(name: str) -> str:
     return engine
 
 
-def _check_provider(name: str, provider: str) -> None:
-    import onnxruntime
-
-    available = onnxruntime.get_available_providers()
-    if provider not in available:
-        raise MissingError(
-            f"runner {name} needs {provider}; onnxruntime {onnxruntime.__version__} here has {', '.join(available)}: "
-            "pip uninstall onnxruntime, then pip install 'potstill[serve-gpu]'"
-        )
-
-
-def _check_torch_cuda(name: str) -> None:
-    asked = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, check=False)
-    version, cuda, available = (asked.stdout.split() or ["?", "?", "no"])[-3:]
-    if available != "True":
-        raise MissingError(
-            f"runner {name} needs torch with CUDA; torch {version} here was built for CUDA {cuda} and finds no device: "
-            "install the build for this GPU's driver, see https://pytorch.org/get-started/locally"
-        )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bundled:
+class VerifiedBundle:
     """One precision of a bundle whose files were checked; see `potstill.bench.runners.Runner` for the rest."""
 
     bundle: Bundle
@@ -172,7 +187,7 @@ class Bundled:
         return self.bundle.read_model(self.precision)
 
 
-def read_bundled(folder: Path, precision: str, *, max_length: int | None = None) -> Bundled:
+def read_verified_bundle(folder: Path, precision: str, *, max_length: int | None = None) -> VerifiedBundle:
     """Check every file of a bundle and read what says how one precision is run.
 
     Args:
@@ -190,7 +205,7 @@ def read_bundled(folder: Path, precision: str, *, max_length: int | None = None)
     if max_length is not None and max_length < manifest.max_length:
         manifest = manifest.model_copy(update={"max_length": max_length})
     loaded = [record.file, *record.external_data, "tokenizer.json", "tokenizer_config.json"]
-    return Bundled(
+    return VerifiedBundle(
         bundle=bundle,
         precision=precision,
         model_file=bundle.model_file(precision),
@@ -198,13 +213,8 @@ def read_bundled(folder: Path, precision: str, *, max_length: int | None = None)
         inputs=tuple(manifest.inputs),
         outputs=tuple(manifest.outputs),
         tokenizer=BundleTokenizer(folder, manifest, read=bundle.read),
-        vocab_size=_vocab_size(manifest),
+        vocab_size=manifest.architecture.vocab_size,
         batch_invariant=record.batch_invariant,
         pooling=manifest.pooling.mode if manifest.pooling else "mean",
         files={name: manifest.files[name].sha256 for name in loaded if name in manifest.files},
     )
-
-
-def _vocab_size(manifest: Manifest) -> int | None:
-    size = manifest.architecture.vocab_size
-    return int(size) if size else None

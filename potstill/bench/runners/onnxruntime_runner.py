@@ -1,15 +1,13 @@
 """A bundle through onnxruntime: on the CPU by the session that serves it, on a GPU with inputs that lie there."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import onnxruntime
-from numpy.typing import NDArray
 
 from potstill.bench.environment import describe_gpus
-from potstill.bench.runners import Bundled, read_bundled
+from potstill.bench.runners import Feeds, LoadCommand, VerifiedBundle, read_verified_bundle
 from potstill.errors import CheckError
 from potstill.serve import OnnxSession
 
@@ -21,7 +19,7 @@ _PROVIDERS = {
 }
 
 
-def open_runner(command: Mapping[str, Any]) -> "OnnxRunner":
+def open_runner(command: LoadCommand) -> "OnnxRunner":
     """Load a bundle's precision by a worker's load command.
 
     Raises:
@@ -32,7 +30,7 @@ def open_runner(command: Mapping[str, Any]) -> "OnnxRunner":
     on_gpu = command["runner"] != "onnxruntime-cpu"
     if on_gpu and hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()  # finds the CUDA that pip installed
-    bundled = read_bundled(Path(command["folder"]), command["precision"], max_length=command.get("max_length"))
+    bundled = read_verified_bundle(Path(command["folder"]), command["precision"], max_length=command["max_length"])
     session = OnnxSession(
         bundled.read_model(),
         threads=command["threads"],
@@ -46,7 +44,7 @@ def open_runner(command: Mapping[str, Any]) -> "OnnxRunner":
 class OnnxRunner:
     """A model in an `OnnxSession` on the CPU: what is timed is what ships."""
 
-    def __init__(self, session: OnnxSession, bundled: Bundled) -> None:
+    def __init__(self, session: OnnxSession, bundled: VerifiedBundle) -> None:
         """Take a loaded session and what its bundle says."""
         self.session = session
         self.device = "cpu"
@@ -55,7 +53,7 @@ class OnnxRunner:
         self.batch_invariant, self.pooling, self.files = bundled.batch_invariant, bundled.pooling, bundled.files
         self.run = session.run
 
-    def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
+    def prepare(self, feeds: Feeds) -> Callable[[], object]:
         """Return the session's own run."""
         run = self.session.run
         return lambda: run(feeds)
@@ -68,14 +66,14 @@ class OnnxRunner:
 class DeviceRunner(OnnxRunner):
     """The same on another device, where timed calls find their inputs and leave their outputs."""
 
-    def __init__(self, session: OnnxSession, bundled: Bundled, *, device: str = "cuda", number: int = 0) -> None:
+    def __init__(self, session: OnnxSession, bundled: VerifiedBundle, *, device: str = "cuda", number: int = 0) -> None:
         """Take a loaded session; `device` and `number` are onnxruntime's words for where it runs."""
         super().__init__(session, bundled)
         self._place = (device, number)
         names = [gpu["name"] for gpu in describe_gpus()]
         self.device = f"{device}:{number}" + (f" ({names[number]})" if number < len(names) else "")
 
-    def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
+    def prepare(self, feeds: Feeds) -> Callable[[], object]:
         """Copy the inputs to the device; return a call that runs there and waits until the work is done."""
         engine = self.session.engine
         binding = engine.io_binding()

@@ -8,20 +8,19 @@ from typing import Any
 
 import numpy as np
 import openvino
-from numpy.typing import NDArray
 
-from potstill.bench.runners import Bundled, read_bundled
+from potstill.bench.runners import Feeds, LoadCommand, Outputs, VerifiedBundle, read_verified_bundle
 from potstill.bundle import ModelContent
 from potstill.errors import BundleError, CheckError
 
 
-def open_runner(command: Mapping[str, Any]) -> "OpenVinoRunner":
+def open_runner(command: LoadCommand) -> "OpenVinoRunner":
     """Load a bundle's precision by a worker's load command; `spinning` is OpenVINO's own affair.
 
     Raises:
         BundleError, TamperedError: if the bundle cannot be used.
     """
-    bundled = read_bundled(Path(command["folder"]), command["precision"], max_length=command.get("max_length"))
+    bundled = read_verified_bundle(Path(command["folder"]), command["precision"], max_length=command["max_length"])
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": command["threads"],
@@ -56,7 +55,7 @@ def _compile(content: ModelContent, settings: Mapping[str, Any]) -> Any:
 class OpenVinoRunner:
     """A compiled model; each thread has a request of its own."""
 
-    def __init__(self, compiled: Any, bundled: Bundled) -> None:
+    def __init__(self, compiled: Any, bundled: VerifiedBundle) -> None:
         """Take a model compiled by OpenVINO and what its bundle says."""
         self.device = "cpu"
         self.inputs = tuple(port.any_name for port in compiled.inputs)
@@ -65,13 +64,13 @@ class OpenVinoRunner:
         self.batch_invariant, self.pooling, self.files = bundled.batch_invariant, bundled.pooling, bundled.files
         self._compiled, self._own = compiled, threading.local()
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, feeds: Feeds) -> Outputs:
         """Return every output by name."""
         self.prepare(feeds)()
         request = self._request()
         return {port.any_name: request.get_tensor(port).data.copy() for port in self._compiled.outputs}
 
-    def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
+    def prepare(self, feeds: Feeds) -> Callable[[], object]:
         """Return a call on tensors that share the feeds' memory."""
         # Both are held: a tensor does not keep the array alive that it looks into.
         arrays = {name: np.ascontiguousarray(feeds[name]) for name in self.inputs}

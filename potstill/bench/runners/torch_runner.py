@@ -7,15 +7,15 @@ it ended so too, and nothing else is under way when the clock starts.
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from transformers.utils import cached_file
 
+from potstill.bench.runners import Feeds, LoadCommand, Outputs
 from potstill.bundle import sha256_of
 from potstill.checkpoint.folder import USUAL_LENGTH, longest_text, read_folder
 from potstill.checkpoint.model import (
@@ -59,7 +59,7 @@ class Settings:
     pad_token_id: int
 
 
-def open_runner(command: Mapping[str, Any]) -> "TorchRunner":
+def open_runner(command: LoadCommand) -> "TorchRunner":
     """Load a checkpoint by a worker's load command.
 
     Weights are cast from float32, and float32 products are not cut to TF32. A compiled model is compiled by its first
@@ -86,7 +86,7 @@ def open_runner(command: Mapping[str, Any]) -> "TorchRunner":
         checkpoint = load_checkpoint(command["folder"], task)
     loaded = checkpoint.model if head is None else SentenceEncoder(checkpoint.model, head)
     model = loaded.to(device="cuda:0" if on_gpu else "cpu", dtype=_TYPES[command["precision"]])
-    limits = (command.get("max_length"), read_folder(command["folder"]).max_seq_length)
+    limits = (command["max_length"], read_folder(command["folder"]).max_seq_length)
     longest = min((limit for limit in limits if limit), default=None)
     settings = _settings(checkpoint.model, checkpoint.tokenizer, max_length=longest)
     with tempfile.TemporaryDirectory() as folder:
@@ -156,12 +156,12 @@ class TorchRunner:
         torch._inductor.config.compile_threads = 1  # no pool of processes beside the one that is measured
         self._call = torch.compile(self._model, fullgraph=True)
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, feeds: Feeds) -> Outputs:
         """Return every output by name, as float32."""
         given = self.prepare(feeds)()
         return {name: given[name].float().cpu().numpy() for name in self.outputs}
 
-    def prepare(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], Any]:
+    def prepare(self, feeds: Feeds) -> Callable[[], Any]:
         """Copy the inputs to the device; return a call that gives the outputs, there, when the work is done."""
         tensors = {name: torch.from_numpy(feeds[name]).to(self._place) for name in self.inputs}
         model, wait = self._call, self._synchronise
@@ -192,7 +192,7 @@ class TorchRunner:
         }
 
 
-def _try(runner: TorchRunner, command: Mapping[str, Any]) -> None:
+def _try(runner: TorchRunner, command: LoadCommand) -> None:
     """Refuse a precision that this build of torch has no kernels for, such as half on an old CPU build."""
     if command["precision"] == "fp32":
         return

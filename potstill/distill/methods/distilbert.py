@@ -11,10 +11,11 @@ Shapes: `B` texts, `T` tokens, `N` positions, `V` vocabulary entries, `E` width 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from transformers import PreTrainedModel
 
 from potstill.distill.hooks import masked_lm_head, model_inputs
@@ -175,7 +176,9 @@ def vocabulary_loss(
 
 class _VocabularyLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, terms: _Terms) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor, terms: _Terms
+    ) -> tuple[Tensor, Tensor, Tensor]:
         student = Head(hidden, weight, bias)
         wanted = ctx.needs_input_grad[:3] if terms.with_gradients else (False,) * 3
         kl_sum, mlm_sum, ctx.gradients = _compute(student, terms, wanted)
@@ -185,7 +188,7 @@ class _VocabularyLoss(torch.autograd.Function):
         return terms.kl_scale * kl_sum + terms.mlm_scale * mlm_sum, kl_sum, mlm_sum
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             terms = replace(ctx.terms, with_gradients=True)

@@ -20,11 +20,9 @@ from potstill.checkpoint.model import (
     load_head,
 )
 from potstill.checkpoint.sentence_transformers import Dense, check_pooling
+from potstill.distill.batches import TEACHER_VECTORS
 from potstill.distill.hooks import embed
 from potstill.distill.methods.objective import Batch, Objective, weighted_sum
-
-TEACHER_VECTORS = "teacher_vectors"
-"""The key of a batch under which the teacher's vectors (B, E) are."""
 
 
 class EmbeddingDistillation(Objective):

@@ -6,16 +6,19 @@ Relations are T x T whatever the widths and head counts of the two models, so no
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from transformers import PreTrainedModel
 
 from potstill.distill.hooks import capture_hidden_states, find_layers
 from potstill.distill.methods.objective import Batch, Objective
 from potstill.errors import CheckpointError
 
+Index: TypeAlias = tuple[slice, slice | Tensor]
+"""Of texts and their tokens in (B, T)."""
 PARTS = ("qq", "kk", "vv")
 RELATION_HEADS = 48
 """For teachers of base size; the paper takes 64 for large ones (section 4.1)."""
@@ -106,7 +109,7 @@ def relation_loss_sum(student: Tensor, teacher: Tensor, heads: int, texts: Tenso
 
 class _RelationLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, heads: int, texts: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, student: Tensor, teacher: Tensor, heads: int, texts: Tensor) -> Tensor:
         dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
         total = student.new_zeros((), dtype=dtype)
         gradient = torch.zeros_like(student, dtype=dtype)
@@ -124,11 +127,11 @@ class _RelationLoss(torch.autograd.Function):
         return total / heads
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         return (ctx.gradient * grad_outputs[0]).to(ctx.dtype), None, None, None
 
 
-def _groups(texts: Tensor, heads: int) -> Iterator[tuple[tuple[Any, Any], Tensor | None]]:
+def _groups(texts: Tensor, heads: int) -> Iterator[tuple[Index, Tensor | None]]:
     """Give the index of tokens that are worked on together, and which pairs of them, (b, n, n), are to be left out.
 
     On a CPU one text at a time, cut to its tokens: nothing is spent on padding or on pairs of different texts.
@@ -158,7 +161,7 @@ def _alike(texts: Tensor) -> Iterator[list[Tensor]]:
     yield run
 
 
-def _whole_rows(texts: Tensor, heads: int) -> Iterator[tuple[tuple[Any, Any], Tensor | None]]:
+def _whole_rows(texts: Tensor, heads: int) -> Iterator[tuple[Index, Tensor | None]]:
     """Do the same without reading lengths, which would stall a GPU; padding sees padding and is left out later."""
     rows = max(1, _GPU_BLOCK_BYTES // (4 * heads * texts.shape[1] ** 2))
     for start in range(0, len(texts), rows):

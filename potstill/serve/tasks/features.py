@@ -30,7 +30,7 @@ class Features(NamedTuple):
     """Turns the outputs of `rows`, in their order, into one answer per input, as plain JSON values. It takes the
     outputs whole, or as `keep` returned them. Raises CheckError if numbers are NaN or infinite."""
     keep: Callable[[int, Outputs], Outputs] = keep_all
-    """Returns what `decode` needs of the outputs of row number n: a copy, so that the batch's arrays can be freed. A
+    """Returns what `decode` needs of the outputs of row number n, as a copy, so that the batch's arrays can be freed. A
     language model gives a vocabulary of logits per token, 60 MB for a text of 512 tokens; one token's are needed."""
     decide: Callable[[Any], Hashable] | None = None
     """`ServedTask.decide`, where the answers are those of a task."""
@@ -95,12 +95,6 @@ def not_finite() -> CheckError:
     return CheckError("the model gave NaN or infinity; use another precision or export the checkpoint again")
 
 
-def check_label_count(logits: NDArray[np.floating[Any]], labels: Sequence[str]) -> NDArray[np.floating[Any]]:
-    """Return logits whose last axis is that of the labels.
-
-    Raises:
-        CheckError: if there are more or fewer.
-    """
-    if logits.shape[-1] != len(labels):
-        raise CheckError(f"the model gives {logits.shape[-1]} logits and its manifest names {len(labels)} labels")
-    return logits
+def wrong_label_count(logits: int, labels: int) -> CheckError:
+    """Return the error of a model that gives more or fewer logits than its manifest names labels."""
+    return CheckError(f"the model gives {logits} logits and its manifest names {labels} labels")

@@ -118,6 +118,9 @@ def preprocess(model: TaskModel, items: Sequence[object], parameters: QuestionPa
         windows = _split(tokenizer, question_pieces, context_pieces, parameters, most=max_windows, index=index)
         windowed.append(_WindowedQuestion(context, context_pieces, windows))
 
+    def keep(_: int, outputs: Outputs) -> Outputs:
+        return {name: outputs[name].copy() for name in model.outputs[:2]}
+
     def decode(given: Sequence[Outputs]) -> list[Any]:
         left = iter(given)
         answers = []
@@ -127,7 +130,7 @@ def preprocess(model: TaskModel, items: Sequence[object], parameters: QuestionPa
             answers.append(found if parameters.top_k > 1 else (found or [dict(_NO_ANSWER)])[0])
         return answers
 
-    return Features(rows=[window.row for question in windowed for window in question.windows], decode=decode)
+    return Features(rows=[window.row for question in windowed for window in question.windows], decode=decode, keep=keep)
 
 
 def windows(tokens: int, *, room: int, stride: int, side: str = "right") -> Iterator[slice]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, StrictStr
 
-from potstill.serve.tasks.features import Features, Outputs, ServedTask, TaskModel, check_label_count, not_finite
+from potstill.serve.tasks.features import Features, Outputs, ServedTask, TaskModel, not_finite, wrong_label_count
 from potstill.serve.tasks.inputs import Count, RequestModel, read_two_texts
 from potstill.serve.tokenizer import Text
 from potstill.tasks import MULTI_LABEL, REGRESSION
@@ -72,13 +72,21 @@ def preprocess(model: TaskModel, items: Sequence[object], parameters: Classifica
         item if isinstance(item, str) else read_two_texts(index, item, Pair, expected)
         for index, item in enumerate(items)
     ]
-    function = parameters.function_to_apply or model.function
+    function, output, labels = parameters.function_to_apply or model.function, model.outputs[0], model.labels
+
+    def keep(_: int, outputs: Outputs) -> Outputs:
+        return {output: outputs[output].copy()}
 
     def decode(outputs: Sequence[Outputs]) -> list[Any]:
-        logits = [check_label_count(own[model.outputs[0]], model.labels) for own in outputs]
-        return [rank(row.tolist(), model.labels, function=function, top_k=parameters.top_k) for row in logits]
+        answers = []
+        for own in outputs:
+            logits = own[output].tolist()
+            if len(logits) != len(labels):
+                raise wrong_label_count(len(logits), len(labels))
+            answers.append(rank(logits, labels, function=function, top_k=parameters.top_k))
+        return answers
 
-    return Features(rows=model.tokenizer.rows(texts), decode=decode)
+    return Features(rows=model.tokenizer.rows(texts), decode=decode, keep=keep)
 
 
 def preprocess_scores(model: TaskModel, texts: Sequence[Text]) -> Features:

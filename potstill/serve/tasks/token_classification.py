@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, StrictStr
 
 from potstill.metrics import softmax
-from potstill.serve.tasks.features import Features, Outputs, ServedTask, TaskModel, check_finite, check_label_count
+from potstill.serve.tasks.features import Features, Outputs, ServedTask, TaskModel, check_finite, wrong_label_count
 from potstill.serve.tasks.inputs import MAX_COUNT, RequestModel, read_texts
 from potstill.serve.tokenizer import BundleTokenizer, Pieces, without_surrogates
 
@@ -75,15 +75,20 @@ def preprocess(model: TaskModel, items: Sequence[object], parameters: TokenParam
     texts = [without_surrogates(text) for text in read_texts(items)]
     pieces = _pieces_read(tokenizer, texts)
 
+    def keep(_: int, outputs: Outputs) -> Outputs:
+        return {output: outputs[output].copy()}
+
     def decode(outputs: Sequence[Outputs]) -> list[Any]:
         answers = []
         for text, read, own in zip(texts, pieces, outputs, strict=True):
-            logits = _logits_of_text(tokenizer, read, check_label_count(own[output], model.labels))
+            if own[output].shape[-1] != len(model.labels):
+                raise wrong_label_count(own[output].shape[-1], len(model.labels))
+            logits = _logits_of_text(tokenizer, read, own[output])
             tokens = _tokens(tokenizer, text, read, softmax(logits))
             answers.append(_aggregate(tokenizer, tokens, parameters, model.labels))
         return answers
 
-    return Features(rows=[tokenizer.frame(read.ids) for read in pieces], decode=decode)
+    return Features(rows=[tokenizer.frame(read.ids) for read in pieces], decode=decode, keep=keep)
 
 
 def preprocess_words(model: TaskModel, texts: Sequence[Sequence[str]]) -> Features:
