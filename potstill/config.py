@@ -589,9 +589,9 @@ def build_recipe(
     Raises:
         RecipeError: with every fault, one per line.
     """
-    merged = _plain_copy(values)
+    merged = _copy_nested(values)
     for key, value in overrides:
-        _put(merged, key, value)
+        _set_dotted(merged, key, value)
     if "task" not in merged and (task := _infer_task(merged)):
         merged["task"] = task
     try:
@@ -707,11 +707,11 @@ def to_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _plain_copy(values: Mapping[str, object]) -> dict[str, Any]:
-    return {key: _plain_copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+def _copy_nested(values: Mapping[str, object]) -> dict[str, Any]:
+    return {key: _copy_nested(value) if isinstance(value, Mapping) else value for key, value in values.items()}
 
 
-def _put(values: dict[str, Any], key: str, value: object) -> None:
+def _set_dotted(values: dict[str, Any], key: str, value: object) -> None:
     *sections, last = key.split(".")
     for section in sections:
         inner = values.get(section)

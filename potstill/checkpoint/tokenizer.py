@@ -124,7 +124,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     source = Path(tokenizer.name_or_path) if tokenizer.name_or_path else None
     tokenizer.save_pretrained(folder)
     file, config_file = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    file.write_bytes(_published_file(tokenizer, source))
+    file.write_bytes(_tokenizer_bytes(tokenizer, source))
     content = read_json(config_file)
     # As transformers 4 and transformers.js call it.
     if extra := content.pop("extra_special_tokens", None):
@@ -139,19 +139,20 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     for name in (declared, "PreTrainedTokenizerFast"):
         content["tokenizer_class"] = name
         config_file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        if name == "PreTrainedTokenizerFast" or _reads_alike(folder, file):
+        if name == "PreTrainedTokenizerFast" or _transformers_agrees(folder, file):
             return
 
 
 def _from_file(folder: Folder) -> PreTrainedTokenizerBase:
+    """Put transformers' interface before tokenizer.json as it is, without its cutting and padding."""
     file = folder.tokenizer_file
     assert file is not None
     own = read_tokenizer(file)
     own.no_truncation()
     padding = own.padding or {}
     own.no_padding()
-    config, kind = folder.tokenizer_config, _class_of(folder)
-    tokens = {"pad_token": padding.get("pad_token")} | _default_tokens(kind) | _special_tokens(folder)
+    config = folder.tokenizer_config
+    tokens = {"pad_token": padding.get("pad_token")} | _special_tokens(folder)
     extra = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
     extra = list(extra.values()) if isinstance(extra, dict) else extra
     try:
@@ -172,7 +173,16 @@ def _from_file(folder: Folder) -> PreTrainedTokenizerBase:
 
 
 def _convert(folder: Folder) -> PreTrainedTokenizerBase:
-    _check_files(folder)
+    """Have transformers make a tokenizer of the older files."""
+    # Without a file that the class needs, transformers would make a tokenizer that knows no word.
+    named = getattr(_class_of(folder), "vocab_files_names", {})
+    needed = [file for name, file in named.items() if name != "tokenizer_file"] or ["tokenizer.json"]
+    missing = [name for name in needed if not (folder.path / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder.name} has neither tokenizer.json nor {', '.join(missing)}, so there is no tokenizer; copy the "
+            "checkpoint's tokenizer files there, or name another folder that has them (--set tokenizer=...)"
+        )
     pieces = next(iter(sorted(folder.path.glob("*.model"))), None)
     if pieces is not None:  # without them transformers takes the file for one of tiktoken's
         for module in ("sentencepiece", "google.protobuf"):
@@ -187,23 +197,11 @@ def _convert(folder: Folder) -> PreTrainedTokenizerBase:
     if not tokenizer.is_fast:
         raise CheckpointError(f"{folder.name!r} has only a slow tokenizer; convert it to tokenizer.json first")
     if pieces is not None:
-        _hold_against_sentencepiece(tokenizer, pieces, folder)
+        _match_sentencepiece(tokenizer, pieces, folder)
     return tokenizer
 
 
-def _check_files(folder: Folder) -> None:
-    """Refuse a folder without a tokenizer; transformers would make one that knows no word."""
-    named = getattr(_class_of(folder), "vocab_files_names", {})
-    needed = [file for name, file in named.items() if name != "tokenizer_file"] or ["tokenizer.json"]
-    missing = [name for name in needed if not (folder.path / name).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{folder.name} has neither tokenizer.json nor {', '.join(missing)}, so there is no tokenizer; copy the "
-            "checkpoint's tokenizer files there, or name another folder that has them (--set tokenizer=...)"
-        )
-
-
-def _hold_against_sentencepiece(tokenizer: PreTrainedTokenizerBase, file: Path, folder: Folder) -> None:
+def _match_sentencepiece(tokenizer: PreTrainedTokenizerBase, file: Path, folder: Folder) -> None:
     """Give a converted tokenizer the normaliser of the sentencepiece model where transformers 5 leaves it out.
 
     Raises:
@@ -212,12 +210,12 @@ def _hold_against_sentencepiece(tokenizer: PreTrainedTokenizerBase, file: Path, 
     name = type(tokenizer).__name__
     settings = {"do_lower_case": name == "AlbertTokenizer", "keep_accents": False, "split_by_punct": False}
     settings |= {key: folder.tokenizer_config[key] for key in settings if key in folder.tokenizer_config}
-    wrong = _read_otherwise(tokenizer, file, settings)
+    wrong = _first_difference(tokenizer, file, settings)
     if wrong is not None and name in SLOW_TO_FAST_CONVERTERS:
         converter = SLOW_TO_FAST_CONVERTERS[name](SimpleNamespace(vocab_file=str(file), **settings))
         with suppress(AttributeError):  # of a slow tokenizer of another family, which is told below
             tokenizer.backend_tokenizer.normalizer = converter.normalizer(converter.proto)
-            wrong = _read_otherwise(tokenizer, file, settings)
+            wrong = _first_difference(tokenizer, file, settings)
     if wrong is not None:
         raise CheckpointError(
             f"transformers {transformers.__version__} makes a tokenizer of {file} that reads {wrong!r} otherwise than "
@@ -225,7 +223,7 @@ def _hold_against_sentencepiece(tokenizer: PreTrainedTokenizerBase, file: Path, 
         )
 
 
-def _read_otherwise(tokenizer: PreTrainedTokenizerBase, file: Path, settings: Mapping[str, object]) -> str | None:
+def _first_difference(tokenizer: PreTrainedTokenizerBase, file: Path, settings: Mapping[str, object]) -> str | None:
     """Return a text for which the ids are not those of sentencepiece, None if there is none."""
     from sentencepiece import SentencePieceProcessor
 
@@ -257,17 +255,15 @@ def _class_of(folder: Folder) -> Any:
     return kind or tokenizer_class_from_name(name.removesuffix("Fast"))
 
 
-def _default_tokens(kind: Any) -> dict[str, str]:
-    """Return the special tokens that a class has where the files name none, as old ones do."""
-    parameters = inspect.signature(kind.__init__).parameters if kind is not None else {}
-    found = {name: parameters[name].default for name in _TOKENS if name in parameters}
-    return {name: text for name, text in ((name, _content(token)) for name, token in found.items()) if text}
-
-
 def _special_tokens(folder: Folder) -> dict[str, str]:
+    """Return the special tokens by name: those that the files name, else those of the class, as old folders need it."""
+    kind = _class_of(folder)
+    parameters = inspect.signature(kind.__init__).parameters if kind is not None else {}
+    of_class = {name: parameters[name].default for name in _TOKENS if name in parameters}
     older = folder.path / "special_tokens_map.json"
-    content = (read_json(older) if older.is_file() else {}) | dict(folder.tokenizer_config)
-    return {name: text for name in _TOKENS if (text := _content(content.get(name)))}
+    of_files = (read_json(older) if older.is_file() else {}) | dict(folder.tokenizer_config)
+    both = [(name, _content(source.get(name))) for source in (of_class, of_files) for name in _TOKENS]
+    return {name: text for name, text in both if text}
 
 
 def _content(token: object) -> str | None:
@@ -321,7 +317,7 @@ def largest_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(tokenizer.get_vocab().values(), default=0)
 
 
-def _published_file(tokenizer: PreTrainedTokenizerBase, source: Path | None) -> bytes:
+def _tokenizer_bytes(tokenizer: PreTrainedTokenizerBase, source: Path | None) -> bytes:
     """Return the bytes of tokenizer.json: the source's own where it is still what the tokenizer reads by."""
     own = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     own.no_truncation()
@@ -337,7 +333,7 @@ def _published_file(tokenizer: PreTrainedTokenizerBase, source: Path | None) -> 
     return own.to_str(pretty=True).encode()
 
 
-def _reads_alike(folder: Path, file: Path) -> bool:
+def _transformers_agrees(folder: Path, file: Path) -> bool:
     """Tell whether transformers, choosing a class by what the folder says, reads texts as the file does."""
     try:
         theirs = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False).backend_tokenizer

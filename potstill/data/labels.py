@@ -286,7 +286,7 @@ def name_labels(
     if by_position is not None:
         pairs = [f"{text} is {known[place]}" for text, place in sorted(by_position.items(), key=lambda pair: pair[1])]
         return Naming(names=tuple(known), ids=by_position, how=f"by position ({_list(pairs)})")
-    raise _strangers(spelt, first_rows, known, own=own, column=column, word=word)
+    raise _unknown_label(spelt, first_rows, known, own=own, column=column, word=word)
 
 
 def spell(value: object, row: int, column: str, word: str = "label") -> str:
@@ -360,25 +360,27 @@ def match_names(
     Names are the same exactly, or but for case, spaces and hyphens; or if both sides have as many and each is the
     beginning of just one on the other side (neg and pos, NEGATIVE and POSITIVE).
     """
-    for same in (str.__eq__, lambda one, other: _plain(one) == _plain(other)):
+    for same in (str.__eq__, lambda one, other: _normalized(one) == _normalized(other)):
         places = {name: [place for place, other in enumerate(known) if same(name, other)] for name in found}
         if all(len(each) == 1 for each in places.values()):
             result = {name: each[0] for name, each in places.items()}
             return result if len(set(result.values())) == len(result) else None
     everything = list(dict.fromkeys(own or found))
-    stems = {name: [place for place, other in enumerate(known) if _is_stem(name, other)] for name in everything}
+    stems = {name: [place for place, other in enumerate(known) if _abbreviates(name, other)] for name in everything}
     taken = [each[0] for each in stems.values() if len(each) == 1]
     if len(everything) == len(known) == len(set(taken)):
         return {name: stems[name][0] for name in found}
     return None
 
 
-def _plain(name: str) -> str:
+def _normalized(name: str) -> str:
+    """Return a name without case, and with one underscore for spaces and hyphens."""
     return re.sub(r"[\s_-]+", "_", name.strip()).casefold()
 
 
-def _is_stem(one: str, other: str) -> bool:
-    short, long = sorted((_plain(one), _plain(other)), key=len)
+def _abbreviates(one: str, other: str) -> bool:
+    """Return whether the shorter name is the beginning of the longer one, as neg is of negative."""
+    short, long = sorted((_normalized(one), _normalized(other)), key=len)
     return len(short) >= _SHORTEST_STEM and long.startswith(short) and not long[-1].isdigit()
 
 
@@ -402,7 +404,7 @@ def _positions(spelt: Mapping[str, str], known: Sequence[str], *, own: Sequence[
     if own:
         # Numbers that stand in another order than their ids say something, and it is not this.
         numbers = [int(name) for name in own if _INTEGER.fullmatch(name)]
-        silent = _says_nothing(known) or (len(numbers) == len(own) and numbers == sorted(numbers))
+        silent = _are_generic(known) or (len(numbers) == len(own) and numbers == sorted(numbers))
         return {text: own.index(name) for text, name in spelt.items()} if silent and len(own) == len(known) else None
     if set(spelt) <= set(_BOOLS) and len(known) == 2:
         return {text: _BOOLS.index(text) for text in spelt}
@@ -410,7 +412,7 @@ def _positions(spelt: Mapping[str, str], known: Sequence[str], *, own: Sequence[
     return {text: int(text) for text in spelt} if is_position else None
 
 
-def _says_nothing(names: Sequence[str]) -> bool:
+def _are_generic(names: Sequence[str]) -> bool:
     """Return whether names are those that transformers makes up, or the positions themselves."""
     return all(
         name == str(place) or ((made := _GENERIC.fullmatch(name)) is not None and int(made[1]) == place)
@@ -418,7 +420,7 @@ def _says_nothing(names: Sequence[str]) -> bool:
     )
 
 
-def _strangers(
+def _unknown_label(
     spelt: Mapping[str, str],
     first_rows: Mapping[str, tuple[int, object]],
     known: Sequence[str],
@@ -472,6 +474,7 @@ def _amounts(cells: Cells, column: str) -> NDArray[np.float64]:
 
 
 def _as_number(value: object) -> float | None:
+    """Return a cell as a finite number; None if it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

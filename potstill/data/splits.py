@@ -80,13 +80,13 @@ def choose_splits(name: str, *, train: str, evaluation: str) -> tuple[str, str]:
     if Path(name).expanduser().is_file():
         for split in (train, evaluation):
             find_files(name, parse_split(split)[0])  # refuses a name that a file cannot have
-    if parse_split(train)[1] or parse_split(evaluation)[1] or not _is_all_there_is(name, train, evaluation):
+    if parse_split(train)[1] or parse_split(evaluation)[1] or not _are_same_rows(name, train, evaluation):
         return train, evaluation
     base = train if not Path(name).expanduser().is_file() else "train"
     return f"{base}/{REST}", f"{base}/{HELD_OUT}"
 
 
-def _is_all_there_is(name: str, train: str, evaluation: str) -> bool:
+def _are_same_rows(name: str, train: str, evaluation: str) -> bool:
     """Return whether the two splits would be the same rows, or there is nothing but the first."""
     path = Path(name).expanduser()
     if path.is_file() or train == evaluation:

@@ -277,36 +277,38 @@ def evaluate(
             than the folder describes.
     """
     folder = read_folder(model)
-    task = task or (folder.task or TEXT_CLASSIFICATION).name
-    kind, reading = get_task(task), reading or Reading()
-    if kind is FILL_MASK and keep_predictions:
+    known = get_task(task) if task else folder.task or TEXT_CLASSIFICATION
+    reading = reading or Reading()
+    if known is FILL_MASK and keep_predictions:
         raise UsageError("fill-mask guesses words by the thousand and has no answer per example to keep")
-    found = find_sentence_transformers(str(model)) if kind is FEATURE_EXTRACTION else None
+    found = find_sentence_transformers(str(model)) if known is FEATURE_EXTRACTION else None
     if found is not None:
         check_pooling(found, pooling=pooling, normalize=None)
     if max_length is None:
         max_length = folder.usual_length if found else min(_USUAL_LENGTH, folder.longest or _USUAL_LENGTH)
     folder.check_length(max_length)
-    checkpoint, head = load_checkpoint(str(model), kind), load_head(found) if found else None
+    checkpoint, head = load_checkpoint(str(model), known), load_head(found) if found else None
     num_labels = checkpoint.model.config.num_labels
-    first = primary_metric(kind, problem_type_of(checkpoint.model), asked=metric, num_labels=num_labels)
+    first = primary_metric(known, problem_type_of(checkpoint.model), asked=metric, num_labels=num_labels)
     examples = load_examples(
         str(data),
         split=reading.split,
-        task=kind,
+        task=known,
         text_columns=reading.text_columns,
         label_column=reading.label_column,
-        label_names=checkpoint.label_names if kind.label_columns and kind.output == "logits" else None,
+        label_names=checkpoint.label_names if known.label_columns and known.output == "logits" else None,
         problem_type=problem_type_of(checkpoint.model),
         limit=reading.limit,
     )
-    evaluation = Evaluation(checkpoint.tokenizer, examples, max_length=max_length, task=kind, pooling=pooling or "mean")
+    evaluation = Evaluation(
+        checkpoint.tokenizer, examples, max_length=max_length, task=known, pooling=pooling or "mean"
+    )
     scored = checkpoint.model if head is None else SentenceEncoder(checkpoint.model, head)
     predictions = evaluation.predict(scored, progress=progress)
     told = folder.notes if max_length == folder.max_seq_length else ()
     result: dict[str, Any] = {
         "model": str(model),
-        "task": task,
+        "task": known.name,
         "data": str(data),
         "split": reading.split,
         "num_examples": len(examples),

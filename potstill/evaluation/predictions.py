@@ -135,11 +135,11 @@ def predict(
     if kind == FEATURE_EXTRACTION.name:
         return _predict_similarities(run, model, asked)
     features = [preprocess_scores(model, [text]) for text in asked]
-    found = run(features)
     # A text's answer is (logits, scores); what is served of a regression is the score.
-    served, dtype = (1, np.float64) if kind == REGRESSION else (0, np.float32)
-    rows = [[np.nan] * one.width if isinstance(one, _NotFinite) else one[served] for one in found]
-    return {"values": np.array(rows, dtype=dtype)}
+    answers = run(features, lambda _, width: ([np.nan] * width, [np.nan] * width))
+    if kind == REGRESSION:
+        return {"values": np.array([scores for _, scores in answers], dtype=np.float64)}
+    return {"values": np.array([logits for logits, _ in answers], dtype=np.float32)}
 
 
 def load_predictions(file: Path) -> Predictions:
@@ -148,54 +148,67 @@ def load_predictions(file: Path) -> Predictions:
         return dict(stored)
 
 
-@dataclass(frozen=True, slots=True)
-class _NotFinite:
-    """An answer whose numbers were NaN or infinite."""
-
-    width: int
-    """How many numbers there would be for each thing that is asked about."""
-
-
-_Run: TypeAlias = Callable[[Sequence[Features]], list[Any]]
+_NotFinite: TypeAlias = Callable[[int, int], Any]
+"""Makes the answer to request number n whose numbers are NaN or infinite, of as many numbers as the second argument."""
+_Run: TypeAlias = Callable[[Sequence[Features], _NotFinite], list[Any]]
 
 
 def _run(
     session: Session,
     tokenizer: BundleTokenizer,
     features: Sequence[Features],
+    not_finite: _NotFinite,
     *,
     kind: str,
     batch_size: int,
     progress: Callable[[int], None],
 ) -> list[Any]:
-    """Return the answer to each request of one input, `_NotFinite` where its numbers are NaN or infinite."""
-    task = served_task(TEXT_CLASSIFICATION.name if kind in PROBLEM_TYPES else kind)
-    rows = [(owner, place) for owner, one in enumerate(features) for place in range(len(one.rows))]
-    # Longest first, because onnxruntime's memory grows to the largest batch and stays there.
-    rows.sort(key=lambda row: -len(features[row[0]].rows[row[1]]["input_ids"]))
-    # Without a mask the padding would be read as words.
-    size = batch_size if rows and "attention_mask" in features[0].rows[0] else 1
-    answers: list[Any] = [None] * len(features)
-    done = 0
+    """Return the answer to each request, all of which have one input."""
+    owners = [owner for owner, one in enumerate(features) for _ in one.rows]
+    places = [place for one in features for place in range(len(one.rows))]
+    rows = [row for one in features for row in one.rows]
+    answers: dict[int, Any] = {}
     waiting: dict[int, dict[int, Outputs]] = {}
+    for index, outputs in _run_rows(session, tokenizer, rows, kind=kind, batch_size=batch_size):
+        owner, place = owners[index], places[index]
+        one, kept = features[owner], waiting.setdefault(owner, {})
+        kept[place] = one.keep(place, outputs)
+        if len(kept) < len(one.rows):
+            continue
+        whole = [kept[number] for number in range(len(one.rows))]
+        try:
+            answers[owner] = one.decode(whole)[0]
+        except CheckError:
+            answers[owner] = not_finite(owner, next(iter(whole[0].values())).shape[-1])
+        del waiting[owner]
+        progress(len(answers))
+    return [answers[owner] for owner in range(len(features))]
+
+
+def _run_rows(
+    session: Session,
+    tokenizer: BundleTokenizer,
+    rows: Sequence[Row],
+    *,
+    kind: str,
+    batch_size: int,
+    shuffle: np.random.Generator | None = None,
+) -> Iterator[tuple[int, Outputs]]:
+    """Run rows in batches, and yield each one's number and its outputs without padding.
+
+    One batch is alive at a time, since outputs may be as long as a vocabulary.
+    """
+    task = served_task(TEXT_CLASSIFICATION.name if kind in PROBLEM_TYPES else kind)
+    # Without a mask the padding would be read as words.
+    size = batch_size if rows and "attention_mask" in rows[0] else 1
+    # Longest first, because onnxruntime's memory grows to the largest batch and stays there.
+    lengths = np.array([-len(row["input_ids"]) for row in rows])
+    order = np.argsort(lengths, kind="stable") if shuffle is None else shuffle.permutation(len(rows))
     for start in range(0, len(rows), size):
-        batch = rows[start : start + size]
-        given = [features[owner].rows[place] for owner, place in batch]
-        found = unpad(session.run(tokenizer.pad(given)), given, task=task, left=tokenizer.pads_left)
-        for (owner, place), outputs in zip(batch, found, strict=True):
-            one, kept = features[owner], waiting.setdefault(owner, {})
-            kept[place] = one.keep(place, outputs)
-            if len(kept) < len(one.rows):
-                continue
-            whole = [kept[number] for number in range(len(one.rows))]
-            try:
-                answers[owner] = one.decode(whole)[0]
-            except CheckError:
-                answers[owner] = _NotFinite(next(iter(whole[0].values())).shape[-1])
-            del waiting[owner]
-            done += 1
-        progress(done)
-    return answers
+        batch = order[start : start + size].tolist()
+        given = [rows[index] for index in batch]
+        outputs = unpad(session.run(tokenizer.pad(given)), given, task=task, left=tokenizer.pads_left)
+        yield from zip(batch, outputs, strict=True)
 
 
 def _predict_words(run: _Run, model: TaskModel, texts: Sequence[Sequence[str]]) -> dict[str, NDArray[Any]]:
@@ -203,15 +216,13 @@ def _predict_words(run: _Run, model: TaskModel, texts: Sequence[Sequence[str]]) 
     if not sum(sizes):
         raise DataError("there are no words to ask about; give texts that are not empty")
     features = [preprocess_words(model, [words]) for words in texts]
-    found = run(features)
-    both = [
-        (np.full((size, one.width), np.nan), np.ones(size, dtype=np.bool_)) if isinstance(one, _NotFinite) else one
-        for one, size in zip(found, sizes, strict=True)
-    ]
+    answers = run(
+        features, lambda text, width: (np.full((sizes[text], width), np.nan), np.ones(sizes[text], dtype=np.bool_))
+    )
     return {
-        "values": np.concatenate([values for values, _ in both]).astype(np.float32),
+        "values": np.concatenate([values for values, _ in answers]).astype(np.float32),
         "texts": np.repeat(np.arange(len(texts)), sizes),
-        "seen": np.concatenate([seen for _, seen in both]),
+        "seen": np.concatenate([seen for _, seen in answers]),
     }
 
 
@@ -225,9 +236,8 @@ def _predict_answers(run: _Run, model: TaskModel, pairs: Sequence[tuple[str, str
         except RequestError as error:
             raise DataError(f"question {number + 1} cannot be asked: {error}") from error
         features.append(_decode_twice(always, perhaps))
-    found = run(features)
-    lost = {"answer": "", "score": np.nan}
-    answers = [(lost, lost) if isinstance(one, _NotFinite) else one for one in found]
+    nothing = {"answer": "", "score": np.nan}
+    answers = run(features, lambda *_: (nothing, nothing))
     return {
         "answers": np.array([one["answer"] for one, _ in answers], dtype=np.str_),
         "answers_or_none": np.array([one["answer"] for _, one in answers], dtype=np.str_),
@@ -245,9 +255,7 @@ def _predict_similarities(run: _Run, model: TaskModel, pairs: Sequence[tuple[str
     each = list(dict.fromkeys(text for pair in pairs for text in pair))
     settings = VectorParameters()
     features = [feature_extraction.preprocess(model, [text], settings) for text in each]
-    found = run(features)
-    filled = [[np.nan] * one.width if isinstance(one, _NotFinite) else one for one in found]
-    vectors = dict(zip(each, filled, strict=True))
+    vectors = dict(zip(each, run(features, lambda _, width: [np.nan] * width), strict=True))
     one, two = (np.array([vectors[text] for text in side], dtype=np.float64) for side in zip(*pairs, strict=True))
     return {"values": metrics.row_cosines(one, two)[:, None]}
 
@@ -265,13 +273,9 @@ def _predict_masked_words(run: _Run, model: TaskModel, texts: Sequence[Text]) ->
     if not asked:
         raise DataError("there are no words to hide from a language model; give texts that are not empty")
     features = [preprocess_hidden(model, [masked[at][0]], [masked[at][1]]) for at in asked]
-    found = run(features)
     sizes = [len(masked[at][1]) for at in asked]
-    filled = [
-        [(np.nan, 0, one.width)] * size if isinstance(one, _NotFinite) else one
-        for one, size in zip(found, sizes, strict=True)
-    ]
-    triples = [triple for one in filled for triple in one]
+    answers = run(features, lambda number, width: [(np.nan, 0, width)] * sizes[number])
+    triples = [triple for answer in answers for triple in answer]
     scores = np.array([score for score, _, _ in triples], dtype=np.float64)
     choices = np.array([choice for _, choice, _ in triples], dtype=np.int64)
     wanted = np.array([token for at in asked for token in masked[at][1]], dtype=np.int64)
@@ -419,17 +423,16 @@ def collect_outputs(
     if not rows or (places is not None and not any(map(len, places))):
         raise DataError(f"there are no words to ask a {kind} model about; give texts that are not empty")
     found: dict[int, Floats] = {}
-    for index, own, tokens in _run_rows(
-        session, tokenizer, rows, outputs=outputs, batch_size=batch_size, shuffle=shuffle
-    ):
+    for index, own in _run_rows(session, tokenizer, rows, kind=kind, batch_size=batch_size, shuffle=shuffle):
         first = own[outputs[0]]
         if kind == QUESTION_ANSWERING.name:
-            found[index] = np.stack([own[name][tokens] for name in outputs])
+            found[index] = np.stack([own[name] for name in outputs])
         elif kind == FEATURE_EXTRACTION.name:
-            pooled = own.get(SENTENCE_EMBEDDING)
-            found[index] = first[tokens].mean(axis=0, keepdims=True) if pooled is None else pooled[None]
+            pooled = own[SENTENCE_EMBEDDING][None] if SENTENCE_EMBEDDING in outputs else None
+            found[index] = first.mean(axis=0, keepdims=True) if pooled is None else pooled
         else:
-            found[index] = first[None] if places is None else first[tokens][places[index]]
+            # A copy, so that the batch's arrays can be freed.
+            found[index] = first[None].copy() if places is None else first[places[index]]
     parts = [found[index] for index in range(len(rows))]
     width = max(part.shape[1] for part in parts)
     padded = [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-np.inf) for part in parts]
@@ -438,32 +441,6 @@ def collect_outputs(
         texts=np.repeat(np.arange(len(parts)), [len(part) for part in parts]),
         kind=kind,
     )
-
-
-def _run_rows(
-    session: Session,
-    tokenizer: BundleTokenizer,
-    rows: Sequence[Row],
-    *,
-    outputs: Sequence[str],
-    batch_size: int,
-    shuffle: np.random.Generator | None,
-) -> Iterator[tuple[int, dict[str, Floats], Any]]:
-    """Yield for every row, in any order, its number, its outputs by name, and an index of its tokens without padding.
-
-    One batch is alive at a time, since outputs may be as long as a vocabulary.
-    """
-    # Without a mask the padding would be read as words.
-    size = batch_size if rows and "attention_mask" in rows[0] else 1
-    lengths = np.array([-len(row["input_ids"]) for row in rows])
-    order = np.argsort(lengths, kind="stable") if shuffle is None else shuffle.permutation(len(rows))
-    for start in range(0, len(rows), size):
-        batch = order[start : start + size]
-        feeds = tokenizer.pad([rows[index] for index in batch])
-        given = session.run(feeds)
-        for position, index in enumerate(batch.tolist()):
-            tokens = feeds["attention_mask"][position] > 0 if "attention_mask" in feeds else slice(None)
-            yield index, {name: given[name][position] for name in outputs}, tokens
 
 
 def _mask_tokens(
