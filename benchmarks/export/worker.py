@@ -110,7 +110,7 @@ LOADERS = {
 }
 
 
-class Contestant:
+class RaceEntry:
     """One engine with one model."""
 
     def __init__(self, kind: str) -> None:
@@ -143,4 +143,4 @@ def peak_rss_bytes() -> int | None:
 
 
 if __name__ == "__main__":
-    answer_commands(Contestant(sys.argv[1]).answer)
+    answer_commands(RaceEntry(sys.argv[1]).answer)

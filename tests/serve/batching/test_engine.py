@@ -14,8 +14,7 @@ from potstill.serve.batching import Engine, EngineSettings
 from potstill.serve.http_errors import invalid
 from potstill.serve.limits import Limits
 from potstill.serve.tasks.features import Features
-from tests.serve.batching.helpers import TEXTS, Counts, ask, occupy, refused, running, start, until
-from tests.serve.batching.scripted import scripted
+from tests.serve.batching.engines import TEXTS, Counts, ask, occupy, refused, running, scripted, start, until
 
 
 @pytest.mark.parametrize(("runners", "text_threads"), [(1, 1), (1, 2), (2, 1), (3, 2)])
