@@ -128,13 +128,20 @@ def meant_task(name: str | None) -> str:
 
 
 _OTHER_NAMES = {
-    "text-classification": ("classification", "sequence-classification", "sentiment", "sentiment-analysis", "nli",
-                            "regression", "text-classifier"),
+    "text-classification": (
+        "classification",
+        "sequence-classification",
+        "sentiment",
+        "sentiment-analysis",
+        "nli",
+        "regression",
+        "text-classifier",
+    ),
     "token-classification": ("ner", "pos", "tagging", "tag", "named-entity-recognition"),
     "question-answering": ("qa", "squad", "question-answer", "extractive-qa"),
     "fill-mask": ("mlm", "masked-lm", "masked-language-modeling", "lm", "mask-fill"),
     "feature-extraction": ("embedding", "sentence-embedding", "sentence-similarity", "feature", "similarity"),
-}  # fmt: skip
+}
 
 
 def _either(words: Iterable[str]) -> str:
@@ -408,9 +415,15 @@ def check_tokenizer(name: str, *, what: str = "--tokenizer") -> None:
 
 
 _TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spm.model", "spiece.model",
-    "sentencepiece.bpe.model", "tokenizer.model",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "spm.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
 
 
 def check_export(

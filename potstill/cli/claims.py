@@ -44,7 +44,7 @@ def claims(
     """Print what is claimed, how each claim is defined and decided here, and what claims can measure.
 
     Example: potstill claims --claims mine.yaml
-    """  # fmt: skip
+    """
     from potstill.bench.claims import GLUE_BERT, GLUE_DISTILBERT, load_claims
     from potstill.bench.claims.metrics import METRICS
     from potstill.metrics import retention_by_definition

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +26,7 @@ from potstill.cli.options import (
 from potstill.config import METHODS, Recipe
 from potstill.data.splits import HELD_OUT, REST, parse_split
 from potstill.extras import require
+from potstill.tasks import lower_is_better
 
 
 def distill(
@@ -108,14 +109,10 @@ def data_options(recipe: Recipe) -> list[str]:
     return words + (["--label-column", data.label_column] if data.label_column else [])
 
 
-# DOC: What the commands that train have in common: the plan before, the pace soon after, and the table at the end.
-
-_MIB = 2**20
-
-
-def announce(headline: str, figures: dict[str, object]) -> None:
+def announce(headline: str, figures: Mapping[str, object]) -> None:
     """Say on stderr what a training will take, and, after the first steps, how long."""
-    sys.stderr.write("".join(f"{line}\n" for line in _LINES[headline](figures)))
+    lines = {"head": _head_lines, "plan": _plan_lines, "pace": _pace_lines}[headline](figures)
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
 
 
 def print_student(folder: Path, report: dict[str, Any], *, data: Sequence[str] = ()) -> None:
@@ -150,10 +147,14 @@ def print_student(folder: Path, report: dict[str, Any], *, data: Sequence[str] =
         names = list(new["scores"])
         cells = [[who, *(f"{scores[key]:.4f}" if key in scores else "" for key in names)] for who, scores in rows]
         print_table("\nThe student and what it has to beat", ["model", *names], cells)
-        if _loses(report):
-            sys.stderr.write(
-                "warning: without its teacher the same student is as good or better: this distillation gains nothing\n"
-            )
+        alone = report["controls"].get("no_teacher")
+        if alone is not None:
+            ours, theirs = new["scores"][metric], alone["scores"][metric]
+            if ours >= theirs if lower_is_better(metric) else ours <= theirs:
+                sys.stderr.write(
+                    "warning: without its teacher the same student is as good or better: "
+                    "this distillation gains nothing\n"
+                )
 
 
 def print_next(words: Sequence[str], trained: dict[str, Any]) -> None:
@@ -170,33 +171,64 @@ def print_next(words: Sequence[str], trained: dict[str, Any]) -> None:
         sys.stdout.write(f"warning  {sentence}; look at the labels and the columns, train longer or on more data\n")
 
 
-def _loses(report: dict[str, Any]) -> bool:
-    from potstill.tasks import lower_is_better
+# Names of labels that are listed before an ellipsis: of the data, and of an old and a new head.
+_LABELS_OF_DATA, _LABELS_OF_HEAD = 12, 6
+_PROBLEMS = {
+    "single_label_classification": "one label for each text",
+    "multi_label_classification": "several labels for each text",
+    "regression": "an amount for each text",
+}
+_CONTROLS = {
+    "untrained": "student, untrained",
+    "no_teacher": "student, trained without a teacher",
+    "floor": "an answer that ignores the text",
+}
 
-    alone = report["controls"].get("no_teacher")
-    if alone is None:
-        return False
-    metric = report["metric"]
-    ours, theirs = report["student"]["scores"][metric], alone["scores"][metric]
-    return bool(ours >= theirs if lower_is_better(metric) else ours <= theirs)
 
-
-def _data(about: dict[str, Any]) -> list[str]:
-    """Return what the data is, as it was read or found out: a user sees here what is wrong with it."""
-    labels, columns = (
-        about.get("labels") or [],
-        {"text": about.get("text_columns"), "label": about.get("label_columns")},
+def _head_lines(figures: Mapping[str, Any]) -> list[str]:
+    """Say that the model's own head is for other labels and is not used."""
+    before, after = (
+        f"{len(names)} labels ({_shorten(names, _LABELS_OF_HEAD)})" for names in (figures["before"], figures["after"])
     )
+    return [f"head        new, for {after}; the model's own is for {before} and is not used"]
+
+
+def _plan_lines(figures: Mapping[str, Any]) -> list[str]:
+    """Say what is trained, on what, and what it takes."""
+    teacher, student = figures["teacher_parameters"], f"{figures['student_parameters']:,}"
+    return [
+        *_data_lines(figures["data"]),
+        f"parameters  {f'student {student}, teacher {teacher:,}' if teacher else student}",
+        f"rows        {figures['rows']:,}, {figures['tokens']:,} tokens a pass",
+        f"steps       {figures['steps']:,} ({figures['steps_per_epoch']:,} a pass), "
+        f"about {figures['tokens_per_step']:,} tokens each",
+        f"memory      about {figures['memory_bytes'] / 2**20:,.0f} MiB",
+    ]
+
+
+def _pace_lines(figures: Mapping[str, Any]) -> list[str]:
+    """Say how long the training will take, by its first steps."""
+    from potstill.cli.render import duration
+
+    left, step = duration(figures["seconds_left"]), figures["seconds_per_step"]
+    return [f"time        about {left} to go ({step:.2f} s a step, scoring not counted)"]
+
+
+def _data_lines(about: Mapping[str, Any]) -> list[str]:
+    """Say what the data is, as it was read or found out: a user sees here what is wrong with it."""
     problem = _PROBLEMS.get(about.get("problem_type") or "")
+    lines = [f"task        {about['task']}" + (f", {problem}" if problem else "")]
+    columns = {"text": about.get("text_columns"), "label": about.get("label_columns")}
     named = "; ".join(f"{what}: {', '.join(names)}" for what, names in columns.items() if names)
-    how = f" ({about['labels_read']})" if about.get("labels_read", "by name") != "by name" else ""
-    lines = [
-        f"task        {about['task']}" + (f", {problem}" if problem else ""),
-        f"columns     {named}" if named else "",
-        f"labels      {len(labels)}: {', '.join(labels[:_LABELS])}{', ...' if len(labels) > _LABELS else ''}{how}"
-        if labels
-        else "",
-        f"vectors     the teacher's: {about['teacher_vectors']}" if about.get("teacher_vectors") else "",
+    if named:
+        lines.append(f"columns     {named}")
+    labels, read = about.get("labels") or [], about.get("labels_read") or "by name"
+    if labels:
+        how = f" ({read})" if read != "by name" else ""
+        lines.append(f"labels      {len(labels)}: {_shorten(labels, _LABELS_OF_DATA)}{how}")
+    if about.get("teacher_vectors"):
+        lines.append(f"vectors     the teacher's: {about['teacher_vectors']}")
+    lines += [
         f"learn from  {about['train_examples']:,} of {about['name']} ({about.get('train_split')})",
         f"score on    {about['examples']:,} of {about['name']} ({about['split']})",
     ]
@@ -204,51 +236,9 @@ def _data(about: dict[str, Any]) -> list[str]:
         lines.append("held out    a tenth of the texts, the same ones in every command: --split held-out scores them")
     if about.get("shared_texts"):
         lines.append(f"warning: {about['shared_texts']:,} of the texts to score on are among those to learn from")
-    read = about.get("labels_read") or "nothing"
-    lines += [f"warning: {note}" for note in about.get("notes", ()) if not note.endswith(read)]
-    return [line for line in lines if line]
+    # How the labels were read stands behind them already.
+    return lines + [f"warning: {note}" for note in about.get("notes", ()) if not note.endswith(read)]
 
 
-def _plan(figures: dict[str, Any]) -> list[str]:
-    teacher = figures["teacher_parameters"]
-    learns = f"{figures['student_parameters']:,}"
-    parameters = f"student {learns}, teacher {teacher:,}" if teacher else learns
-    return [
-        *_data(figures["data"]),
-        f"parameters  {parameters}",
-        f"rows        {figures['rows']:,}, {figures['tokens']:,} tokens a pass",
-        f"steps       {figures['steps']:,} ({figures['steps_per_epoch']:,} a pass), "
-        f"about {figures['tokens_per_step']:,} tokens each",
-        f"memory      about {figures['memory_bytes'] / _MIB:,.0f} MiB",
-    ]
-
-
-def _pace(figures: dict[str, Any]) -> list[str]:
-    from potstill.cli.render import duration
-
-    left, step = duration(figures["seconds_left"]), figures["seconds_per_step"]
-    return [f"time        about {left} to go ({step:.2f} s a step, scoring not counted)"]
-
-
-def _head(figures: dict[str, Any]) -> list[str]:
-    before, after = figures["before"], figures["after"]
-    return [f"head        new, for {_some(after)}; the model's own is for {_some(before)} and is not used"]
-
-
-def _some(names: list[str]) -> str:
-    return f"{len(names)} labels ({', '.join(names[:_MOST_NAMES])}{', ...' if len(names) > _MOST_NAMES else ''})"
-
-
-_MOST_NAMES = 6
-_PROBLEMS = {
-    "single_label_classification": "one label for each text",
-    "multi_label_classification": "several labels for each text",
-    "regression": "an amount for each text",
-}
-_LABELS = 12
-_LINES = {"head": _head, "plan": _plan, "pace": _pace}
-_CONTROLS = {
-    "untrained": "student, untrained",
-    "no_teacher": "student, trained without a teacher",
-    "floor": "an answer that ignores the text",
-}
+def _shorten(names: Sequence[str], most: int) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -18,9 +18,7 @@ from potstill.bundle import (
     QualityLoss,
     Quantization,
     Saturation,
-    SourceRecord,
     Speed,
-    TunedCandidate,
     Tuning,
     read_bundle,
 )
@@ -28,6 +26,9 @@ from potstill.checkpoint import TRAINING_REPORT
 from potstill.cli.options import JsonOption
 from potstill.errors import UsageError
 from potstill.hub import similar
+
+# Labels that are named before an ellipsis.
+_LABELS_SHOWN = 8
 
 
 def show(
@@ -79,27 +80,22 @@ def _print_checkpoint(folder: Path, *, as_json: bool) -> None:
     config = _read_json(folder / "config.json")
     weights = [file for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern)]
     report = _read_json(folder / TRAINING_REPORT) if (folder / TRAINING_REPORT).is_file() else {}
+    scores = report.get("student", report.get("teacher", {})).get("scores") or {}
+    made_from = "fine-tuned from" if report.get("method") == "finetune" else "distilled from"
     content = {
         "architecture": ", ".join(config.get("architectures") or [str(config.get("model_type"))]),
         "layers": config.get("num_hidden_layers", config.get("n_layers")),
         "hidden size": config.get("hidden_size", config.get("dim")),
         "labels": some([str(label) for label in (config.get("id2label") or {}).values()]),
         "weights": f"{sum(file.stat().st_size for file in weights) / 1e6:.1f} MB",
-        "fine-tuned from" if report.get("method") == "finetune" else "distilled from": report.get("teacher", {}).get(
-            "name"
-        ),
-        "scores": _scores(report),
+        made_from: report.get("teacher", {}).get("name"),
+        "scores": ", ".join(f"{name} {value:.4f}" for name, value in scores.items()) or None,
         "steps": report.get("steps"),
     }
     if as_json:
         print_json(content | {"distill": report or None})
     else:
         print_pairs(f"Checkpoint {folder}", content)
-
-
-def _scores(report: dict[str, Any]) -> str | None:
-    scores = report.get("student", report.get("teacher", {})).get("scores")
-    return ", ".join(f"{name} {value:.4f}" for name, value in scores.items()) if scores else None
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -110,18 +106,13 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-# DOC: Print a bundle so that a person understands it: what, from where, how big, how checked, how fast, where tuned.
-
-_MOST_NAMES = 8
-
-
 def print_bundle(folder: Path) -> None:
     """Print a bundle's manifest; its files are verified first."""
     from potstill.cli.render import print_pairs, print_table
 
     bundle = read_bundle(folder)
     print_pairs(f"Bundle {folder} (every file matches its SHA-256)", _about(bundle.manifest))
-    rows = [_row(bundle, precision, record) for precision, record in bundle.manifest.models.items()]
+    rows = [_file_row(bundle, precision, record) for precision, record in bundle.manifest.models.items()]
     head = ["file", "MB", "fused", "max |diff|", "same label", "lost", "batch flips", "speed", "sha256"]
     print_table("\nFiles; differences are on random token ids, which are harder than texts", head, rows)
     for precision, record in bundle.manifest.models.items():
@@ -134,14 +125,15 @@ def print_bundle(folder: Path) -> None:
 
 def some(names: list[str]) -> str:
     """Return a few names, and how many there are in all."""
-    return ", ".join(names[:_MOST_NAMES]) + (f", ... ({len(names)} labels)" if len(names) > _MOST_NAMES else "")
+    return ", ".join(names[:_LABELS_SHOWN]) + (f", ... ({len(names)} labels)" if len(names) > _LABELS_SHOWN else "")
 
 
-def _about(manifest: Manifest) -> dict[str, Any]:
+def _about(manifest: Manifest) -> dict[str, str | None]:
+    """Return what there is to say of the whole bundle, by name."""
     architecture, pooling = manifest.architecture, manifest.pooling
     kind = manifest.problem_type or manifest.task
     what = manifest.task if kind in {manifest.task, "single_label_classification"} else f"{manifest.task} ({kind})"
-    tokens = manifest.tokenizer_parity
+    tokens, source = manifest.tokenizer_parity, manifest.source
     return {
         "task": f"{what}: {some(manifest.labels)}" if manifest.labels else what,
         "model": f"{architecture.model_type}, {architecture.layers} layers of {architecture.hidden_size}, "
@@ -152,7 +144,7 @@ def _about(manifest: Manifest) -> dict[str, Any]:
         "tokenizer": f"the ids of the checkpoint's on {tokens.texts} texts, {tokens.nasty} of them nasty"
         if tokens.texts
         else None,
-        "made from": _source(manifest.source),
+        "made from": f"{source.name}" + (f" (sha256 {source.sha256[:12]})" if source.sha256 else ""),
         "made on": f"{manifest.made.created}, {manifest.made.cpu}",
         "by": manifest.made.command,
         "score": _score(manifest.made.judged),
@@ -177,7 +169,7 @@ def _score(judged: AgainstTrivial | None) -> str | None:
     )
 
 
-def _row(bundle: Bundle, precision: str, record: ModelRecord) -> list[str]:
+def _file_row(bundle: Bundle, precision: str, record: ModelRecord) -> list[str]:
     names = (record.file, *record.external_data)
     size_bytes = sum(bundle.manifest.files[name].size_bytes for name in names)
     fusion, parity, quality, moved = record.fusion, record.parity, record.quality, record.invariance
@@ -203,23 +195,24 @@ def _facts(record: ModelRecord) -> Iterator[tuple[str, str]]:
     if record.parity.left_out:
         yield "not compared", record.parity.left_out
     if recipe:
-        yield "recipe", _recipe(recipe)
+        yield "recipe", _describe_recipe(recipe)
     if recipe and recipe.fp32_layers:
         yield "left in fp32", ", ".join(recipe.fp32_layers)
     if record.quality:
-        yield "quality", _quality(record.quality)
+        yield "quality", _describe_quality(record.quality)
     if record.invariance:
-        yield "in batches", _invariance(record.invariance)
+        yield "in batches", _describe_invariance(record.invariance)
     if record.saturation:
-        yield "other CPUs", _saturation(record.saturation)
+        yield "other CPUs", _describe_saturation(record.saturation)
     if recipe and not recipe.made_by:
-        yield "speed", _speed(record.speed)
+        yield "speed", _describe_speed(record.speed)
         yield "made for", f"{', '.join(record.cpu_features) or 'a CPU of unknown features'}"
     if record.parity.gpu:
         yield "checked on", f"{record.parity.checked_on}; GPU: {record.parity.gpu}"
 
 
-def _recipe(recipe: Quantization) -> str:
+def _describe_recipe(recipe: Quantization) -> str:
+    """Say how int8 was made."""
     if recipe.made_by:
         how = "int8 weights, products of floats" if recipe.method == WEIGHT_ONLY else str(recipe.method)
         products = recipe.integer_products + recipe.float_products
@@ -235,7 +228,8 @@ def _recipe(recipe: Quantization) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _quality(quality: QualityLoss) -> str:
+def _describe_quality(quality: QualityLoss) -> str:
+    """Say what a file loses against fp32, and how sure that is."""
     low, high = quality.loss_interval
     loses = f"loses {quality.loss:.2%}" if quality.loss >= 0 else f"gains {-quality.loss:.2%}"
     text = (
@@ -252,21 +246,24 @@ def _quality(quality: QualityLoss) -> str:
     return text
 
 
-def _invariance(moved: BatchInvariance) -> str:
+def _describe_invariance(moved: BatchInvariance) -> str:
+    """Say whether answers change with the batch that a text is in."""
     flips = "" if moved.flips is None else f", {moved.flips} flips"
     sizes = " and ".join(moved.batches)
     same = "the same answer alone and in batches" if moved.invariant else "another answer in a batch than alone"
     return f"{same}: drift {moved.max_drift:.2g}{flips} over {moved.texts} texts in batches of {sizes}"
 
 
-def _saturation(found: Saturation) -> str:
+def _describe_saturation(found: Saturation) -> str:
+    """Say what 8-bit products do on a CPU without VNNI, where sums of 16 bits overflow."""
     share = f"{found.share:.2g} of the sums" if found.share else "none of the sums"
     if found.breaks_without_vnni:
         return f"without VNNI {share} overflow and spoil {found.worst}: export again on such a machine"
     return f"without VNNI {share} overflow, which spoils nothing"
 
 
-def _speed(speed: Speed | None) -> str:
+def _describe_speed(speed: Speed | None) -> str:
+    """Say how fast int8 is beside fp32."""
     if speed is None:
         return "not measured"
     if speed.ratio is None or speed.interval is None:
@@ -282,18 +279,20 @@ def _speed(speed: Speed | None) -> str:
 
 
 def _print_tuning(tuning: Tuning) -> None:
+    """Print the recipes that were tried on this machine, and which one was kept."""
     from potstill.cli.render import print_table
 
     rows = []
     for candidate in tuning.candidates:
         interval = candidate.interval
+        fate = "failed" if candidate.failed else "refused" if candidate.refused else ""
         rows.append(
             [
                 candidate.name,
                 f"{candidate.ratio:.3f}" if candidate.ratio else "-",
                 f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "-",
                 *("-" if value is None else f"{value:.1f}" for value in candidate.ms.values()),
-                _fate(candidate, kept=tuning.kept),
+                "kept" if candidate.name == tuning.kept else fate,
             ]
         )
     cells = [f"{cell} ms" for cell in (tuning.candidates[0].ms if tuning.candidates else ())]
@@ -301,13 +300,3 @@ def _print_tuning(tuning: Tuning) -> None:
     if tuning.disturbed:
         title += f"; no times, the machine was busy: {tuning.disturbed}"
     print_table(title, ["recipe", "times as fast", "95 % interval", *cells, ""], rows)
-
-
-def _fate(candidate: TunedCandidate, *, kept: str | None) -> str:
-    if candidate.name == kept:
-        return "kept"
-    return "failed" if candidate.failed else "refused" if candidate.refused else ""
-
-
-def _source(source: SourceRecord) -> str:
-    return f"{source.name}" + (f" (sha256 {source.sha256[:12]})" if source.sha256 else "")

@@ -89,14 +89,13 @@ class Encoder:
             disabled_optimizers=self.record.disabled_optimizers or self.manifest.disabled_optimizers,
         )
         self._check_graph()
-        shape = self.session.engine.get_outputs()[-1].shape
         self._task_model = TaskModel(
             tokenizer=self.tokenizer,
             outputs=self.manifest.outputs,
             labels=self.manifest.labels,
             function=self.function,
             pooling=self.manifest.pooling,
-            width=shape[-1] if shape and isinstance(shape[-1], int) else None,
+            width=self.session.output_widths[self.session.outputs[-1]],
         )
 
     def outputs(self, texts: Sequence[Text], *, batch_size: int = 32) -> list[dict[str, NDArray[np.float32]]]:
@@ -248,9 +247,8 @@ class Encoder:
         if missing:
             raise BundleError(f"{file} gives {', '.join(outputs)}; its manifest says {', '.join(missing)} too")
         labels = len(self.manifest.labels)
-        shapes = {node.name: node.shape for node in self.session.engine.get_outputs()}
-        width = (shapes[self.manifest.outputs[0]] or [None])[-1]  # None or a name where the graph leaves it open
-        if self.manifest.task in LABELLED_TASKS and isinstance(width, int) and width != labels:
+        width = self.session.output_widths[self.manifest.outputs[0]]
+        if self.manifest.task in LABELLED_TASKS and width not in (None, labels):
             raise BundleError(f"{file} answers with {width} labels; its manifest names {labels}; export it again")
 
 

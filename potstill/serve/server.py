@@ -155,6 +155,7 @@ def serve(
         if on_ready is not None:
             on_ready()
 
+    path = listener.getsockname() if listener.family == socket.AF_UNIX else None
     before = sys.getswitchinterval()
     _raise_file_limit()
     sys.setswitchinterval(_SWITCH_SECONDS)
@@ -164,6 +165,8 @@ def serve(
     finally:
         sys.setswitchinterval(before)
         gc.unfreeze()
+        if path is not None:
+            Path(path).unlink(missing_ok=True)
 
 
 class Server(uvicorn.Server):

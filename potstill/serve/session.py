@@ -102,9 +102,12 @@ class OnnxSession:
             self._refuse_fallback(provider)
         self.inputs = tuple(node.name for node in self._session.get_inputs())
         self.outputs = tuple(node.name for node in self._session.get_outputs())
+        shapes = {node.name: node.shape or [None] for node in self._session.get_outputs()}
+        self.output_widths = {name: shape[-1] if isinstance(shape[-1], int) else None for name, shape in shapes.items()}
+        """The length of each output's last axis; None where the graph leaves it open."""
 
     @property
-    def engine(self) -> Any:
+    def onnxruntime_session(self) -> Any:
         """Return onnxruntime's own session."""
         return self._session
 

@@ -28,9 +28,20 @@ def trade_off_of(report):
 def test_there_is_a_picture_of_everything_that_was_measured(drawn):
     latency = [f"latency-{place}" for place in range(6)]
     assert list(drawn) == [
-        "trade-off", "ratios", *latency, "throughput-1", "throughput-4", "scaling", "memory", "cold-start", "peak",
-        "quality-0", "quality-1", "quality-2", "quality-3",
-    ]  # fmt: skip
+        "trade-off",
+        "ratios",
+        *latency,
+        "throughput-1",
+        "throughput-4",
+        "scaling",
+        "memory",
+        "cold-start",
+        "peak",
+        "quality-0",
+        "quality-1",
+        "quality-2",
+        "quality-3",
+    ]
 
 
 def test_what_was_not_measured_has_no_picture():

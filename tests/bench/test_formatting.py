@@ -65,10 +65,16 @@ def test_how_things_are_written(found, text):
 @pytest.mark.parametrize(
     ("value", "unit", "text"),
     [
-        (0.974, "share", f"97.4{S}%"), (467.0, "MB", f"467{S}MB"), (467e6, "bytes", f"467{S}MB"), (2.004, "×", "2.00×"),
-        (0.9048, "", "0.9048"), (9.876, "ms", f"9.88{S}ms"), (-0.5, "points", f"-0.500{S}points"), (None, "ms", "–"),
+        (0.974, "share", f"97.4{S}%"),
+        (467.0, "MB", f"467{S}MB"),
+        (467e6, "bytes", f"467{S}MB"),
+        (2.004, "×", "2.00×"),
+        (0.9048, "", "0.9048"),
+        (9.876, "ms", f"9.88{S}ms"),
+        (-0.5, "points", f"-0.500{S}points"),
+        (None, "ms", "–"),
     ],
-)  # fmt: skip
+)
 def test_a_quantity_has_its_unit(value, unit, text):
     assert quantity(value, unit) == text
 

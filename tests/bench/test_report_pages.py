@@ -150,11 +150,25 @@ def test_the_page_opens_with_the_verdicts_and_ends_with_what_reproduces_it(page,
 
 def test_every_section_of_the_report_is_on_the_page(page, tree, whole):
     for words in (
-        "Speed against quality", "Times as fast, 1 text of 128 tokens", "8 texts of 16 tokens", "Throughput, 4 callers",
-        "Thread scaling", "Memory at the peak, by part", "From nothing to the first answer", "STS-B", "mean of ratios",
-        "calibration error", "Share of the machine's peak", "Like for like", "no readable RAPL counters",
-        "killed by signal 9", "avx512_vnni", "Noise floor", "McNemar, exact", "nyu-mll/glue:mrpc (validation)",
-    ):  # fmt: skip
+        "Speed against quality",
+        "Times as fast, 1 text of 128 tokens",
+        "8 texts of 16 tokens",
+        "Throughput, 4 callers",
+        "Thread scaling",
+        "Memory at the peak, by part",
+        "From nothing to the first answer",
+        "STS-B",
+        "mean of ratios",
+        "calibration error",
+        "Share of the machine's peak",
+        "Like for like",
+        "no readable RAPL counters",
+        "killed by signal 9",
+        "avx512_vnni",
+        "Noise floor",
+        "McNemar, exact",
+        "nyu-mll/glue:mrpc (validation)",
+    ):
         assert words in tree.text, words
     assert all(quality.power.sentence in tree.text for quality in whole.quality)
     assert whole.quality[0].differences[0].text in tree.text
@@ -251,9 +265,7 @@ def test_markdown_tables_are_whole_and_the_verdicts_come_first(markdown, whole):
 
 
 def test_markdown_shows_text_as_it_is():
-    assert escape("a|b <i>*c* #1 @you &lt;") == (
-        "a&#124;b &#60;i&#62;&#42;c&#42; &#35;1 &#64;you &amp;lt;"
-    )  # fmt: skip
+    assert escape("a|b <i>*c* #1 @you &lt;") == ("a&#124;b &#60;i&#62;&#42;c&#42; &#35;1 &#64;you &amp;lt;")
 
 
 def test_disturbed_rows_are_marked_in_every_form():

@@ -72,9 +72,20 @@ def test_messages_name_the_options_that_the_command_has(potstill, tiny_teacher, 
 @pytest.fixture
 def distilled(potstill, tiny_teacher, odd, tmp_path):
     code, out, err = potstill(
-        "distill", tiny_teacher, "--data", odd, *COLUMNS, "--layers", "2", "--set", "distill.max_steps=2",
-        "--set", "max_length=32", "--out", tmp_path / "student",
-    )  # fmt: skip
+        "distill",
+        tiny_teacher,
+        "--data",
+        odd,
+        *COLUMNS,
+        "--layers",
+        "2",
+        "--set",
+        "distill.max_steps=2",
+        "--set",
+        "max_length=32",
+        "--out",
+        tmp_path / "student",
+    )
     assert code == 0, err
     return out, err
 
@@ -111,10 +122,23 @@ def test_an_export_is_fitted_and_judged_on_different_parts_of_one_file(distilled
 
 def test_the_older_spelling_of_columns_is_the_same(distilled, potstill, tiny_teacher, odd, tmp_path):
     code, _, err = potstill(
-        "distill", tiny_teacher, "--data", odd, "--set", "data.text_columns=[Freitext]", "--set",
-        "data.label_column=Urteil", "--layers", "2", "--set", "distill.max_steps=2", "--set", "max_length=32",
-        "--out", tmp_path / "older",
-    )  # fmt: skip
+        "distill",
+        tiny_teacher,
+        "--data",
+        odd,
+        "--set",
+        "data.text_columns=[Freitext]",
+        "--set",
+        "data.label_column=Urteil",
+        "--layers",
+        "2",
+        "--set",
+        "distill.max_steps=2",
+        "--set",
+        "max_length=32",
+        "--out",
+        tmp_path / "older",
+    )
     assert code == 0, err
     both = [json.loads((tmp_path / name / "distill.json").read_text()) for name in ("student", "older")]
     assert both[0]["recipe"] == both[1]["recipe"]
@@ -150,9 +174,19 @@ def test_texts_that_stand_in_both_splits_are_counted_in_the_plan(potstill, tiny_
     for split, part in (("train", rows[:32]), ("validation", [*rows[:2], *rows[32:]])):
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     code, _, err = potstill(
-        "distill", tiny_teacher, "--data", tmp_path, "--layers", "1", "--set", "distill.max_steps=1", "--set",
-        "max_length=32", "--out", tmp_path / "student",
-    )  # fmt: skip
+        "distill",
+        tiny_teacher,
+        "--data",
+        tmp_path,
+        "--layers",
+        "1",
+        "--set",
+        "distill.max_steps=1",
+        "--set",
+        "max_length=32",
+        "--out",
+        tmp_path / "student",
+    )
     assert code == 0, err
     assert "warning: 2 of the texts to score on are among those to learn from\n" in err
 
@@ -209,9 +243,20 @@ def test_the_next_command_of_a_fine_tuning_and_of_its_distillation_run_as_printe
     data.mkdir()
     write(data)
     code, out, err = potstill(
-        "finetune", encoder, "--data", data, *options, "--set", "distill.max_steps=2", "--set", "max_length=48",
-        "--set", "distill.dtype=float32", "--out", tmp_path / "teacher",
-    )  # fmt: skip
+        "finetune",
+        encoder,
+        "--data",
+        data,
+        *options,
+        "--set",
+        "distill.max_steps=2",
+        "--set",
+        "max_length=48",
+        "--set",
+        "distill.dtype=float32",
+        "--out",
+        tmp_path / "teacher",
+    )
     assert code == 0, err
     assert f"task        {task}" in err
     config = json.loads((tmp_path / "teacher" / "config.json").read_text())

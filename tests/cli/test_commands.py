@@ -95,9 +95,23 @@ QUICK = ("--judged-texts", "40", "--calibration-texts", "16", "--rounds", "2", "
 def test_distill_and_export_from_the_command_line(potstill, tiny_teacher, tiny_data, tmp_path):
     student, bundle = tmp_path / "student", tmp_path / "student-onnx"
     code, out, err = potstill(
-        "distill", tiny_teacher, "--data", tiny_data, "--layers", "1", "--family", "distilbert", "--epochs", "2",
-        "--set", "distill.learning_rate=1e-3", "--set", "max_length=32", "--out", student,
-    )  # fmt: skip
+        "distill",
+        tiny_teacher,
+        "--data",
+        tiny_data,
+        "--layers",
+        "1",
+        "--family",
+        "distilbert",
+        "--epochs",
+        "2",
+        "--set",
+        "distill.learning_rate=1e-3",
+        "--set",
+        "max_length=32",
+        "--out",
+        student,
+    )
     assert (code, "kept [0]" in out) == (0, True)
     assert "distil the student: done" in err
     code, out, _ = potstill("export", student, "--out", bundle, "--max-length", "32", *QUICK)
@@ -108,16 +122,35 @@ def test_distill_and_export_from_the_command_line(potstill, tiny_teacher, tiny_d
 def test_a_bundle_is_shown_so_that_a_person_understands_it(potstill, tiny_teacher, tiny_data, tmp_path):
     bundle, again = tmp_path / "bundle", tmp_path / "again"
     code, out, err = potstill(
-        "export", tiny_teacher, "--data", tiny_data, "--precision", "fp32", "--precision", "int8-static", "--tune",
-        "--out", bundle, *QUICK,
-    )  # fmt: skip
+        "export",
+        tiny_teacher,
+        "--data",
+        tiny_data,
+        "--precision",
+        "fp32",
+        "--precision",
+        "int8-static",
+        "--tune",
+        "--out",
+        bundle,
+        *QUICK,
+    )
     assert code == 0, err
     assert potstill("show", bundle)[1] == out
     for words in (
-        "text-classification: mountain, sea", "bert, 4 layers of 32", "the ids of the checkpoint's on 2000 texts",
-        "4 of 4", "static, ", "fitted to texts of the task", "of accuracy", "the same answer alone and in batches",
-        "without VNNI", "Tuned on", "integer attention", "kept",
-    ):  # fmt: skip
+        "text-classification: mountain, sea",
+        "bert, 4 layers of 32",
+        "the ids of the checkpoint's on 2000 texts",
+        "4 of 4",
+        "static, ",
+        "fitted to texts of the task",
+        "of accuracy",
+        "the same answer alone and in batches",
+        "without VNNI",
+        "Tuned on",
+        "integer attention",
+        "kept",
+    ):
         assert words in " ".join(out.split()), words
     # Where others took the cores of this machine there is no speed to tell.
     assert "than fp32: " in " ".join(out.split()) or "not measured" in out
@@ -197,9 +230,14 @@ def test_bad_input_gets_one_clear_line(potstill, tiny_teacher, tiny_bundle, tiny
     empty.mkdir()
     (empty / "train.jsonl").touch()
     places = {
-        "TEACHER": tiny_teacher, "BUNDLE": tiny_bundle, "DATA": tiny_data, "TAMPERED": tampered, "FULL": full,
-        "EMPTY": empty, "OUT": tmp_path / "out",
-    }  # fmt: skip
+        "TEACHER": tiny_teacher,
+        "BUNDLE": tiny_bundle,
+        "DATA": tiny_data,
+        "TAMPERED": tampered,
+        "FULL": full,
+        "EMPTY": empty,
+        "OUT": tmp_path / "out",
+    }
     found, out, err = potstill(*(places.get(word, word) for word in arguments))
     lines = [line for line in err.splitlines() if not line.endswith(("...", ": done"))]
     assert found == code, err

@@ -27,9 +27,15 @@ POTSTILL = (sys.executable, "-m", "potstill")
 def start(folder, words, **more):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [*POTSTILL, *words], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        start_new_session=True, **more,
-    )  # fmt: skip
+        [*POTSTILL, *words],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        **more,
+    )
 
 
 def stop(process, number):
@@ -179,9 +185,19 @@ def test_a_disk_that_is_full_at_a_checkpoint_keeps_the_one_before(
 
     monkeypatch.setattr(trainer, "save_model", save_model)
     code, out, err = potstill(
-        "distill", tiny_teacher, "--data", tiny_data, "--layers", "1", "--epochs", "2", "--set", "max_length=32",
-        "--out", tmp_path / "student",
-    )  # fmt: skip
+        "distill",
+        tiny_teacher,
+        "--data",
+        tiny_data,
+        "--layers",
+        "1",
+        "--epochs",
+        "2",
+        "--set",
+        "max_length=32",
+        "--out",
+        tmp_path / "student",
+    )
     work = tmp_path / "student.training"
     (last,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert (code, out, last) == (3, "", err.splitlines()[-1])

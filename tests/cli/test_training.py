@@ -44,6 +44,17 @@ def test_the_export_that_comes_next_reads_the_same_data(tmp_path, capsys):
     print_student(tmp_path, report(None), data=data_options(with_splits(recipe)))
     printed = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("next  "))
     assert printed == [
-        "potstill", "export", str(tmp_path), "--task", "text-classification", "--data", "my reviews.csv",
-        "--text-column", "body", "--label-column", "mark", "--out", f"{tmp_path}-onnx",
-    ]  # fmt: skip
+        "potstill",
+        "export",
+        str(tmp_path),
+        "--task",
+        "text-classification",
+        "--data",
+        "my reviews.csv",
+        "--text-column",
+        "body",
+        "--label-column",
+        "mark",
+        "--out",
+        f"{tmp_path}-onnx",
+    ]

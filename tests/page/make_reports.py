@@ -22,15 +22,24 @@ def hostile():
     worst = "a" * 300
     failure = report_schema.Failure(key=report.baseline, stage="quality", kind="crash", reason=f"{_LINK} {worst}")
     quality = [
-        row.model_copy(update={"name": f"{row.name}\"><b>{_LINK}", "data": worst, "confusion": [
-            found.model_copy(update={"labels": [_LINK, worst[:60]]}) for found in row.confusion
-        ]})
+        row.model_copy(
+            update={
+                "name": f'{row.name}"><b>{_LINK}',
+                "data": worst,
+                "confusion": [found.model_copy(update={"labels": [_LINK, worst[:60]]}) for found in row.confusion],
+            }
+        )
         for row in report.quality
-    ]  # fmt: skip
-    return report.model_copy(update={
-        "command": f"potstill bench {_LINK} \u202e {worst}", "failures": [failure], "quality": quality,
-        "notes": [f"</style>{_LINK}", "${7*7} {{ 7 * 7 }} $\\frac{a}{b}$"], "missing": [*report.missing, _LINK],
-    })  # fmt: skip
+    ]
+    return report.model_copy(
+        update={
+            "command": f"potstill bench {_LINK} \u202e {worst}",
+            "failures": [failure],
+            "quality": quality,
+            "notes": [f"</style>{_LINK}", "${7*7} {{ 7 * 7 }} $\\frac{a}{b}$"],
+            "missing": [*report.missing, _LINK],
+        }
+    )
 
 
 def main(out):

@@ -17,6 +17,7 @@ from potstill.errors import BundleError, CheckError, OtherCpuWarning, TamperedEr
 from potstill.machine import available_cores
 from potstill.metrics import softmax
 from potstill.serve import Encoder, OnnxSession
+from potstill.serve.session import Stop
 from potstill.serve.tasks.text_classification import rank
 
 TEXTS = [
@@ -244,6 +245,20 @@ def test_a_session_takes_extra_feeds_and_names_missing_ones(encoder):
     assert list(answer) == ["logits"]
     with pytest.raises(UsageError, match="needs the inputs token_type_ids"):
         encoder.session.run({name: feeds[name] for name in ("input_ids", "attention_mask")})
+
+
+def test_a_stopped_run_raises_and_the_next_one_does_not(encoder, capfd):
+    feeds = encoder.tokenizer.encode(["a good film"])
+    expected = encoder.session.run(feeds)
+    stop = Stop()
+    assert not stop.is_set
+    assert (encoder.session.run(feeds, stop)["logits"] == expected["logits"]).all()
+    stop.set()
+    assert stop.is_set
+    with pytest.raises(CheckError, match="failed to run"):
+        encoder.session.run(feeds, stop)
+    assert (encoder.session.run(feeds, Stop())["logits"] == expected["logits"]).all()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_serving_loads_nothing_heavy_and_prints_nothing(bundle_dir):

@@ -20,9 +20,12 @@ def to_html(report: Report) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("potstill.bench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("potstill.bench.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
+    )
     environment.filters |= {"clean": clean}
     return environment.get_template("report.html.j2").render(
         report=report,
@@ -65,10 +68,17 @@ def _card(report: Report, claim: Decision) -> dict[str, Any]:
     mark, words, _ = VERDICTS[claim.verdict]
     summary, reason = clean(claim.summary), clean(claim.reason or "")
     return {
-        "claim": clean(claim.claim), "verdict": claim.verdict, "mark": mark, "words": words,
-        "summary": summary, "reason": "" if reason in summary else reason, "subject": tables.subject(report, claim),
-        "measured": tables.measured(claim), "asked": tables.asked(claim), "gauge": gauge(claim),
-    }  # fmt: skip
+        "claim": clean(claim.claim),
+        "verdict": claim.verdict,
+        "mark": mark,
+        "words": words,
+        "summary": summary,
+        "reason": "" if reason in summary else reason,
+        "subject": tables.subject(report, claim),
+        "measured": tables.measured(claim),
+        "asked": tables.asked(claim),
+        "gauge": gauge(claim),
+    }
 
 
 def gauge(claim: Decision) -> dict[str, float | bool] | None:
@@ -86,49 +96,59 @@ def gauge(claim: Decision) -> dict[str, float | bool] | None:
 
 
 def _tables(report: Report) -> dict[str, Table]:
-    found = [
-        tables.failures(report), tables.overview(report), tables.models(report), tables.files(report), _hashes(report),
-        *(make(report) for make in (
-            tables.latency, tables.ratios, tables.throughput, tables.scaling,
-            tables.memory, tables.cold_start, tables.energy, tables.glue,
-        )),
-    ]  # fmt: skip
-    return {table.name: table for table in found}
-
-
-def _hashes(report: Report) -> Table:
-    rows = [
-        [tables.name(report, row.key), clean(file), digest]
+    """Return every table but those of single data sets, by name."""
+    hashes = [
+        [tables.contestant_name(report, row.key), clean(file), digest]
         for row in report.contestants
         for file, digest in row.sha256.items()
     ]
-    rows += [[clean(row.name), f"{clean(row.data)} ({clean(row.split)})", row.data_sha256] for row in report.quality]
-    return tables.plain("hashes", "SHA-256 of every model and data file", ("of", "file", "SHA-256"), rows)
+    hashes += [[clean(row.name), f"{clean(row.data)} ({clean(row.split)})", row.data_sha256] for row in report.quality]
+    of_hashes = Table("hashes", "SHA-256 of every model and data file", ("of", "file", "SHA-256"), [("", hashes)])
+    makers = (
+        tables.failures,
+        tables.overview,
+        tables.models,
+        tables.files,
+        tables.latency,
+        tables.ratios,
+        tables.throughput,
+        tables.scaling,
+        tables.memory,
+        tables.cold_start,
+        tables.energy,
+        tables.glue,
+    )
+    return {table.name: table for table in [*(make(report) for make in makers), of_hashes]}
 
 
 def _quality(report: Report, place: int) -> dict[str, Any]:
     quality = report.quality[place]
     confusions = [
         {
-            "rows": "the right labels" if found.rows == "label" else tables.name(report, found.rows),
-            "columns": tables.name(report, found.columns), "labels": [clean(label) for label in found.labels],
+            "rows": "the right labels" if found.rows == "label" else tables.contestant_name(report, found.rows),
+            "columns": tables.contestant_name(report, found.columns),
+            "labels": [clean(label) for label in found.labels],
             "counts": [[(count(cell), _shade(cell, row)) for cell in row] for row in found.counts],
         }
         for found in quality.confusion
-    ]  # fmt: skip
+    ]
     pairs = list(dict.fromkeys((row.baseline, row.candidate) for row in quality.differences))
     differences = [
         {
-            "baseline": tables.name(report, baseline), "candidate": tables.name(report, candidate),
+            "baseline": tables.contestant_name(report, baseline),
+            "candidate": tables.contestant_name(report, candidate),
             "rows": [row for row in quality.differences if (row.baseline, row.candidate) == (baseline, candidate)],
         }
         for baseline, candidate in pairs
-    ]  # fmt: skip
+    ]
     return {
-        "name": clean(quality.name), "id": f"data-{place}", "table": tables.quality(report, quality),
-        "like_for_like": tables.like_for_like(report, quality), "confusions": confusions,
+        "name": clean(quality.name),
+        "id": f"data-{place}",
+        "table": tables.quality(report, quality),
+        "like_for_like": tables.like_for_like(report, quality),
+        "confusions": confusions,
         "differences": differences,
-    }  # fmt: skip
+    }
 
 
 def _shade(cell: int, row: list[int]) -> int:
@@ -154,8 +174,11 @@ def _machine(report: Report) -> list[tuple[str, str]]:
         ("Packages", ", ".join(f"{name} {version}" for name, version in machine.packages.items())),
     ]
     peaks = machine.peaks.model_dump(exclude={"threads"}) if machine.peaks else {}
-    reached = [f"{name.split('_')[0]} {rate(value)}{name.split('_')[1].upper().rstrip('S')}/s"
-               for name, value in peaks.items() if value]  # fmt: skip
+    reached = [
+        f"{name.split('_')[0]} {rate(value)}{name.split('_')[1].upper().rstrip('S')}/s"
+        for name, value in peaks.items()
+        if value
+    ]
     return [(name, clean(value)) for name, value in [*pairs, ("Peak, measured", ", ".join(reached))] if value]
 
 
@@ -167,9 +190,11 @@ def _load(before: list[float] | None, after: list[float] | None) -> str:
 def _noise(report: Report) -> list[tuple[str, str]]:
     noise = report.noise
     shares = [
-        ("Noise floor", noise.floor), ("Stolen by other guests", noise.steal_share),
-        ("Held back by the quota", noise.throttled_share), ("Other processes", noise.others_share),
-    ]  # fmt: skip
+        ("Noise floor", noise.floor),
+        ("Stolen by other guests", noise.steal_share),
+        ("Held back by the quota", noise.throttled_share),
+        ("Other processes", noise.others_share),
+    ]
     pairs = [(name, percent(share) if share is not None else f"{NOTHING} (not known)") for name, share in shares]
     return [*pairs, ("Rounds measured anew", count(noise.repeated_rounds))]
 

@@ -75,8 +75,8 @@ class DeviceRunner(OnnxRunner):
 
     def prepare(self, feeds: Feeds) -> Callable[[], object]:
         """Copy the inputs to the device; return a call that runs there and waits until the work is done."""
-        engine = self.session.engine
-        binding = engine.io_binding()
+        own = self.session.onnxruntime_session
+        binding = own.io_binding()
         for name in self.inputs:
             binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(feeds[name], *self._place))
         for name in self.session.outputs:
@@ -85,7 +85,7 @@ class DeviceRunner(OnnxRunner):
 
         def call() -> object:
             try:
-                engine.run_with_iobinding(binding)
+                own.run_with_iobinding(binding)
                 binding.synchronize_outputs()
             except Exception as error:  # onnxruntime's errors have no common base but this
                 raise CheckError(f"{self.session.model_file} failed to run: {error}") from error

@@ -328,8 +328,8 @@ def _one_or_more(item: Schema, *, most: int | None = None) -> Schema:
 
 
 def _cap_dimensions(schema: Schema, encoder: Encoder) -> None:
-    width = encoder.session.engine.get_outputs()[-1].shape[-1]
-    if isinstance(width, int):
+    width = encoder.session.output_widths[encoder.session.outputs[-1]]
+    if width is not None:
         schema["properties"]["dimensions"]["anyOf"][0]["maximum"] = width
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.serve.batching.scripted import scripted
+from tests.serve.batching.engines import scripted
 
 
 @pytest.fixture

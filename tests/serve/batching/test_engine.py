@@ -14,8 +14,7 @@ from potstill.serve.batching import Engine, EngineSettings
 from potstill.serve.http_errors import invalid
 from potstill.serve.limits import Limits
 from potstill.serve.tasks.features import Features
-from tests.serve.batching.helpers import TEXTS, Counts, ask, occupy, refused, running, start, until
-from tests.serve.batching.scripted import scripted
+from tests.serve.batching.engines import TEXTS, Counts, ask, occupy, refused, running, scripted, start, until
 
 
 @pytest.mark.parametrize(("runners", "text_threads"), [(1, 1), (1, 2), (2, 1), (3, 2)])
@@ -36,9 +35,7 @@ def test_answers_are_those_of_the_encoder_in_any_company(encoder, runners, text_
         expected = encoder.predict(texts)
         for mine, other in zip(answered.answers, expected, strict=True):
             assert [score["label"] for score in mine] == [score["label"] for score in other]
-            assert [score["score"] for score in mine] == pytest.approx(
-                [score["score"] for score in other], abs=1e-6
-            )  # fmt: skip
+            assert [score["score"] for score in mine] == pytest.approx([score["score"] for score in other], abs=1e-6)
         assert answered.timings.tokens == int(encoder.tokenizer.lengths(texts).sum())
 
 

@@ -11,8 +11,7 @@ from potstill.serve import Encoder
 from potstill.serve.http_errors import RequestError
 from potstill.serve.limits import Limits
 from potstill.serve.tasks.features import Features
-from tests.serve.batching.helpers import TEXTS, Counts, ask, occupy, refused, running, start, until
-from tests.serve.batching.scripted import scripted
+from tests.serve.batching.engines import TEXTS, Counts, ask, occupy, refused, running, scripted, start, until
 
 
 def test_a_client_that_has_gone_costs_nothing(slow):

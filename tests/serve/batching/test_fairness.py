@@ -13,15 +13,17 @@ from hypothesis import strategies as st
 from potstill.serve import Encoder
 from potstill.serve.http_errors import RequestError
 from potstill.serve.limits import Limits
-from tests.serve.batching.helpers import ask, occupy, running, until
-from tests.serve.batching.scripted import scripted
+from tests.serve.batching.engines import ask, occupy, running, scripted, until
 from tests.serve.batching.simulation import DISTILBERT, STUDENT, Client, Machine, long, short, sst2
 
 # As its bundle is exported: padding is left out, so batches are of 128 tokens.
 LEAN = {
-    "cost": replace(DISTILBERT, unpadded=True), "budget": 128, "padded": 384, "runners": 2,
+    "cost": replace(DISTILBERT, unpadded=True),
+    "budget": 128,
+    "padded": 384,
+    "runners": 2,
     "batch_s": DISTILBERT.seconds(4, 32),
-}  # fmt: skip
+}
 LONG_RUN = DISTILBERT.seconds(1, 512)
 
 
