@@ -25,7 +25,7 @@ from potstill.errors import CheckpointError, UsageError
 from potstill.machine import available_cores
 from potstill.timing.workers import child_environment, python_module
 
-Comparison: TypeAlias = Literal["like_for_like", "to_baseline", "to_own_fp32"]
+ComparisonKind: TypeAlias = Literal["like_for_like", "to_baseline", "to_own_fp32"]
 BUNDLE_RUNNERS = ("onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino-cpu")
 TORCH_RUNNERS = ("torch-cpu", "torch-cpu-compiled", "torch-cuda", "torch-cuda-compiled")
 TORCH_PRECISIONS = ("fp32", "fp16", "bf16")
@@ -358,7 +358,7 @@ def list_configurations(models: Mapping[str, BenchModel], config: BenchConfig, *
 
 
 def pick_baseline(configurations: Sequence[Configuration], model: str) -> Configuration:
-    """Return the row that all others are held against: the model's fp32 where it has one, else its first.
+    """Return the configuration that all others are compared with: the model's fp32 where it has one, else its first.
 
     Raises:
         UsageError: if no model is called so.
@@ -370,15 +370,17 @@ def pick_baseline(configurations: Sequence[Configuration], model: str) -> Config
     return next((each for each in rows if each.precision == "fp32"), rows[0])
 
 
-def list_comparisons(configurations: Sequence[Configuration], *, baseline: str) -> list[tuple[Comparison, str, str]]:
-    """Return who is compared with whom: comparison, the key that is held against, the candidate's key.
+def list_comparisons(
+    configurations: Sequence[Configuration], *, baseline: str
+) -> list[tuple[ComparisonKind, str, str]]:
+    """Return all pairs that are compared: kind of comparison, key of the baseline, key of the candidate.
 
-    Like for like is the baseline's model in the same precision and engine. A model's fp32 is held against its other
-    precisions where it is not the baseline anyway.
+    Like for like is the baseline's model in the same precision and engine. A model's other precisions are compared with
+    its own fp32 where that is not the baseline anyway.
     """
     rows = {(each.model, each.precision, each.runner): each.key for each in configurations}
     models = {each.key: each.model for each in configurations}
-    found: list[tuple[Comparison, str, str]] = []
+    found: list[tuple[ComparisonKind, str, str]] = []
     if baseline not in models:
         return found
     for each in configurations:

@@ -41,7 +41,7 @@ Tell = Callable[[str], None]
 _OFFERED_BUDGETS_MIN = (15, 5, 2, 1)
 # As many cells as a few minutes measure again.
 _VERIFIED_CELLS = 6
-# More waiting tasks than this, per core, and somebody else was at work.
+# With more waiting tasks per core than this, other processes were at work.
 _BUSY_LOAD = 0.5
 
 
@@ -67,8 +67,8 @@ def bench(
         resume: go on with a bench that was interrupted; of one that is finished only the claims are decided anew.
         overwrite: replace what `out_dir` holds; an old report is then not taken for this bench's.
         command: how to do this again, for the report.
-        tell: is told, before the waiting begins, what the data can and cannot show.
-        progress: is told what is going on.
+        tell: called with a sentence, before the waiting begins, about what the data can and cannot show.
+        progress: called with stage, steps done, steps in all and a note.
 
     Raises:
         OutputError: if `out_dir` is in the way, or holds a bench of other models or settings.
@@ -107,8 +107,8 @@ def verify_report(
     Args:
         place: the report's folder or JSON file.
         seed: of the sample.
-        tell: is told what is measured.
-        progress: is told how far it is.
+        tell: called with what is measured.
+        progress: called with stage, steps done, steps in all and a note.
 
     Raises:
         UsageError: if there is no report, or a model is not where it was.
@@ -174,8 +174,8 @@ def _run(
         out_dir: gets the report.
         resume: whether to go on with what `work` holds.
         began: when the whole bench did, by `time.monotonic()`: a budget counts from there.
-        tell: is told how long it takes, and what there is no time for.
-        progress: is told what is going on.
+        tell: called with how long it takes, and what there is no time for.
+        progress: called with stage, steps done, steps in all and a note.
     """
     budget_s, fitting = bench.config.budget_s, None
     if budget_s is not None and not (resume and (work / FILE_NAME).is_file()):
