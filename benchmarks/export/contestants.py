@@ -48,9 +48,11 @@ def list_entries(name: str, places: Places, *, threads: int) -> dict[str, Entry]
     """Return every contestant of one architecture."""
     common = {"threads": threads, "vocab_size": VOCAB_SIZE}
     return (
-        _torch(places.work, name, common) | _optimum(places, name, common)
-        | _openvino(places, name, common) | _potstill(places.bundles, name, common)
-    )  # fmt: skip
+        _torch(places.work, name, common)
+        | _optimum(places, name, common)
+        | _openvino(places, name, common)
+        | _potstill(places.bundles, name, common)
+    )
 
 
 def _torch(work: Path, name: str, common: dict[str, Any]) -> dict[str, Entry]:

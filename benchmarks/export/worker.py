@@ -103,8 +103,11 @@ def load_potstill(command: Mapping[str, Any]) -> Engine:
 
 
 LOADERS = {
-    "torch": load_torch, "onnxruntime": load_onnxruntime, "openvino": load_openvino, "potstill": load_potstill,
-}  # fmt: skip
+    "torch": load_torch,
+    "onnxruntime": load_onnxruntime,
+    "openvino": load_openvino,
+    "potstill": load_potstill,
+}
 
 
 class RaceEntry:
