@@ -153,6 +153,17 @@ def load_corpus(  # noqa: PLR0913 - what, from where, and how; each is named by 
     return corpus
 
 
+def token_counts(corpus: Dataset, vocab_size: int) -> NDArray[np.int64]:
+    """Count each token id of a corpus: int64 (vocab_size,)."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for table in corpus.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=10_000):
+        found = np.bincount(table["input_ids"].combine_chunks().flatten().to_numpy(), minlength=vocab_size)
+        if len(found) > vocab_size:
+            raise DataError(f"the corpus has token {len(found) - 1} and the vocabulary {vocab_size} entries")
+        counts += found
+    return counts
+
+
 def _folder(cache_dir: Path | None, settings: list[object]) -> Path:
     if cache_dir is None:
         return Path(tempfile.gettempdir()) / f"potstill-corpus-{uuid.uuid4().hex}"

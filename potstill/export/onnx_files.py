@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, TypeAlias
+from typing import IO, TypeAlias
 
 import numpy as np
 import onnx
@@ -59,7 +59,7 @@ def load_model(file: Path) -> onnx.ModelProto:
         BundleError: if it is no ONNX file, or one that onnx cannot read.
     """
     read_safe(file)
-    return _parsed(file, onnx.load, file)
+    return _parse(file, onnx.load, file)
 
 
 def load_graph(file: Path) -> onnx.ModelProto:
@@ -70,7 +70,7 @@ def load_graph(file: Path) -> onnx.ModelProto:
         BundleError: as `load_model`.
     """
     read_safe(file)
-    return _parsed(file, onnx.load_model_from_string, without_weights(file))
+    return _parse(file, onnx.load_model_from_string, without_weights(file))
 
 
 def check_model(file: Path) -> None:
@@ -129,7 +129,7 @@ def read_safe(file: Path) -> Outline:
     return outline
 
 
-def _parsed(file: Path, parse: Callable[[Any], onnx.ModelProto], content: Any) -> onnx.ModelProto:
+def _parse(file: Path, parse: Callable[[Path | bytes], onnx.ModelProto], content: Path | bytes) -> onnx.ModelProto:
     try:
         return parse(content)
     except Exception as error:  # protobuf's own errors have no name in onnx
@@ -233,7 +233,7 @@ def _moved(tensor: TensorProto, stream: IO[bytes], location: str) -> TensorProto
     return moved
 
 
-def _shape(value: Any) -> tuple[int, list[int | None] | None]:
+def _shape(value: onnx.ValueInfoProto) -> tuple[int, list[int | None] | None]:
     """Return the element type and the dimensions: None where one is free, None for all where the rank is unknown."""
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):

@@ -203,7 +203,7 @@ def _run(
     names = sorted({product.activations for product in products} - {value.name for value in watched.graph.input})
     known = {value.name for value in watched.graph.output}
     watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
-    options: Any = onnxruntime.SessionOptions()
+    options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = machine.available_cores()
     options.log_severity_level = 3

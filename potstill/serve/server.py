@@ -155,6 +155,7 @@ def serve(
         if on_ready is not None:
             on_ready()
 
+    path = listener.getsockname() if listener.family == socket.AF_UNIX else None
     before = sys.getswitchinterval()
     _raise_file_limit()
     sys.setswitchinterval(_SWITCH_SECONDS)
@@ -164,6 +165,8 @@ def serve(
     finally:
         sys.setswitchinterval(before)
         gc.unfreeze()
+        if path is not None:
+            Path(path).unlink(missing_ok=True)
 
 
 class Server(uvicorn.Server):
@@ -180,7 +183,9 @@ class Server(uvicorn.Server):
         root_path: str = "",
     ) -> None:
         waiting: OrderedDict[HttpProtocol, None] = OrderedDict()
-        self._protocol = partial(HttpProtocol, limits=_within_file_limit(limits), waiting=waiting)
+        self._protocol = partial(
+            HttpProtocol, limits=limits, most_connections=_most_connections(limits), waiting=waiting
+        )
         config = uvicorn.Config(
             _answer_while_loading,
             http=self._protocol,  # type: ignore[arg-type]  # it is called as the class would be
@@ -337,12 +342,10 @@ def _raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _within_file_limit(limits: Limits) -> Limits:
-    """Return the limits with no more connections than the file descriptors leave."""
-    from dataclasses import replace
-
+def _most_connections(limits: Limits) -> int:
+    """Return how many connections may be open: the limit, or what the file descriptors leave."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
-        return limits
+        return limits.connections
     used = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 32
-    return replace(limits, connections=max(8, min(limits.connections, soft - used - _SPARE_FILES)))
+    return max(8, min(limits.connections, soft - used - _SPARE_FILES))

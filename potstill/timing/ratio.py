@@ -114,7 +114,7 @@ def finding(estimate: Estimate, floor: float | None) -> Finding:
 
     Args:
         estimate: how many times as fast it is.
-        floor: how far the ratio of something to itself can be from 1; None if nobody knows.
+        floor: how far the ratio of something to itself can be from 1; None if that is not known.
     """
     if abs(estimate.value - 1) <= (floor or 0) or estimate.low <= 1 <= estimate.high:
         return "no difference shown"

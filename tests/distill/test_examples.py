@@ -5,7 +5,7 @@ import pytest
 
 from potstill.data import Examples
 from potstill.distill.batches import tokenize
-from potstill.distill.scratch_teacher import train_tokenizer
+from potstill.distill.teacher import train_tokenizer
 from potstill.errors import DataError
 
 CLS, SEP = 2, 3

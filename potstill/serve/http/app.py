@@ -14,13 +14,13 @@ Neither errors nor logs hold a client's text.
 
 import hmac
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from hashlib import sha256
 from importlib.resources import files
 from itertools import count
 from secrets import token_hex
 from time import perf_counter
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -37,7 +37,7 @@ from potstill.serve.http.metrics import CONTENT_TYPE, Metrics
 from potstill.serve.http.oip import v2_routes
 from potstill.serve.http.openai import Embeddings, describe_model
 from potstill.serve.http.openapi import document
-from potstill.serve.http.predict import ModelEndpoints
+from potstill.serve.http.predict import Endpoint, ModelEndpoints, per_model
 from potstill.serve.http_errors import RequestError, error_response, failed, malformed, not_found, unavailable
 from potstill.serve.limits import Limits
 from potstill.serve.logging import log_failure
@@ -45,8 +45,6 @@ from potstill.tasks import FEATURE_EXTRACTION
 
 if TYPE_CHECKING:
     from potstill.serve.batching import Engine
-
-Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 _GONE = 499  # nginx's word for a client that hung up; only in the metrics
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
@@ -95,13 +93,18 @@ def create_app(
     metrics = Metrics(engine)
     engine.observer = metrics.engine_observer
     models = {name: ModelEndpoints(name, engine, limits) for name in engine.models}
-    described = JSONResponse(document(engine, limits, with_keys=bool(api_keys)))
+    described = document(engine, limits, with_keys=bool(api_keys))
+
+    async def openapi(request: Request) -> Response:
+        prefix = request.scope.get("root_path")
+        return JSONResponse(described | ({"servers": [{"url": prefix}]} if prefix else {}))
+
     routes: list[BaseRoute] = [
         *_model_routes(models, limits),
         *_state_routes(engine, limits, metrics),
         *v2_routes(engine, limits),
         *_page_routes(),
-        Route("/openapi.json", _constant(described)),
+        Route("/openapi.json", openapi),
     ]
 
     async def no_route(request: Request, error: Exception) -> Response:
@@ -131,19 +134,6 @@ def create_app(
 def _model_routes(models: Mapping[str, ModelEndpoints], limits: Limits) -> list[BaseRoute]:
     vectors = {name: model for name, model in models.items() if model.encoder.manifest.task == FEATURE_EXTRACTION.name}
 
-    def of(
-        action: Callable[[ModelEndpoints, Request], Awaitable[Response]], among: Mapping[str, ModelEndpoints] = models
-    ) -> Endpoint:
-        """Return an endpoint of the model that the path names, or of the first."""
-
-        async def endpoint(request: Request) -> Response:
-            name = request.path_params.get("name") or next(iter(among))
-            if name not in among:
-                raise not_found(f"there is no such model at this path; there are: {', '.join(among) or 'none'}")
-            return await action(among[name], request)
-
-        return endpoint
-
     async def list_models(request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [describe_model(name) for name in models]})
 
@@ -153,23 +143,23 @@ def _model_routes(models: Mapping[str, ModelEndpoints], limits: Limits) -> list[
     async def describe(model: ModelEndpoints, request: Request) -> Response:
         return JSONResponse(info.describe_model(model.encoder))
 
-    routes: list[BaseRoute] = [Route("/predict", of(ModelEndpoints.predict), methods=["POST"])]
+    routes: list[BaseRoute] = [Route("/predict", per_model(models, ModelEndpoints.predict), methods=["POST"])]
     if vectors:
         routes += [
             Route("/v1/embeddings", Embeddings(vectors, limits).embed, methods=["POST"]),
-            Route("/embed", of(ModelEndpoints.embed, vectors), methods=["POST"]),
-            Route("/models/{name}/embed", of(ModelEndpoints.embed, vectors), methods=["POST"]),
+            Route("/embed", per_model(vectors, ModelEndpoints.embed), methods=["POST"]),
+            Route("/models/{name}/embed", per_model(vectors, ModelEndpoints.embed), methods=["POST"]),
         ]
     return [
         *routes,
-        Route("/models/{name}/predict", of(ModelEndpoints.predict), methods=["POST"]),
-        Route("/", of(ModelEndpoints.hugging_face), methods=["POST"]),
-        Route("/models/{name}", of(ModelEndpoints.hugging_face), methods=["POST"]),
-        Route("/tokenize", of(ModelEndpoints.tokenize), methods=["POST"]),
-        Route("/models/{name}/tokenize", of(ModelEndpoints.tokenize), methods=["POST"]),
-        Route("/models/{name}", of(describe)),
+        Route("/models/{name}/predict", per_model(models, ModelEndpoints.predict), methods=["POST"]),
+        Route("/", per_model(models, ModelEndpoints.hugging_face), methods=["POST"]),
+        Route("/models/{name}", per_model(models, ModelEndpoints.hugging_face), methods=["POST"]),
+        Route("/tokenize", per_model(models, ModelEndpoints.tokenize), methods=["POST"]),
+        Route("/models/{name}/tokenize", per_model(models, ModelEndpoints.tokenize), methods=["POST"]),
+        Route("/models/{name}", per_model(models, describe)),
         Route("/v1/models", list_models),
-        Route("/v1/models/{name}", of(describe_openai)),
+        Route("/v1/models/{name}", per_model(models, describe_openai)),
     ]
 
 

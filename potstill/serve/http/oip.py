@@ -17,7 +17,7 @@ Source: https://github.com/kserve/open-inference-protocol (`inference_rest.md`),
 (`extension_binary_data.md`).
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -37,7 +37,7 @@ import potstill
 from potstill.errors import CheckError
 from potstill.serve.encoder import Encoder
 from potstill.serve.http.info import check_ready
-from potstill.serve.http.predict import timing_headers
+from potstill.serve.http.predict import per_model, timing_headers
 from potstill.serve.http.request import (
     SHORTEST_TIMEOUT_MS,
     check_length,
@@ -50,7 +50,7 @@ from potstill.serve.http.request import (
     unsupported,
     validate,
 )
-from potstill.serve.http_errors import invalid, malformed, not_found, too_large, unavailable
+from potstill.serve.http_errors import invalid, malformed, too_large, unavailable
 from potstill.serve.limits import Limits
 from potstill.serve.tasks.feature_extraction import SENTENCE_EMBEDDING
 from potstill.serve.tasks.features import Features, Outputs
@@ -213,7 +213,7 @@ class InferResponse(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mode:
-    """One of the two ways to ask."""
+    """One of the two modes: texts in and answers out, or ids in and the graph's outputs out."""
 
     kind: Literal["text", "ids"]
     inputs: tuple[str, ...]
@@ -237,7 +237,7 @@ class Signature:
     """Token types are below it."""
 
     def mode_of(self, name: str) -> Mode | None:
-        """Return the way to ask that an input belongs to."""
+        """Return the mode that an input belongs to."""
         return next((mode for mode in (self.text, self.ids) if name in mode.inputs), None)
 
     def numbers(self, output: str, *, rows: int, tokens: int) -> int:
@@ -328,15 +328,6 @@ def v2_routes(engine: "Engine", limits: Limits) -> list[BaseRoute]:
     """Return the protocol's endpoints, for all models."""
     models = {name: ModelV2(name, engine, limits) for name in engine.models}
 
-    def of(action: Callable[["ModelV2", Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        async def endpoint(request: Request) -> Response:
-            name = request.path_params["name"]
-            if name not in models:
-                raise not_found(f"there is no such model at this path; there are: {', '.join(models)}")
-            return await action(models[name], request)
-
-        return endpoint
-
     async def about(_: Request) -> Response:
         server = ServerMetadata(name="potstill", version=potstill.__version__, extensions=_EXTENSIONS)
         return JSONResponse(server.model_dump())
@@ -357,9 +348,9 @@ def v2_routes(engine: "Engine", limits: Limits) -> list[BaseRoute]:
     ]
     for version in VERSIONS:
         path = f"/v2/models/{{name}}{version}"
-        routes.append(Route(f"{path}/infer", of(ModelV2.infer), methods=["POST"]))
-        routes.append(Route(f"{path}/ready", of(ModelV2.ready)))
-        routes.append(Route(path, of(ModelV2.about)))
+        routes.append(Route(f"{path}/infer", per_model(models, ModelV2.infer), methods=["POST"]))
+        routes.append(Route(f"{path}/ready", per_model(models, ModelV2.ready)))
+        routes.append(Route(path, per_model(models, ModelV2.about)))
     return routes
 
 
@@ -396,10 +387,10 @@ class ModelV2:
         timeout_s = timeout_of(request, self._limits)
         body = await read_body(request, self._limits)
         length = request.headers.get("inference-header-content-length")
-        asked = read_infer(body, length, signature=self._signature, limits=self._limits)
-        if asked.timeout_s is not None:
-            timeout_s = min(asked.timeout_s, self._limits.request_seconds if timeout_s is None else timeout_s)
-        prepare, characters = (self._texts if asked.mode.kind == "text" else self._ids)(asked)
+        parsed = read_infer(body, length, signature=self._signature, limits=self._limits)
+        if parsed.timeout_s is not None:
+            timeout_s = min(parsed.timeout_s, self._limits.request_seconds if timeout_s is None else timeout_s)
+        prepare, characters = (self._texts if parsed.mode.kind == "text" else self._ids)(parsed)
         answered = await self._engine.answer(
             self._name,
             prepare,
@@ -408,16 +399,16 @@ class ModelV2:
             timeout_s=timeout_s,
             received_at=request.scope["state"].get("received_at"),
         )
-        if asked.mode.kind == "text":
-            columns = {name: _column(answered.answers, name) for name in asked.wanted}
+        if parsed.mode.kind == "text":
+            columns = {name: _column(answered.answers, name) for name in parsed.wanted}
         else:  # every row has as many tokens as the others
-            columns = {name: np.stack([row[name] for row in answered.answers]) for name in asked.wanted}
-        return write_response(asked, columns, model=self._name, headers=timing_headers(answered))
+            columns = {name: np.stack([row[name] for row in answered.answers]) for name in parsed.wanted}
+        return write_response(parsed, columns, model=self._name, headers=timing_headers(answered))
 
-    def _texts(self, asked: "Asked") -> tuple[Callable[[], Features], list[int]]:
+    def _texts(self, parsed: "ParsedRequest") -> tuple[Callable[[], Features], list[int]]:
         """Return what prepares the same request as `POST /predict` has, and the characters of each text."""
-        encoder, columns, windows = self._encoder, asked.texts, self._limits.windows
-        parameters = validate(encoder.task.parameters, dict(asked.parameters), "parameters")
+        encoder, columns, windows = self._encoder, parsed.texts, self._limits.windows
+        parameters = validate(encoder.task.parameters, dict(parsed.parameters), "parameters")
         items: list[Any] = columns.get("text", [])
         if "text_pair" in columns:
             sides = zip(columns["text"], columns["text_pair"], strict=True)
@@ -428,13 +419,13 @@ class ModelV2:
         prepare = partial(encoder.prepare, items, parameters, most_windows=windows)
         return prepare, [sum(map(len, item)) for item in zip(*columns.values(), strict=True)]
 
-    def _ids(self, asked: "Asked") -> tuple[Callable[[], Features], list[int]]:
+    def _ids(self, parsed: "ParsedRequest") -> tuple[Callable[[], Features], list[int]]:
         """Return what hands the ids to the model as they are, and what their texts may have had of characters."""
-        if asked.parameters:
+        if parsed.parameters:
             raise invalid("parameters has a key that is not known; the task's parameters go with texts, not with ids")
-        ids, wanted = asked.ids, asked.wanted
+        ids, wanted = parsed.ids, parsed.wanted
         tokens = ids["input_ids"].shape[1]
-        sizes = {name: self._signature.numbers(name, rows=asked.rows, tokens=tokens) for name in wanted}
+        sizes = {name: self._signature.numbers(name, rows=parsed.rows, tokens=tokens) for name in wanted}
         written = sum(size for name, size in sizes.items() if not wanted[name])
         check_numbers(sum(sizes.values()), written=written)
 
@@ -442,10 +433,10 @@ class ModelV2:
             return {name: np.array(outputs[name], dtype=np.float32) for name in wanted}
 
         def prepare() -> Features:
-            rows = [{name: values[row] for name, values in ids.items()} for row in range(asked.rows)]
+            rows = [{name: values[row] for name, values in ids.items()} for row in range(parsed.rows)]
             return Features(rows=rows, decode=_read_outputs, keep=keep)
 
-        return prepare, [tokens * _CHARACTERS] * asked.rows
+        return prepare, [tokens * _CHARACTERS] * parsed.rows
 
 
 def _read_outputs(rows: Sequence[Outputs]) -> list[Any]:
@@ -472,15 +463,15 @@ def _check_headers(request: Request) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What a request asks, checked."""
+class ParsedRequest:
+    """A request whose inputs, outputs and parameters are checked."""
 
     mode: Mode
     rows: int
     texts: Mapping[str, list[str]]
-    """Of the way "text": input name -> one text per row."""
+    """In the mode "text": input name -> one text per row."""
     ids: Mapping[str, Ids]
-    """Of the way "ids": input name -> shape (rows, tokens)."""
+    """In the mode "ids": input name -> shape (rows, tokens)."""
     wanted: Mapping[str, bool]
     """Output name -> whether it goes behind the JSON."""
     id: str | None
@@ -489,7 +480,7 @@ class Asked:
     """The task's."""
 
 
-class _Tail:
+class _BinaryTail:
     """The bytes behind the JSON; each binary tensor takes the next of them."""
 
     def __init__(self, data: memoryview) -> None:
@@ -512,8 +503,8 @@ class _Tail:
             raise malformed(f"the body has {len(self._data) - self._at} bytes behind the last tensor")
 
 
-def read_infer(body: bytes, header_length: str | None, *, signature: Signature, limits: Limits) -> Asked:
-    """Return what a request asks.
+def read_infer(body: bytes, header_length: str | None, *, signature: Signature, limits: Limits) -> ParsedRequest:
+    """Return the checked request that a body holds.
 
     Args:
         body: all of it.
@@ -525,7 +516,7 @@ def read_infer(body: bytes, header_length: str | None, *, signature: Signature, 
         RequestError: 400 if it cannot be read, 413 if it is over a limit, 422 if it asks for what is not there.
     """
     size = _header_size(header_length, len(body))
-    tail = _Tail(memoryview(body)[size:])
+    tail = _BinaryTail(memoryview(body)[size:])
     envelope = validate(InferRequest, parse_object(body[:size], limits, shape=_SHAPE), "the body")
     if envelope.id is not None and len(envelope.id) > LONGEST_ID:
         raise invalid(f"the body's id has {len(envelope.id)} characters; at most {LONGEST_ID} come back")
@@ -550,7 +541,7 @@ def read_infer(body: bytes, header_length: str | None, *, signature: Signature, 
     if ids:
         ids = _check_ids(ids, signature)
     own = RequestParameters.model_fields
-    return Asked(
+    return ParsedRequest(
         mode=mode,
         rows=rows,
         texts=texts,
@@ -571,7 +562,7 @@ def _header_size(given: str | None, size: int) -> int:
 
 
 def _tensors(inputs: Sequence[Any], signature: Signature) -> tuple[Mode, list[InferTensor]]:
-    """Return the inputs and the way of asking that they belong to; every name comes once."""
+    """Return the inputs and the mode that they belong to; every name comes once."""
     takes = f"it takes {_names(signature.text)}, or {_names(signature.ids)}"
     if len(inputs) > max(len(signature.text.inputs), len(signature.ids.inputs)):
         raise invalid(f"there are {len(inputs)} inputs, more than this model takes; {takes}")
@@ -703,7 +694,7 @@ def _wanted(outputs: Sequence[Any] | None, mode: Mode, *, binary: bool) -> dict[
         return dict.fromkeys(mode.outputs, binary)
     gives = f"these inputs give {', '.join(mode.outputs)}"
     if len(outputs) > len(mode.outputs):
-        raise invalid(f"there are {len(outputs)} outputs asked for; {gives}")
+        raise invalid(f"there are {len(outputs)} outputs parsed for; {gives}")
     wanted: dict[str, bool] = {}
     for index, value in enumerate(outputs):
         where = f"outputs[{index}]"
@@ -750,14 +741,16 @@ def check_numbers(count: int, *, written: int) -> None:
         )
 
 
-def write_response(asked: Asked, columns: Mapping[str, Column], *, model: str, headers: Mapping[str, str]) -> Response:
+def write_response(
+    parsed: ParsedRequest, columns: Mapping[str, Column], *, model: str, headers: Mapping[str, str]
+) -> Response:
     """Return the answer.
 
     Raises:
         RequestError: 413 if it has too many numbers.
     """
     sizes = {name: column.size for name, column in columns.items() if isinstance(column, np.ndarray)}
-    written = sum(size for name, size in sizes.items() if not asked.wanted[name])
+    written = sum(size for name, size in sizes.items() if not parsed.wanted[name])
     check_numbers(sum(sizes.values()), written=written)
     outputs: list[dict[str, Any]] = []
     tail: list[bytes] = []
@@ -768,15 +761,15 @@ def write_response(asked: Asked, columns: Mapping[str, Column], *, model: str, h
             "datatype": "BYTES" if is_text else "FP32",
             "shape": [len(column)] if is_text else list(np.shape(column)),
         }
-        if asked.wanted[name]:
+        if parsed.wanted[name]:
             tail.append(_behind(column))
             output["parameters"] = {"binary_data_size": len(tail[-1])}
         else:
             output["data"] = _written(column)
         outputs.append(output)
     content = {"model_name": model, "model_version": VERSION}
-    head = to_json(content | ({} if asked.id is None else {"id": asked.id}) | {"outputs": outputs})
-    if not any(asked.wanted.values()):
+    head = to_json(content | ({} if parsed.id is None else {"id": parsed.id}) | {"outputs": outputs})
+    if not any(parsed.wanted.values()):
         return Response(head, headers=headers, media_type="application/json")
     return Response(
         b"".join([head, *tail]),

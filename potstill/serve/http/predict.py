@@ -1,8 +1,8 @@
 """The endpoints that ask one model: predict, embed, tokenize, and Hugging Face's root."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel
 from pydantic_core import to_json
@@ -12,6 +12,7 @@ from starlette.responses import Response
 from potstill.serve.batching import Answered
 from potstill.serve.encoder import Encoder
 from potstill.serve.http.request import InputReader, check_media_type, read_body, timeout_of
+from potstill.serve.http_errors import not_found
 from potstill.serve.limits import Limits
 from potstill.serve.tasks.features import Features
 from potstill.serve.tokenizer import between_chunks
@@ -19,6 +20,9 @@ from potstill.tasks import FEATURE_EXTRACTION, TEXT_CLASSIFICATION
 
 if TYPE_CHECKING:
     from potstill.serve.batching import Engine
+
+Model = TypeVar("Model")
+Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 # The tasks in which the Hugging Face API answers one text with a list of one.
 _WRAPPED = (TEXT_CLASSIFICATION.name, FEATURE_EXTRACTION.name)
@@ -128,6 +132,18 @@ class ModelEndpoints:
             ],
             "truncated": bool(encoding.overflowing),
         }
+
+
+def per_model(models: Mapping[str, Model], action: Callable[[Model, Request], Awaitable[Response]]) -> Endpoint:
+    """Return an endpoint of the model that the path names as `name`, or of the first."""
+
+    async def endpoint(request: Request) -> Response:
+        name = request.path_params.get("name") or next(iter(models))
+        if name not in models:
+            raise not_found(f"there is no such model at this path; there are: {', '.join(models) or 'none'}")
+        return await action(models[name], request)
+
+    return endpoint
 
 
 def json_response(content: object, answered: Answered) -> Response:

