@@ -29,7 +29,7 @@ from potstill.distill.masking import IGNORED
 from potstill.errors import CheckpointError, UsageError
 from potstill.evaluation.predictions import Predictions, check_examples, check_predictions, predict
 from potstill.evaluation.scores import score
-from potstill.evaluation.summary import summarize
+from potstill.evaluation.summary import ModelEvaluation, summarize
 from potstill.evaluation.trivial import against_trivial
 from potstill.progress import Progress, silent
 from potstill.serve import BundleTokenizer
@@ -240,6 +240,12 @@ class Reading:
     limit: int | None = None
 
 
+class CheckpointEvaluation(ModelEvaluation):
+    """The result for a checkpoint."""
+
+    task: str
+
+
 def evaluate(
     model: str | Path,
     *,
@@ -251,11 +257,11 @@ def evaluate(
     pooling: str | None = None,
     keep_predictions: bool = False,
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> CheckpointEvaluation:
     """Return the scores of a checkpoint on a data set, under `scores`, with what was scored beside them.
 
     Texts are read and answers are decoded by the code that serves them, so a bundle of the checkpoint scores the same,
-    but for what its precision changes. Beside the scores is what `potstill.evaluation.summary.summarize` says of them.
+    but for what its precision changes.
 
     Args:
         model: a hub id or checkpoint folder.
@@ -305,18 +311,23 @@ def evaluate(
     )
     scored = checkpoint.model if head is None else SentenceEncoder(checkpoint.model, head)
     predictions = evaluation.predict(scored, progress=progress)
-    told = folder.notes if max_length == folder.max_seq_length else ()
-    result: dict[str, Any] = {
+    notes = folder.notes if max_length == folder.max_seq_length else ()
+    result: CheckpointEvaluation = {
         "model": str(model),
         "task": known.name,
         "data": str(data),
         "split": reading.split,
         "num_examples": len(examples),
         "data_sha256": examples.sha256,
-    } | summarize(
-        predictions, examples, kind=evaluation.kind(checkpoint.model), metric=first, keep_predictions=keep_predictions
-    )
-    result["notes"] = [*examples.notes, *told, *result["notes"]]
+        **summarize(
+            predictions,
+            examples,
+            kind=evaluation.kind(checkpoint.model),
+            metric=first,
+            keep_predictions=keep_predictions,
+        ),
+    }
+    result["notes"] = [*examples.notes, *notes, *result["notes"]]
     return result
 
 

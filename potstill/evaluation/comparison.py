@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -307,11 +307,12 @@ def disagreements(
             continue
         told.add(number)
         text = examples.texts[number]
+        text = " ".join(text) if isinstance(text, list) else text
         found.append(
             Difference(
                 baseline=keys[0],
                 candidate=keys[1],
-                text=(_cut(text[0]), _cut(text[1])) if isinstance(text, tuple) else _cut(_joined(text)),
+                text=(_cut(text[0]), _cut(text[1])) if isinstance(text, tuple) else _cut(text),
                 label=_describe_label(baseline, examples, row, kind=kind),
                 baseline_answer=_describe_answer(baseline, examples, row, kind=kind),
                 candidate_answer=_describe_answer(candidate, examples, row, kind=kind),
@@ -386,10 +387,6 @@ def _word(predictions: Predictions, examples: Examples, row: int, *, kind: str) 
 
 def _percent(value: float) -> str:
     return f"{100 * float(value):.0f} %"
-
-
-def _joined(text: Any) -> str:
-    return " ".join(text) if isinstance(text, list) else text
 
 
 def _cut(text: str) -> str:

@@ -74,7 +74,7 @@ def predict(
     pooling: Pooling | str | None = None,
     batch_size: int = 1,
     progress: Callable[[int], None] = lambda done: None,
-) -> dict[str, NDArray[Any]]:
+) -> Predictions:
     """Return a model's answers to texts as named arrays.
 
     For N texts, by kind:
@@ -211,7 +211,7 @@ def _run_rows(
         yield from zip(batch, outputs, strict=True)
 
 
-def _predict_words(run: _Run, model: TaskModel, texts: Sequence[Sequence[str]]) -> dict[str, NDArray[Any]]:
+def _predict_words(run: _Run, model: TaskModel, texts: Sequence[Sequence[str]]) -> Predictions:
     sizes = [len(words) for words in texts]
     if not sum(sizes):
         raise DataError("there are no words to ask about; give texts that are not empty")
@@ -226,7 +226,7 @@ def _predict_words(run: _Run, model: TaskModel, texts: Sequence[Sequence[str]]) 
     }
 
 
-def _predict_answers(run: _Run, model: TaskModel, pairs: Sequence[tuple[str, str]]) -> dict[str, NDArray[Any]]:
+def _predict_answers(run: _Run, model: TaskModel, pairs: Sequence[tuple[str, str]]) -> Predictions:
     """Answer with the parameters that a request has by default, and once more with "no answer" among the answers."""
     ways = QuestionParameters(), QuestionParameters(handle_impossible_answer=True)
     features = []
@@ -250,7 +250,7 @@ def _decode_twice(one: Features, other: Features) -> Features:
     return Features(one.rows, lambda outputs: [[each.decode(outputs)[0] for each in (one, other)]])
 
 
-def _predict_similarities(run: _Run, model: TaskModel, pairs: Sequence[tuple[str, str]]) -> dict[str, NDArray[Any]]:
+def _predict_similarities(run: _Run, model: TaskModel, pairs: Sequence[tuple[str, str]]) -> Predictions:
     """Return the cosine of the two vectors of each pair."""
     each = list(dict.fromkeys(text for pair in pairs for text in pair))
     settings = VectorParameters()
@@ -260,7 +260,7 @@ def _predict_similarities(run: _Run, model: TaskModel, pairs: Sequence[tuple[str
     return {"values": metrics.row_cosines(one, two)[:, None]}
 
 
-def _predict_masked_words(run: _Run, model: TaskModel, texts: Sequence[Text]) -> dict[str, NDArray[Any]]:
+def _predict_masked_words(run: _Run, model: TaskModel, texts: Sequence[Text]) -> Predictions:
     """Mask every 7th of the words that are one token, and return the likelihood of each."""
     tokenizer = model.tokenizer
     if tokenizer.mask_id is None:
