@@ -133,7 +133,7 @@ def not_finite_rows(predictions: Predictions) -> Bools:
     return np.asarray(~np.isfinite(predictions["values"]).all(axis=1))
 
 
-def row_labels(examples: Examples) -> Any:
+def row_labels(examples: Examples) -> NDArray[Any]:
     """Return the labels, one per row of the predictions: those of words one after another."""
     return np.concatenate(examples.labels) if isinstance(examples.labels, list) else examples.labels
 
