@@ -32,7 +32,7 @@ from potstill.data.read import SUFFIXES, arrow_schema, read_rows, text_lines
 from potstill.data.splits import HELD_OUT, find_files, is_held_out, parse_split
 from potstill.distill.batches import LENGTH_COLUMN
 from potstill.distill.packing import pack
-from potstill.errors import DataError
+from potstill.errors import DataError, first_line
 from potstill.files import new_folder
 from potstill.hub import check_name
 from potstill.machine import available_cores
@@ -264,9 +264,9 @@ def _load_from_hub(
     try:
         loaded = datasets.load_dataset(repository, configuration or None, split=split, streaming=streaming)
     except Exception as error:  # the hub client raises many kinds, all meaning the same here
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         raise DataError(
-            f"cannot load {name!r} ({split}) from the hub: {reason}; check the name and the network, or pass a folder"
+            f"cannot load {name!r} ({split}) from the hub: {first_line(error)}; check the name and the network, or "
+            "pass a folder"
         ) from error
     columns = loaded.column_names or list(next(iter(loaded), {}))
     return loaded, _text_column(columns, column, origin=f"{name} ({split})")

@@ -40,8 +40,19 @@ def save_model(graph: onnx.ModelProto, file: Path, *, external: bool | None = No
     if external is None:
         external = sum(map(_size_bytes, graph.graph.initializer)) > _LARGEST_SINGLE_FILE
     if not external:
+        # As protobuf writes it, one weight after the other: a message as a whole is a copy of all of them.
+        slim = _without_initializers(graph)
+        content = slim.graph.SerializeToString()
+        slim.ClearField("graph")
+        tensors = graph.graph.initializer
+        sizes = [tensor.ByteSize() for tensor in tensors]
+        heads = [_INITIALIZER_TAG + _varint(size) for size in sizes]
         with file.open("wb") as stream:
-            _write_message(graph, stream)
+            stream.write(slim.SerializeToString())
+            stream.write(_GRAPH_TAG + _varint(len(content) + sum(map(len, heads)) + sum(sizes)) + content)
+            for head, tensor in zip(heads, tensors, strict=True):
+                stream.write(head)
+                stream.write(tensor.SerializeToString())
         return [file]
     weights = file.with_name(f"{file.name}_data")
     slim = _without_initializers(graph)
@@ -157,21 +168,6 @@ def _size_bytes(tensor: TensorProto) -> int:
     return math.prod(tensor.dims) * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
-def _write_message(model: onnx.ModelProto, stream: IO[bytes]) -> None:
-    """Write a model as protobuf does, one weight after the other: a message as a whole is a copy of all of them."""
-    slim = _without_initializers(model)
-    graph = slim.graph.SerializeToString()
-    slim.ClearField("graph")
-    weights = model.graph.initializer
-    sizes = [tensor.ByteSize() for tensor in weights]
-    heads = [_INITIALIZER_TAG + _varint(size) for size in sizes]
-    stream.write(slim.SerializeToString())
-    stream.write(_GRAPH_TAG + _varint(len(graph) + sum(map(len, heads)) + sum(sizes)) + graph)
-    for head, tensor in zip(heads, weights, strict=True):
-        stream.write(head)
-        stream.write(tensor.SerializeToString())
-
-
 def _varint(value: int) -> bytes:
     """Return a number as protobuf writes it: seven bits a byte, the lowest first."""
     found = bytearray()
@@ -283,7 +279,18 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     graph = model.graph
     local = {(function.domain, function.name) for function in model.functions}
-    nodes = [part for node in graph.node for part in _standard(node, local)]
+    nodes = []
+    for node in graph.node:
+        if node.domain in _STANDARD_DOMAINS or (node.domain, node.op_type) in local:
+            nodes.append(node)
+            continue
+        stand_in = _STAND_INS.get(node.op_type) if node.domain == "com.microsoft" else None
+        if stand_in is None:
+            raise ParityError(
+                f"the graph has the operator {node.domain}:{node.op_type}, whose shapes cannot be checked; expected "
+                f"standard ones or {', '.join(sorted(_STAND_INS))}; export the checkpoint itself instead"
+            )
+        nodes += stand_in(node)
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
     for value in graph.output:
@@ -324,19 +331,6 @@ def tensor_shapes(model: onnx.ModelProto, batch_size: int, num_tokens: int) -> d
             dims = value.type.tensor_type.shape.dim
             found[value.name] = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
     return found
-
-
-def _standard(node: onnx.NodeProto, local: set[tuple[str, str]]) -> list[onnx.NodeProto]:
-    """Return standard operators that give the shapes which `node` gives."""
-    if node.domain in _STANDARD_DOMAINS or (node.domain, node.op_type) in local:
-        return [node]
-    stand_in = _STAND_INS.get(node.op_type) if node.domain == "com.microsoft" else None
-    if stand_in is None:
-        raise ParityError(
-            f"the graph has the operator {node.domain}:{node.op_type}, whose shapes cannot be checked; expected "
-            f"standard ones or {', '.join(sorted(_STAND_INS))}; export the checkpoint itself instead"
-        )
-    return stand_in(node)
 
 
 def _like_first(node: onnx.NodeProto) -> list[onnx.NodeProto]:

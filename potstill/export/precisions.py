@@ -360,20 +360,17 @@ def fall_back(
         if quality.holds:
             break
     if not quality.holds:
+        table = [f"{'fp32 layers':>11}  {'loss':>8}  {'95 % interval':>18}  {'verdict':12}  added"]
+        for step in steps:
+            low, high = step.loss_interval
+            table.append(
+                f"{step.fp32_layers:>11}  {step.loss:>8.2%}  {f'{low:.2%} to {high:.2%}':>18}  {step.verdict:12}  "
+                f"{step.added or '-'}"
+            )
+        lines = "\n".join(table)
         raise ParityError(
             f"int8 loses more than the {quality.max_loss:.2%} allowed, with up to {len(kept)} of {len(layers)} "
-            f"layers in fp32:\n{_show_steps(steps)}\nAllow more with --max-fp32-layers or --max-loss, or calibrate on "
+            f"layers in fp32:\n{lines}\nAllow more with --max-fp32-layers or --max-loss, or calibrate on "
             "texts that are more like the task's; nothing was published"
         )
     return kept, quality, steps
-
-
-def _show_steps(steps: Sequence[FallbackStep]) -> str:
-    lines = [f"{'fp32 layers':>11}  {'loss':>8}  {'95 % interval':>18}  {'verdict':12}  added"]
-    for step in steps:
-        low, high = step.loss_interval
-        lines.append(
-            f"{step.fp32_layers:>11}  {step.loss:>8.2%}  {f'{low:.2%} to {high:.2%}':>18}  {step.verdict:12}  "
-            f"{step.added or '-'}"
-        )
-    return "\n".join(lines)
