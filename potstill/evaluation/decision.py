@@ -290,9 +290,9 @@ def power(examples: Examples, *, kind: str, metric: str) -> Power:
     if isinstance(found, str):
         return Power(num_examples=len(examples), smallest_loss=None, sentence=found)
     points = 100 * found
-    told = f"{points:.1f}" if points >= 0.95 else f"{points:.2g}"
+    shown = f"{points:.1f}" if points >= 0.95 else f"{points:.2g}"
     sentence = (
-        f"With {len(examples):,} examples, a loss of {told} points of {metric.replace('_', ' ')} or more is found "
+        f"With {len(examples):,} examples, a loss of {shown} points of {metric.replace('_', ' ')} or more is found "
         "4 times in 5; a smaller one may well go unseen."
     )
     return Power(num_examples=len(examples), smallest_loss=found, sentence=sentence)

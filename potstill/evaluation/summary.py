@@ -8,10 +8,12 @@ from numpy.typing import NDArray
 
 from potstill import metrics
 from potstill.data import Examples
-from potstill.evaluation.predictions import Predictions, check_examples, check_predictions, predict
+from potstill.evaluation.predictions import Predictions, predict
 from potstill.evaluation.scores import (
     Scored,
     answer_texts,
+    check_examples,
+    check_predictions,
     class_logits,
     confusion,
     not_finite_rows,
@@ -98,7 +100,7 @@ def evaluate_bundle(
     keep_predictions: bool = False,
     progress: Progress = silent,
 ) -> BundleEvaluation:
-    """Score one precision of a bundle by the answers that it serves, each asked for alone.
+    """Score one precision of a bundle by the answers that it serves, one text at a time.
 
     Args:
         bundle_dir: the bundle, of any task.
@@ -107,7 +109,7 @@ def evaluate_bundle(
         metric: the score to put first; None takes the task's own.
         threads: as in `potstill.serve.Encoder`.
         keep_predictions: as in `summarize`.
-        progress: is told how far it is.
+        progress: is called with how far it is.
 
     Raises:
         BundleError, TamperedError: as `potstill.serve.Encoder`.
@@ -252,7 +254,7 @@ def _label_sets(scored: Scored, examples: Examples) -> NDArray[np.int64]:
 def _list_predictions(
     predictions: Predictions, scored: Scored, examples: Examples, *, kind: str
 ) -> list[dict[str, Any]]:
-    """Return one row per example: what was asked, the label, and the prediction, None for NaN or infinity.
+    """Return one row per example: the input, the label, and the prediction, None for NaN or infinity.
 
     Single labels have a `probability` beside them, answers to questions their `f1` and `exact_match`.
     """
@@ -290,8 +292,8 @@ def _list_predictions(
     else:
         pairs = zip(examples.labels.tolist(), predictions["values"][:, 0].tolist(), strict=True)
         rows = [{"label": label, "prediction": round(value, 6)} for label, value in pairs]
-    lost = {int(text) for text in row_texts(predictions)[not_finite_rows(predictions)]}
+    not_finite = {int(text) for text in row_texts(predictions)[not_finite_rows(predictions)]}
     return [
-        {key: text} | row | ({"prediction": None} if number in lost else {})
+        {key: text} | row | ({"prediction": None} if number in not_finite else {})
         for number, (text, row) in enumerate(zip(texts, rows, strict=True))
     ]

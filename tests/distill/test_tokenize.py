@@ -1,4 +1,4 @@
-"""Labelled examples as rows."""
+"""Labelled examples as rows of tokens (`batches.tokenize`)."""
 
 import numpy as np
 import pytest
