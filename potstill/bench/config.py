@@ -35,7 +35,7 @@ from potstill.config import BenchConfig, Section
 from potstill.data import Examples, load_examples
 from potstill.errors import UsageError, describe_fault, did_you_mean
 from potstill.evaluation.decision import power
-from potstill.evaluation.predictions import check_examples
+from potstill.evaluation.scores import check_examples
 from potstill.metrics import GLUE_METRICS, glue_task
 from potstill.tasks import METRICS, get_task, kind_of, primary_metric
 

@@ -227,10 +227,11 @@ def _print_scores(title: str, results: "Mapping[str, ModelEvaluation]") -> None:
     ]
     print_table(title, ["model", "texts", *names], rows)
     if first.get("per_class"):
-        _print_classes(first)
+        print_classes(first)
 
 
-def _print_classes(result: "ModelEvaluation") -> None:
+def print_classes(result: "ModelEvaluation") -> None:
+    """Print the scores of every class, and the confusion matrix where there are few of them."""
     from potstill.cli.render import MAX_WIDTH, print_table
 
     rows = [

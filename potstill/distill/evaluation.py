@@ -27,8 +27,8 @@ from potstill.distill.batches import Collator, EpochRows, make_collator, make_ml
 from potstill.distill.hooks import embed, masked_lm_head, model_inputs
 from potstill.distill.masking import IGNORED
 from potstill.errors import CheckpointError, UsageError
-from potstill.evaluation.predictions import Predictions, check_examples, check_predictions, predict
-from potstill.evaluation.scores import score
+from potstill.evaluation.predictions import Predictions, predict
+from potstill.evaluation.scores import check_examples, check_predictions, score
 from potstill.evaluation.summary import ModelEvaluation, summarize
 from potstill.evaluation.trivial import against_trivial
 from potstill.progress import Progress, silent

@@ -19,7 +19,7 @@ from potstill.evaluation.intervals import (
     widen,
     wilson,
 )
-from potstill.evaluation.predictions import Predictions, check_examples, check_predictions
+from potstill.evaluation.predictions import Predictions
 from potstill.evaluation.results import Confusion, Difference, GlueRow, Interval, Quality, Retention, Score
 from potstill.evaluation.scores import (
     NO_ANSWER,
@@ -27,6 +27,8 @@ from potstill.evaluation.scores import (
     agreement,
     answer_texts,
     changes,
+    check_examples,
+    check_predictions,
     class_logits,
     confusion,
     not_finite_rows,

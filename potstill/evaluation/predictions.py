@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from potstill import metrics
 from potstill.bundle import Pooling
-from potstill.data import Examples
 from potstill.errors import CheckError, DataError, UsageError
 from potstill.serve import SENTENCE_EMBEDDING, BundleTokenizer, Row, Text
 from potstill.serve.encoder import unpad
@@ -36,7 +35,6 @@ from potstill.tasks import (
     PROBLEM_TYPES,
     QUESTION_ANSWERING,
     REGRESSION,
-    SINGLE_LABEL,
     TEXT_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
 )
@@ -53,7 +51,6 @@ _MAX_MASKED, _MAX_NUMBERS = 1000, 2**26
 # Nothing else waits here, so a context may take as many windows as it has.
 _MAX_WINDOWS = 2**31
 _FUNCTIONS = {MULTI_LABEL: "sigmoid", REGRESSION: "none"}
-_LABELLED = (SINGLE_LABEL, MULTI_LABEL, TOKEN_CLASSIFICATION.name)
 
 
 class Session(Protocol):
@@ -315,46 +312,6 @@ def mask_words(tokenizer: BundleTokenizer, text: str) -> tuple[str, list[int]]:
         end = stop
         hidden.append(seen.ids[place])
     return "".join([*parts, text[end:]]), hidden
-
-
-def check_examples(examples: Examples, kind: str) -> None:
-    """Refuse examples that models of a kind cannot be scored on, before any of them runs.
-
-    Raises:
-        DataError: if there are no labels, no pairs for feature-extraction, or labels beyond those with a name.
-    """
-    where = f"{examples.name} ({examples.split})"
-    if examples.labels is None and kind != FILL_MASK.name:
-        what = "pairs of texts with a score" if kind == FEATURE_EXTRACTION.name else "labels"
-        raise DataError(f"{where} has no {what}, and a {kind} model is judged by them; give other data or columns")
-    known, highest = len(examples.label_names), -1
-    if kind == SINGLE_LABEL:
-        highest = int(examples.labels.max())
-    elif kind == MULTI_LABEL:
-        highest = int(examples.labels.shape[1]) - 1
-    elif kind == TOKEN_CLASSIFICATION.name:
-        highest = max(int(ids.max()) for ids in examples.labels if len(ids))
-    if highest >= known and kind in _LABELLED:
-        raise DataError(
-            f"{where} has the label {highest}, but the model knows {known} labels, 0 to {known - 1}; "
-            "give data of the same task"
-        )
-
-
-def check_predictions(predictions: Predictions, examples: Examples, *, kind: str, key: str) -> None:
-    """Refuse predictions with more or fewer numbers than the examples' labels ask for.
-
-    Raises:
-        DataError: naming the model by `key`.
-    """
-    if "values" not in predictions:
-        return
-    columns = len(examples.label_names) if kind in _LABELLED else 1
-    if predictions["values"].shape[1] != columns:
-        raise DataError(
-            f"{key} answers with {predictions['values'].shape[1]} numbers per decision, and {examples.name} "
-            f"({examples.split}) is read with {columns}; give data with the model's own labels"
-        )
 
 
 @dataclass(frozen=True, slots=True)

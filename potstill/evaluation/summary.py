@@ -8,10 +8,12 @@ from numpy.typing import NDArray
 
 from potstill import metrics
 from potstill.data import Examples
-from potstill.evaluation.predictions import Predictions, check_examples, check_predictions, predict
+from potstill.evaluation.predictions import Predictions, predict
 from potstill.evaluation.scores import (
     Scored,
     answer_texts,
+    check_examples,
+    check_predictions,
     class_logits,
     confusion,
     not_finite_rows,

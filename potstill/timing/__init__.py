@@ -7,6 +7,6 @@ has the statistics of paired rounds, and `disturbance` finds out whether the mac
 
 from potstill.timing.disturbance import Watch
 from potstill.timing.race import Race, RaceEntry, race
-from potstill.timing.ratio import Estimate, Verdict, ratio_interval, verdict
+from potstill.timing.ratio import Estimate, ratio_interval
 
-__all__ = ["Estimate", "Race", "RaceEntry", "Verdict", "Watch", "race", "ratio_interval", "verdict"]
+__all__ = ["Estimate", "Race", "RaceEntry", "Watch", "race", "ratio_interval"]

@@ -91,7 +91,14 @@ def engines():
 
     def runner(folder):
         opened = open_runner(
-            {"runner": "onnxruntime-cpu", "folder": str(folder), "precision": "fp32", "threads": 1, "spinning": False}
+            {
+                "runner": "onnxruntime-cpu",
+                "folder": str(folder),
+                "precision": "fp32",
+                "threads": 1,
+                "spinning": False,
+                "max_length": None,
+            }
         )
 
         def logits(texts):
