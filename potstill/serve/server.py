@@ -274,7 +274,10 @@ class Server(uvicorn.Server):
             now = self._loop.time()
             for connection in list(self.server_state.connections):
                 if isinstance(connection, HttpProtocol) and min(connection.deadline, connection.write_deadline) <= now:
-                    connection.expire()
+                    try:
+                        connection.expire()
+                    except Exception as error:  # one connection must not keep the others from their end
+                        log_failure("a connection could not be ended", error)
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether to end; uvicorn asks ten times a second."""
@@ -312,6 +315,7 @@ class Server(uvicorn.Server):
 
 def _accept_all(listener: socket.socket) -> Iterator[socket.socket]:
     """Give the connections that the kernel has made and nobody has accepted."""
+    listener.setblocking(False)
     with contextlib.suppress(OSError):  # BlockingIOError is the end of the line
         while True:
             yield listener.accept()[0]

@@ -41,8 +41,10 @@ _LINGER_BYTES = 16 << 20
 _LAST_CALL_SECONDS = 0.5
 
 _HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
-_FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
-"""Fields that decide how to read on; each may come once, and none in a trailer."""
+_ONCE = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
+"""Fields that decide how to read on: each may come once."""
+_NO_TRAILERS = frozenset({b"connection", b"content-length", b"transfer-encoding"})
+"""Fields that the parser believes in a trailer, too, and then ignores what follows."""
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -243,7 +245,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.receiving == "body":
             # Nobody needs a trailer, and it must not pass for a header (RFC 9110, section 6.5.1).
             self._count_part()
-            if name.lower() in _FRAMING or name.lower() == b"connection":
+            if name.lower() in _NO_TRAILERS:
                 raise malformed("a trailer must not say how the connection goes on")
             return
         super().on_header(name, value.strip(b" \t"))
@@ -272,7 +274,7 @@ class HttpProtocol(HttpToolsProtocol):
         """
         fields: dict[bytes, bytes] = {}
         for name, value in self.headers:
-            if name in _FRAMING:
+            if name in _ONCE:
                 if name in fields:
                     raise malformed(f"the header {name.decode()} comes twice")
                 fields[name] = value
@@ -305,6 +307,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.body_bytes += len(body)
         if self.body_bytes > self.limits.body_bytes:
             raise too_large(f"the body is over {self.limits.body_bytes} bytes; send fewer texts")
+        self.cycle.waiting_for_100_continue = False  # the client has not waited for it
         super().on_body(body)
 
     def _count_part(self) -> None:
