@@ -23,7 +23,7 @@ from transformers import (
 from potstill.bench import Request, bench
 from potstill.config import BenchConfig, ExportConfig
 from potstill.data import load_examples
-from potstill.distill.scratch_teacher import train_tokenizer
+from potstill.distill.teacher import train_tokenizer
 from potstill.export import export_bundle
 from potstill.files import write_text
 from potstill.tasks import TEXT_CLASSIFICATION

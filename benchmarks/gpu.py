@@ -28,7 +28,7 @@ from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassificat
 
 from potstill import machine
 from potstill.data import load_examples
-from potstill.distill.scratch_teacher import train_tokenizer
+from potstill.distill.teacher import train_tokenizer
 from potstill.files import write_text
 from potstill.tasks import TEXT_CLASSIFICATION
 

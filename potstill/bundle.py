@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -594,7 +594,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
 
 
-def _digest_of(content: dict[str, Any]) -> str:
+def _digest_of(content: Mapping[str, object]) -> str:
     rest = {name: value for name, value in content.items() if name != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 

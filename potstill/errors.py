@@ -20,10 +20,10 @@ A message says what was wrong with the value shown, what was expected, and what 
 """
 
 import difflib
+import typing
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, get_args
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic_core import ErrorDetails
 
@@ -161,5 +161,5 @@ def fields_at(model: "type[BaseModel]", location: Sequence[str | int]) -> list[s
             if isinstance(annotation, type) and hasattr(annotation, "model_fields"):
                 model = annotation
                 break
-            pending += get_args(annotation)
+            pending += typing.get_args(annotation)
     return list(model.model_fields)

@@ -262,10 +262,13 @@ class Journal:
 
     def close(self) -> None:
         """Put everything on the disk and let go of the file, which may then be copied or removed; entries stay."""
-        if self._descriptor is not None:
-            os.fsync(self._descriptor)
-            os.close(self._descriptor)
-            self._descriptor = None
+        if self._descriptor is None:
+            return
+        descriptor, self._descriptor = self._descriptor, None
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def open_journal(

@@ -387,7 +387,7 @@ def count_matmuls(outline: Outline) -> dict[str, int]:
     onnxruntime turns a matmul of two dequantised inputs into an integer one; of a matmul whose weight alone is
     dequantised it does not.
     """
-    flow = _Flow(outline)
+    flow = _Dataflow(outline)
     kinds = Counter(flow.kind(node) for node in outline.nodes if node.op_type in _WEIGHTS)
     return {
         "integer": kinds["integer"],
@@ -447,7 +447,7 @@ def _find_scales(outline: Outline) -> Iterator[str]:
                     roots |= dict.fromkeys(node.outputs, large)
 
 
-class _Flow:
+class _Dataflow:
     """Where the inputs of operators come from, and where their outputs go."""
 
     def __init__(self, outline: Outline) -> None:

@@ -19,6 +19,8 @@ class Task:
     """The hub's name of the task, and the word on the command line."""
     model_class: str
     """The transformers class that loads a checkpoint for it."""
+    heads: tuple[str, ...]
+    """How the names of the classes end that a checkpoint's `architectures` names."""
     text_columns: tuple[tuple[str, ...], ...]
     """Column names that public data sets use for the text, tried in this order; two names are a pair."""
     label_columns: tuple[str, ...]
@@ -60,6 +62,7 @@ _TEXTS = tuple((name,) for name in TEXT_NAMES)
 TEXT_CLASSIFICATION = Task(
     name="text-classification",
     model_class="AutoModelForSequenceClassification",
+    heads=("ForSequenceClassification",),
     text_columns=(*_PAIRS, *_TEXTS),
     label_columns=("label", "labels", "score", "class", "category", "sentiment", "stars", "rating", "target"),
     output="logits",
@@ -68,6 +71,7 @@ TEXT_CLASSIFICATION = Task(
 TOKEN_CLASSIFICATION = Task(
     name="token-classification",
     model_class="AutoModelForTokenClassification",
+    heads=("ForTokenClassification",),
     text_columns=(("tokens",), ("words",)),
     label_columns=("ner_tags", "tags", "labels", "pos_tags", "chunk_tags"),
     output="logits",
@@ -76,6 +80,7 @@ TOKEN_CLASSIFICATION = Task(
 QUESTION_ANSWERING = Task(
     name="question-answering",
     model_class="AutoModelForQuestionAnswering",
+    heads=("ForQuestionAnswering",),
     text_columns=(("question", "context"),),
     label_columns=("answers",),
     output="start_logits",
@@ -84,6 +89,7 @@ QUESTION_ANSWERING = Task(
 FILL_MASK = Task(
     name="fill-mask",
     model_class="AutoModelForMaskedLM",
+    heads=("ForMaskedLM", "ForPreTraining"),
     text_columns=_TEXTS,
     label_columns=(),
     output="logits",
@@ -92,6 +98,7 @@ FILL_MASK = Task(
 FEATURE_EXTRACTION = Task(
     name="feature-extraction",
     model_class="AutoModel",
+    heads=("Model",),
     text_columns=(*_PAIRS, ("anchor", "positive"), *_TEXTS),
     label_columns=("score", "label", "similarity_score"),
     output="last_hidden_state",

@@ -18,9 +18,20 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ABSENT = (
-    "torch", "transformers", "onnx", "datasets", "optimum", "accelerate", "onnxscript", "scipy", "matplotlib", "pandas",
-    "pyarrow", "fastapi", "ray",
-)  # fmt: skip
+    "torch",
+    "transformers",
+    "onnx",
+    "datasets",
+    "optimum",
+    "accelerate",
+    "onnxscript",
+    "scipy",
+    "matplotlib",
+    "pandas",
+    "pyarrow",
+    "fastapi",
+    "ray",
+)
 SILENT = "ORT_DISABLE_TELEMETRY"
 TOLERANCE = 1e-6  # the same file on the same machine; JSON keeps floats exactly
 START_SECONDS = 120

@@ -46,7 +46,7 @@ def make_teacher(folder, *, steps=120):
     """Train a BERT of 4 layers x 32 units on the task and save it with its tokenizer."""
     from transformers import BertConfig, BertForSequenceClassification
 
-    from potstill.distill.scratch_teacher import train_tokenizer
+    from potstill.distill.teacher import train_tokenizer
 
     rows = sentences(256, seed=3)
     tokenizer = train_tokenizer([text for text, _ in rows], vocab_size=300, max_length=64)

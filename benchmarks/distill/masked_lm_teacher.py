@@ -13,9 +13,9 @@ from pathlib import Path
 
 from potstill.checkpoint import load_checkpoint, save_tokenizer
 from potstill.config import build_recipe
-from potstill.distill.data import load_training_data, make_scorer
+from potstill.distill.data import load_training_data
 from potstill.distill.methods import make_labels_objective
-from potstill.distill.trainer import TrainingRun, train
+from potstill.distill.trainer import TrainingRun, make_scorer, train
 from potstill.progress import silent
 from potstill.tasks import FILL_MASK
 

@@ -55,19 +55,41 @@ def compare(given, folder):
         potstill("export", given.checkpoint, "--out", bundle, "--precision", "fp32", *task, *length)
     manifest = read_bundle(bundle).manifest
     metric = primary_metric(get_task(given.task), manifest.problem_type)
-    torch = json.loads(
-        potstill("evaluate", given.checkpoint, "--data", given.data, *task, *limit, *length, "--json")
-    )["torch"]["scores"]  # fmt: skip
+    torch = json.loads(potstill("evaluate", given.checkpoint, "--data", given.data, *task, *limit, *length, "--json"))[
+        "torch"
+    ]["scores"]
     served = json.loads(potstill("evaluate", bundle, "--data", given.data, *limit, "--json"))["fp32"]["scores"]
     report = json.loads(
-        potstill("bench", bundle, "--data", given.data, *limit, "--out", folder / "report", "--overwrite", "--quick",
-                 "--rounds", "5", "--batch-size", "1", "--num-tokens", "16", "--set", "launches=1", "--json")
-    )  # fmt: skip
+        potstill(
+            "bench",
+            bundle,
+            "--data",
+            given.data,
+            *limit,
+            "--out",
+            folder / "report",
+            "--overwrite",
+            "--quick",
+            "--rounds",
+            "5",
+            "--batch-size",
+            "1",
+            "--num-tokens",
+            "16",
+            "--set",
+            "launches=1",
+            "--json",
+        )
+    )
     benched = report["quality"][0]["scores"][0]["scores"]
     examples = load_examples(
-        given.data, split="validation", task=get_task(given.task), label_names=manifest.labels or None,
-        problem_type=manifest.problem_type, limit=given.limit,
-    )  # fmt: skip
+        given.data,
+        split="validation",
+        task=get_task(given.task),
+        label_names=manifest.labels or None,
+        problem_type=manifest.problem_type,
+        limit=given.limit,
+    )
     with serve(bundle) as port:
         client = score_as_a_client(port, examples, kind=kind_of(get_task(given.task), manifest.problem_type))
     print(f"{'score':<22} {'checkpoint':>20} {'bundle':>20} {'bench':>20} {'client':>20}")

@@ -10,7 +10,7 @@ from prepare import VOCAB_SIZE, why_missing
 
 from potstill.bundle import read_bundle
 from potstill.errors import PotstillError
-from potstill.timing import Contestant
+from potstill.timing import RaceEntry
 
 WORKER = str(Path(__file__).with_name("worker.py"))
 
@@ -34,7 +34,7 @@ class Entry:
         reason: why it cannot take part; None if it can.
     """
 
-    contestant: Contestant
+    contestant: RaceEntry
     files: tuple[Path, ...] = ()
     reason: str | None = None
 
@@ -48,9 +48,11 @@ def list_entries(name: str, places: Places, *, threads: int) -> dict[str, Entry]
     """Return every contestant of one architecture."""
     common = {"threads": threads, "vocab_size": VOCAB_SIZE}
     return (
-        _torch(places.work, name, common) | _optimum(places, name, common)
-        | _openvino(places, name, common) | _potstill(places.bundles, name, common)
-    )  # fmt: skip
+        _torch(places.work, name, common)
+        | _optimum(places, name, common)
+        | _openvino(places, name, common)
+        | _potstill(places.bundles, name, common)
+    )
 
 
 def _torch(work: Path, name: str, common: dict[str, Any]) -> dict[str, Entry]:
@@ -101,7 +103,7 @@ def _potstill(bundles: Path, name: str, common: dict[str, Any]) -> dict[str, Ent
             bundle = read_bundle(bundles / folder)
             record = bundle.model_record(precision)
         except PotstillError as error:
-            entries[f"potstill-{short}"] = Entry(contestant=Contestant((), {}), reason=str(error))
+            entries[f"potstill-{short}"] = Entry(contestant=RaceEntry((), {}), reason=str(error))
             continue
         switches = record.disabled_optimizers or bundle.manifest.disabled_optimizers
         load = common | {"file": str(bundle.model_file(precision)), "disabled_optimizers": switches}
@@ -111,7 +113,7 @@ def _potstill(bundles: Path, name: str, common: dict[str, Any]) -> dict[str, Ent
 
 
 def _entry(python: Path, kind: str, load: dict[str, Any], *, files: Sequence[Path]) -> Entry:
-    contestant = Contestant((str(python), WORKER, kind), load)
+    contestant = RaceEntry((str(python), WORKER, kind), load)
     missing = next((file for file in files if not file.is_file()), None)
     if not python.is_file():
         return Entry(contestant=contestant, reason=f"there is no {python}")

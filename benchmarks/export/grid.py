@@ -64,7 +64,8 @@ def measure(places: Places, architectures: list[str], *, rounds: int, block_s: f
         "date": date.today().isoformat(),
         "machine": environment,
         "peers": {
-            "optimum": peer_versions(places.opt_python), "openvino": peer_versions(places.ov_python),
+            "optimum": peer_versions(places.opt_python),
+            "openvino": peer_versions(places.ov_python),
         },
         "weights": f"random, seed {SEED}; neither size nor speed depends on them",
         "settings": {"threads": threads, "rounds": rounds, "block_s": block_s, "seed": SEED},
@@ -72,7 +73,7 @@ def measure(places: Places, architectures: list[str], *, rounds: int, block_s: f
         "export": costs,
         "architectures": described,
         "ratios": list_ratios(races),
-    }  # fmt: skip
+    }
 
 
 def _parse() -> argparse.Namespace:

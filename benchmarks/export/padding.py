@@ -50,13 +50,15 @@ def compare(encoders: dict[str, Encoder], texts: list[str], *, batch_size: int, 
     low, high = np.quantile(plain[draws].sum(1) / unpadded[draws].sum(1), [0.025, 0.975])
     tokens = sum(int(feeds["attention_mask"].sum()) for feeds in batches)
     return {
-        "batch_size": batch_size, "order": "by length" if is_sorted else "as they come",
+        "batch_size": batch_size,
+        "order": "by length" if is_sorted else "as they come",
         "padding_share": 1 - tokens / sum(feeds["input_ids"].size for feeds in batches),
         "plain_texts_per_second": len(rows) / float(plain.sum()),
         "unpadded_texts_per_second": len(rows) / float(unpadded.sum()),
-        "ratio": float(plain.sum() / unpadded.sum()), "interval": [float(low), float(high)],
+        "ratio": float(plain.sum() / unpadded.sum()),
+        "interval": [float(low), float(high)],
         "max_abs_difference": difference,
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -93,11 +95,13 @@ def main() -> None:
         manifest = encoders["unpadded"].manifest
         content = {
             "about": "one checkpoint exported with and without padding in its products; one thread, in turns",
-            "date": datetime.now(UTC).date().isoformat(), "environment": environment,
+            "date": datetime.now(UTC).date().isoformat(),
+            "environment": environment,
             "architecture": manifest.architecture.model_dump(mode="json"),
-            "precision": arguments.precision, "texts": len(texts),
+            "precision": arguments.precision,
+            "texts": len(texts),
             "batches": found,
-        }  # fmt: skip
+        }
         write_text(arguments.result, json.dumps(content, indent=1) + "\n")
 
 

@@ -54,7 +54,7 @@ def make_checkpoint(name: str, folder: Path) -> None:
     )
 
     from potstill.data import load_examples
-    from potstill.distill.scratch_teacher import train_tokenizer
+    from potstill.distill.teacher import train_tokenizer
     from potstill.tasks import TEXT_CLASSIFICATION
 
     # Random weights of standard deviation 0.02 answer alike to every text; larger ones tell right from wrong.

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from potstill.timing import Estimate, Race, verdict
+from potstill.evaluation.intervals import decide_by_interval
+from potstill.timing import Estimate, Race
 
 # Who is timed against whom: the goals' pairs, and the same pairs without tuning.
 PAIRS = (
@@ -99,7 +100,7 @@ def list_goals(
 
 
 def _speed_goal(goal: str, measured: dict[str, Any] | None, target: float) -> dict[str, Any]:
-    said = verdict(Estimate(measured["ratio"], *measured["interval_95"]), target) if measured else UNKNOWN
+    said = decide_by_interval(measured["interval_95"], target, at_least=True) if measured else UNKNOWN
     return {"goal": goal, "asked": f"at least {target:.3f}", "measured": measured, "verdict": said}
 
 
@@ -112,7 +113,7 @@ def _never_slower(goal: str, races: Mapping[str, Race], baseline: str, name: str
     row: dict[str, Any] = {"goal": goal, "asked": "at least 1 in every cell"}
     if not found:
         return row | {"measured": None, "verdict": UNKNOWN}
-    verdicts = {verdict(estimate, 1.0) for estimate, _ in found}
+    verdicts = {decide_by_interval(estimate.interval(), 1.0, at_least=True) for estimate, _ in found}
     said = next((each for each in ("FAIL", "INCONCLUSIVE") if each in verdicts), "PASS")
     worst, where = min(found, key=lambda each: each[0].value)
     return row | {"measured": _numbers(worst) | {"worst_cell": where}, "verdict": said}

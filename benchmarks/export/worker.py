@@ -103,11 +103,14 @@ def load_potstill(command: Mapping[str, Any]) -> Engine:
 
 
 LOADERS = {
-    "torch": load_torch, "onnxruntime": load_onnxruntime, "openvino": load_openvino, "potstill": load_potstill,
-}  # fmt: skip
+    "torch": load_torch,
+    "onnxruntime": load_onnxruntime,
+    "openvino": load_openvino,
+    "potstill": load_potstill,
+}
 
 
-class Contestant:
+class RaceEntry:
     """One engine with one model."""
 
     def __init__(self, kind: str) -> None:
@@ -140,4 +143,4 @@ def peak_rss_bytes() -> int | None:
 
 
 if __name__ == "__main__":
-    answer_commands(Contestant(sys.argv[1]).answer)
+    answer_commands(RaceEntry(sys.argv[1]).answer)

@@ -43,7 +43,7 @@ class Deadline:
         end: of the budget, by `clock`.
         clock: seconds.
         reserved_s: part -> seconds that the parts before it must leave for it.
-        starts_s: how long starting all processes was expected to take; 0 where nobody knows.
+        starts_s: how long starting all processes was expected to take; 0 where that is not known.
     """
 
     end: float

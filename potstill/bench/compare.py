@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 from potstill.bench import report_schema, statistics
 from potstill.bench.report.formatting import number, score
 
-Outcome = Literal[
+ChangeOutcome = Literal[
     "better",
     "worse",
     "no difference shown",
@@ -51,7 +51,7 @@ class Change:
     """new / old; of scores new - old."""
     interval: report_schema.Interval | None = None
     """Of `change`, with the noise floors of both runs in it; None where nothing was sampled."""
-    outcome: Outcome
+    outcome: ChangeOutcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class ChangedVerdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class ReportComparison:
     """What differs between two reports."""
 
     notes: list[str]
@@ -114,7 +114,7 @@ class _Row:
     low_is_good: bool = True
     disturbed: str | None = None
     once: bool = False
-    """Whether it was sampled a single time, so that nobody knows how sure it is."""
+    """Whether it was sampled a single time, so that its uncertainty is not known."""
 
 
 _Rows: TypeAlias = Mapping[tuple[str, str], _Row]
@@ -148,7 +148,7 @@ _TABLES = (
 )
 
 
-def compare(old: report_schema.Report, new: report_schema.Report) -> Comparison:
+def compare(old: report_schema.Report, new: report_schema.Report) -> ReportComparison:
     """Compare a report with an older one, row by row."""
     machine = other_machine(old, new)
     old_tables, new_tables = _read_tables(old), _read_tables(new)
@@ -177,7 +177,7 @@ def compare(old: report_schema.Report, new: report_schema.Report) -> Comparison:
                 elif _is_disturbed(table, old, before[place]) or _is_disturbed(table, new, after[place]):
                     change = replace(change, outcome="disturbed")
             changes.append(change)
-    return Comparison(notes=list(_notes(old, new)), changes=changes, verdicts=list(_changed_verdicts(old, new)))
+    return ReportComparison(notes=list(_notes(old, new)), changes=changes, verdicts=list(_changed_verdicts(old, new)))
 
 
 def _is_disturbed(table: _Table, report: report_schema.Report, row: _Row) -> bool:
@@ -220,7 +220,7 @@ def _compare_rows(
     if before.once or after.once:
         return make(old=old, new=new, change=change, outcome="no difference shown")
     same = 0.0 if is_score else 1.0
-    outcome: Outcome = "not comparable"
+    outcome: ChangeOutcome = "not comparable"
     if interval is not None:
         outcome = "better" if (interval[1] < same) == after.low_is_good else "worse"
         outcome = "no difference shown" if interval[0] <= same <= interval[1] else outcome

@@ -26,7 +26,7 @@ from pydantic import Field, ValidationError
 
 from potstill import machine
 from potstill.bench import report_schema
-from potstill.bench.claims import Claim
+from potstill.bench.claims import Claim, load_claims
 from potstill.bench.models import BenchModel, Configuration, list_configurations, pick_baseline, read_models
 from potstill.bench.report_schema import Load
 from potstill.bench.runners import check_runner
@@ -35,7 +35,7 @@ from potstill.config import BenchConfig, Section
 from potstill.data import Examples, load_examples
 from potstill.errors import UsageError, describe_fault, did_you_mean
 from potstill.evaluation.decision import power
-from potstill.evaluation.predictions import check_examples
+from potstill.evaluation.scores import check_examples
 from potstill.metrics import GLUE_METRICS, glue_task
 from potstill.tasks import METRICS, get_task, kind_of, primary_metric
 
@@ -179,16 +179,15 @@ class ResolvedBench:
         )
 
 
-def resolve(
-    request: Request, *, config: BenchConfig, claims: Sequence[Claim], seed: int, command: str
-) -> ResolvedBench:
-    """Read the models and data of a request.
+def resolve(request: Request, *, config: BenchConfig, seed: int, command: str = "") -> ResolvedBench:
+    """Read the claims, models and data of a request.
 
     Raises:
         BundleError, TamperedError, CheckpointError: if a model cannot be used.
-        UsageError, DataError: if models, loads or data do not fit.
+        UsageError, DataError, RecipeError: if models, loads, data or claims do not fit.
         MissingError: if this machine lacks an engine.
     """
+    claims = load_claims(request.claims)
     if not request.models:
         raise UsageError("there is no model to bench; name a bundle or a checkpoint")
     names = list(dict.fromkeys(name for name, _ in request.models))

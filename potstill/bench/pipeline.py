@@ -7,32 +7,23 @@ journal. So a bench that was interrupted leaves a report of what there is, and c
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from potstill import machine
 from potstill.bench import environment, verify
 from potstill.bench.budget import COMPRESSED, Deadline, Fit, describe_costs, estimate, fit, reduce
-from potstill.bench.claims import decide, load_claims
-from potstill.bench.config import DataSet, Request, ResolvedBench, resolve, split_journal_key
-from potstill.bench.measure.cold_start import measure_cold_starts
-from potstill.bench.measure.latency import measure_latency
-from potstill.bench.measure.quality import collect_answers
-from potstill.bench.measure.results import summarise_measurements
+from potstill.bench.config import DataSet, Request, ResolvedBench, resolve
 from potstill.bench.measure.run import BenchRun
 from potstill.bench.measure.samples import FILE_NAME, Samples, open_samples, read_samples
-from potstill.bench.measure.throughput import measure_scaling
-from potstill.bench.models import compressed_bytes, list_comparisons
+from potstill.bench.measure.stages import measure
 from potstill.bench.report import REPORT_NAME, read_report, write_report
-from potstill.bench.report_schema import Contestant, Environment, Latency, Model, Peaks, Report
+from potstill.bench.report_builder import decide_claims, describe_contestants, make_report
+from potstill.bench.report_schema import Environment, Report
 from potstill.config import DEFAULT_SEED, BenchConfig
 from potstill.errors import CheckError, OutputError
-from potstill.evaluation.comparison import Comparison, compare_glue, compare_models
-from potstill.evaluation.predictions import load_predictions
 from potstill.files import check_free, new_folder
 from potstill.progress import Progress, silent
 
@@ -41,8 +32,6 @@ Tell = Callable[[str], None]
 _OFFERED_BUDGETS_MIN = (15, 5, 2, 1)
 # As many cells as a few minutes measure again.
 _VERIFIED_CELLS = 6
-# More waiting tasks than this, per core, and somebody else was at work.
-_BUSY_LOAD = 0.5
 
 
 def bench(
@@ -67,8 +56,8 @@ def bench(
         resume: go on with a bench that was interrupted; of one that is finished only the claims are decided anew.
         overwrite: replace what `out_dir` holds; an old report is then not taken for this bench's.
         command: how to do this again, for the report.
-        tell: is told, before the waiting begins, what the data can and cannot show.
-        progress: is told what is going on.
+        tell: called with a sentence, before the waiting begins, about what the data can and cannot show.
+        progress: called with stage, steps done, steps in all and a note.
 
     Raises:
         OutputError: if `out_dir` is in the way, or holds a bench of other models or settings.
@@ -87,8 +76,7 @@ def bench(
         )
     # An incomplete report is made of what the work folder holds, so nothing is lost with it.
     check_free(out_dir, overwrite=overwrite or (resume and (interrupted or _read_finished(out_dir) is not None)))
-    claims = load_claims(request.claims)
-    resolved = resolve(request, config=config or BenchConfig(), claims=claims, seed=seed, command=command)
+    resolved = resolve(request, config=config or BenchConfig(), seed=seed, command=command)
     # With both, --overwrite clears a finished report out of the way and --resume goes on with what was interrupted.
     finished = _read_finished(out_dir) if resume and not overwrite else None
     if finished is not None:
@@ -107,8 +95,8 @@ def verify_report(
     Args:
         place: the report's folder or JSON file.
         seed: of the sample.
-        tell: is told what is measured.
-        progress: is told how far it is.
+        tell: called with what is measured.
+        progress: called with stage, steps done, steps in all and a note.
 
     Raises:
         UsageError: if there is no report, or a model is not where it was.
@@ -127,7 +115,7 @@ def verify_report(
         data=[each for each in sets if each.title in sample.data],
     )
     config = BenchConfig.model_validate(settings | less)
-    resolved = resolve(request, config=config, claims=(), seed=report.seed, command="")
+    resolved = resolve(request, config=config, seed=report.seed)
     resolved = resolved.select(keys=sample.keys, loads=sample.loads)
     with tempfile.TemporaryDirectory() as folder:
         work, out_dir = Path(folder) / "work", Path(folder) / "report"
@@ -150,7 +138,7 @@ def _decide_again(report: Report, bench: ResolvedBench, out_dir: Path) -> Report
         raise OutputError(
             f"{out_dir} holds a report of other {' and '.join(changed)}; pass --overwrite, or name another folder"
         )
-    decided = report.model_copy(update={"claims": decide(report, bench.claims)})
+    decided = decide_claims(report, bench)
     if decided.claims != report.claims:
         _publish(decided, journal, out_dir)
     return decided
@@ -174,8 +162,8 @@ def _run(
         out_dir: gets the report.
         resume: whether to go on with what `work` holds.
         began: when the whole bench did, by `time.monotonic()`: a budget counts from there.
-        tell: is told how long it takes, and what there is no time for.
-        progress: is told what is going on.
+        tell: called with how long it takes, and what there is no time for.
+        progress: called with stage, steps done, steps in all and a note.
     """
     budget_s, fitting = bench.config.budget_s, None
     if budget_s is not None and not (resume and (work / FILE_NAME).is_file()):
@@ -204,7 +192,7 @@ def _run(
     try:
         run = BenchRun(bench=bench, journal=journal, progress=progress, deadline=deadline)
         journal.once(("load before",), lambda: before.load_before)
-        measure(run, score_quality=lambda: collect_answers(run, bench.datasets, work / "answers"))
+        measure(run, answers=work / "answers")
         rows = describe_contestants(bench, journal, compress=run.has_time(0.0, COMPRESSED), progress=progress)
         journal.once(("rows",), lambda: [row.model_dump(mode="json") for row in rows])
     except KeyboardInterrupt as stop:
@@ -237,23 +225,6 @@ def _why_nothing(report: Report, budget_s: float | None) -> str:
     return "no model could be measured: no row finished a round"
 
 
-def measure(run: BenchRun, *, score_quality: Callable[[], None] = lambda: None) -> None:
-    """Measure everything that is not in the journal yet.
-
-    A failure of a configuration costs what it was asked and is written down. `KeyboardInterrupt` passes through once
-    all processes are ended; a round that it cuts off leaves no trace, and another call goes on there. With a deadline,
-    what there is no time for stays unmeasured.
-
-    Args:
-        run: what is measured, and where it is written down.
-        score_quality: comes after the latency, before what matters less.
-    """
-    measure_latency(run)
-    score_quality()
-    measure_cold_starts(run)
-    measure_scaling(run)
-
-
 def _journal_head(bench: ResolvedBench, found: Environment) -> dict[str, object]:
     """Return what must be the same for an interrupted bench to go on."""
     return {
@@ -274,169 +245,3 @@ def _publish(report: Report, journal: Samples, out_dir: Path) -> None:
     with new_folder(out_dir, overwrite=True) as building:
         write_report(report, building)
         shutil.copyfile(journal.file, building / FILE_NAME)
-
-
-def make_report(bench: ResolvedBench, journal: Samples, work: Path, *, elapsed_s: float | None = None) -> Report:
-    """Compute the report of what the journal and the answers in `work` hold, whole or not."""
-    measured = summarise_measurements(bench, journal)
-    compared, unanswered = _compare_quality(bench, journal, work)
-    found = environment.describe(threads=bench.threads, load_before=journal.get("load before"))
-    if measured.peaks:
-        fp32, int8 = measured.peaks.get("fp32"), measured.peaks.get("int8")
-        peaks = Peaks(threads=bench.threads, fp32_flops_per_s=fp32, int8_ops_per_s=int8)
-        found = found.model_copy(update={"peaks": peaks})
-    missing = [*measured.missing, *unanswered]
-    left_out: list[str] = []
-    if journal.get("ended"):  # it came to its end: what is missing had no time
-        missing, left_out = [], [*(journal.get("fit") or {}).get("left_out", ()), *missing]
-    rows = journal.get("rows")
-    contestants = [Contestant(**row) for row in rows] if rows else describe_contestants(bench, journal, compress=False)
-    data = [{name: getattr(each, name) for name in DataSet.__slots__} for each in bench.data]
-    keys = [each.key for each in bench.configurations]
-    failures = []
-    for failure in measured.failures:  # those of a data set's own model are its configuration's at that data set
-        key, dataset = split_journal_key(failure.key)
-        failures.append(failure.model_copy(update={"key": key, "where": failure.where or dataset}))
-    report = Report(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        complete=not (missing or rows is None),
-        missing=missing,
-        left_out=left_out,
-        elapsed_s=elapsed_s,
-        command=bench.command,
-        seed=bench.seed,
-        config=bench.config.model_dump(mode="json") | {"data": data},
-        baseline=bench.baseline.key,
-        candidates=[name for name in bench.models if name != bench.baseline.model],
-        environment=found,
-        noise=measured.noise,
-        models={name: model.facts for name, model in bench.models.items()},
-        contestants=contestants,
-        cold_start=measured.cold_start,
-        latency=[add_flops(bench, row, found.peaks) for row in measured.latency],
-        ratios=measured.ratios,
-        throughput=measured.throughput,
-        scaling=measured.scaling,
-        memory=measured.memory,
-        quality=[each.quality for each in compared],
-        glue=compare_glue(compared, baseline=bench.baseline.key, candidates=keys),
-        energy=measured.energy,
-        failures=failures,
-        notes=_list_notes(bench, found, contestants),
-    )
-    return report.model_copy(update={"claims": decide(report, bench.claims)})
-
-
-def describe_contestants(
-    bench: ResolvedBench, journal: Samples, *, compress: bool = True, progress: Progress = silent
-) -> list[Contestant]:
-    """Return what each row is; with `compress` also how small its files become, which takes time."""
-    contestants = []
-    compressing = compress and bench.config.compressed
-    for number, each in enumerate(bench.configurations):
-        model, loaded = bench.models[each.model], journal.get("load", each.key) or {}
-        files = model.weight_files(each)
-        compressed = None
-        if compressing:
-            progress("compress the files", number, len(bench.configurations), each.key)
-            compressed = compressed_bytes(files) if files else None
-        is_bundle = model.bundle is not None and each.folder == model.facts.bundle
-        record = model.bundle.model_record(each.precision) if is_bundle and model.bundle else None
-        contestants.append(
-            Contestant(
-                key=each.key,
-                model=each.model,
-                precision=each.precision,
-                runner=each.runner,
-                device=loaded.get("device", "cpu"),
-                threads=each.threads,
-                file_bytes=sum(file.stat().st_size for file in files) or None,
-                compressed_bytes=compressed,
-                sha256=loaded.get("sha256", {}),
-                quantisation=record.quantisation.model_dump(mode="json") if record and record.quantisation else None,
-                batch_invariant=record.batch_invariant if record else True,
-            )
-        )
-    if compressing:
-        progress("compress the files", len(contestants), len(contestants), "")
-    return contestants
-
-
-def _compare_quality(bench: ResolvedBench, journal: Samples, work: Path) -> tuple[list[Comparison], list[str]]:
-    """Return the quality on every data set that was answered, and what is still unanswered."""
-    compared, unanswered = [], []
-    for dataset in bench.datasets:
-        files = {}
-        for each in dataset.configurations:
-            key = dataset.journal_key(each.key)
-            answers = journal.get("answers", key, dataset.name)
-            failed = any(journal.get("failure", key, *place) for place in (("load", ""), ("quality", dataset.name)))
-            if answers is not None:
-                files[each.key] = work / "answers" / answers["file"]
-            elif not failed:
-                unanswered.append(f"quality of {each.key} on {dataset.name}")
-        if files:
-            compared.append(
-                compare_models(
-                    {key: load_predictions(file) for key, file in files.items()},
-                    dataset.examples,
-                    name=dataset.name,
-                    kind=dataset.kind,
-                    metric=dataset.metric,
-                    baseline=bench.baseline.key,
-                    pairs=list_comparisons(dataset.configurations, baseline=bench.baseline.key),
-                    seed=bench.seed,
-                    resamples=bench.config.resamples,
-                )
-            )
-    return compared, unanswered
-
-
-def add_flops(bench: ResolvedBench, row: Latency, peaks: Peaks | None) -> Latency:
-    """Add how many operations a second a row makes on the grid, and their share of the machine's peak.
-
-    A share above 1 is no share: the count of operations or the peak is wrong then, as where an engine has faster
-    kernels than the bare product's. It is left out, as is that of a row or a peak which the machine disturbed.
-    """
-    configuration = next(each for each in bench.configurations if each.key == row.key)
-    per_token = bench.models[configuration.model].facts.flops_per_token
-    if row.load.num_tokens is None or not row.p50_ms or not per_token:
-        return row
-    # Exact between the lengths: attention grows with the length, all else does not depend on it.
-    flops = float(np.interp(row.load.num_tokens, list(per_token), list(per_token.values())))
-    rate = flops * row.load.num_tokens * row.load.batch_size / (row.p50_ms / 1e3)
-    peak = None
-    if peaks is not None and configuration.runner.endswith("cpu"):
-        by_precision = {"fp32": peaks.fp32_flops_per_s, "fp16": peaks.fp16_flops_per_s, "bf16": peaks.bf16_flops_per_s}
-        is_int8 = configuration.precision.startswith("int8")
-        peak = peaks.int8_ops_per_s if is_int8 else by_precision.get(configuration.precision)
-    share = rate / peak if peak and not row.disturbed else None
-    return row.model_copy(update={"flops_per_s": rate, "peak_share": share if share and share <= 1 else None})
-
-
-def _list_notes(bench: ResolvedBench, found: Environment, contestants: Sequence[Contestant]) -> list[str]:
-    """Return sentences about how it was measured and what stood in the way."""
-    notes = [
-        "Each row ran in a process of its own; all took turns, in random order, in every round, and whoever waited for "
-        "its turn was stopped by the system, so that nobody's idle threads took a core from another.",
-        "A call on the grid is random ordinary tokens, without padding or tokenisation; one on own texts is one text "
-        "of the data in its own length. Texts per second of one caller are batch size / p50.",
-    ]
-    load, cores = found.load_before, found.cores
-    if load and load[0] > _BUSY_LOAD * cores:
-        notes.append(f"The machine was busy before the bench began: load {load[0]:.1f} on {cores} cores.")
-    if found.threads > cores:
-        notes.append(f"{found.threads} threads share {cores} cores; every time is longer than it need be.")
-    if any(row.quantisation for row in contestants) and not machine.has_fast_int8():
-        notes.append("This CPU has no VNNI, AMX or dot product: int8 gains little here and can lose exactness.")
-    if not bench.datasets:
-        notes.append("Quality was not measured: no data was given.")
-    elif any(not row.batch_invariant for row in contestants):
-        notes.append("Dynamic int8 was scored one text at a time, because its answers depend on batch mates.")
-    facts: dict[str, Model] = {name: model.facts for name, model in bench.models.items()}
-    random = [name for name, model in facts.items() if "random" in str(model.source.get("weights", ""))]
-    if random:
-        notes.append(f"The weights of {', '.join(random)} are random: size and speed do not depend on them.")
-    if any("cuda" in each.runner or "tensorrt" in each.runner for each in bench.configurations):
-        notes.append("On a GPU a call ends when the device has finished; inputs and outputs stay on it.")
-    return notes

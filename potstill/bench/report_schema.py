@@ -281,7 +281,7 @@ class Noise(Part):
     """Sentences: what is wrong with this run, if anything."""
 
     def at(self, load: object) -> float | None:
-        """Return the noise floor at a load, else the widest; None where nobody knows."""
+        """Return the noise floor at a load, else the widest; None where it was not measured."""
         return self.floors.get(str(load), self.floor)
 
 

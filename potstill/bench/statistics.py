@@ -179,7 +179,7 @@ def ratio(first: Measured, second: Measured, *, widened: float = 1.0) -> Measure
 
 
 def with_floors(interval: Interval, *floors: float | None) -> Interval:
-    """Widen the interval of a ratio by the noise floors of the runs behind it; None is a floor that nobody knows."""
+    """Widen the interval of a ratio by the noise floors of the runs behind it; None is a floor that is not known."""
     low, high = interval
     for floor in floors:
         low, high = low / (1 + (floor or 0.0)), high * (1 + (floor or 0.0))

@@ -29,11 +29,11 @@ _EXACT = 1e-9
 _REDUCED = 0.01
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
-Outcome = Literal["holds", "DOES NOT HOLD", "not compared"]
+FindingOutcome = Literal["holds", "DOES NOT HOLD", "not compared"]
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class ReportCell:
     """One thing that was measured: a row at a load, or on a data set."""
 
     kind: Literal["latency", "quality"]
@@ -62,7 +62,7 @@ class Finding:
     old: str
     new: str
     holds: bool
-    outcome: Outcome
+    outcome: FindingOutcome
     note: str = ""
     """By what it was judged, or why not."""
 
@@ -70,7 +70,7 @@ class Finding:
 _Side: TypeAlias = tuple[float, report_schema.Interval]
 
 
-def sample_cells(report: report_schema.Report, rng: np.random.Generator, count: int) -> list[Cell]:
+def sample_cells(report: report_schema.Report, rng: np.random.Generator, count: int) -> list[ReportCell]:
     """Draw `count` cells of a report without repeats, at least one of each kind that it has if there is room.
 
     Raises:
@@ -79,8 +79,8 @@ def sample_cells(report: report_schema.Report, rng: np.random.Generator, count: 
     if count < 1:
         raise UsageError(f"{count} cells cannot be verified; take at least 1")
     kinds = [
-        [Cell("latency", row.key, str(row.load)) for row in report.latency if row.p50_ms is not None],
-        [Cell("quality", row.key, each.name) for each in report.quality for row in each.scores],
+        [ReportCell("latency", row.key, str(row.load)) for row in report.latency if row.p50_ms is not None],
+        [ReportCell("quality", row.key, each.name) for each in report.quality for row in each.scores],
     ]
     shuffled = [[cells[at] for at in rng.permutation(len(cells))] for cells in kinds if cells]
     if not shuffled:
@@ -120,12 +120,13 @@ def check(report: report_schema.Report, fresh: report_schema.Report, *, sample: 
     Files and data come first: where one is another, what was measured with it is not compared. A p50 holds if the
     ratio of both leaves 1 in its interval (95 % for all cells together, after Bonferroni) widened by both noise
     floors; a ratio if the two intervals, each widened by its floor, overlap; a score if it is exactly the same. On
-    another machine p50 is not compared; there, and with other software, a score has the tolerance that is told.
+    another machine p50 is not compared; there, and with other software, a score has the tolerance that its finding
+    names.
 
     Args:
         report: what is to be verified.
         fresh: the new measurement.
-        sample: what was to be measured, so that what is lacking is told; None takes what `fresh` has.
+        sample: what was to be measured, so that what is missing is reported; None takes what `fresh` has.
     """
     changed = list(_changed_inputs(report, fresh))
     broken = {name for name, _ in changed}

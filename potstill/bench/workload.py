@@ -1,4 +1,4 @@
-"""What is timed: the inputs of a load, and one call after the other made of them."""
+"""The calls that are timed: inputs of a load's size, or the data's own texts, prepared for an engine."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ def grid_feeds(load: Load, *, inputs: Iterable[str], ids: NDArray[np.int64], see
 
     Raises:
         UsageError: if the load has no length, or there are no ids to draw from.
-        BundleError: if the model declares an input that nobody knows how to fill.
+        BundleError: if the model declares an input that the bench cannot fill.
     """
     if load.num_tokens is None or not len(ids):
         raise UsageError(f"a grid load needs a length and ordinary tokens; got {load.num_tokens} and {len(ids)}")

@@ -24,8 +24,8 @@ from potstill.tasks import (
     FEATURE_EXTRACTION,
     FILL_MASK,
     PROBLEM_TYPES,
-    QUESTION_ANSWERING,
     REGRESSION,
+    TASKS,
     TEXT_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
     Task,
@@ -99,15 +99,6 @@ _EXPORTED = "bert, roberta, distilbert, electra, albert, mobilebert, mpnet, mode
 _NOT_EXPORTED = frozenset(
     ["bart", "flaubert", "funnel", "gpt2", "led", "longformer", "mbart", "reformer", "t5", "xlm", "xlnet"]
 )
-# How the names of transformers' classes end, and the task that their checkpoints were trained for.
-_TASK_OF_HEAD = {
-    "ForSequenceClassification": TEXT_CLASSIFICATION,
-    "ForTokenClassification": TOKEN_CLASSIFICATION,
-    "ForQuestionAnswering": QUESTION_ANSWERING,
-    "ForMaskedLM": FILL_MASK,
-    "ForPreTraining": FILL_MASK,
-    "Model": FEATURE_EXTRACTION,
-}
 # Types of safetensors that hold a weight as it is.
 _UNSCALED = frozenset({"F64", "F32", "F16", "BF16"})
 _MOST_HEADER_BYTES = 100 * 2**20  # as the safetensors library
@@ -606,7 +597,7 @@ def task_of(name: str | Path) -> Task | None:
 
 def task_of_architectures(names: Sequence[str]) -> Task | None:
     """Return the task that a checkpoint was trained for, by `architectures` of its configuration; None if unknown."""
-    return next((task for name in names for head, task in _TASK_OF_HEAD.items() if name.endswith(head)), None)
+    return next((task for name in names for task in TASKS.values() if name.endswith(task.heads)), None)
 
 
 def _task_of_folder(folder: Path, architectures: Sequence[str]) -> Task | None:

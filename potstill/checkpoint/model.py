@@ -570,6 +570,7 @@ def _with_weights(module: nn.Module, file: Path | None) -> nn.Module:
             state = torch.load(file, map_location="cpu", weights_only=True)
         module.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     except Exception as error:  # pickles, safetensors and torch each have errors of their own
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{file} is not the weights that its config.json describes: {reason}") from error
+        raise CheckpointError(
+            f"{file} is not the weights that its config.json describes: {first_line(error)}"
+        ) from error
     return module

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from potstill.bundle import POOLING_MODES
-from potstill.errors import CheckpointError, UsageError
+from potstill.errors import CheckpointError, UsageError, first_line
 
 MODULES_FILE = "modules.json"
 """The file by which sentence-transformers knows a folder of its own."""
@@ -424,4 +424,4 @@ def _read_json(file: Path) -> object:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON: {' '.join(str(error).split())[:200]}") from error
+        raise CheckpointError(f"{file} cannot be read as JSON: {first_line(error)}") from error

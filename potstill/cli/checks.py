@@ -1,7 +1,7 @@
-"""What can be refused before anything heavy is loaded: names, folders, tasks, layers, lengths, splits, columns.
+"""What is checked before torch is loaded: names, folders, tasks, layers, lengths, splits, columns.
 
-Every command asks here first, so that a slip of the pen costs a second and not the minutes of loading a model. The
-rooms check the same and more once they have the model; nothing is decided here that they would not refuse as well.
+Every command asks here first, so that a typing error costs a second and not the minutes of loading a model. The
+packages behind check the same and more once they have the model; nothing is refused here that they would take.
 Nothing here loads torch, transformers or onnx.
 """
 
@@ -117,18 +117,14 @@ def check_task(name: str | None) -> Task:
     try:
         return get_task(name or TEXT_CLASSIFICATION.name)
     except UsageError as error:
-        raise UsageError(f"--task {name!r} is not known{meant_task(name)}; it is {_either(TASKS)}") from error
+        plain = str(name).lower().replace("_", "-").removesuffix("s")
+        meant = next((f" (did you mean {task}?)" for task, others in _OTHER_NAMES.items() if plain in others), "")
+        raise UsageError(f"--task {name!r} is not known{meant}; it is {_either(TASKS)}") from error
 
 
-def meant_task(name: str | None) -> str:
-    """Return " (did you mean X?)" where a task is called otherwise elsewhere."""
-    plain = str(name).lower().replace("_", "-").removesuffix("s")
-    found = next((task for task, others in _OTHER_NAMES.items() if plain in others), None)
-    return f" (did you mean {found}?)" if found else ""
-
-
+# What tasks are called elsewhere.
 _OTHER_NAMES = {
-    "text-classification": (
+    "text-classification": [
         "classification",
         "sequence-classification",
         "sentiment",
@@ -136,11 +132,11 @@ _OTHER_NAMES = {
         "nli",
         "regression",
         "text-classifier",
-    ),
-    "token-classification": ("ner", "pos", "tagging", "tag", "named-entity-recognition"),
-    "question-answering": ("qa", "squad", "question-answer", "extractive-qa"),
-    "fill-mask": ("mlm", "masked-lm", "masked-language-modeling", "lm", "mask-fill"),
-    "feature-extraction": ("embedding", "sentence-embedding", "sentence-similarity", "feature", "similarity"),
+    ],
+    "token-classification": ["ner", "pos", "tagging", "tag", "named-entity-recognition"],
+    "question-answering": ["qa", "squad", "question-answer", "extractive-qa"],
+    "fill-mask": ["mlm", "masked-lm", "masked-language-modeling", "lm", "mask-fill"],
+    "feature-extraction": ["embedding", "sentence-embedding", "sentence-similarity", "feature", "similarity"],
 }
 
 
@@ -222,15 +218,6 @@ def _is_read_at_once(path: Path) -> bool:
 # ---- outputs
 
 
-def check_output(out: Path, *, overwrite: bool) -> None:
-    """Refuse an output folder that is in the way or cannot be made.
-
-    Raises:
-        OutputError: naming what to do.
-    """
-    check_free(out, overwrite=overwrite)
-
-
 def check_output_file(file: Path, *, option: str, suffixes: Sequence[str] = ()) -> None:
     """Refuse a file that could not be written.
 
@@ -262,7 +249,7 @@ def check_training(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping
     Raises:
         PotstillError: with the first thing that is wrong.
     """
-    check_output(out, overwrite=overwrite)
+    check_free(out, overwrite=overwrite)
     task = get_task(recipe.task)
     folder = find_checkpoint(recipe.teacher.model) if recipe.teacher.model is not None else None
     if teaches:
@@ -276,21 +263,20 @@ def check_training(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping
         )
     if folder is not None and "max_length" in recipe.model_fields_set:
         folder.check_length(recipe.max_length, option="--set max_length")
-    for key, name in (
-        ("student.model", recipe.student.model if teaches else None),
-        ("tokenizer", recipe.tokenizer),
-        ("distill.augment_model", recipe.distill.augment_model),
-    ):
-        if name is not None:
-            check_tokenizer(name, what=f"--set {key}") if key == "tokenizer" else find_checkpoint(name, what=key)
+    if teaches and recipe.student.model is not None:
+        find_checkpoint(recipe.student.model, what="student.model")
+    if recipe.tokenizer is not None:
+        check_tokenizer(recipe.tokenizer, what="--set tokenizer")
+    if recipe.distill.augment_model is not None:
+        find_checkpoint(recipe.distill.augment_model, what="distill.augment_model")
     for tracker in recipe.distill.trackers:
         if find_spec(tracker) is None:
             raise MissingExtraError(f"{tracker} is not installed and this needs it: pip install 'potstill[trackers]'")
-    labelled = task not in (FILL_MASK, FEATURE_EXTRACTION)
-    names, problem = (folder.labels, folder.problem_type) if teaches and folder else (None, recipe.data.problem_type)
+    trained = folder if teaches else None
     if recipe.metric is not None:
+        problem = trained.problem_type if trained else recipe.data.problem_type
         primary_metric(task, problem if task is TEXT_CLASSIFICATION else None, asked=recipe.metric)
-    check_recipe_data(recipe, task, label_names=names, problem_type=problem, needs_labels=labelled)
+    _check_recipe_data(recipe, task, trained=trained)
 
 
 def _check_embedding(recipe: Recipe, teacher: Folder | None, *, option: str) -> None:
@@ -322,29 +308,25 @@ def _check_export_of_vectors(recipe: Recipe, teacher: Folder | None) -> None:
         )
 
 
-def check_recipe_data(
-    recipe: Recipe,
-    task: Task,
-    *,
-    label_names: Sequence[str] | None = None,
-    problem_type: str | None = None,
-    needs_labels: bool,
-) -> None:
+def _check_recipe_data(recipe: Recipe, task: Task, *, trained: Folder | None) -> None:
     """Check the two splits of a recipe's data as `check_data` does.
 
-    Raises:
-        DataError: if they cannot be read.
+    Args:
+        recipe: names the data.
+        task: says which columns there must be.
+        trained: a model whose labels the data must have; None where it is trained on them first.
     """
     data = recipe.data
+    label_names, problem = (trained.labels, trained.problem_type) if trained else (None, data.problem_type)
     check_data(
         data.name,
         (data.train_split, data.eval_split),
         task=task,
         text_columns=data.text_columns,
         label_column=data.label_column,
-        label_names=label_names if problem_type != REGRESSION else None,
-        problem_type=problem_type if task is TEXT_CLASSIFICATION else None,
-        needs_labels=needs_labels,
+        label_names=label_names if problem != REGRESSION else None,
+        problem_type=problem if task is TEXT_CLASSIFICATION else None,
+        needs_labels=task not in (FILL_MASK, FEATURE_EXTRACTION),
     )
 
 
@@ -389,7 +371,7 @@ def check_init(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping[str
     Raises:
         PotstillError: with the first thing that is wrong.
     """
-    check_output(out, overwrite=overwrite)
+    check_free(out, overwrite=overwrite)
     assert recipe.teacher.model is not None
     folder = find_checkpoint(recipe.teacher.model)
     check_head(folder, get_task(recipe.task))
@@ -445,7 +427,7 @@ def check_export(
         PotstillError: with the first thing that is wrong.
     """
     asked = check_task(task)
-    check_output(out, overwrite=overwrite)
+    check_free(out, overwrite=overwrite)
     if tokenizer is not None:
         check_tokenizer(tokenizer)
     found = find_exportable(checkpoint)
@@ -650,9 +632,7 @@ def check_run(recipe: Recipe) -> None:
         check_tokenizer(recipe.tokenizer, what="tokenizer")
     if recipe.student.model is not None:
         find_checkpoint(recipe.student.model, what="student.model")
-    names, problem = (folder.labels, folder.problem_type) if folder is not None else (None, recipe.data.problem_type)
-    labelled = task not in (FILL_MASK, FEATURE_EXTRACTION)
-    check_recipe_data(recipe, task, label_names=names, problem_type=problem, needs_labels=labelled)
+    _check_recipe_data(recipe, task, trained=folder)
 
 
 def check_bench(
@@ -679,7 +659,7 @@ def check_bench(
     # Whether an interrupted bench may go on there, the bench itself decides.
     work = out.resolve().with_name(f".{out.resolve().name}.bench")
     if not work.exists() and not resume:
-        check_output(out, overwrite=overwrite)
+        check_free(out, overwrite=overwrite)
     names = list(dict.fromkeys(name for name, _ in named))
     if baseline is not None and baseline not in names:
         raise UsageError(f"--baseline {baseline}: no model is called so; there are {', '.join(names)}")

@@ -12,11 +12,15 @@ from potstill.cli import stopping
 from potstill.cli.checks import check_training
 from potstill.cli.options import (
     FLAGS,
+    EpochsOption,
+    FamilyOption,
     JsonOption,
     LabelColumnOption,
+    LayersOption,
     OverwriteOption,
     ResumeOption,
     SetOption,
+    StudentTaskOption,
     TextColumnOption,
     column_flags,
     output_folder,
@@ -37,16 +41,14 @@ def distill(
     text_column: TextColumnOption = None,
     label_column: LabelColumnOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the student's checkpoint.", show_default=False)] = None,
-    task: Annotated[str | None, typer.Option(help="As the hub names it.", show_default="the teacher's")] = None,
+    task: StudentTaskOption = None,
     method: Annotated[
         str | None,
         typer.Option(help="task, distilbert, minilmv2, tinybert, mobilebert or embedding.", show_default="task"),
     ] = None,
-    layers: Annotated[
-        str | None, typer.Option(help="A count (3) or a list (0,2,4) of teacher layers to keep.", show_default="half")
-    ] = None,
-    family: Annotated[str | None, typer.Option(help="same, distilbert or mobilebert.", show_default="same")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data.", show_default="3")] = None,
+    layers: LayersOption = None,
+    family: FamilyOption = None,
+    epochs: EpochsOption = None,
     controls: Annotated[
         bool, typer.Option("--controls", help="Also train the same student without its teacher, and compare.")
     ] = False,

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from potstill.cli.options import JsonOption, LabelColumnOption, ResumeOption, Te
 from potstill.errors import UsageError
 from potstill.extras import require
 from potstill.tasks import FILL_MASK, get_task
+
+if TYPE_CHECKING:
+    from potstill.evaluation.summary import ModelEvaluation
 
 _LARGEST_MATRIX = 12
 _CORNER = "label \\ prediction"
@@ -139,6 +142,7 @@ def evaluate(
         "limit": limit,
     }
     keep = predictions is not None
+    results: Mapping[str, ModelEvaluation]
     if (Path(model) / MANIFEST_NAME).exists():
         only_checkpoints = {"--task": task, "--pooling": pooling, "--max-length": max_length, "--confusion": confusion}
         _refuse(only_checkpoints, "is for checkpoints, and this is a bundle; leave the option out")
@@ -197,7 +201,7 @@ def _write_lines(file: Path, rows: list[dict[str, Any]] | None) -> None:
     write_text(file, "\n".join(lines) + "\n")
 
 
-def _warn(results: Mapping[str, Mapping[str, Any]]) -> None:
+def _warn(results: "Mapping[str, ModelEvaluation]") -> None:
     """Say on stderr what a score alone does not show."""
     for name, result in results.items():
         who = f"{name} is" if len(results) > 1 else "the model is"
@@ -212,7 +216,7 @@ def _warn(results: Mapping[str, Mapping[str, Any]]) -> None:
         typer.echo(f"note: {note}", err=True)
 
 
-def _print_scores(title: str, results: Mapping[str, Mapping[str, Any]]) -> None:
+def _print_scores(title: str, results: "Mapping[str, ModelEvaluation]") -> None:
     from potstill.cli.render import print_table
 
     first = next(iter(results.values()))
@@ -223,18 +227,23 @@ def _print_scores(title: str, results: Mapping[str, Mapping[str, Any]]) -> None:
     ]
     print_table(title, ["model", "texts", *names], rows)
     if first.get("per_class"):
-        _print_classes(first)
+        print_classes(first)
 
 
-def _print_classes(result: Mapping[str, Any]) -> None:
+def print_classes(result: "ModelEvaluation") -> None:
+    """Print the scores of every class, and the confusion matrix where there are few of them."""
     from potstill.cli.render import MAX_WIDTH, print_table
 
-    shares = ("precision", "recall", "f1")
     rows = [
-        [row["label"], *(f"{row[key]:.4f}" for key in shares), row["support"], row["predicted"]]
+        [
+            row["label"],
+            *(f"{share:.4f}" for share in (row["precision"], row["recall"], row["f1"])),
+            row["support"],
+            row["predicted"],
+        ]
         for row in result["per_class"]
     ]
-    print_table("\nPer class", ["label", *shares, "support", "predicted"], rows)
+    print_table("\nPer class", ["label", "precision", "recall", "f1", "support", "predicted"], rows)
     names = result.get("labels", [])
     if not 0 < len(names) <= _LARGEST_MATRIX:
         return
@@ -254,7 +263,7 @@ def _score_bundle(
     precisions: list[str] | None,
     metric: str | None,
     keep_predictions: bool,
-) -> dict[str, dict[str, Any]]:
+) -> "Mapping[str, ModelEvaluation]":
     """Return the result of each precision."""
     for module in ("onnxruntime", "tokenizers"):
         require(module, extra="serve")

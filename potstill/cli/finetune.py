@@ -11,6 +11,7 @@ from potstill.cli import stopping
 from potstill.cli.checks import check_training
 from potstill.cli.options import (
     FLAGS,
+    EpochsOption,
     JsonOption,
     LabelColumnOption,
     OverwriteOption,
@@ -45,7 +46,7 @@ def finetune(
             show_default="what the labels say",
         ),
     ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data.", show_default="3")] = None,
+    epochs: EpochsOption = None,
     settings: SetOption = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,

@@ -8,7 +8,16 @@ import typer
 from potstill.checkpoint import trained_task
 from potstill.cli import stopping
 from potstill.cli.checks import check_init
-from potstill.cli.options import FLAGS, OverwriteOption, SetOption, parse_layers, resolve
+from potstill.cli.options import (
+    FLAGS,
+    FamilyOption,
+    LayersOption,
+    OverwriteOption,
+    SetOption,
+    StudentTaskOption,
+    parse_layers,
+    resolve,
+)
 from potstill.config import method_for
 from potstill.extras import require
 
@@ -16,11 +25,9 @@ from potstill.extras import require
 def init(
     teacher: Annotated[str, typer.Argument(help="Hub id or checkpoint folder.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder for the student's checkpoint.", show_default=False)],
-    layers: Annotated[
-        str | None, typer.Option(help="A count (3) or a list (0,2,4) of teacher layers to keep.", show_default="half")
-    ] = None,
-    family: Annotated[str | None, typer.Option(help="same, distilbert or mobilebert.", show_default="same")] = None,
-    task: Annotated[str | None, typer.Option(help="As the hub names it.", show_default="the teacher's")] = None,
+    layers: LayersOption = None,
+    family: FamilyOption = None,
+    task: StudentTaskOption = None,
     settings: SetOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:

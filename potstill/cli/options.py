@@ -1,9 +1,9 @@
-"""From flags to a recipe: what every command that trains has in common."""
+"""Options that several commands have, and what they stand for: a recipe, an output folder, a split."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,7 +22,20 @@ SetOption = Annotated[
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run of the same settings.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
-
+TextColumnOption = Annotated[
+    list[str] | None,
+    typer.Option(help="The data's column with the text; twice, or a,b, for pairs.", show_default="the usual names"),
+]
+LabelColumnOption = Annotated[
+    str | None,
+    typer.Option(help="The data's column with the label; a,b,c if each has its own.", show_default="the usual names"),
+]
+StudentTaskOption = Annotated[str | None, typer.Option(help="As the hub names it.", show_default="the teacher's")]
+LayersOption = Annotated[
+    str | None, typer.Option(help="A count (3) or a list (0,2,4) of teacher layers to keep.", show_default="half")
+]
+FamilyOption = Annotated[str | None, typer.Option(help="same, distilbert or mobilebert.", show_default="same")]
+EpochsOption = Annotated[float | None, typer.Option(help="Passes over the data.", show_default="3")]
 
 FLAGS = {
     "teacher": "TEACHER",
@@ -38,18 +51,10 @@ FLAGS = {
     "student.layers": "--layers",
     "student.family": "--family",
 }
-"""How commands call the keys of a recipe that they have options for."""
-TextColumnOption = Annotated[
-    list[str] | None,
-    typer.Option(help="The data's column with the text; twice, or a,b, for pairs.", show_default="the usual names"),
-]
-LabelColumnOption = Annotated[
-    str | None,
-    typer.Option(help="The data's column with the label; a,b,c if each has its own.", show_default="the usual names"),
-]
+"""What the keys of a recipe are called on the command line, where they have an option of their own."""
 
 
-def column_flags(text_column: list[str] | None, label_column: str | None) -> dict[str, Any]:
+def column_flags(text_column: list[str] | None, label_column: str | None) -> dict[str, object]:
     """Return the settings that the two options stand for."""
     return {"data.text_columns": text_column or None, "data.label_column": label_column}
 
@@ -89,7 +94,7 @@ def _learned_from(model: str | Path, data: str) -> bool:
         return False
 
 
-def resolve(name: str | None, *, flags: Mapping[str, Any], settings: Sequence[str] | None) -> Recipe:
+def resolve(name: str | None, *, flags: Mapping[str, object], settings: Sequence[str] | None) -> Recipe:
     """Build the recipe from a recipe's name (or nothing), then the flags that were given, then `--set`.
 
     Raises:
@@ -102,8 +107,9 @@ def resolve(name: str | None, *, flags: Mapping[str, Any], settings: Sequence[st
     words = {key: FLAGS[key] for key in asked if key in FLAGS} | {key: f"--set {key}" for key, _ in by_set}
     if name:
         return with_splits(load_recipe(name, overrides=[*given, *by_set], flags=words))
-    if "task" in dict(given):
-        check_task(dict(given)["task"])
+    task = flags.get("task")
+    if task is not None:
+        check_task(str(task))
     return with_splits(build_recipe({}, overrides=[*given, *by_set], origin="", flags=words))
 
 

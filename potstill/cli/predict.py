@@ -54,9 +54,9 @@ def predict(
 
     Example: potstill predict student-onnx/ reviews.jsonl --out answers.jsonl --precision int8
     """
-    answer_parameters = _object(parameters)
+    answer_parameters = _parse_parameters(parameters)
     check_predict(bundle, file, out, precision=precision, resume=resume, overwrite=overwrite)
-    stopping.keeps(lambda: _left(out))
+    stopping.keeps(lambda: _find_kept(out))
     for module in ("onnxruntime", "tokenizers"):
         require(module, extra="serve")
     from potstill.cli.render import progress_bars
@@ -88,7 +88,7 @@ def predict(
     typer.echo(f"{report.rows} rows{left}{resumed}, in {report.seconds:.1f} s: {out}", err=out == "-")
 
 
-def _left(out: str) -> stopping.Left:
+def _find_kept(out: str) -> stopping.Left:
     """Return how many rows a stopped run has answered."""
     from potstill.serve.predict_file import rows_done
 
@@ -101,7 +101,7 @@ def _left(out: str) -> stopping.Left:
     return stopping.Left([f"{rows:,} rows"] if rows else [], drops=("--overwrite",))
 
 
-def _object(text: str) -> dict[str, Any]:
+def _parse_parameters(text: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except ValueError as error:

@@ -20,7 +20,6 @@ from potstill.cli.options import (
     output_folder,
     resolve,
 )
-from potstill.config import Recipe
 from potstill.extras import require
 from potstill.pipeline import check_out, finished
 
@@ -43,7 +42,7 @@ def run(
     folder = output_folder(out, resolved)
     check_out(resolved, folder, resume=resume or resolved.resume, overwrite=overwrite)
     check_run(resolved)
-    stopping.keeps(lambda: _left(resolved, folder))
+    stopping.keeps(lambda: left_by_run(folder))
     for module, extra in (("torch", "distill"), ("onnx", "export"), ("psutil", "bench")):
         require(module, extra=extra)
     from potstill.bench.report.tables import no_better
@@ -74,15 +73,10 @@ def run(
         lines.append("The student is not shown to be better than an answer that ignores the text, so do not serve it.")
     else:
         lines.append(f"Serve:  {shlex.join(['potstill', 'serve', str(folder / 'student'), '--precision', best])}")
-    stdout.print(
-        "\n".join(lines),
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
+    stdout.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
 
 
-def _left(recipe: Recipe, out: Path) -> stopping.Left:
+def left_by_run(out: Path) -> stopping.Left:
     """Return which stages of a run are finished, and what is kept of the one that was stopped."""
     stages = finished(out)
     kept = [f"{what} in {folder}" for what, folder in stages.items()]

@@ -32,7 +32,7 @@ from potstill.data.read import SUFFIXES, arrow_schema, read_rows, text_lines
 from potstill.data.splits import HELD_OUT, find_files, is_held_out, parse_split
 from potstill.distill.batches import LENGTH_COLUMN
 from potstill.distill.packing import pack
-from potstill.errors import DataError
+from potstill.errors import DataError, first_line
 from potstill.files import new_folder
 from potstill.hub import check_name
 from potstill.machine import available_cores
@@ -153,6 +153,17 @@ def load_corpus(  # noqa: PLR0913 - what, from where, and how; each is named by 
     return corpus
 
 
+def token_counts(corpus: Dataset, vocab_size: int) -> NDArray[np.int64]:
+    """Count each token id of a corpus: int64 (vocab_size,)."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for table in corpus.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=10_000):
+        found = np.bincount(table["input_ids"].combine_chunks().flatten().to_numpy(), minlength=vocab_size)
+        if len(found) > vocab_size:
+            raise DataError(f"the corpus has token {len(found) - 1} and the vocabulary {vocab_size} entries")
+        counts += found
+    return counts
+
+
 def _folder(cache_dir: Path | None, settings: list[object]) -> Path:
     if cache_dir is None:
         return Path(tempfile.gettempdir()) / f"potstill-corpus-{uuid.uuid4().hex}"
@@ -253,9 +264,9 @@ def _load_from_hub(
     try:
         loaded = datasets.load_dataset(repository, configuration or None, split=split, streaming=streaming)
     except Exception as error:  # the hub client raises many kinds, all meaning the same here
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         raise DataError(
-            f"cannot load {name!r} ({split}) from the hub: {reason}; check the name and the network, or pass a folder"
+            f"cannot load {name!r} ({split}) from the hub: {first_line(error)}; check the name and the network, or "
+            "pass a folder"
         ) from error
     columns = loaded.column_names or list(next(iter(loaded), {}))
     return loaded, _text_column(columns, column, origin=f"{name} ({split})")

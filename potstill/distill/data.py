@@ -1,36 +1,29 @@
 """What a student learns from and is scored by: the recipe's data, tokenised as its method wants it.
 
 `load_training_data` reads one of three kinds: labelled examples, running text to mask, or single texts with the
-teacher's sentence vectors. `make_scorer` returns what scores a student on it during training.
+teacher's sentence vectors.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from datasets import Dataset
-from transformers import PreTrainedModel
 
 from potstill.checkpoint import Checkpoint, read_folder
-from potstill.checkpoint.model import SentenceEncoder
+from potstill.checkpoint.model import SentenceEncoder, SentenceHead
 from potstill.config import Recipe
 from potstill.data import Examples, Splits, load_examples, load_splits
 from potstill.distill.augmentation import augment
-from potstill.distill.batches import Collator, EpochRows, count_shared, make_collator, make_mlm_collator, tokenize
-from potstill.distill.corpus import load_corpus
+from potstill.distill.batches import Collator, count_shared, hash_rows, make_collator, make_mlm_collator, tokenize
+from potstill.distill.corpus import load_corpus, token_counts
 from potstill.distill.evaluation import Evaluation, Model, Scores, evaluate_words, problem_type_of
-from potstill.distill.masking import token_counts
-from potstill.distill.methods.embedding import teacher_head
-from potstill.distill.methods.objective import Objective
 from potstill.distill.packing import check_packable
-from potstill.distill.teacher_embeddings import add_teacher_vectors, load_single_texts
+from potstill.distill.teacher_embeddings import add_teacher_vectors, load_single_texts, teacher_head
 from potstill.errors import DataError, RecipeError
 from potstill.evaluation.trivial import trivial_scores, uniform_scores
 from potstill.progress import Progress
 from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, get_task, kind_of, lower_is_better, primary_metric
-
-_HELD_OUT_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +42,8 @@ class TrainingData:
     """The score that picks the best checkpoint."""
     floor: Scores
     """What an answer scores that ignores its text; empty where there is none."""
+    teacher_head: SentenceHead | None = None
+    """Of sentence vectors: what makes the teacher's of its token vectors."""
     about: dict[str, object]
     """The data in the report."""
 
@@ -57,13 +52,19 @@ class TrainingData:
         """Whether a higher score is better."""
         return not lower_is_better(self.metric)
 
+    def hashes(self) -> dict[str, object]:
+        """Return what tells this data from other data: hashes of what is learned from and what is scored on."""
+        evaluation = self.about.get("sha256")
+        if not evaluation and self.eval_set is not None:
+            evaluation = hash_rows(self.eval_set)
+        return {"training data": hash_rows(self.train_set), "evaluation data": evaluation or None}
+
 
 def load_training_data(
     recipe: Recipe,
     teacher: Checkpoint,
     *,
     work_dir: Path,
-    label_names: tuple[str, ...] | None = None,
     progress: Progress,
 ) -> TrainingData:
     """Load and tokenise the recipe's data as its method wants it.
@@ -72,7 +73,6 @@ def load_training_data(
         recipe: names data, task and method.
         teacher: its tokenizer makes the rows; `embedding` also needs its vectors.
         work_dir: keeps tokenised text and vectors for the next start.
-        label_names: the model's labels in their order; None takes the teacher's.
         progress: is told how far it is.
 
     Raises:
@@ -83,14 +83,12 @@ def load_training_data(
         return _load_sentences(recipe, teacher, work_dir=work_dir, progress=progress)
     if get_task(recipe.task) in (FILL_MASK, FEATURE_EXTRACTION):
         return _load_running_text(recipe, teacher, work_dir=work_dir, progress=progress)
-    return _load_labelled(recipe, teacher, label_names=label_names or teacher.label_names, progress=progress)
+    return _load_labelled(recipe, teacher, progress=progress)
 
 
-def _load_labelled(
-    recipe: Recipe, teacher: Checkpoint, *, label_names: tuple[str, ...], progress: Progress
-) -> TrainingData:
+def _load_labelled(recipe: Recipe, teacher: Checkpoint, *, progress: Progress) -> TrainingData:
     """Load labelled texts, pairs, tagged words or questions."""
-    task, problem = get_task(recipe.task), problem_type_of(teacher.model)
+    task, problem, label_names = get_task(recipe.task), problem_type_of(teacher.model), teacher.label_names
     splits = read_splits(recipe, label_names=label_names, problem_type=problem)
     train_examples, eval_examples = splits.train, splits.evaluation
     if recipe.distill.augment:
@@ -225,6 +223,7 @@ def _load_sentences(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, prog
         eval_set=eval_set,
         score=(lambda model, who: evaluation.score(model, progress=progress, who=who)) if evaluation else None,
         evaluation=evaluation,
+        teacher_head=head,
         metric=primary_metric(FEATURE_EXTRACTION, asked=recipe.metric) if evaluation else "loss",
         floor=trivial_scores(examples, kind=FEATURE_EXTRACTION.name),
         about=_about(examples)
@@ -256,47 +255,3 @@ def read_splits(recipe: Recipe, *, label_names: Sequence[str] | None, problem_ty
         label_names=label_names,
         problem_type=problem_type,
     )
-
-
-def make_scorer(
-    training_data: TrainingData, objective: Objective, teacher: PreTrainedModel | None, *, who: str = "student"
-) -> Callable[[PreTrainedModel], Scores]:
-    """Return what scores a student during training: the task's score, or the loss on texts held out.
-
-    Args:
-        training_data: from `load_training_data`.
-        objective: the method's; it may add a head to the student, and is the loss that is taken.
-        teacher: what the loss compares with; None only where the data has a score.
-        who: the name under which progress is told.
-    """
-    score, rows = training_data.score, training_data.eval_set
-    if score is not None:
-        return lambda student: score(objective.as_used(student), who)
-    assert rows is not None
-    assert teacher is not None
-    return lambda student: {
-        "loss": held_out_loss(student, teacher, objective, rows=rows, collate=training_data.collate)
-    }
-
-
-def held_out_loss(
-    student: PreTrainedModel, teacher: PreTrainedModel, objective: Objective, *, rows: Dataset, collate: Collator
-) -> float:
-    """Return the objective on rows held out, as it is weighed at the start of the training."""
-    student.to(teacher.device)
-    objective.to(teacher.device)
-    weights = {name: weight for name, weight in objective.weights(0.0).items() if weight > 0}
-    sums, counts = dict.fromkeys(weights, 0.0), dict.fromkeys(weights, 0)
-    numbered = EpochRows(rows)
-    ones = dict.fromkeys(weights, 1.0)
-    for start in range(0, len(rows), _HELD_OUT_BATCH):
-        batch = collate(numbered.__getitems__(range(start, min(start + _HELD_OUT_BATCH, len(rows)))))
-        for name, count in objective.count(batch).items():
-            if name in counts:
-                counts[name] += count
-        on_device = {name: value.to(teacher.device) for name, value in batch.items()}
-        with torch.no_grad():
-            _, parts = objective(student, teacher, on_device, ones)
-        for name, value in parts.items():
-            sums[name] += value.item()
-    return sum(weight * sums[name] / max(counts[name], 1) for name, weight in weights.items())

@@ -27,9 +27,9 @@ from potstill.distill.batches import Collator, EpochRows, make_collator, make_ml
 from potstill.distill.hooks import embed, masked_lm_head, model_inputs
 from potstill.distill.masking import IGNORED
 from potstill.errors import CheckpointError, UsageError
-from potstill.evaluation.predictions import Predictions, check_examples, check_predictions, predict
-from potstill.evaluation.scores import score
-from potstill.evaluation.summary import summarize
+from potstill.evaluation.predictions import Predictions, predict
+from potstill.evaluation.scores import check_examples, check_predictions, score
+from potstill.evaluation.summary import ModelEvaluation, summarize
 from potstill.evaluation.trivial import against_trivial
 from potstill.progress import Progress, silent
 from potstill.serve import BundleTokenizer
@@ -48,7 +48,7 @@ from potstill.tasks import (
 
 Scores = dict[str, float]
 Model: TypeAlias = PreTrainedModel | SentenceEncoder
-"""What is scored: an encoder is pooled as is asked for, and one with its head as that says."""
+"""A model that can be scored. A `SentenceEncoder` pools by its own head, any other as the caller says."""
 
 _BATCH_SIZE = 32
 _USUAL_LENGTH = 128
@@ -142,7 +142,7 @@ class Evaluation:
             tokenizer: the models'.
             examples: labelled, see `Examples.labels`; for feature-extraction scored pairs; texts for fill-mask.
             max_length: longer texts are cut, contexts of questions become several windows.
-            task: what is asked; a text classifier's kind of label comes from its configuration.
+            task: the models'; a text classifier's kind of label comes from its configuration.
             pooling: for feature-extraction of models without a head of their own, `mean`, `cls` or `max`.
         """
         self.examples, self.task = examples, task
@@ -154,11 +154,11 @@ class Evaluation:
 
         Args:
             model: of the task's class; it is put into eval mode and stays there.
-            progress: is told how far it is.
-            who: the name under which it is told.
+            progress: is called with how far it is.
+            who: what the model is called there.
 
         Raises:
-            DataError: if the examples cannot judge such a model.
+            DataError: if such a model cannot be scored on the examples.
         """
         kind, total = self.kind(model), len(self.examples)
         check_examples(self.examples, kind)
@@ -196,7 +196,7 @@ class Evaluation:
         return against_trivial(predictions, scored, self.examples, kind=kind, metric=metric)
 
     def kind(self, model: Model) -> str:
-        """Return what a model is asked: a key of `potstill.tasks.METRICS`."""
+        """Return the kind of a model: a key of `potstill.tasks.METRICS`."""
         return kind_of(self.task, problem_type_of(model))
 
 
@@ -218,10 +218,10 @@ def evaluate_model(
         tokenizer: the model's.
         examples: as `Evaluation`, and so are the next three.
         max_length: the longest text in tokens.
-        task: what is asked.
+        task: the model's.
         pooling: for feature-extraction.
-        progress: is told how far it is.
-        who: the name under which it is told.
+        progress: is called with how far it is.
+        who: what the model is called there.
 
     Raises:
         DataError: if the examples have no labels, or others than the model's.
@@ -240,6 +240,12 @@ class Reading:
     limit: int | None = None
 
 
+class CheckpointEvaluation(ModelEvaluation):
+    """The result for a checkpoint."""
+
+    task: str
+
+
 def evaluate(
     model: str | Path,
     *,
@@ -251,11 +257,11 @@ def evaluate(
     pooling: str | None = None,
     keep_predictions: bool = False,
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> CheckpointEvaluation:
     """Return the scores of a checkpoint on a data set, under `scores`, with what was scored beside them.
 
     Texts are read and answers are decoded by the code that serves them, so a bundle of the checkpoint scores the same,
-    but for what its precision changes. Beside the scores is what `potstill.evaluation.summary.summarize` says of them.
+    but for what its precision changes.
 
     Args:
         model: a hub id or checkpoint folder.
@@ -267,9 +273,9 @@ def evaluate(
         reading: which split and columns; None takes the validation split and the usual names.
         pooling: for feature-extraction, `mean` or `cls`; None does what a sentence-transformers folder says, and
             elsewhere takes the mean.
-        keep_predictions: also return `predictions`, one row per example: what was asked (`text`, `tokens` or
-            `question`), `label` and `prediction`.
-        progress: is told how far it is.
+        keep_predictions: also return `predictions`, one row per example: its `text`, `tokens` or
+            `question`, `label` and `prediction`.
+        progress: is called with how far it is.
 
     Raises:
         CheckpointError, DataError: if they cannot be loaded or do not fit.
@@ -305,18 +311,23 @@ def evaluate(
     )
     scored = checkpoint.model if head is None else SentenceEncoder(checkpoint.model, head)
     predictions = evaluation.predict(scored, progress=progress)
-    told = folder.notes if max_length == folder.max_seq_length else ()
-    result: dict[str, Any] = {
+    notes = folder.notes if max_length == folder.max_seq_length else ()
+    result: CheckpointEvaluation = {
         "model": str(model),
         "task": known.name,
         "data": str(data),
         "split": reading.split,
         "num_examples": len(examples),
         "data_sha256": examples.sha256,
-    } | summarize(
-        predictions, examples, kind=evaluation.kind(checkpoint.model), metric=first, keep_predictions=keep_predictions
-    )
-    result["notes"] = [*examples.notes, *told, *result["notes"]]
+        **summarize(
+            predictions,
+            examples,
+            kind=evaluation.kind(checkpoint.model),
+            metric=first,
+            keep_predictions=keep_predictions,
+        ),
+    }
+    result["notes"] = [*examples.notes, *notes, *result["notes"]]
     return result
 
 
@@ -337,9 +348,9 @@ def evaluate_words(
         model: with a masked-LM head; it is put into eval mode and stays there.
         tokenizer: the model's.
         corpus: rows of `load_corpus`.
-        mask_share: the share of words that is asked for.
-        progress: is told how far it is.
-        who: the name under which it is told.
+        mask_share: the share of words that is masked or otherwise predicted.
+        progress: is called with how far it is.
+        who: what the model is called there.
     """
     model.eval()
     encoder, head = model.base_model, masked_lm_head(model)
@@ -350,11 +361,11 @@ def evaluate_words(
         with torch.inference_mode():
             states = encoder(**model_inputs(encoder, batch)).last_hidden_state.flatten(0, 1)
             labels = batch["masked_labels"].flatten()
-            asked = (labels != IGNORED).nonzero().squeeze(1)
-            logits = F.linear(head.transform(states[asked]), head.weight, head.bias).float()
-            nll += F.cross_entropy(logits, labels[asked], reduction="sum").item()
-            hits += int((logits.argmax(-1) == labels[asked]).sum())
-            count += len(asked)
+            scored = (labels != IGNORED).nonzero().squeeze(1)
+            logits = F.linear(head.transform(states[scored]), head.weight, head.bias).float()
+            nll += F.cross_entropy(logits, labels[scored], reduction="sum").item()
+            hits += int((logits.argmax(-1) == labels[scored]).sum())
+            count += len(scored)
     return metrics.masked_lm_scores(nll, count=count, hits=hits)
 
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
@@ -73,7 +72,7 @@ def make_masking(
         seed: makes another run mask differently.
         share: of the tokens that are not special, how many are to be predicted: `ceil(share * count)` of each row.
         extra_share: of the others, how many more positions the distillation loss gets.
-        counts: of each token in the corpus (`token_counts`), to favour rare ones; None treats all alike.
+        counts: of each token in the corpus (`corpus.token_counts`), to favour rare ones; None treats all alike.
         smoothing: the favour is `count ** -smoothing`; 0.7 is DistilBERT's released code's, after XLM's.
 
     Raises:
@@ -142,17 +141,6 @@ def mask_batch(
     masked = ids.copy()
     masked[chosen] = np.where(action < _MASK_SHARE, masking.mask_id, becomes)
     return Masked(masked, labels, extra)
-
-
-def token_counts(corpus: Dataset, vocab_size: int) -> NDArray[np.int64]:
-    """Count each token id of a corpus: int64 (vocab_size,)."""
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    for table in corpus.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=10_000):
-        found = np.bincount(table["input_ids"].combine_chunks().flatten().to_numpy(), minlength=vocab_size)
-        if len(found) > vocab_size:
-            raise DataError(f"the corpus has token {len(found) - 1} and the vocabulary {vocab_size} entries")
-        counts += found
-    return counts
 
 
 def _choose(

@@ -1,17 +1,16 @@
 """Distil, fine-tune, or only cut: from a recipe to a published checkpoint with its report."""
 
-import contextlib
 import copy
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from potstill.checkpoint import (
     TRAINING_REPORT,
@@ -20,35 +19,23 @@ from potstill.checkpoint import (
     fit_length,
     hash_checkpoint,
     load_checkpoint,
-    load_config,
     load_tokenizer,
     save_tokenizer,
-    task_of_architectures,
 )
 from potstill.checkpoint.model import SentenceEncoder, find_sentence_transformers, write_sentence_transformers
 from potstill.checkpoint.sentence_transformers import PROMPTS_FILE
 from potstill.config import Recipe, build_recipe, with_splits
-from potstill.distill import scratch_teacher
-from potstill.distill.batches import hash_rows, read_lengths
+from potstill.distill import teacher as teachers
 from potstill.distill.checkpoints import check_same_run
-from potstill.distill.data import TrainingData, load_training_data, make_scorer, read_splits
-from potstill.distill.evaluation import Model, problem_type_of
+from potstill.distill.data import TrainingData, load_training_data
 from potstill.distill.methods import make_labels_objective, make_objective
-from potstill.distill.methods.embedding import teacher_head
-from potstill.distill.methods.objective import Objective
 from potstill.distill.student import best_layers, choose_layers, create_student
-from potstill.distill.trainer import TrainingResult, TrainingRun, train
-from potstill.distill.training_args import plan_training, resolve_dtype
-from potstill.errors import CheckpointError, DataError, RecipeError
+from potstill.distill.trainer import TrainingResult, TrainingRun, make_scorer, train
+from potstill.errors import CheckpointError, RecipeError
 from potstill.files import check_free, new_folder
 from potstill.progress import Announce, Progress, keep_quiet, silent
 from potstill.tasks import (
     FEATURE_EXTRACTION,
-    FILL_MASK,
-    QUESTION_ANSWERING,
-    REGRESSION,
-    TEXT_CLASSIFICATION,
-    Task,
     get_task,
 )
 
@@ -106,12 +93,9 @@ def distill(
         training_data = load_training_data(recipe, teacher, work_dir=work_dir, progress=progress)
     teacher_scores = {}
     if training_data.score is not None:
-        # A teacher of sentence vectors is scored with what makes them.
-        used: Model = teacher.model
-        if recipe.distill.method == "embedding":
-            head = teacher_head(teacher.name, recipe.distill.pooling)
-            used = SentenceEncoder(teacher.model, head.to(teacher.model.device))
-        teacher_scores = training_data.score(used, "teacher")
+        head = training_data.teacher_head
+        scored = teacher.model if head is None else SentenceEncoder(teacher.model, head.to(teacher.model.device))
+        teacher_scores = training_data.score(scored, "teacher")
         _check_teacher(teacher_scores, training_data, recipe)
 
     student, layers_kept = _make_student(recipe, teacher, training_data)
@@ -126,10 +110,19 @@ def distill(
         stage="distil the student",
         progress=progress,
         announce=announce,
+        about=training_data.about | {"task": recipe.task},
         identity=_identity(recipe, training_data, models=(teacher.name, recipe.student.model)),
     )
     untrained = copy.deepcopy(student.model) if recipe.distill.controls else None
-    result = _plan_and_train(student.model, teacher.model, objective, training_data, run, task=recipe.task)
+    result = train(
+        student.model,
+        teacher=teacher.model,
+        objective=objective,
+        train_set=training_data.train_set,
+        collate=training_data.collate,
+        score=make_scorer(training_data, objective, teacher.model),
+        run=run,
+    )
 
     used = objective.as_used(student.model)
     report = _report(recipe, training_data, result)
@@ -142,9 +135,7 @@ def distill(
     if untrained is not None:
         report["controls"] = _train_baselines(recipe, untrained, teacher.model, training_data, run)
     report["seconds"] = round(time.perf_counter() - started, 1)
-    return _publish(
-        student, out_dir, report=report, overwrite=overwrite, used=objective.as_used(student.model), recipe=recipe
-    )
+    return _publish(student, out_dir, report=report, overwrite=overwrite, used=used, recipe=recipe)
 
 
 def finetune(
@@ -172,7 +163,7 @@ def finetune(
     started = time.perf_counter()
     scratch = recipe.teacher.scratch
     if scratch is not None:
-        config = scratch_teacher.training_config(scratch, recipe.distill)
+        config = teachers.training_config(scratch, recipe.distill)
         recipe = recipe.model_copy(update={"distill": config})
     processes = _processes()
     if not processes.is_main_process:
@@ -182,12 +173,11 @@ def finetune(
         check_same_run(work_dir, _settings(recipe))
 
     if scratch is not None:
-        teacher = scratch_teacher.new_teacher(recipe, scratch)
+        teacher = teachers.scratch_teacher(recipe, scratch)
     else:
-        teacher = _load_to_finetune(recipe, announce)
-    names = teacher.label_names if problem_type_of(teacher.model) != REGRESSION else None
+        teacher = teachers.load_to_finetune(recipe, announce)
     with processes.main_process_first():
-        training_data = load_training_data(recipe, teacher, work_dir=work_dir, label_names=names, progress=progress)
+        training_data = load_training_data(recipe, teacher, work_dir=work_dir, progress=progress)
     objective = make_labels_objective(recipe, teacher.model)
     run = TrainingRun(
         config=recipe.distill,
@@ -199,9 +189,18 @@ def finetune(
         stage="train the teacher",
         progress=progress,
         announce=announce,
+        about=training_data.about | {"task": recipe.task},
         identity=_identity(recipe, training_data, models=(recipe.teacher.model,)),
     )
-    result = _plan_and_train(teacher.model, None, objective, training_data, run, task=recipe.task)
+    result = train(
+        teacher.model,
+        teacher=None,
+        objective=objective,
+        train_set=training_data.train_set,
+        collate=training_data.collate,
+        score=make_scorer(training_data, objective, None, who="teacher"),
+        run=run,
+    )
 
     report = _report(recipe, training_data, result) | {"method": "finetune"}
     report["teacher"] = _describe(teacher) | {
@@ -273,10 +272,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 def _identity(recipe: Recipe, training_data: TrainingData, *, models: Sequence[str | None]) -> dict[str, object]:
     """Return all that decides the weights of a training: only the same run may be gone on with."""
     content: dict[str, object] = _settings(recipe)
-    content["training data"] = hash_rows(training_data.train_set)
-    content["evaluation data"] = training_data.about.get("sha256") or (
-        hash_rows(training_data.eval_set) if training_data.eval_set is not None else None
-    )
+    content |= training_data.hashes()
     content["checkpoints"] = [hash_checkpoint(name) or name for name in models if name is not None]
     content["processes"] = _processes().num_processes
     return content
@@ -300,39 +296,6 @@ def _check_teacher(scores: dict[str, float], training_data: TrainingData, recipe
             "it is not fine-tuned for this task, or its labels stand in another order than the data's; "
             "set distill.allow_weak_teacher=true to go on"
         )
-
-
-def _load_to_finetune(recipe: Recipe, announce: Announce) -> Checkpoint:
-    """Load the model to fine-tune, with a head for the data's labels if it has none yet.
-
-    A head that gives way to a new one, because the data has another number of labels, is announced.
-    """
-    assert recipe.teacher.model is not None
-    task, config = get_task(recipe.task), load_config(recipe.teacher.model)
-    head = {} if task in (FILL_MASK, FEATURE_EXTRACTION, QUESTION_ANSWERING) else _new_head(recipe, task, config)
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)
-        teacher = load_checkpoint(recipe.teacher.model, task, tokenizer=recipe.tokenizer, new_head=head)
-    ours = teacher.model.config
-    if type(teacher.model).__name__ in (config.architectures or []) and config.num_labels != ours.num_labels:
-        announce("head", {"before": list(config.id2label.values()), "after": list(ours.id2label.values())})
-    return teacher
-
-
-def _new_head(recipe: Recipe, task: Task, config: PretrainedConfig) -> dict[str, object]:
-    """Return the settings of the head that the data needs: none if the checkpoint's own has its labels already."""
-    declared = recipe.data.problem_type
-    if task_of_architectures(config.architectures or ()) is task and declared in (None, config.problem_type):
-        names = tuple(str(config.id2label[number]) for number in range(config.num_labels))
-        single = config.problem_type or (REGRESSION if config.num_labels == 1 else None)
-        with contextlib.suppress(DataError):
-            problem = single if task is TEXT_CLASSIFICATION else None
-            found = read_splits(recipe, label_names=names, problem_type=problem).train
-            # Bare numbers have no names that the checkpoint's could be: 0 of another task is not its `negative`.
-            if found.labels_read.startswith("by name") or problem == REGRESSION:
-                return {}
-    examples = read_splits(recipe, label_names=None, problem_type=declared).train
-    return scratch_teacher.head_config(examples.label_names, examples.problem_type)
 
 
 def _make_student(
@@ -400,32 +363,6 @@ def _check_same_vocabulary(student: Checkpoint, teacher: Checkpoint) -> None:
         )
 
 
-def _plan_and_train(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel | None,
-    objective: Objective,
-    training_data: TrainingData,
-    run: TrainingRun,
-    *,
-    task: str,
-) -> TrainingResult:
-    """Announce what the training will take, and train."""
-    lengths = read_lengths(training_data.train_set).tolist()
-    world_size = _processes().num_processes
-    plan = plan_training(student, teacher, config=run.config, lengths=lengths, world_size=world_size)
-    run.announce("plan", asdict(plan) | {"data": training_data.about | {"task": task}})
-    return train(
-        student,
-        teacher=teacher,
-        objective=objective,
-        train_set=training_data.train_set,
-        collate=training_data.collate,
-        # Without a teacher it is the teacher itself that is trained.
-        score=make_scorer(training_data, objective, teacher, who="teacher" if teacher is None else "student"),
-        run=run,
-    )
-
-
 def _train_baselines(
     recipe: Recipe, untrained: PreTrainedModel, teacher: PreTrainedModel, training_data: TrainingData, run: TrainingRun
 ) -> dict[str, dict[str, object]]:
@@ -469,7 +406,7 @@ def _train_baselines(
 
 
 def _against_trivial(
-    training_data: TrainingData, model: Model, who: str, *, progress: Progress
+    training_data: TrainingData, model: PreTrainedModel | SentenceEncoder, who: str, *, progress: Progress
 ) -> dict[str, object] | None:
     """Return how a trained model's score stands against an answer that ignores the text; None without labels."""
     if training_data.evaluation is None:
@@ -497,7 +434,7 @@ def _report(recipe: Recipe, training_data: TrainingData, result: TrainingResult)
         "metric": training_data.metric,
         "data": training_data.about,
         "floor": training_data.floor,
-        "dtype": resolve_dtype(recipe.distill.dtype),
+        "dtype": result.dtype,
         "steps": result.steps,
         "best_step": result.best_step,
         "resumed_from": result.resumed_from,
@@ -512,7 +449,7 @@ def _publish(
     *,
     report: dict[str, Any],
     overwrite: bool,
-    used: Model | None = None,
+    used: PreTrainedModel | SentenceEncoder | None = None,
     recipe: Recipe | None = None,
 ) -> dict[str, Any]:
     """Write the checkpoint whole or not at all; of several processes one does, and the others wait.

@@ -10,13 +10,20 @@ import pyarrow
 from datasets import Dataset, load_from_disk
 
 from potstill.checkpoint import Checkpoint, hash_checkpoint, read_folder
-from potstill.checkpoint.model import SentenceHead
+from potstill.checkpoint.model import SentenceHead, find_sentence_transformers, load_head
 from potstill.data import Examples, load_texts
 from potstill.distill.batches import TEACHER_VECTORS, tokenize
 from potstill.distill.evaluation import embed_texts
 from potstill.files import new_folder
 from potstill.progress import Progress
 from potstill.tasks import FEATURE_EXTRACTION
+
+
+def teacher_head(name: str, pooling: str | None) -> SentenceHead:
+    """Return what makes a teacher's vectors: its own modules, or else the pooling that is asked for, or the mean."""
+    own = find_sentence_transformers(name)
+    head = load_head(own) if own else None
+    return head if head is not None else SentenceHead([pooling or "mean"])
 
 
 def load_single_texts(name: str, *, split: str, text_columns: Sequence[str] | None, limit: int | None) -> list[str]:

@@ -9,7 +9,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from potstill.config import DistillConfig
-from potstill.distill.batches import Collator, EpochRows, LengthGroupedSampler, Row
+from potstill.distill.batches import Collator, EpochRows, LengthGroupedSampler, Row, read_lengths
 from potstill.distill.checkpoints import (
     CheckpointCallback,
     check_same_run,
@@ -38,8 +38,9 @@ from potstill.distill.checkpoints import (
     step_of,
     write_identity,
 )
+from potstill.distill.data import TrainingData
 from potstill.distill.methods.objective import Objective
-from potstill.distill.training_args import PaceReporter, training_arguments
+from potstill.distill.training_args import PaceReporter, plan_training, training_arguments
 from potstill.errors import DiskError, TrainingError
 from potstill.extras import require
 from potstill.files import writing
@@ -49,6 +50,7 @@ Scores = dict[str, float]
 
 _WEIGHTS = "model.safetensors"
 _COUNTS = "counts"
+_HELD_OUT_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,8 @@ class TrainingResult:
     score: float
     metrics: Scores
     resumed_from: int
+    dtype: str
+    """`float32` or `bfloat16`, in which the products were computed."""
     history: list[dict[str, Any]]
 
 
@@ -81,7 +85,9 @@ class TrainingRun:
     """The name under which progress is told."""
     progress: Progress
     announce: Announce = keep_quiet
-    """Is told the pace after the first steps."""
+    """Is told the plan before the first step, and the pace after a few."""
+    about: Mapping[str, object] = field(default_factory=dict)
+    """What the announced plan says of the data."""
     identity: Mapping[str, object] = field(default_factory=dict)
     """All that decides the weights: a run with another one is not gone on with."""
 
@@ -142,6 +148,10 @@ def train(
     arguments = training_arguments(
         config, seed=run.seed, work_dir=run.work_dir, num_rows=len(train_set), unused=objective.has_unused_parameters
     )
+    plan = plan_training(
+        student, teacher, config=config, lengths=read_lengths(train_set).tolist(), world_size=arguments.world_size
+    )
+    run.announce("plan", asdict(plan) | {"data": run.about})
     if run.resume:
         check_same_run(run.work_dir, run.identity)
     if arguments.should_save:
@@ -362,5 +372,50 @@ def _choose_best(
         score=best[metric],
         metrics=measured,
         resumed_from=resumed_from,
+        dtype="bfloat16" if trainer.args.bf16 else "float32",
         history=trainer.state.log_history,
     )
+
+
+def make_scorer(
+    training_data: TrainingData, objective: Objective, teacher: PreTrainedModel | None, *, who: str = "student"
+) -> Callable[[PreTrainedModel], Scores]:
+    """Return what scores a student during training: the task's score, or the loss on texts held out.
+
+    Args:
+        training_data: from `load_training_data`.
+        objective: the method's; it may add a head to the student, and is the loss that is taken.
+        teacher: what the loss compares with; None only where the data has a score.
+        who: the name under which progress is told.
+    """
+    score, rows = training_data.score, training_data.eval_set
+    if score is not None:
+        return lambda student: score(objective.as_used(student), who)
+    assert rows is not None
+    assert teacher is not None
+    return lambda student: {
+        "loss": held_out_loss(student, teacher, objective, rows=rows, collate=training_data.collate)
+    }
+
+
+def held_out_loss(
+    student: PreTrainedModel, teacher: PreTrainedModel, objective: Objective, *, rows: Dataset, collate: Collator
+) -> float:
+    """Return the objective on rows held out, as it is weighed at the start of the training."""
+    student.to(teacher.device)
+    objective.to(teacher.device)
+    weights = {name: weight for name, weight in objective.weights(0.0).items() if weight > 0}
+    sums, counts = dict.fromkeys(weights, 0.0), dict.fromkeys(weights, 0)
+    numbered = EpochRows(rows)
+    ones = dict.fromkeys(weights, 1.0)
+    for start in range(0, len(rows), _HELD_OUT_BATCH):
+        batch = collate(numbered.__getitems__(range(start, min(start + _HELD_OUT_BATCH, len(rows)))))
+        for name, count in objective.count(batch).items():
+            if name in counts:
+                counts[name] += count
+        on_device = {name: value.to(teacher.device) for name, value in batch.items()}
+        with torch.no_grad():
+            _, parts = objective(student, teacher, on_device, ones)
+        for name, value in parts.items():
+            sums[name] += value.item()
+    return sum(weight * sums[name] / max(counts[name], 1) for name, weight in weights.items())

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from potstill.evaluation.intervals import (
     widen,
     wilson,
 )
-from potstill.evaluation.predictions import Predictions, check_examples, check_predictions
+from potstill.evaluation.predictions import Predictions
 from potstill.evaluation.results import Confusion, Difference, GlueRow, Interval, Quality, Retention, Score
 from potstill.evaluation.scores import (
     NO_ANSWER,
@@ -27,6 +27,8 @@ from potstill.evaluation.scores import (
     agreement,
     answer_texts,
     changes,
+    check_examples,
+    check_predictions,
     class_logits,
     confusion,
     not_finite_rows,
@@ -298,20 +300,21 @@ def disagreements(
     distances = _distances(baseline, candidate, examples, kind=kind)
     texts = row_texts(baseline)
     found: list[Difference] = []
-    told: set[int] = set()
+    listed: set[int] = set()
     for row in np.lexsort((np.arange(len(distances)), -distances)).tolist():
         if len(found) == most or not distances[row] > 0:
             break
         number = int(texts[row])
-        if number in told:
+        if number in listed:
             continue
-        told.add(number)
+        listed.add(number)
         text = examples.texts[number]
+        text = " ".join(text) if isinstance(text, list) else text
         found.append(
             Difference(
                 baseline=keys[0],
                 candidate=keys[1],
-                text=(_cut(text[0]), _cut(text[1])) if isinstance(text, tuple) else _cut(_joined(text)),
+                text=(_cut(text[0]), _cut(text[1])) if isinstance(text, tuple) else _cut(text),
                 label=_describe_label(baseline, examples, row, kind=kind),
                 baseline_answer=_describe_answer(baseline, examples, row, kind=kind),
                 candidate_answer=_describe_answer(candidate, examples, row, kind=kind),
@@ -323,9 +326,9 @@ def disagreements(
 
 def _distances(first: Predictions, second: Predictions, examples: Examples, *, kind: str) -> Floats:
     """Return the distance of each row of the predictions, shape (rows,)."""
-    lost, other = not_finite_rows(first), not_finite_rows(second)
-    both = ~lost & ~other
-    distances: Floats = (lost != other).astype(np.float64)
+    sides = not_finite_rows(first), not_finite_rows(second)
+    both = ~sides[0] & ~sides[1]
+    distances: Floats = (sides[0] != sides[1]).astype(np.float64)
     if kind in {REGRESSION, FEATURE_EXTRACTION.name}:
         distances[:] = 0
         distances[both] = np.abs(first["values"][both, 0].astype(np.float64) - second["values"][both, 0])
@@ -386,10 +389,6 @@ def _word(predictions: Predictions, examples: Examples, row: int, *, kind: str) 
 
 def _percent(value: float) -> str:
     return f"{100 * float(value):.0f} %"
-
-
-def _joined(text: Any) -> str:
-    return " ".join(text) if isinstance(text, list) else text
 
 
 def _cut(text: str) -> str:

@@ -12,7 +12,6 @@ where it is made, and is good to about a factor of 1.5.
 from dataclasses import dataclass
 from math import atanh, ceil, inf, isfinite, lgamma, log, log1p, sqrt, tanh
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +31,7 @@ from potstill.evaluation.intervals import (
     wilson_needs,
 )
 from potstill.evaluation.predictions import ModelOutputs
-from potstill.evaluation.results import Power
+from potstill.evaluation.results import Power, Verdict
 from potstill.evaluation.scores import Scored, changes, pearson_statistic
 from potstill.tasks import (
     FEATURE_EXTRACTION,
@@ -70,19 +69,6 @@ class _Loss:
     high: float
     texts_needed: float
 
-    def decide(self, max_loss: float) -> dict[str, Any]:
-        """Return the verdict and what it rests on. A loss above the limit fails, whatever its interval."""
-        verdict = decide_by_interval((self.value, self.high), max_loss, at_least=False)
-        evidence: dict[str, Any] = {
-            "verdict": verdict,
-            "holds": verdict != "FAIL",
-            "loss": self.value,
-            "loss_interval": [self.low, self.high],
-        }
-        if verdict == "INCONCLUSIVE":
-            evidence["texts_needed"] = ceil(self.texts_needed) if isfinite(self.texts_needed) else None
-        return evidence
-
 
 def compare_outputs(
     reference: ModelOutputs,
@@ -95,15 +81,8 @@ def compare_outputs(
 ) -> QualityLoss:
     """Return what a file loses against another, with the verdict and what it rests on.
 
-    - `basis`: what the verdict rests on: the metric, or `agreement`
-    - `loss`, `loss_interval`, `max_loss`, `verdict`, `holds` (it did not fail), `texts`, `rows`
-    - `texts_needed`: only if inconclusive, how many texts would decide at this loss; None if no number would
-    - `reason`: only if an output is NaN or infinite
-    - `agreement`: `measure`, `value`, `flips` of `decisions`, `mean_kl` in nats, `max_abs_difference`
-    - `labelled`: `metric`, both scores, `relative_loss` with its interval, and McNemar's `lost`, `gained`, `p_value`
-      over texts where an answer is right or wrong; None without labels
-
-    The value of `agreement` is the share of equal decisions (the likeliest class; of several labels each one's sign),
+    `texts_needed` is set only if the verdict is INCONCLUSIVE, `reason` only if an output is NaN or infinite. The value
+    of `agreement` is the share of equal decisions (the likeliest class; of several labels each one's sign),
     for regression Pearson's correlation, for feature-extraction the mean cosine.
 
     Args:
@@ -124,23 +103,38 @@ def compare_outputs(
         raise CheckError("the fp32 file answers NaN or infinity, so nothing can be held against it; export it again")
     if reference.values.shape != candidate.values.shape or reference.kind != candidate.kind:
         raise ValueError(f"the same questions twice are needed: {reference.values.shape}, {candidate.values.shape}")
-    about = {"texts": len(np.unique(reference.texts)), "rows": len(reference.values), "max_loss": max_loss}
+    loss, basis = _Loss(1.0, 1.0, 1.0, inf), "agreement"
+    agreement: Agreement | None = None
+    labelled: LabelledLoss | None = None
+    verdict: Verdict = "FAIL"
+    details: dict[str, object] = {}
     broken = int((~np.isfinite(candidate.values[finite])).sum())
     if broken:
-        failed = _Loss(1.0, 1.0, 1.0, inf).decide(-inf)
-        reason = f"{broken} of {int(finite.sum())} numbers are NaN or infinite"
-        failed |= {"reason": reason, "basis": "agreement", "agreement": None, "labelled": None}
-        return QualityLoss.model_validate(about | failed)
-    rng = np.random.default_rng(seed)
-    loss, agreement = _compare_agreement(reference, candidate, rng=rng, max_loss=max_loss)
-    basis, labelled = "agreement", None
-    if scored is not None:
-        metric = metric or METRICS[reference.kind][0]
-        of_score, labelled = _compare_scores(*scored, metric=metric, rng=rng, max_loss=max_loss)
-        if of_score is not None:
-            loss, basis = of_score, metric
-    evidence = loss.decide(max_loss) | {"basis": basis, "agreement": agreement, "labelled": labelled}
-    return QualityLoss.model_validate(about | evidence)
+        details["reason"] = f"{broken} of {int(finite.sum())} numbers are NaN or infinite"
+    else:
+        rng = np.random.default_rng(seed)
+        loss, agreement = _compare_agreement(reference, candidate, rng=rng, max_loss=max_loss)
+        if scored is not None:
+            metric = metric or METRICS[reference.kind][0]
+            of_score, labelled = _compare_scores(*scored, metric=metric, rng=rng, max_loss=max_loss)
+            if of_score is not None:
+                loss, basis = of_score, metric
+        # A loss above the limit fails, even where its interval does not.
+        verdict = decide_by_interval((loss.value, loss.high), max_loss, at_least=False)
+    if verdict == "INCONCLUSIVE":
+        details["texts_needed"] = ceil(loss.texts_needed) if isfinite(loss.texts_needed) else None
+    return QualityLoss(
+        texts=len(np.unique(reference.texts)),
+        rows=len(reference.values),
+        max_loss=max_loss,
+        verdict=verdict,
+        holds=verdict != "FAIL",
+        loss=loss.value,
+        loss_interval=(loss.low, loss.high),
+        basis=basis,
+        agreement=agreement,
+        labelled=labelled,
+    ).model_copy(update=details)
 
 
 def _compare_agreement(
@@ -256,7 +250,7 @@ def _bootstrap_loss(
     return _Loss(value, low, high, needed)
 
 
-def _mean_kl(reference: NDArray[Any], candidate: NDArray[Any]) -> float:
+def _mean_kl(reference: NDArray[np.floating], candidate: NDArray[np.floating]) -> float:
     """Return the mean over rows of KL(reference || candidate) in nats."""
     at_once = max(1, _NUMBERS_AT_ONCE // reference.shape[1])
     total = 0.0
@@ -268,7 +262,7 @@ def _mean_kl(reference: NDArray[Any], candidate: NDArray[Any]) -> float:
     return max(0.0, total / len(reference))
 
 
-def _log_softmax(logits: NDArray[Any]) -> Floats:
+def _log_softmax(logits: NDArray[np.floating]) -> Floats:
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
     result: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
@@ -296,9 +290,9 @@ def power(examples: Examples, *, kind: str, metric: str) -> Power:
     if isinstance(found, str):
         return Power(num_examples=len(examples), smallest_loss=None, sentence=found)
     points = 100 * found
-    told = f"{points:.1f}" if points >= 0.95 else f"{points:.2g}"
+    shown = f"{points:.1f}" if points >= 0.95 else f"{points:.2g}"
     sentence = (
-        f"With {len(examples):,} examples, a loss of {told} points of {metric.replace('_', ' ')} or more is found "
+        f"With {len(examples):,} examples, a loss of {shown} points of {metric.replace('_', ' ')} or more is found "
         "4 times in 5; a smaller one may well go unseen."
     )
     return Power(num_examples=len(examples), smallest_loss=found, sentence=sentence)

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from potstill import metrics
 from potstill.bundle import Pooling
-from potstill.data import Examples
 from potstill.errors import CheckError, DataError, UsageError
 from potstill.serve import SENTENCE_EMBEDDING, BundleTokenizer, Row, Text
 from potstill.serve.encoder import unpad
@@ -36,7 +35,6 @@ from potstill.tasks import (
     PROBLEM_TYPES,
     QUESTION_ANSWERING,
     REGRESSION,
-    SINGLE_LABEL,
     TEXT_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
 )
@@ -53,7 +51,6 @@ _MAX_MASKED, _MAX_NUMBERS = 1000, 2**26
 # Nothing else waits here, so a context may take as many windows as it has.
 _MAX_WINDOWS = 2**31
 _FUNCTIONS = {MULTI_LABEL: "sigmoid", REGRESSION: "none"}
-_LABELLED = (SINGLE_LABEL, MULTI_LABEL, TOKEN_CLASSIFICATION.name)
 
 
 class Session(Protocol):
@@ -74,7 +71,7 @@ def predict(
     pooling: Pooling | str | None = None,
     batch_size: int = 1,
     progress: Callable[[int], None] = lambda done: None,
-) -> dict[str, NDArray[Any]]:
+) -> Predictions:
     """Return a model's answers to texts as named arrays.
 
     For N texts, by kind:
@@ -122,19 +119,19 @@ def predict(
         return _predict_words(run, model, texts)
     if not texts:
         raise DataError("there are no texts to ask about")
-    asked: list[Any] = [tuple(text) if isinstance(text, list) else text for text in texts]
+    inputs: list[Any] = [tuple(text) if isinstance(text, list) else text for text in texts]
     if kind in {QUESTION_ANSWERING.name, FEATURE_EXTRACTION.name}:
-        single = next((text for text in asked if not isinstance(text, tuple)), None)
+        single = next((text for text in inputs if not isinstance(text, tuple)), None)
         if single is not None:
             raise DataError(f"{kind} is judged by pairs of texts, and {str(single)[:60]!r} is one; name two columns")
     if kind == QUESTION_ANSWERING.name:
-        return _predict_answers(run, model, asked)
+        return _predict_answers(run, model, inputs)
     if kind == FILL_MASK.name:
         # Each word has a vocabulary of logits, so texts go one by one.
-        return _predict_masked_words(partial(run, batch_size=1), model, asked)
+        return _predict_masked_words(partial(run, batch_size=1), model, inputs)
     if kind == FEATURE_EXTRACTION.name:
-        return _predict_similarities(run, model, asked)
-    features = [preprocess_scores(model, [text]) for text in asked]
+        return _predict_similarities(run, model, inputs)
+    features = [preprocess_scores(model, [text]) for text in inputs]
     # A text's answer is (logits, scores); what is served of a regression is the score.
     answers = run(features, lambda _, width: ([np.nan] * width, [np.nan] * width))
     if kind == REGRESSION:
@@ -211,7 +208,7 @@ def _run_rows(
         yield from zip(batch, outputs, strict=True)
 
 
-def _predict_words(run: _Run, model: TaskModel, texts: Sequence[Sequence[str]]) -> dict[str, NDArray[Any]]:
+def _predict_words(run: _Run, model: TaskModel, texts: Sequence[Sequence[str]]) -> Predictions:
     sizes = [len(words) for words in texts]
     if not sum(sizes):
         raise DataError("there are no words to ask about; give texts that are not empty")
@@ -226,7 +223,7 @@ def _predict_words(run: _Run, model: TaskModel, texts: Sequence[Sequence[str]]) 
     }
 
 
-def _predict_answers(run: _Run, model: TaskModel, pairs: Sequence[tuple[str, str]]) -> dict[str, NDArray[Any]]:
+def _predict_answers(run: _Run, model: TaskModel, pairs: Sequence[tuple[str, str]]) -> Predictions:
     """Answer with the parameters that a request has by default, and once more with "no answer" among the answers."""
     ways = QuestionParameters(), QuestionParameters(handle_impossible_answer=True)
     features = []
@@ -250,7 +247,7 @@ def _decode_twice(one: Features, other: Features) -> Features:
     return Features(one.rows, lambda outputs: [[each.decode(outputs)[0] for each in (one, other)]])
 
 
-def _predict_similarities(run: _Run, model: TaskModel, pairs: Sequence[tuple[str, str]]) -> dict[str, NDArray[Any]]:
+def _predict_similarities(run: _Run, model: TaskModel, pairs: Sequence[tuple[str, str]]) -> Predictions:
     """Return the cosine of the two vectors of each pair."""
     each = list(dict.fromkeys(text for pair in pairs for text in pair))
     settings = VectorParameters()
@@ -260,7 +257,7 @@ def _predict_similarities(run: _Run, model: TaskModel, pairs: Sequence[tuple[str
     return {"values": metrics.row_cosines(one, two)[:, None]}
 
 
-def _predict_masked_words(run: _Run, model: TaskModel, texts: Sequence[Text]) -> dict[str, NDArray[Any]]:
+def _predict_masked_words(run: _Run, model: TaskModel, texts: Sequence[Text]) -> Predictions:
     """Mask every 7th of the words that are one token, and return the likelihood of each."""
     tokenizer = model.tokenizer
     if tokenizer.mask_id is None:
@@ -269,16 +266,16 @@ def _predict_masked_words(run: _Run, model: TaskModel, texts: Sequence[Text]) ->
     rows = tokenizer.rows([text for text, _ in masked])
     # A text that shows another number of masks than were put into it, such as one that has some itself, is left out.
     shown = [int((row["input_ids"] == tokenizer.mask_id).sum()) for row in rows]
-    asked = [number for number, (_, hidden) in enumerate(masked) if hidden and shown[number] == len(hidden)]
-    if not asked:
+    chosen = [number for number, (_, hidden) in enumerate(masked) if hidden and shown[number] == len(hidden)]
+    if not chosen:
         raise DataError("there are no words to hide from a language model; give texts that are not empty")
-    features = [preprocess_hidden(model, [masked[at][0]], [masked[at][1]]) for at in asked]
-    sizes = [len(masked[at][1]) for at in asked]
+    features = [preprocess_hidden(model, [masked[at][0]], [masked[at][1]]) for at in chosen]
+    sizes = [len(masked[at][1]) for at in chosen]
     answers = run(features, lambda number, width: [(np.nan, 0, width)] * sizes[number])
     triples = [triple for answer in answers for triple in answer]
     scores = np.array([score for score, _, _ in triples], dtype=np.float64)
     choices = np.array([choice for _, choice, _ in triples], dtype=np.int64)
-    wanted = np.array([token for at in asked for token in masked[at][1]], dtype=np.int64)
+    wanted = np.array([token for at in chosen for token in masked[at][1]], dtype=np.int64)
     return {
         # A score that is too small for a float counts as the smallest that there is.
         "nll": -np.log(np.maximum(scores, np.nextafter(0.0, 1.0))),
@@ -286,7 +283,7 @@ def _predict_masked_words(run: _Run, model: TaskModel, texts: Sequence[Text]) ->
         "wanted": wanted,
         "choice_words": np.array([tokenizer.token(number) for number in choices.tolist()]),
         "wanted_words": np.array([tokenizer.token(number) for number in wanted.tolist()]),
-        "texts": np.repeat(asked, sizes),
+        "texts": np.repeat(chosen, sizes),
         "vocabulary": np.array(triples[0][2]),
     }
 
@@ -317,46 +314,6 @@ def mask_words(tokenizer: BundleTokenizer, text: str) -> tuple[str, list[int]]:
     return "".join([*parts, text[end:]]), hidden
 
 
-def check_examples(examples: Examples, kind: str) -> None:
-    """Refuse examples that models of a kind cannot be scored on, before any of them runs.
-
-    Raises:
-        DataError: if there are no labels, no pairs for feature-extraction, or labels beyond those with a name.
-    """
-    where = f"{examples.name} ({examples.split})"
-    if examples.labels is None and kind != FILL_MASK.name:
-        what = "pairs of texts with a score" if kind == FEATURE_EXTRACTION.name else "labels"
-        raise DataError(f"{where} has no {what}, and a {kind} model is judged by them; give other data or columns")
-    known, highest = len(examples.label_names), -1
-    if kind == SINGLE_LABEL:
-        highest = int(examples.labels.max())
-    elif kind == MULTI_LABEL:
-        highest = int(examples.labels.shape[1]) - 1
-    elif kind == TOKEN_CLASSIFICATION.name:
-        highest = max(int(ids.max()) for ids in examples.labels if len(ids))
-    if highest >= known and kind in _LABELLED:
-        raise DataError(
-            f"{where} has the label {highest}, but the model knows {known} labels, 0 to {known - 1}; "
-            "give data of the same task"
-        )
-
-
-def check_predictions(predictions: Predictions, examples: Examples, *, kind: str, key: str) -> None:
-    """Refuse predictions with more or fewer numbers than the examples' labels ask for.
-
-    Raises:
-        DataError: naming the model by `key`.
-    """
-    if "values" not in predictions:
-        return
-    columns = len(examples.label_names) if kind in _LABELLED else 1
-    if predictions["values"].shape[1] != columns:
-        raise DataError(
-            f"{key} answers with {predictions['values'].shape[1]} numbers per decision, and {examples.name} "
-            f"({examples.split}) is read with {columns}; give data with the model's own labels"
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class ModelOutputs:
     """The numbers that one file gives for texts."""
@@ -366,7 +323,7 @@ class ModelOutputs:
     texts: NDArray[np.int64]
     """Which text each row is about, shape (rows,), ascending."""
     kind: str
-    """What was asked: `potstill.tasks.kind_of`."""
+    """What kind of model gave them: `potstill.tasks.kind_of`."""
 
     def decisions(self) -> NDArray[np.int64] | None:
         """Return what each row decides, shape (rows, decisions); None where an answer is a number or a vector."""
@@ -391,7 +348,7 @@ def collect_outputs(
 ) -> ModelOutputs:
     """Return a file's outputs for `rows`, which `tokenizer.rows(texts)` made.
 
-    A text has one row of outputs where it is asked one thing; one per token between the special ones for
+    A text has one row of outputs in general; one per token between the special ones for
     token-classification; two for question-answering, the scores of start and end over its tokens; one per masked token
     for fill-mask, which masks every 7th and stops at 1000.
 

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from potstill import metrics
 from potstill.data import Examples
+from potstill.errors import DataError
 from potstill.evaluation.intervals import Floats, Statistic
 from potstill.evaluation.predictions import Predictions
 from potstill.tasks import (
@@ -25,6 +26,7 @@ from potstill.tasks import (
     MULTI_LABEL,
     QUESTION_ANSWERING,
     REGRESSION,
+    SINGLE_LABEL,
     TOKEN_CLASSIFICATION,
 )
 
@@ -33,11 +35,52 @@ Ints: TypeAlias = NDArray[np.int64]
 
 NO_ANSWER = "no answer"
 """What is said of an answer that is NaN or infinite, and of a question that is left without one."""
+_LABELLED = (SINGLE_LABEL, MULTI_LABEL, TOKEN_CLASSIFICATION.name)
 # No accepted answer is this one, which normalization leaves alone.
 _NO_TEXT = "\0"
 _LARGEST = float(np.finfo(np.float64).max)
 # A draw that repeats one text has no spread; what rounding leaves of it is far below this.
 _NO_SPREAD = 1e-12
+
+
+def check_examples(examples: Examples, kind: str) -> None:
+    """Refuse examples that models of a kind cannot be scored on, before any of them runs.
+
+    Raises:
+        DataError: if there are no labels, no pairs for feature-extraction, or labels beyond those with a name.
+    """
+    where = f"{examples.name} ({examples.split})"
+    if examples.labels is None and kind != FILL_MASK.name:
+        what = "pairs of texts with a score" if kind == FEATURE_EXTRACTION.name else "labels"
+        raise DataError(f"{where} has no {what}, and a {kind} model is judged by them; give other data or columns")
+    known, highest = len(examples.label_names), -1
+    if kind == SINGLE_LABEL:
+        highest = int(examples.labels.max())
+    elif kind == MULTI_LABEL:
+        highest = int(examples.labels.shape[1]) - 1
+    elif kind == TOKEN_CLASSIFICATION.name:
+        highest = max(int(ids.max()) for ids in examples.labels if len(ids))
+    if highest >= known and kind in _LABELLED:
+        raise DataError(
+            f"{where} has the label {highest}, but the model knows {known} labels, 0 to {known - 1}; "
+            "give data of the same task"
+        )
+
+
+def check_predictions(predictions: Predictions, examples: Examples, *, kind: str, key: str) -> None:
+    """Refuse predictions with more or fewer numbers than the examples' labels ask for.
+
+    Raises:
+        DataError: naming the model by `key`.
+    """
+    if "values" not in predictions:
+        return
+    columns = len(examples.label_names) if kind in _LABELLED else 1
+    if predictions["values"].shape[1] != columns:
+        raise DataError(
+            f"{key} answers with {predictions['values'].shape[1]} numbers per decision, and {examples.name} "
+            f"({examples.split}) is read with {columns}; give data with the model's own labels"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +176,7 @@ def not_finite_rows(predictions: Predictions) -> Bools:
     return np.asarray(~np.isfinite(predictions["values"]).all(axis=1))
 
 
-def row_labels(examples: Examples) -> Any:
+def row_labels(examples: Examples) -> NDArray[Any]:
     """Return the labels, one per row of the predictions: those of words one after another."""
     return np.concatenate(examples.labels) if isinstance(examples.labels, list) else examples.labels
 

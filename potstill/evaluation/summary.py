@@ -1,17 +1,19 @@
 """The result of evaluating one model, as plain JSON: the same for a bundle and for a checkpoint."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from potstill import metrics
 from potstill.data import Examples
-from potstill.evaluation.predictions import Predictions, check_examples, check_predictions, predict
+from potstill.evaluation.predictions import Predictions, predict
 from potstill.evaluation.scores import (
     Scored,
     answer_texts,
+    check_examples,
+    check_predictions,
     class_logits,
     confusion,
     not_finite_rows,
@@ -38,6 +40,56 @@ from potstill.tasks import (
 _STAGE = "score quality"
 
 
+class Summary(TypedDict):
+    """The result for one model on one data set, as plain JSON values."""
+
+    metric: str
+    """The one that decides."""
+    value: float
+    """The score by it."""
+    interval: list[float]
+    """The value's 95 % interval."""
+    scores: dict[str, float]
+    """By metric, the deciding one first."""
+    trivial: float
+    """The score of the best answer that is always the same."""
+    trivial_answer: str
+    better_than_trivial: bool
+    """Whether the model is surely better than that answer."""
+    warning: str | None
+    """A sentence that says so if it is not."""
+    notes: list[str]
+    """What to know of how the data was read, and of the scores, in sentences."""
+    lost_finite: int
+    """How many texts have an answer that is NaN or infinite, which counts as wrong."""
+    per_class: NotRequired[list[metrics.ClassRow]]
+    """Of classifiers; of token-classification, by type of entity."""
+    labels: NotRequired[list[str]]
+    """The names of single labels, in the order of the confusion matrix."""
+    confusion_matrix: NotRequired[list[list[int]]]
+    """Of single labels: rows are the labels and columns the predictions."""
+    predictions: NotRequired[list[dict[str, Any]]]
+    """One row per example, where they are kept."""
+
+
+class ModelEvaluation(Summary):
+    """The result for one model, with what was scored on what."""
+
+    model: str
+    data: str
+    split: str
+    num_examples: int
+    data_sha256: str
+
+
+class BundleEvaluation(ModelEvaluation):
+    """The result for one file of a bundle."""
+
+    precision: str
+    sha256: str
+    """Of the file."""
+
+
 def evaluate_bundle(
     bundle_dir: Path,
     examples: Examples,
@@ -47,8 +99,8 @@ def evaluate_bundle(
     threads: int | None = None,
     keep_predictions: bool = False,
     progress: Progress = silent,
-) -> dict[str, Any]:
-    """Score one precision of a bundle by the answers that it serves, each asked for alone.
+) -> BundleEvaluation:
+    """Score one precision of a bundle by the answers that it serves, one text at a time.
 
     Args:
         bundle_dir: the bundle, of any task.
@@ -57,10 +109,7 @@ def evaluate_bundle(
         metric: the score to put first; None takes the task's own.
         threads: as in `potstill.serve.Encoder`.
         keep_predictions: as in `summarize`.
-        progress: is told how far it is.
-
-    Returns:
-        Plain JSON values: what was scored, on what, and the values of `summarize`.
+        progress: is called with how far it is.
 
     Raises:
         BundleError, TamperedError: as `potstill.serve.Encoder`.
@@ -99,23 +148,14 @@ def evaluate_bundle(
         "split": examples.split,
         "num_examples": len(examples),
         "data_sha256": examples.sha256,
-    } | summarize(predictions, examples, kind=kind, metric=metric, keep_predictions=keep_predictions)
+        **summarize(predictions, examples, kind=kind, metric=metric, keep_predictions=keep_predictions),
+    }
 
 
 def summarize(
     predictions: Predictions, examples: Examples, *, kind: str, metric: str, keep_predictions: bool = False
-) -> dict[str, Any]:
-    """Return plain JSON values about a model's predictions.
-
-    - `metric`, its `value` and 95 % `interval`, and all `scores`, that one first
-    - `trivial`, what the best answer scores that is always the same, `trivial_answer`, what it is, and
-      `better_than_trivial`, whether the model is surely better; if not, `warning` says so in a sentence
-    - `notes`: what to know of how the data was read, and of the scores, in sentences
-    - `lost_finite`: how many texts have an answer that is NaN or infinite, which counts as wrong
-    - of classifiers `per_class`, rows as `metrics.classification_report` makes them (of token-classification, by type
-      of entity); of single labels also `labels`, their names, and `confusion_matrix`, whose rows are the labels and
-      columns the predictions
-    - with `keep_predictions`, `predictions`: one row per example
+) -> Summary:
+    """Return the scores of a model's predictions, and what must be known of them.
 
     Args:
         predictions: what `potstill.evaluation.predictions.predict` returned for `examples.texts`.
@@ -126,7 +166,7 @@ def summarize(
     """
     scored = score(predictions, examples, kind=kind, metric=metric)
     verdict = against_trivial(predictions, scored, examples, kind=kind, metric=metric)
-    found = {
+    found: Summary = {
         "metric": metric,
         "value": scored.scores[metric],
         "interval": list(verdict.interval),
@@ -148,7 +188,7 @@ def summarize(
         assert decisions is not None
         shown, counts = confusion(None, predictions, examples)
         found["per_class"] = metrics.classification_report(examples.labels, decisions, names)
-        found |= {"labels": shown, "confusion_matrix": counts}
+        found["labels"], found["confusion_matrix"] = shown, counts
     if keep_predictions:
         found["predictions"] = _list_predictions(predictions, scored, examples, kind=kind)
     return found
@@ -214,7 +254,7 @@ def _label_sets(scored: Scored, examples: Examples) -> NDArray[np.int64]:
 def _list_predictions(
     predictions: Predictions, scored: Scored, examples: Examples, *, kind: str
 ) -> list[dict[str, Any]]:
-    """Return one row per example: what was asked, the label, and the prediction, None for NaN or infinity.
+    """Return one row per example: the input, the label, and the prediction, None for NaN or infinity.
 
     Single labels have a `probability` beside them, answers to questions their `f1` and `exact_match`.
     """
@@ -252,8 +292,8 @@ def _list_predictions(
     else:
         pairs = zip(examples.labels.tolist(), predictions["values"][:, 0].tolist(), strict=True)
         rows = [{"label": label, "prediction": round(value, 6)} for label, value in pairs]
-    lost = {int(text) for text in row_texts(predictions)[not_finite_rows(predictions)]}
+    not_finite = {int(text) for text in row_texts(predictions)[not_finite_rows(predictions)]}
     return [
-        {key: text} | row | ({"prediction": None} if number in lost else {})
+        {key: text} | row | ({"prediction": None} if number in not_finite else {})
         for number, (text, row) in enumerate(zip(texts, rows, strict=True))
     ]

@@ -120,7 +120,7 @@ def against_trivial(
     """Compare a model's score with that of the best answer that is always the same.
 
     Raises:
-        ValueError: if there is no such answer, which `potstill.evaluation.predictions.check_examples` refuses before.
+        ValueError: if there is no such answer, which `potstill.evaluation.scores.check_examples` refuses before.
     """
     trivial = find_trivial(predictions, examples, kind=kind, metric=metric)
     if trivial is None:

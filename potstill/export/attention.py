@@ -17,7 +17,7 @@ own implementations differ there.
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial, reduce
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +115,7 @@ def _attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     position_bias: Tensor | None = None,
-    **_: Any,
+    **_: object,
 ) -> tuple[Tensor, None]:
     """Stand in for transformers' attention: (B, heads, T, width) each; return (B, T, heads, width)."""
     batch, heads, length, width = query.shape
@@ -134,7 +134,7 @@ def _make_mask(
     device: torch.device,
     attention_mask: Tensor | None = None,
     local_size: int | None = None,
-    **_: Any,
+    **_: object,
 ) -> Tensor | None:
     """Make the mask that every layer gets, of the (B, T) mask and, for sliding windows, the reach to either side.
 
@@ -159,7 +159,7 @@ def _make_mask(
 # Further apart than this, MPNet knows "far" only (`relative_position_bucket`'s max_distance).
 _MPNET_REACH = 128
 
-_Change = tuple[nn.Module, dict[str, Any]]
+_Change = tuple[nn.Module, dict[str, object]]
 
 
 @contextmanager
@@ -195,7 +195,7 @@ def _changes(module: nn.Module, form: Attention) -> list[_Change]:
 
 
 @contextmanager
-def _changed(module: nn.Module, members: dict[str, Any]) -> Iterator[None]:
+def _changed(module: nn.Module, members: dict[str, object]) -> Iterator[None]:
     """Give `module` other methods and further constants inside the block."""
     before = {name: vars(module)[name] for name in members if name in vars(module)}
     for name, member in members.items():
@@ -220,7 +220,7 @@ def _distances(length: int, reach: int, device: torch.device) -> Tensor:
 # MPNet (arXiv 2004.09297): one learned number per head and distance, the same in all layers.
 
 
-def _mpnet(encoder: Any, form: Attention) -> list[_Change]:
+def _mpnet(encoder: nn.Module, form: Attention) -> list[_Change]:
     distances = torch.arange(-_MPNET_REACH, _MPNET_REACH + 1)
     # Theirs is key minus query.
     bias = encoder.relative_attention_bias(encoder.relative_position_bucket(-distances))
@@ -231,19 +231,19 @@ def _mpnet(encoder: Any, form: Attention) -> list[_Change]:
     ]
 
 
-def _mpnet_bias(encoder: Any, hidden: Tensor) -> Tensor:
+def _mpnet_bias(encoder: nn.Module, hidden: Tensor) -> Tensor:
     """Look the biases up, (1, heads, T, T)."""
     pairs = encoder.bias_by_distance[_distances(hidden.shape[1], _MPNET_REACH, hidden.device)]
     return pairs.permute(3, 2, 0, 1)
 
 
 def _mpnet_attention(
-    module: Any,
+    module: nn.Module,
     form: Attention,
     hidden: Tensor,
     mask: Tensor | None = None,
     position_bias: Tensor | None = None,
-    **_: Any,
+    **_: object,
 ) -> tuple[Tensor]:
     attended = write_attention(
         form,
@@ -263,8 +263,8 @@ def _mpnet_attention(
 # every pair takes its own.
 
 
-def _deberta(encoder: Any, form: Attention) -> list[_Change]:
-    members: dict[str, Any] = {"get_attention_mask": _pairs_of_tokens}
+def _deberta(encoder: nn.Module, form: Attention) -> list[_Change]:
+    members: dict[str, object] = {"get_attention_mask": _pairs_of_tokens}
     attentions = [layer.attention.self for layer in encoder.layer]
     if encoder.relative_attention:
         reach, span = encoder.max_relative_positions, attentions[0].pos_ebd_size
@@ -280,7 +280,7 @@ def _deberta(encoder: Any, form: Attention) -> list[_Change]:
     ]
 
 
-def _deberta_columns(encoder: Any, *, reach: int, span: int) -> Tensor:
+def _deberta_columns(encoder: nn.Module, *, reach: int, span: int) -> Tensor:
     """Return which of the 2 * span columns belongs to a distance from -reach to reach."""
     from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
@@ -290,7 +290,7 @@ def _deberta_columns(encoder: Any, *, reach: int, span: int) -> Tensor:
     return (distances + span).clamp(0, 2 * span - 1)
 
 
-def _deberta_positions(attention: Any, embeddings: Tensor | None) -> dict[str, Tensor]:
+def _deberta_positions(attention: nn.Module, embeddings: Tensor | None) -> dict[str, Tensor]:
     """Project the embeddings of all distances, as every run would do again; the scores' factor is in them."""
     if embeddings is None:
         return {}
@@ -307,12 +307,12 @@ def _deberta_positions(attention: Any, embeddings: Tensor | None) -> dict[str, T
     return {name: value.contiguous() for name, value in positions.items()}
 
 
-def _deberta_scale(attention: Any) -> float:
+def _deberta_scale(attention: nn.Module) -> float:
     kinds = 1 + sum(kind in attention.pos_att_type for kind in ("c2p", "p2c"))
     return float((attention.attention_head_size * kinds) ** -0.5)
 
 
-def _split(states: Tensor, attention: Any) -> Tensor:
+def _split(states: Tensor, attention: nn.Module) -> Tensor:
     """Turn (B, T, heads * width) into (B, heads, T, width)."""
     heads = attention.num_attention_heads
     return states.reshape(states.shape[0], states.shape[1], heads, -1).transpose(1, 2)
@@ -324,13 +324,19 @@ def _pairs_of_tokens(mask: Tensor) -> Tensor:
     return tokens[:, None, :, None] & tokens[:, None, None, :]
 
 
-def _deberta_pairs(encoder: Any, reach: int, hidden: Tensor, *_: Any) -> Tensor:
+def _deberta_pairs(encoder: nn.Module, reach: int, hidden: Tensor, *_: object) -> Tensor:
     """Look up the column of every pair, (1, 1, T, T)."""
     return encoder.column_by_distance[_distances(hidden.shape[1], reach, hidden.device)][None, None]
 
 
 def _deberta_attention(
-    module: Any, form: Attention, hidden: Tensor, mask: Tensor, *_: Any, relative_pos: Tensor | None = None, **__: Any
+    module: nn.Module,
+    form: Attention,
+    hidden: Tensor,
+    mask: Tensor,
+    *_: object,
+    relative_pos: Tensor | None = None,
+    **__: object,
 ) -> tuple[Tensor, None]:
     query, key, value = module.query_proj(hidden), module.key_proj(hidden), module.value_proj(hidden)
     batch, length, heads = hidden.shape[0], hidden.shape[1], module.num_attention_heads
@@ -351,10 +357,10 @@ def _deberta_attention(
 # ModernBERT (arXiv 2412.13663): positions are rotations of query and key, for which there is an operator.
 
 
-def _modernbert(model: Any, form: Attention) -> list[_Change]:
+def _modernbert(model: nn.Module, form: Attention) -> list[_Change]:
     rotary = model.rotary_emb
     positions = torch.arange(model.config.max_position_embeddings)[None]
-    members: dict[str, Any] = {}
+    members: dict[str, object] = {}
     for kind in sorted(set(model.config.layer_types)):
         tables = rotary(torch.zeros(()), positions, kind)
         # The second half of the width repeats the first.
@@ -369,7 +375,13 @@ def _modernbert(model: Any, form: Attention) -> list[_Change]:
 
 
 def _modernbert_attention(
-    module: Any, rotary: Any, kind: str, form: Attention, hidden: Tensor, attention_mask: Tensor | None = None, **_: Any
+    module: nn.Module,
+    rotary: nn.Module,
+    kind: str,
+    form: Attention,
+    hidden: Tensor,
+    attention_mask: Tensor | None = None,
+    **_: object,
 ) -> tuple[Tensor, None]:
     query, key, value = module.Wqkv(hidden).chunk(3, dim=-1)
     heads = module.config.num_attention_heads
@@ -391,12 +403,12 @@ def _rotate(form: Attention, states: Tensor, tables: tuple[Tensor, Tensor], *, h
     positions = torch.arange(states.shape[1], device=states.device).expand(states.shape[:2])
     if form == "fused":
         # OpenVINO wants the attribute, which onnxruntime need not have, and misreads a start in place of positions.
-        flags: dict[str, Any] = {"num_heads": heads, "interleaved": 0}
+        flags: dict[str, int | float] = {"num_heads": heads, "interleaved": 0}
         return write_operator("com.microsoft::RotaryEmbedding", (states, positions, *tables), flags)
     return write_operator("RotaryEmbedding", (states, *tables, positions), {"num_heads": heads}, version=23)
 
 
-def _mobilebert_vocabulary(module: Any, hidden: Tensor) -> Tensor:
+def _mobilebert_vocabulary(module: nn.Module, hidden: Tensor) -> Tensor:
     """Multiply by the word embeddings and by the rest of the matrix one after the other, without joining them."""
     hidden = module.transform(hidden)
     width = module.decoder.in_features

@@ -213,11 +213,13 @@ def _compare_over_grid(source: Source, rows: Iterable[GridRow], session: OnnxSes
             picked = np.arange(batch_size) % texts
             feeds = {name: values[picked] for name, values in row.feeds.items()}
             found = session.run(feeds)
-            outputs = [
-                _compare(values[picked], found[name], seen=_seen(feeds, name, values), has_labels=has_labels)
-                for name, values in row.expected.items()
-            ]
-            squares = [np.square(values, dtype=np.float64).mean() for values in row.expected.values()]
+            mask, outputs, squares = feeds.get("attention_mask"), [], []
+            for name, values in row.expected.items():
+                # The answers are those of seen tokens where each token has its own, else all.
+                of_tokens = values.ndim == 3 or name in _OF_TOKENS
+                seen = mask.astype(bool) if mask is not None and of_tokens and values.shape[1] == mask.shape[1] else ...
+                outputs.append(_compare(values[picked], found[name], seen=seen, has_labels=has_labels))
+                squares.append(np.square(values, dtype=np.float64).mean())
             yield ParityCell(
                 batch_size=batch_size,
                 length=row.length,
@@ -226,13 +228,6 @@ def _compare_over_grid(source: Source, rows: Iterable[GridRow], session: OnnxSes
                 root_mean_square=float(np.sqrt(max(squares))),
                 label_agreement=min(agreement for _, agreement in outputs),
             )
-
-
-def _seen(feeds: Feeds, name: str, expected: NDArray[np.float32]) -> NDArray[np.bool_] | EllipsisType:
-    """Return which entries of an output are answers: those of seen tokens where each has its own, else all."""
-    mask = feeds.get("attention_mask")
-    per_token = mask is not None and (expected.ndim == 3 or name in _OF_TOKENS) and expected.shape[1] == mask.shape[1]
-    return mask.astype(bool) if mask is not None and per_token else ...
 
 
 def _compare(

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, TypeAlias
+from typing import IO, TypeAlias
 
 import numpy as np
 import onnx
@@ -40,8 +40,19 @@ def save_model(graph: onnx.ModelProto, file: Path, *, external: bool | None = No
     if external is None:
         external = sum(map(_size_bytes, graph.graph.initializer)) > _LARGEST_SINGLE_FILE
     if not external:
+        # As protobuf writes it, one weight after the other: a message as a whole is a copy of all of them.
+        slim = _without_initializers(graph)
+        content = slim.graph.SerializeToString()
+        slim.ClearField("graph")
+        tensors = graph.graph.initializer
+        sizes = [tensor.ByteSize() for tensor in tensors]
+        heads = [_INITIALIZER_TAG + _varint(size) for size in sizes]
         with file.open("wb") as stream:
-            _write_message(graph, stream)
+            stream.write(slim.SerializeToString())
+            stream.write(_GRAPH_TAG + _varint(len(content) + sum(map(len, heads)) + sum(sizes)) + content)
+            for head, tensor in zip(heads, tensors, strict=True):
+                stream.write(head)
+                stream.write(tensor.SerializeToString())
         return [file]
     weights = file.with_name(f"{file.name}_data")
     slim = _without_initializers(graph)
@@ -59,7 +70,7 @@ def load_model(file: Path) -> onnx.ModelProto:
         BundleError: if it is no ONNX file, or one that onnx cannot read.
     """
     read_safe(file)
-    return _parsed(file, onnx.load, file)
+    return _parse(file, onnx.load, file)
 
 
 def load_graph(file: Path) -> onnx.ModelProto:
@@ -70,7 +81,7 @@ def load_graph(file: Path) -> onnx.ModelProto:
         BundleError: as `load_model`.
     """
     read_safe(file)
-    return _parsed(file, onnx.load_model_from_string, without_weights(file))
+    return _parse(file, onnx.load_model_from_string, without_weights(file))
 
 
 def check_model(file: Path) -> None:
@@ -129,7 +140,7 @@ def read_safe(file: Path) -> Outline:
     return outline
 
 
-def _parsed(file: Path, parse: Callable[[Any], onnx.ModelProto], content: Any) -> onnx.ModelProto:
+def _parse(file: Path, parse: Callable[[Path | bytes], onnx.ModelProto], content: Path | bytes) -> onnx.ModelProto:
     try:
         return parse(content)
     except Exception as error:  # protobuf's own errors have no name in onnx
@@ -155,21 +166,6 @@ def _side_file(file: Path, location: str) -> Path:
 
 def _size_bytes(tensor: TensorProto) -> int:
     return math.prod(tensor.dims) * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-
-
-def _write_message(model: onnx.ModelProto, stream: IO[bytes]) -> None:
-    """Write a model as protobuf does, one weight after the other: a message as a whole is a copy of all of them."""
-    slim = _without_initializers(model)
-    graph = slim.graph.SerializeToString()
-    slim.ClearField("graph")
-    weights = model.graph.initializer
-    sizes = [tensor.ByteSize() for tensor in weights]
-    heads = [_INITIALIZER_TAG + _varint(size) for size in sizes]
-    stream.write(slim.SerializeToString())
-    stream.write(_GRAPH_TAG + _varint(len(graph) + sum(map(len, heads)) + sum(sizes)) + graph)
-    for head, tensor in zip(heads, weights, strict=True):
-        stream.write(head)
-        stream.write(tensor.SerializeToString())
 
 
 def _varint(value: int) -> bytes:
@@ -233,7 +229,7 @@ def _moved(tensor: TensorProto, stream: IO[bytes], location: str) -> TensorProto
     return moved
 
 
-def _shape(value: Any) -> tuple[int, list[int | None] | None]:
+def _shape(value: onnx.ValueInfoProto) -> tuple[int, list[int | None] | None]:
     """Return the element type and the dimensions: None where one is free, None for all where the rank is unknown."""
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
@@ -283,7 +279,18 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     graph = model.graph
     local = {(function.domain, function.name) for function in model.functions}
-    nodes = [part for node in graph.node for part in _standard(node, local)]
+    nodes = []
+    for node in graph.node:
+        if node.domain in _STANDARD_DOMAINS or (node.domain, node.op_type) in local:
+            nodes.append(node)
+            continue
+        stand_in = _STAND_INS.get(node.op_type) if node.domain == "com.microsoft" else None
+        if stand_in is None:
+            raise ParityError(
+                f"the graph has the operator {node.domain}:{node.op_type}, whose shapes cannot be checked; expected "
+                f"standard ones or {', '.join(sorted(_STAND_INS))}; export the checkpoint itself instead"
+            )
+        nodes += stand_in(node)
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
     for value in graph.output:
@@ -324,19 +331,6 @@ def tensor_shapes(model: onnx.ModelProto, batch_size: int, num_tokens: int) -> d
             dims = value.type.tensor_type.shape.dim
             found[value.name] = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
     return found
-
-
-def _standard(node: onnx.NodeProto, local: set[tuple[str, str]]) -> list[onnx.NodeProto]:
-    """Return standard operators that give the shapes which `node` gives."""
-    if node.domain in _STANDARD_DOMAINS or (node.domain, node.op_type) in local:
-        return [node]
-    stand_in = _STAND_INS.get(node.op_type) if node.domain == "com.microsoft" else None
-    if stand_in is None:
-        raise ParityError(
-            f"the graph has the operator {node.domain}:{node.op_type}, whose shapes cannot be checked; expected "
-            f"standard ones or {', '.join(sorted(_STAND_INS))}; export the checkpoint itself instead"
-        )
-    return stand_in(node)
 
 
 def _like_first(node: onnx.NodeProto) -> list[onnx.NodeProto]:

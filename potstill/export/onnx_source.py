@@ -4,13 +4,12 @@ Three layouts are common: optimum's flat folder, the hub's `onnx/` below a check
 sentence-transformers), and a file of its own with config.json and tokenizer.json beside it or one level up.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from onnx import GraphProto, TensorProto, helper
-from transformers import AutoConfig
+from onnx import GraphProto, TensorProto, TypeProto, ValueInfoProto, helper
+from transformers import AutoConfig, PretrainedConfig
 
 from potstill.bundle import Precision
 from potstill.errors import CheckpointError
@@ -59,7 +58,7 @@ class OnnxSource:
     file: Path
     folder: Path
     task: str
-    config: Any
+    config: PretrainedConfig
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     labels: tuple[str, ...]
@@ -85,26 +84,26 @@ def find_onnx_source(source: str | Path, *, task: str | None = None) -> OnnxSour
         BundleError: if it is no ONNX file.
         UsageError: if `task` is not known.
     """
-    file = _model_file(Path(source))
+    file = _find_file(Path(source))
     if file is None:
         return None
-    folder = _folder_of(file)
+    folder = _find_folder(file)
     outline = read_safe(file)
     graph = load_graph(file).graph
-    packed = _packed(file, graph)
-    precision, weight_only = _precision(file, outline)
+    packed = _count_packed_weights(file, graph)
+    precision, weight_only = _find_precision(file, outline)
     constants = {tensor.name for tensor in graph.initializer}  # old files list these as inputs too
-    config = _config(folder)
+    config = _load_config(folder)
     outputs = {value.name: value.type.tensor_type for value in graph.output}
-    chosen = get_task(task) if task else _task_of(file, config, outputs)
+    chosen = get_task(task) if task else _infer_task(file, config, outputs)
     labels = tuple(str(config.id2label[number]) for number in range(config.num_labels))
     return OnnxSource(
         file=file,
         folder=folder,
         task=chosen.name,
         config=config,
-        inputs=_inputs(file, [value for value in graph.input if value.name not in constants]),
-        outputs=_outputs(file, outputs, task=chosen, num_labels=len(labels)),
+        inputs=_check_inputs(file, [value for value in graph.input if value.name not in constants]),
+        outputs=_check_outputs(file, outputs, task=chosen, num_labels=len(labels)),
         labels=labels,
         parameters=count_parameters(outline, packed),
         precision=precision,
@@ -112,7 +111,7 @@ def find_onnx_source(source: str | Path, *, task: str | None = None) -> OnnxSour
     )
 
 
-def _model_file(source: Path) -> Path | None:
+def _find_file(source: Path) -> Path | None:
     if source.suffix == ".onnx" and not source.is_dir():
         if not source.is_file():
             raise CheckpointError(f"there is no file {source}; name an ONNX file or a folder that holds one")
@@ -127,7 +126,7 @@ def _model_file(source: Path) -> Path | None:
     return next(iter(named or found), None)
 
 
-def _folder_of(file: Path) -> Path:
+def _find_folder(file: Path) -> Path:
     """Return the folder beside the file, or one level up, that has config.json and tokenizer.json."""
     beside = file.absolute().parent
     folder = next((folder for folder in (beside, beside.parent) if (folder / "config.json").is_file()), None)
@@ -138,7 +137,7 @@ def _folder_of(file: Path) -> Path:
     return folder
 
 
-def _config(folder: Path) -> Any:
+def _load_config(folder: Path) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -146,7 +145,7 @@ def _config(folder: Path) -> Any:
         raise CheckpointError(f"{folder / 'config.json'} cannot be read by transformers: {reason}") from error
 
 
-def _precision(file: Path, outline: Outline) -> tuple[Precision, bool]:
+def _find_precision(file: Path, outline: Outline) -> tuple[Precision, bool]:
     """Return what a file is, and whether its int8 weights are multiplied as floats.
 
     Raises:
@@ -163,7 +162,7 @@ def _precision(file: Path, outline: Outline) -> tuple[Precision, bool]:
     )
 
 
-def _packed(file: Path, graph: GraphProto) -> dict[str, int]:
+def _count_packed_weights(file: Path, graph: GraphProto) -> dict[str, int]:
     """Return how many weights the constants hold that are read in blocks.
 
     Raises:
@@ -191,7 +190,7 @@ def _packed(file: Path, graph: GraphProto) -> dict[str, int]:
     return found
 
 
-def _task_of(file: Path, config: Any, outputs: Mapping[str, Any]) -> Task:
+def _infer_task(file: Path, config: PretrainedConfig, outputs: Iterable[str]) -> Task:
     """Choose by what the graph gives, because masked-LM checkpoints are often exported for their vectors."""
     if "logits" not in outputs and any(name in outputs for name in _FEATURES):
         return FEATURE_EXTRACTION
@@ -206,7 +205,7 @@ def _task_of(file: Path, config: Any, outputs: Mapping[str, Any]) -> Task:
     )
 
 
-def _inputs(file: Path, values: Sequence[Any]) -> tuple[str, ...]:
+def _check_inputs(file: Path, values: Sequence[ValueInfoProto]) -> tuple[str, ...]:
     names = tuple(value.name for value in values)
     unknown = [name for name in names if name not in _TOKENIZER_OUTPUTS]
     if unknown or "input_ids" not in names:
@@ -229,7 +228,9 @@ def _inputs(file: Path, values: Sequence[Any]) -> tuple[str, ...]:
     return names
 
 
-def _outputs(file: Path, found: Mapping[str, Any], *, task: Task, num_labels: int) -> tuple[str, ...]:
+def _check_outputs(
+    file: Path, found: Mapping[str, TypeProto.Tensor], *, task: Task, num_labels: int
+) -> tuple[str, ...]:
     """Return the outputs that the task needs, after looking whether they can be its own."""
     wanted = _OUTPUTS[task.name]
     have = tuple(name for name in wanted if name in found)

@@ -8,8 +8,8 @@ from potstill.bundle import MODEL_FILES, AgainstTrivial, BatchInvariance, Qualit
 from potstill.data import Text
 from potstill.errors import ParityError
 from potstill.evaluation.decision import compare_outputs
-from potstill.evaluation.predictions import ModelOutputs, check_examples, check_predictions, collect_outputs, predict
-from potstill.evaluation.scores import Scored, score
+from potstill.evaluation.predictions import ModelOutputs, collect_outputs, predict
+from potstill.evaluation.scores import Scored, check_examples, check_predictions, score
 from potstill.evaluation.trivial import against_trivial
 from potstill.export.calibration import ExportTexts
 from potstill.export.checks import INVARIANCE_BATCH_SIZES, longest_that_fits, measure_batch_invariance, most_texts
@@ -20,6 +20,7 @@ from potstill.serve import BundleTokenizer, OnnxSession, Row
 from potstill.serve.tasks.text_classification import scoring_function
 from potstill.tasks import METRICS, PROBLEM_TYPES
 
+# Texts of the calibration that run at once.
 _CALIBRATION_BATCH = 8
 
 
@@ -28,7 +29,7 @@ def open_session(file: Path, disabled_optimizers: Sequence[str] = DISABLED_OPTIM
     return OnnxSession(file, spinning=False, disabled_optimizers=disabled_optimizers)
 
 
-class Judge:
+class QualityGate:
     """Asks the files of one bundle the same texts, and compares their answers.
 
     Attributes:

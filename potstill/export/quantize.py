@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -398,11 +398,16 @@ def _quantize_layer(graph: onnx.GraphProto, layer: Layer, found: Range | None, *
                 replacements[node.output[0]] = _product(entry, name, node.output[0], method=recipe.method)
         if recipe.method == "static":
             before.append(helper.make_node("DequantizeLinear", parts, [f"{entry}_float"], name=f"{entry}_float"))
+    # Layers that share a matrix, as ALBERT's do, share what dequantises it; the first of them has it in front.
+    shared = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         new = replacements.get(node.output[0])
-        nodes += [node] if new is None else [*before, *new]
-        before = [] if new is not None else before
+        if new is None:
+            nodes.append(node)
+        else:
+            nodes += [*before, *(part for part in new if part.output[0] not in shared)]
+            before = []
     set_nodes(graph, nodes)
 
 
@@ -510,5 +515,5 @@ def _layer_name(weight: str) -> str:
     return weight.removesuffix(".weight")
 
 
-def _tensor(values: NDArray[Any], name: str) -> onnx.TensorProto:
+def _tensor(values: NDArray[np.generic], name: str) -> onnx.TensorProto:
     return numpy_helper.from_array(np.ascontiguousarray(values), name)

@@ -203,7 +203,7 @@ def _run(
     names = sorted({product.activations for product in products} - {value.name for value in watched.graph.input})
     known = {value.name for value in watched.graph.output}
     watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
-    options: Any = onnxruntime.SessionOptions()
+    options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = machine.available_cores()
     options.log_severity_level = 3
@@ -242,7 +242,11 @@ def _count(product: _Product, activations: Integers, generator: np.random.Genera
         activations = activations[generator.choice(len(activations), _MAX_TOKENS, replace=False)]
     product.sums += len(activations) * product.first.size
     first, second = _pairs(activations.astype(np.int32).T, axis=0)
-    product.signal += _spread(product, first, second)
+    some = slice(None, None, -(-product.first.shape[1] // _MAX_COLUMNS))
+    halves = ((product.first, first), (product.second, second))
+    outputs = sum(weights[:, some].T.astype(np.float32) @ values.astype(np.float32) for weights, values in halves)
+    # The outputs' squared differences from their column's mean, summed over tokens and columns.
+    product.signal += float(np.var(outputs, axis=1).mean()) * len(activations) * product.first.shape[1]
     pairs, columns = product.risky.T
     # Only where the largest activations that came could do it, every token is looked at.
     ours, theirs = (side[pairs, columns].astype(np.int32) for side in (product.first, product.second))
@@ -262,11 +266,3 @@ def _count(product: _Product, activations: Integers, generator: np.random.Genera
     errors = np.zeros((len(touched), len(activations)))
     np.add.at(errors, places, excess)
     product.noise += float((errors**2).sum()) * scale
-
-
-def _spread(product: _Product, first: Integers, second: Integers) -> float:
-    """Return the squared differences of a batch's outputs from their column's mean, summed over tokens and columns."""
-    some = slice(None, None, -(-product.first.shape[1] // _MAX_COLUMNS))
-    halves = ((product.first, first), (product.second, second))
-    outputs = sum(weights[:, some].T.astype(np.float32) @ values.astype(np.float32) for weights, values in halves)
-    return float(np.var(outputs, axis=1).mean()) * first.shape[1] * product.first.shape[1]

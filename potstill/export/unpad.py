@@ -29,9 +29,26 @@ from potstill.export.onnx_files import tensor_shapes
 MASK = "attention_mask"
 # What happens to each token, given one to three inputs of which the others are constant vectors or tokens too.
 _ELEMENTWISE = frozenset(
-    {"Add", "BiasGelu", "Cast", "DequantizeLinear", "Div", "Erf", "FastGelu", "Gelu", "Identity", "Mul", "Pow",
-     "QuantizeLinear", "QuickGelu", "Relu", "Sigmoid", "Sub", "Tanh"}
-)  # fmt: skip
+    {
+        "Add",
+        "BiasGelu",
+        "Cast",
+        "DequantizeLinear",
+        "Div",
+        "Erf",
+        "FastGelu",
+        "Gelu",
+        "Identity",
+        "Mul",
+        "Pow",
+        "QuantizeLinear",
+        "QuickGelu",
+        "Relu",
+        "Sigmoid",
+        "Sub",
+        "Tanh",
+    }
+)
 _ALONG_WIDTH = frozenset({"LayerNormalization", "Split"})
 # The batch's size; of each token its position in the batch; of each position its token, or the last one before it.
 _SIZE, _INDEX, _ROW = "unpad/size", "unpad/index", "unpad/row"
@@ -174,9 +191,14 @@ def _is_along_width(node: onnx.NodeProto) -> bool:
 def _list_tokens(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """Return the nodes that number the tokens: where each is in the batch, and which of them each position shows."""
     constants = {
-        "unpad/0": 0, "unpad/1": 1, "unpad/starts": [1], "unpad/ends": [np.iinfo(np.int64).max], "unpad/axes": [1],
-        "unpad/all": [-1], "unpad/front": [0, 1, 0, 0],
-    }  # fmt: skip
+        "unpad/0": 0,
+        "unpad/1": 1,
+        "unpad/starts": [1],
+        "unpad/ends": [np.iinfo(np.int64).max],
+        "unpad/axes": [1],
+        "unpad/all": [-1],
+        "unpad/front": [0, 1, 0, 0],
+    }
     graph.initializer.extend(_numbers(name, values) for name, values in constants.items())
 
     def node(operator: str, inputs: list[str], output: str, **attributes: int) -> onnx.NodeProto:

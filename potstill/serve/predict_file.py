@@ -42,9 +42,9 @@ STAGE = "predict"
 _SCHEMA = "potstill-predict/1"
 _READ, _WRITTEN = (".jsonl", ".csv", ".tsv", ".parquet"), (".jsonl", ".csv", ".parquet")
 # What is read, answered and flushed to the disk at once: enough to sort by length, and seconds of work.
-_WINDOW_ROWS, _WINDOW_BYTES = 2048, 2 * 2**20
+WINDOW_ROWS, WINDOW_BYTES = 2048, 2 * 2**20
 # Texts of one call of the model: enough for its batches, few enough that workers end together.
-_GROUP = 64
+GROUP_TEXTS = 64
 # Windows in memory besides the one being read: one is being answered, one waits for it.
 _AHEAD = 2
 _KINDS = {type(None): "nothing", list: "a list", dict: "an object", **dict.fromkeys((int, float, bool), "a number")}
@@ -216,8 +216,8 @@ class _Run:
             self._first.append(record)
             if record.values is not None:
                 break
-            if len(self._first) == _WINDOW_ROWS:
-                raise DataError(f"none of the first {_WINDOW_ROWS} rows of {source.name} can be read: {record.problem}")
+            if len(self._first) == WINDOW_ROWS:
+                raise DataError(f"none of the first {WINDOW_ROWS} rows of {source.name} can be read: {record.problem}")
         self._rest = records if source.is_stream else None
         have = source.columns or next((list(one.values) for one in self._first if one.values is not None), ())
         self.input_columns = list(have)
@@ -271,7 +271,7 @@ class _Run:
         for record in records:
             window.append(record)
             weight += record.weight
-            if len(window) == _WINDOW_ROWS or weight >= _WINDOW_BYTES:
+            if len(window) == WINDOW_ROWS or weight >= WINDOW_BYTES:
                 begun.append(self._ask(window, pool))
                 window, weight = [], 0
                 if len(begun) > _AHEAD:
@@ -286,8 +286,8 @@ class _Run:
         # The longest first: what runs at the end is short, so that workers end together.
         good.sort(key=lambda index: -_length(asked[index][0]))
         groups = []
-        for begin in range(0, len(good), _GROUP):
-            indices = good[begin : begin + _GROUP]
+        for begin in range(0, len(good), GROUP_TEXTS):
+            indices = good[begin : begin + GROUP_TEXTS]
             groups.append((indices, pool.submit(self._predict, [asked[index][0] for index in indices])))
         return _Window(records, asked, groups)
 

@@ -183,7 +183,9 @@ class Server(uvicorn.Server):
         root_path: str = "",
     ) -> None:
         waiting: OrderedDict[HttpProtocol, None] = OrderedDict()
-        self._protocol = partial(HttpProtocol, limits=_within_file_limit(limits), waiting=waiting)
+        self._protocol = partial(
+            HttpProtocol, limits=limits, most_connections=_most_connections(limits), waiting=waiting
+        )
         config = uvicorn.Config(
             _answer_while_loading,
             http=self._protocol,  # type: ignore[arg-type]  # it is called as the class would be
@@ -272,7 +274,10 @@ class Server(uvicorn.Server):
             now = self._loop.time()
             for connection in list(self.server_state.connections):
                 if isinstance(connection, HttpProtocol) and min(connection.deadline, connection.write_deadline) <= now:
-                    connection.expire()
+                    try:
+                        connection.expire()
+                    except Exception as error:  # one connection must not keep the others from their end
+                        log_failure("a connection could not be ended", error)
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether to end; uvicorn asks ten times a second."""
@@ -310,6 +315,7 @@ class Server(uvicorn.Server):
 
 def _accept_all(listener: socket.socket) -> Iterator[socket.socket]:
     """Give the connections that the kernel has made and nobody has accepted."""
+    listener.setblocking(False)
     with contextlib.suppress(OSError):  # BlockingIOError is the end of the line
         while True:
             yield listener.accept()[0]
@@ -340,12 +346,10 @@ def _raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _within_file_limit(limits: Limits) -> Limits:
-    """Return the limits with no more connections than the file descriptors leave."""
-    from dataclasses import replace
-
+def _most_connections(limits: Limits) -> int:
+    """Return how many connections may be open: the limit, or what the file descriptors leave."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
-        return limits
+        return limits.connections
     used = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 32
-    return replace(limits, connections=max(8, min(limits.connections, soft - used - _SPARE_FILES)))
+    return max(8, min(limits.connections, soft - used - _SPARE_FILES))

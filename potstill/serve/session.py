@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill.bundle import ModelContent
-from potstill.errors import BundleError, CheckError, UsageError
+from potstill.errors import BundleError, CheckError, UsageError, first_line
 from potstill.machine import available_cores
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -126,7 +126,7 @@ class OnnxSession:
                 None, {name: feeds[name] for name in self.inputs}, None if stop is None else stop.options
             )
         except Exception as error:  # as in _load
-            raise CheckError(f"{self.model_file} failed to run: {_first_line(error)}") from error
+            raise CheckError(f"{self.model_file} failed to run: {first_line(error)}") from error
         return dict(zip(self.outputs, map(np.asarray, results), strict=True))
 
     def _refuse_fallback(self, provider: str) -> None:
@@ -169,13 +169,9 @@ def _load(
         )
     except Exception as error:  # onnxruntime's errors have no common base but this
         raise BundleError(
-            f"{file} cannot be loaded by onnxruntime {onnxruntime.__version__}: {_first_line(error)}; "
+            f"{file} cannot be loaded by onnxruntime {onnxruntime.__version__}: {first_line(error)}; "
             "export the checkpoint again"
         ) from error
     # It keeps them to try other providers with, which is switched off: the model would be in memory twice for good.
     session._model_bytes = None
     return session
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

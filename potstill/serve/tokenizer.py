@@ -36,9 +36,17 @@ between_chunks: ContextVar[Callable[[], None]] = ContextVar("between_chunks", de
 _PROBES = ("a", "the", "1", ".", "中")
 # What `clean_up_tokenization_spaces` does in transformers (PreTrainedTokenizerBase.clean_up_tokenization).
 _CLEAN_UP = (
-    (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"),
-    (" 've", "'ve"), (" 're", "'re"),
-)  # fmt: skip
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+)
 
 
 class TokenizerSettings(Protocol):

@@ -1,11 +1,12 @@
 """Compare speeds fairly: every model in a process of its own, in turns, the others stopped meanwhile.
 
-`race` times ONNX files against each other; `client` and `process` are the two ends of a worker process, `ratio` the
-statistics, and `disturbance` tells whether the machine did something else meanwhile. Needs numpy and onnxruntime.
+`workers` starts and asks the processes, of which one runs at a time, and `worker_loop` is the loop inside them; `ratio`
+has the statistics of paired rounds, and `disturbance` finds out whether the machine did something else meanwhile.
+`race` puts them together for ONNX files; `potstill.bench` does for whole models. Needs numpy and onnxruntime.
 """
 
 from potstill.timing.disturbance import Watch
-from potstill.timing.race import Contestant, Race, race
-from potstill.timing.ratio import Estimate, Verdict, ratio_interval, verdict
+from potstill.timing.race import Race, RaceEntry, race
+from potstill.timing.ratio import Estimate, ratio_interval
 
-__all__ = ["Contestant", "Estimate", "Race", "Verdict", "Watch", "race", "ratio_interval", "verdict"]
+__all__ = ["Estimate", "Race", "RaceEntry", "Watch", "race", "ratio_interval"]

@@ -28,7 +28,7 @@ _WARM_UP_CALLS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Contestant:
+class RaceEntry:
     """What runs: a command that answers as `potstill.timing.worker_loop` does, and the load message it gets first."""
 
     command: tuple[str, ...]
@@ -86,7 +86,7 @@ class Race:
         return [float(np.log(np.median(slow) / np.median(fast))) for slow, fast in pairs]
 
 
-def session(file: Path, *, threads: int, disabled_optimizers: Sequence[str] = (), vocab_size: int) -> Contestant:
+def session(file: Path, *, threads: int, disabled_optimizers: Sequence[str] = (), vocab_size: int) -> RaceEntry:
     """Return a contestant that runs one ONNX file in the session that would serve it."""
     load = {
         "file": str(file),
@@ -94,11 +94,11 @@ def session(file: Path, *, threads: int, disabled_optimizers: Sequence[str] = ()
         "disabled_optimizers": list(disabled_optimizers),
         "vocab_size": vocab_size,
     }
-    return Contestant(python_module("potstill.timing.session"), load)
+    return RaceEntry(python_module("potstill.timing.session"), load)
 
 
 def race(
-    contestants: Mapping[str, Contestant],
+    contestants: Mapping[str, RaceEntry],
     cells: Sequence[Cell] = GRID,
     *,
     rounds: int = 7,
@@ -116,7 +116,7 @@ def race(
         block_s: how long a turn lasts at least, in seconds; at least 2 calls.
         seed: of the turns and the inputs.
         max_repeats: how often a cell may be timed again; what is disturbed to the last is in `Race.disturbances`.
-        progress: is told of each round.
+        progress: called with stage, steps done, steps in all and a note.
     """
     result, rng, log = Race(tuple(cells)), np.random.default_rng(seed), _FailureLog()
     setup = {name: [{"do": "load", "seed": seed} | dict(each.load)] for name, each in contestants.items()}

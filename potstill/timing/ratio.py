@@ -1,4 +1,4 @@
-"""Ratios of two speeds with their interval, and what they say of a claim.
+"""Ratios of two speeds with their 95 % interval.
 
 Nothing here draws from a global generator: every bootstrap takes the one it shall use.
 
@@ -28,7 +28,6 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
 Indices: TypeAlias = NDArray[np.int64]
-Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 Finding = Literal["faster", "slower", "no difference shown"]
 
 CONFIDENCE = 0.95
@@ -45,11 +44,6 @@ class Estimate:
     def interval(self) -> list[float]:
         """Return the interval as JSON holds it."""
         return [self.low, self.high]
-
-
-def exactly(value: float) -> Estimate:
-    """Return an estimate of something that was counted, not sampled: its interval is the value itself."""
-    return Estimate(value, value, value)
 
 
 def ratio_interval(
@@ -114,26 +108,11 @@ def finding(estimate: Estimate, floor: float | None) -> Finding:
 
     Args:
         estimate: how many times as fast it is.
-        floor: how far the ratio of something to itself can be from 1; None if nobody knows.
+        floor: how far the ratio of something to itself can be from 1; None if that is not known.
     """
     if abs(estimate.value - 1) <= (floor or 0) or estimate.low <= 1 <= estimate.high:
         return "no difference shown"
     return "faster" if estimate.low > 1 else "slower"
-
-
-def verdict(estimate: Estimate, target: float, *, floor: float | None = None) -> Verdict:
-    """Say whether a claim of at least `target` holds: only where the whole interval is on one side of it.
-
-    Args:
-        estimate: the value with its interval.
-        target: the least it must be.
-        floor: the noise floor, a share of the target: a value nearer to it is inconclusive. None if there is none.
-    """
-    if floor and abs(estimate.value - target) < floor * abs(target):
-        return "INCONCLUSIVE"
-    if estimate.low >= target:
-        return "PASS"
-    return "FAIL" if estimate.high < target else "INCONCLUSIVE"
 
 
 def with_interval(value: float, resampled: Floats, *, units: int | None = None) -> Estimate:

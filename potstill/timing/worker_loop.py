@@ -29,7 +29,7 @@ def answer_commands(answer: Callable[[Command], Message]) -> None:
             os._exit(0)
         try:
             reply: Message = {"ok": True, **answer(command)}
-        except Exception as error:  # whatever a model does, it is told, and the next cell has its chance
+        except Exception as error:  # whatever a model does is reported, and the next command has its chance
             reply = {"ok": False, "error": f"{type(error).__name__}: {error}"}
         replies.write(json.dumps(reply) + "\n")
         replies.flush()

@@ -21,7 +21,7 @@ from typing import IO, Literal, Protocol, TypeVar
 import potstill
 from potstill.timing.worker_loop import Command, Message
 
-# Generous: BERT-large at batch 8 takes seconds per call on 2 cores, and nobody waits this long for a healthy worker.
+# Generous: BERT-large at batch 8 takes seconds per call on 2 cores, and a healthy worker never takes this long.
 TIMEOUT_S = 300.0
 _STOP_S = 2.0
 
@@ -84,7 +84,7 @@ class Worker:
                 stderr=self._stderr,
                 text=True,
                 encoding="utf-8",
-                errors="replace",  # nonsense is told as such
+                errors="replace",  # what is not UTF-8 is reported as no answer
                 env=child_environment(),
                 process_group=0,
             )
@@ -269,7 +269,7 @@ class WorkerPool:
         return self._ask(name, command, read=read, stage=stage, where=where, timeout_s=timeout_s)
 
     def close(self) -> None:
-        """End all processes; whoever is asked afterwards starts anew."""
+        """End all processes; one that is asked afterwards is started anew."""
         for workers in (self._started, self._loaded):
             while workers:
                 workers.popitem()[1].close()
@@ -316,7 +316,7 @@ class WorkerPool:
             reply = worker.ask(command, timeout_s=timeout_s)
         except CommandFailed as error:
             self._log.failed(name, stage, where or "", error)
-            # Who ran out of memory may live on, but with what it had taken until then.
+            # A process that ran out of memory may live on, but holds what it had taken until then.
             if isinstance(error, WorkerDied) or classify(error) == "out of memory":
                 self._end(name)
             return None
@@ -342,7 +342,7 @@ def worker_pool(
     """Have a pool within a block; whatever happens there, none of its processes outlives it.
 
     Args:
-        setup: name -> what its process is told first; the command that loads before all others.
+        setup: name -> the first commands of its process, the one that loads it before all others.
         launch: starts a process by its name.
         log: gets the failures, and the answers to the first commands.
     """

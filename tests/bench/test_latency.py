@@ -12,7 +12,7 @@ from potstill.bench.measure.latency import all_rounds, kept_rounds
 from potstill.bench.measure.quality import collect_answers
 from potstill.bench.measure.results import summarise_measurements
 from potstill.bench.measure.samples import FILE_NAME
-from potstill.bench.pipeline import measure
+from potstill.bench.measure.stages import measure
 from potstill.bench.report_schema import Load
 from potstill.timing import disturbance
 from potstill.timing.workers import CommandFailed, WorkerDied
@@ -54,7 +54,7 @@ def structure(run):
 
 def test_everybody_has_one_turn_per_round_beside_the_baselines_twin(world, tmp_path):
     run = make_run(tmp_path, world)
-    measure(run)
+    measure(run, answers=tmp_path / "answers")
     for load in run.bench.loads:
         rounds = kept_rounds(run.journal, load)
         assert [(found.launch, found.number) for found in rounds] == [(0, 0), (0, 1), (1, 0), (2, 0), (3, 0)]
@@ -68,7 +68,7 @@ def test_turns_are_in_random_order_but_the_same_for_the_same_seed(tmp_path):
         world = World()
         keys = ("t/fp32", "s/fp32", "s/int8", "m/fp32")
         run = make_run(folder, world, keys=keys, loads=[SHORT], rounds=12, seed=seed)
-        measure(run)
+        measure(run, answers=tmp_path / "answers")
         keys = [key for key, _ in turns(world)]
         return ["".join(key[0] + key[-1] for key in keys[start : start + 5]) for start in range(0, len(keys), 5)]
 
@@ -81,7 +81,7 @@ def test_turns_are_in_random_order_but_the_same_for_the_same_seed(tmp_path):
 
 def test_a_load_is_warmed_up_once_per_process_and_texts_are_sent_once(world, tmp_path):
     run = make_run(tmp_path, world, loads=[SHORT, TEXTS], rounds=12, texts=["a", "b"], again=False)
-    measure(run)
+    measure(run, answers=tmp_path / "answers")
     assert len(world.asked("warm")) == 2 * 2 * 4  # rows, loads, launches
     assert len(world.asked("texts")) == 2 * 4
     warm = next(command for _, _, command in world.said if command["do"] == "warm")
@@ -93,7 +93,7 @@ def test_a_load_is_warmed_up_once_per_process_and_texts_are_sent_once(world, tmp
 def test_a_crash_in_one_cell_costs_that_cell_only(world, tmp_path):
     world.faults = {("s/fp32", "block", "1×16"): [None, None, WorkerDied("the process was killed by signal 11")]}
     run = make_run(tmp_path, world, keys=("t/fp32", "s/fp32", "m/fp32"))
-    measure(run)
+    measure(run, answers=tmp_path / "answers")
     found = compute(run)
     assert {(row.key, str(row.load)) for row in found.latency} == {
         ("t/fp32", "1×16"),
@@ -116,7 +116,7 @@ def test_a_crash_in_one_cell_costs_that_cell_only(world, tmp_path):
 def test_nan_found_in_the_warm_up_costs_the_cell_before_any_round(world, tmp_path):
     world.faults = {("s/fp32", "warm", "1×128"): CommandFailed("NotFinite: all numbers in logits are NaN")}
     run = make_run(tmp_path, world)
-    measure(run)
+    measure(run, answers=tmp_path / "answers")
     (failure,) = compute(run).failures
     assert (failure.stage, failure.where, failure.kind) == ("warm-up", "1×128", "not finite")
     assert ("s/fp32", 128) not in turns(world)
@@ -126,7 +126,7 @@ def test_nan_found_in_the_warm_up_costs_the_cell_before_any_round(world, tmp_pat
 def test_who_cannot_load_is_missed_by_nobody(world, tmp_path):
     world.faults = {("s/fp32", "load", None): CommandFailed("MissingError: no CUDA device")}
     run = make_run(tmp_path, world)
-    measure(run)
+    measure(run, answers=tmp_path / "answers")
     found = compute(run)
     assert [(row.key, row.stage, row.where) for row in found.failures] == [("s/fp32", "load", None)]
     assert {row.key for row in found.latency} == {"t/fp32"}
@@ -138,7 +138,7 @@ def test_who_cannot_load_is_missed_by_nobody(world, tmp_path):
 def test_a_baseline_that_cannot_load_leaves_the_others(world, tmp_path):
     world.faults = {("t/fp32", "load", None): CommandFailed("BundleError: broken")}
     run = make_run(tmp_path, world)
-    measure(run)
+    measure(run, answers=tmp_path / "answers")
     found = compute(run)
     assert {row.key for row in found.latency} == {"s/fp32"}
     assert (found.ratios, found.noise.floor) == ([], None)
@@ -147,7 +147,7 @@ def test_a_baseline_that_cannot_load_leaves_the_others(world, tmp_path):
 def test_nobody_can_run_and_it_still_ends(world, tmp_path):
     world.faults = {(key, "warm", "1×16"): CommandFailed("ValueError: no") for key in ("t/fp32", "s/fp32")}
     run = make_run(tmp_path, world, loads=[SHORT], budget_s=50.0)
-    measure(run)
+    measure(run, answers=tmp_path / "answers")
     found = compute(run)
     assert (found.latency, found.missing) == ([], [])
     assert len(found.failures) == 3  # the twin too
@@ -157,7 +157,7 @@ def test_nobody_can_run_and_it_still_ends(world, tmp_path):
 def test_an_interrupted_run_goes_on_and_ends_like_a_straight_one(tmp_path, settings):
     common = {"throughput_batch_sizes": [1, 8], "callers": [1, 4], "head": {"seed": 7}} | settings
     straight = make_run(tmp_path / "straight", World(), **common)
-    measure(straight)
+    measure(straight, answers=tmp_path / "answers")
     expected = structure(straight)
     assert expected[-1] == []
     folder, runs = tmp_path / "resumed", 0
@@ -166,7 +166,7 @@ def test_an_interrupted_run_goes_on_and_ends_like_a_straight_one(tmp_path, setti
         run = make_run(folder, world, **common)
         runs += 1
         try:
-            measure(run)
+            measure(run, answers=tmp_path / "answers")
         except KeyboardInterrupt:
             assert all(worker.closed for worker in world.processes)
             if runs == 1:
@@ -187,10 +187,10 @@ def test_an_interrupted_run_goes_on_and_ends_like_a_straight_one(tmp_path, setti
 
 def test_a_finished_run_is_not_touched_again(world, tmp_path):
     run = make_run(tmp_path, world, throughput_batch_sizes=[1])
-    measure(run)
+    measure(run, answers=tmp_path / "answers")
     before = (tmp_path / FILE_NAME).read_bytes()
     said = len(world.said)
-    measure(run)
+    measure(run, answers=tmp_path / "answers")
     assert len(world.said) == said
     assert (tmp_path / FILE_NAME).read_bytes() == before
 
@@ -199,7 +199,7 @@ def test_a_round_that_was_cut_off_leaves_no_trace(tmp_path):
     world = World(interrupt_at=6 + 2)  # three loaded and warm, one turn done, the next one is cut off
     run = make_run(tmp_path, world)
     with pytest.raises(KeyboardInterrupt):
-        measure(run)
+        measure(run, answers=tmp_path / "answers")
     assert turns(world) != []
     assert all_rounds(run.journal) == []
     assert run.journal.parts("failure") == {}
@@ -217,7 +217,7 @@ def test_a_disturbed_load_is_measured_anew_up_to_the_limit(world, tmp_path, monk
 
     monkeypatch.setattr(disturbance, "read_counters", busy)
     run = make_run(tmp_path, world, loads=[SHORT], max_repeats=2)
-    measure(run)
+    measure(run, answers=tmp_path / "answers")
     dropped = run.journal.parts("dropped")
     assert [value["rounds"] for value in dropped.values()] == [[0, 1], [2, 3]]
     assert "other processes took 50% of the time" in next(iter(dropped.values()))["reason"]
@@ -237,7 +237,7 @@ def test_what_stays_disturbed_is_flagged(world, tmp_path, monkeypatch):
 
     monkeypatch.setattr(disturbance, "read_counters", busy)
     run = make_run(tmp_path, world, loads=[SHORT], max_repeats=1)
-    measure(run)
+    measure(run, answers=tmp_path / "answers")
     found = compute(run).noise
     assert found.repeated_rounds == 2
     assert (found.steal_share, found.others_share) == (pytest.approx(0.1), pytest.approx(0.5))
@@ -260,7 +260,7 @@ def test_launches_that_stay_disturbed_are_left_out_where_the_others_are_enough(w
 
     monkeypatch.setattr(disturbance, "read_counters", busy)
     run = make_run(tmp_path, world, loads=[SHORT], rounds=12, max_repeats=0, extra_launches=0)
-    measure(run)
+    measure(run, answers=tmp_path / "answers")
     assert len(kept_rounds(run.journal, SHORT)) == 12
     found = compute(run)
     assert {row.rounds for row in found.ratios} == {9}
@@ -276,7 +276,7 @@ def test_a_budget_is_kept_within_one_round_and_goes_where_it_is_uncertain(world,
             {"latencies_ms": [1.0 + number % 3] * 4, "cpu_s": 0.1, "wall_s": 0.1} for number in range(100)
         ]
     }
-    measure(run)
+    measure(run, answers=tmp_path / "answers")
     short, long = (kept_rounds(run.journal, load) for load in run.bench.loads)
     assert len(short) == 5  # the least, and its intervals are points
     seconds = sum(found.seconds for found in short + long)
@@ -290,9 +290,8 @@ def test_a_deadline_leaves_the_time_that_is_kept_for_the_rest(world, tmp_path):
     world.faults = unsteady(100)
     run = make_run(tmp_path, world, budget_s=90.0, launches=2, throughput_batch_sizes=[1])
     deadline = Deadline(90.0, lambda: world.clock, {"quality": 20.0, "the report": 10.0})
-    asked = []
-    measure(replace(run, deadline=deadline), score_quality=lambda: asked.append(world.clock))
-    assert 50 < asked[0] <= 60
+    latency.measure_latency(replace(run, deadline=deadline))
+    assert 50 < world.clock <= 60
     assert {len(kept_rounds(run.journal, load)) >= 5 for load in run.bench.loads} == {True}
 
 
@@ -300,7 +299,7 @@ def test_what_there_is_no_time_for_is_not_begun(world, tmp_path):
     run = make_run(tmp_path, world, budget_s=20.0, launches=2, cold_starts=3, throughput_batch_sizes=[1])
     # The first load may take all but the report's time, and there is none for the second: 5 rounds of 3 turns each.
     deadline = Deadline(20.0, lambda: world.clock, {"quality": 10.0, "the report": 2.0})
-    measure(replace(run, deadline=deadline))
+    measure(replace(run, deadline=deadline), answers=tmp_path / "answers")
     assert len(kept_rounds(run.journal, SHORT)) == 5
     assert kept_rounds(run.journal, run.bench.loads[1]) == []
     assert world.clock <= 18
@@ -319,7 +318,7 @@ def unsteady(turns):
 def test_a_wide_interval_is_launched_again_so_often_as_is_allowed(world, tmp_path, most, launches):
     world.faults = unsteady(100)
     run = make_run(tmp_path, world, rounds=8, extra_launches=most)
-    measure(run)
+    measure(run, answers=tmp_path / "answers")
     short, long = (kept_rounds(run.journal, load) for load in run.bench.loads)
     assert len(short) == 8  # its intervals are points
     assert {found.launch for found in long} - {0, 1, 2, 3} == launches
@@ -331,7 +330,7 @@ def test_a_wide_interval_is_launched_again_so_often_as_is_allowed(world, tmp_pat
 def test_no_launch_is_added_once_the_interval_is_narrow(world, tmp_path):
     world.faults = unsteady(3)
     run = make_run(tmp_path, world, rounds=8, extra_launches=9)
-    measure(run)
+    measure(run, answers=tmp_path / "answers")
     assert 8 < len(kept_rounds(run.journal, run.bench.loads[1])) < 8 + 2 * 9
     asked = run.journal.parts("more")
     assert [bool(value["loads"]) for value in asked.values()] == [True] * (len(asked) - 1) + [False]
@@ -345,7 +344,7 @@ def test_at_most_the_three_widest_loads_are_launched_again(world, tmp_path):
             {"latencies_ms": [ms] * 4, "cpu_s": 0.1, "wall_s": 0.1} for ms in calls
         ]
     run = make_run(tmp_path, world, loads=loads, rounds=8, extra_launches=1)
-    measure(run)
+    measure(run, answers=tmp_path / "answers")
     assert run.journal.get("more", 4) == {"rounds": 2, "loads": ["1×64", "1×16", "1×128"]}
     assert [len(kept_rounds(run.journal, load)) for load in loads] == [10, 8, 10, 10]
 
@@ -355,24 +354,24 @@ def test_rounds_that_were_to_be_added_are_missed(tmp_path):
     world = World(interrupt_at=12 + 24 + 48 + 12 + 3 + 3 + 3 + 1, faults=unsteady(100))
     run = make_run(tmp_path, world, rounds=8, head={"seed": 7})
     with pytest.raises(KeyboardInterrupt):
-        measure(run)
+        measure(run, answers=tmp_path / "answers")
     assert compute(run).missing == ["latency at 1×128: 9 of 10 rounds"]
     run.journal.finish()
     run = make_run(tmp_path, World(), rounds=8, head={"seed": 7})
-    measure(run)
+    measure(run, answers=tmp_path / "answers")
     assert compute(run).missing == []
 
 
 def test_a_row_that_cannot_load_makes_no_interval_wide(world, tmp_path):
     world.faults = {("s/fp32", "load", None): CommandFailed("MissingError: no CUDA device")}
     run = make_run(tmp_path, world)
-    measure(run)
+    measure(run, answers=tmp_path / "answers")
     assert list(run.journal.parts("more").values()) == [{"rounds": 1, "loads": []}]
 
 
 def test_memory_is_that_of_every_launch_after_the_whole_grid(world, tmp_path):
     run = make_run(tmp_path, world, launches=4)
-    measure(run)
+    measure(run, answers=tmp_path / "answers")
     said = world.said
     for process in {number for number, _, command in said if command["do"] == "memory"}:
         own = [command for number, _, command in said if number == process]
@@ -385,7 +384,7 @@ def test_memory_is_that_of_every_launch_after_the_whole_grid(world, tmp_path):
     for name, value in run.journal.parts().items():
         if name[0] != "memory" or name[-1] != 3:
             again.journal.put(name, value)
-    measure(again)
+    measure(again, answers=tmp_path / "answers")
     assert [(key, command["do"]) for _, key, command in resumed.said if command["do"] != "load"] == [
         ("t/fp32", "warm"),
         ("t/fp32", "warm"),
@@ -417,7 +416,7 @@ def test_memory_is_the_median_of_the_launches_and_the_twin_tells_its_noise(world
 def test_joules_are_read_around_every_turn(world, tmp_path, monkeypatch):
     monkeypatch.setattr(latency, "open_meter", lambda *, on_gpu: Meter("rapl", lambda: world.clock * 10))
     run = make_run(tmp_path, world, loads=[SHORT], again=False)
-    measure(run)
+    measure(run, answers=tmp_path / "answers")
     found = compute(run).energy
     # A turn takes 1 s of the fake clock, so 10 J, for 4 calls and the one before them; its wall says 0.1 s.
     assert (found.source, len(found.rows)) == ("rapl", 2)
@@ -428,7 +427,7 @@ def test_joules_are_read_around_every_turn(world, tmp_path, monkeypatch):
 def test_without_a_meter_the_reason_is_told(world, tmp_path, monkeypatch):
     monkeypatch.setattr(latency, "open_meter", lambda *, on_gpu: f"none here, gpu {on_gpu}")
     run = make_run(tmp_path, world, loads=[SHORT])
-    measure(run)
+    measure(run, answers=tmp_path / "answers")
     found = compute(run).energy
     assert (found.source, found.reason, found.rows) == (None, "none here, gpu False", [])
 
@@ -436,7 +435,7 @@ def test_without_a_meter_the_reason_is_told(world, tmp_path, monkeypatch):
 def test_progress_never_goes_back_and_ends_at_its_total(world, tmp_path):
     told = []
     run = make_run(tmp_path, world, throughput_batch_sizes=[1], progress=lambda *step: told.append(step))
-    measure(run)
+    measure(run, answers=tmp_path / "answers")
     steps = [(done, total) for stage, done, total, _ in told if stage == "measure latency"]
     assert steps == [(done, 10) for done in range(10)] + [(1, 1)]
     assert [stage for stage, _, _, _ in told][-1] == "measure latency"
@@ -454,8 +453,8 @@ def test_cold_starts_take_turns_and_a_failure_is_told(world, tmp_path, monkeypat
 
     monkeypatch.setattr(cold_start, "start_once", start)
     run = make_run(tmp_path, world, cold_starts=3, texts=["one", "two"])
-    measure(run)
-    measure(run)
+    measure(run, answers=tmp_path / "answers")
+    measure(run, answers=tmp_path / "answers")
     assert {text for _, text in asked} == {"one"}
     # The baseline and its second process in each of three turns; who fails is not asked again.
     assert [key for key, _ in asked].count("t/fp32") == 6

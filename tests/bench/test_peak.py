@@ -8,9 +8,9 @@ import onnx
 import onnxruntime
 import pytest
 
-from potstill.bench import peak, pipeline
+from potstill.bench import peak, report_builder
 from potstill.bench.measure.results import summarise_measurements
-from potstill.bench.pipeline import measure
+from potstill.bench.measure.stages import measure
 from potstill.bench.report_schema import Latency, Load, Peaks
 from potstill.timing import disturbance
 from tests.bench.fake_worker import LONG, SHORT, World, configuration, make_run
@@ -87,7 +87,7 @@ def share(p50_ms, *, peak=1e12, disturbed=None):
     row = Latency(
         key="t/fp32", load=Load(num_tokens=100), mean_tokens=100, samples=20, p50_ms=p50_ms, disturbed=disturbed
     )
-    found = pipeline.add_flops(bench, row, Peaks(threads=2, fp32_flops_per_s=peak))
+    found = report_builder.add_flops(bench, row, Peaks(threads=2, fp32_flops_per_s=peak))
     assert found.flops_per_s == pytest.approx(1e10 / (p50_ms / 1e3))
     return found.peak_share
 
@@ -108,7 +108,7 @@ def test_the_bare_product_takes_its_turns_among_the_rows_in_every_launch(tmp_pat
     monkeypatch.setattr(disturbance, "read_counters", lambda: calm)
     world = World()
     run = make_run(tmp_path, world, loads=[SHORT, LONG], rounds=8, launches=4, extra_launches=0, peak=True)
-    measure(run)
+    measure(run, answers=tmp_path / "answers")
     assert len(world.asked("product")) == 2 * 4  # a turn at each load in each of four launches
     turns = [(number, command["do"]) for number, _, command in world.said if command["do"] in ("block", "product")]
     order = "".join("p" if do == "product" else "b" for _, do in turns)

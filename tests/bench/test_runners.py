@@ -375,9 +375,9 @@ def test_a_timed_call_on_a_gpu_lasts_until_the_gpu_is_done(tiny_teacher):
 
     plain, cuda = open_runner(command(tiny_teacher, runner="torch-cpu")), FakeCuda()
     runner = TorchRunner(
-        plain._model, plain.tokenizer, inputs=plain.inputs, outputs=plain.outputs, synchronise=cuda.synchronise
+        plain.model, plain.tokenizer, inputs=plain.inputs, outputs=plain.outputs, synchronise=cuda.synchronise
     )
-    runner._call = cuda.work(plain._model)
+    runner.call = cuda.work(plain.model)
     cuda.queued_ms = 7.0  # left over from before: it is waited for before the clock starts
     call = runner.prepare(plain.tokenizer.encode(["old rock"]))
     assert (cuda.waits, cuda.queued_ms, cuda.now_ns) == (1, 0.0, 7_000_000)

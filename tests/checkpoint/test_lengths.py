@@ -62,9 +62,8 @@ def test_every_command_names_the_longest_that_it_reads(asked, roberta, data, tmp
 def test_without_a_length_every_command_takes_what_the_model_reads(roberta, data):
     assert fit_length([str(roberta)], 128, was_set=False) == 64
     assert load_source(str(roberta)).max_length == 64
-    command = {
-        "precision": "fp32", "runner": "torch-cpu", "threads": 1, "task": "text-classification", "folder": str(roberta),
-    }  # fmt: skip
+    command = {"precision": "fp32", "runner": "torch-cpu", "threads": 1, "max_length": None}
+    command |= {"task": "text-classification", "folder": str(roberta)}
     assert torch_runner.open_runner(command).tokenizer.max_length == 64
     assert evaluate(roberta, data=data)["num_examples"] == 8
 

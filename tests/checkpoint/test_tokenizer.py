@@ -108,9 +108,8 @@ def test_whoever_loads_the_bundle_by_transformers_gets_the_files_ids(folder, tmp
 
 
 def test_benchs_torch_runner_reads_the_files_ids(folder):
-    command = {
-        "precision": "fp32", "runner": "torch-cpu", "threads": 1, "task": "text-classification", "folder": str(folder),
-    }  # fmt: skip
+    command = {"precision": "fp32", "runner": "torch-cpu", "threads": 1, "max_length": None}
+    command |= {"task": "text-classification", "folder": str(folder)}
     runner = torch_runner.open_runner(command)
     equal(of_rows(runner.tokenizer.rows(ALL)), made.columns(made.reference(folder).encode_batch(list(ALL))))
 

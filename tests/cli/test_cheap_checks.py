@@ -99,7 +99,7 @@ BAD = [
     (("evaluate", "bundle", "--data", "data", "--metric", "f3"), "metric 'f3' does not judge"),
     (("evaluate", "encoder", "--glue", "--data", "data", *OUT, "--tasks", "sst3"), "'sst3' is no task of GLUE"),
     (("bench", "bundle", "--precision", "int4", *OUT), "--precision int4: input should be"),
-    (("bench", "bundle", "--runner", "tensorflow", *OUT), "--runner: 'tensorflow' is not valid"),
+    (("bench", "bundle", "--runner", "tensorflow", *OUT), "--runner tensorflow: input should be"),
     (("bench", "bundle", "--baseline", "other", *OUT), "--baseline other: no model is called so"),
     (
         ("bench", "bundle", "--require", "sped", *OUT),

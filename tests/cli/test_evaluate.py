@@ -62,10 +62,10 @@ def test_the_tables_say_what_the_json_says(potstill, tiny_teacher, tiny_data):
 
 
 def test_long_names_are_numbered_above_the_columns(capsys):
-    from potstill.cli.evaluate import _print_classes
+    from potstill.cli.evaluate import print_classes
 
     names = [f"an intent with a long name {number}" for number in range(4)]
-    _print_classes(
+    print_classes(
         {
             "per_class": [],
             "labels": names,
@@ -75,7 +75,7 @@ def test_long_names_are_numbered_above_the_columns(capsys):
     out = capsys.readouterr().out
     assert "0  an intent with a long name 0" in out
     assert max(map(len, out.splitlines())) <= 100
-    _print_classes({"per_class": [], "labels": ["x"] * 13, "confusion_matrix": [[0] * 13] * 13})
+    print_classes({"per_class": [], "labels": ["x"] * 13, "confusion_matrix": [[0] * 13] * 13})
     assert "Confusion" not in capsys.readouterr().out
 
 

@@ -108,16 +108,14 @@ def test_a_prediction_that_is_stopped_goes_on_to_the_same_file(tiny_bundle, tmp_
 
 
 def test_every_stage_that_is_finished_is_kept_by_a_run(tmp_path):
-    from potstill.cli.run import _left
-    from potstill.config import load_recipe
+    from potstill.cli.run import left_by_run
 
-    recipe = load_recipe("quickstart")
-    assert _left(recipe, tmp_path).kept == []
+    assert left_by_run(tmp_path).kept == []
     (tmp_path / "checkpoints" / "teacher").mkdir(parents=True)
     file = tmp_path / "checkpoints" / "student.training" / "checkpoint-40" / "COMPLETE"
     file.parent.mkdir(parents=True)
     file.touch()
-    left = _left(recipe, tmp_path)
+    left = left_by_run(tmp_path)
     assert left.kept == [
         f"the teacher in {tmp_path / 'checkpoints' / 'teacher'}",
         f"the checkpoint of step 40 in {tmp_path / 'checkpoints' / 'student.training'}",

@@ -3,11 +3,15 @@
 import csv
 import io
 import json
+import random
 
+import pyarrow
+import pyarrow.ipc
+import pyarrow.parquet
 import pytest
 
 from potstill.data import load_examples
-from potstill.data.read import read_rows
+from potstill.data.read import SUFFIXES, open_data_file, read_rows
 from potstill.errors import DataError
 from potstill.tasks import MULTI_LABEL, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 
@@ -231,10 +235,8 @@ def test_a_split_in_two_formats_is_refused_rather_than_half_read(tmp_path):
 
 
 def test_arrow_in_both_of_its_forms_is_read(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    ipc = pytest.importorskip("pyarrow.ipc")
     table = pyarrow.Table.from_pylist(ROWS)
-    for number, writer in enumerate((ipc.new_stream, ipc.new_file)):
+    for number, writer in enumerate((pyarrow.ipc.new_stream, pyarrow.ipc.new_file)):
         file = tmp_path / f"{number}.arrow"
         with writer(str(file), table.schema) as out:
             out.write_table(table)
@@ -255,3 +257,63 @@ def test_wide_characters_without_a_mark_are_called_so(tmp_path, encoding):
     file = tmp_path / "x.csv"
     file.write_bytes("text,label\nfilm,1\n".encode(encoding))
     assert "the head holds NUL, so this is no UTF-8 but UTF-16" in refusal(file)
+
+
+# Every row or an error, and a place to go on from
+
+
+NASTY = ("a", "good film", 'say "x"', "two\nlines", "a,b", "", " ", "\r\n", "é🙂", '""', "x" * 90)
+DAMAGE = (b'"', b'""', b"\n", b"\r", b",", b"\0", b"\xff", b"y" * 300, b'"\n"', b"\\", b";", b"\t")
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_damaged_csv_gives_what_pythons_strict_reader_gives_or_an_error_that_names_the_line(tmp_path, seed):
+    draw = random.Random(seed)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, quoting=draw.choice((csv.QUOTE_MINIMAL, csv.QUOTE_ALL)), lineterminator="\n")
+    writer.writerows([["id", "text"], *([f"row{number}", draw.choice(NASTY)] for number in range(12))])
+    content = text.getvalue().encode()
+    place = draw.randrange(len("id,text\n"), len(content))
+    content = content[:place] + draw.choice(DAMAGE) + content[place:]
+    (tmp_path / "in.csv").write_bytes(content)
+    try:
+        expected = [row for row in csv.reader(io.StringIO(content.decode(), newline="\n"), strict=True) if row][1:]
+    except (csv.Error, UnicodeDecodeError):
+        expected = None
+    if expected is None or any(len(row) != 2 for row in expected):
+        with pytest.raises(DataError, match=r"in\.csv line \d+ "):
+            list(read_rows(tmp_path / "in.csv"))
+    else:
+        assert [list(row.values()) for _, row in read_rows(tmp_path / "in.csv")] == expected
+
+
+def files_of_every_kind(folder):
+    rows = [{"id": number, "text": text} for number, text in enumerate(TEXTS * 40)]
+    (folder / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (folder / "a.json").write_text(json.dumps(rows))
+    for suffix, delimiter in (("csv", ","), ("tsv", "\t")):
+        written(folder / f"a.{suffix}", [row["text"] for row in rows], delimiter=delimiter)
+    table = pyarrow.Table.from_pylist(rows)
+    pyarrow.parquet.write_table(table, folder / "a.parquet", row_group_size=100)
+    with pyarrow.ipc.new_stream(str(folder / "a.arrow"), table.schema) as out:
+        out.write_table(table, max_chunksize=70)
+    return [folder / f"a{suffix}" for suffix in SUFFIXES]
+
+
+def test_reading_goes_on_behind_any_record(tmp_path):
+    for file in files_of_every_kind(tmp_path):
+        opened = open_data_file(file)
+        records = list(opened.records())
+        assert [record.values["text"] for record in records] == TEXTS * 40
+        for index in (0, 1, 99, 100, 255, len(records) - 2, len(records) - 1):
+            rest = list(opened.records(records[index].after))
+            assert [record.values for record in rest] == [record.values for record in records[index + 1 :]], file
+            assert [record.number for record in rest] == [record.number for record in records[index + 1 :]]
+
+
+def test_what_is_strict_is_only_refused_where_rows_are_written_out_again(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "a", "score": NaN}\n')
+    assert [row["text"] for _, row in read_rows(file)] == ["a"]
+    (record,) = open_data_file(file, strict=True).records()
+    assert (record.values, record.problem) == (None, "is not JSON: it holds NaN")

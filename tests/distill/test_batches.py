@@ -9,7 +9,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from potstill.distill.batches import EpochRows, LengthGroupedSampler, make_collator, make_mlm_collator
-from potstill.distill.scratch_teacher import train_tokenizer
+from potstill.distill.teacher import train_tokenizer
 from potstill.errors import DataError, RecipeError
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from potstill.distill import corpus as corpus_module
 from potstill.distill.corpus import load_corpus
-from potstill.distill.scratch_teacher import train_tokenizer
+from potstill.distill.teacher import train_tokenizer
 from potstill.errors import DataError
 
 WORDS = [f"{one}{two}" for one in "abcdefghij" for two in "klmnopqrst"]

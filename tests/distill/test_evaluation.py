@@ -127,10 +127,13 @@ def test_many_classes_become_colours_without_counts(tmp_path):
     assert ">77<" not in picture
 
 
-@pytest.mark.parametrize(("name", "error", "said"), [
-    ("matrix.jpg", UsageError, ".png or .svg"),
-    ("nowhere/matrix.png", OutputError, "no folder"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "error", "said"),
+    [
+        ("matrix.jpg", UsageError, ".png or .svg"),
+        ("nowhere/matrix.png", OutputError, "no folder"),
+    ],
+)
 def test_a_picture_that_cannot_be_written_is_refused(tmp_path, name, error, said):
     with pytest.raises(error, match=said):
         draw_confusion(tmp_path / name, [[1]], ["a"])

@@ -65,9 +65,13 @@ def fake(monkeypatch):
             if score is None:
                 raise TrainingError("the loss is nan")
             return {
-                "teacher": {"scores": {recipe.metric: score}}, "data": {"examples": 8}, "floor": {recipe.metric: 0.5},
-                "steps": 3, "best_step": 2, "seconds": 1.0,
-            }  # fmt: skip
+                "teacher": {"scores": {recipe.metric: score}},
+                "data": {"examples": 8},
+                "floor": {recipe.metric: 0.5},
+                "steps": 3,
+                "best_step": 2,
+                "seconds": 1.0,
+            }
 
         monkeypatch.setattr(glue, "finetune", finetune)
         return ran
@@ -76,9 +80,13 @@ def fake(monkeypatch):
 
 
 SCORES = {
-    (1e-3, 1, 1): 0.9, (1e-3, 1, 2): 0.5, (1e-3, 1, 3): 0.7,
-    (2e-3, 1, 1): 0.8, (2e-3, 1, 2): 0.75, (2e-3, 1, 3): 0.1,
-}  # fmt: skip
+    (1e-3, 1, 1): 0.9,
+    (1e-3, 1, 2): 0.5,
+    (1e-3, 1, 3): 0.7,
+    (2e-3, 1, 1): 0.8,
+    (2e-3, 1, 2): 0.75,
+    (2e-3, 1, 3): 0.1,
+}
 GRID = Grid(tasks=["sst2"], learning_rates=[1e-3, 2e-3], epochs=[1], max_length=32)
 
 
@@ -123,8 +131,13 @@ def test_a_rate_that_fails_does_not_count_and_does_not_stop_the_others(encoder, 
     task = run_glue(encoder, tmp_path / "out", data=data, grid=GRID)["tasks"]["SST-2"]
     assert task["learning_rate"] == 1e-3
     assert task["settings"][1] == {
-        "learning_rate": 2e-3, "epochs": 1, "median": None, "min": None, "max": None, "values": [0.8, None, 0.1],
-    }  # fmt: skip
+        "learning_rate": 2e-3,
+        "epochs": 1,
+        "median": None,
+        "min": None,
+        "max": None,
+        "values": [0.8, None, 0.1],
+    }
     fake(dict.fromkeys(SCORES))
     with pytest.raises(TrainingError, match="SST-2 failed with every setting: the loss is nan"):
         run_glue(encoder, tmp_path / "other", data=data, grid=GRID)

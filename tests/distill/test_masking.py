@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from potstill.distill.masking import IGNORED, make_masking, mask_batch, token_counts
-from potstill.distill.scratch_teacher import train_tokenizer
+from potstill.distill.corpus import token_counts
+from potstill.distill.masking import IGNORED, make_masking, mask_batch
+from potstill.distill.teacher import train_tokenizer
 from potstill.errors import DataError, RecipeError
 
 CLS, SEP, MASK = 2, 3, 4

@@ -140,12 +140,20 @@ def test_widths_that_cannot_be_split_are_refused_with_a_count_that_fits():
 @pytest.fixture
 def pair():
     torch.manual_seed(0)
-    teacher = BertModel(
-        BertConfig(
-            vocab_size=50, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=32,
-            max_position_embeddings=32,
+    teacher = (
+        BertModel(
+            BertConfig(
+                vocab_size=50,
+                hidden_size=24,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                intermediate_size=32,
+                max_position_embeddings=32,
+            )
         )
-    ).eval().requires_grad_(False)  # fmt: skip
+        .eval()
+        .requires_grad_(False)
+    )
     student = DistilBertModel(
         DistilBertConfig(vocab_size=50, dim=12, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=32)
     ).eval()

@@ -6,8 +6,7 @@ import torch
 from potstill.bench.runners.torch_runner import open_runner
 from potstill.checkpoint import load_checkpoint
 from potstill.distill.batches import TEACHER_VECTORS
-from potstill.distill.methods.embedding import teacher_head
-from potstill.distill.teacher_embeddings import add_teacher_vectors
+from potstill.distill.teacher_embeddings import add_teacher_vectors, teacher_head
 from potstill.progress import silent
 from potstill.tasks import FEATURE_EXTRACTION
 from tests.checkpoint.sentence_folders import dense, make_folder, old_pooling
@@ -40,9 +39,8 @@ def test_a_teachers_vectors_and_a_torch_row_follow_the_folder(tiny_teacher, tmp_
     rows = add_teacher_vectors(TEXTS, teacher, head, max_length=64, cache_dir=tmp_path / "cache", progress=silent)
     np.testing.assert_allclose(np.array(rows[TEACHER_VECTORS]), expected, atol=1e-5)
     assert head.width(WIDTH) == 24
-    command = {
-        "folder": str(folder), "precision": "fp32", "runner": "torch-cpu", "threads": 1, "task": "feature-extraction",
-    }  # fmt: skip
+    command = {"folder": str(folder), "precision": "fp32", "runner": "torch-cpu", "threads": 1, "max_length": None}
+    command |= {"task": "feature-extraction"}
     runner = open_runner(command)
     assert runner.outputs == ("last_hidden_state", "sentence_embedding")
     found = runner.run(runner.tokenizer.encode(TEXTS))["sentence_embedding"]

@@ -82,9 +82,12 @@ async def _post(app, item, parameters):
         sent.append(message)
 
     scope = {
-        "type": "http", "method": "POST", "path": "/predict", "headers": [(b"content-type", b"application/json")],
+        "type": "http",
+        "method": "POST",
+        "path": "/predict",
+        "headers": [(b"content-type", b"application/json")],
         "state": {"received_at": asyncio.get_running_loop().time()},
-    }  # fmt: skip
+    }
     await app(scope, receive, send)
     assert sent[0]["status"] == 200, sent[1]["body"]
     return json.loads(sent[1]["body"])
@@ -93,10 +96,20 @@ async def _post(app, item, parameters):
 def bench_score(folder, data, *, kind, metric, tmp_path):
     """Return the score that a bench makes of a bundle by its worker."""
     duties = WorkerCommands(MemoryGrowth(interpreter_rss_bytes=1), process_ms=0.0, import_ms=0.0)
-    duties.answer({
-        "do": "load", "runner": "onnxruntime-cpu", "folder": str(folder), "precision": "fp32", "threads": 1, "seed": 0,
-        "spinning": False, "task": "", "problem_type": None, "max_length": None,
-    })  # fmt: skip
+    duties.answer(
+        {
+            "do": "load",
+            "runner": "onnxruntime-cpu",
+            "folder": str(folder),
+            "precision": "fp32",
+            "threads": 1,
+            "seed": 0,
+            "spinning": False,
+            "task": "",
+            "problem_type": None,
+            "max_length": None,
+        }
+    )
     file = tmp_path / "answers.npz"
     # As they come through a pipe to the worker.
     texts = json.loads(json.dumps(data.texts))
@@ -133,8 +146,14 @@ def all_scores(task, tokenizer, data, *, metric, kind=None, tmp_path, loaded=Non
 def test_classes(tmp_path):
     texts = sentences(60)
     data = examples(texts, draw(1).integers(6, size=60), models.TAGS)
-    scores, client, _ = all_scores("text-classification", "word pieces", data, metric="accuracy",
-                                   kind="single_label_classification", tmp_path=tmp_path)  # fmt: skip
+    scores, client, _ = all_scores(
+        "text-classification",
+        "word pieces",
+        data,
+        metric="accuracy",
+        kind="single_label_classification",
+        tmp_path=tmp_path,
+    )
     given = [models.TAGS.index(answer[0]["label"]) for answer in client.post(texts)]
     assert scores["accuracy"] == sklearn.metrics.accuracy_score(data.labels, given)
     assert scores["macro_f1"] == pytest.approx(
@@ -149,9 +168,14 @@ def test_label_sets(tmp_path):
     texts = sentences(40, seed=2)
     labels = (draw(2).random((40, 6)) < 0.4).astype(float)
     scores, client, _ = all_scores(
-        "text-classification", "word pieces", examples(texts, labels, models.TAGS), metric="micro_f1",
-        kind="multi_label_classification", tmp_path=tmp_path, problem_type="multi_label_classification",
-    )  # fmt: skip
+        "text-classification",
+        "word pieces",
+        examples(texts, labels, models.TAGS),
+        metric="micro_f1",
+        kind="multi_label_classification",
+        tmp_path=tmp_path,
+        problem_type="multi_label_classification",
+    )
     chosen = [{entry["label"] for entry in answer if entry["score"] > 0.5} for answer in client.post(texts)]
     given = np.array([[tag in labels for tag in models.TAGS] for labels in chosen])
     assert scores["micro_f1"] == sklearn.metrics.f1_score(labels, given, average="micro")
@@ -163,8 +187,16 @@ def test_amounts_of_pairs(problem_type, tmp_path):
     """Without a problem type of its own, a single output is served as a probability, and so it is scored."""
     pairs = list(zip(sentences(50, seed=3), sentences(50, seed=4), strict=True))
     data = examples(pairs, draw(3).uniform(0, 5, size=50))
-    scores, client, _ = all_scores("text-classification", "word pieces", data, metric="pearson", kind="regression",
-                                   tmp_path=tmp_path, labels=["score"], problem_type=problem_type)  # fmt: skip
+    scores, client, _ = all_scores(
+        "text-classification",
+        "word pieces",
+        data,
+        metric="pearson",
+        kind="regression",
+        tmp_path=tmp_path,
+        labels=["score"],
+        problem_type=problem_type,
+    )
     items = [{"text": one, "text_pair": two} for one, two in pairs]
     given = [answer[0]["score"] for answer in client.post(items)]
     assert (min(given) > 0 and max(given) < 1) is (problem_type is None)
@@ -222,8 +254,14 @@ def test_answers_to_questions(unanswerable, questions_model, tmp_path):
 def test_similarities(tmp_path):
     pairs = list(zip(sentences(40, seed=7), sentences(40, seed=8), strict=True))
     data = examples(pairs, draw(7).uniform(0, 5, size=40))
-    scores, client, _ = all_scores("feature-extraction", "word pieces", data, metric="spearman", tmp_path=tmp_path,
-                                   pooling=Pooling(mode="mean", normalize=True))  # fmt: skip
+    scores, client, _ = all_scores(
+        "feature-extraction",
+        "word pieces",
+        data,
+        metric="spearman",
+        tmp_path=tmp_path,
+        pooling=Pooling(mode="mean", normalize=True),
+    )
     vectors = [np.array(client.post(list(side))) for side in zip(*pairs, strict=True)]
     cosines = [one @ two / np.linalg.norm(one) / np.linalg.norm(two) for one, two in zip(*vectors, strict=True)]
     assert scores["spearman"] == pytest.approx(scipy.stats.spearmanr(data.labels, cosines).statistic, abs=1e-15)
@@ -242,9 +280,11 @@ def test_hidden_words(tmp_path):
     targets = [{"targets": [encoder.tokenizer.token(token) for token in hidden], "top_k": 1000} for _, hidden in asked]
     surprises, hits = [], []
     for answer, best, (_, hidden) in zip(
-        client.post([text for text, _ in asked], targets), client.post([text for text, _ in asked], {"top_k": 1}),
-        asked, strict=True,
-    ):  # fmt: skip
+        client.post([text for text, _ in asked], targets),
+        client.post([text for text, _ in asked], {"top_k": 1}),
+        asked,
+        strict=True,
+    ):
         # A text with one mask is answered with one list, one with several with a list of lists.
         several, bests = (found if len(hidden) > 1 else [found] for found in (answer, best))
         for token, fillings, first in zip(hidden, several, bests, strict=True):

@@ -54,9 +54,7 @@ def test_tokens_between_the_special_ones_have_a_row_each(tokenizer, tmp_path):
 
 def test_a_question_has_a_row_for_start_and_one_for_end_without_padding(tokenizer, tmp_path):
     starts, ends = small.table(1, seed=1)[:, 0], small.table(1, seed=2)[:, 0]
-    nodes = [
-        helper.make_node("Gather", [name, "input_ids"], [f"{name}_logits"]) for name in ("start", "end")
-    ]  # fmt: skip
+    nodes = [helper.make_node("Gather", [name, "input_ids"], [f"{name}_logits"]) for name in ("start", "end")]
     outputs = ["start_logits", "end_logits"]
     session = small.session(tmp_path, small.model(nodes, outputs, constants={"start": starts, "end": ends}))
     rows = tokenizer.rows([("ab", "abc"), ("a", "b")])

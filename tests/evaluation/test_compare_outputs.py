@@ -70,9 +70,13 @@ def test_no_flip_in_400_texts_holds_within_one_percent():
     assert evidence["loss"] == 0.0
     assert evidence["loss_interval"] == pytest.approx([0.0, Z**2 / (400 + Z**2)])
     assert evidence["agreement"] == {
-        "measure": "equal decisions", "value": 1.0, "flips": 0, "decisions": 400, "mean_kl": 0.0,
+        "measure": "equal decisions",
+        "value": 1.0,
+        "flips": 0,
+        "decisions": 400,
+        "mean_kl": 0.0,
         "max_abs_difference": 0.0,
-    }  # fmt: skip
+    }
     assert "texts_needed" not in evidence
     assert evidence["labelled"] is None
 
@@ -128,9 +132,13 @@ def test_tokens_are_resampled_by_texts_as_scipy_does():
     evidence = judge_json(reference, candidate, max_loss=0.5)
     per_text = np.bincount(reference.texts, weights=flips), np.bincount(reference.texts).astype(float)
     theirs = scipy.stats.bootstrap(
-        per_text, lambda parts, totals, axis: parts.sum(axis=axis) / totals.sum(axis=axis), paired=True,
-        method="percentile", n_resamples=4000, rng=draw(3),
-    ).confidence_interval  # fmt: skip
+        per_text,
+        lambda parts, totals, axis: parts.sum(axis=axis) / totals.sum(axis=axis),
+        paired=True,
+        method="percentile",
+        n_resamples=4000,
+        rng=draw(3),
+    ).confidence_interval
     assert evidence["loss"] == flips.mean()
     assert evidence["rows"] == evidence["agreement"]["decisions"] == len(flips)
     assert evidence["texts"] == 120
@@ -161,9 +169,7 @@ def test_labels_decide_by_the_relative_loss_of_the_score():
     assert evidence["loss"] == pytest.approx(8 / 540)
     row = evidence["labelled"]
     assert (row["reference"], row["candidate"]) == (0.9, pytest.approx(532 / 600))
-    assert row["mcnemar"] == {
-        "lost": 12, "gained": 4, "p_value": pytest.approx(scipy.stats.binomtest(4, 16).pvalue)
-    }  # fmt: skip
+    assert row["mcnemar"] == {"lost": 12, "gained": 4, "p_value": pytest.approx(scipy.stats.binomtest(4, 16).pvalue)}
     assert evidence["agreement"]["flips"] == 16
     assert judge_json(before, after, max_loss=0.01, labels=labels)["verdict"] == "FAIL"
     between = judge_json(before, after, max_loss=0.02, labels=labels)
@@ -177,9 +183,13 @@ def test_the_interval_of_the_relative_loss_agrees_with_scipys_paired_bootstrap()
     found = judge_json(before, after, max_loss=0.01, labels=labels)["labelled"]["relative_loss_interval"]
     correct = [(side.values.argmax(axis=1) == labels).astype(float) for side in (before, after)]
     theirs = scipy.stats.bootstrap(
-        correct, lambda b, a, axis: 1 - a.mean(axis=axis) / b.mean(axis=axis), paired=True, method="percentile",
-        n_resamples=4000, rng=draw(1),
-    ).confidence_interval  # fmt: skip
+        correct,
+        lambda b, a, axis: 1 - a.mean(axis=axis) / b.mean(axis=axis),
+        paired=True,
+        method="percentile",
+        n_resamples=4000,
+        rng=draw(1),
+    ).confidence_interval
     assert found == pytest.approx([theirs.low, theirs.high], rel=0.05)
 
 
@@ -224,9 +234,7 @@ def test_any_metric_of_the_kind_can_decide(metric):
 
 def test_an_error_that_grows_is_a_loss_too():
     labels = draw(1).normal(size=300)
-    before, after = (
-        answers((labels + spread * draw(2).normal(size=300))[:, None], NUMBER) for spread in (0.10, 0.11)
-    )  # fmt: skip
+    before, after = (answers((labels + spread * draw(2).normal(size=300))[:, None], NUMBER) for spread in (0.10, 0.11))
     evidence = judge_json(before, after, max_loss=0.01, labels=labels, metric="mse")
     assert evidence["loss"] == pytest.approx(0.21, rel=1e-3)
     assert evidence["verdict"] == "FAIL"
@@ -251,9 +259,14 @@ def test_numbers_agree_by_pearsons_correlation():
     assert evidence["agreement"]["value"] == pytest.approx(value, abs=1e-6)
     assert (evidence["agreement"]["measure"], evidence["agreement"]["flips"]) == ("pearson", None)
     theirs = scipy.stats.bootstrap(
-        (first, second), lambda a, b: 1 - scipy.stats.pearsonr(a, b).statistic, paired=True, vectorized=False,
-        method="percentile", n_resamples=1000, rng=draw(3),
-    ).confidence_interval  # fmt: skip
+        (first, second),
+        lambda a, b: 1 - scipy.stats.pearsonr(a, b).statistic,
+        paired=True,
+        vectorized=False,
+        method="percentile",
+        n_resamples=1000,
+        rng=draw(3),
+    ).confidence_interval
     assert evidence["loss_interval"] == pytest.approx([theirs.low, theirs.high], rel=0.05)
     assert evidence["verdict"] == "PASS"
 

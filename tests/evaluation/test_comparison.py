@@ -28,9 +28,14 @@ def logits(choices, sure=2.0, classes=2):
 
 def run(predictions, data, **changes):
     settings = {
-        "name": "SST-2", "kind": "single_label_classification", "metric": "accuracy", "baseline": TEACHER, "seed": 0,
-        "pairs": [("to_baseline", TEACHER, key) for key in predictions if key != TEACHER], "resamples": 500,
-    }  # fmt: skip
+        "name": "SST-2",
+        "kind": "single_label_classification",
+        "metric": "accuracy",
+        "baseline": TEACHER,
+        "seed": 0,
+        "pairs": [("to_baseline", TEACHER, key) for key in predictions if key != TEACHER],
+        "resamples": 500,
+    }
     return compare_models(predictions, data, **(settings | changes))
 
 
@@ -47,8 +52,10 @@ def pair(count=400, *, wrong=40, lost=20, gained=5):
     labels = np.arange(count) % 2
     first = np.arange(count) >= wrong
     second = changed(first, lost=lost, gained=gained)
-    return labels, {TEACHER: logits(np.where(first, labels, 1 - labels)),
-                    STUDENT: logits(np.where(second, labels, 1 - labels))}  # fmt: skip
+    return labels, {
+        TEACHER: logits(np.where(first, labels, 1 - labels)),
+        STUDENT: logits(np.where(second, labels, 1 - labels)),
+    }
 
 
 def test_accuracy_is_compared_by_mcnemars_exact_test():
@@ -112,8 +119,9 @@ def test_other_metrics_are_compared_by_the_bootstrap():
     assert (row.test, row.gained, row.lost) == ("paired bootstrap", 5, 20)
     assert row.p_value < 0.02
     values = [score.value for score in found.quality.scores]
-    assert values == [metrics.classification_scores(labels, arrays["values"])["matthews_correlation"]
-                      for arrays in answers.values()]  # fmt: skip
+    assert values == [
+        metrics.classification_scores(labels, arrays["values"])["matthews_correlation"] for arrays in answers.values()
+    ]
     assert row.difference == pytest.approx(values[1] - values[0])
     assert found.resampled[STUDENT].shape == (500,)
     assert np.median(found.resampled[STUDENT]) == pytest.approx(values[1], abs=0.02)
@@ -122,8 +130,10 @@ def test_other_metrics_are_compared_by_the_bootstrap():
 def amounts(noise, seed=0, count=300):
     draw = np.random.default_rng(seed)
     labels = draw.uniform(0, 5, size=count)
-    return labels, {key: {"values": (labels + draw.normal(0, by, size=count)).astype(np.float32)[:, None]}
-                    for key, by in noise.items()}  # fmt: skip
+    return labels, {
+        key: {"values": (labels + draw.normal(0, by, size=count)).astype(np.float32)[:, None]}
+        for key, by in noise.items()
+    }
 
 
 def test_of_amounts_there_is_neither_agreement_nor_calibration():
@@ -199,15 +209,25 @@ def test_the_interval_of_a_sum_of_sizes_is_moved_to_its_value():
 
 def test_one_row_of_each_other_model_is_shown_beside_the_baseline():
     labels, answers = pair(count=80, wrong=8)
-    rows = {"teacher/int8": answers[TEACHER], "student/int8": answers[STUDENT], **answers,
-            "tiny/int8": answers[STUDENT], "tiny/int8-static": answers[TEACHER]}  # fmt: skip
+    rows = {
+        "teacher/int8": answers[TEACHER],
+        "student/int8": answers[STUDENT],
+        **answers,
+        "tiny/int8": answers[STUDENT],
+        "tiny/int8-static": answers[TEACHER],
+    }
     quality = run(rows, examples(labels)).quality
     assert [(row.rows, row.columns) for row in quality.confusion] == [
-        (TEACHER, STUDENT), ("label", STUDENT), (TEACHER, "tiny/int8"), ("label", "tiny/int8"), ("label", TEACHER),
-    ]  # fmt: skip
+        (TEACHER, STUDENT),
+        ("label", STUDENT),
+        (TEACHER, "tiny/int8"),
+        ("label", "tiny/int8"),
+        ("label", TEACHER),
+    ]
     assert {(row.baseline, row.candidate) for row in quality.differences} == {
-        (TEACHER, STUDENT), (TEACHER, "tiny/int8"),
-    }  # fmt: skip
+        (TEACHER, STUDENT),
+        (TEACHER, "tiny/int8"),
+    }
     assert len(quality.differences) == 20
     table = quality.confusion[0].counts
     assert sum(map(sum, table)) == 80
@@ -243,8 +263,11 @@ def test_judging_a_data_set_is_quick():
     from time import perf_counter
 
     labels, answers = pair(count=872, wrong=90)
-    rows = {f"{model}/{precision}": answers[TEACHER] for model in ("teacher", "student")
-            for precision in ("fp32", "fp16", "int8")}  # fmt: skip
+    rows = {
+        f"{model}/{precision}": answers[TEACHER]
+        for model in ("teacher", "student")
+        for precision in ("fp32", "fp16", "int8")
+    }
     start = perf_counter()
     run(rows, examples(labels), resamples=2000, pairs=[("to_baseline", TEACHER, key) for key in rows] * 2)
     assert perf_counter() - start < 3
@@ -265,8 +288,14 @@ def test_answers_that_do_not_fit_the_labels_are_refused():
 
 
 def test_language_models_with_other_words_are_not_compared():
-    words = {"nll": np.ones(2), "choices": np.array([1, 2]), "wanted": np.array([1, 3]), "texts": np.array([0, 1]),
-             "vocabulary": np.array(50), "choice_words": np.array(["a", "b"])}  # fmt: skip
+    words = {
+        "nll": np.ones(2),
+        "choices": np.array([1, 2]),
+        "wanted": np.array([1, 3]),
+        "texts": np.array([0, 1]),
+        "vocabulary": np.array(50),
+        "choice_words": np.array(["a", "b"]),
+    }
     sides = {TEACHER: words | {"wanted_words": np.array(["a", "c"])}}
     asked = {"kind": "fill-mask", "metric": "perplexity", "name": "own"}
     data = Examples(name="x", split="test", texts=["a", "b"], labels=None, label_names=(), sha256="")
@@ -309,11 +338,17 @@ def test_the_papers_own_row_comes_out_of_its_scores():
     for name in GLUE_BERT:
         scores = {TEACHER: GLUE_BERT[name] / 100, STUDENT: GLUE_DISTILBERT[name] / 100}
         quality = results.Quality(
-            name=name, data="glue", split="validation", num_examples=100, data_sha256="", task="text-classification",
-            kind="regression", metric=metrics.GLUE_METRICS[name],
+            name=name,
+            data="glue",
+            split="validation",
+            num_examples=100,
+            data_sha256="",
+            task="text-classification",
+            kind="regression",
+            metric=metrics.GLUE_METRICS[name],
             scores=[results.Score(key=key, value=at, interval=(at, at), scores={}) for key, at in scores.items()],
             power=results.Power(num_examples=100, smallest_loss=None, sentence=""),
-        )  # fmt: skip
+        )
         compared.append(Comparison(quality, {key: np.full(3, value) for key, value in scores.items()}))
     (row,) = compare_glue(compared, baseline=TEACHER, candidates=[STUDENT])
     assert round(100 * row.macro_with_wnli, 1) == 96.9

@@ -99,9 +99,13 @@ def test_questions_and_hidden_words():
     assert (found[1].label, found[1].baseline_answer, found[1].candidate_answer) == ("red fox", "red fox", "red")
 
     words = {
-        "texts": np.array([1, 1]), "choices": np.array([4, 5]), "wanted": np.array([4, 6]),
-        "choice_words": np.array(["sea", "sky"]), "wanted_words": np.array(["sea", "sun"]), "vocabulary": np.array(9),
-    }  # fmt: skip
+        "texts": np.array([1, 1]),
+        "choices": np.array([4, 5]),
+        "wanted": np.array([4, 6]),
+        "choice_words": np.array(["sea", "sky"]),
+        "wanted_words": np.array(["sea", "sun"]),
+        "vocabulary": np.array(9),
+    }
     sides = [words | {"nll": -np.log(np.array(shares))} for shares in ([0.5, 0.2], [0.4, 0.6])]
     found = disagreements(*sides, examples(None, texts=["", "sea and sun"]), kind="fill-mask")
     assert [(row.text, row.label) for row in found] == [("sea and sun", "sun")]
@@ -117,5 +121,6 @@ def test_answers_are_counted_against_labels_and_against_each_other():
     assert confusion(first, second, data) == (["a", "b"], [[1, 0], [1, 1]])
     second["values"][0] = np.nan
     assert confusion(first, second, data) == (
-        ["a", "b", NO_ANSWER], [[0, 0, 1], [1, 1, 0], [0, 0, 0]],
-    )  # fmt: skip
+        ["a", "b", NO_ANSWER],
+        [[0, 0, 1], [1, 1, 0], [0, 0, 0]],
+    )

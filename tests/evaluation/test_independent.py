@@ -57,8 +57,12 @@ CLASSES = {
 def test_classes_are_scored_as_by_scikit_learn(name):
     labels, predictions, classes = (np.asarray(part) for part in CLASSES[name])
     classes = int(classes)
-    found = score({"values": logits(predictions, classes)}, examples(labels, map(str, range(classes))),
-                 kind=SINGLE, metric="macro_f1")  # fmt: skip
+    found = score(
+        {"values": logits(predictions, classes)},
+        examples(labels, map(str, range(classes))),
+        kind=SINGLE,
+        metric="macro_f1",
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = {
@@ -83,8 +87,9 @@ def test_a_draw_is_scored_as_scikit_learn_scores_its_texts():
     """In a draw of few texts classes are missing that the data has."""
     labels, predictions = draw(5).integers(6, size=12), draw(6).integers(6, size=12)
     for metric in ("accuracy", "macro_f1", "matthews_correlation"):
-        statistic = score({"values": logits(predictions, 8)}, examples(labels, map(str, range(8))),
-                         kind=SINGLE, metric=metric).statistic  # fmt: skip
+        statistic = score(
+            {"values": logits(predictions, 8)}, examples(labels, map(str, range(8))), kind=SINGLE, metric=metric
+        ).statistic
         for seed in range(20):
             chosen = draw(seed).integers(12, size=12)
             ours = statistic(np.bincount(chosen, minlength=12)[None].astype(float))[0]
@@ -145,17 +150,21 @@ def test_a_draw_of_amounts_is_scored_as_by_scipy():
             assert ours == pytest.approx(theirs(labels[chosen], given[chosen]).statistic, abs=1e-9)
 
 
-@pytest.mark.parametrize(("labels", "given", "said"), [
-    ([1.0, 2, 3], [2.0, 2, 2], "The answers never vary"),
-    ([2.0, 2, 2], [1.0, 2, 3], "The labels never vary"),
-    ([2.0], [3.0], "The labels and the answers never vary"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("labels", "given", "said"),
+    [
+        ([1.0, 2, 3], [2.0, 2, 2], "The answers never vary"),
+        ([2.0, 2, 2], [1.0, 2, 3], "The labels never vary"),
+        ([2.0], [3.0], "The labels and the answers never vary"),
+    ],
+)
 def test_a_correlation_that_scipy_has_not_is_0_and_said(labels, given, said):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert len(labels) < 2 or np.isnan(scipy.stats.pearsonr(labels, given).statistic)
-    found = summarize({"values": np.array(given)[:, None]}, examples(np.array(labels)), kind="regression",
-                      metric="pearson")  # fmt: skip
+    found = summarize(
+        {"values": np.array(given)[:, None]}, examples(np.array(labels)), kind="regression", metric="pearson"
+    )
     assert found["scores"]["pearson"] == found["scores"]["spearman"] == 0.0
     assert found["notes"] == [f"{said}, so no correlation is defined; it counts as 0."]
     assert not found["better_than_trivial"]
@@ -171,8 +180,12 @@ def test_labels_that_do_not_occur_and_single_classes_are_said():
     alone = summarize({"values": logits([1, 1], 2)}, examples(np.array([1, 0]), "ab"), kind=SINGLE, metric="accuracy")
     assert alone["scores"]["matthews_correlation"] == 0.0
     assert alone["notes"] == ["The answers are all of one class, so Matthews' correlation counts as 0."]
-    sets = summarize({"values": np.array([[1.0, -1], [1, -1]])}, examples(np.array([[1.0, 0], [0, 0]]), "ab"),
-                     kind=SEVERAL, metric="macro_f1")  # fmt: skip
+    sets = summarize(
+        {"values": np.array([[1.0, -1], [1, -1]])},
+        examples(np.array([[1.0, 0], [0, 0]]), "ab"),
+        kind=SEVERAL,
+        metric="macro_f1",
+    )
     assert sets["notes"] == ["Macro F1 counts 0 for b, which occur neither in the data nor in the answers."]
 
 
@@ -192,13 +205,17 @@ def test_entities_are_scored_as_by_seqeval_whatever_the_tags(scheme):
     for seed in range(30):
         sizes = draw(seed).integers(1, 12, size=8)
         labels = [draw([seed, number]).integers(len(names), size=size) for number, size in enumerate(sizes)]
-        given = [np.where(draw([seed, number, 1]).random(size) < 0.6, row,
-                          draw([seed, number, 2]).integers(len(names), size=size))
-                 for number, (row, size) in enumerate(zip(labels, sizes, strict=True))]  # fmt: skip
+        given = [
+            np.where(
+                draw([seed, number, 1]).random(size) < 0.6, row, draw([seed, number, 2]).integers(len(names), size=size)
+            )
+            for number, (row, size) in enumerate(zip(labels, sizes, strict=True))
+        ]
         arrays = {
-            "values": logits(np.concatenate(given), len(names)), "texts": np.repeat(np.arange(8), sizes),
+            "values": logits(np.concatenate(given), len(names)),
+            "texts": np.repeat(np.arange(8), sizes),
             "seen": np.ones(sizes.sum(), bool),
-        }  # fmt: skip
+        }
         texts = [["word"] * size for size in sizes]
         found = score(arrays, examples(labels, names, texts), kind="token-classification", metric="f1").scores
         sides = [[[names[tag] for tag in row] for row in side] for side in (labels, given)]
@@ -261,10 +278,19 @@ def squad(references, predictions):
 
 
 QUESTIONS = [
-    (["the Normans", "Normans"], "The Normans."), (["Rollo"], "a Viking leader, Rollo"), (["10th century"], "century"),
-    (["$5,000"], "5000"), (["a"], "the"), (["A", "vitamin A"], "vitamin a"), (["U.S."], "US"), (["café"], "cafe"),
-    (["well-known"], "well known"), (["an apple a day"], "apple day"), (["yes yes yes"], "yes"), (["Rome"], ""),
-]  # fmt: skip
+    (["the Normans", "Normans"], "The Normans."),
+    (["Rollo"], "a Viking leader, Rollo"),
+    (["10th century"], "century"),
+    (["$5,000"], "5000"),
+    (["a"], "the"),
+    (["A", "vitamin A"], "vitamin a"),
+    (["U.S."], "US"),
+    (["café"], "cafe"),
+    (["well-known"], "well known"),
+    (["an apple a day"], "apple day"),
+    (["yes yes yes"], "yes"),
+    (["Rome"], ""),
+]
 
 
 @pytest.mark.parametrize("unanswerable", [False, True])
@@ -277,7 +303,7 @@ def test_answers_are_scored_as_by_squads_script(unanswerable):
         "answers_or_none" if unanswerable else "answers": np.array(given),
         "answers" if unanswerable else "answers_or_none": np.array(["wrong"] * len(rows)),
         "scores": np.ones(len(rows)),
-    }  # fmt: skip
+    }
     data = examples(labels, texts=[("what?", "context")] * len(rows))
     found = score(arrays, data, kind="question-answering", metric="f1").scores
     theirs = squad(golds, given)

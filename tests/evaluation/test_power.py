@@ -64,8 +64,10 @@ def test_a_handful_shows_nothing():
 def test_the_loss_of_answers_is_put_into_the_metrics_unit():
     """With equal classes and errors Matthews' correlation is 2 x accuracy - 1, and both F1 are the accuracy."""
     share = smallest_share(1000)
-    found = {metric: power(single(1000), kind="single_label_classification", metric=metric).smallest_loss
-             for metric in ("accuracy", "matthews_correlation", "f1", "macro_f1", "accuracy_and_f1")}  # fmt: skip
+    found = {
+        metric: power(single(1000), kind="single_label_classification", metric=metric).smallest_loss
+        for metric in ("accuracy", "matthews_correlation", "f1", "macro_f1", "accuracy_and_f1")
+    }
     assert found == pytest.approx(
         {"accuracy": share, "matthews_correlation": 2 * share, "f1": share, "macro_f1": share, "accuracy_and_f1": share}
     )

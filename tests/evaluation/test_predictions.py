@@ -84,19 +84,33 @@ def test_a_text_of_which_a_number_is_lost_is_lost_with_all_its_words(tokenizer):
 def test_pairs_have_the_cosine_of_their_vectors(tokenizer):
     table = small.table(6)
     pairs = [("ab", "c"), ("d", "ef"), ("a", "a")]
-    letters = [[[small.VOCABULARY.index(c if n == 0 else f"##{c}") for n, c in enumerate(side)] for side in pair]
-               for pair in pairs]  # fmt: skip
+    letters = [
+        [[small.VOCABULARY.index(c if n == 0 else f"##{c}") for n, c in enumerate(side)] for side in pair]
+        for pair in pairs
+    ]
     vectors = [[table[[small.FIRST, *ids, small.LAST]].mean(axis=0) for ids in pair] for pair in letters]
     cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in vectors]
-    pooled = predict(Mean(sentence_embedding=table), tokenizer, pairs, kind="feature-extraction",
-                 outputs=["last_hidden_state", "sentence_embedding"][1:])  # fmt: skip
-    hidden = predict(Table(last_hidden_state=table), tokenizer, pairs, kind="feature-extraction",
-                 outputs=["last_hidden_state"])  # fmt: skip
+    pooled = predict(
+        Mean(sentence_embedding=table),
+        tokenizer,
+        pairs,
+        kind="feature-extraction",
+        outputs=["last_hidden_state", "sentence_embedding"][1:],
+    )
+    hidden = predict(
+        Table(last_hidden_state=table), tokenizer, pairs, kind="feature-extraction", outputs=["last_hidden_state"]
+    )
     for found in (pooled, hidden):
         assert found["values"].shape == (3, 1)
         np.testing.assert_allclose(found["values"][:, 0], cosines, atol=1e-6)
-    first = predict(Table(last_hidden_state=table), tokenizer, pairs, kind="feature-extraction",
-                outputs=["last_hidden_state"], pooling="cls")  # fmt: skip
+    first = predict(
+        Table(last_hidden_state=table),
+        tokenizer,
+        pairs,
+        kind="feature-extraction",
+        outputs=["last_hidden_state"],
+        pooling="cls",
+    )
     np.testing.assert_allclose(first["values"][:, 0], 1.0, atol=1e-6)  # every text begins with the same token
 
 

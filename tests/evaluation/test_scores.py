@@ -41,9 +41,10 @@ def words(count=30):
     flat = np.concatenate(labels)
     values = draw(7).normal(size=(len(flat), 3)) + 2 * np.eye(3)[flat]
     arrays = {
-        "values": values.astype(np.float32), "texts": np.repeat(np.arange(count), list(map(len, labels))),
+        "values": values.astype(np.float32),
+        "texts": np.repeat(np.arange(count), list(map(len, labels))),
         "seen": draw(8).random(len(flat)) < 0.9,
-    }  # fmt: skip
+    }
     return arrays, examples(labels, TAGS, [["word"] * len(row) for row in labels])
 
 
@@ -61,9 +62,12 @@ def questions():
 
 def hidden():
     arrays = {
-        "nll": np.log(np.array([2.0, 4, 8, 16])), "choices": np.array([1, 2, 3, 9]), "wanted": np.array([1, 2, 3, 4]),
-        "texts": np.array([0, 0, 3, 4]), "vocabulary": np.array(100),
-    }  # fmt: skip
+        "nll": np.log(np.array([2.0, 4, 8, 16])),
+        "choices": np.array([1, 2, 3, 9]),
+        "wanted": np.array([1, 2, 3, 4]),
+        "texts": np.array([0, 0, 3, 4]),
+        "vocabulary": np.array(100),
+    }
     return arrays, examples(None, texts=list("abcde"))
 
 
@@ -193,8 +197,11 @@ def test_agreement_is_the_share_of_equal_decisions():
 
 
 def test_calibration_is_drawn_as_it_is_measured():
-    for make, kind in ((single, "single_label_classification"), (words, "token-classification"),
-                       (several, "multi_label_classification")):  # fmt: skip
+    for make, kind in (
+        (single, "single_label_classification"),
+        (words, "token-classification"),
+        (several, "multi_label_classification"),
+    ):
         arrays, data = make()
         found = score(arrays, data, kind=kind, metric=METRICS[kind][0])
         values = arrays["values"].astype(np.float64)

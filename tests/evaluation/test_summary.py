@@ -21,8 +21,13 @@ def test_the_tables_of_single_labels_are_counted_by_hand():
     assert found["labels"] == ["x", "y", "z"]
     assert found["confusion_matrix"] == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
     assert found["per_class"][0] == {
-        "label": "x", "precision": 1.0, "recall": 0.5, "f1": 2 / 3, "support": 2, "predicted": 1,
-    }  # fmt: skip
+        "label": "x",
+        "precision": 1.0,
+        "recall": 0.5,
+        "f1": 2 / 3,
+        "support": 2,
+        "predicted": 1,
+    }
     assert found["value"] == found["scores"]["accuracy"] == 0.75
     share = round(float(np.exp(2) / (np.exp(2) + 2)), 6)
     assert found["predictions"][1] == {"text": "b", "label": "x", "prediction": "y", "probability": share}
@@ -32,8 +37,9 @@ def test_the_tables_of_single_labels_are_counted_by_hand():
 def test_the_tables_of_several_labels_are_counted_by_hand():
     logits = np.array([[1, -1], [1, 1], [-1, -1.0]])
     given = examples(["a", ("b", "c"), "d"], np.array([[1, 0], [0, 1], [1, 0.0]]), ("x", "y"))
-    found = summarize({"values": logits}, given, kind="multi_label_classification", metric="micro_f1",
-                      keep_predictions=True)  # fmt: skip
+    found = summarize(
+        {"values": logits}, given, kind="multi_label_classification", metric="micro_f1", keep_predictions=True
+    )
     assert [(row["precision"], row["recall"], row["support"]) for row in found["per_class"]] == [
         (0.5, 0.5, 2),
         (1, 1, 1),
@@ -50,8 +56,10 @@ def test_entities_are_counted_by_type_and_tags_listed():
     table = {row["label"]: (row["precision"], row["recall"], row["support"]) for row in found["per_class"]}
     assert table == {"LOC": (0.5, 1.0, 1), "PER": (0.0, 0.0, 1)}
     assert found["predictions"][1] == {
-        "tokens": ["Ann", "sat"], "label": ["B-PER", "O"], "prediction": ["B-LOC", "O"],
-    }  # fmt: skip
+        "tokens": ["Ann", "sat"],
+        "label": ["B-PER", "O"],
+        "prediction": ["B-LOC", "O"],
+    }
     assert found["notes"] == [
         "1 of 4 words are not read, being behind the longest input or without a token; they count as answered with O."
     ]
@@ -68,10 +76,13 @@ def test_amounts_and_answers_are_listed_and_have_no_classes():
     found = summarize(arrays, asked, kind="question-answering", metric="f1", keep_predictions=True)
     assert found["predictions"] == [
         {
-            "question": "where", "label": ["Rome"], "prediction": "old Rome", "f1": pytest.approx(2 / 3),
+            "question": "where",
+            "label": ["Rome"],
+            "prediction": "old Rome",
+            "f1": pytest.approx(2 / 3),
             "exact_match": 0.0,
         }
-    ]  # fmt: skip
+    ]
 
 
 def test_an_answer_that_is_no_number_is_none_and_in_no_class():

@@ -51,9 +51,14 @@ def test_a_student_at_the_majority_share_is_told_so():
     )
 
 
-@pytest.mark.parametrize(("right", "better", "said"), [
-    (0.60, False, "no better than"), (0.72, False, "not shown to be better than"), (0.90, True, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("right", "better", "said"),
+    [
+        (0.60, False, "no better than"),
+        (0.72, False, "not shown to be better than"),
+        (0.90, True, None),
+    ],
+)
 def test_the_interval_decides_and_not_the_score_alone(right, better, said):
     found = hold(*classes(right), kind=SINGLE, metric="accuracy", names=("no", "yes"))
     assert found.better is better
@@ -69,9 +74,13 @@ def test_the_interval_is_that_of_the_paired_difference():
     found = hold(arrays, labels, kind=SINGLE, metric="accuracy", names=("no", "yes"))
     sides = [(arrays["values"].argmax(axis=1) == labels).astype(float), (labels == 1).astype(float)]
     theirs = scipy.stats.bootstrap(
-        sides, lambda one, two, axis: one.mean(axis=axis) - two.mean(axis=axis), paired=True, method="percentile",
-        n_resamples=4000, rng=draw(3),
-    ).confidence_interval  # fmt: skip
+        sides,
+        lambda one, two, axis: one.mean(axis=axis) - two.mean(axis=axis),
+        paired=True,
+        method="percentile",
+        n_resamples=4000,
+        rng=draw(3),
+    ).confidence_interval
     assert found.difference_interval == pytest.approx((theirs.low, theirs.high), abs=0.006)
 
 
@@ -101,8 +110,9 @@ def test_tags_that_find_nothing_and_amounts_that_go_with_nothing_are_told_so():
         found = hold({"values": against[:, None]}, amounts, kind=kind, metric="pearson")
         assert found.value < 0.05
         assert not found.better
-        assert hold({"values": (amounts + draw(3).normal(size=300))[:, None]}, amounts, kind=kind,
-                    metric="spearman").better  # fmt: skip
+        assert hold(
+            {"values": (amounts + draw(3).normal(size=300))[:, None]}, amounts, kind=kind, metric="spearman"
+        ).better
 
 
 def test_an_error_that_is_that_of_the_mean_is_no_better():
@@ -123,9 +133,12 @@ def test_questions_and_hidden_words():
     right = silent | {"answers_or_none": np.array(["Rome", ""] * 20)}
     assert hold(right, labels, kind="question-answering", metric="f1", texts=texts).better
     words = {
-        "nll": np.full(30, np.log(50.0)), "choices": np.arange(30), "wanted": np.arange(30),
-        "texts": np.arange(30), "vocabulary": np.array(50),
-    }  # fmt: skip
+        "nll": np.full(30, np.log(50.0)),
+        "choices": np.arange(30),
+        "wanted": np.arange(30),
+        "texts": np.arange(30),
+        "vocabulary": np.array(50),
+    }
     data = Examples(name="d", split="s", texts=["t"] * 30, labels=None, label_names=(), sha256="0" * 64)
     for nll, better in ((np.log(50.0), False), (np.log(20.0), True)):
         arrays = words | {"nll": np.full(30, nll)}

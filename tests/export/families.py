@@ -61,20 +61,30 @@ FAMILIES = {
     # A window of 4 to either side: some padding sees nothing at all.
     "modernbert": lambda: ModernBertConfig(
         **_SIZES,
-        pad_token_id=0, cls_token_id=1, bos_token_id=1, sep_token_id=2, eos_token_id=2,
-        local_attention=8, global_attn_every_n_layers=2,
+        pad_token_id=0,
+        cls_token_id=1,
+        bos_token_id=1,
+        sep_token_id=2,
+        eos_token_id=2,
+        local_attention=8,
+        global_attn_every_n_layers=2,
     ),
     # As in DeBERTa v3, and with everything that v2 has otherwise.
     "deberta-v3": lambda: DebertaV2Config(
-        **_DEBERTA, pos_att_type=["p2c", "c2p"], position_buckets=8, share_att_key=True, norm_rel_ebd="layer_norm",
-        position_biased_input=False, type_vocab_size=0,
+        **_DEBERTA,
+        pos_att_type=["p2c", "c2p"],
+        position_buckets=8,
+        share_att_key=True,
+        norm_rel_ebd="layer_norm",
+        position_biased_input=False,
+        type_vocab_size=0,
     ),
     "deberta-v2": lambda: DebertaV2Config(
         **_DEBERTA, pos_att_type="c2p|p2c", max_relative_positions=6, type_vocab_size=2, conv_kernel_size=3
     ),
     # Computes attention in its own way.
     "megatron-bert": lambda: MegatronBertConfig(**_SIZES),
-}  # fmt: skip
+}
 TASKS = {
     "text-classification": ("AutoModelForSequenceClassification", ("logits",)),
     "token-classification": ("AutoModelForTokenClassification", ("logits",)),

@@ -40,9 +40,13 @@ QUICK = {"rounds": 0, "judged_texts": 60, "calibration_texts": 32}
 def examples(count=80):
     rows = tiny.sentences(count, seed=11)
     return Examples(
-        name="made", split="validation", texts=[text for text, _ in rows],
-        labels=np.array([label for _, label in rows]), label_names=tiny.LABELS, sha256="0" * 64,
-    )  # fmt: skip
+        name="made",
+        split="validation",
+        texts=[text for text, _ in rows],
+        labels=np.array([label for _, label in rows]),
+        label_names=tiny.LABELS,
+        sha256="0" * 64,
+    )
 
 
 def export(checkpoint, out, **settings):
@@ -91,8 +95,11 @@ def test_a_bundle_holds_the_hub_layout_and_a_true_manifest(full_bundle, tiny_tea
     assert manifest.tokenizer_parity.texts == 2000
     assert manifest.made.packages["onnxruntime"] == onnxruntime.__version__
     assert {name: record.batch_invariant for name, record in manifest.models.items()} == {
-        "fp32": True, "fp16": True, "int8": False, "int8-static": True,
-    }  # fmt: skip
+        "fp32": True,
+        "fp16": True,
+        "int8": False,
+        "int8-static": True,
+    }
     for precision, record in manifest.models.items():
         assert record.fusion.attention_found == 4
         operators = {node.op_type for node in onnx.load(full_bundle / record.file).graph.node}
@@ -167,9 +174,14 @@ def random_models(tiny_teacher, tmp_path_factory):
     """A model with random weights of every task, with the tiny teacher's tokenizer."""
     tokenizer, root = AutoTokenizer.from_pretrained(tiny_teacher), tmp_path_factory.mktemp("tasks")
     sizes = {
-        "vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "intermediate_size": 64, "max_position_embeddings": 64, "initializer_range": 0.2,
-    }  # fmt: skip
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.2,
+    }
     for task, (model_class, more, _) in TASKS.items():
         torch.manual_seed(0)
         model_class(BertConfig(**sizes, **more)).save_pretrained(root / task)
@@ -207,9 +219,16 @@ def test_other_problem_types_are_exported_and_answered(problem, labels, tiny_tea
     tokenizer = AutoTokenizer.from_pretrained(tiny_teacher)
     torch.manual_seed(0)
     config = DistilBertConfig(
-        vocab_size=len(tokenizer), dim=32, n_layers=1, n_heads=2, hidden_dim=64, max_position_embeddings=64,
-        num_labels=labels, problem_type=problem, initializer_range=0.2,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        dim=32,
+        n_layers=1,
+        n_heads=2,
+        hidden_dim=64,
+        max_position_embeddings=64,
+        num_labels=labels,
+        problem_type=problem,
+        initializer_range=0.2,
+    )
     DistilBertForSequenceClassification(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     manifest = export_bundle(
@@ -428,9 +447,14 @@ def test_tags_are_judged_by_their_entities_where_labels_are_there(tmp_path):
     calibration = [" ".join(text) for text in words]
     for examples_, basis in ((data, "f1"), (None, "agreement")):
         manifest = export_bundle(
-            str(tmp_path / "model"), tmp_path / "out", task="token-classification", config=config,
-            calibration=calibration, examples=examples_, overwrite=True,
-        )  # fmt: skip
+            str(tmp_path / "model"),
+            tmp_path / "out",
+            task="token-classification",
+            config=config,
+            calibration=calibration,
+            examples=examples_,
+            overwrite=True,
+        )
         evidence = manifest.models["int8"].quality
         assert evidence.basis == basis
         if examples_ is not None:

@@ -19,9 +19,14 @@ def test_operators_are_counted_by_what_they_are():
     gelu = helper.make_node("Gelu", ["b"], ["c"])
     report = fusion_report(graph_of(norm, attention, gelu), families.FAMILIES["bert"]())
     assert report.model_dump() == {
-        "attention": "onnx", "attention_expected": 2, "attention_found": 1, "layer_norms": 1, "gelus": 1, "nodes": 3,
+        "attention": "onnx",
+        "attention_expected": 2,
+        "attention_found": 1,
+        "layer_norms": 1,
+        "gelus": 1,
+        "nodes": 3,
         "shape_nodes": 0,
-    }  # fmt: skip
+    }
 
 
 def test_shape_nodes_compute_with_sizes_and_constants_only():

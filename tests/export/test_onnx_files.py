@@ -155,10 +155,16 @@ def test_what_is_no_onnx_file_is_refused(file, reader):
 @pytest.mark.parametrize(
     "location",
     [
-        "../secret", "deep/../../secret", "..", "deep\\..\\secret", "C:secret", "sec\0ret", "*/_ORT_MEM_ADDR_/*",
+        "../secret",
+        "deep/../../secret",
+        "..",
+        "deep\\..\\secret",
+        "C:secret",
+        "sec\0ret",
+        "*/_ORT_MEM_ADDR_/*",
         "{absolute}/secret",
     ],
-)  # fmt: skip
+)
 def test_weights_outside_of_the_folder_are_refused(file, tmp_path, location, reader):
     location = location.format(absolute=tmp_path)
     graphs.keep_outside(graphs.classifier(), file, location, content=tmp_path / "secret")

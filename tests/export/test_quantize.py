@@ -226,9 +226,14 @@ def tied():
     """A graph whose product with the vocabulary uses the table of words, and inputs to it."""
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=500, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=40, initializer_range=0.2,
-    )  # fmt: skip
+        vocab_size=500,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=40,
+        initializer_range=0.2,
+    )
     model = BertForMaskedLM(config).eval()
     inputs = ["input_ids", "attention_mask", "token_type_ids"]
     ids = np.random.default_rng(0).integers(5, 500, size=(3, 12))
@@ -272,22 +277,32 @@ def test_without_vnni_weights_have_seven_bits(monkeypatch):
     assert int8_recipe("static") == Int8Recipe(method="static", weight_bits=8)
 
 
-def test_shared_weights_are_stored_once_and_not_smoothed(tmp_path):
+@pytest.mark.parametrize("method", ["dynamic", "static"])
+def test_shared_weights_are_stored_once_and_not_smoothed(method, tmp_path):
     torch.manual_seed(0)
     config = AlbertConfig(
-        vocab_size=200, embedding_size=32, hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
-        intermediate_size=64, max_position_embeddings=40, initializer_range=0.2, num_labels=3,
-    )  # fmt: skip
+        vocab_size=200,
+        embedding_size=32,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=40,
+        initializer_range=0.2,
+        num_labels=3,
+    )
     inputs = ["input_ids", "attention_mask", "token_type_ids"]
     graph = build_graph(AlbertForSequenceClassification(config).eval(), inputs=inputs, outputs=["logits"])
     ids = np.random.default_rng(0).integers(5, 200, size=(3, 12))
     feeds = dict(zip(inputs, (ids, np.ones_like(ids), np.zeros_like(ids)), strict=True))
     file = tmp_path / "int8.onnx"
-    model = quantize(prepare(graph, [feeds]), Int8Recipe(weight_bits=BITS))
+    model = quantize(prepare(graph, [feeds]), Int8Recipe(method=method, weight_bits=BITS))
     save_model(model, file)
     check_model(file)
-    lint(file, "int8")
-    assert sum(node.op_type == "MatMulInteger" for node in model.graph.node) >= 3 * 6
+    lint(file, "int8-static" if method == "static" else "int8")
+    product = "MatMul" if method == "static" else "MatMulInteger"
+    assert sum(node.op_type == product for node in model.graph.node) >= 3 * 6
+    assert len({node.name for node in model.graph.node}) == len(model.graph.node)
     stored = [entry for entry in model.graph.initializer if entry.data_type == onnx.TensorProto.INT8]
     # Words, positions, the way from embeddings to layers, the one layer's six, and the pooler.
     assert sum(len(entry.dims) == 2 for entry in stored) == 10

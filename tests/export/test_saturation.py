@@ -172,18 +172,30 @@ def qattention(folder, weight):
     nodes = [
         helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "qs", "qz"]),
         helper.make_node(
-            "QAttention", ["q", "w", "bias", "qs", "ws", "", "qz", "wz"], ["y"], name="product", num_heads=1,
+            "QAttention",
+            ["q", "w", "bias", "qs", "ws", "", "qz", "wz"],
+            ["y"],
+            name="product",
+            num_heads=1,
             domain="com.microsoft",
         ),
-    ]  # fmt: skip
+    ]
     constants = {"w": weight, "bias": np.zeros(OUTER, np.float32), "ws": SCALES["ws"], "wz": SCALES["wz"]}
     return save(folder, nodes, constants), quantised(floats())
 
 
 FORMS = [
-    matmul_integer, matmul_integer_to_float, dynamic_quantize_matmul, qlinear_matmul, qgemm, qdq, qdq_gemm, qdq_signed,
-    tied, qattention,
-]  # fmt: skip
+    matmul_integer,
+    matmul_integer_to_float,
+    dynamic_quantize_matmul,
+    qlinear_matmul,
+    qgemm,
+    qdq,
+    qdq_gemm,
+    qdq_signed,
+    tied,
+    qattention,
+]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -346,9 +358,14 @@ def test_what_onnxruntimes_quantiser_writes_is_found_inside_the_file_and_beside_
         for external in (False, True):
             out = tmp_path / f"int8_{reduce_range}_{external}.onnx"
             quantize_dynamic(
-                file, out, per_channel=True, reduce_range=reduce_range, weight_type=QuantType.QInt8,
-                use_external_data_format=external, extra_options={"MatMulConstBOnly": True},
-            )  # fmt: skip
+                file,
+                out,
+                per_channel=True,
+                reduce_range=reduce_range,
+                weight_type=QuantType.QInt8,
+                use_external_data_format=external,
+                extra_options={"MatMulConstBOnly": True},
+            )
             if external:
                 model = onnx.load(out)
                 onnx.save(model, out, save_as_external_data=True, location=f"{out.name}_data", size_threshold=0)

@@ -146,9 +146,12 @@ def graph_of(*nodes, output="out"):
     constants = {
         "table": generator.normal(size=(20, WIDTH)).astype(np.float32),
         "weight": generator.normal(size=(WIDTH, WIDTH)).astype(np.float32),
-        "scale": np.full(WIDTH, 2.0, np.float32), "shift": np.full(WIDTH, 0.5, np.float32),
-        "matrix": generator.normal(size=(1, 1, WIDTH)).astype(np.float32), "one": np.array([1]), "two": np.array([2]),
-    }  # fmt: skip
+        "scale": np.full(WIDTH, 2.0, np.float32),
+        "shift": np.full(WIDTH, 0.5, np.float32),
+        "matrix": generator.normal(size=(1, 1, WIDTH)).astype(np.float32),
+        "one": np.array([1]),
+        "two": np.array([2]),
+    }
     first = [
         helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
         helper.make_node("MatMul", ["rows", "weight"], ["product"]),

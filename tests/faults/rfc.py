@@ -49,8 +49,8 @@ class Request:
     @property
     def is_for_this_machine(self) -> bool:
         """Whether it calls the server by a name of its machine; by another it is refused where there are no keys."""
-        host = self.fields.get(b"host", b"")
-        return not host or host.startswith((b"localhost", b"127.0.0.1", b"[::1]"))
+        host = re.sub(rb":[0-9]*$", b"", self.fields.get(b"host", b"")).lower()
+        return host in {b"", b"localhost", b"127.0.0.1", b"[::1]"}
 
 
 def _options(fields: dict[bytes, bytes]) -> set[bytes]:

@@ -72,16 +72,18 @@ def test_unknown_keys_are_refused_before_values_are_read(server, where):
     }[where]
 
     def seconds(content, path):
-        data, took = message("POST", path, json.dumps(content, separators=(",", ":")).encode()), []
-        for _ in range(5):
-            started = time.monotonic()
-            response = ask(server.port, data)
-            took.append(time.monotonic() - started)
-            assert response.status == 422
-            assert "key that is not known" in response.json()["error"]
-        return min(took)
+        data = message("POST", path, json.dumps(content, separators=(",", ":")).encode())
+        started = time.monotonic()
+        response = ask(server.port, data)
+        assert response.status == 422
+        assert "key that is not known" in response.json()["error"]
+        return time.monotonic() - started
 
-    assert seconds(content, path) < 1.5 * seconds({"inputs": "a"} | keys, "/predict") + 0.05
+    took, plain = [], []
+    for _ in range(7):  # in turns, for the machine may do something else as well
+        took.append(seconds(content, path))
+        plain.append(seconds({"inputs": "a"} | keys, "/predict"))
+    assert min(took) < 2 * min(plain) + 0.05
 
 
 @pytest.mark.parametrize(

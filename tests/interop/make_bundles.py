@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from potstill.bundle import Bundle, read_bundle
 from potstill.config import ExportConfig
-from potstill.distill.scratch_teacher import train_tokenizer
+from potstill.distill.teacher import train_tokenizer
 from potstill.export import export_bundle
 from potstill.serve.session import OnnxSession
 from potstill.serve.tokenizer import BundleTokenizer

@@ -199,6 +199,8 @@ class OpenAI:
         asyncio.run(self._check_async(case.texts, vectors))
         refused(lambda: embeddings.create(model="none", input="a"), openai.NotFoundError, "no model")
         refused(lambda: embeddings.create(model=EMBEDDER, input=[]), openai.UnprocessableEntityError, "empty")
+        ids = lambda: embeddings.create(model=EMBEDDER, input=[[1, 2, 3]])  # noqa: E731  # as LangChain sends them
+        refused(ids, openai.UnprocessableEntityError, "check_embedding_ctx_length=False")
         wrong = openai.OpenAI(base_url=self._url, api_key="another-key", max_retries=0)
         refused(lambda: wrong.embeddings.create(model=EMBEDDER, input="a"), openai.AuthenticationError, "Bearer")
 

@@ -89,7 +89,7 @@ def run(encoder, source, out, *, moment=None, resume=False):
         try:
             if moment is not None:
                 files.os = predicting.os = MortalPath.mortal = Mortal(moment)
-            predicting._WINDOW_ROWS = WINDOW
+            predicting.WINDOW_ROWS = WINDOW
             predicting.Path = MortalPath
             predict_file(encoder, source, out, settings=PredictSettings(workers=2), resume=resume)
             os._exit(0)

@@ -90,8 +90,16 @@ def engines():
         return Encoder(folder, threads=1).logits
 
     def runner(folder):
-        opened = open_runner({"runner": "onnxruntime-cpu", "folder": str(folder), "precision": "fp32", "threads": 1,
-                              "spinning": False})  # fmt: skip
+        opened = open_runner(
+            {
+                "runner": "onnxruntime-cpu",
+                "folder": str(folder),
+                "precision": "fp32",
+                "threads": 1,
+                "spinning": False,
+                "max_length": None,
+            }
+        )
 
         def logits(texts):
             rows = opened.tokenizer.rows(texts)
@@ -125,8 +133,13 @@ def test_neither_are_weights_in_a_file_of_their_own(external_bundle, swap_when_h
 def test_nor_is_a_config_that_decides_what_a_score_is(task_bundle, tmp_path, swap_when_hashed):
     folder = shutil.copytree(task_bundle("regression"), tmp_path / "bundle")
     (folder / "config.json").write_text(json.dumps({"problem_type": "regression"}))
-    seal(folder, task="text-classification", problem_type="regression", labels=["amount"],
-         models={"fp32": ModelRecord(file=FP32)})  # fmt: skip
+    seal(
+        folder,
+        task="text-classification",
+        problem_type="regression",
+        labels=["amount"],
+        models={"fp32": ModelRecord(file=FP32)},
+    )
     wanted = Encoder(folder, threads=1).predict("a good film")
     swapped = swap_when_hashed(folder / "config.json", b"{}")  # a sigmoid, as transformers' pipeline has it
     try:

@@ -132,7 +132,7 @@ DAMAGE = (b'"', b'""', b"\n", b"\r", b",", b"\0", b"\xff", b"y" * 300, b'"' + b"
 def test_whatever_is_put_into_a_csv_no_other_row_is_lost(encoder, tmp_path, monkeypatch, seed):
     """What Python's own strict reader can read is read so; of other files every undamaged row is there, or an error."""
     monkeypatch.setattr(read, "LONGEST_LINE", 200)
-    monkeypatch.setattr(predicting, "_WINDOW_ROWS", 4)
+    monkeypatch.setattr(predicting, "WINDOW_ROWS", 4)
     draw = random.Random(seed)
     texts = [draw.choice(NASTY) for _ in range(12)]
     text = io.StringIO(newline="")
@@ -178,7 +178,7 @@ def strictly(content):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_run_that_is_stopped_behind_a_huge_row_goes_on_with_the_next(encoder, tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(predicting, "_WINDOW_ROWS", 2)
+    monkeypatch.setattr(predicting, "WINDOW_ROWS", 2)
     monkeypatch.setattr(read, "LONGEST_LINE", 9000)
     texts = ["good", "bad", "x" * 10_000, "warm", "y" * 10_000, "up", "very good"]
     source, out, straight = write(tmp_path / f"in{suffix}", texts), tmp_path / "out.jsonl", tmp_path / "straight.jsonl"

@@ -27,8 +27,8 @@ NEIGHBOURS = 1e-6
 
 @pytest.fixture
 def small_windows(monkeypatch):
-    monkeypatch.setattr(predicting, "_WINDOW_ROWS", 5)
-    monkeypatch.setattr(predicting, "_GROUP", 2)
+    monkeypatch.setattr(predicting, "WINDOW_ROWS", 5)
+    monkeypatch.setattr(predicting, "GROUP_TEXTS", 2)
 
 
 def write_jsonl(file, content):
@@ -313,7 +313,7 @@ from pathlib import Path
 from potstill.serve import Encoder
 from potstill.serve import predict_file as predicting
 from potstill.serve.predict_file import PredictSettings, predict_file
-predicting._WINDOW_ROWS = 20
+predicting.WINDOW_ROWS = 20
 class Slow(Encoder):
     def predict(self, *given, **more):
         time.sleep(0.005)
@@ -447,7 +447,7 @@ def test_ends_that_cannot_be_are_refused(encoder, tmp_path, monkeypatch):
 
 def test_memory_is_that_of_a_few_windows(encoder, tmp_path, monkeypatch):
     """Rows wait for at most three windows and one that is being read, however long the file is."""
-    monkeypatch.setattr(predicting, "_WINDOW_ROWS", 10)
+    monkeypatch.setattr(predicting, "WINDOW_ROWS", 10)
     read_rows, most = 0, 0
 
     class Counting(read.JsonLinesFile):

@@ -35,8 +35,8 @@ def refusal(folder):
 def test_c8_a_number_that_no_machine_can_serve(own_bundle, name, value, most):
     edit(own_bundle, lambda manifest: manifest.update({name: value}))
     assert refusal(own_bundle) == (
-        f"{own_bundle}/potstill.json is not a valid manifest: {name}: Input should be less than or equal to {most}, "
-        f"not {value}"
+        f"{own_bundle}/potstill.json is not a valid manifest: {name}: input should be less than or equal to {most} "
+        f"(it is {value})"
     )
 
 

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from onnx import TensorProto, helper
 
-from potstill.timing import Contestant, Race, race
+from potstill.timing import Race, RaceEntry, race
 from potstill.timing.disturbance import Watch
 from potstill.timing.race import session
 from potstill.timing.session import TimedSession
@@ -73,7 +73,7 @@ def fake(tmp_path):
 
     def make(script=None, **cells):
         load = {"script": script or cells, "notes": str(tmp_path)}
-        return Contestant((sys.executable, "-c", FAKE), load)
+        return RaceEntry((sys.executable, "-c", FAKE), load)
 
     return make
 
@@ -261,7 +261,7 @@ def test_turns_change_their_order_by_the_seed(fake, tmp_path):
         entrants = {}
         for name in "abcde":
             entrant = fake(steady(5))
-            entrants[name] = Contestant(entrant.command, dict(entrant.load) | {"notes": str(folder), "name": name})
+            entrants[name] = RaceEntry(entrant.command, dict(entrant.load) | {"notes": str(folder), "name": name})
         race(entrants, [SHORT], rounds=3, block_s=0.1, seed=seed)
         return (folder / "order").read_text().split()
 
@@ -287,9 +287,9 @@ def test_nobody_outlives_a_race_whose_process_is_killed(fake, tmp_path):
     load = dict(fake(steady(5)).load)
     code = f"""
 import sys, time
-from potstill.timing import Contestant, race
+from potstill.timing import RaceEntry, race
 
-entrants = {{name: Contestant((sys.executable, "-c", {FAKE!r}), {load!r}) for name in "ab"}}
+entrants = {{name: RaceEntry((sys.executable, "-c", {FAKE!r}), {load!r}) for name in "ab"}}
 def told(stage, done, total, note):
     print(done, flush=True)
     time.sleep(60 * done)  # between turns: everybody is stopped
@@ -316,7 +316,7 @@ def answer(command):
 answer_commands(answer)
 """
     start = time.monotonic()
-    result = race({"parent": Contestant((sys.executable, "-c", code), {})}, [SHORT], rounds=2)
+    result = race({"parent": RaceEntry((sys.executable, "-c", code), {})}, [SHORT], rounds=2)
     assert result.failures == {"parent": "ValueError: no"}
     assert time.monotonic() - start < 50  # it did not wait for the child's own end
     assert is_gone(int(note.read_text()))

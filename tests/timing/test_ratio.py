@@ -125,36 +125,6 @@ def test_launches_of_unequal_length_keep_the_number_of_rounds():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (1.6, 1.7, "PASS"),
-        (1.59, 1.7, "INCONCLUSIVE"),
-        (1.5, 1.6, "INCONCLUSIVE"),
-        (1.5, 1.5999, "FAIL"),
-        (1.6, 1.6, "PASS"),
-    ],
-)
-def test_a_verdict_needs_the_whole_interval_on_one_side(low, high, expected):
-    assert ratio.verdict(Estimate(1.6, low, high), 1.6) == expected
-
-
-@pytest.mark.parametrize(
-    ("value", "floor", "expected"),
-    [
-        (1.63, 0.02, "INCONCLUSIVE"),
-        (1.64, 0.02, "PASS"),
-        (1.57, 0.02, "INCONCLUSIVE"),
-        (1.56, 0.02, "FAIL"),
-        (1.61, 0.0, "PASS"),
-        (1.61, None, "PASS"),
-    ],
-)
-def test_a_verdict_within_the_noise_floor_is_inconclusive(value, floor, expected):
-    side = (1.6, 1.7) if value > 1.6 else (1.5, 1.59)
-    assert ratio.verdict(Estimate(value, *side), 1.6, floor=floor) == expected
-
-
-@pytest.mark.parametrize(
     ("estimate", "floor", "expected"),
     [
         (Estimate(1.1, 1.05, 1.15), 0.02, "faster"),

@@ -56,7 +56,7 @@ def decide(report: report_schema.Report, claims: Sequence[Claim]) -> list[report
 
 
 def check_required(claims: Sequence[Claim], wanted: Sequence[str]) -> None:
-    """Refuse the id of a claim that nobody makes; `all` stands for every one.
+    """Refuse the id of a claim that does not exist; `all` stands for every one.
 
     Raises:
         UsageError: naming it and the nearest known one.

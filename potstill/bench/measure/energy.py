@@ -39,7 +39,7 @@ def open_meter(*, on_gpu: bool, powercap: Path = _POWERCAP, nvml: str = "pynvml"
 def summarise_energy(
     found: "Sequence[Round]", load: Load, *, texts_per_call: int, rng: np.random.Generator
 ) -> list[dict[str, Any]]:
-    """Return `key`, `load`, `joules_per_text`, `interval` and `watts` of everybody whose turns were metered at a load.
+    """Return `key`, `load`, `joules_per_text`, `interval` and `watts` of all whose turns were metered at a load.
 
     The joules of a turn are those of its calls and of the one before them that is not timed, so that is a text too.
     The interval is a bootstrap over the rounds, drawn by `rng`; one round alone has none.

@@ -64,7 +64,7 @@ class Round:
     Attributes:
         launch: which launch of the processes it belongs to.
         number: counts the rounds of that launch at that load, the dropped ones too.
-        calls_ms: key -> latencies in milliseconds; who failed is missing.
+        calls_ms: key -> latencies in milliseconds; those that failed are missing.
         cpu_s: key -> CPU seconds of its process in its turn.
         wall_s: key -> seconds of its turn.
         joules: key -> what the machine used in its turn, where it tells.

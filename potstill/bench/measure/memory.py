@@ -69,7 +69,8 @@ def resident() -> int:
 def shares() -> tuple[int | None, int | None]:
     """Return the unique and the proportional set, or None for what the system does not tell.
 
-    Unique is what would be free if this process ended; proportional divides shared pages by those who share them.
+    Unique is what would be free if this process ended; proportional divides shared pages by the number of processes
+    that share them.
     """
     sizes = {name: int(kib) * 1024 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB", _read("smaps_rollup"), re.M)}
     if sizes:

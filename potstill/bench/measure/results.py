@@ -29,7 +29,7 @@ from potstill.bench.measure.latency import (
 from potstill.bench.measure.run import A_A_SUFFIX, PEAK, load_seed
 from potstill.bench.measure.samples import Samples
 from potstill.bench.measure.throughput import describe_callers, has_enough_turns, split_threads
-from potstill.bench.models import Comparison, Configuration, list_comparisons
+from potstill.bench.models import ComparisonKind, Configuration, list_comparisons
 from potstill.bench.report_schema import (
     ColdStart,
     Energy,
@@ -57,7 +57,7 @@ _DRIFT_LIMIT = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was measured, as a report holds it; `flops_per_s` and `peak_share` are left to those who know the models.
+    """What was measured, as a report holds it; `pipeline.add_flops` adds `flops_per_s` and `peak_share`.
 
     Attributes:
         peaks: number type -> operations per second of the bare product in its best turn.
@@ -177,7 +177,7 @@ class _Results:
     def ratios(self) -> list[Ratio]:
         """Return the paired ratios of all comparisons at all loads, and of the A/A control."""
         baseline = self.bench.baseline.key
-        rows: list[tuple[Comparison | Literal["again"], str, str, Load, Estimate, float | None]] = []
+        rows: list[tuple[ComparisonKind | Literal["again"], str, str, Load, Estimate, float | None]] = []
         for comparison, other, candidate in list_comparisons(self.bench.configurations, baseline=baseline):
             for load in self.rounds:
                 found = self._ratio(load, other, candidate)

@@ -47,7 +47,7 @@ class BenchRun:
     Attributes:
         bench: what is measured.
         journal: gets everything that is measured.
-        progress: is told of each round.
+        progress: called with stage, steps done, steps in all and a note.
         launch: starts a process.
         clock: seconds.
         deadline: by when all must be done; None where there is no budget.
@@ -67,7 +67,7 @@ class BenchRun:
     def setup_commands(
         self, configuration: Configuration, *, threads: int | None = None, with_texts: bool = False
     ) -> list[Command]:
-        """Return what a configuration's process is told first: to load, maybe with other threads, and the texts."""
+        """Return the first commands of a configuration's process: load it, on so many threads, and take the texts."""
         load = configuration.load_command(seed=self.bench.seed)
         commands: list[Command] = [load if threads is None else load | {"threads": threads}]
         if with_texts and self.bench.texts and any(load.kind != "grid" for load in self.bench.loads):
@@ -90,7 +90,7 @@ class BenchRun:
         return self.measured_processes() | {PEAK: [{"do": "products", "threads": on_processor[0].threads}]}
 
     def pool(self, setup: Mapping[str, Sequence[Command]]) -> AbstractContextManager[WorkerPool]:
-        """Have processes for a block, by what each is told first; failures go into the journal."""
+        """Run processes within a block, given the first commands of each; failures go into the journal."""
         timeout_s = self.bench.config.timeout_s
         return worker_pool(setup, launch=lambda _: self.launch(timeout_s), log=_JournalLog(self.journal))
 

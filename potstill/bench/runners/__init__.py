@@ -45,7 +45,7 @@ Outputs: TypeAlias = dict[str, NDArray[Any]]
 
 
 class LoadCommand(TypedDict):
-    """What a worker is told to load."""
+    """The arguments of the command that makes a worker load a model."""
 
     do: Literal["load"]
     runner: str

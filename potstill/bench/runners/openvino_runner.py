@@ -44,7 +44,7 @@ def _compile(content: ModelContent, settings: Mapping[str, Any]) -> Any:
     core = openvino.Core()
     if not content.weights:
         return core.compile_model(core.read_model(content.model), "CPU", settings)
-    # It opens files of weights by itself, so it gets copies in a folder that nobody else can write to.
+    # It opens files of weights by itself, so it gets copies in a private folder that no other user can write to.
     with TemporaryDirectory() as folder:
         file = Path(folder) / content.file.name
         for name, data in {file.name: content.model, **content.weights}.items():

@@ -133,7 +133,7 @@ class TorchRunner:
         self.inputs, self.outputs, self.tokenizer = inputs, outputs, tokenizer
         self.vocab_size: int | None = getattr(model.config, "vocab_size", None)
         self.batch_invariant = True
-        self._model, self._call, self._source = model, model, source
+        self.model, self.call, self._source = model, model, source
         self._place, self._synchronise = model.device, synchronise
         self.device = _name(model.device)
         self.pooling = "mean"  # without modules of sentence-transformers, which the model gives its vectors by
@@ -154,7 +154,7 @@ class TorchRunner:
         torch._dynamo.config.recompile_limit = _MOST_GRAPHS
         torch._inductor.config.cpp.threads = threads  # part of the key of its cache
         torch._inductor.config.compile_threads = 1  # no pool of processes beside the one that is measured
-        self._call = torch.compile(self._model, fullgraph=True)
+        self.call = torch.compile(self.model, fullgraph=True)
 
     def run(self, feeds: Feeds) -> Outputs:
         """Return every output by name, as float32."""
@@ -164,7 +164,7 @@ class TorchRunner:
     def prepare(self, feeds: Feeds) -> Callable[[], Any]:
         """Copy the inputs to the device; return a call that gives the outputs, there, when the work is done."""
         tensors = {name: torch.from_numpy(feeds[name]).to(self._place) for name in self.inputs}
-        model, wait = self._call, self._synchronise
+        model, wait = self.call, self._synchronise
         if wait is None:
 
             def call() -> Any:

@@ -16,12 +16,13 @@ from transformers import PreTrainedModel
 from potstill.config import Recipe
 from potstill.distill.evaluation import problem_type_of
 from potstill.distill.methods.distilbert import TripleLoss
-from potstill.distill.methods.embedding import EmbeddingDistillation, student_head, teacher_head
+from potstill.distill.methods.embedding import EmbeddingDistillation, student_head
 from potstill.distill.methods.minilmv2 import MiniLMv2
 from potstill.distill.methods.mobilebert import MobileBert
 from potstill.distill.methods.objective import Objective
 from potstill.distill.methods.task import TaskDistillation
 from potstill.distill.methods.tinybert import TinyBert, check_layer_map, uniform_layer_map
+from potstill.distill.teacher_embeddings import teacher_head
 from potstill.errors import CheckpointError
 from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, get_task, kind_of
 

@@ -61,13 +61,6 @@ class EmbeddingDistillation(Objective):
         return weighted_sum(sums, scales)
 
 
-def teacher_head(name: str, pooling: str | None) -> SentenceHead:
-    """Return what makes a teacher's vectors: its own modules, or else the pooling that is asked for, or the mean."""
-    own = find_sentence_transformers(name)
-    head = load_head(own) if own else None
-    return head if head is not None else SentenceHead([pooling or "mean"])
-
-
 def student_head(
     teacher: SentenceHead,
     *,

@@ -154,7 +154,7 @@ class Drift:
     def saw(self, *, actual_s: float, predicted_s: float) -> None:
         """Learn from one run."""
         if predicted_s > 0:
-            # One stall (a suspended machine) shall not close the door for long.
+            # One stall (a suspended machine) must not have requests refused for long.
             ratio = min(self._most, max(1 / self._most, actual_s / predicted_s))
             self.factor += self._weight * (ratio - self.factor)
 

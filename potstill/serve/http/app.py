@@ -310,10 +310,8 @@ class AccessMiddleware:
         await self._app(scope, receive, send)
 
     def _check_host(self, host: str) -> None:
-        if self._hosts is None or not host:
-            return
         name = re.sub(r":\d*$", "", host).strip("[]").rstrip(".").lower()
-        if name not in self._hosts:
+        if self._hosts is not None and name and name not in self._hosts:
             raise malformed(
                 "the header Host is not a name of this server, which answers its own machine without a key; "
                 "ask for localhost, or start it with --allowed-host or --api-key-file"

@@ -41,8 +41,10 @@ _LINGER_BYTES = 16 << 20
 _LAST_CALL_SECONDS = 0.5
 
 _HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
-_FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
-"""Fields that decide how to read on; each may come once, and none in a trailer."""
+_ONCE = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
+"""Fields that decide how to read on: each may come once."""
+_NO_TRAILERS = frozenset({b"connection", b"content-length", b"transfer-encoding"})
+"""Fields that the parser believes in a trailer, too, and then ignores what follows."""
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -62,6 +64,7 @@ class HttpProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         limits: Limits,
+        most_connections: int,
         waiting: "OrderedDict[HttpProtocol, None]",
     ) -> None:
         """Begin a connection, as uvicorn does.
@@ -72,10 +75,12 @@ class HttpProtocol(HttpToolsProtocol):
             app_state: what every request's `scope["state"]` begins with; "draining" in it ends connections.
             _loop: the event loop.
             limits: deadlines and caps.
+            most_connections: how many may be open.
             waiting: the connections that wait for their clients, the longest waiting first; all of one server share it.
         """
         super().__init__(config, server_state, app_state, _loop)
         self.limits = limits
+        self.most_connections = most_connections
         self.waiting = waiting
         self.deadline = self.write_deadline = inf
         self.receiving: Literal["", "head", "body"] = ""
@@ -83,7 +88,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Why no more is read; the answer to `self.cycle`."""
         self.task: asyncio.Task[None] | None = None
         """What runs the application for the request whose turn it is."""
-        self.is_lost = False
+        self.is_evicted = self.is_lost = False
         self.unparsed = b""
         self.head_bytes = self.body_bytes = self.parts = self.discarded = 0
 
@@ -97,7 +102,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.waiting[self] = None
         if self.app_state.get("draining"):
             self.shutdown()
-        if len(self.connections) > self.limits.connections and self.waiting:
+        if len(self.connections) > self.most_connections and self.waiting:
             next(iter(self.waiting)).evict()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -130,8 +135,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def closing(self) -> None:
         """Hear that the transport begins to close: it is the first to go if others need the place."""
-        self.waiting[self] = None
-        self.waiting.move_to_end(self, last=False)
+        if not self.is_evicted:
+            self.waiting[self] = None
+            self.waiting.move_to_end(self, last=False)
         has_unread = self.transport.get_write_buffer_size() > 0
         self.deadline = self.loop.time() + (self.limits.write_seconds if has_unread else _LINGER_SECONDS)
 
@@ -155,8 +161,9 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def evict(self) -> None:
-        """End the connection: others need the place."""
+        """End the connection, without lingering: others need the place."""
         self.waiting.pop(self, None)
+        self.is_evicted = True
         if self.transport.is_closing() or self.flow.write_paused:
             self.transport.abort()
         elif self.cycle is not None and not self.receiving:
@@ -238,7 +245,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.receiving == "body":
             # Nobody needs a trailer, and it must not pass for a header (RFC 9110, section 6.5.1).
             self._count_part()
-            if name.lower() in _FRAMING or name.lower() == b"connection":
+            if name.lower() in _NO_TRAILERS:
                 raise malformed("a trailer must not say how the connection goes on")
             return
         super().on_header(name, value.strip(b" \t"))
@@ -267,7 +274,7 @@ class HttpProtocol(HttpToolsProtocol):
         """
         fields: dict[bytes, bytes] = {}
         for name, value in self.headers:
-            if name in _FRAMING:
+            if name in _ONCE:
                 if name in fields:
                     raise malformed(f"the header {name.decode()} comes twice")
                 fields[name] = value
@@ -300,6 +307,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.body_bytes += len(body)
         if self.body_bytes > self.limits.body_bytes:
             raise too_large(f"the body is over {self.limits.body_bytes} bytes; send fewer texts")
+        self.cycle.waiting_for_100_continue = False  # the client has not waited for it
         super().on_body(body)
 
     def _count_part(self) -> None:
@@ -431,11 +439,11 @@ class _LingeringTransport:
             return
         self._closed = True
         self._protocol.closing()
-        if self._transport.can_write_eof():
+        if self._protocol.is_evicted or not self._transport.can_write_eof():  # TLS has no half of an end
+            self._transport.close()
+        else:
             self._transport.write_eof()
             self._protocol.flow.resume_reading()
-        else:  # TLS has no half of an end
-            self._transport.close()
 
 
 def _refuse(

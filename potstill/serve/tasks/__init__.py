@@ -4,6 +4,11 @@ One module per task, named as the task on the Hugging Face hub and in `potstill.
 `ServedTask` under the name `TASK`. They are the only decoders that there are: the server, `Encoder.predict`, the
 evaluation and the benchmarks all read a model's outputs by them. Pure: no threads and no HTTP. What they share is in
 `inputs` (the schemas of requests) and `features`.
+
+To serve another task, add its module here and its entry to `potstill.tasks.TASKS`; `Encoder`, the engine, `/predict`,
+the OpenAPI document and `/v2` then know it (tests/serve/tasks/test_new_task.py). To train, export and evaluate it takes
+more: its metrics in `potstill.tasks`, its columns in `potstill.data`, its head in `potstill.checkpoint`, its numbers in
+`potstill.evaluation.predictions`.
 """
 
 from importlib import import_module

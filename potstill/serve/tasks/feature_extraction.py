@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from math import inf
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from potstill.bundle import Pooling
 from potstill.serve.http_errors import invalid
-from potstill.serve.tasks.features import Features, Outputs, ServedTask, TaskModel, check_finite
+from potstill.serve.tasks.features import Features, Floats, Outputs, ServedTask, TaskModel, check_finite
 from potstill.serve.tasks.inputs import RequestModel, read_texts
 from potstill.serve.tokenizer import BundleTokenizer
 
@@ -64,8 +64,8 @@ def preprocess(model: TaskModel, items: Sequence[object], parameters: VectorPara
     def keep(_: int, given: Outputs) -> Outputs:
         return {_KEPT: given[SENTENCE_EMBEDDING].copy() if is_pooled else _pool(given[outputs[0]], known.mode)}
 
-    def decode(given: Sequence[Outputs]) -> list[Any]:
-        answers = []
+    def decode(given: Sequence[Outputs]) -> list[object]:
+        answers: list[object] = []
         for index, own in enumerate(given):
             vector = check_finite((own if _KEPT in own else keep(index, own))[_KEPT])[: parameters.dimensions]
             if is_due:
@@ -76,7 +76,7 @@ def preprocess(model: TaskModel, items: Sequence[object], parameters: VectorPara
     return Features(rows=tokenizer.rows(texts, side=parameters.truncation_direction), decode=decode, keep=keep)
 
 
-def _pool(states: NDArray[np.floating[Any]], mode: str) -> NDArray[np.float64]:
+def _pool(states: Floats, mode: str) -> NDArray[np.float64]:
     """Return one vector of a text's token vectors, shape (tokens, width)."""
     # The first token alone is copied: all of them are megabytes.
     wide = (states[:1] if mode == "cls" else states).astype(np.float64)

@@ -12,7 +12,8 @@ from potstill.bundle import Pooling
 from potstill.errors import CheckError
 from potstill.serve.tokenizer import BundleTokenizer, Row
 
-Outputs: TypeAlias = dict[str, NDArray[np.floating[Any]]]
+Floats: TypeAlias = NDArray[np.floating[Any]]
+Outputs: TypeAlias = dict[str, Floats]
 """The model's outputs for one row, padding cut off: name -> (tokens, ...) or (...). They are views into a batch."""
 
 
@@ -21,18 +22,22 @@ def keep_all(_: int, outputs: Outputs) -> Outputs:
     return outputs
 
 
+DecodedAnswer: TypeAlias = Any
+"""One input's answer, as plain JSON values; `ServedTask.answer` is its schema. An evaluation's answers are arrays."""
+
+
 class Features(NamedTuple):
     """One request, tokenised, and the function that decodes its answers."""
 
     rows: list[Row]
     """What the model runs, in any order and in any batches; a question with a long context has several rows."""
-    decode: Callable[[Sequence[Outputs]], list[Any]]
+    decode: Callable[[Sequence[Outputs]], list[DecodedAnswer]]
     """Turns the outputs of `rows`, in their order, into one answer per input, as plain JSON values. It takes the
     outputs whole, or as `keep` returned them. Raises CheckError if numbers are NaN or infinite."""
     keep: Callable[[int, Outputs], Outputs] = keep_all
     """Returns what `decode` needs of the outputs of row number n, as a copy, so that the batch's arrays can be freed. A
     language model gives a vocabulary of logits per token, 60 MB for a text of 512 tokens; one token's are needed."""
-    decide: Callable[[Any], Hashable] | None = None
+    decide: Callable[[DecodedAnswer], Hashable] | None = None
     """`ServedTask.decide`, where the answers are those of a task."""
 
 
@@ -70,7 +75,7 @@ class ServedTask:
     preprocess: Callable[[TaskModel, Sequence[object], Any, int], Features]
     """Takes the model, the inputs, an instance of `parameters`, and in how many windows a long input may be read.
     Raises RequestError if an input or a parameter does not fit. Pure, and safe in any thread."""
-    decide: Callable[[Any], Hashable] | None = None
+    decide: Callable[[DecodedAnswer], Hashable] | None = None
     """Returns what an answer decides, without its scores, so that the answers of two models can be compared: a label,
     a span. None where answers decide nothing, as vectors."""
     one_output_per_text: bool = False
@@ -79,7 +84,7 @@ class ServedTask:
     """Whether a long input is read in several rows; other tasks cut it."""
 
 
-def check_finite(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+def check_finite(values: Floats) -> NDArray[np.float64]:
     """Return numbers as float64.
 
     Raises:

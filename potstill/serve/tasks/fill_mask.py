@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, StrictStr
 
 from potstill.metrics import softmax
 from potstill.serve.http_errors import invalid
-from potstill.serve.tasks.features import Features, Outputs, ServedTask, TaskModel, check_finite
+from potstill.serve.tasks.features import Features, Floats, Outputs, ServedTask, TaskModel, check_finite
 from potstill.serve.tasks.inputs import MAX_COUNT, Count, RequestModel, read_texts
 from potstill.serve.tokenizer import BundleTokenizer, Row, without_surrogates
 
@@ -64,8 +64,8 @@ def preprocess(model: TaskModel, items: Sequence[object], parameters: MaskParame
     def keep(index: int, outputs: Outputs) -> Outputs:
         return {_KEPT: outputs[output][masks[index]]}
 
-    def decode(outputs: Sequence[Outputs]) -> list[Any]:
-        answers = []
+    def decode(outputs: Sequence[Outputs]) -> list[object]:
+        answers: list[object] = []
         for index, own in enumerate(outputs):
             logits = check_finite((own if _KEPT in own else keep(index, own))[_KEPT])
             found = _fill(tokenizer, rows[index]["input_ids"], masks[index], logits, targets=targets, top_k=top_k)
@@ -98,8 +98,8 @@ def preprocess_hidden(model: TaskModel, texts: Sequence[str], hidden: Sequence[S
     def keep(index: int, outputs: Outputs) -> Outputs:
         return {_KEPT: outputs[output][masks[index]]}
 
-    def decode(outputs: Sequence[Outputs]) -> list[Any]:
-        answers = []
+    def decode(outputs: Sequence[Outputs]) -> list[object]:
+        answers: list[object] = []
         for index, own in enumerate(outputs):
             scores = softmax(check_finite((own if _KEPT in own else keep(index, own))[_KEPT]))
             answers.append(
@@ -153,7 +153,7 @@ def _fill(
     return answers
 
 
-def _best(scores: NDArray[np.floating[Any]], count: int) -> NDArray[np.intp]:
+def _best(scores: Floats, count: int) -> NDArray[np.intp]:
     """Return where the `count` largest are, the largest first; equal ones in their order."""
     if count < len(scores):
         # Only those that can be among them are sorted: a vocabulary is long.

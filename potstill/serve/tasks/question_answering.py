@@ -121,9 +121,9 @@ def preprocess(model: TaskModel, items: Sequence[object], parameters: QuestionPa
     def keep(_: int, outputs: Outputs) -> Outputs:
         return {name: outputs[name].copy() for name in model.outputs[:2]}
 
-    def decode(given: Sequence[Outputs]) -> list[Any]:
+    def decode(given: Sequence[Outputs]) -> list[object]:
         left = iter(given)
-        answers = []
+        answers: list[object] = []
         for question in windowed:
             probabilities = [_probabilities(model, window, next(left)) for window in question.windows]
             found = _best_answers(question, probabilities, parameters)
@@ -258,7 +258,7 @@ def _best_spans(
     return best
 
 
-def _decide(answer: dict[str, Any] | list[dict[str, Any]]) -> Hashable:
+def _decide(answer: dict[str, object] | list[dict[str, object]]) -> Hashable:
     """Return where the best answer stands."""
     best = answer if isinstance(answer, dict) else (answer or [_NO_ANSWER])[0]
     return best["start"], best["end"]

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Hashable, Sequence
 from operator import itemgetter
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, StrictStr
 
@@ -77,8 +77,8 @@ def preprocess(model: TaskModel, items: Sequence[object], parameters: Classifica
     def keep(_: int, outputs: Outputs) -> Outputs:
         return {output: outputs[output].copy()}
 
-    def decode(outputs: Sequence[Outputs]) -> list[Any]:
-        answers = []
+    def decode(outputs: Sequence[Outputs]) -> list[object]:
+        answers: list[object] = []
         for own in outputs:
             logits = own[output].tolist()
             if len(logits) != len(labels):
@@ -95,7 +95,7 @@ def preprocess_scores(model: TaskModel, texts: Sequence[Text]) -> Features:
     Both are in the order of the labels, and are the numbers that `preprocess` ranks.
     """
 
-    def decode(outputs: Sequence[Outputs]) -> list[Any]:
+    def decode(outputs: Sequence[Outputs]) -> list[object]:
         rows = [own[model.outputs[0]].tolist() for own in outputs]
         return [(row, label_scores(row, model.function)) for row in rows]
 
@@ -137,7 +137,7 @@ def label_scores(logits: Sequence[float], function: str) -> Sequence[float]:
     return [0.5 * (1 + math.tanh(0.5 * logit)) for logit in logits] if function == "sigmoid" else logits
 
 
-def _decide(answer: list[dict[str, Any]]) -> Hashable:
+def _decide(answer: list[dict[str, object]]) -> Hashable:
     """Return the best label."""
     return answer[0]["label"] if answer else None
 

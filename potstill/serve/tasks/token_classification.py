@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, StrictStr
 
 from potstill.metrics import softmax
-from potstill.serve.tasks.features import Features, Outputs, ServedTask, TaskModel, check_finite, wrong_label_count
+from potstill.serve.tasks.features import (
+    Features,
+    Floats,
+    Outputs,
+    ServedTask,
+    TaskModel,
+    check_finite,
+    wrong_label_count,
+)
 from potstill.serve.tasks.inputs import MAX_COUNT, RequestModel, read_texts
 from potstill.serve.tokenizer import BundleTokenizer, Pieces, without_surrogates
 
@@ -78,8 +86,8 @@ def preprocess(model: TaskModel, items: Sequence[object], parameters: TokenParam
     def keep(_: int, outputs: Outputs) -> Outputs:
         return {output: outputs[output].copy()}
 
-    def decode(outputs: Sequence[Outputs]) -> list[Any]:
-        answers = []
+    def decode(outputs: Sequence[Outputs]) -> list[object]:
+        answers: list[object] = []
         for text, read, own in zip(texts, pieces, outputs, strict=True):
             if own[output].shape[-1] != len(model.labels):
                 raise wrong_label_count(own[output].shape[-1], len(model.labels))
@@ -103,8 +111,8 @@ def preprocess_words(model: TaskModel, texts: Sequence[Sequence[str]]) -> Featur
     clean = [[without_surrogates(word) for word in words] for words in texts]
     pieces = _pieces_read(tokenizer, [" ".join(words) for words in clean])
 
-    def decode(outputs: Sequence[Outputs]) -> list[Any]:
-        answers = []
+    def decode(outputs: Sequence[Outputs]) -> list[object]:
+        answers: list[object] = []
         for words, read, own in zip(clean, pieces, outputs, strict=True):
             logits = _logits_of_text(tokenizer, read, own[output])
             sizes = np.array([len(word) for word in words], dtype=np.int64)
@@ -130,7 +138,7 @@ def _pieces_read(tokenizer: BundleTokenizer, texts: Sequence[str]) -> list[Piece
     return found
 
 
-def _logits_of_text(tokenizer: BundleTokenizer, read: Pieces, given: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+def _logits_of_text(tokenizer: BundleTokenizer, read: Pieces, given: Floats) -> NDArray[np.float64]:
     """Return the logits of a text's own tokens, without those of the special ones around them."""
     before = len(tokenizer.single.ids[0])
     return check_finite(given)[before : before + len(read.ids)]
@@ -219,7 +227,7 @@ def _kind(label: str) -> str:
     return label[2:] if label.startswith(("B-", "I-")) else label
 
 
-def _decide(answer: list[dict[str, Any]]) -> Hashable:
+def _decide(answer: list[dict[str, object]]) -> Hashable:
     """Return all entities, and where they stand."""
     return tuple((one.get("entity") or one.get("entity_group"), one["start"], one["end"]) for one in answer)
 

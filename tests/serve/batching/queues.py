@@ -16,14 +16,19 @@ def queue_of(*, budget=1, cost=UNIT, models=("m",), runners=1, padded=0):
 
 def request_of(*, at=0.0, model="m", deadline=math.inf, characters=10, client=""):
     return QueuedRequest(
-        model=model, prepare=lambda: None, characters=characters, arrived=at, deadline=deadline, timeout_s=60.0,
+        model=model,
+        prepare=lambda: None,
+        characters=characters,
+        arrived=at,
+        deadline=deadline,
+        timeout_s=60.0,
         client=client,
-    )  # fmt: skip
+    )
 
 
 def put(queue, lengths, *, at=0.0, **about):
-    job = request_of(at=at, **about)
-    queue.add(job, cost_s=0.0)
-    assert queue.next_to_tokenise(long=True) is job
-    queue.add_rows(job, list(lengths))
-    return job
+    request = request_of(at=at, **about)
+    queue.add(request, cost_s=0.0)
+    assert queue.next_to_tokenise(long=True) is request
+    queue.add_rows(request, list(lengths))
+    return request

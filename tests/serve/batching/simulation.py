@@ -1,4 +1,4 @@
-"""The queue and the door under load, in simulated time: no threads, no noise, seconds in milliseconds."""
+"""The queue and the admission under load, in simulated time: no threads, no noise, seconds in milliseconds."""
 
 import heapq
 from collections.abc import Callable, Sequence
@@ -70,13 +70,22 @@ class Machine:
     """Runners that take what the model of their cost says, times a factor and some noise."""
 
     def __init__(
-        self, *, cost=STUDENT, budget=256, padded=0, runners=1, slower=1.0, noise=0.1, fixed_s=None, batch_s=0.0,
+        self,
+        *,
+        cost=STUDENT,
+        budget=256,
+        padded=0,
+        runners=1,
+        slower=1.0,
+        noise=0.1,
+        fixed_s=None,
+        batch_s=0.0,
         seed=0,
-    ):  # fmt: skip
+    ):
         self.draw = np.random.default_rng(seed)
         self.cost, self.slower, self.noise, self.runners = cost, slower, noise, runners
         self.queue = Queue({"m": BatchPolicy(cost=cost, drift=Drift(), budget=budget, padded=padded)}, runners=runners)
-        self.door = Admission(typical_s=cost.seconds(1, LONG_TOKENS), batch_s=batch_s, fixed_s=fixed_s)
+        self.admission = Admission(typical_s=cost.seconds(1, LONG_TOKENS), batch_s=batch_s, fixed_s=fixed_s)
         self.free = runners
         self.now = 0.0
         self._events: list = []
@@ -119,11 +128,15 @@ class Machine:
             self._at(self.now + pause, "send", client)
         tokens = list(client.texts(self.draw))
         cost = sum(self.queue.expected_s("m", n) for n in tokens)
-        retry_after = self.door.refusal(
-            self.queue.lane("m", cost), self.queue.wait_s("m", cost, now=self.now, client=client.name), cost,
-            now=self.now, longest_row_s=self.queue.longest_row_s(), runs_s=cost / min(len(tokens), self.runners),
+        retry_after = self.admission.refusal(
+            self.queue.lane("m", cost),
+            self.queue.wait_s("m", cost, now=self.now, client=client.name),
+            cost,
+            now=self.now,
+            longest_row_s=self.queue.longest_row_s(),
+            runs_s=cost / min(len(tokens), self.runners),
             left_s=REQUEST_SECONDS,
-        )  # fmt: skip
+        )
         if retry_after is not None:
             assert not self.free, "it was refused, and a runner was idle"
             outcome.refused += 1
@@ -131,17 +144,22 @@ class Machine:
                 self._at(self.now + retry_after, "send", client)
             return
         level = self.queue.lane("m", cost).level
-        self.door.took(cost, drift=self.queue.drift("m"), is_lowest=level == 0)
-        job = QueuedRequest(
-            model="m", prepare=lambda: None, characters=100, arrived=self.now, deadline=self.now + REQUEST_SECONDS,
-            timeout_s=REQUEST_SECONDS, client=client.name,
-        )  # fmt: skip
-        self._asking[job] = client
-        self._at(job.deadline, "end", job)
-        self.queue.add(job, cost_s=cost)
-        assert self.queue.next_to_tokenise(long=True) is job
-        job.rows_left = len(tokens)
-        self.queue.add_rows(job, tokens)
+        self.admission.took(cost, drift=self.queue.drift("m"), is_lowest=level == 0)
+        request = QueuedRequest(
+            model="m",
+            prepare=lambda: None,
+            characters=100,
+            arrived=self.now,
+            deadline=self.now + REQUEST_SECONDS,
+            timeout_s=REQUEST_SECONDS,
+            client=client.name,
+        )
+        self._asking[request] = client
+        self._at(request.deadline, "end", request)
+        self.queue.add(request, cost_s=cost)
+        assert self.queue.next_to_tokenise(long=True) is request
+        request.rows_left = len(tokens)
+        self.queue.add_rows(request, tokens)
 
     def _dispatch(self):
         while self.free:

@@ -74,17 +74,27 @@ def test_budget_is_the_smallest_batch_that_is_nearly_the_best():
 def test_noise_does_not_tip_how_large_batches_are():
     """Milliseconds of a DistilBERT on one core of an EPYC, of which one start in seven had made half as large ones."""
     measured = {
-        (1, 8): 9.7, (1, 32): 19.8, (1, 128): 57.2, (1, 512): 248.0, (8, 32): 104.8, (4, 32): 56.0, (2, 32): 30.6,
-        (2, 128): 106.0, (4, 8): 19.6, (16, 8): 56.0,
-    }  # fmt: skip
+        (1, 8): 9.7,
+        (1, 32): 19.8,
+        (1, 128): 57.2,
+        (1, 512): 248.0,
+        (8, 32): 104.8,
+        (4, 32): 56.0,
+        (2, 32): 30.6,
+        (2, 128): 106.0,
+        (4, 8): 19.6,
+        (16, 8): 56.0,
+    }
     draw = np.random.default_rng(0)
     budgets = [
-        token_budget([
-            Sample(rows=rows, length=length, seconds=ms / 1e3 * draw.lognormal(0, 0.04))
-            for (rows, length), ms in measured.items()
-        ])
+        token_budget(
+            [
+                Sample(rows=rows, length=length, seconds=ms / 1e3 * draw.lognormal(0, 0.04))
+                for (rows, length), ms in measured.items()
+            ]
+        )
         for _ in range(40)
-    ]  # fmt: skip
+    ]
     assert max(budgets) < 1.1 * min(budgets)
 
 
@@ -178,8 +188,12 @@ def test_a_batch_with_the_most_padding_is_run_before_the_first_request(monkeypat
     assert sum(mixed) <= plan.batch_tokens
     assert len(mixed) * max(mixed) <= plan.padded_tokens
     # No batch that fits has more for attention to do.
-    fitting = [(rows, length) for rows in range(2, 64) for length in range(8, 129)
-               if rows * length <= plan.padded_tokens and length + 8 * (rows - 1) <= plan.batch_tokens]  # fmt: skip
+    fitting = [
+        (rows, length)
+        for rows in range(2, 64)
+        for length in range(8, 129)
+        if rows * length <= plan.padded_tokens and length + 8 * (rows - 1) <= plan.batch_tokens
+    ]
     assert len(mixed) * max(mixed) ** 2 == max(rows * length**2 for rows, length in fitting)
     padded = cost.measure(run, **about)
     assert padded.padded_tokens == padded.batch_tokens

@@ -35,9 +35,7 @@ def test_answers_are_those_of_the_encoder_in_any_company(encoder, runners, text_
         expected = encoder.predict(texts)
         for mine, other in zip(answered.answers, expected, strict=True):
             assert [score["label"] for score in mine] == [score["label"] for score in other]
-            assert [score["score"] for score in mine] == pytest.approx(
-                [score["score"] for score in other], abs=1e-6
-            )  # fmt: skip
+            assert [score["score"] for score in mine] == pytest.approx([score["score"] for score in other], abs=1e-6)
         assert answered.timings.tokens == int(encoder.tokenizer.lengths(texts).sum())
 
 

@@ -18,9 +18,12 @@ from tests.serve.batching.simulation import DISTILBERT, STUDENT, Client, Machine
 
 # As its bundle is exported: padding is left out, so batches are of 128 tokens.
 LEAN = {
-    "cost": replace(DISTILBERT, unpadded=True), "budget": 128, "padded": 384, "runners": 2,
+    "cost": replace(DISTILBERT, unpadded=True),
+    "budget": 128,
+    "padded": 384,
+    "runners": 2,
     "batch_s": DISTILBERT.seconds(4, 32),
-}  # fmt: skip
+}
 LONG_RUN = DISTILBERT.seconds(1, 512)
 
 

@@ -10,7 +10,7 @@ from tests.serve.batching.queues import put, queue_of, request_of
 
 
 def drain(queue, now=0.0):
-    """Run everything, each run as long as predicted; return (job, row) in the order of their runs, by batches."""
+    """Run everything, each run as long as predicted; return (request, row) in the order of their runs, by batches."""
     batches = []
     while (batch := queue.next_batch(now)) is not None:
         batches.append([(row.request, row.index) for row in batch.rows])
@@ -21,8 +21,8 @@ def drain(queue, now=0.0):
 
 def test_single_texts_run_in_the_order_they_came():
     queue = queue_of()
-    jobs = [put(queue, [3], at=at / 100) for at in range(5)]
-    assert [batch[0][0] for batch in drain(queue, now=1.0)] == jobs
+    requests = [put(queue, [3], at=at / 100) for at in range(5)]
+    assert [batch[0][0] for batch in drain(queue, now=1.0)] == requests
 
 
 def test_a_single_text_passes_what_is_left_of_a_long_request():
@@ -61,7 +61,7 @@ def test_sizes_share_by_what_they_cost_and_not_by_their_number():
     for _ in range(36):
         batch = queue.next_batch(now)
         owner = batch.rows[0].request
-        size = next((texts for texts, jobs in requests.items() if owner in jobs), 40)
+        size = next((texts for texts, own in requests.items() if owner in own), 40)
         seconds[size] += batch.predicted_s
         now += batch.predicted_s
         queue.finish(batch, now=now)
@@ -89,8 +89,8 @@ def test_clients_that_are_told_apart_share_what_is_of_one_size():
     greedy = [put(queue, [9], client="greedy") for _ in range(50)]
     modest = [put(queue, [9], client="modest") for _ in range(3)]
     order = [batch[0][0] for batch in drain(queue)]
-    assert [order.index(job) for job in modest] == [1, 3, 5]
-    assert [job for job in order if job in greedy] == greedy
+    assert [order.index(request) for request in modest] == [1, 3, 5]
+    assert [request for request in order if request in greedy] == greedy
 
 
 def test_requests_of_one_size_run_one_after_the_other():
@@ -107,9 +107,9 @@ def test_an_idle_machine_runs_all_rows():
 
 def test_rows_of_similar_length_share_a_run_within_the_budget():
     queue = queue_of(budget=40, cost=RunCost(fixed=0.010, per_row=0.0, per_token=0.001, per_pair=0.0))
-    jobs = [put(queue, [length], at=index / 1000) for index, length in enumerate((10, 30, 11, 29, 9, 10))]
+    requests = [put(queue, [length], at=index / 1000) for index, length in enumerate((10, 30, 11, 29, 9, 10))]
     batches = drain(queue, now=1.0)
-    together = [sorted(jobs.index(job) for job, _ in batch) for batch in batches]
+    together = [sorted(requests.index(request) for request, _ in batch) for batch in batches]
     # 4 x 11 tokens are over 40, so three rows of about 10 run with the first; 30 and 29 fit with nothing.
     assert together[0] in ([0, 4, 5], [0, 2, 5])
     assert sorted(index for batch in together for index in batch) == [0, 1, 2, 3, 4, 5]
@@ -122,12 +122,12 @@ UNPADDED = RunCost(fixed=0.010, per_row=0.0, per_token=0.001, per_pair=0.0, unpa
 def test_where_padding_costs_nothing_rows_run_in_the_order_they_came():
     queue = queue_of(budget=80, padded=200, cost=UNPADDED)
     lengths = (10, 30, 11, 29, 9, 10)
-    jobs = [put(queue, [length], at=index / 1000) for index, length in enumerate(lengths)]
+    requests = [put(queue, [length], at=index / 1000) for index, length in enumerate(lengths)]
     batch = queue.next_batch(1.0)
     # 10 + 30 + 11 + 29 are the 80 tokens; with padding they are 120.
-    assert [jobs.index(row.request) for row in batch.rows] == [0, 1, 2, 3]
+    assert [requests.index(row.request) for row in batch.rows] == [0, 1, 2, 3]
     assert batch.predicted_s == pytest.approx(0.010 + 0.080)
-    assert [jobs.index(row.request) for row in queue.next_batch(1.0).rows] == [4, 5]
+    assert [requests.index(row.request) for row in queue.next_batch(1.0).rows] == [4, 5]
 
 
 def test_padding_that_only_attention_sees_is_bounded_too():
@@ -169,7 +169,7 @@ def test_models_do_not_mix():
     for turn in range(6):
         put(queue, [5], model="ab"[turn % 2])
     batches = drain(queue)
-    assert [{job.model for job, _ in batch} for batch in batches] == [{"a"}, {"b"}]
+    assert [{request.model for request, _ in batch} for batch in batches] == [{"a"}, {"b"}]
 
 
 def test_free_runners_share_what_waits():
@@ -183,7 +183,7 @@ def test_dropped_and_expired_requests_do_not_run():
     queue = queue_of()
     gone, late, good = put(queue, [3] * 4), put(queue, [3], deadline=5.0), put(queue, [3])
     assert queue.drop(gone) == []
-    assert [job for batch in drain(queue, now=5.0) for job, _ in batch] == [good]
+    assert [request for batch in drain(queue, now=5.0) for request, _ in batch] == [good]
     assert late.is_dropped
     assert queue.rows == {"m": 0}
     assert queue.tokens == {"m": 0}
@@ -328,7 +328,7 @@ REQUESTS = st.lists(
 @given(REQUESTS, st.sampled_from([1, 64, 300]))
 def test_every_row_of_a_living_request_runs_once_and_nothing_is_left(requests, budget):
     queue = queue_of(budget=budget)
-    now, ran, jobs = 0.0, Counter(), []
+    now, ran, requests = 0.0, Counter(), []
 
     def one():
         nonlocal now
@@ -346,17 +346,17 @@ def test_every_row_of_a_living_request_runs_once_and_nothing_is_left(requests, b
 
     for lengths, pause, is_dropped, runs_between, client in requests:
         now += pause
-        job = put(queue, lengths, at=now, client=client)
-        jobs.append((job, lengths))
+        request = put(queue, lengths, at=now, client=client)
+        requests.append((request, lengths))
         if runs_between:
             one()
         if is_dropped:
-            queue.drop(job)
+            queue.drop(request)
     while one():
         pass
-    for job, lengths in jobs:
-        if not job.is_dropped:
-            assert all(ran[job, index] == 1 for index in range(len(lengths)))
+    for request, lengths in requests:
+        if not request.is_dropped:
+            assert all(ran[request, index] == 1 for index in range(len(lengths)))
     assert max(ran.values(), default=0) <= 1
     assert queue.rows == {"m": 0}
     assert queue.tokens == {"m": 0}

@@ -1,5 +1,6 @@
 """The document says what happens, and nothing happens that it does not say."""
 
+import jsonschema
 import pytest
 import schemathesis
 from schemathesis.config import (
@@ -103,3 +104,32 @@ def test_keys_are_in_the_document_where_they_are_needed(engine):
     locked = {path for path, item in document["paths"].items() for method in item.values() if "security" in method}
     assert {"/predict", "/info", "/metrics", "/models/tiny"} <= locked
     assert not {"/health", "/docs", "/openapi.json"} & locked
+
+
+NAMES = ("ner", "qa", "mask", "vector", "tokens", "multi", "regression")
+
+
+@pytest.fixture(scope="module")
+def of_every_task(encoder, task_encoder):
+    return TestClient(create_app(FakeEngine(tiny=encoder, **{name: task_encoder(name) for name in NAMES})))
+
+
+def test_every_path_answers_its_example_as_its_schema_says(of_every_task):
+    for path, operations in of_every_task.get("/openapi.json").json()["paths"].items():
+        for method, operation in operations.items():
+            body = operation.get("requestBody", {}).get("content", {}).get("application/json")
+            response = of_every_task.request(method, path, **({"json": body["example"]} if body else {}))
+            assert response.status_code == 200, (path, response.text)
+            if body:
+                jsonschema.validate(body["example"], body["schema"])
+            content = operation["responses"]["200"]["content"]
+            if "application/json" in content:
+                jsonschema.validate(response.json(), content["application/json"]["schema"])
+
+
+def test_every_route_is_in_the_document(of_every_task):
+    documented = set(of_every_task.get("/openapi.json").json()["paths"])
+    served = {route.path for route in of_every_task.app.routes if not route.path.startswith("/static/")}
+    expected = {path.replace("{name}", name) for path in served for name in ("tiny", *NAMES)}
+    without_vectors = {f"/models/{name}/embed" for name in ("tiny", *NAMES) if name not in ("vector", "tokens")}
+    assert documented == expected - without_vectors

@@ -63,10 +63,16 @@ def word_piece():
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
-        mask_token="[MASK]", model_max_length=LONGEST, clean_up_tokenization_spaces=True,
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=LONGEST,
+        clean_up_tokenization_spaces=True,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )  # fmt: skip
+    )
 
 
 def byte_pairs():
@@ -76,16 +82,25 @@ def byte_pairs():
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, show_progress=False,
+        vocab_size=400,
+        special_tokens=special,
+        show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator(_CORPUS, trainer)
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), True, False)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", cls_token="<s>", sep_token="</s>",
-        bos_token="<s>", eos_token="</s>", mask_token="<mask>", model_max_length=LONGEST,
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        cls_token="<s>",
+        sep_token="</s>",
+        bos_token="<s>",
+        eos_token="</s>",
+        mask_token="<mask>",
+        model_max_length=LONGEST,
         model_input_names=["input_ids", "attention_mask"],
-    )  # fmt: skip
+    )
 
 
 def unigram():
@@ -101,10 +116,17 @@ def unigram():
     tokenizer.train_from_iterator(_CORPUS * 5, trainer)
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), True, False)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", cls_token="<s>", sep_token="</s>",
-        bos_token="<s>", eos_token="</s>", mask_token="<mask>", model_max_length=LONGEST,
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        cls_token="<s>",
+        sep_token="</s>",
+        bos_token="<s>",
+        eos_token="</s>",
+        mask_token="<mask>",
+        model_max_length=LONGEST,
         model_input_names=["input_ids", "attention_mask"],
-    )  # fmt: skip
+    )
 
 
 TOKENIZERS = {"word pieces": word_piece, "byte pairs": byte_pairs, "unigram": unigram}
@@ -113,9 +135,13 @@ TOKENIZERS = {"word pieces": word_piece, "byte pairs": byte_pairs, "unigram": un
 def build(task, tokenizer, *, labels=TAGS, problem_type=None):
     """Return a random model whose answers differ from token to token."""
     sizes = {
-        "vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "intermediate_size": 32, "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     is_bert = "token_type_ids" in tokenizer.model_input_names
     config = (BertConfig if is_bert else RobertaConfig)(**sizes, max_position_embeddings=LONGEST + 2)
     if task in {"text-classification", "token-classification"}:

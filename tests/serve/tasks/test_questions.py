@@ -37,9 +37,13 @@ def reference(model, tokenizer, question, context, *, top_k=1, doc_stride=None, 
     """Return the positive answers by the rules of transformers 4, the best first, each span scored by itself."""
     longest, align = settings.get("max_answer_len", 15), settings.get("align_to_words", True)
     encoded = tokenizer(
-        question, context, truncation="only_second", max_length=max_seq_len, return_overflowing_tokens=True,
+        question,
+        context,
+        truncation="only_second",
+        max_length=max_seq_len,
+        return_overflowing_tokens=True,
         stride=max_seq_len // 2 if doc_stride is None else doc_stride,
-    )  # fmt: skip
+    )
     answers, none = [], 1.0
     for number, ids in enumerate(encoded["input_ids"]):
         own = encoded.encodings[number]
@@ -56,9 +60,10 @@ def reference(model, tokenizer, question, context, *, top_k=1, doc_stride=None, 
         none = min(none, starts[0] * ends[0])
         spans = [
             (starts[first] * ends[last], first, last)
-            for first in range(len(ids)) for last in range(first, min(first + longest, len(ids)))
+            for first in range(len(ids))
+            for last in range(first, min(first + longest, len(ids)))
             if own.sequence_ids[first] == 1 and own.sequence_ids[last] == 1
-        ]  # fmt: skip
+        ]
         for score, first, last in sorted(spans, key=lambda span: -span[0])[: top_k * 2 + 10 if align else top_k]:
             start, end = own.offsets[first][0], own.offsets[last][1]
             if align:

@@ -58,7 +58,7 @@ function errors() {
   }
   const rows = [...all].sort(([one], [other]) => one - other);
   return make('section', {}, make('h2', {}, 'Errors'),
-    make('p', {}, 'Every error is ', make('code', {}, '{"error": "what was wrong, what was expected", "error_type": "…"}'), ' and holds nothing of what was sent.'),
+    make('p', {}, 'Every error is ', make('code', {}, '{"error": "what was wrong, what was expected", "error_type": "…"}'), ' (under ', make('code', {}, '/v1'), ' as OpenAI has them), and holds nothing of what was sent.'),
     make('details', {}, make('summary', {}, 'All statuses'), table(['Status', 'When'], rows)));
 }
 

@@ -4,7 +4,7 @@ A bundle is benched against itself (A/A), and against a copy that does a tenth m
 whose result is multiplied by 1e-30 and added to the logits. Of 20 runs of each, at least 19 should hold 1 with half a
 width of 3 % at most, and at least 19 should call the copy slower.
 
-    python benchmarks/bench/again.py BUNDLE --work out/again --result benchmarks/results/bench-again.json
+    python benchmarks/bench/a_a.py BUNDLE --work out/again --result benchmarks/results/bench-again.json
 
 Run it on an otherwise idle machine. About 12 minutes for a MiniLM on two cores.
 """
@@ -23,7 +23,7 @@ from potstill.bench import Request, bench
 from potstill.bundle import MANIFEST_NAME, read_bundle, record_files, write_manifest
 from potstill.config import BenchConfig
 from potstill.files import write_text
-from potstill.timing import Contestant, race
+from potstill.timing import RaceEntry, race
 from potstill.timing.race import session
 
 WIDEST = 0.03
@@ -124,7 +124,7 @@ def slow_down(bundle, slowed, *, num_tokens):
 
 def measure_slowing(bundle, slowed, *, num_tokens):
     """Return how many times as long a call of the copy takes, by the exporter's own race, which is long here."""
-    contestants: dict[str, Contestant] = {
+    contestants: dict[str, RaceEntry] = {
         name: session(
             read_bundle(folder).model_file("fp32"),
             threads=machine.available_cores(),

@@ -4,7 +4,7 @@ import zlib
 import numpy as np
 import pytest
 
-from potstill.bench.models import compressed_bytes, count_flops_per_token, embedding_parameters
+from potstill.bench.measure.size import compressed_bytes, count_flops_per_token, embedding_parameters
 
 BERT_BASE = {
     "model_type": "bert",

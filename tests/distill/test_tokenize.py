@@ -1,11 +1,11 @@
-"""Labelled examples as rows."""
+"""Labelled examples as rows of tokens (`batches.tokenize`)."""
 
 import numpy as np
 import pytest
 
 from potstill.data import Examples
 from potstill.distill.batches import tokenize
-from potstill.distill.scratch_teacher import train_tokenizer
+from potstill.distill.teacher import train_tokenizer
 from potstill.errors import DataError
 
 CLS, SEP = 2, 3

@@ -4,7 +4,7 @@ p50 against onnxruntime's own perf test (`onnxruntime.transformers.bert_perf_tes
 resident memory against `/usr/bin/time -v`. optimum-benchmark 0.6.0 does not start its onnxruntime backend with
 optimum-onnx 0.1.0.
 
-    python benchmarks/bench/judge.py BUNDLE --result benchmarks/results/bench-judge.json
+    python benchmarks/bench/other_tools.py BUNDLE --result benchmarks/results/bench-judge.json
 
 Run it on an otherwise idle machine. About 2 minutes for a MiniLM.
 """

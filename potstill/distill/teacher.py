@@ -1,19 +1,69 @@
-"""Train a small BERT teacher and its WordPiece tokenizer on the spot."""
+"""Teachers that are trained on labels first: a checkpoint with a head for the data, or a small BERT from scratch."""
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import WordPiece
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
-from potstill.checkpoint import Checkpoint
+from potstill.checkpoint import Checkpoint, load_checkpoint, load_config, task_of_architectures
 from potstill.config import DistillConfig, Recipe, ScratchConfig
 from potstill.data import Text
 from potstill.distill.data import read_splits
-from potstill.tasks import REGRESSION
+from potstill.errors import DataError
+from potstill.progress import Announce
+from potstill.tasks import (
+    FEATURE_EXTRACTION,
+    FILL_MASK,
+    QUESTION_ANSWERING,
+    REGRESSION,
+    TEXT_CLASSIFICATION,
+    Task,
+    get_task,
+)
 
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def load_to_finetune(recipe: Recipe, announce: Announce) -> Checkpoint:
+    """Load the model to fine-tune, with a head for the data's labels if it has none yet.
+
+    A head that gives way to a new one, because the data has another number of labels, is announced.
+    """
+    assert recipe.teacher.model is not None
+    task, config = get_task(recipe.task), load_config(recipe.teacher.model)
+    head = {} if task in (FILL_MASK, FEATURE_EXTRACTION, QUESTION_ANSWERING) else _new_head(recipe, task, config)
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        teacher = load_checkpoint(recipe.teacher.model, task, tokenizer=recipe.tokenizer, new_head=head)
+    ours = teacher.model.config
+    if type(teacher.model).__name__ in (config.architectures or []) and config.num_labels != ours.num_labels:
+        announce("head", {"before": list(config.id2label.values()), "after": list(ours.id2label.values())})
+    return teacher
+
+
+def _new_head(recipe: Recipe, task: Task, config: PretrainedConfig) -> dict[str, object]:
+    """Return the settings of the head that the data needs: none if the checkpoint's own has its labels already."""
+    declared = recipe.data.problem_type
+    if task_of_architectures(config.architectures or ()) is task and declared in (None, config.problem_type):
+        names = tuple(str(config.id2label[number]) for number in range(config.num_labels))
+        single = config.problem_type or (REGRESSION if config.num_labels == 1 else None)
+        with contextlib.suppress(DataError):
+            problem = single if task is TEXT_CLASSIFICATION else None
+            found = read_splits(recipe, label_names=names, problem_type=problem).train
+            # Bare numbers have no names that the checkpoint's could be: 0 of another task is not its `negative`.
+            if found.labels_read.startswith("by name") or problem == REGRESSION:
+                return {}
+    examples = read_splits(recipe, label_names=None, problem_type=declared).train
+    return head_config(examples.label_names, examples.problem_type)
 
 
 def train_tokenizer(texts: Sequence[Text], *, vocab_size: int, max_length: int) -> PreTrainedTokenizerBase:
@@ -31,7 +81,7 @@ def train_tokenizer(texts: Sequence[Text], *, vocab_size: int, max_length: int) 
     return BertTokenizer(tokenizer_object=tokenizer, do_lower_case=True, model_max_length=max_length)
 
 
-def new_teacher(recipe: Recipe, config: ScratchConfig) -> Checkpoint:
+def scratch_teacher(recipe: Recipe, config: ScratchConfig) -> Checkpoint:
     """Return a BERT classifier with random weights and a tokenizer trained on the recipe's data."""
     examples = read_splits(recipe, label_names=None, problem_type=recipe.data.problem_type).train
     tokenizer = train_tokenizer(examples.texts, vocab_size=config.vocab_size, max_length=recipe.max_length)
