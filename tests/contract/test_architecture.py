@@ -18,7 +18,7 @@ LONGEST = {
 
 
 def flow(title: str) -> list[str]:
-    text = re.search(rf"\*\*{title}\.\*\*(.*?)\n\n", PAGE, re.DOTALL)
+    text = re.search(rf"\*\*{title}(.*?)\n\n", PAGE, re.DOTALL)
     assert text, title
     return re.findall(r"`((?:\w+/)*\w+\.py)`", text[1])
 
