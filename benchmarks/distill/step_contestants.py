@@ -230,7 +230,7 @@ def our_config(size, method, folder, *, compiled=False):
 def run_ours(size, gate, folder, *, student, teacher, objective, collate, method, compiled=False):
     """Train as `potstill distill` does."""
     config, work = our_config(size, method, folder, compiled=compiled)
-    job = TrainingRun(
+    run = TrainingRun(
         config=config,
         metric="loss",
         maximise=False,
@@ -241,7 +241,7 @@ def run_ours(size, gate, folder, *, student, teacher, objective, collate, method
         progress=lambda stage, done, total, note: gate() if done else None,
     )
     rows = make_rows(size)
-    train(student, teacher=teacher, objective=objective, train_set=rows, collate=collate, score=lambda _: {}, run=job)
+    train(student, teacher=teacher, objective=objective, train_set=rows, collate=collate, score=lambda _: {}, run=run)
 
 
 def run_potstill(size, gate, folder, name):

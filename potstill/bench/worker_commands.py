@@ -136,9 +136,8 @@ class WorkerCommands:
         return {"first_answer_ms": (time.perf_counter() - started) * 1e3}
 
     def _answer(self, command: Command) -> Message:
-        from potstill.evaluation.predictions import (
-            predict,  # nothing that a model needs to be served, so no part of its memory
-        )
+        # Imported here: nothing that a model needs to be served, so no part of its memory.
+        from potstill.evaluation.predictions import predict
 
         model, texts, kind = self._model, command["texts"], command["kind"]
         file = self._folder / "config.json"

@@ -1,10 +1,34 @@
-"""The command line: thin commands over the rooms. Importing this needs no extra; running it needs `cli`."""
+"""The command line. Importing this needs no extra; running it needs `cli`.
+
+Each command is a module of its name: options, checks, one call into a package, and what is printed. Beside them:
+
+    app        the root, which loads a command's module when it is asked for
+    options    options that several commands have
+    checks     what is refused before torch is loaded
+    render     tables, JSON and progress on the terminal
+    report     a bench report on the terminal
+    stopping   what Ctrl-C, SIGTERM and a full disk leave, and how to go on
+    glue       `evaluate --glue`
+"""
 
 import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+
+__all__ = ["in_one_line", "main"]
+
+# Libraries draw bars and print advice of their own; ours is the only voice on this screen.
+_QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Since 1.29 onnxruntime reports to its maker, and this must be set before it is loaded.
+    "ORT_DISABLE_TELEMETRY": "1",
+}
 
 
 def main() -> None:
@@ -15,7 +39,6 @@ def main() -> None:
     from potstill.files import machine_failure
 
     _warn_in_one_line()
-    # Libraries draw bars and print advice of their own; ours is the only voice on this screen.
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     restore = stopping.install()
@@ -68,19 +91,11 @@ def _warn_in_one_line() -> None:
 
     usual = warnings.formatwarning
 
-    def format_warning(message: Any, category: type[Warning], *rest: Any, **more: Any) -> str:
-        return f"warning: {message}\n" if category is OtherCpuWarning else usual(message, category, *rest, **more)
+    def format_warning(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        return (
+            f"warning: {message}\n" if category is OtherCpuWarning else usual(message, category, filename, lineno, line)
+        )
 
     warnings.formatwarning = format_warning
-
-
-_QUIET = {
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "TQDM_DISABLE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    # Since 1.29 onnxruntime reports to its maker, and this must be set before it is loaded.
-    "ORT_DISABLE_TELEMETRY": "1",
-}

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 from potstill.errors import DiskError, PotstillError
 
@@ -50,7 +50,7 @@ def install() -> Callable[[], None]:
     _find, _signal_number = None, signal.SIGINT
     ours, asked = os.getpid(), False
 
-    def stop(number: int, frame: Any) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         global _signal_number
         if os.getpid() != ours or asked:  # a process that this one has forked, or somebody who will not wait

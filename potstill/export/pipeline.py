@@ -17,7 +17,7 @@ from potstill.config import ExportConfig
 from potstill.data import Examples, Text
 from potstill.export.calibration import choose_texts
 from potstill.export.precisions import Exporter
-from potstill.export.quality import Judge
+from potstill.export.quality import QualityGate
 from potstill.export.source import load_source
 from potstill.export.tokenizer_parity import check_tokenizer_parity
 from potstill.files import check_free, new_folder
@@ -86,8 +86,8 @@ def export_bundle(
         tokenizer_parity = check_tokenizer_parity(
             ours, reference_tokenizer(source.tokenizer), texts.judged, max_length=source.max_length
         )
-        judge = Judge(source, folder, ours, texts, max_loss=config.max_loss)
-        exporter = Exporter(source, folder, judge=judge, config=config, say=say)
+        gate = QualityGate(source, folder, ours, texts, max_loss=config.max_loss)
+        exporter = Exporter(source, folder, gate=gate, config=config, say=say)
         say("trace")
         # Nobody else holds a graph, so that it is gone when its file is opened.
         models: dict[Precision, ModelRecord] = {}
@@ -105,7 +105,7 @@ def export_bundle(
                 for name in (unwanted.file, *unwanted.external_data):
                     (folder / name).unlink()
         say("hash")
-        judged = judge.compare_with_trivial()
+        judged = gate.compare_with_trivial()
         made = Made(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             command=shlex.join(["potstill", *sys.argv[1:]]),

@@ -30,7 +30,7 @@ from potstill.export.checks import (
 )
 from potstill.export.graph import append_head, build_graph, check_fusion, fusion_report
 from potstill.export.onnx_files import check_model, lint, load_model, rewire, save_model, without_values
-from potstill.export.quality import Judge, open_session
+from potstill.export.quality import QualityGate, open_session
 from potstill.export.quantize import Int8Recipe, Prepared, convert_to_fp16, int8_recipe, prepare, quantize
 from potstill.export.saturation import measure_saturation
 from potstill.export.source import Source
@@ -54,12 +54,12 @@ class Exporter:
         source: Source,
         folder: Path,
         *,
-        judge: Judge,
+        gate: QualityGate,
         config: ExportConfig,
         say: Callable[[str], None],
     ) -> None:
         """Take what is exported, into which folder, what it is judged by, and who is told of each step."""
-        self.source, self.folder, self.judge = source, folder, judge
+        self.source, self.folder, self.gate = source, folder, gate
         self.config, self.say = config, say
         wanted = config.attention == "fused" if config.unpad is None else config.unpad
         self._unpads = wanted and source.onnx_source is None
@@ -112,7 +112,7 @@ class Exporter:
         del rows
         shutil.rmtree(kept)
         self.say("fp32: compare answers in batches")
-        invariance = self.judge.measure_invariance("fp32", session, limit=_FP32_BATCH_TEXTS, required=is_ours)
+        invariance = self.gate.measure_invariance("fp32", session, limit=_FP32_BATCH_TEXTS, required=is_ours)
         return ModelRecord(
             file=MODEL_FILES["fp32"],
             external_data=self._names(written[1:]),
@@ -137,7 +137,7 @@ class Exporter:
         check_model(file)
         lint(file, "fp16")
         session = open_session(file)
-        quality = self.judge.compare_with_fp32(session, batch_size=8)
+        quality = self.gate.compare_with_fp32(session, batch_size=8)
         if not quality.holds:
             raise ParityError(f"fp16 loses {quality.loss:.2%}, where {self.config.max_loss:.2%} is allowed")
         parity = measure_difference(self.source, session, open_session(self._file("fp32")).run)
@@ -190,11 +190,11 @@ class Exporter:
             # One text at a time, which is how dynamic files are served, has no padding.
             save_model(unpad(graph) if static and self._unpads else graph, file)
             session = open_session(file, candidate.disabled_optimizers)
-            return self.judge.compare_with_fp32(session, batch_size=8 if static else 1)
+            return self.gate.compare_with_fp32(session, batch_size=8 if static else 1)
 
         kept, quality, steps = fall_back(
             self._prepared.layers,
-            judge=attempt,
+            measure=attempt,
             order=lambda: self._order_by_sensitivity(recipe),
             max_fp32_layers=self.config.max_fp32_layers,
         )
@@ -202,10 +202,10 @@ class Exporter:
         lint(file, precision)
         session = open_session(file, candidate.disabled_optimizers)
         self.say(f"{precision}: compare answers in batches")
-        invariance = self.judge.measure_invariance(precision, session, required=static)
+        invariance = self.gate.measure_invariance(precision, session, required=static)
         self.say(f"{precision}: speed")
         outline, graph = read_outline(file), onnx.load(file, load_external_data=False)
-        saturated = self.judge.texts.judged[:_SATURATION_TEXTS]
+        saturated = self.gate.texts.judged[:_SATURATION_TEXTS]
         speed = None
         if self.config.rounds:
             speed = compare_speed(
@@ -222,7 +222,7 @@ class Exporter:
             external_data=self._names(sorted(file.parent / location for location in outline.locations)),
             quantisation=Quantization.model_validate(
                 recipe.describe()
-                | {"fp32_layers": sorted(kept), "texts": self.judge.texts.calibration_origin, "steps": steps}
+                | {"fp32_layers": sorted(kept), "texts": self.gate.texts.calibration_origin, "steps": steps}
                 | count_matmuls(outline)
             ),
             cpu_features=sorted(machine.cpu_features()),
@@ -233,7 +233,7 @@ class Exporter:
             parity=measure_difference(self.source, session, open_session(self._file("fp32")).run),
             quality=quality,
             invariance=invariance,
-            saturation=measure_saturation(file, self.judge.batches(saturated)),
+            saturation=measure_saturation(file, self.gate.batches(saturated)),
             speed=speed,
         )
 
@@ -252,14 +252,14 @@ class Exporter:
         lint(file, precision, weight_only=given.weight_only)
         outline, session = read_outline(file), open_session(file)
         dynamic = any(node.op_type in DYNAMIC for node in outline.nodes)
-        quality = self.judge.compare_with_unoptimised(file, session, batch_size=1 if dynamic else 8)
+        quality = self.gate.compare_with_unoptimised(file, session, batch_size=1 if dynamic else 8)
         if not quality.holds:
             raise ParityError(
                 f"{given.file} loses {quality.loss:.2%} by onnxruntime's own optimisations, where "
                 f"{self.config.max_loss:.2%} is allowed; nothing was published"
             )
         self.say(f"{precision}: compare answers in batches")
-        invariance = self.judge.measure_invariance(precision, session, required=False)
+        invariance = self.gate.measure_invariance(precision, session, required=False)
         is_int8 = precision in {"int8", "int8-static"}
         method = WEIGHT_ONLY if given.weight_only else "dynamic" if dynamic else "static"
         how = {"method": method, "made_by": "another tool"} | count_matmuls(outline)
@@ -282,7 +282,7 @@ class Exporter:
     @cached_property
     def _prepared(self) -> Prepared:
         """The fp32 graph with its ranges on the calibration texts."""
-        return prepare(self._fp32_graph(), self.judge.batches(self.judge.texts.calibration))
+        return prepare(self._fp32_graph(), self.gate.batches(self.gate.texts.calibration))
 
     def _fp32_graph(self) -> onnx.ModelProto:
         """Return the fp32 graph with padding in its products, read anew with its weights from the file."""
@@ -300,15 +300,15 @@ class Exporter:
 
     def _order_by_sensitivity(self, recipe: Int8Recipe) -> list[str]:
         """Return the layers by how much it helps to leave one of them alone in fp32, the most helpful first."""
-        rows, file = self.judge.rows[:_SENSITIVITY_TEXTS], self.folder / "onnx" / ".sensitivity.onnx"
-        expected = self.judge.outputs(open_session(self._file("fp32")), rows, batch_size=8).values
+        rows, file = self.gate.rows[:_SENSITIVITY_TEXTS], self.folder / "onnx" / ".sensitivity.onnx"
+        expected = self.gate.outputs(open_session(self._file("fp32")), rows, batch_size=8).values
         seen = np.isfinite(expected)
         layers = self._prepared.layers
         errors: dict[str, float] = {}
         for number, layer in enumerate(layers, start=1):
             self.say(f"measure sensitivity: layer {number} of {len(layers)}")
             written = save_model(quantize(self._prepared, recipe, keep=frozenset({layer})), file)
-            found = self.judge.outputs(open_session(file), rows, batch_size=8).values
+            found = self.gate.outputs(open_session(file), rows, batch_size=8).values
             for path in written:
                 path.unlink()
             errors[layer] = float(np.square(expected[seen] - found[seen]).mean())
@@ -318,7 +318,7 @@ class Exporter:
 def fall_back(
     layers: Sequence[str],
     *,
-    judge: Callable[[frozenset[str]], QualityLoss],
+    measure: Callable[[frozenset[str]], QualityLoss],
     order: Callable[[], Sequence[str]],
     max_fp32_layers: int,
 ) -> tuple[frozenset[str], QualityLoss, list[FallbackStep]]:
@@ -326,7 +326,7 @@ def fall_back(
 
     Args:
         layers: all that could be quantised.
-        judge: quantises all but these layers and returns what the file loses. The last call made the file that holds.
+        measure: quantises all but these layers and returns what the file loses. The last call made the file that holds.
         order: returns layers, the most helpful first; called once, and only if int8 everywhere does not hold, because
             measuring it quantises once per layer.
         max_fp32_layers: how many may stay fp32.
@@ -341,7 +341,7 @@ def fall_back(
     steps: list[FallbackStep] = []
 
     def attempt(added: str | None) -> QualityLoss:
-        quality = judge(kept)
+        quality = measure(kept)
         steps.append(
             FallbackStep(
                 fp32_layers=len(kept),

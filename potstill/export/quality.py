@@ -20,6 +20,7 @@ from potstill.serve import BundleTokenizer, OnnxSession, Row
 from potstill.serve.tasks.text_classification import scoring_function
 from potstill.tasks import METRICS, PROBLEM_TYPES
 
+# Texts of the calibration that run at once.
 _CALIBRATION_BATCH = 8
 
 
@@ -28,7 +29,7 @@ def open_session(file: Path, disabled_optimizers: Sequence[str] = DISABLED_OPTIM
     return OnnxSession(file, spinning=False, disabled_optimizers=disabled_optimizers)
 
 
-class Judge:
+class QualityGate:
     """Asks the files of one bundle the same texts, and compares their answers.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The grid: what it covers, and that seeded faults do not get through."""
+"""The gates: parity over the grid, answers in batches, and speed; seeded faults do not get through."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -37,14 +37,14 @@ def test_int8_that_holds_measures_nothing_else():
     def never():
         raise AssertionError
 
-    kept, evidence, steps = fall_back(LAYERS, judge=quantize, order=never, max_fp32_layers=4)
+    kept, evidence, steps = fall_back(LAYERS, measure=quantize, order=never, max_fp32_layers=4)
     assert (kept, evidence.verdict, quantize.asked) == (frozenset(), "PASS", [frozenset()])
     assert [(step.fp32_layers, step.added) for step in steps] == [(0, None)]
 
 
 def test_layers_are_added_until_it_holds_and_the_last_call_made_that_file():
     quantize = Quantiser(0.01)
-    kept, evidence, steps = fall_back(LAYERS, judge=quantize, order=order, max_fp32_layers=4)
+    kept, evidence, steps = fall_back(LAYERS, measure=quantize, order=order, max_fp32_layers=4)
     assert kept == {"layer.1", "layer.2"} == quantize.asked[-1]
     assert evidence.loss == pytest.approx(0.003)
     assert [step.added for step in steps] == [None, "layer.2", "layer.1"]
@@ -55,7 +55,7 @@ def test_layers_are_added_until_it_holds_and_the_last_call_made_that_file():
 def test_too_few_layers_fail_with_the_table_of_all_steps(allowed):
     quantize = Quantiser(0.0025)
     with pytest.raises(ParityError) as caught:
-        fall_back(LAYERS, judge=quantize, order=order, max_fp32_layers=allowed)
+        fall_back(LAYERS, measure=quantize, order=order, max_fp32_layers=allowed)
     message = str(caught.value)
     assert f"up to {allowed} of 4 layers" in message
     assert "0.25% allowed" in message
@@ -67,7 +67,7 @@ def test_too_few_layers_fail_with_the_table_of_all_steps(allowed):
 
 def test_the_table_has_straight_columns():
     with pytest.raises(ParityError) as caught:
-        fall_back(LAYERS, judge=Quantiser(0.0025), order=order, max_fp32_layers=2)
+        fall_back(LAYERS, measure=Quantiser(0.0025), order=order, max_fp32_layers=2)
     assert str(caught.value).splitlines()[1:5] == [
         "fp32 layers      loss       95 % interval  verdict       added",
         "          0     5.30%     2.65% to 10.60%  FAIL          -",

@@ -11,6 +11,8 @@ from potstill.bench.report.page import to_html
 from potstill.bench.report_schema import SCHEMA, Report
 from potstill.errors import UsageError, describe_fault
 
+__all__ = ["REPORT_NAME", "read_report", "to_html", "to_json", "to_markdown", "to_schema", "write_report"]
+
 REPORT_NAME = "report.json"
 _FIRST_SCHEMA = "potstill-report/1"
 
