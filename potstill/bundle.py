@@ -30,7 +30,8 @@ from pydantic import (
     model_validator,
 )
 
-from potstill.errors import BundleError, TamperedError, describe_fault, first_line
+from potstill.errors import BundleError, TamperedError
+from potstill.messages import describe_fault, first_line
 from potstill.onnx_inspect import check_declared_precision, read_outline
 
 MANIFEST_NAME = "potstill.json"

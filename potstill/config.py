@@ -26,7 +26,8 @@ from pydantic_core import ErrorDetails
 from potstill.bundle import Precision
 from potstill.checkpoint import trained_task
 from potstill.data import choose_splits
-from potstill.errors import RecipeError, describe_fault, fault_message, nearest_name
+from potstill.errors import RecipeError
+from potstill.messages import describe_fault, fault_message, nearest_name
 
 DEFAULT_SEED = 42
 _CLASSIFIERS = ("text-classification", "token-classification")

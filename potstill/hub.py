@@ -14,7 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from potstill.errors import CheckpointError, DataError, UsageError, nearest_name
+from potstill.errors import CheckpointError, DataError, UsageError
+from potstill.messages import nearest_name
 
 Kind = Literal["model", "dataset"]
 _ERRORS: dict[str, type[UsageError]] = {"model": CheckpointError, "dataset": DataError}

@@ -33,9 +33,10 @@ from potstill.bench.runners import check_runner
 from potstill.bench.workload import check_loads, make_loads
 from potstill.config import BenchConfig, Section
 from potstill.data import Examples, load_examples
-from potstill.errors import UsageError, describe_fault, did_you_mean
+from potstill.errors import UsageError
 from potstill.evaluation.decision import power
 from potstill.evaluation.scores import check_examples
+from potstill.messages import describe_fault, did_you_mean
 from potstill.metrics import GLUE_METRICS, glue_task
 from potstill.tasks import METRICS, get_task, kind_of, primary_metric
 

@@ -18,8 +18,9 @@ from potstill.checkpoint.sentence_transformers import (
     read_length,
     read_sentence_transformers,
 )
-from potstill.errors import CheckpointError, first_line
+from potstill.errors import CheckpointError
 from potstill.hub import check_name
+from potstill.messages import first_line
 from potstill.tasks import (
     FEATURE_EXTRACTION,
     FILL_MASK,

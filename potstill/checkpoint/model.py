@@ -40,7 +40,8 @@ from potstill.checkpoint.tokenizer import (
     reference_tokenizer,
     save_tokenizer,
 )
-from potstill.errors import CheckpointError, first_line
+from potstill.errors import CheckpointError
+from potstill.messages import first_line
 from potstill.tasks import (
     FEATURE_EXTRACTION,
     FILL_MASK,

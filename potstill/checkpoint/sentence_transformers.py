@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from potstill.bundle import POOLING_MODES
-from potstill.errors import CheckpointError, UsageError, first_line
+from potstill.errors import CheckpointError, UsageError
+from potstill.messages import first_line
 
 MODULES_FILE = "modules.json"
 """The file by which sentence-transformers knows a folder of its own."""

@@ -22,8 +22,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
 from potstill.checkpoint.folder import Folder, read_json, read_tokenizer_folder
-from potstill.errors import CheckpointError, first_line
+from potstill.errors import CheckpointError
 from potstill.extras import require
+from potstill.messages import first_line
 
 _TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _INPUTS = ("input_ids", "token_type_ids", "attention_mask")

@@ -19,8 +19,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple, NoReturn, Protocol, TypeAlias
 
-from potstill.errors import DataError, MissingExtraError, first_line
+from potstill.errors import DataError, MissingExtraError
 from potstill.extras import require
+from potstill.messages import first_line
 
 Row: TypeAlias = dict[str, Any]
 """A row's values by column."""

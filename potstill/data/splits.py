@@ -13,9 +13,10 @@ from typing import Any, TypeAlias
 
 from potstill.data.python_docs import CHAPTERS, read_python_docs
 from potstill.data.read import SUFFIXES, Row, arrow_schema, read_rows
-from potstill.errors import AbsentError, DataError, first_line
+from potstill.errors import AbsentError, DataError
 from potstill.extras import require
 from potstill.hub import check_name
+from potstill.messages import first_line
 
 LabelNames: TypeAlias = Mapping[str, Sequence[str]]
 """The names of a column's label ids, by column."""

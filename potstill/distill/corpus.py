@@ -32,10 +32,11 @@ from potstill.data.read import SUFFIXES, arrow_schema, read_rows, text_lines
 from potstill.data.splits import HELD_OUT, find_files, is_held_out, parse_split
 from potstill.distill.batches import LENGTH_COLUMN
 from potstill.distill.packing import pack
-from potstill.errors import DataError, first_line
+from potstill.errors import DataError
 from potstill.files import new_folder
 from potstill.hub import check_name
 from potstill.machine import available_cores
+from potstill.messages import first_line
 from potstill.tasks import FILL_MASK
 
 Packing: TypeAlias = Literal["none", "blocks", "texts"]

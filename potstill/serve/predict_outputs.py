@@ -16,7 +16,8 @@ from types import ModuleType
 from typing import Any, Protocol, TypeAlias
 
 from potstill.data.read import Record, Schema, pyarrow
-from potstill.errors import DataError, UsageError, first_line
+from potstill.errors import DataError, UsageError
+from potstill.messages import first_line
 from potstill.serve.tokenizer import without_surrogates
 from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 

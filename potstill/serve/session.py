@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill.bundle import ModelContent
-from potstill.errors import BundleError, CheckError, UsageError, first_line
+from potstill.errors import BundleError, CheckError, UsageError
 from potstill.machine import available_cores
+from potstill.messages import first_line
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from potstill.bench.measure import energy
-from potstill.bench.measure.latency import Round
+from potstill.bench.measure.samples import Round
 from potstill.bench.report_schema import Load
 
 

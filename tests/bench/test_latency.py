@@ -8,10 +8,9 @@ from potstill.bench.budget import Deadline
 from potstill.bench.config import LoadedDataset, split_journal_key
 from potstill.bench.measure import cold_start, latency
 from potstill.bench.measure.energy import Meter
-from potstill.bench.measure.latency import all_rounds, kept_rounds
 from potstill.bench.measure.quality import collect_answers
 from potstill.bench.measure.results import summarise_measurements
-from potstill.bench.measure.samples import FILE_NAME
+from potstill.bench.measure.samples import FILE_NAME, all_rounds, kept_rounds
 from potstill.bench.measure.stages import measure
 from potstill.bench.report_schema import Load
 from potstill.timing import disturbance

@@ -2,9 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from potstill.bench.measure.latency import Round, drop_rounds, kept_rounds, store_round
 from potstill.bench.measure.results import summarise_measurements
-from potstill.bench.measure.samples import read_samples
+from potstill.bench.measure.samples import Round, drop_rounds, kept_rounds, read_samples, store_round
 from potstill.bench.report_schema import Load
 from tests.bench.fake_worker import LONG, SHORT, TEXTS, World, make_run
 

@@ -40,7 +40,10 @@ def test_every_answer_is_a_name_defined_in_the_file_it_names():
     answers = re.findall(r"`(potstill/[\w/]+\.py)`: `(\w+)`", PAGE)
     assert len(answers) >= 10
     for file, name in answers:
-        assert re.search(rf"^(?:def|class) {name}\b|^{name}\b.*=", (ROOT / file).read_text(), re.MULTILINE), (file, name)
+        assert re.search(rf"^(?:def|class) {name}\b|^{name}\b.*=", (ROOT / file).read_text(), re.MULTILINE), (
+            file,
+            name,
+        )
 
 
 @pytest.mark.parametrize(("title", "most"), LONGEST.items())

@@ -11,8 +11,9 @@ from potstill.bench import report_schema
 from potstill.bench.claims.claim_file import Claim, load_claims
 from potstill.bench.claims.metrics import METRICS, Metric, MetricValue, Selection
 from potstill.bench.claims.selection import NotMeasured, select
-from potstill.errors import UsageError, did_you_mean
+from potstill.errors import UsageError
 from potstill.evaluation.intervals import decide_by_interval
+from potstill.messages import did_you_mean
 
 __all__ = ["GLUE_BERT", "GLUE_DISTILBERT", "Claim", "check_required", "decide", "load_claims", "require", "verdict"]
 

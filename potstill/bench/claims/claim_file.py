@@ -16,7 +16,8 @@ from pydantic_core import ErrorDetails
 
 from potstill.bench.claims.metrics import METRICS
 from potstill.config import Runner
-from potstill.errors import RecipeError, describe_fault, did_you_mean
+from potstill.errors import RecipeError
+from potstill.messages import describe_fault, did_you_mean
 
 Against = Literal["like_for_like", "baseline", "fp32"]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]

@@ -4,15 +4,13 @@ import importlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from potstill.bench.measure.samples import Round
 from potstill.bench.report_schema import Load
 from potstill.bench.statistics import mean_interval
-
-if TYPE_CHECKING:
-    from potstill.bench.measure.latency import Round
 
 _POWERCAP = Path("/sys/class/powercap")
 
@@ -37,7 +35,7 @@ def open_meter(*, on_gpu: bool, powercap: Path = _POWERCAP, nvml: str = "pynvml"
 
 
 def summarise_energy(
-    found: "Sequence[Round]", load: Load, *, texts_per_call: int, rng: np.random.Generator
+    found: Sequence[Round], load: Load, *, texts_per_call: int, rng: np.random.Generator
 ) -> list[dict[str, Any]]:
     """Return `key`, `load`, `joules_per_text`, `interval` and `watts` of all whose turns were metered at a load.
 

@@ -18,16 +18,16 @@ from potstill.bench.budget import SCALING_ROUNDS, thread_counts
 from potstill.bench.config import ResolvedBench
 from potstill.bench.measure.cold_start import summarise_starts
 from potstill.bench.measure.energy import summarise_energy
-from potstill.bench.measure.latency import (
+from potstill.bench.measure.run import A_A_SUFFIX, PEAK, load_seed
+from potstill.bench.measure.samples import (
     Round,
+    Samples,
     calls_of,
     has_failed_at,
     kept_rounds,
     undisturbed_rounds,
     wanted_rounds,
 )
-from potstill.bench.measure.run import A_A_SUFFIX, PEAK, load_seed
-from potstill.bench.measure.samples import Samples
 from potstill.bench.measure.throughput import describe_callers, has_enough_turns, split_threads
 from potstill.bench.models import ComparisonKind, Configuration, list_comparisons
 from potstill.bench.report_schema import (

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from potstill.bench.report.markdown import to_markdown
 from potstill.bench.report.page import to_html
 from potstill.bench.report_schema import SCHEMA, Report
-from potstill.errors import UsageError, describe_fault
+from potstill.errors import UsageError
+from potstill.messages import describe_fault
 
 __all__ = ["REPORT_NAME", "read_report", "to_html", "to_json", "to_markdown", "to_schema", "write_report"]
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
-from potstill.errors import nearest_name
+from potstill.messages import nearest_name
 from potstill.serve.encoder import Encoder
 from potstill.serve.http_errors import RequestError, invalid, malformed, too_large, unavailable
 from potstill.serve.limits import Limits

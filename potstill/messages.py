@@ -1,0 +1,71 @@
+"""How a message is worded: the nearest known name, and what another library raised as one line."""
+
+import difflib
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+
+if typing.TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic_core import ErrorDetails
+
+
+def first_line(error: BaseException, *, longest: int = 300) -> str:
+    """Return the first line of an error's message, and the next where that one only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else type(error).__name__
+    if isinstance(error, KeyError):  # whose message is the key alone
+        said = f"nothing is called {said}"
+    return said[:longest]
+
+
+def nearest_name(word: str, known: Iterable[str], *, cutoff: float = 0.5) -> str | None:
+    """Return the known name that is spelt most like a word, whatever its case; None if none is."""
+    by_lower = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=cutoff)
+    return by_lower[found[0]] if found else None
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """Return the end of a message about an unknown word: the known one that is most like it, or all of them."""
+    found = nearest_name(word, known)
+    return f"; did you mean {found!r}?" if found else f"; known are {', '.join(known)}"
+
+
+def describe_fault(fault: "ErrorDetails", model: "type[BaseModel]", *, whole: str = "it") -> str:
+    """Return one of `ValidationError.errors()` in a line: where, what is wrong, and what stands there.
+
+    Args:
+        fault: what pydantic says.
+        model: what was validated; an unknown key is answered with the nearest field of its section.
+        whole: what is said for the place if the fault is of all of it.
+    """
+    from pydantic import BaseModel
+
+    where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"{where}: unknown key{did_you_mean(str(fault['loc'][-1]), fields_at(model, fault['loc'][:-1]))}"
+    if fault["type"] == "missing":
+        return f"{where}: is missing"
+    shown = "" if isinstance(fault["input"], Mapping | BaseModel) else f" (it is {fault['input']!r})"
+    return f"{where or whole}: {fault_message(fault)}{shown}"
+
+
+def fault_message(fault: "ErrorDetails") -> str:
+    """Return what pydantic says is wrong, to stand within a sentence."""
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{message[:1].lower()}{message[1:]}"
+
+
+def fields_at(model: "type[BaseModel]", location: Sequence[str | int]) -> list[str]:
+    """Return the fields of the section of a model that a location leads to."""
+    for part in location:
+        if isinstance(part, int) or part not in model.model_fields:  # an entry of a list or mapping
+            continue
+        pending = [model.model_fields[part].annotation]
+        while pending:
+            annotation = pending.pop()
+            if isinstance(annotation, type) and hasattr(annotation, "model_fields"):
+                model = annotation
+                break
+            pending += typing.get_args(annotation)
+    return list(model.model_fields)
