@@ -20,9 +20,8 @@ from potstill.errors import CheckError, DataError, UsageError
 from potstill.serve import SENTENCE_EMBEDDING, BundleTokenizer, Row, Text
 from potstill.serve.encoder import unpad
 from potstill.serve.http_errors import RequestError
-from potstill.serve.tasks import TaskModel, feature_extraction, question_answering, served_task
+from potstill.serve.tasks import Features, Outputs, TaskModel, feature_extraction, question_answering, served_task
 from potstill.serve.tasks.feature_extraction import VectorParameters
-from potstill.serve.tasks.features import Features, Outputs
 from potstill.serve.tasks.fill_mask import preprocess_hidden
 from potstill.serve.tasks.question_answering import QuestionParameters
 from potstill.serve.tasks.text_classification import preprocess_scores

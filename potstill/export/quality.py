@@ -5,7 +5,6 @@ from functools import cached_property
 from pathlib import Path
 
 from potstill.bundle import MODEL_FILES, AgainstTrivial, BatchInvariance, QualityLoss
-from potstill.data import Text
 from potstill.errors import ParityError
 from potstill.evaluation.decision import compare_outputs
 from potstill.evaluation.predictions import ModelOutputs, collect_outputs, predict
@@ -16,7 +15,7 @@ from potstill.export.checks import INVARIANCE_BATCH_SIZES, longest_that_fits, me
 from potstill.export.onnx_files import Feeds
 from potstill.export.source import Source
 from potstill.export.tuning import DISABLED_OPTIMIZERS
-from potstill.serve import BundleTokenizer, OnnxSession, Row
+from potstill.serve import BundleTokenizer, OnnxSession, Row, Text
 from potstill.serve.tasks.text_classification import scoring_function
 from potstill.tasks import METRICS, PROBLEM_TYPES
 
