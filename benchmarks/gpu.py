@@ -126,13 +126,35 @@ def bench(models, out, device):
         potstill("export", *export, "--unpad", "--out", out / "unpadded"),
         potstill("export", *export, "--no-unpad", "--out", out / "padded"),
         potstill(
-            "bench", f"padded={out / 'padded'}", f"padded={models / 'classifier'}", f"unpadded={out / 'unpadded'}",
-            "--runner", f"onnxruntime-{device}", "--runner", f"torch-{device}", *rows,
-            "--batch-size", 1, "--batch-size", 32, "--num-tokens", 128, "--rounds", 5, "--quick",
-            "--set", "launches=1", "--set", "extra_launches=0", "--set", "block_s=0.1",
-            "--out", out / "report", "--overwrite",
+            "bench",
+            f"padded={out / 'padded'}",
+            f"padded={models / 'classifier'}",
+            f"unpadded={out / 'unpadded'}",
+            "--runner",
+            f"onnxruntime-{device}",
+            "--runner",
+            f"torch-{device}",
+            *rows,
+            "--batch-size",
+            1,
+            "--batch-size",
+            32,
+            "--num-tokens",
+            128,
+            "--rounds",
+            5,
+            "--quick",
+            "--set",
+            "launches=1",
+            "--set",
+            "extra_launches=0",
+            "--set",
+            "block_s=0.1",
+            "--out",
+            out / "report",
+            "--overwrite",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def steps(asked, device):
@@ -160,11 +182,24 @@ def presets(models, out, device):
     given = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     return [
         potstill(
-            "distill", models / teacher, *task, "--method", method, "--data", models / "data", "--layers", 2,
-            "--set", f"distill.max_steps={count}", *given, "--out", out / "presets" / method, "--overwrite",
+            "distill",
+            models / teacher,
+            *task,
+            "--method",
+            method,
+            "--data",
+            models / "data",
+            "--layers",
+            2,
+            "--set",
+            f"distill.max_steps={count}",
+            *given,
+            "--out",
+            out / "presets" / method,
+            "--overwrite",
         )
         for method, (teacher, task) in PRESETS.items()
-    ]  # fmt: skip
+    ]
 
 
 def run_part(commands, *, seconds, device):

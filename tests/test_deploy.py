@@ -61,8 +61,10 @@ def test_probes_ask_paths_that_there_are(statuses):
     assert statuses == {"/health/live": 200, "/health/ready": 503, "/none": 404}
     paths = {name: CONTAINER[name]["httpGet"]["path"] for name in PROBES}
     assert paths == {
-        "startupProbe": "/health/ready", "readinessProbe": "/health/ready", "livenessProbe": "/health/live",
-    }  # fmt: skip
+        "startupProbe": "/health/ready",
+        "readinessProbe": "/health/ready",
+        "livenessProbe": "/health/live",
+    }
 
 
 def test_one_port_from_the_argument_to_the_service():
@@ -99,8 +101,10 @@ def test_nothing_is_allowed_that_is_not_needed():
     assert POD["spec"]["securityContext"]["runAsNonRoot"] is True
     assert f"USER {POD['spec']['securityContext']['runAsUser']}:" in DOCKERFILE
     assert CONTAINER["securityContext"] == {
-        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
-    }  # fmt: skip
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
     assert POD["spec"]["automountServiceAccountToken"] is False
     assert all(mount["readOnly"] for mount in CONTAINER["volumeMounts"])
     assert {"cpu", "memory"} == CONTAINER["resources"]["limits"].keys() == CONTAINER["resources"]["requests"].keys()

@@ -58,9 +58,18 @@ def everywhere():
 
 
 PLACES = {
-    "in-subgraph", "in-sparse-values", "in-sparse-indices", "in-initializer", "in-constant", "in-list-1", "in-list-2",
-    "in-function", "in-default", "in-training", "in-start",
-}  # fmt: skip
+    "in-subgraph",
+    "in-sparse-values",
+    "in-sparse-indices",
+    "in-initializer",
+    "in-constant",
+    "in-list-1",
+    "in-list-2",
+    "in-function",
+    "in-default",
+    "in-training",
+    "in-start",
+}
 
 
 @pytest.fixture

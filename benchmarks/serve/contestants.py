@@ -93,8 +93,21 @@ def contestants(arguments: argparse.Namespace, *, port: int) -> list[Contestant]
         "model.onnx" if arguments.precision == "fp32" else f"model_{arguments.precision}.onnx",
     )
     # As it would choose on that many cores: as many runs at a time, a thread for each.
-    own = [sys.executable, "-m", "potstill", "serve", bundle, "--precision", arguments.precision, "--port", str(port),
-           "--threads", "1", "--runners", str(arguments.threads)]  # fmt: skip
+    own = [
+        sys.executable,
+        "-m",
+        "potstill",
+        "serve",
+        bundle,
+        "--precision",
+        arguments.precision,
+        "--port",
+        str(port),
+        "--threads",
+        "1",
+        "--runners",
+        str(arguments.threads),
+    ]
     own += arguments.options.split()
     found = [Contestant("potstill", own, has_probes=True)]
     given = ["--bundle", bundle, "--file", file, "--port", str(port), "--threads", str(arguments.threads)]

@@ -259,16 +259,35 @@ def judge(found: dict[str, dict[str, Any]], *, run_seconds: float) -> list[dict[
 
 def table(found: dict[str, dict[str, Any]], alone: dict[str, float]) -> str:
     """Return what each client got."""
-    heads = ("beside", "short sent", "answered", "429", "p50 ms", "p95 ms", "p99 ms", "long answered", "long 429",
-             "long texts/s", "alone")  # fmt: skip
+    heads = (
+        "beside",
+        "short sent",
+        "answered",
+        "429",
+        "p50 ms",
+        "p95 ms",
+        "p99 ms",
+        "long answered",
+        "long 429",
+        "long texts/s",
+        "alone",
+    )
     rows = [heads]
     for name, one in found.items():
         short, long = one["short"], one["long"]
-        rows.append((
-            name, str(short["sent"]), f"{short['answered'] / short['sent']:.1%}", str(short["refused"]),
-            *(f"{short['ms'][q]:.0f}" for q in ("p50", "p95", "p99")), "+".join(map(str, long["answered"])),
-            str(sum(long["refused"])), f"{long['texts_per_second']:.2f}", f"{alone[name]:.2f}",
-        ))  # fmt: skip
+        rows.append(
+            (
+                name,
+                str(short["sent"]),
+                f"{short['answered'] / short['sent']:.1%}",
+                str(short["refused"]),
+                *(f"{short['ms'][q]:.0f}" for q in ("p50", "p95", "p99")),
+                "+".join(map(str, long["answered"])),
+                str(sum(long["refused"])),
+                f"{long['texts_per_second']:.2f}",
+                f"{alone[name]:.2f}",
+            )
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
@@ -291,9 +310,12 @@ async def measure(port: int, text: str, arguments: argparse.Namespace) -> dict[s
         loads[load.name] = await figures(port, load, seconds=arguments.seconds, runners=runners, with_short=True)
         print(f"{load.name}, {load.about}: measured", flush=True)
     return {
-        "long_run_seconds": run_seconds, "tokens": tokens, "alone_texts_per_second": alone, "loads": loads,
+        "long_run_seconds": run_seconds,
+        "tokens": tokens,
+        "alone_texts_per_second": alone,
+        "loads": loads,
         "goals": judge(loads, run_seconds=run_seconds),
-    }  # fmt: skip
+    }
 
 
 def parse() -> argparse.Namespace:
@@ -317,8 +339,21 @@ def main() -> None:
     words = re.sub(r'["\\\s]+', " ", words)
     text = (words * (1 + CHARACTERS // max(1, len(words))))[:CHARACTERS]
     port = free_port()
-    command = [sys.executable, "-m", "potstill", "serve", str(arguments.bundle), "--precision", arguments.precision,
-               "--port", str(port), "--threads", "1", "--runners", str(arguments.runners)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "potstill",
+        "serve",
+        str(arguments.bundle),
+        "--precision",
+        arguments.precision,
+        "--port",
+        str(port),
+        "--threads",
+        "1",
+        "--runners",
+        str(arguments.runners),
+    ]
     with Running(Contestant("potstill", command + arguments.options.split()), port=port):
         found = asyncio.run(measure(port, text, arguments))
     print(table(found["loads"], found["alone_texts_per_second"]))
@@ -331,8 +366,10 @@ def main() -> None:
             "date": datetime.now(UTC).date().isoformat(),
             "environment": environment,
             "bundle": {key: manifest[key] for key in ("parameters", "architecture")},
-            "precision": arguments.precision, "runners": arguments.runners, "seconds": arguments.seconds,
-        }  # fmt: skip
+            "precision": arguments.precision,
+            "runners": arguments.runners,
+            "seconds": arguments.seconds,
+        }
         write_text(arguments.result, json.dumps(content | found, indent=1) + "\n")
     sys.exit(0 if all(row["met"] for row in found["goals"]) else 1)
 

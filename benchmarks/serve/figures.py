@@ -158,12 +158,19 @@ def table(summary: dict[str, dict[str, Any]]) -> str:
     rows = [heads]
     for name, found in summary.items():
         flood = found["at_10x"]
-        rows.append([
-            name, shown(found["peak_goodput_per_second"], 0), shown(found["share_of_raw"], 2),
-            shown(found["added_ms_median"], 2), shown(found["unloaded_p99_ms"], 1),
-            shown(flood["goodput_of_peak"], 2), shown(flood["accepted_p99_ms"], 0),
-            shown(flood["refused_p99_ms"], 1), shown(found["recovery_seconds"], 2),
-        ])  # fmt: skip
+        rows.append(
+            [
+                name,
+                shown(found["peak_goodput_per_second"], 0),
+                shown(found["share_of_raw"], 2),
+                shown(found["added_ms_median"], 2),
+                shown(found["unloaded_p99_ms"], 1),
+                shown(flood["goodput_of_peak"], 2),
+                shown(flood["accepted_p99_ms"], 0),
+                shown(flood["refused_p99_ms"], 1),
+                shown(found["recovery_seconds"], 2),
+            ]
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 

@@ -263,8 +263,15 @@ def measure_cost(*, rate: float = 5000.0, seconds: float = 3.0) -> float:
     server = context.Process(target=_answer_all, args=(listener,), daemon=True)
     server.start()
     body = json.dumps({"inputs": "a good film " * 9})
-    plan = {"port": listener.getsockname()[1], "path": "/predict", "bodies": [body],
-            "phases": [[rate, seconds]], "seed": 0, "connections": 256, "patience": 5.0}  # fmt: skip
+    plan = {
+        "port": listener.getsockname()[1],
+        "path": "/predict",
+        "bodies": [body],
+        "phases": [[rate, seconds]],
+        "seed": 0,
+        "connections": 256,
+        "patience": 5.0,
+    }
     out = run(plan)
     server.kill()
     answered = sum(status == 200 for status in out.status)

@@ -109,10 +109,14 @@ def main() -> int:
     growth, bad = report(found)
     if arguments.result:
         content = {
-            "date": datetime.now(UTC).date().isoformat(), "environment": machine.describe(),
-            "precision": arguments.precision, "threads": arguments.threads,
-            "architecture": manifest["architecture"], "max_length": manifest["max_length"], "growth": growth,
-        } | found  # fmt: skip
+            "date": datetime.now(UTC).date().isoformat(),
+            "environment": machine.describe(),
+            "precision": arguments.precision,
+            "threads": arguments.threads,
+            "architecture": manifest["architecture"],
+            "max_length": manifest["max_length"],
+            "growth": growth,
+        } | found
         write_text(arguments.result, json.dumps(content, indent=1) + "\n")
     return 0 if growth <= MOST_GROWTH and not bad else 1
 
@@ -149,12 +153,15 @@ def measure(arguments: argparse.Namespace, *, max_length: int) -> dict[str, Any]
         after = server.rss()
     total = sum(statuses, Counter[str]())
     return {
-        "seconds": time.monotonic() - started, "statuses": dict(total),
-        "warm_bytes": warm, "end_bytes": after, "peak_bytes": max([*sizes, after]),
+        "seconds": time.monotonic() - started,
+        "statuses": dict(total),
+        "warm_bytes": warm,
+        "end_bytes": after,
+        "peak_bytes": max([*sizes, after]),
         "slope_bytes_per_1000_requests": slope(np.array([*sizes, after]), np.array([*counts, total.total()])),
         "samples": {"requests": counts, "bytes": sizes},
         "said_at_start": [line.split("http://")[0] if "http://" in line else line for line in said.splitlines()],
-    }  # fmt: skip
+    }
 
 
 def report(found: dict[str, Any]) -> tuple[float, set[str]]:

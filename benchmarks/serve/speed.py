@@ -52,18 +52,29 @@ TOLERANCE = 0.02
 """Served against raw probabilities; int8 may depend on its batch. It shows that the same model answers."""
 
 
-def measure(contestant: Contestant, running: Running, texts: list[str], *, arguments: argparse.Namespace,
-            best: dict[str, Any], seed: int) -> dict[str, Any]:  # fmt: skip
+def measure(
+    contestant: Contestant,
+    running: Running,
+    texts: list[str],
+    *,
+    arguments: argparse.Namespace,
+    best: dict[str, Any],
+    seed: int,
+) -> dict[str, Any]:
     """Return one round's figures of one server."""
     # Not spinning: its threads would take the cores from the server, whose turn comes next.
     raw = Raw(arguments.bundle, precision=arguments.precision, threads=contestant.run_threads, spinning=False)
     difference = check_answers(contestant, running.port, raw, texts)
     capacity = best["texts_per_second"]
     plan = {
-        "port": running.port, "path": contestant.path, "bodies": [contestant.body(text) for text in texts],
-        "connections": CONNECTIONS, "patience": PATIENCE,
-        "probes": ["/health/live", "/health/ready"] if contestant.has_probes else [], "probe_seconds": 0.2,
-    }  # fmt: skip
+        "port": running.port,
+        "path": contestant.path,
+        "bodies": [contestant.body(text) for text in texts],
+        "connections": CONNECTIONS,
+        "patience": PATIENCE,
+        "probes": ["/health/live", "/health/ready"] if contestant.has_probes else [],
+        "probe_seconds": 0.2,
+    }
     load(plan | {"phases": [[capacity * 0.5, 2.0]], "seed": seed})
     result: dict[str, Any] = {"seconds_to_ready": running.seconds_to_ready, "difference_from_raw": difference}
     result["one_client"] = added_latency(contestant, running.port, raw, texts)
@@ -171,9 +182,24 @@ def call(raw: Raw, text: str) -> float:
 
 def raw_rates(arguments: argparse.Namespace, *more: str) -> Any:
     """Return what the model does alone, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.serve.raw", "--bundle", str(arguments.bundle), "--texts",
-               str(arguments.texts), "--column", arguments.column, "--precision", arguments.precision, "--threads",
-               str(arguments.threads), "--seconds", str(arguments.raw_seconds), *more]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.serve.raw",
+        "--bundle",
+        str(arguments.bundle),
+        "--texts",
+        str(arguments.texts),
+        "--column",
+        arguments.column,
+        "--precision",
+        arguments.precision,
+        "--threads",
+        str(arguments.threads),
+        "--seconds",
+        str(arguments.raw_seconds),
+        *more,
+    ]
     return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
@@ -247,11 +273,20 @@ def main() -> None:
             "date": datetime.now(UTC).date().isoformat(),
             "environment": environment,
             "bundle": {key: manifest[key] for key in ("parameters", "architecture")},
-            "precision": arguments.precision, "threads": arguments.threads, "seconds": arguments.seconds,
-            "deadline_seconds": DEADLINE, "patience_seconds": PATIENCE, "connections": CONNECTIONS,
-            "client_seconds_per_request": cost, "raw": alone, "raw_best": best,
-            "summary": summary, "goals": goals, "missed": missed, "rounds": rounds,
-        }  # fmt: skip
+            "precision": arguments.precision,
+            "threads": arguments.threads,
+            "seconds": arguments.seconds,
+            "deadline_seconds": DEADLINE,
+            "patience_seconds": PATIENCE,
+            "connections": CONNECTIONS,
+            "client_seconds_per_request": cost,
+            "raw": alone,
+            "raw_best": best,
+            "summary": summary,
+            "goals": goals,
+            "missed": missed,
+            "rounds": rounds,
+        }
         write_text(arguments.result, json.dumps(content, indent=1) + "\n")
 
 

@@ -51,11 +51,19 @@ def at_rate(
     contestant: Contestant, running: Running, texts: list[str], *, rate: float, requests: int, seed: int
 ) -> np.ndarray:
     """Return the seconds of each request of an open-loop load."""
-    out = load({
-        "port": running.port, "path": contestant.path, "bodies": [contestant.body(text) for text in texts],
-        "connections": CONNECTIONS, "patience": PATIENCE, "probes": [], "probe_seconds": 1.0, "seed": seed,
-        "phases": [[rate, WARM_SECONDS], [rate, requests / rate]],
-    })  # fmt: skip
+    out = load(
+        {
+            "port": running.port,
+            "path": contestant.path,
+            "bodies": [contestant.body(text) for text in texts],
+            "connections": CONNECTIONS,
+            "patience": PATIENCE,
+            "probes": [],
+            "probe_seconds": 1.0,
+            "seed": seed,
+            "phases": [[rate, WARM_SECONDS], [rate, requests / rate]],
+        }
+    )
     seconds = np.where(out["status"] == 200, out["done"] - out["due"], PATIENCE)
     return np.asarray(seconds[out["phase"] == 1])
 
@@ -143,10 +151,15 @@ def main() -> None:
     if arguments.result:
         content = {
             "about": "all servers in turns, the others stopped; client and servers on the same cores",
-            "date": datetime.now(UTC).date().isoformat(), "environment": environment, "precision": arguments.precision,
-            "threads": arguments.threads, "turns": arguments.turns, "texts_per_second_of_the_model": capacity,
-            "client_seconds_per_request": cost, "loads": result,
-        }  # fmt: skip
+            "date": datetime.now(UTC).date().isoformat(),
+            "environment": environment,
+            "precision": arguments.precision,
+            "threads": arguments.threads,
+            "turns": arguments.turns,
+            "texts_per_second_of_the_model": capacity,
+            "client_seconds_per_request": cost,
+            "loads": result,
+        }
         write_text(arguments.result, json.dumps(content, indent=1) + "\n")
 
 

@@ -36,8 +36,9 @@ def test_the_file_is_a_head_and_one_line_per_value_and_is_there_at_once(folder):
     journal = open_samples(folder, head=HEAD)
     journal.put(("warm", "a/fp32"), 1)
     assert list(map(json.loads, lines(folder))) == [
-        {"schema": "potstill-samples/1"} | HEAD, {"name": ["warm", "a/fp32"], "value": 1}
-    ]  # fmt: skip
+        {"schema": "potstill-samples/1"} | HEAD,
+        {"name": ["warm", "a/fp32"], "value": 1},
+    ]
 
 
 def test_what_is_returned_is_what_a_later_run_will_read(folder):

@@ -22,18 +22,42 @@ from tokenizers.models import BPE, Unigram, WordPiece
 LONGEST = 40
 BRACKETS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 ANGLES = {
-    "bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>", "cls": "<s>", "sep": "</s>",
-}  # fmt: skip
+    "bos": "<s>",
+    "pad": "<pad>",
+    "eos": "</s>",
+    "unk": "<unk>",
+    "mask": "<mask>",
+    "cls": "<s>",
+    "sep": "</s>",
+}
 WORDS = """
 the a film was not good bad very it is and of in fine windows hello world naïve café x2 50 1,234 don't Straße 中文 日本
 İstanbul fine film half walking talked unbelievable Ångström
 """.split()  # noqa: SIM905
 # Alone and in pairs: white space at the ends, emoji, ligatures, full-width digits, marks, special tokens as text.
 TEXTS = (
-    "hello world", "Hello, World! It's GOOD.", " leading", "trailing \n", "\t both  ends \u3000", "two   spaces", "",
-    " ", "ﬁne ½ ﬁlm", "Windows™", "x²", "５０", "naïve café Ångström", "cafe\u0301", "Straße İstanbul", "中文日本 film",
-    "🙂 👍🏽 film", "it\u200bis\u00adgood", "the [MASK] film <mask> [SEP] </s>", "unbelievable " * 30, "▁ ##ing Ġ",
-)  # fmt: skip
+    "hello world",
+    "Hello, World! It's GOOD.",
+    " leading",
+    "trailing \n",
+    "\t both  ends \u3000",
+    "two   spaces",
+    "",
+    " ",
+    "ﬁne ½ ﬁlm",
+    "Windows™",
+    "x²",
+    "５０",
+    "naïve café Ångström",
+    "cafe\u0301",
+    "Straße İstanbul",
+    "中文日本 film",
+    "🙂 👍🏽 film",
+    "it\u200bis\u00adgood",
+    "the [MASK] film <mask> [SEP] </s>",
+    "unbelievable " * 30,
+    "▁ ##ing Ġ",
+)
 PAIRS = tuple(zip(TEXTS, TEXTS[7:] + TEXTS[:7], strict=True))
 
 
@@ -56,9 +80,13 @@ def train_sentencepiece(**settings):
 
     stream = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus()), model_writer=stream, vocab_size=110, hard_vocab_limit=False, minloglevel=2,
+        sentence_iterator=iter(corpus()),
+        model_writer=stream,
+        vocab_size=110,
+        hard_vocab_limit=False,
+        minloglevel=2,
         **settings,
-    )  # fmt: skip
+    )
     return stream.getvalue()
 
 
@@ -95,9 +123,11 @@ def byte_pairs():
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<s>", "<pad>", "</s>", "<unk>"], show_progress=False,
+        vocab_size=400,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator(corpus(), trainer)
     tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True)])
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
@@ -134,28 +164,42 @@ def write_tokenizer(folder, tokenizer, kind, special, **config):
     content = {
         "added_tokens_decoder": {
             str(number): {
-                "content": token.content, "lstrip": token.lstrip, "normalized": token.normalized,
-                "rstrip": token.rstrip, "single_word": token.single_word, "special": token.special,
+                "content": token.content,
+                "lstrip": token.lstrip,
+                "normalized": token.normalized,
+                "rstrip": token.rstrip,
+                "single_word": token.single_word,
+                "special": token.special,
             }
             for number, token in added.items()
         },
-        "clean_up_tokenization_spaces": True, "model_max_length": LONGEST, "tokenizer_class": kind,
-    }  # fmt: skip
+        "clean_up_tokenization_spaces": True,
+        "model_max_length": LONGEST,
+        "tokenizer_class": kind,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(content | named | config), encoding="utf-8")
     (folder / "special_tokens_map.json").write_text(json.dumps(named), encoding="utf-8")
     return folder
 
 
 SIZES = {
-    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
-    "initializer_range": 0.3, "max_position_embeddings": LONGEST,
-}  # fmt: skip
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "initializer_range": 0.3,
+    "max_position_embeddings": LONGEST,
+}
 AFTER_PADDING = SIZES | {"max_position_embeddings": LONGEST + 2, "pad_token_id": 1}
 FAMILIES = {
     "Bert": SIZES,
     "Electra": SIZES | {"embedding_size": 16},
     "DistilBert": {
-        "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "initializer_range": 0.3,
+        "dim": 16,
+        "n_layers": 1,
+        "n_heads": 2,
+        "hidden_dim": 32,
+        "initializer_range": 0.3,
         "max_position_embeddings": LONGEST,
     },
     "Albert": SIZES | {"embedding_size": 16},
@@ -165,10 +209,16 @@ FAMILIES = {
     "Camembert": AFTER_PADDING | {"type_vocab_size": 1},
     "DebertaV2": SIZES
     | {
-        "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8, "share_att_key": True,
-        "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0, "pooler_hidden_size": 16,
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_buckets": 8,
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+        "position_biased_input": False,
+        "type_vocab_size": 0,
+        "pooler_hidden_size": 16,
     },
-}  # fmt: skip
+}
 
 
 def write_model(folder, family, *, head="ForSequenceClassification", seed=0, config=None, **settings):
@@ -186,7 +236,10 @@ def write_model(folder, family, *, head="ForSequenceClassification", seed=0, con
 KINDS = {
     "WordPiece as BertTokenizer": ("Bert", word_piece, "BertTokenizer", BRACKETS),
     "cased WordPiece as BertTokenizer, which lower-cases": (
-        "Bert", lambda: word_piece(lowercase=False), "BertTokenizer", BRACKETS,
+        "Bert",
+        lambda: word_piece(lowercase=False),
+        "BertTokenizer",
+        BRACKETS,
     ),
     "WordPiece as RobertaTokenizer": ("Roberta", word_piece, "RobertaTokenizer", BRACKETS),
     "WordPiece as PreTrainedTokenizerFast": ("Bert", word_piece, "PreTrainedTokenizerFast", BRACKETS),
@@ -198,18 +251,30 @@ KINDS = {
     "byte-level BPE as RobertaTokenizer": ("Roberta", byte_pairs, "RobertaTokenizer", ANGLES),
     "byte-level BPE as BertTokenizer": ("Bert", byte_pairs, "BertTokenizer", ANGLES),
     "Unigram with Precompiled as DebertaV2Tokenizer": (
-        "DebertaV2", lambda: unigram(precompiled=True), "DebertaV2Tokenizer", BRACKETS,
+        "DebertaV2",
+        lambda: unigram(precompiled=True),
+        "DebertaV2Tokenizer",
+        BRACKETS,
     ),
     "Unigram with Precompiled as XLMRobertaTokenizer": (
-        "XLMRoberta", lambda: unigram(precompiled=True, fairseq=True), "XLMRobertaTokenizer", ANGLES,
+        "XLMRoberta",
+        lambda: unigram(precompiled=True, fairseq=True),
+        "XLMRobertaTokenizer",
+        ANGLES,
     ),
     "Unigram with Metaspace alone as AlbertTokenizer": (
-        "Albert", lambda: unigram(precompiled=False), "AlbertTokenizer", BRACKETS,
+        "Albert",
+        lambda: unigram(precompiled=False),
+        "AlbertTokenizer",
+        BRACKETS,
     ),
     "Unigram with Metaspace alone, nameless": (
-        "Bert", lambda: unigram(precompiled=False), "PreTrainedTokenizerFast", BRACKETS,
+        "Bert",
+        lambda: unigram(precompiled=False),
+        "PreTrainedTokenizerFast",
+        BRACKETS,
     ),
-}  # fmt: skip
+}
 
 
 def write_checkpoint(folder, name):

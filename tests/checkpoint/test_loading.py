@@ -89,10 +89,18 @@ def test_a_weight_that_is_no_number_is_named(folder, value):
 
 def test_settings_that_steer_the_forward_pass_are_overridden(folder, good):
     change(
-        folder, return_dict=False, use_return_dict=False, output_attentions=True, output_hidden_states=True,
-        _attn_implementation="flash_attention_2", attn_implementation="flash_attention_2", torchscript=True,
-        gradient_checkpointing=True, torch_dtype="float16", dtype="bfloat16",
-    )  # fmt: skip
+        folder,
+        return_dict=False,
+        use_return_dict=False,
+        output_attentions=True,
+        output_hidden_states=True,
+        _attn_implementation="flash_attention_2",
+        attn_implementation="flash_attention_2",
+        torchscript=True,
+        gradient_checkpointing=True,
+        torch_dtype="float16",
+        dtype="bfloat16",
+    )
     inputs = {"input_ids": torch.tensor([[2, 9, 8, 3]])}
     with torch.inference_mode():
         found, expected = (load_checkpoint(str(name), TEXT_CLASSIFICATION).model(**inputs) for name in (folder, good))

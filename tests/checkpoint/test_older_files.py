@@ -18,13 +18,24 @@ from tests.checkpoint import made
 # Of which sentencepiece knows nothing: special tokens in a text, and its own sign for a space.
 TEXTS = [text for text in made.TEXTS if "▁" not in text and "[MASK]" not in text]
 BERT_LIKE = {
-    "pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3, "pad_piece": "[PAD]", "bos_piece": "[CLS]",
-    "eos_piece": "[SEP]", "unk_piece": "[UNK]",
-}  # fmt: skip
+    "pad_id": 0,
+    "bos_id": 1,
+    "eos_id": 2,
+    "unk_id": 3,
+    "pad_piece": "[PAD]",
+    "bos_piece": "[CLS]",
+    "eos_piece": "[SEP]",
+    "unk_piece": "[UNK]",
+}
 ALBERT_LIKE = {
-    "pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1, "pad_piece": "<pad>", "control_symbols": "[CLS],[SEP]",
+    "pad_id": 0,
+    "unk_id": 1,
+    "bos_id": -1,
+    "eos_id": -1,
+    "pad_piece": "<pad>",
+    "control_symbols": "[CLS],[SEP]",
     "user_defined_symbols": "[MASK]",
-}  # fmt: skip
+}
 
 
 def without_accents(text):

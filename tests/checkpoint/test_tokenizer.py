@@ -24,9 +24,11 @@ from tests.tiny import write_data
 
 ALL = (*made.TEXTS, *made.PAIRS)
 WITH_TYPES = {
-    "WordPiece as BertTokenizer", "WordPiece as DistilBertTokenizer beside a BERT", "WordPiece as ElectraTokenizer",
+    "WordPiece as BertTokenizer",
+    "WordPiece as DistilBertTokenizer beside a BERT",
+    "WordPiece as ElectraTokenizer",
     "Unigram with Metaspace alone as AlbertTokenizer",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module", params=made.KINDS)
@@ -198,10 +200,13 @@ def test_a_student_of_ones_own_is_published_with_the_tokenizer_that_it_learned_b
         names = {"id2label": {"0": "mountain", "1": "sea"}, "label2id": {"mountain": 0, "sea": 1}}
         made.write_model(tmp_path / name, "Bert", vocab_size=tokenizer.get_vocab_size(), config=names)
     given = {
-        "teacher.model": str(tmp_path / "teacher"), "student.model": str(tmp_path / "student"),
-        "data.name": str(write_data(tmp_path / "data", train=16, validation=8)), "max_length": made.LONGEST,
-        "distill.max_steps": 1, "distill.allow_weak_teacher": True,
-    }  # fmt: skip
+        "teacher.model": str(tmp_path / "teacher"),
+        "student.model": str(tmp_path / "student"),
+        "data.name": str(write_data(tmp_path / "data", train=16, validation=8)),
+        "max_length": made.LONGEST,
+        "distill.max_steps": 1,
+        "distill.allow_weak_teacher": True,
+    }
     distill(build_recipe({}, overrides=list(given.items()), origin="test"), tmp_path / "out")
     published, teachers = (tmp_path / name / "tokenizer.json" for name in ("out", "teacher"))
     assert published.read_bytes() == teachers.read_bytes()

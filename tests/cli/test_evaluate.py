@@ -104,9 +104,13 @@ def fake_training(monkeypatch):
             raise TrainingError("the loss is nan")
         score = {1e-3: 0.8, 2e-3: 0.6}[rate]
         return {
-            "teacher": {"scores": {recipe.metric: score}}, "data": {"examples": 80}, "floor": {recipe.metric: 0.5},
-            "steps": 3, "best_step": 2, "seconds": 1.0,
-        }  # fmt: skip
+            "teacher": {"scores": {recipe.metric: score}},
+            "data": {"examples": 80},
+            "floor": {recipe.metric: 0.5},
+            "steps": 3,
+            "best_step": 2,
+            "seconds": 1.0,
+        }
 
     monkeypatch.setattr(glue, "finetune", finetune)
 
@@ -232,24 +236,31 @@ def questions(count):
 
 KINDS = {
     "regression": (
-        "AutoModelForSequenceClassification", "text-classification", {"num_labels": 1, "problem_type": "regression"},
+        "AutoModelForSequenceClassification",
+        "text-classification",
+        {"num_labels": 1, "problem_type": "regression"},
         lambda: pairs(30),
     ),
     "several labels": (
-        "AutoModelForSequenceClassification", "text-classification",
+        "AutoModelForSequenceClassification",
+        "text-classification",
         {"num_labels": 3, "problem_type": "multi_label_classification", "id2label": dict(enumerate("abc"))},
-        lambda: [{"text": text, "label": list("abc"[: number % 4])}
-                 for number, (text, _) in enumerate(sentences(30, seed=4))],
+        lambda: [
+            {"text": text, "label": list("abc"[: number % 4])} for number, (text, _) in enumerate(sentences(30, seed=4))
+        ],
     ),
     "tags": (
-        "AutoModelForTokenClassification", "token-classification",
+        "AutoModelForTokenClassification",
+        "token-classification",
         {"num_labels": 3, "id2label": {0: "O", 1: "B-X", 2: "I-X"}},
-        lambda: [{"tokens": text.split(), "tags": ["O", "B-X", "I-X"][number % 3 :][:1] * len(text.split())}
-                 for number, (text, _) in enumerate(sentences(30, seed=4))],
+        lambda: [
+            {"tokens": text.split(), "tags": ["O", "B-X", "I-X"][number % 3 :][:1] * len(text.split())}
+            for number, (text, _) in enumerate(sentences(30, seed=4))
+        ],
     ),
     "questions": ("AutoModelForQuestionAnswering", "question-answering", {}, lambda: questions(12)),
     "pairs": ("AutoModel", "feature-extraction", {}, lambda: pairs(30)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)

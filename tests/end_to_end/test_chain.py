@@ -12,12 +12,23 @@ from functools import partial
 import pytest
 
 SETTINGS = (
-    "teacher.scratch.num_layers=2", "teacher.scratch.hidden_size=32", "teacher.scratch.num_heads=2",
-    "teacher.scratch.intermediate_size=32", "teacher.scratch.vocab_size=300", "teacher.scratch.epochs=12",
-    "teacher.scratch.learning_rate=5e-3", "student.layers=1", "max_length=32", "distill.learning_rate=5e-3",
-    "distill.checkpoint_every=5", "distill.epochs=30", "bench.batch_sizes=[1]", "bench.num_tokens=[16]",
-    "bench.launches=2", "bench.block_s=0.1",
-)  # fmt: skip
+    "teacher.scratch.num_layers=2",
+    "teacher.scratch.hidden_size=32",
+    "teacher.scratch.num_heads=2",
+    "teacher.scratch.intermediate_size=32",
+    "teacher.scratch.vocab_size=300",
+    "teacher.scratch.epochs=12",
+    "teacher.scratch.learning_rate=5e-3",
+    "student.layers=1",
+    "max_length=32",
+    "distill.learning_rate=5e-3",
+    "distill.checkpoint_every=5",
+    "distill.epochs=30",
+    "bench.batch_sizes=[1]",
+    "bench.num_tokens=[16]",
+    "bench.launches=2",
+    "bench.block_s=0.1",
+)
 
 
 class Run:

@@ -30,10 +30,22 @@ INPUTS = {
 }
 QUICK_EXPORT = {"calibration_texts": 16, "judged_texts": 20, "rounds": 0, "max_loss": 0.9}
 QUICK_BENCH = {
-    "rounds": 5, "block_s": 0.01, "warm_up_s": 0.1, "num_tokens": [16], "batch_sizes": [1], "launches": 1,
-    "again": False, "realistic": False, "throughput_batch_sizes": [], "callers": [1], "thread_scaling": False,
-    "compressed": False, "cold_starts": 0, "max_repeats": 0, "resamples": 200,
-}  # fmt: skip
+    "rounds": 5,
+    "block_s": 0.01,
+    "warm_up_s": 0.1,
+    "num_tokens": [16],
+    "batch_sizes": [1],
+    "launches": 1,
+    "again": False,
+    "realistic": False,
+    "throughput_batch_sizes": [],
+    "callers": [1],
+    "thread_scaling": False,
+    "compressed": False,
+    "cold_starts": 0,
+    "max_repeats": 0,
+    "resamples": 200,
+}
 
 
 def row(task, number, words):

@@ -125,8 +125,16 @@ def _as_random(file: Path) -> None:
 
 
 DAMAGES: tuple[Callable[[Path], None], ...] = (
-    _truncate, _empty, _extend, _remove, _as_folder, _as_pipe, _as_loop, _as_device, _as_random,
-)  # fmt: skip
+    _truncate,
+    _empty,
+    _extend,
+    _remove,
+    _as_folder,
+    _as_pipe,
+    _as_loop,
+    _as_device,
+    _as_random,
+)
 
 
 def damages(bed: Bed) -> str:

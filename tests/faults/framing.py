@@ -70,8 +70,12 @@ ABUSES = [
     Abuse("http-2-preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", (400, 405, 505, None)),
     Abuse("http-version-9.9", b"GET /health/live HTTP/9.9\r\nHost: localhost\r\n\r\n", (400, 505, None)),
     Abuse("upgrade-h2c", b"GET / HTTP/1.1\r\nHost: [::1]\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n", (200, 404)),
-    Abuse("upgrade-websocket", b"GET /health HTTP/1.1\r\nHost: [::1]\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-          b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n", (200, 400)),
+    Abuse(
+        "upgrade-websocket",
+        b"GET /health HTTP/1.1\r\nHost: [::1]\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+        (200, 400),
+    ),
     Abuse("host-missing", b"GET /health/live HTTP/1.1\r\n\r\n", (200, 400)),
     Abuse("host-twice", b"GET /health/live HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", (200, 400)),
     Abuse("host-with-path", b"GET /health/live HTTP/1.1\r\nHost: x/predict?\r\n\r\n", (200, 400)),
@@ -86,16 +90,40 @@ ABUSES = [
     Abuse("only-line-ends", b"\r\n" * 50_000, (400, 408, 431, None)),
     Abuse("smtp", b"EHLO example.org\r\n", (400, 408, None)),
     Abuse("redis", b"*1\r\n$4\r\nPING\r\n", (400, 408, None)),
-    Abuse("content-encoding-gzip-bomb", message("POST", "/predict", gzip.compress(b" " * 50_000_000),
-          headers={"Content-Encoding": "gzip"}), (413, 415)),
+    Abuse(
+        "content-encoding-gzip-bomb",
+        message("POST", "/predict", gzip.compress(b" " * 50_000_000), headers={"Content-Encoding": "gzip"}),
+        (413, 415),
+    ),
     Abuse("content-encoding-unknown", message("POST", "/predict", BODY, headers={"Content-Encoding": "br"}), (415,)),
     Abuse("content-type-missing", message("POST", "/predict", BODY, json_body=False), (415,)),
-    Abuse("content-type-form", message("POST", "/predict", b"inputs=a", json_body=False,
-          headers={"Content-Type": "application/x-www-form-urlencoded"}), (415,)),
-    Abuse("content-type-multipart", message("POST", "/predict", BODY, json_body=False,
-          headers={"Content-Type": "multipart/form-data; boundary=x"}), (415,)),
-    Abuse("content-type-utf-16", message("POST", "/predict", BODY.decode().encode("utf-16"), json_body=False,
-          headers={"Content-Type": "application/json; charset=utf-16"}), (415,)),
+    Abuse(
+        "content-type-form",
+        message(
+            "POST",
+            "/predict",
+            b"inputs=a",
+            json_body=False,
+            headers={"Content-Type": "application/x-www-form-urlencoded"},
+        ),
+        (415,),
+    ),
+    Abuse(
+        "content-type-multipart",
+        message("POST", "/predict", BODY, json_body=False, headers={"Content-Type": "multipart/form-data; boundary=x"}),
+        (415,),
+    ),
+    Abuse(
+        "content-type-utf-16",
+        message(
+            "POST",
+            "/predict",
+            BODY.decode().encode("utf-16"),
+            json_body=False,
+            headers={"Content-Type": "application/json; charset=utf-16"},
+        ),
+        (415,),
+    ),
     Abuse("timeout-header-nan", predict_message(CANARY, headers={"X-Request-Timeout-Ms": "nan"}), (422,)),
     Abuse("timeout-header-negative", predict_message(CANARY, headers={"X-Request-Timeout-Ms": "-1"}), (422,)),
     Abuse("timeout-header-infinite", predict_message(CANARY, headers={"X-Request-Timeout-Ms": "inf"}), (422,)),
@@ -103,7 +131,7 @@ ABUSES = [
     Abuse("timeout-header-text", predict_message(CANARY, headers={"X-Request-Timeout-Ms": "soon"}), (422,)),
     Abuse("request-id-long", predict_message(CANARY, headers={"X-Request-Id": "x" * 5_000}), (200, 422)),
     Abuse("range-many", message("GET", "/docs", headers={"Range": "bytes=" + "0-," * 5_000}), (200, 206, 404, 416)),
-]  # fmt: skip
+]
 
 _OLD = b"POST /predict HTTP/1.0\r\nContent-Type: application/json\r\n"
 _LIVE = b"GET /health/live HTTP/1.0\r\n"

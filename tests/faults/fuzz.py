@@ -224,9 +224,13 @@ def send_hypothesis(server: Server, documented: Documented, *, count: int, seed_
     client = Client(server, documented, seen)
     posts = sorted(path for path, methods in documented.paths.items() if "post" in methods)
     how = settings(
-        max_examples=max(count // 2, 10), deadline=None, database=None, phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck), derandomize=False,
-    )  # fmt: skip
+        max_examples=max(count // 2, 10),
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+        derandomize=False,
+    )
 
     def one(path: str, body: bytes) -> None:
         client.send(Input("hypothesis", "POST", path, message("POST", path, body)))
@@ -255,10 +259,25 @@ def send_schemathesis(server: Server, *, examples: int, seed_number: int) -> See
     with TemporaryDirectory() as folder:
         events = Path(folder) / "events.ndjson"
         command = [
-            sys.executable, "-m", "schemathesis.cli", "run", f"http://127.0.0.1:{server.port}/openapi.json",
-            "--checks", "all", "--max-examples", str(examples), "--seed", str(seed_number), "--continue-on-failure",
-            "--request-timeout", "15", "--no-color", "--report-ndjson-path", str(events), "--no-shrink",
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "schemathesis.cli",
+            "run",
+            f"http://127.0.0.1:{server.port}/openapi.json",
+            "--checks",
+            "all",
+            "--max-examples",
+            str(examples),
+            "--seed",
+            str(seed_number),
+            "--continue-on-failure",
+            "--request-timeout",
+            "15",
+            "--no-color",
+            "--report-ndjson-path",
+            str(events),
+            "--no-shrink",
+        ]
         (Path(folder) / "schemathesis.toml").write_text(SCHEMATHESIS)
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
         lines = events.read_text().splitlines() if events.exists() else []

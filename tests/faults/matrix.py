@@ -8,8 +8,13 @@ from tests.faults import ends, engines, files, framing, network, resources
 from tests.faults.bed import Bed, Fault
 
 FAULTS: tuple[Fault, ...] = (
-    *ends.FAULTS, *network.FAULTS, *framing.FAULTS, *files.FAULTS, *engines.FAULTS, *resources.FAULTS,
-)  # fmt: skip
+    *ends.FAULTS,
+    *network.FAULTS,
+    *framing.FAULTS,
+    *files.FAULTS,
+    *engines.FAULTS,
+    *resources.FAULTS,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -303,9 +303,15 @@ def pipelined_without_end(bed: Bed) -> str:
 def expect_continue(bed: Bed) -> str:
     server = bed.shared()
     body = json.dumps({"inputs": CANARY}).encode()
-    head = message("POST", "/predict", headers={
-        "Content-Type": "application/json", "Content-Length": str(len(body)), "Expect": "100-continue",
-    })  # fmt: skip
+    head = message(
+        "POST",
+        "/predict",
+        headers={
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            "Expect": "100-continue",
+        },
+    )
     with Connection(server.port) as connection:
         connection.send(head)
         connection.socket.settimeout(5)
@@ -386,4 +392,4 @@ FAULTS = [
     Fault("expect-100-continue", "100 comes; without a body 408 or the end", expect_continue, quick=False),
     Fault("one-byte-chunks", _BESIDE + "no wait over 2 s, memory bounded", chunk_flood),
     Fault("many-at-once", "429 with Retry-After, and who obeys it is answered", many_at_once, quick=False),
-]  # fmt: skip
+]

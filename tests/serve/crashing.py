@@ -23,10 +23,16 @@ KILLED = 9
 def fake_encoder(folder):
     manifest = Manifest.model_validate(
         {
-            "task": "text-classification", "labels": ["long", "short"], "max_length": 16, "inputs": ["input_ids"],
-            "outputs": ["logits"], "parameters": 1, "models": {"fp32": {"file": "m"}}, "files": {},
+            "task": "text-classification",
+            "labels": ["long", "short"],
+            "max_length": 16,
+            "inputs": ["input_ids"],
+            "outputs": ["logits"],
+            "parameters": 1,
+            "models": {"fp32": {"file": "m"}},
+            "files": {},
         }
-    )  # fmt: skip
+    )
     (folder / "potstill.json").write_text(manifest.model_dump_json())
 
     def predict(items, *, parameters=None):

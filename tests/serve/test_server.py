@@ -56,8 +56,11 @@ serve(
 def start(*arguments, program=PROGRAM, **options):
     return subprocess.Popen(
         [sys.executable, "-c", program, *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
 
 
 class Process(Running):

@@ -31,11 +31,24 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
 }
 command = [
-    str(Path(sys.executable).with_name("infinity_emb")), "v2",
-    "--model-id", ".", "--served-model-name", "model",
-    "--engine", "optimum", "--device", "cpu", "--host", "127.0.0.1", "--port", str(arguments.port),
-    "--no-model-warmup", "--log-level", "warning",
-]  # fmt: skip
+    str(Path(sys.executable).with_name("infinity_emb")),
+    "v2",
+    "--model-id",
+    ".",
+    "--served-model-name",
+    "model",
+    "--engine",
+    "optimum",
+    "--device",
+    "cpu",
+    "--host",
+    "127.0.0.1",
+    "--port",
+    str(arguments.port),
+    "--no-model-warmup",
+    "--log-level",
+    "warning",
+]
 # It finds a file by its path and hands that to optimum as a name, so the file must lie in the current folder.
 os.chdir(folder)
 os.execv(command[0], command)

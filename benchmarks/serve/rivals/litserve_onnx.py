@@ -65,9 +65,12 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=1)
     arguments = parser.parse_args()
     api = Classifier(
-        arguments.bundle, arguments.file, arguments.threads,
-        max_batch_size=arguments.batch, batch_timeout=0.005 if arguments.batch > 1 else 0.0,
-    )  # fmt: skip
+        arguments.bundle,
+        arguments.file,
+        arguments.threads,
+        max_batch_size=arguments.batch,
+        batch_timeout=0.005 if arguments.batch > 1 else 0.0,
+    )
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, healthcheck_path="/health/ready")
     server.run(
         host="127.0.0.1", port=arguments.port, num_api_servers=1, generate_client_file=False, log_level="warning"

@@ -40,9 +40,12 @@ def test_unknown_paths_name_the_known_ones(client):
 
 def test_another_method_is_a_405_that_says_which(client):
     for method, path, allowed in [
-        ("GET", "/predict", "POST"), ("DELETE", "/info", "GET, HEAD"), ("BREW", "/health", "GET, HEAD"),
-        ("PUT", "/", "GET, HEAD, POST"), ("HEAD", "/models/tiny/predict", "POST"),
-    ]:  # fmt: skip
+        ("GET", "/predict", "POST"),
+        ("DELETE", "/info", "GET, HEAD"),
+        ("BREW", "/health", "GET, HEAD"),
+        ("PUT", "/", "GET, HEAD, POST"),
+        ("HEAD", "/models/tiny/predict", "POST"),
+    ]:
         response = client.request(method, path)
         assert (response.status_code, response.headers["allow"]) == (405, allowed)
         if method != "HEAD":
@@ -166,8 +169,11 @@ def test_a_body_that_ends_early_is_a_400(engine):
         sent.append(message)
 
     scope = {
-        "type": "http", "method": "POST", "path": "/predict", "headers": [(b"content-type", b"application/json")],
-    }  # fmt: skip
+        "type": "http",
+        "method": "POST",
+        "path": "/predict",
+        "headers": [(b"content-type", b"application/json")],
+    }
     asyncio.run(create_app(engine)(scope, receive, send))
     assert sent[0]["status"] == 400
 

@@ -14,13 +14,33 @@ from tests.serve.http.fake import FakeEngine
 JSON = {"content-type": "application/json"}
 LIMITS = Limits(body_bytes=4_000, inputs=3, characters_per_token=2)
 PATHS = (
-    "/predict", "/", "/tokenize", "/models/ner/predict", "/models/qa/predict", "/models/mask/predict", "/embed",
+    "/predict",
+    "/",
+    "/tokenize",
+    "/models/ner/predict",
+    "/models/qa/predict",
+    "/models/mask/predict",
+    "/embed",
     "/v1/embeddings",
-)  # fmt: skip
+)
 KEYS = (
-    "inputs", "parameters", "top_k", "text", "text_pair", "question", "context", "input", "model", "targets",
-    "dimensions", "aggregation_strategy", "ignore_labels", "max_seq_len", "doc_stride", "normalize",
-)  # fmt: skip
+    "inputs",
+    "parameters",
+    "top_k",
+    "text",
+    "text_pair",
+    "question",
+    "context",
+    "input",
+    "model",
+    "targets",
+    "dimensions",
+    "aggregation_strategy",
+    "ignore_labels",
+    "max_seq_len",
+    "doc_stride",
+    "normalize",
+)
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=())),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS) | st.text(), inner),

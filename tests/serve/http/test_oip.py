@@ -161,8 +161,10 @@ def test_texts_get_the_answers_of_predict(client, encoder):
 def test_the_answer_names_its_request_and_model(client):
     content = post(client, texts(["good"]), id="é-1").json()
     assert {name: content[name] for name in ("model_name", "model_version", "id")} == {
-        "model_name": "tiny", "model_version": "1", "id": "é-1",
-    }  # fmt: skip
+        "model_name": "tiny",
+        "model_version": "1",
+        "id": "é-1",
+    }
     assert "id" not in post(client, texts(["good"])).json()
     response = post(client, texts(["good"]), path="/v2/models/tiny/versions/1/infer")
     assert response.json()["model_version"] == "1"
@@ -188,10 +190,13 @@ def test_pairs_and_parameters_reach_the_model(client, encoder, engine):
         ("ner", ["Ada good film", "x"], [texts(["Ada good film", "x"])]),
         ("mask", ["a [MASK] film"], [texts(["a [MASK] film"])]),
         ("multi", ["a film"], [texts(["a film"])]),
-        ("qa", [("what is it ?", "it is a book")], [texts(["what is it ?"], "question"),
-                                                     texts(["it is a book"], "context")]),
+        (
+            "qa",
+            [("what is it ?", "it is a book")],
+            [texts(["what is it ?"], "question"), texts(["it is a book"], "context")],
+        ),
     ],
-)  # fmt: skip
+)
 def test_every_task_answers_texts(client, task_encoder, model, asked, inputs):
     outputs = outputs_of(post(client, *inputs, path=f"/v2/models/{model}/infer"))
     assert [json.loads(row) for row in outputs["answers"]["data"]] == alone(task_encoder(model), asked)
@@ -260,10 +265,9 @@ def test_ids_go_and_come_as_bytes(client, encoder, datatype, kind):
     feeds = encoder.tokenizer.encode(TEXTS)
     parts = [values.astype(kind).tobytes() for values in feeds.values()]
     inputs = [
-        {"name": name, "shape": list(values.shape), "datatype": datatype,
-         "parameters": {"binary_data_size": len(part)}}
+        {"name": name, "shape": list(values.shape), "datatype": datatype, "parameters": {"binary_data_size": len(part)}}
         for (name, values), part in zip(feeds.items(), parts, strict=True)
-    ]  # fmt: skip
+    ]
     asked = {"inputs": inputs, "outputs": [{"name": "logits", "parameters": {"binary_data": True}}]}
     for headers in ({}, {"content-type": "application/octet-stream"}):
         _, found = unpack(post_binary(client, asked, *parts, **headers))

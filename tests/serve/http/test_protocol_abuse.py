@@ -15,9 +15,14 @@ from tests.serve.http.harness import QUICK, Echo, get, is_closed, post, probing,
 
 CHUNKED = b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 FEW = Limits(
-    connections=20, header_seconds=5, body_seconds=5, idle_seconds=5, write_seconds=5, shutdown_seconds=3,
+    connections=20,
+    header_seconds=5,
+    body_seconds=5,
+    idle_seconds=5,
+    write_seconds=5,
+    shutdown_seconds=3,
     drain_seconds=0.1,
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +86,14 @@ REFUSED = {
     "length of 5,000 digits": (b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: %b\r\n\r\n" % (b"9" * 5000), 400),
     "two lengths": (b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello", 400),
     "the same length twice": (
-        b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", 400,
+        b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
+        400,
     ),
     "a list of lengths": (b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5, 5\r\n\r\nhello", 400),
     "length and chunks": (CHUNKED.replace(b"\r\n\r\n", b"\r\nContent-Length: 5\r\n\r\n") + b"0\r\n\r\n", 400),
     "chunks and length": (
-        b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400,
+        b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
     ),
     "chunks twice": (CHUNKED.replace(b": chunked", b": chunked\r\nTransfer-Encoding: chunked"), 400),
     "chunks hidden": (CHUNKED.replace(b": chunked", b": xchunked"), 400),
@@ -98,7 +105,7 @@ REFUSED = {
     "chunk longer than it says": (CHUNKED + b"2\r\nhello\r\n0\r\n\r\n", 400),
     "chunk with a bare line feed": (CHUNKED + b"5\nhello\r\n0\r\n\r\n", 400),
     "unknown expectation": (post(extra=b"Expect: 200-ok\r\n"), 417),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)

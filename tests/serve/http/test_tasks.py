@@ -150,8 +150,11 @@ def test_hugging_faces_shapes_come_from_the_root(client, encoder, vectors, task_
 def test_tokenize_shows_what_the_model_reads(client):
     got = post(client, {"inputs": "good\U0001f642 film"}, "/tokenize").json()
     assert [(token["token"], token["start"], token["end"], token["special"]) for token in got["tokens"]] == [
-        ("[CLS]", 0, 0, True), ("[UNK]", 0, 5, False), ("film", 6, 10, False), ("[SEP]", 0, 0, True),
-    ]  # fmt: skip
+        ("[CLS]", 0, 0, True),
+        ("[UNK]", 0, 5, False),
+        ("film", 6, 10, False),
+        ("[SEP]", 0, 0, True),
+    ]
     assert got["truncated"] is False
     several = post(client, {"inputs": ["good", "very " * 60]}, "/tokenize").json()
     assert [len(answer["tokens"]) for answer in several] == [3, 32]

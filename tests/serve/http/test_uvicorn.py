@@ -13,13 +13,28 @@ from potstill.serve.http.protocol import HttpProtocol
 def test_what_is_overridden_is_there():
     own = {name for name in vars(HttpProtocol) if not name.startswith("__")}
     assert own & set(vars(HttpToolsProtocol)) == {
-        "connection_made", "connection_lost", "eof_received", "pause_writing", "resume_writing", "shutdown",
-        "data_received", "on_message_begin", "on_url", "on_header", "on_headers_complete", "on_body",
-        "on_message_complete", "_start_asgi_task", "on_response_complete",
-    }  # fmt: skip
+        "connection_made",
+        "connection_lost",
+        "eof_received",
+        "pause_writing",
+        "resume_writing",
+        "shutdown",
+        "data_received",
+        "on_message_begin",
+        "on_url",
+        "on_header",
+        "on_headers_complete",
+        "on_body",
+        "on_message_complete",
+        "_start_asgi_task",
+        "on_response_complete",
+    }
     assert list(inspect.signature(HttpToolsProtocol.__init__).parameters)[1:] == [
-        "config", "server_state", "app_state", "_loop",
-    ]  # fmt: skip
+        "config",
+        "server_state",
+        "app_state",
+        "_loop",
+    ]
     assert list(inspect.signature(HttpToolsProtocol._start_asgi_task).parameters) == ["self", "cycle", "app"]
 
 

@@ -25,10 +25,12 @@ async def ask(app, path, content=None, *, headers=()):
         sent.append(message)
 
     scope = {
-        "type": "http", "method": "GET" if content is None else "POST", "path": path,
+        "type": "http",
+        "method": "GET" if content is None else "POST",
+        "path": path,
         "headers": [(b"content-type", b"application/json"), *headers],
         "state": {"received_at": asyncio.get_running_loop().time()},
-    }  # fmt: skip
+    }
     await app(scope, receive, send)
     return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
 
