@@ -11,7 +11,7 @@ from potstill.errors import PotstillError
 from potstill.export import export_bundle, precisions
 from potstill.export.onnx_files import load_model, save_model
 
-from .test_parity import FAULTS
+from .test_checks import FAULTS
 
 pytestmark = pytest.mark.usefixtures("few_texts")
 ONLY_FP32 = ExportConfig(precisions=["fp32"], judged_texts=5, calibration_texts=1)
