@@ -105,7 +105,7 @@ class CsvOutput:
     """One line per row; values that are no texts are written as JSON."""
 
     def __init__(self, added: Added, *, columns: Sequence[str], task: str) -> None:
-        """Fix the head: the input's columns and what is added."""
+        """Set the header: the input's columns and those that are added."""
         self._added, self._columns = added, list(columns)
         self._best = task == TEXT_CLASSIFICATION.name
         self.head: list[str] = [*self._columns, added.answer]
