@@ -21,18 +21,20 @@ from potstill.hub import similar
 if TYPE_CHECKING:
     from potstill.serve.batching import Engine, EngineSettings, Plan
 
+# [NAME=]PATH[@PRECISION]; an @ elsewhere, and an = behind a character that no name has, belong to the path.
 _SPEC = re.compile(
     rf"(?:(?P<name>[A-Za-z0-9._-]+)=)?(?P<path>.+?)(?:@(?P<precision>{'|'.join(MODEL_FILES)}))?", re.DOTALL
 )
+# A model's name stands in URL paths as it is, so it has only unreserved characters (RFC 3986, section 2.3).
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_KEY = re.compile(r"[!-~]{8,512}")
+_KEY = re.compile(r"[!-~]{8,512}")  # visible ASCII, which a header field can hold (RFC 9110, section 5.5)
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _ORIGIN = re.compile(r"https?://[^/?#\s]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """One model to serve."""
+    """One model to serve, as the command line names it."""
 
     name: str
     folder: Path
@@ -83,6 +85,7 @@ def serve(
             raise UsageError(f"--cors-origin is {origin!r}; expected scheme and host such as https://app.example, or *")
     for spec in specs:
         _check_folder(spec)
+    # Before the socket is bound, so that a missing package is the first error, and names its extra.
     for module in ("onnxruntime", "tokenizers", "uvicorn", "httptools", "starlette", "prometheus_client"):
         require(module, extra="serve")
     from potstill.serve import server as serving
@@ -101,6 +104,7 @@ def serve(
         shutdown_seconds=shutdown_seconds,
     )
     settings = EngineSettings(threads=threads, runners=runners, allow_drift=allow_drift, limits=limits, shadow=pair)
+    # Bound before the models are loaded: a port in use is an error at once, and health checks get an answer.
     listener = serving.bind(host, port) if uds is None else serving.bind_unix(uds)
     hosts = allowed_hosts(allowed_host or (), host=host, is_open=not keys and uds is None)
     loaded: list[Engine] = []
@@ -127,7 +131,7 @@ def _load(specs: Sequence[Spec], settings: "EngineSettings") -> "Engine":
             spec.folder,
             precision=spec.precision,
             threads=settings.threads,
-            spinning=False,
+            spinning=False,  # idle threads that wait busily would take the cores from the other runners
         )
         for spec in specs
     }
@@ -151,7 +155,7 @@ def _announce(engine: "Engine", url: str, keys: int) -> None:
 
 
 def describe_plan(plan: "Plan") -> str:
-    """Return what the engine measured and chose, a line for all and one for each model."""
+    """Return the engine's plan as text: one line for the engine and one for each model."""
     lines = [
         f"plan: runs at a time {plan.runners}, threads of each {plan.threads}, 429 beyond "
         f"{plan.wait_ms['standing']:g} ms of waiting ({plan.wait_ms['burst']:g} ms in a burst)"
@@ -166,10 +170,14 @@ def describe_plan(plan: "Plan") -> str:
 
 
 def read_specs(given: Sequence[str], *, precision: str | None) -> list[Spec]:
-    """Read FOLDER, NAME=FOLDER and NAME=FOLDER@PRECISION; a folder without a name gives its own.
+    """Parse FOLDER, NAME=FOLDER and NAME=FOLDER@PRECISION; without a name the folder's own is taken.
+
+    Args:
+        given: the command's arguments.
+        precision: for those that name none.
 
     Raises:
-        UsageError: if a name cannot stand in a path, or comes twice.
+        UsageError: if a name cannot be part of a URL's path, or comes twice, or there is no such precision.
     """
     specs: list[Spec] = []
     for text in given:
@@ -179,6 +187,7 @@ def read_specs(given: Sequence[str], *, precision: str | None) -> list[Spec]:
         folder = Path(match["path"])
         name = match["name"] or folder.resolve().name
         ending = folder.name.rpartition("@")[2]
+        # A folder's name may hold an @; only where there is no such folder it is a precision that is misspelt.
         if match["precision"] is None and "@" in folder.name and not folder.exists():
             raise UsageError(f"{text} asks for the precision {ending!r}; there are {', '.join(MODEL_FILES)}")
         otherwise = shlex.quote(f"student={folder}" + (f"@{match['precision']}" if match["precision"] else ""))
@@ -191,21 +200,22 @@ def read_specs(given: Sequence[str], *, precision: str | None) -> list[Spec]:
 
 
 def _check_folder(spec: Spec) -> None:
-    """Refuse a folder that is misspelt, before anything is loaded; what is in it is read later."""
+    """Refuse a folder that does not exist while one of a similar name does; its content is checked on loading."""
     near = similar(str(spec.folder))
     if not spec.folder.exists() and near:
         raise BundleError(f"{spec.folder} is not a folder; {near}")
 
 
 def allowed_hosts(given: Sequence[str], *, host: str, is_open: bool) -> frozenset[str] | None:
-    """Return the names that a request's Host may have, None for any.
+    """Return the names that a request's Host header may have; None for any.
 
-    A server that trusts its own machine must not be asked by a web page whose name was made to point there.
+    A server without keys on loopback trusts its own machine, so it must refuse web pages whose name was made to point
+    there (DNS rebinding).
 
     Args:
-        given: what the user allows; "*" is any.
+        given: the values of --allowed-host; "*" is any.
         host: the address that the server listens on.
-        is_open: whether everybody who reaches the address is answered.
+        is_open: whether no key is needed and the server listens on an address.
     """
     if "*" in given:
         return None
@@ -219,18 +229,19 @@ def allowed_hosts(given: Sequence[str], *, host: str, is_open: bool) -> frozense
 
 
 def read_keys(file: Path | None, more: str | None) -> list[str]:
-    """Return the API keys of a file, one per line, and of a list with commas.
+    """Return the API keys of a file and of the environment, without duplicates.
 
     Args:
-        file: None if there is none.
-        more: the list; None or empty if there is none.
+        file: a file with one key per line; None if there is none.
+        more: keys separated by commas (POTSTILL_API_KEYS); None or empty if there are none.
 
     Raises:
-        UsageError: if the file cannot be read, either has no key, or a key could not stand in a header.
+        UsageError: if the file cannot be read, the file or the list has no key, or a key has other characters than a
+            header can hold.
     """
     keys = [key.strip() for key in (more or "").split(",")]
     if more and not any(keys):
-        # Whoever sets it means to ask for keys: an open server would be the opposite.
+        # Whoever sets the variable wants keys: a server that is open to all would be the opposite.
         raise UsageError("POTSTILL_API_KEYS has no key; set keys, separated by commas, or unset it")
     if file is not None:
         try:
@@ -243,7 +254,7 @@ def read_keys(file: Path | None, more: str | None) -> list[str]:
     keys = [key for key in keys if key]
     bad = [place for place, key in enumerate(keys, 1) if not _KEY.fullmatch(key)]
     if bad:
-        # A key is a secret: its place is named, not the key.
+        # A key is a secret, so the message names its place and not the key.
         raise UsageError(
             f"API key {bad[0]} of {len(keys)} cannot be used; a key has 8 to 512 ASCII characters and no space"
         )

@@ -1,4 +1,4 @@
-"""What `potstill serve` can be told."""
+"""The options of `potstill serve`, as annotated types for typer; their help texts are what users read."""
 
 from pathlib import Path
 from typing import Annotated

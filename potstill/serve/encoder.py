@@ -1,4 +1,8 @@
-"""Load one precision of a bundle and answer texts with it: the one way in which potstill asks an exported model."""
+"""Load one precision of a bundle and answer texts with it.
+
+Everything in potstill that asks an exported model goes through `Encoder`: parity checks, benchmarks, `evaluate` and the
+server.
+"""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +30,8 @@ from potstill.tasks import FILL_MASK, TEXT_CLASSIFICATION
 RunRows: TypeAlias = Callable[[Sequence[Row], Stop | None], list[Outputs]]
 """The type of `Encoder.run_rows`."""
 
-# Numbers that one run of a language model may give in `predict`, 256 MB: it answers each token with its vocabulary.
+# Most numbers that one run of a language model may give in `predict`, 256 MB as float32: it gives every token a row of
+# vocabulary size.
 _MOST_NUMBERS = 2**26
 _BATCH = 32
 _MOST_WINDOWS = Limits().windows
@@ -37,13 +42,13 @@ class Encoder:
 
     Attributes:
         bundle: the folder and its manifest.
-        manifest: what `potstill.json` says.
+        manifest: the content of `potstill.json`.
         precision: the precision that answers.
         record: how that precision's file was made and checked.
-        task: the schemas of its requests, and what decodes its answers.
-        function: what turns a classifier's logits into scores: `softmax`, `sigmoid` or `none`.
-        tokenizer: texts to ids.
-        session: ids to logits.
+        task: the schemas of its requests, and the decoder of its answers.
+        function: turns a classifier's logits into scores: `softmax`, `sigmoid` or `none`.
+        tokenizer: turns texts into ids.
+        session: turns ids into the graph's outputs.
     """
 
     def __init__(
@@ -57,13 +62,13 @@ class Encoder:
     ) -> None:
         """Load one precision of a bundle, after checking every file against its hash unless `verify` is false.
 
-        What is loaded is what was checked: a file that is swapped meanwhile is either not seen or refused.
+        The bytes that are loaded are the bytes that were hashed, so swapping a file meanwhile has no effect.
 
         Args:
             bundle_dir: the folder.
             precision: which of its files answers; None is fp32, or the only one there is.
-            threads: of one run; None takes the cores.
-            spinning: whether idle threads wait busily.
+            threads: threads of one run; None takes the cores of this process.
+            spinning: whether idle threads wait busily, as in `OnnxSession`.
             verify: whether files are checked.
 
         Raises:
@@ -81,7 +86,7 @@ class Encoder:
         self.function = _function_of(self.bundle, verify=verify)
         _warn_of_other_cpu(self.record, bundle_dir)
         self.tokenizer = BundleTokenizer(bundle_dir, self.manifest, read=self.bundle.read if verify else None)
-        # The bytes of the model are let go once the session has them.
+        # No name is bound to the bytes, so that they are freed as soon as the session has its own copy.
         self.session = OnnxSession(
             self.bundle.read_model(self.precision) if verify else self.bundle.model_file(self.precision),
             threads=threads,
@@ -112,7 +117,7 @@ class Encoder:
         """
         with _panic_as_error():
             rows = self.tokenizer.rows(texts)
-        found: list[Outputs] = [{}] * len(rows)
+        found: list[Outputs] = [{}] * len(rows)  # one shared placeholder, replaced below
         for indices, batch in self._batches(rows, batch_size):
             for index, own in zip(indices, self.run_rows(batch), strict=True):
                 found[index] = {name: values for name, values in own.items() if name in self.manifest.outputs}
@@ -155,16 +160,18 @@ class Encoder:
         *,
         most_windows: int = _MOST_WINDOWS,
     ) -> Features:
-        """Tokenise a request: return rows for the model, and what decodes its answers. Pure, and safe in any thread.
+        """Tokenise a request: return its rows for the model, and the function that decodes its answers.
+
+        Pure, and safe in any thread.
 
         Args:
-            items: what `task.item` says: texts, pairs or questions. A pair, and a question with its context, may be a
+            items: of the type `task.item`: texts, pairs or questions. A pair, and a question with its context, may be a
                 tuple.
-            parameters: `task.parameters`, or a mapping of them; None takes the defaults.
-            most_windows: windows that one question's context may be read in.
+            parameters: an instance of `task.parameters`, or a mapping of its fields; None takes the defaults.
+            most_windows: most windows into which one question's context may be split.
 
         Raises:
-            RequestError: if an item or a parameter is none of this task; no message repeats a text.
+            RequestError: if an item or a parameter does not fit the task; no message repeats a text.
             CheckError: if the tokenizer fails on a text.
         """
         if not isinstance(parameters, self.task.parameters):
@@ -181,20 +188,20 @@ class Encoder:
         Args:
             inputs: one text, (text, text_pair) or (question, context), or a list of these.
             parameters: of the task, as in `prepare`.
-            top_k: one of the parameters, by itself.
+            top_k: shorthand for the parameter of this name.
 
         Returns:
             Plain JSON values, by task: labels with scores, entities, an answer, words for each mask, or a vector.
 
         Raises:
-            UsageError: if an input or a parameter is none of this task.
+            UsageError: if an input or a parameter does not fit the task.
             CheckError: if the tokenizer or the model fails, or the model answers NaN or infinity.
         """
         items = inputs if isinstance(inputs, list) else [inputs]
         if top_k is not None:
             given = read_parameters(self.task.parameters, parameters).model_dump(exclude_unset=True)
             parameters = given | {"top_k": top_k}
-        # Nothing else waits here, so a text may take as many windows as it has.
+        # No other client waits here, so a context may take as many windows as it needs.
         features = self.prepare(items, parameters, most_windows=2**31)
         batch_size = _BATCH
         if self.manifest.task == FILL_MASK.name:
@@ -208,20 +215,20 @@ class Encoder:
         return answers if isinstance(inputs, list) else answers[0]
 
     def unpad(self, given: Mapping[str, NDArray[Any]], rows: Sequence[Row]) -> list[Outputs]:
-        """Return the outputs of each row of a batch, padding cut off: views into the arrays that a run gave."""
+        """Return each row's outputs without padding, as the function `unpad` does, for this model's task."""
         return unpad(given, rows, task=self.task, left=self.manifest.padding_side == "left")
 
     def run_rows(self, rows: Sequence[Row], stop: Stop | None = None) -> list[Outputs]:
         """Run rows together and return each row's outputs; safe in any thread.
 
         Args:
-            rows: of `Features.rows`.
+            rows: elements of `Features.rows`.
             stop: ends the run with an error when it is set.
 
         Raises:
             CheckError: if the model fails, or was stopped.
         """
-        # One row needs no copy.
+        # A single row, the common case of an idle server, needs no copy: a view with a batch axis will do.
         one = len(rows) == 1
         feeds = {name: values[None] for name, values in rows[0].items()} if one else self.tokenizer.pad(rows)
         return self.unpad(self.session.run(feeds, stop), rows)
@@ -229,7 +236,7 @@ class Encoder:
     def _batches(self, rows: Sequence[Row], batch_size: int) -> Iterator[tuple[list[int], list[Row]]]:
         """Yield batches of similar length, each with its rows' numbers.
 
-        The longest come first, because onnxruntime's memory grows to the largest batch and stays there.
+        The longest come first: onnxruntime's memory grows to the largest batch and stays there, so it grows once.
         """
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; it must be at least 1")
@@ -256,8 +263,8 @@ class Encoder:
 def _panic_as_error() -> Iterator[None]:
     """Turn a panic of the tokenizers library into an error.
 
-    Rust panics where a pattern of the tokenizer backtracks too often, and pyo3's PanicException is no Exception: it
-    would pass every handler, up to the end of the thread or the process.
+    Rust panics where a pattern of the tokenizer backtracks too often. pyo3's PanicException derives from BaseException,
+    so `except Exception` would not catch it, and the thread or the process would end.
 
     Raises:
         CheckError: if the library panics.
@@ -265,6 +272,7 @@ def _panic_as_error() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        # pyo3 exports the class nowhere, so its module is all there is to know it by.
         if type(error).__module__ != "pyo3_runtime":
             raise
         raise CheckError(
@@ -276,12 +284,12 @@ def _panic_as_error() -> Iterator[None]:
 def unpad(
     given: Mapping[str, NDArray[Any]], rows: Sequence[Row], *, task: ServedTask, left: bool = False
 ) -> list[Outputs]:
-    """Return the outputs of each row of a batch, padding cut off: views into the arrays that a run gave.
+    """Return the outputs of each row of a batch without padding, as views into the arrays of the run.
 
     Args:
-        given: what the model gave for the batch.
+        given: the model's outputs for the batch: name -> (rows, ...) or (rows, padded tokens, ...).
         rows: the batch's rows, before they were padded.
-        task: says whether outputs have an entry per text or per token.
+        task: tells whether outputs have an entry per text or per token.
         left: whether the rows were padded on the left.
     """
     lengths = [len(row["input_ids"]) for row in rows]
@@ -299,16 +307,19 @@ def unpad(
 
 
 def _function_of(bundle: Bundle, *, verify: bool) -> str:
-    """Return what makes scores of a classifier's logits; a config.json that the manifest does not name is not read."""
+    """Return the function that makes scores of a classifier's logits, `softmax`, `sigmoid` or `none`."""
     name = "config.json"
-    if name not in bundle.manifest.files:
+    if name not in bundle.manifest.files:  # such a file has no hash, so anybody may have put it there
         return scoring_function(bundle.manifest.problem_type, None)
     content = bundle.read(name) if verify else (bundle.folder / name).read_bytes()
     return scoring_function(bundle.manifest.problem_type, content)
 
 
 def _warn_of_other_cpu(record: ModelRecord, folder: Path) -> None:
-    """Say that an int8 file was made for a CPU of another kind, where it may be slower or, worse, saturate."""
+    """Warn if an int8 file was made for another kind of CPU: here it may be slow, or its products may saturate.
+
+    Without VNNI, AVX2's VPMADDUBSW adds two products of 8 bits in 16 bits, which saturates; 7-bit weights fit.
+    """
     if record.quantisation is None or not record.cpu_features:
         return
     made_exact, here_exact = machine.multiplies_exactly(record.cpu_features), machine.has_fast_int8()

@@ -1,4 +1,4 @@
-"""What one server takes before it says no; every default with its reason."""
+"""The limits of one server; every default with its reason."""
 
 from dataclasses import dataclass, fields
 
@@ -7,10 +7,10 @@ from potstill.errors import UsageError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Caps of a server; none of them can be switched off.
+    """Limits of sizes, counts and times; none of them can be switched off.
 
     Raises:
-        UsageError: if a cap is not above 0.
+        UsageError: if a limit is not above 0.
     """
 
     body_bytes: int = 2_000_000
@@ -22,9 +22,9 @@ class Limits:
     comes after tokenising, so a longer text costs time that no answer shows. text-embeddings-inference refuses at
     the same multiple; English has about 5 characters per token."""
     windows: int = 64
-    """Windows that one question's context may be read in."""
+    """Windows into which one question's context may be split."""
     nesting: int = 8
-    """Depth of the JSON; what the server understands has depth 5."""
+    """Nesting of the JSON; the deepest request that the server understands has 5 levels."""
     header_bytes: int = 32_768
     """Bytes of a request's line and headers together; h11 and nginx stop at the same order."""
     headers: int = 100
@@ -32,28 +32,31 @@ class Limits:
     url_bytes: int = 4_096
     """Bytes of a request's target; our longest path has some hundred."""
     connections: int = 2_048
-    """Open connections; beyond it the one that has been waiting longest for its client is closed."""
+    """Open connections; beyond it the one that has waited longest for its client is closed."""
     header_seconds: float = 10.0
-    """From a request's first byte (or the connection's first moment) to the end of its headers."""
+    """Seconds from a request's first byte (or the connection's start) to the end of its headers."""
     body_seconds: float = 30.0
-    """From the end of the headers to the end of the body."""
+    """Seconds from the end of the headers to the end of the body."""
     idle_seconds: float = 30.0
-    """Between two requests of one connection."""
+    """Seconds between two requests of one connection."""
     write_seconds: float = 30.0
-    """How long a client may leave an answer unread."""
+    """Seconds that a client may leave an answer unread."""
     request_seconds: float = 60.0
-    """The longest that a request may take once it is read, and the longest timeout that a client can ask for."""
+    """Longest time in seconds from the end of a request's headers to its answer, and the longest timeout that a client
+    can ask for."""
     wait_ms: float | None = None
-    """The longest predicted wait at which a request is still taken; None is chosen from what requests take here."""
+    """Longest predicted wait in milliseconds at which a request is accepted; None lets `Admission` choose it from what
+    requests cost on this machine."""
     drain_seconds: float = 2.0
-    """After SIGTERM, how long new requests are still answered while /health/ready says no: the time that a load
-    balancer needs to hear of it."""
+    """Seconds after SIGTERM in which new requests are still answered while /health/ready says no: a load balancer needs
+    that time to notice."""
     shutdown_seconds: float = 20.0
-    """After that, how long accepted requests may take to finish; Kubernetes kills 30 s after SIGTERM."""
+    """Seconds after that in which accepted requests may finish; Kubernetes kills 30 s after SIGTERM."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            # Without a load balancer there is nobody to give time to notice.
             zero_is_fine = field.name == "drain_seconds" and value == 0
             if value is not None and not value > 0 and not zero_is_fine:
                 raise UsageError(f"the limit {field.name} is {value}; it must be above 0")

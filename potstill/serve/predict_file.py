@@ -1,13 +1,13 @@
-"""Answer a whole file: rows in, the same rows with their answers out, resumable after a kill at any moment.
+"""Answer a whole file (`potstill predict`): write every row with its answer; resumable after a kill at any moment.
 
-A window of rows is read ahead, answered in parallel, written in order, and counted once it is on the disk. A window's
-texts are asked in groups of similar length, so that little is padded, and several groups run at once, each on one
-thread: on a CPU that is faster than one run with several threads (microsoft/onnxruntime#16304).
+Rows are read in windows, answered in parallel and written in order. The texts of a window are sorted into groups of
+similar length, so that little is padded, and several groups run at once, each on one thread: on a CPU that is faster
+than one run with several threads (microsoft/onnxruntime#16304).
 
-Beside OUT lie `.OUT.partial`, to which rows are appended, and `.OUT.journal` (`potstill.files.Journal`), whose entries
-say how far the run has come. Rows are flushed to the disk before the entry that counts them, so whatever moment a
-process dies at, the last entry is true; what the partial file holds beyond it is cut off when the run goes on. At the
-end the output gets its name by one rename.
+Crash safety: while a run goes on, `.OUT.partial` and `.OUT.journal` (`potstill.files.Journal`) lie beside OUT. Rows are
+appended to the partial file and flushed to the disk before the journal entry that counts them, so the last entry is
+true at whatever moment the process dies; bytes of the partial file beyond it are cut off on resume. At the end one
+rename gives the output its name.
 """
 
 import os
@@ -41,49 +41,51 @@ STAGE = "predict"
 
 _SCHEMA = "potstill-predict/1"
 _READ, _WRITTEN = (".jsonl", ".csv", ".tsv", ".parquet"), (".jsonl", ".csv", ".parquet")
-# What is read, answered and flushed to the disk at once: enough to sort by length, and seconds of work.
+# Rows and bytes that are read, answered and flushed to the disk at once: enough to sort by length, and at most some
+# seconds of work to lose.
 WINDOW_ROWS, WINDOW_BYTES = 2048, 2 * 2**20
-# Texts of one call of the model: enough for its batches, few enough that workers end together.
+# Texts of one call of `Encoder.predict`: enough for its batches, few enough that the workers end together.
 GROUP_TEXTS = 64
-# Windows in memory besides the one being read: one is being answered, one waits for it.
+# Windows in memory besides the one being read: one that is being answered, and one that keeps workers busy after it.
 _AHEAD = 2
 _KINDS = {type(None): "nothing", list: "a list", dict: "an object", **dict.fromkeys((int, float, bool), "a number")}
 
 Item: TypeAlias = Any
-"""What a model is asked: a text, a pair, or a `Question`."""
+"""One input of a model: a text, a pair, or a `Question`."""
 Asked: TypeAlias = tuple[Any, str | None]
-"""What the model is asked of a row or answers to it, or None and what is wrong."""
+"""A row's input, or later its answer, and None; or None and what is wrong with the row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictSettings:
-    """How a file is answered."""
+    """Settings of one run over a file."""
 
     columns: Sequence[str] | None = None
-    """The column of the text, two of a pair; None takes the usual names."""
+    """The column of the text, or the two of a pair; None looks for the usual names."""
     parameters: Mapping[str, object] = field(default_factory=dict)
-    """As in a request to the server."""
+    """The task's parameters, as in a request to the server."""
     answer_column: str = "answer"
-    """The column that is added."""
+    """The name of the column that is added."""
     on_error: Literal["fail", "skip"] = "fail"
-    """Whether the first row without an answer ends the run, or says why in `ANSWER_error`."""
+    """Whether the first row without an answer ends the run, or its problem is written to `ANSWER_error`."""
     workers: int = 1
-    """How many groups of texts run at once."""
+    """Number of groups of texts that run at once, one thread each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictReport:
-    """What was done."""
+    """Result of one run over a file."""
 
     rows: int
-    """In the output."""
+    """Rows in the output."""
     failed: int
-    """Of them, those without an answer."""
+    """Those of them without an answer."""
     resumed_rows: int
-    """Of them, those that an earlier run had finished."""
+    """Those of them that an earlier run had finished."""
     seconds: float
+    """Duration of this run."""
     problems: list[str]
-    """The first few of this run."""
+    """The first few problems of this run."""
 
 
 def predict_file(
@@ -96,16 +98,16 @@ def predict_file(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> PredictReport:
-    """Answer every row of a file; rows and their order stay, answers are those of `encoder.predict`.
+    """Answer every row of a file; rows and their order are kept, answers are those of `encoder.predict`.
 
     Args:
         encoder: loaded with `threads=1` where `settings.workers` is above 1.
         source: a file of .jsonl, .csv, .tsv or .parquet, or `-` for jsonl on standard input.
         out: a file of .jsonl, .csv or .parquet, or `-` for jsonl on standard output. A file appears when it is whole.
-        settings: how.
-        resume: go on with a run that was stopped.
-        overwrite: replace what is there.
-        progress: is told of rows.
+        settings: columns, parameters and what to do with errors.
+        resume: continue a run that was stopped.
+        overwrite: replace an existing output or unfinished run.
+        progress: called with the rows that are done.
 
     Raises:
         DataError: if a row has no answer and `settings.on_error` is fail, or the file cannot be read.
@@ -122,13 +124,13 @@ def predict_file(
     file = _open_source(source)
     run = _Run(encoder, file, settings)
     output = open_output(suffix, run.added, columns=run.input_columns, task=encoder.manifest.task)
-    if suffix == ".parquet":  # it copies the input's other columns untouched
+    if suffix == ".parquet":  # it copies the input's other columns as Arrow data, so only texts become Python values
         run.decoded = run.columns or None
     started = time.perf_counter()
     rows = failed = resumed = 0
 
     def tell(after: Place) -> None:
-        """Tell how many rows are done, of about how many; a file of lines does not say how many it has."""
+        """Report the rows done and the total, estimated from the bytes read: a file of lines has no count of rows."""
         total = max(rows + 1, round(rows * file.size / after.offset)) if file.size and after.offset else 0
         progress(STAGE, rows, total, f"{(rows - resumed) / (time.perf_counter() - started):.0f} a second")
 
@@ -144,6 +146,7 @@ def predict_file(
                 with closing(_ResumableFile(Path(out))) as written:
                     written.open(run.identity(output, source), resume=resume, overwrite=overwrite)
                     rows = resumed = written.last.rows
+                    # Else an earlier run has written all rows and died before it gave the output its name.
                     if not written.is_done:
                         output.take_up(written.partial, written.lengths)
                         for answered in run.answer(written.last.place, pool):
@@ -156,7 +159,7 @@ def predict_file(
                             written.add(output.encode([], is_first=True), rows=0, failed=0, after=BEGIN)
                     written.publish(output)
                     failed = written.last.failed
-        finally:
+        finally:  # after an error the groups that wait must not run first
             pool.shutdown(cancel_futures=True)
     progress(STAGE, rows, max(rows, 1), "")
     seconds = time.perf_counter() - started
@@ -189,14 +192,14 @@ class _Window:
     records: list[Record]
     asked: list[Asked]
     groups: list[tuple[list[int], "Future[list[Asked]]"]]
-    """The places in the window, and the answers on their way."""
+    """The row numbers within the window of each group, and the future of their answers."""
 
 
 class _Run:
-    """The rows of a file, the model, and what is asked of it."""
+    """The rows of one file and the model that answers them."""
 
     def __init__(self, encoder: Encoder, source: DataFile, settings: PredictSettings) -> None:
-        """Look at the first row for its columns.
+        """Read up to the first good row, to find its columns.
 
         Raises:
             UsageError: if columns or parameters do not fit.
@@ -204,11 +207,11 @@ class _Run:
         self._encoder, self._source, self._settings = encoder, source, settings
         self._manifest = encoder.manifest
         self._parameters = _check_parameters(encoder, settings.parameters)
-        # As many characters as the server takes.
+        # As many characters as the server accepts.
         self._longest = Limits().characters_per_token * encoder.manifest.max_length
         self.problems: list[str] = []
         self.decoded: Sequence[str] | None = None
-        """The columns that are needed as values; None is all."""
+        """The columns that are needed as Python values; None for all."""
         self.added = Added(settings.answer_column, settings.on_error == "skip")
         records = source.records()
         self._first: list[Record] = []
@@ -218,7 +221,7 @@ class _Run:
                 break
             if len(self._first) == WINDOW_ROWS:
                 raise DataError(f"none of the first {WINDOW_ROWS} rows of {source.name} can be read: {record.problem}")
-        self._rest = records if source.is_stream else None
+        self._rest = records if source.is_stream else None  # a stream cannot be read from its beginning again
         have = source.columns or next((list(one.values) for one in self._first if one.values is not None), ())
         self.input_columns = list(have)
         self.columns = self._pick_columns() if self._first else ()
@@ -228,7 +231,7 @@ class _Run:
 
     def _pick_columns(self) -> tuple[str, ...]:
         task = get_task(self._manifest.task)
-        # A data set of tags has its texts as lists of words; offsets need the text itself. A vector is of one text.
+        # A data set of tags has its texts as lists of words, but offsets need the text. A vector is of one text.
         is_single = task in (TOKEN_CLASSIFICATION, FEATURE_EXTRACTION)
         return pick_text_columns(
             self.input_columns,
@@ -239,10 +242,11 @@ class _Run:
         )
 
     def identity(self, output: Output, source: str | Path) -> dict[str, object]:
-        """Return what a run that goes on must have the same."""
+        """Return the facts that must be equal for a run to be resumed."""
         facts = None if str(source) == STANDARD else Path(source).stat()
         return {
             "schema": _SCHEMA,
+            # Not a hash, which would read the whole input before the first row.
             "input": None if facts is None else [facts.st_size, facts.st_mtime_ns],
             "bundle": self._encoder.bundle.manifest_sha256,
             "precision": self._encoder.precision,
@@ -254,9 +258,9 @@ class _Run:
         }
 
     def answer(self, start: Place, pool: ThreadPoolExecutor) -> Iterator[list[Answered]]:
-        """Give windows in order, with the answers of the next ones on their way.
+        """Yield the answers of windows in order, while those of the next windows are computed.
 
-        Windows are cut the same wherever a run begins, so that a resumed one has the same neighbours in its batches.
+        Windows begin and end at the same rows wherever a run begins, so a resumed run makes the same batches.
 
         Raises:
             DataError: for the first row without an answer, unless such rows are skipped.
@@ -283,7 +287,7 @@ class _Run:
     def _ask(self, records: list[Record], pool: ThreadPoolExecutor) -> _Window:
         asked = [self._item(record) for record in records]
         good = [index for index, (_, problem) in enumerate(asked) if problem is None]
-        # The longest first: what runs at the end is short, so that workers end together.
+        # The longest first: the groups that run at the end are short, so the workers end together.
         good.sort(key=lambda index: -_length(asked[index][0]))
         groups = []
         for begin in range(0, len(good), GROUP_TEXTS):
@@ -292,11 +296,11 @@ class _Run:
         return _Window(records, asked, groups)
 
     def _item(self, record: Record) -> Asked:
-        """Return what the model is asked of a row, or what is wrong with it; a message holds no text."""
+        """Return a row's input, or what is wrong with the row; the message repeats no text."""
         values = record.values
         if values is None:
             return None, record.problem
-        if self._source.columns is None:
+        if self._source.columns is None:  # jsonl: every row has its own keys, and only the first row's were checked
             unknown = [name for name in (self.added.answer, self.added.problem) if name in values]
             if unknown:
                 return None, f"has a column {unknown[0]!r}, which is the output's"
@@ -315,7 +319,7 @@ class _Run:
         return (parts[0] if len(parts) == 1 else (parts[0], parts[1])), None
 
     def _predict(self, items: Sequence[Item]) -> list[Asked]:
-        """Ask the model; where it refuses a group, ask for each alone, so that only the guilty one has no answer."""
+        """Return the answers of a group; if it fails, ask for each text alone, so that only the culprit has none."""
         try:
             return [(answer, None) for answer in self._encoder.predict(items, parameters=self._parameters)]
         except (UsageError, CheckError) as error:
@@ -324,7 +328,11 @@ class _Run:
         return [self._predict([item])[0] for item in items]
 
     def _answered(self, window: _Window) -> list[Answered]:
-        """Wait for a window's answers."""
+        """Wait for the answers of a window, and return them in the order of its rows.
+
+        Raises:
+            DataError: for the first row without an answer, unless such rows are skipped.
+        """
         found = list(window.asked)
         for indices, future in window.groups:
             for index, one in zip(indices, future.result(), strict=True):
@@ -364,26 +372,26 @@ def _length(item: Item) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Commit:
-    """How far a run has come; an entry of its journal."""
+    """How far a run has come: an entry of its journal. `offset` and `line` say where reading the input goes on."""
 
     rows: int = 0
     failed: int = 0
     offset: int = 0
     line: int = 0
     size: int = 0
-    """Bytes of the partial file that count."""
+    """Bytes of the partial file that this entry vouches for."""
 
     @property
     def place(self) -> Place:
-        """Where reading goes on."""
+        """Where reading the input goes on."""
         return Place(self.offset, self.line)
 
 
 class _ResumableFile:
-    """One output in the making; only one process at a time has it."""
+    """The partial file and the journal of one output; the journal's lock keeps other processes away."""
 
     def __init__(self, out: Path) -> None:
-        """Name the files; nothing is opened yet."""
+        """Set the names of the files; nothing is opened yet."""
         self._out = out
         self.partial = out.with_name(f".{out.name}.partial")
         self._journal_file = journal_file(out)
@@ -393,10 +401,16 @@ class _ResumableFile:
         self.is_done = False
 
     def open(self, identity: Mapping[str, object], *, resume: bool, overwrite: bool) -> None:
-        """Begin, or go on.
+        """Begin a run, or resume one.
+
+        Args:
+            identity: facts that must be equal for a run to be resumed.
+            resume: continue an unfinished run, if there is one.
+            overwrite: replace an existing output, or an unfinished run.
 
         Raises:
-            OutputError: if the output or an unfinished run is in the way, is of other settings, or is being written.
+            OutputError: if an output or an unfinished run is there already, has other settings, or is being written by
+                another process.
         """
         out, was_begun = self._out, self._journal_file.exists()
         if not out.parent.is_dir():
@@ -415,9 +429,9 @@ class _ResumableFile:
             remedy="go on with the same, or begin again with --overwrite and without --resume",
         )
         entries = self._journal.entries
-        # A run may have died between giving the output its name and removing the journal.
+        # A run may have died between the rename and the removal of its journal; then only the removal is left to do.
         is_published = bool(entries) and "done" in entries[-1] and not self.partial.exists()
-        if is_published and not out.exists():  # somebody has removed it since
+        if is_published and not out.exists():  # somebody has removed the output since: begin again
             self._journal.keep_first(0)
             is_published = False
         size = self.partial.stat().st_size if self.partial.exists() else 0
@@ -425,7 +439,7 @@ class _ResumableFile:
         for entry in list(self._journal.entries):
             if "done" in entry:
                 self.is_done = True
-            elif entry["size"] > size and not is_published:  # its rows have not come to the disk
+            elif entry["size"] > size and not is_published:  # its rows were lost, for example when the machine failed
                 break
             else:
                 self._commits.append(_Commit(**entry))
@@ -433,21 +447,22 @@ class _ResumableFile:
         if not is_published:
             self._journal.keep_first(kept)
             self._descriptor = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644)
+            # Rows beyond the last entry may be incomplete; they are answered again.
             os.ftruncate(self._descriptor, self.last.size)
             os.lseek(self._descriptor, self.last.size, os.SEEK_SET)
 
     @property
     def last(self) -> _Commit:
-        """How far the run has come."""
+        """The latest commit: how far the run has come."""
         return self._commits[-1]
 
     @property
     def lengths(self) -> list[int]:
-        """How many bytes each commit has added."""
+        """The bytes of the partial file that each commit has added."""
         return [after.size - before.size for before, after in pairwise(self._commits)]
 
     def add(self, content: bytes, *, rows: int, failed: int, after: Place) -> None:
-        """Append finished rows, and count them once they are on the disk.
+        """Append finished rows, flush them, and then add the journal entry that counts them.
 
         Raises:
             DiskError: if the disk takes no more; the run can go on later.
@@ -462,7 +477,7 @@ class _ResumableFile:
         )
         try:
             write_all(self._descriptor, content)
-            os.fsync(self._descriptor)
+            os.fsync(self._descriptor)  # before the entry, or after a power failure it could count rows that are lost
             self._journal.append(asdict(commit), flush=True)
         except OSError as error:
             raise machine_failure(error, self._out) or OutputError(
@@ -471,7 +486,7 @@ class _ResumableFile:
         self._commits.append(commit)
 
     def publish(self, output: Output) -> None:
-        """Give the output its name, whole.
+        """Finish the partial file and rename it to the output; safe to be repeated after a crash at any step.
 
         Raises:
             DiskError: if the disk takes no more.
@@ -483,9 +498,9 @@ class _ResumableFile:
                 self.is_done = True
             if self.partial.exists():
                 made = output.finish(self.partial, self.lengths, self._out.with_name(f".{self._out.name}.final"))
-                flush_to_disk(made)
+                flush_to_disk(made)  # before the rename: else the name may come to the disk before the content
                 made.replace(self._out)
-                flush_to_disk(self._out.parent)
+                flush_to_disk(self._out.parent)  # the rename itself is data of the folder (fsync(2))
                 self.partial.unlink(missing_ok=True)
             self._journal_file.unlink()
         except OSError as error:
@@ -494,7 +509,7 @@ class _ResumableFile:
             ) from error
 
     def close(self) -> None:
-        """Let go of the files; a run that has finished no row leaves nothing."""
+        """Close the files; a run that has finished no row removes them."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -506,7 +521,7 @@ class _ResumableFile:
 
 
 def journal_file(out: Path) -> Path:
-    """Return where the journal of an unfinished output lies."""
+    """Return the path of an output's journal, which exists while the run is unfinished."""
     return out.with_name(f".{out.name}.journal")
 
 

@@ -1,7 +1,8 @@
-"""Rows with their answers, as jsonl, csv or parquet.
+"""The output formats of `predict_file`: jsonl, csv and parquet.
 
-What is appended to a partial file is whole in itself: lines of jsonl and csv, and Arrow streams, of which parquet is
-made at the end.
+Each part that is appended to a partial file is complete in itself, so that a run can be resumed after any of them:
+lines for jsonl and csv, Arrow streams for parquet, which needs its footer at the end and is made of them when all rows
+are there.
 """
 
 import base64
@@ -21,10 +22,10 @@ from potstill.messages import first_line
 from potstill.serve.tokenizer import without_surrogates
 from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 
-# pyarrow comes without types.
+# pyarrow has no type hints.
 Table: TypeAlias = Any
 Array: TypeAlias = Any
-# Rows of one group in a parquet file, enough for its compression; pyarrow's own default is a million.
+# Rows and bytes of one row group in a parquet file: enough for its compression, few enough to be held in memory.
 _GROUP_ROWS, _GROUP_BYTES = 65_536, 2**26
 
 
@@ -44,7 +45,7 @@ class Added:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A row and what the model says of it, or why it says nothing."""
+    """A row with its answer, or with the problem because of which it has none."""
 
     record: Record
     answer: Any
@@ -52,24 +53,24 @@ class Answered:
 
 
 class Output(Protocol):
-    """A format to write."""
+    """An output format. It appends parts to a partial file, and makes the output of it at the end."""
 
     @property
     def head(self) -> list[str] | None:
-        """The columns of every row, if the format has a head; part of what a resumed run must have the same."""
+        """The columns of the header, which a resumed run must have the same; None for formats without one."""
 
     def encode(self, answered: Sequence[Answered], *, is_first: bool) -> bytes:
-        """Return what is appended to the partial file for these rows; raise DataError if the format cannot hold it."""
+        """Return the bytes that are appended for these rows; raise DataError if the format cannot hold them."""
 
     def take_up(self, partial: Path, lengths: Sequence[int]) -> None:
-        """Take note of what a resumed run has appended so far: parts of these lengths."""
+        """Restore the state of a resumed run, whose partial file has parts of these lengths in bytes."""
 
     def finish(self, partial: Path, lengths: Sequence[int], final: Path) -> Path:
-        """Return the file that becomes the output: the partial one, or `final`, made of it."""
+        """Return the finished file: the partial file itself, or `final`, made of its parts."""
 
 
 class JsonLinesOutput:
-    """One object per line: the input's as it was, and the answer behind it."""
+    """One object per line: that of the input, unchanged, with the answer added at its end."""
 
     head = None
 
@@ -95,16 +96,16 @@ class JsonLinesOutput:
         record = answered.record
         if record.raw is None:
             return _dump({**(record.values or {}), **more}) + b"\n"
-        # The object as it stood: numbers keep their digits, and what is there twice stays.
+        # The input's own bytes rather than its parsed values: numbers keep their digits, and double keys stay.
         before = record.raw[:-1].rstrip()
         return before + (b"" if before == b"{" else b", ") + _dump(more)[1:] + b"\n"
 
 
 class CsvOutput:
-    """One line per row; what is no text is JSON."""
+    """One line per row; values that are no texts are written as JSON."""
 
     def __init__(self, added: Added, *, columns: Sequence[str], task: str) -> None:
-        """Fix the head: the input's columns and what is added."""
+        """Set the header: the input's columns and those that are added."""
         self._added, self._columns = added, list(columns)
         self._best = task == TEXT_CLASSIFICATION.name
         self.head: list[str] = [*self._columns, added.answer]
@@ -114,7 +115,7 @@ class CsvOutput:
             self.head.append(added.problem)
 
     def encode(self, answered: Sequence[Answered], *, is_first: bool) -> bytes:
-        """Return the lines, with the head before the first."""
+        """Return the lines, with the header before the first."""
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
         if is_first:
@@ -150,7 +151,7 @@ class ParquetOutput:
     head = None
 
     def __init__(self, added: Added, *, task: str) -> None:
-        """Choose the answer's type.
+        """Choose the Arrow type of the answer.
 
         Raises:
             MissingExtraError: if pyarrow is not installed.
@@ -175,12 +176,12 @@ class ParquetOutput:
         return content
 
     def take_up(self, partial: Path, lengths: Sequence[int]) -> None:
-        """Read the schemas of the parts."""
+        """Read the schemas of the parts, with which later ones have to agree."""
         for table in self._parts(partial, lengths, schema_only=True):
             self._agree(table, 0)
 
     def finish(self, partial: Path, lengths: Sequence[int], final: Path) -> Path:
-        """Write the parts as one parquet file."""
+        """Write the parts as one parquet file, in row groups of _GROUP_ROWS rows or _GROUP_BYTES."""
         parquet = pyarrow("pyarrow.parquet")
         for schema in self._parts(partial, lengths, schema_only=True):
             self._agree(schema, 0)
@@ -200,6 +201,7 @@ class ParquetOutput:
         return final
 
     def _joined(self, tables: Sequence[Table]) -> Table:
+        # The empty table brings every column; "permissive" fills those that a part lacks with nulls.
         joined = self._arrow.concat_tables([self._schema.empty_table(), *tables], promote_options="permissive")
         return joined.select(self._schema.names).cast(self._schema)
 
@@ -234,9 +236,10 @@ class ParquetOutput:
         return self._arrow.table(columns)
 
     def _columns(self, answered: Sequence[Answered]) -> dict[str, Array]:
-        """Return the input's columns: cut from its own table where it has one, else made of its values."""
+        """Return the input's columns: slices of its Arrow batches if it is parquet, else arrays of its values."""
         if answered and answered[0].record.batch is not None:
             slices = []
+            # A window's rows of one batch are contiguous: a slice copies nothing and keeps the input's exact types.
             for _, group in groupby(answered, key=lambda one: id(one.record.batch)):
                 rows = [one.record for one in group]
                 slices.append(rows[0].batch.slice(rows[0].index, len(rows)))
@@ -248,7 +251,7 @@ class ParquetOutput:
     def _array(self, name: str, values: list[object]) -> Array:
         try:
             return self._arrow.array(values)
-        except UnicodeEncodeError:
+        except UnicodeEncodeError:  # a lone surrogate, which Arrow's UTF-8 cannot hold
             return self._arrow.array(
                 [without_surrogates(value) if isinstance(value, str) else None for value in values]
             )
@@ -268,13 +271,13 @@ class ParquetOutput:
 
 
 def open_output(suffix: str, added: Added, *, columns: Sequence[str], task: str) -> Output:
-    """Return the format of a file name's end.
+    """Return the output format for a file name's suffix.
 
     Args:
         suffix: `.jsonl` (or nothing), `.csv` or `.parquet`.
         added: the columns that are added.
-        columns: the input's.
-        task: of the model.
+        columns: the names of the input's columns.
+        task: the name of the model's task.
 
     Raises:
         UsageError: if there is no such format.
@@ -308,7 +311,7 @@ def _text(content: object) -> str:
 
 
 def _plain(value: object) -> str:
-    """Return what parquet has and JSON has not: bytes in base64, dates and decimals as they are usually written."""
+    """Return a value that JSON has no type for as a text: bytes in base64, dates in ISO 8601, others by `str`."""
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
     return value.isoformat() if hasattr(value, "isoformat") else str(value)

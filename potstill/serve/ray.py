@@ -24,10 +24,11 @@ from potstill.serve.encoder import Encoder
 from potstill.serve.http import create_app
 from potstill.serve.limits import Limits
 
-# More than an engine takes before it says 429 itself; Ray's own default of 5 would leave it without batches.
+# Requests that Ray sends to one replica at a time: more than an engine accepts before it answers 429 itself. Ray's own
+# default of 5 would leave it without batches.
 _ONGOING = 256
 _QUEUED = 256
-"""Requests that one proxy keeps while every replica is full; beyond it Ray answers 503."""
+"""Requests that one Ray proxy keeps while every replica is full; beyond it Ray answers 503."""
 # onnxruntime from 1.29 on reports to its makers unless told not to before it is loaded (microsoft/onnxruntime#27379).
 _ENVIRONMENT = {"ORT_DISABLE_TELEMETRY": "1"}
 
@@ -52,7 +53,7 @@ class Replica:
     """One engine with its application, in a process that Ray starts."""
 
     async def __init__(self, arguments: Arguments) -> None:  # type: ignore[misc]  # Ray awaits it
-        """Load the bundle and measure, while Ray routes nothing here.
+        """Load the bundle and measure it; Ray routes no requests here before this returns.
 
         Raises:
             UsageError: if the list of API keys in the environment has none.
@@ -60,7 +61,7 @@ class Replica:
         given = os.environ.get("POTSTILL_API_KEYS", "")
         keys = [key for key in map(str.strip, given.split(",")) if key]
         if given and not keys:
-            # Whoever sets it means to ask for keys: an open server would be the opposite.
+            # Whoever sets the variable wants keys: a server that is open to all would be the opposite.
             raise UsageError("POTSTILL_API_KEYS has no key; set keys, separated by commas, or unset it")
         self._limits = Limits()
         self._engine = await asyncio.to_thread(self._load, arguments)
@@ -76,6 +77,7 @@ class Replica:
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request as `potstill serve` does; Ray cancels this when the client has gone."""
+        # The application is ASGI, and Ray wants a Response: collect the one from what the other sends.
         started: Message = {}
         body = bytearray()
 

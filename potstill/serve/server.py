@@ -1,9 +1,9 @@
-"""One process that serves: starting, ready, draining, stopped.
+"""The server process: its sockets, uvicorn, and its life from start to stop.
 
 starting   the port is open and /health/live says yes; everything else gets 503 until the models are loaded
 ready      requests are answered
 draining   after SIGTERM: /health/ready says no at once; for `drain_seconds` everything else goes on, but every
-           answer ends its connection; then nobody is let in any more, and what was begun is finished
+           answer closes its connection; then no connection is accepted any more, and accepted requests are finished
 stopped    exit code 0. Ctrl-C is SIGTERM without `drain_seconds`; a second signal ends the process at once
 """
 
@@ -37,14 +37,14 @@ from potstill.serve.logging import log_failure
 __all__ = ["Server", "bind", "bind_unix", "serve"]
 
 _DEFAULTS = Limits()
-# A thread that comes back from the model asks the event loop's for the interpreter, and gets it after this time;
-# Python's own 5 ms would be added to every answer while the loop is busy.
+# A thread that returns from the model waits this long before it demands the GIL (sys.setswitchinterval). Python's own
+# 5 ms would be added to every answer while the event loop is busy.
 _SWITCH_SECONDS = 0.0005
-# File descriptors that are not of the cap on connections: those being accepted, logs, models.
+# File descriptors left for other things than connections: those being accepted, logs, models.
 _SPARE_FILES = 128
 _SWEEP_SECONDS = 0.1
-# How long the very last answers may take to leave, and how long the engine's threads may take to end once nobody waits:
-# one that hangs does not keep the process.
+# How long the last bytes may take to leave, and how long the engine's threads may take to end once nobody waits: a hung
+# thread does not keep the process.
 _FLUSH_SECONDS = 0.5
 _CLOSE_SECONDS = 0.5
 
@@ -53,20 +53,22 @@ class Engine(Protocol):
     """The part of `potstill.serve.batching.Engine` that the process needs."""
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to work."""
+        """Start its threads; answers are delivered on this loop."""
 
     def drain(self) -> None:
-        """Take no more."""
+        """Refuse new requests."""
 
     async def close(self, *, timeout_s: float) -> object:
-        """End, within about this time."""
+        """End its threads, waiting at most this long."""
 
 
 Loaded: TypeAlias = tuple[Engine, ASGIApp]
 
 
 def bind(host: str = "127.0.0.1", port: int = 8000) -> socket.socket:
-    """Reserve an address, before anything slow is loaded; port 0 takes a free one.
+    """Return a socket that listens on an address; port 0 takes a free one.
+
+    Called before models are loaded, so that a port in use is an error at once.
 
     Raises:
         UsageError: if `host` is not an address of this machine.
@@ -76,7 +78,8 @@ def bind(host: str = "127.0.0.1", port: int = 8000) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (socket.gaierror, UnicodeError) as error:
         raise UsageError(f"host {host!r} is not known; use 127.0.0.1, or 0.0.0.0 for every network") from error
-    # asyncio sends without delay only where the protocol is named: without it a small answer waits 40 ms for an ACK.
+    # The protocol must be named: asyncio sets TCP_NODELAY only then, and with Nagle's algorithm a small answer waits
+    # 40 ms for an ACK (docs/log.md).
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -97,7 +100,7 @@ def bind(host: str = "127.0.0.1", port: int = 8000) -> socket.socket:
 
 
 def bind_unix(path: Path) -> socket.socket:
-    """Make a Unix socket, whose file only this user may open; one that no process listens on any more is replaced.
+    """Return a Unix socket that listens at `path`, with mode 0600; a file that no process listens on is replaced.
 
     Raises:
         MissingError: if a process listens there.
@@ -108,6 +111,7 @@ def bind_unix(path: Path) -> socket.socket:
         if path.exists():
             if not stat.S_ISSOCK(path.stat().st_mode):
                 raise UsageError(f"{path} is there and is no socket; pass another --uds")
+            # A process that was killed leaves the file behind, and bind would refuse it: only connecting tells.
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
                 if other.connect_ex(str(path)) == 0:
                     raise MissingError(f"a process listens on {path}; end it, or pass another --uds")
@@ -133,15 +137,15 @@ def serve(
     tls: tuple[Path, Path] | None = None,
     root_path: str = "",
 ) -> None:
-    """Answer on `listener` until SIGTERM or Ctrl-C, then finish what was accepted and return.
+    """Answer on `listener` until SIGTERM or Ctrl-C, then finish accepted requests and return.
 
     Args:
-        listener: from `bind` or `bind_unix`.
-        load: returns a warm engine and the application in front of it; it runs in a thread, while the port is open.
-        limits: the caps.
-        on_ready: called when requests are answered.
+        listener: from `bind` or `bind_unix`; it is closed at the end.
+        load: returns a warm engine and its application; it runs in a thread, while the port is open already.
+        limits: limits of sizes, counts and times.
+        on_ready: called on the event loop once requests are answered.
         tls: the files of the certificate with its chain and of the key, for HTTPS.
-        root_path: the path under which a proxy shows this server, and which it strips.
+        root_path: the path under which a proxy in front shows this server, and which the proxy strips.
 
     Raises:
         UsageError: if the files for TLS cannot be used.
@@ -149,7 +153,7 @@ def serve(
     """
 
     def ready() -> None:
-        # What is loaded stays; the garbage collector need not look at it in the middle of a request.
+        # What is loaded stays for good, so a full collection in the middle of a request need not walk it.
         gc.collect()
         gc.freeze()
         if on_ready is not None:
@@ -170,7 +174,7 @@ def serve(
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which loads behind an open port, ends its clients' time, and drains before it ends."""
+    """uvicorn's server, which also loads behind an open port, enforces deadlines, and drains before it ends."""
 
     def __init__(
         self,
@@ -182,6 +186,7 @@ class Server(uvicorn.Server):
         tls: tuple[Path, Path] | None = None,
         root_path: str = "",
     ) -> None:
+        # All connections share it: the one that has waited longest is closed when there are too many.
         waiting: OrderedDict[HttpProtocol, None] = OrderedDict()
         self._protocol = partial(
             HttpProtocol, limits=limits, most_connections=_most_connections(limits), waiting=waiting
@@ -195,7 +200,7 @@ class Server(uvicorn.Server):
             log_config=None,
             log_level="warning",
             access_log=False,  # a client's text may be in a URL
-            proxy_headers=False,
+            proxy_headers=False,  # any client can write X-Forwarded-For
             server_header=False,
             root_path=root_path,
             ssl_certfile=None if tls is None else str(tls[0]),
@@ -229,16 +234,16 @@ class Server(uvicorn.Server):
             raise self._failure
 
     def stop(self, *, drain_seconds: float) -> None:
-        """Begin to end; ready says no from now on."""
+        """Begin to end: /health/ready says no from now on, and the server stops after `drain_seconds`."""
         self.lifespan.state["draining"] = True
         self._exit_at = self._loop.time() + (drain_seconds if self._engine is not None else 0.0)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take a signal: the first asks, the second tells."""
+        """Drain and stop at the first signal; let a second one kill the process."""
         if self._exit_at is not None:
             signal.signal(sig, signal.SIG_DFL)
             signal.raise_signal(sig)
-        # uvicorn's own would raise the signal again after the end, and the exit code would be the signal's.
+        # uvicorn's own handler raises the signal again after the end, and the exit code would be the signal's, not 0.
         self.stop(drain_seconds=0.0 if sig == signal.SIGINT else self._limits.drain_seconds)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -268,7 +273,7 @@ class Server(uvicorn.Server):
             self._on_ready()
 
     async def _sweep(self) -> None:
-        """Look after the deadlines of all connections: one timer costs less than one for each."""
+        """End connections and requests whose deadline has passed: one timer for all costs less than one for each."""
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             now = self._loop.time()
@@ -276,18 +281,19 @@ class Server(uvicorn.Server):
                 if isinstance(connection, HttpProtocol) and min(connection.deadline, connection.write_deadline) <= now:
                     try:
                         connection.expire()
-                    except Exception as error:  # one connection must not keep the others from their end
+                    except Exception as error:  # an error of one connection must not end the sweep of all
                         log_failure("a connection could not be ended", error)
 
     async def on_tick(self, counter: int) -> bool:
-        """Return whether to end; uvicorn asks ten times a second."""
+        """Return whether the server should exit; uvicorn calls this ten times a second."""
         is_over = self._exit_at is not None and self._loop.time() >= self._exit_at
         return await super().on_tick(counter) or is_over
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let nobody in any more, finish what was begun within `shutdown_seconds`, tell the others, end the engine."""
+        """Close the listener, finish accepted requests within `shutdown_seconds`, and close the engine."""
         self.lifespan.state["draining"] = True
-        # Closing a listening socket resets whoever stands in line, though they may have sent requests: let them in.
+        # Closing a listening socket resets the connections in its backlog, which may have sent requests already: accept
+        # them first, in the same turn of the loop (docs/log.md: 0 to 1 of 6 clients were reset then, 5 of 6 before).
         in_line = list(_accept_all(self._listener))
         entering = asyncio.gather(*(self._let_in(connection) for connection in in_line), return_exceptions=True)
         await super().shutdown(sockets)
@@ -297,7 +303,7 @@ class Server(uvicorn.Server):
             await asyncio.sleep(_SWEEP_SECONDS / 10)
         for connection in list(self.server_state.connections):
             connection.transport.abort()
-        self._sweeper.cancel()
+        self._sweeper.cancel()  # not before: it enforces the deadlines that `HttpProtocol.shutdown` has set
         if self._engine is not None:
             self._engine.drain()
             await self._engine.close(timeout_s=_CLOSE_SECONDS)
@@ -314,9 +320,9 @@ class Server(uvicorn.Server):
 
 
 def _accept_all(listener: socket.socket) -> Iterator[socket.socket]:
-    """Give the connections that the kernel has made and nobody has accepted."""
+    """Yield the connections that wait in the listener's backlog."""
     listener.setblocking(False)
-    with contextlib.suppress(OSError):  # BlockingIOError is the end of the line
+    with contextlib.suppress(OSError):  # BlockingIOError: the backlog is empty
         while True:
             yield listener.accept()[0]
 
@@ -330,7 +336,7 @@ async def _answer_while_loading(scope: Scope, receive: Receive, send: Send) -> N
 
 
 def _log_loop_failure(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log in one line what asyncio would log with a traceback and the data that it failed on."""
+    """Log a failure in one line; asyncio's own handler logs a traceback and the data that it failed on."""
     error = context.get("exception")
     if error is not None:
         log_failure("the event loop failed on a connection", error)
@@ -339,17 +345,18 @@ def _log_loop_failure(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) 
 
 
 def _raise_file_limit() -> None:
-    """Allow as many open files as this process may allow itself; a shell often gives 1,024."""
+    """Raise the soft limit of open files to the hard one; a shell often gives 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        with contextlib.suppress(OSError, ValueError):  # macOS names no number that it would take
+        with contextlib.suppress(OSError, ValueError):  # macOS reports a hard limit that setrlimit refuses
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _most_connections(limits: Limits) -> int:
-    """Return how many connections may be open: the limit, or what the file descriptors leave."""
+    """Return how many connections may be open: `limits.connections`, or what the file descriptors allow."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return limits.connections
+    # /proc/self/fd is Linux's; elsewhere 32 stands for what is open at the start.
     used = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 32
     return max(8, min(limits.connections, soft - used - _SPARE_FILES))

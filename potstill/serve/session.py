@@ -1,7 +1,7 @@
 """Run one ONNX file with onnxruntime: on the CPU, unless another provider is asked for.
 
-This is the one import that writes to the environment: since 1.29 onnxruntime reports to its maker and leaves a file in
-the user's home, unless it is told not to before it is loaded (microsoft/onnxruntime#27379).
+Importing this module sets an environment variable: since 1.29 onnxruntime sends telemetry and leaves a database in the
+user's home, unless ORT_DISABLE_TELEMETRY is set before it is loaded (microsoft/onnxruntime#27379).
 """
 
 import os
@@ -23,24 +23,24 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
 _CPU = "CPUExecutionProvider"
-# Operators that multiply matrices, in ONNX and in onnxruntime's own domain.
+# Operators that multiply matrices, in ONNX and in onnxruntime's own domain (com.microsoft: FusedMatMul, Attention...).
 _PRODUCT = re.compile("MatMul|Gemm|Attention")
-# onnxruntime's log severities; what it logs goes to stderr, past Python's logging.
+# onnxruntime's log severities (3 error, 4 fatal); what it logs goes to stderr, past Python's logging.
 _ERRORS_ONLY = 3
 _NOTHING = 4
 
 
 class Stop:
-    """Ends one run from another thread, at the next operator: `OnnxSession.run` then raises."""
+    """End one run from another thread: onnxruntime stops at the next operator, and `OnnxSession.run` raises."""
 
     def __init__(self) -> None:
         self.options = onnxruntime.RunOptions()
-        self.options.log_severity_level = _NOTHING  # that it was stopped is no news
+        self.options.log_severity_level = _NOTHING  # a stopped run is worth no line on stderr
         self.is_set = False
 
     def set(self) -> None:
-        """End the run that got this; a later one does not begin."""
-        self.is_set = True
+        """End the run that was given this; a later run with it fails at once."""
+        self.is_set = True  # first: whoever catches the run's error reads it to tell a stop from a failure
         self.options.terminate = True
 
 
@@ -82,6 +82,7 @@ class OnnxSession:
         provider = providers[0]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
+        # Operators run one after the other (ORT_SEQUENTIAL), so a pool to run several at once would be idle.
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = _ERRORS_ONLY
@@ -109,15 +110,15 @@ class OnnxSession:
 
     @property
     def onnxruntime_session(self) -> Any:
-        """Return onnxruntime's own session."""
+        """Return the underlying onnxruntime.InferenceSession."""
         return self._session
 
     def run(self, feeds: Mapping[str, NDArray[Any]], stop: Stop | None = None) -> dict[str, NDArray[Any]]:
-        """Return every output by name; feeds that the graph does not declare are left out.
+        """Return every output by name; feeds that the graph does not declare are ignored.
 
         Raises:
             UsageError: if an input of the graph is not among `feeds`.
-            CheckError: if the run fails, for one because an id is beyond the model's vocabulary, or was stopped.
+            CheckError: if the run was stopped, or fails, for example because an id is beyond the vocabulary.
         """
         missing = [name for name in self.inputs if name not in feeds]
         if missing:
@@ -131,7 +132,11 @@ class OnnxSession:
         return dict(zip(self.outputs, map(np.asarray, results), strict=True))
 
     def _refuse_fallback(self, provider: str) -> None:
-        """Refuse a session whose matrix products run elsewhere; the small change of shapes may."""
+        """Refuse a session whose matrix products run on another provider; operators on shapes may run on the CPU.
+
+        Raises:
+            CheckError: if one of the products does.
+        """
         elsewhere = {
             f"{node.op_type} on {part.ep_name}"
             for part in self._session.get_provider_graph_assignment_info()
@@ -149,11 +154,11 @@ class OnnxSession:
 def _load(
     model: Path | ModelContent, options: Any, disabled_optimizers: Sequence[str], providers: Sequence[str]
 ) -> Any:
-    """Make onnxruntime's own session of a file, or of bytes that were checked."""
+    """Make an onnxruntime.InferenceSession of a file, or of bytes whose hash was checked."""
     source: str | bytes
     if isinstance(model, ModelContent):
         file, source = model.file, model.model
-        if model.weights:
+        if model.weights:  # external data would else be read from the disk again, after it was checked
             names, contents = list(model.weights), list(model.weights.values())
             options.add_external_initializers_from_files_in_memory(names, contents, list(map(len, contents)))
     else:
@@ -166,13 +171,13 @@ def _load(
             options,
             providers=list(providers),
             disabled_optimizers=list(disabled_optimizers),
-            enable_fallback=0,  # it prints on stdout and tries other providers
+            enable_fallback=0,  # the fallback prints on stdout and tries other providers
         )
     except Exception as error:  # onnxruntime's errors have no common base but this
         raise BundleError(
             f"{file} cannot be loaded by onnxruntime {onnxruntime.__version__}: {first_line(error)}; "
             "export the checkpoint again"
         ) from error
-    # It keeps them to try other providers with, which is switched off: the model would be in memory twice for good.
+    # InferenceSession keeps the bytes for the fallback, which is off: the model would stay in memory twice.
     session._model_bytes = None
     return session

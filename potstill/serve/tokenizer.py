@@ -1,8 +1,12 @@
 """Turn texts into a model's inputs with the `tokenizers` library alone.
 
-Every text is tokenised by itself, cut and framed with special tokens here in numpy. Truncation within the library cuts
-a pair of long texts into every combination of their parts: quadratic in time and memory. And changing a tokenizer's
-settings per call fails with "Already borrowed" as soon as two threads use it (huggingface/tokenizers#537).
+The library only splits each text into ids; truncation, special tokens and padding are done here in numpy. Truncation
+within the library cuts a pair of long texts into every combination of their parts, which is quadratic in time and
+memory: 34 s and 3.9 GB for two of 128,000 characters (docs/log.md). And changing a tokenizer's settings per call fails
+with "Already borrowed" as soon as two threads use it (huggingface/tokenizers#537).
+
+transformers is no reference for the ids: version 5 rebuilds tokenizers from their class names, and gives other ids than
+`tokenizer.json` where the two do not fit (docs/log.md).
 """
 
 import copy
@@ -27,12 +31,12 @@ Ints: TypeAlias = NDArray[np.int64]
 
 # Input name -> the attribute of a `tokenizers.Encoding` that holds it.
 _ATTRIBUTES = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-# Texts and characters handed to Rust at once: enough to keep its threads busy, little enough that its encodings, of
-# some hundred bytes a token, stay small.
+# Texts and characters handed to Rust at once: enough to keep its threads busy, few enough that its encodings, of some
+# hundred bytes per token, stay small.
 _CHUNK, _CHUNK_CHARACTERS = 1024, 65_536
 between_chunks: ContextVar[Callable[[], None]] = ContextVar("between_chunks", default=lambda: None)
-"""Called between two chunks, in the thread that cuts them: there a server lets shorter requests pass long ones."""
-# What a text is made of to see which special tokens are put around it; the first that has a token is taken.
+"""Hook that is called between two chunks, in the tokenising thread: a server handles shorter requests there."""
+# Texts that are encoded to see which special tokens the tokenizer adds; the first that has a token is used.
 _PROBES = ("a", "the", "1", ".", "中")
 # What `clean_up_tokenization_spaces` does in transformers (PreTrainedTokenizerBase.clean_up_tokenization).
 _CLEAN_UP = (
@@ -50,15 +54,15 @@ _CLEAN_UP = (
 
 
 class TokenizerSettings(Protocol):
-    """What a tokenizer must know of its model; a bundle's manifest says all of it."""
+    """The facts about a model that its tokenizer needs; a bundle's manifest has all of them."""
 
     @property
     def inputs(self) -> Sequence[str]:
-        """The model's inputs, by name."""
+        """The names of the model's inputs."""
 
     @property
     def max_length(self) -> int:
-        """The longest text in tokens."""
+        """Tokens of the longest row, special tokens included."""
 
     @property
     def padding_side(self) -> str:
@@ -66,7 +70,7 @@ class TokenizerSettings(Protocol):
 
     @property
     def pad_token_id(self) -> int:
-        """The id that fills short rows up."""
+        """The id with which short rows are padded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +78,11 @@ class Pieces:
     """One whole text in T tokens, without special tokens and without truncation."""
 
     ids: list[int]
-    """T of them."""
+    """The T token ids."""
     places: Ints
-    """Where in the text each begins and ends, in characters, shape (T, 2)."""
+    """Start and end of each token in characters of the text, shape (T, 2)."""
     words: Ints
-    """The number of each token's word, shape (T,); -1 where it belongs to none."""
+    """The number of the word to which each token belongs, shape (T,); -1 for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +90,11 @@ class Frame:
     """The special tokens around one text, or around and between two."""
 
     ids: tuple[list[int], ...]
-    """Those before the first text, those after it, and for a pair those after the second."""
+    """Their ids: before the first text, after it, and for a pair after the second."""
     types: tuple[list[int], ...]
-    """Their types."""
+    """Their token types, in the same shape."""
     text_types: tuple[int, ...]
-    """The type of each text's tokens."""
+    """The token type of each text's own tokens."""
 
     @property
     def size(self) -> int:
@@ -112,8 +116,8 @@ class BundleTokenizer:
 
         Args:
             folder: the bundle.
-            settings: what its manifest says of texts.
-            read: gives a file's bytes by name, as `Bundle.read`, which checks them; None opens the files.
+            settings: the model's inputs, length and padding, from the manifest.
+            read: returns a file's bytes by name, as `Bundle.read`, which checks their hash; None reads the files.
 
         Raises:
             BundleError: if the file cannot be loaded, or the settings ask for inputs that no tokenizer makes.
@@ -124,9 +128,9 @@ class BundleTokenizer:
         self.max_length = settings.max_length
         self._inputs = tuple(settings.inputs)
         self.pads_left = settings.padding_side == "left"
-        """Whether short rows are filled up in front."""
+        """Whether short rows are padded in front."""
         self.pad_id = settings.pad_token_id
-        """The token that fills short rows up."""
+        """The token with which short rows are padded."""
         self._pad_values = {"input_ids": self.pad_id}
         read = read or (lambda name: (folder / name).read_bytes())
         config = _config(folder, read)
@@ -145,15 +149,15 @@ class BundleTokenizer:
                 f"max_length {self.max_length} leaves no room beside the {self.pair.size} special tokens of a pair"
             )
         self.mask_id = _token_id(self._tokenizer, config, "mask_token")
-        """The token that hides a word; None where the tokenizer has none."""
+        """The id of [MASK]; None where the tokenizer has none."""
         self.first_id = _token_id(self._tokenizer, config, "cls_token")
-        """The token that opens a row and stands for all of it, [CLS]; None where the tokenizer has none."""
+        """The id of [CLS], which opens a row and stands for all of it; None where the tokenizer has none."""
         self.unknown_id = _token_id(self._tokenizer, config, "unk_token")
-        """The token of a piece that the vocabulary lacks; None where the tokenizer has none."""
+        """The id of [UNK], for a piece that the vocabulary lacks; None where the tokenizer has none."""
         model = self._tokenizer.model
         self.continues_words = bool(getattr(model, "continuing_subword_prefix", None))
-        """Whether a token says itself that it goes on with a word, as WordPiece's ## does."""
-        # As transformers, which leaves byte-pair texts as they are.
+        """Whether a token's own writing shows that it continues a word, as WordPiece's ## does."""
+        # As in transformers, which does not clean up texts of byte-pair tokenizers.
         self._cleans_up = bool(config.get("clean_up_tokenization_spaces")) and type(model).__name__ != "BPE"
 
     def encode(self, texts: Sequence[Text]) -> dict[str, Ints]:
@@ -165,14 +169,14 @@ class BundleTokenizer:
         return np.array([len(row["input_ids"]) for row in self.rows(texts)], dtype=np.int64)
 
     def rows(self, texts: Sequence[Text], *, side: str | None = None) -> list[Row]:
-        """Return each text's inputs without padding, in order, cut to the longest that the model reads.
+        """Return each text's inputs without padding, in order, truncated to `max_length`.
 
         Args:
             texts: texts and pairs; of a pair the longer text is cut first.
             side: which end of a long text is cut, `left` or `right`; None is the tokenizer's own.
 
         Raises:
-            UsageError: if `texts` is one string, or holds something that is neither a text nor a pair.
+            UsageError: if `texts` is one string, or an element is neither a text nor a pair.
         """
         if isinstance(texts, str):
             raise UsageError("one string was given where a list of texts is expected; write [text]")
@@ -181,7 +185,7 @@ class BundleTokenizer:
         return [self._row([next(ids) for _ in parts], side or self.truncation_side) for parts in sides]
 
     def pieces(self, texts: Sequence[str]) -> list[Pieces]:
-        """Return every token of each text, and where it stands."""
+        """Return all tokens of each text with their places; nothing is truncated."""
         found = []
         for chunk in _chunks([without_surrogates(text) for text in texts]):
             for encoding in self._tokenizer.encode_batch(chunk, add_special_tokens=False):
@@ -196,7 +200,7 @@ class BundleTokenizer:
         row: Row = {"input_ids": np.array(_weave(frame.ids, parts), dtype=np.int64)}
         tokens = len(row["input_ids"])
         for name, value in self._constants[len(parts)].items():
-            # A view of what is there: three new arrays are a tenth of a millisecond after a run emptied the caches.
+            # A view of a constant: three new arrays per text cost 50 us after a run emptied the caches (docs/log.md).
             row[name] = value[:tokens] if tokens <= len(value) else np.full(tokens, value[0])
         if len(row) < len(self._inputs):
             texts = [[kind] * len(ids) for ids, kind in zip(parts, frame.text_types, strict=True)]
@@ -204,25 +208,25 @@ class BundleTokenizer:
         return row
 
     def kept(self, tokens: int) -> slice:
-        """Return which of a single text's tokens the model sees."""
+        """Return which of a single text's tokens remain after truncation."""
         room = self.max_length - self.single.size
         return _end(tokens, room, self.truncation_side)
 
     def token(self, number: int) -> str:
-        """Return a token's own writing, such as "##ing"; "" for a number beyond the vocabulary."""
+        """Return a token as the vocabulary writes it, such as "##ing"; "" for an id beyond the vocabulary."""
         return self._tokenizer.id_to_token(number) or ""
 
     def id_of(self, token: str) -> int | None:
-        """Return the number of the token that is written so, if there is one."""
+        """Return the id of a token as the vocabulary writes it; None if there is none."""
         found: int | None = self._tokenizer.token_to_id(token)
         return found
 
     def vocabulary_size(self) -> int:
-        """Return how many tokens there are."""
+        """Return the number of tokens, added ones included."""
         return int(self._tokenizer.get_vocab_size())
 
     def join(self, tokens: Sequence[str]) -> str:
-        """Return tokens as the text that they write (transformers' `convert_tokens_to_string`)."""
+        """Return the text of tokens as the vocabulary writes them (transformers' `convert_tokens_to_string`)."""
         decoder = self._tokenizer.decoder
         return " ".join(tokens) if decoder is None else decoder.decode(list(tokens))
 
@@ -247,17 +251,18 @@ class BundleTokenizer:
         return padded
 
     def copy(self) -> Tokenizer:
-        """Return a tokenizer of one's own that cuts texts within the library; give `row_of` what it encodes."""
+        """Return a separate `tokenizers.Tokenizer` that truncates; pass its encodings to `row_of`."""
         own = copy.deepcopy(self._tokenizer)
-        # Its JSON, by which it is copied, does not hold this one.
+        # deepcopy goes through tokenizer.json, which does not hold this setting.
         own.encode_special_tokens = self._tokenizer.encode_special_tokens
         own.enable_truncation(self.max_length, strategy="longest_first", direction=self.truncation_side)
         return own
 
     def ordinary_ids(self, vocab_size: int | None = None) -> NDArray[np.int64]:
-        """Return the ids that stand for text, ascending: no special token, none added later, none beyond `vocab_size`.
+        """Return the ids of ordinary text, ascending, without special and added tokens.
 
-        `vocab_size` is the model's, which may be smaller or larger than the tokenizer's.
+        Args:
+            vocab_size: the model's, which may be smaller or larger than the tokenizer's; larger ids are left out.
         """
         added = self._tokenizer.get_added_tokens_decoder()
         frame = np.concatenate([row["input_ids"] for row in self.rows(["", ("", "")])])
@@ -267,11 +272,11 @@ class BundleTokenizer:
         return np.setdiff1d(ids, np.concatenate([np.array(special, dtype=np.int64), frame]))
 
     def row_of(self, encoding: Any) -> Row:
-        """Return the inputs that a `tokenizers.Encoding` makes, without padding."""
+        """Return the model's inputs from a `tokenizers.Encoding`, without padding."""
         return {name: np.array(getattr(encoding, _ATTRIBUTES[name]), dtype=np.int64) for name in self._inputs}
 
     def _constant_inputs(self, frame: Frame) -> Row:
-        """Return the inputs that are one value for every token, at the longest; nobody may write to them."""
+        """Return the inputs that have one value for every token, at full length and read-only, to take views of."""
         values = {"attention_mask": 1} if "attention_mask" in self._inputs else {}
         types = {*frame.text_types, *(kind for kinds in frame.types for kind in kinds)}
         if "token_type_ids" in self._inputs and len(types) == 1:
@@ -283,7 +288,7 @@ class BundleTokenizer:
 
     def _ids(self, texts: Sequence[str]) -> Iterator[list[int]]:
         for chunk in _chunks(texts):
-            # A batch releases the interpreter lock, one text does not; the fast one leaves places out.
+            # encode_batch releases the GIL, encode does not; the fast variant leaves offsets out.
             for encoding in self._tokenizer.encode_batch_fast(chunk, add_special_tokens=False):
                 yield encoding.ids
 
@@ -299,7 +304,7 @@ class BundleTokenizer:
 
 
 def _load(folder: Path, config: dict[str, Any], read: Callable[[str], bytes]) -> tuple[Tokenizer, str]:
-    """Return the tokenizer, which neither cuts nor pads, and the end at which long texts are to be cut."""
+    """Return the tokenizer without truncation and padding, and the end at which it is set to cut long texts."""
     file = folder / "tokenizer.json"
     try:
         tokenizer = Tokenizer.from_buffer(read(file.name))
@@ -316,7 +321,7 @@ def _load(folder: Path, config: dict[str, Any], read: Callable[[str], bytes]) ->
 
 
 def _check_special_tokens(tokenizer: Tokenizer, folder: Path) -> None:
-    """Refuse what the library panics on, or answers with ids that no token has, when the first text comes.
+    """Refuse at load time what would make the library panic, or return ids of no token, at the first text.
 
     Raises:
         BundleError: if the vocabulary is empty, or the template names tokens without ids or ids without tokens.
@@ -326,6 +331,7 @@ def _check_special_tokens(tokenizer: Tokenizer, folder: Path) -> None:
         raise BundleError(f"{file} has an empty vocabulary; export the checkpoint again")
     if tokenizer.post_processor is None:
         return
+    # A pickled post-processor is its part of tokenizer.json.
     processor = json.loads(tokenizer.post_processor.__getstate__())
     for part in processor.get("processors", [processor]):  # one, or several in a row
         if part["type"] != "TemplateProcessing":
@@ -342,11 +348,16 @@ def _check_special_tokens(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _frame(tokenizer: Tokenizer, folder: Path, *, pair: bool) -> Frame:
-    """Look at what the tokenizer puts around a text, or a pair."""
+    """Return the special tokens around a text, or a pair, found by encoding one with and without them.
+
+    Raises:
+        BundleError: if the texts do not appear once each, in order and unchanged, between the special tokens.
+    """
     probe = next((text for text in _PROBES if tokenizer.encode(text, add_special_tokens=False).ids), _PROBES[0])
     whole = tokenizer.encode(probe, probe if pair else None)
     ids, types = whole.ids, whole.type_ids
     text = tokenizer.encode(probe, add_special_tokens=False).ids
+    # sequence_ids: for each token the number of its text, None for special tokens.
     places = [[at for at, side in enumerate(whole.sequence_ids) if side == number] for number in range(1 + pair)]
     edges = [0]
     for place in places:
@@ -365,14 +376,14 @@ def _frame(tokenizer: Tokenizer, folder: Path, *, pair: bool) -> Frame:
 
 def _token_id(tokenizer: Tokenizer, config: dict[str, Any], name: str) -> int | None:
     token = config.get(name)
-    # Older files describe the token, newer ones name it.
+    # transformers writes either an object (AddedToken) or the token itself.
     token = token.get("content") if isinstance(token, dict) else token
     found: int | None = tokenizer.token_to_id(token) if isinstance(token, str) else None
     return found
 
 
 def _weave(frame: Sequence[list[int]], parts: Sequence[Sequence[int]]) -> list[int]:
-    """Put the parts between the pieces of the frame."""
+    """Return the ids (or types) of a frame with those of its texts between them."""
     woven = [*frame[0]]
     for part, after in zip(parts, frame[1:], strict=True):
         woven += [*part, *after]
@@ -380,12 +391,16 @@ def _weave(frame: Sequence[list[int]], parts: Sequence[Sequence[int]]) -> list[i
 
 
 def _end(tokens: int, room: int, side: str) -> slice:
-    """Return which of a text's tokens stay where there is room for `room`."""
+    """Return which of a text's tokens remain where there is room for `room`."""
     return slice(max(0, tokens - room), None) if side == "left" else slice(room)
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """Return how many tokens of either text stay (`truncate_encodings` of the tokenizers library, longest first)."""
+    """Return how many tokens of each text remain.
+
+    The rule, also for which text gets the odd token, is `LongestFirst` in `truncate_encodings` of the tokenizers
+    library.
+    """
     short, long = sorted((first, second))
     long = min(long, max(short, room - short))
     if short + long > room:
@@ -427,10 +442,10 @@ def _sides(text: Text) -> tuple[str, ...]:
 
 
 def without_surrogates(text: str) -> str:
-    """Return the text as UTF-8 can hold it: surrogates that form a pair become one character, others U+FFFD."""
+    """Return the text without surrogates, which UTF-8 cannot hold: a pair becomes its character, others U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        # UTF-16 joins surrogates that form a pair and replaces those that do not.
+        # The detour over UTF-16 joins surrogates that form a pair and replaces those that do not.
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text

@@ -1,4 +1,8 @@
-"""The engine: requests come in on the event loop, and are answered by a few threads or refused at once."""
+"""The engine: requests come in on the event loop, and are answered by a few threads or refused at once.
+
+`Engine` connects the parts: it measures the models at warm-up, admits or refuses each request, hands it to the
+`WorkerPool`, delivers the answer to the request's future, and watches for hung runs and dead threads.
+"""
 
 import asyncio
 import logging
@@ -28,41 +32,42 @@ Outcome: TypeAlias = Literal["answered", "overloaded", "expired", "gone", "inval
 
 _LOG = logging.getLogger("potstill.serve")
 _OUTCOMES: dict[int, Outcome] = {429: "overloaded", 500: "failed", 503: "unavailable", 504: "expired"}
-# How often hung runs and dead threads are looked for; not in the way of any request.
+# Seconds between two looks for hung runs, dead threads and distant deadlines.
 _WATCH_S = 0.5
-# A deadline that is further away than this needs no timer of its own: it is seen to at the next watch.
+# Timeouts of at least this have no timer of their own, and end at the next watch: setting and cancelling a timer costs
+# 82 us while the caches are cold (docs/log.md).
 _TIMED_S = 10.0
-# A run that takes so many times what was predicted hangs; others on the machine slow it down less than this.
+# A run that takes so many times as long as predicted hangs: a busy machine slows it down by less.
 _HANGS = 50.0
-# Tokens per character, as in English, until requests have been seen; of each request counts this share.
+# Tokens per character as in English until requests have been seen, and the weight of each request in the mean.
 _TOKENS_PER_CHARACTER, _LEARNING_RATE = 0.25, 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """How one engine works.
+    """Settings of one engine.
 
     Raises:
         UsageError: if a count is below 1.
     """
 
     threads: int | None = None
-    """Threads within one run, as the models were loaded with; None where they chose for themselves."""
+    """Threads within one run, with which the models were loaded; None where each session chose for itself."""
     runners: int | None = None
-    """Runs at a time; None: the cores over the threads of one run. Several runs of one thread each answer more than
-    one run of several threads (microsoft/onnxruntime#16304); an int8 student of 1 ms took 1.3 times the CPU with two
-    threads."""
+    """Runs at a time; None: the cores divided by the threads of one run. Several runs of one thread each answer more
+    than one run of several threads (microsoft/onnxruntime#16304); an int8 student of 1 ms took 1.3 times the CPU with
+    two threads."""
     text_threads: int = 1
     """Threads that only tokenise and decode, while the runners run."""
     allow_drift: bool = False
     """Whether texts share a run even where a file's answers depend on the batch (dynamic int8)."""
     limits: Limits = field(default_factory=Limits)
     shadow: tuple[str, str] | None = None
-    """(primary, shadow): what the primary has answered runs on the shadow too, when nothing else is to do."""
+    """(primary, shadow): while the server is idle, the shadow answers again what the primary has answered."""
     hang_s: float = 10.0
-    """A run that takes longer than this, and many times longer than predicted, is told to stop."""
+    """Seconds after which a run that also takes many times longer than predicted is told to stop."""
     grace_s: float = 5.0
-    """How long a run may go on after it was told to stop; then the engine is dead."""
+    """Seconds that a run may go on after it was told to stop; then the engine counts as dead."""
 
     def __post_init__(self) -> None:
         for name in ("runners", "threads", "text_threads"):
@@ -73,33 +78,33 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gauges:
-    """One model's state now."""
+    """The load of one model at one moment."""
 
     queued_rows: int
     queued_tokens: int
     running_rows: int
     wait_s: float
-    """The predicted wait of a short request that came now."""
+    """The predicted wait of a short request that came now, in seconds."""
 
 
 class Observer(Protocol):
-    """Whoever counts; called on the event loop, `shadow` from any thread. It is quick and raises nothing."""
+    """Receive an engine's counts: on the event loop, `shadow` on any thread. Methods are quick and raise nothing."""
 
     def batch(self, model: str, *, rows: int, tokens: int, padded_tokens: int, seconds: float) -> None:
-        """One run is over."""
+        """Record that a run has ended; `padded_tokens` are rows times the longest row."""
 
     def stage(self, model: str, name: Stage, seconds: float) -> None:
-        """One request has spent `seconds` in a stage."""
+        """Record the seconds that a request spent in a stage."""
 
     def outcome(self, model: str, name: Outcome) -> None:
-        """One request is over."""
+        """Record how a request ended."""
 
     def shadow(self, model: str, shadow: str, *, agreed: bool) -> None:
-        """The shadow has answered one input of the model's, and decided as the model did or not."""
+        """Record whether the shadow decided one input as the model did."""
 
 
 class _NullObserver:
-    """An observer that counts nothing."""
+    """Ignore everything."""
 
     def batch(self, model: str, *, rows: int, tokens: int, padded_tokens: int, seconds: float) -> None: ...
     def stage(self, model: str, name: Stage, seconds: float) -> None: ...
@@ -113,19 +118,19 @@ nothing: Observer = _NullObserver()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What the engine measured and chose at warm-up."""
+    """What the engine measured and chose at warm-up; `GET /info` shows it."""
 
     models: dict[str, ModelPlan]
     runners: int
     threads: int
     text_threads: int
     wait_ms: dict[str, float]
-    """The predicted wait beyond which a request is refused: in a burst and while a queue stands."""
+    """The predicted waits beyond which a request is refused: `burst` and `standing`, as in `Admission.limits_ms`."""
     memory_bytes: int | None
-    """Resident after the largest runs: about what it stays at. None where the system does not say."""
+    """Resident memory after the largest runs, about which it stays; None where the system does not say."""
 
     def describe(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
+        """Return the plan as plain JSON values."""
         return {
             "runners": self.runners,
             "threads": self.threads,
@@ -137,16 +142,16 @@ class Plan:
 
 
 class Engine:
-    """Answers requests to several models with a few threads.
+    """Answer requests to several models with a few threads.
 
-    All methods but `warm_up` are called on the event loop's thread, and only there are its attributes written: what the
-    workers have to say comes through `_on_ended` and the loop. So nothing here needs a lock.
+    All methods except `warm_up` must be called on the event loop's thread, and only there are the attributes written:
+    workers report through `_on_ended` and `call_soon_threadsafe`. So nothing here needs a lock.
     """
 
     def __init__(
         self, models: Mapping[str, Encoder], *, settings: EngineSettings, observer: Observer = nothing
     ) -> None:
-        """Take loaded models; nothing runs before `warm_up` and `start`.
+        """Keep the loaded models; nothing runs before `warm_up` and `start`.
 
         Raises:
             UsageError: if there is no model, or the shadow's pair is not among them.
@@ -162,9 +167,9 @@ class Engine:
         self.settings = settings
         self.plan: Plan | None = None
         self.observer = observer
-        """Who counts; may be changed until `start`."""
+        """What is told of runs and requests; may be replaced until `start`."""
         self.queue: Queue
-        """What waits and runs; there after `warm_up`."""
+        """The requests that wait and run; set by `warm_up`."""
         self._threads = next(iter(models.values())).session.threads
         self._runners = settings.runners or max(1, available_cores() // self._threads)
         self._active: set[QueuedRequest] = set()
@@ -176,7 +181,7 @@ class Engine:
         self._admission: dict[str, Admission] = {}
 
     def warm_up(self) -> Plan:
-        """Measure, choose, and run the largest shapes; blocking, before `start`.
+        """Measure the models, choose batches and limits, and run the largest shapes. Blocks for seconds.
 
         Raises:
             CheckError: if a model does not run.
@@ -184,6 +189,7 @@ class Engine:
         plans: dict[str, ModelPlan] = {}
         for name, encoder in self.models.items():
             alone = None
+            # Dynamic int8 has one scale per tensor, so a text's answer depends on its neighbours (docs/log.md).
             if not encoder.record.batch_invariant and not self.settings.allow_drift:
                 alone = "this file's answers depend on the batch, so every text runs alone"
             plans[name] = measure(
@@ -222,7 +228,7 @@ class Engine:
         return self.plan
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start the threads; answers are given to futures of this loop.
+        """Start the threads; answers are delivered on this loop.
 
         Raises:
             UsageError: if the engine was not warmed up.
@@ -255,7 +261,7 @@ class Engine:
         self._draining = True
 
     async def close(self, *, timeout_s: float = 5.0) -> bool:
-        """End the threads; who still waits gets 503. Tell whether all threads ended within the time."""
+        """End the threads; requests that still wait get 503. Return whether all threads ended within the time."""
         self._draining = self._closed = True
         if self._loop is None:
             return True
@@ -265,6 +271,7 @@ class Engine:
         self._report_runs()
         for request in list(self._active):
             self._fail(request, unavailable("the server is ending"))
+        # Joining blocks, and the loop still has these 503s to send.
         return await self._loop.run_in_executor(None, self._workers.join, timeout_s)
 
     def is_idle(self) -> bool:
@@ -276,11 +283,11 @@ class Engine:
         return self._loop is not None and not self._draining and self.is_alive()
 
     def is_alive(self) -> bool:
-        """Tell whether the engine can still answer: False once a run hangs past its end, or a thread stays dead."""
+        """Tell whether the engine can still answer: False for good once a run cannot be stopped or a thread is lost."""
         return not self._dead and not self._closed
 
     def stats(self, model: str) -> Gauges:
-        """Return one model's state now."""
+        """Return the load of one model now."""
         if self._loop is None:
             return Gauges(queued_rows=0, queued_tokens=0, running_rows=0, wait_s=0.0)
         queue = self.queue
@@ -292,7 +299,7 @@ class Engine:
         )
 
     def refuse_if_full(self, model: str, *, client: str = "") -> None:
-        """Refuse before a body is read, if a short request of this client would be refused now.
+        """Refuse a request before its body is read, if even a short one of this client would be refused now.
 
         Raises:
             RequestError: 429 or 503.
@@ -312,14 +319,14 @@ class Engine:
         timeout_s: float | None = None,
         received_at: float | None = None,
     ) -> Answered:
-        """Answer one request. Cancelling gives its place to others.
+        """Answer one request. Cancelling drops its rows, and stops its run if no other request is in it.
 
         Args:
-            model: which model.
-            prepare: tokenises; called in another thread.
-            characters: of each of its texts, from which its cost is guessed.
-            client: who sent it, as far as that is known: clients have equal shares of what waits.
-            timeout_s: how long its client waits, from `received_at` on; the server's own limit holds too.
+            model: the model's name.
+            prepare: tokenises the request; called in a worker thread.
+            characters: of each of its texts, from which its cost is estimated.
+            client: who sent it, as far as known: the clients of a lane have equal shares.
+            timeout_s: seconds that its client waits, from `received_at` on; the server's own limit holds too.
             received_at: when it came, in the event loop's time.
 
         Raises:
@@ -331,6 +338,7 @@ class Engine:
         if loop is None:
             raise unavailable("the server is starting")
         allowed = most if timeout_s is None else min(timeout_s, most)
+        # asyncio's clock is time.monotonic too (BaseEventLoop.time), so the two can be compared.
         arrived = now if received_at is None else min(received_at, now)
         deadline = arrived + allowed
         if deadline <= now:
@@ -362,17 +370,17 @@ class Engine:
             if timer is not None:
                 timer.cancel()
             self._active.discard(request)
-            if request.ended == 0.0:
+            if request.ended == 0.0:  # cancelled or expired while the workers still have it
                 self._workers.drop(request)
 
     def expected_cost(self, model: str, characters: Sequence[int]) -> tuple[int, float]:
-        """Return how many rows texts make, and the seconds that these cost, as far as characters say it."""
+        """Return how many rows texts make, and their cost in seconds, estimated from their characters."""
         most, ratio = self._max_length(model), self._tokens_per_character[model]
-        # Of a text that is read in one row only, what is longer is cut.
+        # Only a question's context is split into windows; of other long texts the end is cut.
         windows = self.settings.limits.windows if self.models[model].task.has_windows else 1
         rows, cost = 0, 0.0
         for one in characters:
-            tokens = 2 + int(one * ratio)
+            tokens = 2 + int(one * ratio)  # [CLS] and [SEP]
             parts = min(windows, ceil(tokens / most))
             rows += parts
             cost += parts * self.queue.expected_s(model, min(most, tokens))
@@ -427,7 +435,8 @@ class Engine:
             elif request.answers is not None:
                 request.future.set_result(Answered(answers=request.answers, timings=request.timings()))
         if delivered and self._loop is not None:
-            self._loop.call_soon(self._count, delivered)  # behind the answers: nobody waits for the counting
+            # After the answers are sent: counting before took each of them 50 us when caches are cold (docs/log.md).
+            self._loop.call_soon(self._count, delivered)
 
     def _count(self, requests: Sequence[QueuedRequest]) -> None:
         for request in requests:
@@ -445,7 +454,7 @@ class Engine:
         self._report_runs()
 
     def _learn(self, request: QueuedRequest) -> None:
-        """Learn from an answered request how many tokens a character makes, and what requests cost."""
+        """Update the tokens per character and the typical cost from an answered request."""
         model = request.model
         lengths = [len(row["input_ids"]) for row in request.features.rows]
         cost = sum(self.queue.expected_s(model, length) for length in lengths)
@@ -473,7 +482,7 @@ class Engine:
         self._workers.drop(request)
 
     def _watch(self) -> None:
-        """Stop runs that take far too long, and notice what does not stop."""
+        """Expire distant deadlines, stop hung runs, and mark the engine dead if a run or a thread is lost."""
         now, settings = monotonic(), self.settings
         self._report_runs()
         for request in [request for request in self._active if request.deadline <= now]:
@@ -481,13 +490,14 @@ class Engine:
         for batch in list(self.queue.running):
             if batch.started + max(settings.hang_s, _HANGS * batch.predicted_s) < now:
                 self._workers.stop_run(batch)
+            # onnxruntime looks at `terminate` between two operators only, so a run may not stop.
             if batch.stopped_at is not None and batch.stopped_at + settings.grace_s < now:
                 self._die("a run did not end when it was told to")
         if self._workers.busy_since() + settings.limits.request_seconds + settings.grace_s < now:
             self._die("a thread has been at one thing for longer than any request may take")
         if not self._workers.restart_dead_threads():
             self._die("a thread has ended and no other could be started")
-        if self._dead:
+        if self._dead:  # /health/live says no from now on, for the orchestrator to restart the process
             for request in list(self._active):
                 self._fail(request, unavailable("the engine does not answer"))
         elif self._loop is not None:
@@ -500,8 +510,9 @@ class Engine:
 
 
 def _resident_bytes() -> int | None:
-    """Return how much memory this process has; None where the system does not say."""
+    """Return the resident memory of this process; None where the system does not say (not Linux)."""
     try:
+        # The second field is resident pages (proc_pid_statm(5)).
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:
         return None

@@ -1,6 +1,7 @@
 """Decide which rows run next and in which batch, and predict how long a request would wait.
 
-Pure: no threads and no clock, the time is given. `WorkerPool` calls everything that changes a queue under its lock.
+Pure: no threads and no clock, the caller passes the time. `WorkerPool` calls everything that changes a queue under its
+lock.
 
 **Lanes.** A request waits in the lane of its model and its size: up to what one usual text costs, up to twice that, up
 to four times, and so on. Lanes share the runners by start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996): the
@@ -33,33 +34,34 @@ from potstill.serve.http_errors import RequestError
 from potstill.serve.session import Stop
 from potstill.serve.tasks import Features, Outputs
 
-# Rows among which a batch's others are looked for. More would find little more, and takes time before each run.
+# Rows of a lane, from its head, among which a batch's other rows are looked for. More would find little more, and the
+# search delays each run.
 _WINDOW = 64
-# What rounding leaves of a sum of seconds whose parts have all been taken away.
+# What floating-point rounding may leave of a sum of seconds after all its parts were subtracted.
 _ROUNDING_S = 1e-9
 # Requests with more characters take longer to tokenise than a thread takes to wake.
 SHORT_CHARACTERS = 4_000
-# Sizes beyond this many times two are one: 32,768 usual texts, which no request has.
+# Number of lanes of a model. The last one begins at 16,384 usual texts, more than a request may have.
 _LEVELS = 16
-# A long text is tokenised as if it had come later by this time for each of its characters, about fifty times what that
-# takes: short ones pass it, for 20 s at most.
+# Handicap of a long request in the order of tokenising, per character: about fifty times what tokenising it takes.
+# Short requests pass it meanwhile, for 20 s at most.
 _DELAY_PER_CHARACTER_S = 1e-5
 
 
 class Timings(NamedTuple):
-    """Where one request's time went, in seconds."""
+    """Time of one request by stage, in seconds, and its tokens."""
 
     tokenise_s: float
     queue_s: float
-    """Neither tokenised nor run, until the answer was ready."""
+    """All the rest until the answer was ready."""
     infer_s: float
-    """All runs that held one of its rows."""
+    """Sum over all runs that held one of its rows."""
     tokens: int
-    """Tokens of it that the model saw, without padding."""
+    """Tokens that the model saw, without padding."""
 
 
 class Answered(NamedTuple):
-    """One request's answers, in the order of its inputs."""
+    """The answers to one request, in the order of its inputs."""
 
     answers: list[Any]
     timings: Timings
@@ -70,32 +72,32 @@ _NOT_TOKENISED = Features(rows=[], decode=list)
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class QueuedRequest:
-    """One request inside of the engine. Times are of `time.monotonic`, costs in seconds of one runner."""
+    """One request inside the engine. Times are `time.monotonic`, costs are seconds of one runner."""
 
     model: str
     prepare: Callable[[], Features]
-    """Tokenises it; called in a worker."""
+    """Tokenises it; called in a worker thread."""
     characters: int
     """Of all its texts."""
     arrived: float
     deadline: float
     timeout_s: float
     client: str = ""
-    """Who sent it, as far as that is known: what one client has waiting delays only its own requests."""
+    """Who sent it, as far as known: what one client has waiting delays mostly its own requests."""
     future: asyncio.Future[Answered] | None = None
 
     lane: "Lane | None" = None
     """Where it, or its rows, wait."""
     waiting_s: float = 0.0
-    """Cost of its rows that wait, as measured at warm-up; before it is tokenised, what it is expected to cost."""
+    """Cost at warm-up speed of its rows that wait; before it is tokenised, the estimated cost."""
     is_dropped: bool = False
-    """Nobody waits for it any more; its rows must not run."""
+    """Whether nobody waits for it any more; its rows must not run then."""
 
     features: Features = _NOT_TOKENISED
     outputs: list[Outputs | None] = field(default_factory=list)
-    """Of its rows, as far as they have run."""
+    """The model's outputs by row; None for a row that has not run."""
     rows_left: int = 0
-    """Rows that have not run."""
+    """Number of rows that have not run."""
     tokens: int = 0
     tokenise_s: float = 0.0
     infer_s: float = 0.0
@@ -105,7 +107,7 @@ class QueuedRequest:
     ended: float = 0.0
 
     def timings(self) -> Timings:
-        """Return where its time went, once it has ended."""
+        """Return its timings, once it has ended."""
         queue_s = max(0.0, self.ended - self.arrived - self.tokenise_s - self.infer_s)
         return Timings(tokenise_s=self.tokenise_s, queue_s=queue_s, infer_s=self.infer_s, tokens=self.tokens)
 
@@ -119,7 +121,7 @@ class QueuedRow:
     """Its number among the request's rows."""
     tokens: int
     cost_s: float
-    """Of a run of it alone, as measured at warm-up."""
+    """Seconds of a run of this row alone, at warm-up speed."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -152,83 +154,93 @@ class BatchPolicy:
     cost: RunCost
     drift: Drift
     budget: int
-    """Tokens of a batch; a single row may have more. 1: every row runs alone."""
+    """Most tokens of a batch; a single row may have more. 1: every row runs alone."""
     padded: int = 0
-    """Tokens of a batch with its padding, if that may be more: where the file leaves padding out of its products."""
+    """Most tokens of a batch including padding, where that exceeds `budget`: for files that leave padding out of their
+    products."""
 
     def fits(self, rows: int, longest: int, tokens: int) -> bool:
-        """Tell whether rows may be a batch."""
+        """Tell whether so many rows, the longest of them and all their tokens stay within the budgets."""
         return tokens <= self.budget and rows * longest <= max(self.budget, self.padded)
 
     def level(self, cost_s: float) -> int:
-        """Return the size of a request: 0 up to what a usual text costs, 1 up to twice that, and so on."""
+        """Return the lane of a cost: 0 up to the cost of a usual text, 1 up to twice that, 2 up to four times, ..."""
         usual_s = self.usual_s()
         return min(_LEVELS - 1, ceil(log2(cost_s / usual_s))) if cost_s > usual_s else 0
 
     def usual_s(self) -> float:
-        """Return what one of the longest usual texts takes now."""
+        """Return the seconds of a text of LONG_TOKENS tokens at today's speed."""
         return self.cost.seconds(1, LONG_TOKENS) * self.drift.factor
 
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """The requests of one model and one size. All costs here are as measured at warm-up."""
+    """The waiting requests of one model and one size.
+
+    Two levels of start-time fair queueing: `start_tag` orders the lanes, `client_time` and `finish_tags` order the
+    clients within the lane. All costs are seconds at warm-up speed.
+    """
 
     model: str
     level: int
     rows: list[tuple[float, int, QueuedRow]] = field(default_factory=list)
-    """Those that wait, in the order of their turns: (start tag within the lane, number, row)."""
+    """The rows that wait, in the order in which they run: (start tag within the lane, serial number, row)."""
     waiting_s: dict[str, float] = field(default_factory=dict)
-    """Cost of what each client has waiting, rows and requests that are not tokenised; only while there is something."""
+    """Cost of what each client has waiting, tokenised or not; clients with nothing are not in it."""
     all_s: float = 0.0
-    """The same of all clients."""
+    """The sum of `waiting_s`."""
     start_tag: float = 0.0
-    """The virtual time at which its next row begins: how much the lane has been given."""
+    """The virtual time at which the lane's next row starts: it grows with the cost of what the lane has run."""
     client_time: float = 0.0
     """The virtual time within the lane: the start tag of the row that ran last."""
     finish_tags: dict[str, float] = field(default_factory=dict)
-    """Where the last row of each client ends, in the virtual time within the lane."""
+    """The virtual time within the lane at which each client's last row finishes."""
     is_standing: bool = False
-    """A request was refused, and the lane has not been empty since. This and the next two are `Admission`'s."""
+    """Whether a request was refused and the lane has not been empty since. This and the next two are `Admission`'s."""
     refused_s: float = 0.0
     refused_at: float = 0.0
 
     def push(self, row: QueuedRow, number: int) -> None:
         """Add a row behind those of its client."""
         client = row.request.client
+        # As in Goyal et al.: a client that was idle starts at the current virtual time, with no credit for the past.
         start = max(self.client_time, self.finish_tags.get(client, 0.0))
         self.finish_tags[client] = start + row.cost_s
-        insort(self.rows, (start, number, row))
+        insort(self.rows, (start, number, row))  # the number makes equal tags first come, first served
 
     def add_waiting(self, request: QueuedRequest, cost_s: float) -> None:
-        """Count work of a request that waits here."""
+        """Add a cost to what the request, its client and the lane have waiting."""
         request.lane = self
         request.waiting_s += cost_s
         self.all_s += cost_s
         self.waiting_s[request.client] = self.waiting_s.get(request.client, 0.0) + cost_s
 
     def remove_waiting(self, request: QueuedRequest, cost_s: float) -> None:
-        """Count work of a request no longer."""
+        """Subtract a cost from what the request, its client and the lane have waiting."""
         request.waiting_s -= cost_s
         self.all_s -= cost_s
         left = self.waiting_s.pop(request.client, 0.0) - cost_s
         if left > _ROUNDING_S:
             self.waiting_s[request.client] = left
-        else:
+        else:  # or the dictionaries would grow with every client that there ever was
             self.finish_tags.pop(request.client, None)
         if not self.waiting_s:
-            self.all_s = 0.0
+            self.all_s = 0.0  # and not what rounding has left
 
     def ahead_s(self, client: str, size_s: float) -> float:
-        """Return what runs here before a request of a client is through: its own, and as much of each other's.
+        """Return the cost that runs in this lane before a new request of a client has run.
 
-        The request counts as the largest that waits here: else in a flood from many clients the shorter ones of a lane
-        would be taken and the longer ones refused.
+        That is all that the client has waiting itself, and of each other client at most that and `size_s`.
+
+        Args:
+            client: who sends the request.
+            size_s: the cost of the largest request of this lane, not of the new one: else in a flood from many clients
+                the shorter requests of a lane would be accepted and the longer ones refused.
         """
         own = self.waiting_s.get(client, 0.0)
         if own == self.all_s:
             return own
-        # A copy in one step: the event loop reads it while workers change it.
+        # The copy is atomic in CPython: the event loop reads this without the lock while workers change it.
         waiting = list(self.waiting_s.items())
         return own + sum(min(waits, own + size_s) for other, waits in waiting if other != client)
 
@@ -249,21 +261,22 @@ class Queue:
         self._long: list[tuple[float, int, QueuedRequest]] = []
         self._lanes = {model: [Lane(model, level) for level in range(_LEVELS)] for model in policies}
         self.lanes = [lane for lanes in self._lanes.values() for lane in lanes]
-        """Of all models and sizes."""
+        """The lanes of all models and sizes."""
         self._numbers = count()
         self._virtual_time = 0.0
         self.rows = dict.fromkeys(policies, 0)
-        """How many wait, by model."""
+        """Number of rows that wait, by model."""
         self.tokens = dict.fromkeys(policies, 0)
-        """Of the rows that wait, by model."""
+        """Tokens of the rows that wait, by model."""
         self.running: dict[Batch, None] = {}
+        """The batches that run now, as an ordered set."""
 
     def lane(self, model: str, cost_s: float) -> Lane:
-        """Return where a request of this cost waits."""
+        """Return the lane in which a request of this cost (seconds at today's speed) waits."""
         return self._lanes[model][self.policies[model].level(cost_s)]
 
     def add(self, request: QueuedRequest, *, cost_s: float) -> None:
-        """Take a request that is not tokenised yet, and is expected to cost this."""
+        """Add a request that is not tokenised yet; `cost_s` is its estimated cost at today's speed."""
         self.lane(request.model, cost_s).add_waiting(request, cost_s / self.drift(request.model))
         if request.characters > SHORT_CHARACTERS:
             heapq.heappush(self._long, (_tokenise_order(request), next(self._numbers), request))
@@ -275,7 +288,7 @@ class Queue:
 
         Args:
             long: whether it may be a long one.
-            before: if given, only one that goes first although this one was begun: it is much shorter.
+            before: a request that is being tokenised: only a much shorter one that may interrupt it is returned.
         """
         while self._short and self._short[0].is_dropped:
             self._short.popleft()
@@ -303,17 +316,22 @@ class Queue:
         return any(lane.rows for lane in self.lanes)
 
     def add_rows(self, request: QueuedRequest, lengths: Sequence[int]) -> None:
-        """Take the rows of a tokenised request, given their tokens."""
+        """Add the rows of a tokenised request.
+
+        Args:
+            request: what was tokenised.
+            lengths: tokens of each of its rows.
+        """
         if request.is_dropped:
             return
-        if request.lane is not None:
+        if request.lane is not None:  # the estimate ends here; the exact cost may belong to another lane
             request.lane.remove_waiting(request, request.waiting_s)
         if not lengths:
             return
-        # As measured at warm-up: what runs cost now changes while rows wait, and would change the lanes' shares.
+        # At warm-up speed: today's changes while rows wait, which would tilt the lanes' shares (docs/log.md).
         costs = [self.policies[request.model].cost.seconds(1, tokens) for tokens in lengths]
         lane = self.lane(request.model, sum(costs) * self.drift(request.model))
-        if not lane.rows:
+        if not lane.rows:  # as for clients in `Lane.push`: an idle lane saves up no credit
             lane.start_tag = max(lane.start_tag, self._virtual_time)
         lane.add_waiting(request, sum(costs))
         for index, (tokens, cost_s) in enumerate(zip(lengths, costs, strict=True)):
@@ -322,7 +340,7 @@ class Queue:
         self.tokens[request.model] += sum(lengths)
 
     def drop(self, request: QueuedRequest) -> list[Batch]:
-        """Forget a request that nobody waits for; return the running batches that nobody waits for now."""
+        """Remove a request that nobody waits for; return the running batches of which nobody needs a row now."""
         if request.is_dropped:
             return []
         request.is_dropped = True
@@ -336,23 +354,25 @@ class Queue:
         return [batch for batch in self.running if batch.is_abandoned()]
 
     def next_batch(self, now: float, *, idle: int = 0, stop: Stop | None = None) -> Batch | None:
-        """Return the rows that run now, or None where none wait.
+        """Remove the rows that run next and return them as a batch, or None where none wait.
 
         Args:
             now: the time.
             idle: how many other runners are free for the rest.
-            stop: ends the run.
+            stop: what can end the run from another thread.
         """
         for lane in self.lanes:
             while lane.rows and lane.rows[0][2].request.deadline <= now:
                 self.drop(lane.rows[0][2].request)
-            if not lane.waiting_s:  # a runner is free, and nothing is here
+            # A runner is free and finds the lane empty: the load has gone, so the large limit holds again.
+            if not lane.waiting_s:
                 lane.is_standing = False
         waiting = [lane for lane in self.lanes if lane.rows]
         if not waiting:
             return None
-        lane = min(waiting, key=lambda lane: (lane.start_tag, lane.level))
+        lane = min(waiting, key=lambda lane: (lane.start_tag, lane.level))  # of equal ones the shorter requests
         policy = self.policies[lane.model]
+        # Virtual time is the start tag of what is being served (Goyal et al.), among lanes and within the lane.
         self._virtual_time = max(self._virtual_time, lane.start_tag)
         lane.client_time = lane.rows[0][0]
         head = lane.rows.pop(0)[2]
@@ -363,7 +383,7 @@ class Queue:
                 (other for other in waiting if other.model == lane.model),
                 key=lambda other: (other is not lane, other.level),
             )
-            # Free runners share what waits: a batch takes its part of it, rounded up.
+            # Free runners share what waits: a batch takes its share, rounded up, and leaves the rest to them.
             self._fill(rows, others, policy, most=ceil((1 + self.rows[lane.model]) / (1 + idle)))
         longest = max(row.tokens for row in rows)
         cost_s = policy.cost.seconds(len(rows), longest, sum(row.tokens for row in rows))
@@ -379,26 +399,27 @@ class Queue:
         return batch
 
     def finish(self, batch: Batch, *, now: float) -> None:
-        """Forget a batch that has run, and learn from how long it took."""
+        """Remove a batch that has run, and update the drift from the time that it took."""
         self.running.pop(batch, None)
         policy = self.policies[batch.model]
+        # Against its rows alone, as waits are sums of these: the drift then holds what batching gains, too.
         alone = sum(policy.cost.seconds(1, row.tokens) for row in batch.rows)
         policy.drift.saw(actual_s=now - batch.started, predicted_s=alone)
 
     def expected_s(self, model: str, tokens: int) -> float:
-        """Return what one row of so many tokens is expected to take."""
+        """Return the predicted seconds of one row of so many tokens at today's speed."""
         policy = self.policies[model]
         return policy.cost.seconds(1, tokens) * policy.drift.factor
 
     def drift(self, model: str) -> float:
-        """Return how many times longer than measured at warm-up a model's rows take now."""
+        """Return how many times longer than at warm-up a model's rows take now."""
         return self.policies[model].drift.factor
 
     def wait_s(self, model: str, cost_s: float, *, now: float, client: str = "") -> float:
-        """Predict how long a request of this cost that came now would wait for others.
+        """Predict the seconds that a request of this cost would wait for others if it came now.
 
-        That is until a runner is free for it: what runs has to end, and before it is through its client's lane gets
-        what is before it there, and each other lane at most as much.
+        It waits until a runner is free for it: the running batches have to end, then its own lane gets what is before
+        it there, and meanwhile each other lane at most as much as its own (which is what fair queueing promises).
         """
         own, drift = self.lane(model, cost_s), self.drift(model)
         size_s = max(cost_s, self.policies[model].usual_s() * 2**own.level)
@@ -410,18 +431,18 @@ class Queue:
         return _until_free(sorted(left)[-self._runners :], ahead)
 
     def longest_row_s(self) -> float:
-        """Return what the longest of the rows that are running takes alone, as predicted."""
+        """Return the predicted seconds, alone, of the longest row that is running."""
         return max((self.expected_s(batch.model, batch.longest) for batch in list(self.running)), default=0.0)
 
     def _fill(self, rows: list[QueuedRow], lanes: Sequence[Lane], policy: BatchPolicy, *, most: int) -> None:
-        """Add rows to a batch of one, from the lanes in their order."""
+        """Add rows to a batch of one row, from the lanes in the order given, up to `most` rows."""
         head = rows[0]
         longest = tokens = head.tokens
         for lane in lanes:
             if len(rows) >= most or tokens >= policy.budget:
                 return
             window, taken = lane.rows[:_WINDOW], set()
-            # Where padding is computed like text, those of the head's length first.
+            # Where padding is computed like text, rows of about the head's length come first.
             near = window
             if not policy.cost.unpadded:
                 near = sorted(window, key=lambda entry: abs(entry[2].tokens - head.tokens))
@@ -437,7 +458,7 @@ class Queue:
                 lane.rows[:_WINDOW] = [entry for entry in window if entry[1] not in taken]
 
     def _take(self, row: QueuedRow, lane: Lane) -> None:
-        """Count a row that begins to run."""
+        """Charge a row that begins to run to its lane."""
         lane.start_tag += row.cost_s
         self.rows[lane.model] -= 1
         self.tokens[lane.model] -= row.tokens
@@ -445,15 +466,21 @@ class Queue:
 
 
 def _tokenise_order(request: QueuedRequest) -> float:
-    """Return by what requests are put in order to be tokenised: their arrival, a long one's with a delay."""
+    """Return the key by which requests are tokenised: their arrival, plus a delay for a long one."""
     is_long = request.characters > SHORT_CHARACTERS
     return request.arrived + (request.characters * _DELAY_PER_CHARACTER_S if is_long else 0.0)
 
 
 def _until_free(left: Sequence[float], work_s: float) -> float:
-    """Return when the first runner is free, if `left` (ascending) are busy so long and share so much work then."""
+    """Return the seconds until a runner is free for more work.
+
+    Args:
+        left: seconds for which each runner is busy, ascending.
+        work_s: seconds of work that waits and that the runners share as they become free.
+    """
     busy = 0.0
     for number, seconds in enumerate(left, start=1):
+        # When these runners alone are through with the work; it holds if no further one is free before.
         busy += seconds
         free = (work_s + busy) / number
         if number == len(left) or free <= left[number]:

@@ -1,4 +1,7 @@
-"""Let a second model answer what the first has answered while nothing else is to do, and count where they agree."""
+"""Run a second model on requests that the first has answered, while the server is idle, and count agreement.
+
+Nothing of it delays a request: a shadow run is stopped when a request comes, and its row is tried again later.
+"""
 
 from collections import deque
 from collections.abc import Callable, Hashable
@@ -12,16 +15,17 @@ from potstill.serve.encoder import Encoder, RunRows
 from potstill.serve.session import Stop
 from potstill.serve.tasks import Features, Outputs
 
-# Answered requests that wait for the shadow; more are let go, the newest first.
+# Answered requests that wait for the shadow; when so many wait, further ones are not compared.
 _MOST_WAITING = 64
-# How often a row is begun again after it had to make room.
+# How often a request's runs may be stopped before it is given up: else a long text would be begun for ever.
 _TRIES = 3
+# Texts that two tokenizers must agree on: punctuation, digits, upper case and accents, and a single character.
 _PROBES = ["One text, and 2 numbers.", "Ein anderer Text: für Größe & Maß!", "a"]
 
 
 @dataclass(slots=True, eq=False)
 class _Case:
-    """One answered request on its way through the shadow."""
+    """One answered request, and how far the shadow has come with it."""
 
     features: Features
     decide: Callable[[Any], Hashable]
@@ -31,27 +35,27 @@ class _Case:
 
 
 class ShadowComparison:
-    """The requests that a shadow model is to answer again; it gives way as soon as anything else is to run.
+    """Queue of the requests that a shadow model answers again; it gives way as soon as a request comes.
 
-    Safe in any thread without a lock: `offer`, `next_work` and the work itself use one step each of a deque or a set,
-    which are atomic, and a case belongs to one thread at a time.
+    Safe in any thread without a lock: `offer`, `next_work` and the work itself use single operations of a deque or a
+    set, which are atomic in CPython, and a case belongs to one thread at a time.
     """
 
     def __init__(self, primary: str, run: RunRows, *, max_length: int, on_compared: Callable[[bool], None]) -> None:
-        """Set up.
+        """Set up an empty queue.
 
         Args:
             primary: the name of the model whose requests are answered again.
-            run: runs rows of the shadow.
+            run: runs rows on the shadow.
             max_length: the longest row that the shadow reads, in tokens.
-            on_compared: called from any thread for each input: whether both decided the same.
+            on_compared: called from any thread, once per input, with whether both decided the same.
         """
         self._primary, self._run, self._max_length, self._on_compared = primary, run, max_length, on_compared
         self._cases: deque[_Case] = deque()
         self._stops: set[Stop] = set()
 
     def offer(self, request: QueuedRequest) -> None:
-        """Take a request that was answered, if there is room."""
+        """Queue an answered request, if it is the primary's, the shadow can read it, and there is room."""
         features, answers = request.features, request.answers
         if request.model != self._primary or answers is None or len(self._cases) >= _MOST_WAITING:
             return
@@ -60,7 +64,7 @@ class ShadowComparison:
             self._cases.append(_Case(features, features.decide, answers))
 
     def next_work(self) -> Callable[[], None] | None:
-        """Return the next row's run, or None where there is none; `step_aside` ends it from now on."""
+        """Return a function that runs the next row, or None; from now on `step_aside` ends that run."""
         try:
             case = self._cases.popleft()
         except IndexError:
@@ -70,8 +74,8 @@ class ShadowComparison:
         return partial(self._run_row, case, stop)
 
     def step_aside(self) -> None:
-        """End what runs: a request has come."""
-        for stop in tuple(self._stops):
+        """Stop the shadow's runs, because a request has come."""
+        for stop in tuple(self._stops):  # a copy: runners add and discard meanwhile
             stop.set()
 
     def _run_row(self, case: _Case, stop: Stop) -> None:
@@ -100,7 +104,7 @@ def check_pair(primary: Encoder, shadow: Encoder) -> None:
     """Refuse a pair whose answers cannot be compared.
 
     Raises:
-        UsageError: if they differ in task, labels or tokens, or decide nothing.
+        UsageError: if they differ in task, labels or tokens, or the task's answers decide nothing.
     """
     first, second = primary.manifest, shadow.manifest
     if first.task != second.task or first.labels != second.labels:
@@ -110,6 +114,7 @@ def check_pair(primary: Encoder, shadow: Encoder) -> None:
         )
     if primary.task.decide is None:
         raise UsageError("a shadow compares decisions, and vectors decide nothing")
+    # The shadow runs the rows that the primary's tokenizer made, so its own would have to make the same.
     mine, other = (encoder.tokenizer.rows(_PROBES) for encoder in (primary, shadow))
     same = all(
         name in row and row[name].tolist() == values.tolist()

@@ -1,8 +1,8 @@
 """The threads that tokenise, run the model and decode answers.
 
-A runner does everything for a request that it can: on an idle server it tokenises, runs and decodes, so that a request
-changes threads twice, not four times. Text threads tokenise, and decode what takes long, while the runners run. Long
-texts are theirs alone, and between two chunks of one much shorter requests are tokenised.
+A runner does as much as it can for a request: on an idle server it tokenises, runs and decodes, so that a request
+changes threads twice, not four times. While all runners are busy, text threads tokenise, and decode what takes long.
+Only they tokenise long texts, and between two chunks of one they tokenise much shorter requests.
 
 **The lock.** There is one, `WorkerPool._lock`. It guards the queue, the requests that wait to be decoded and the idle
 threads. They belong together: a thread that finds nothing to do joins the idle list in the same step, so that
@@ -30,26 +30,26 @@ from potstill.serve.tasks import Outputs
 from potstill.serve.tokenizer import between_chunks
 
 _LOG = logging.getLogger("potstill.serve")
-# Answers that take longer to decode than this are handed to the text threads while rows wait.
+# Mean seconds of decoding a request above which text threads do it while rows wait, so that the runner can run.
 _QUICK_DECODE_S = 0.0003
 
 
 class _GivenUp(Exception):
-    """Nobody waits for what is being tokenised."""
+    """Raised out of a tokenisation that nobody waits for any more."""
 
 
 class _Slot:
-    """The place of one thread. If the thread dies, another is started in its slot."""
+    """The state of one worker thread; if the thread dies, another is started with the same slot."""
 
     def __init__(self, name: str, *, is_runner: bool) -> None:
         self.name, self.is_runner = name, is_runner
         self.thread: threading.Thread | None = None
         self.began = 0.0
-        """Since when it has been at what it does; 0 while it is idle. Written by its own thread only."""
+        """When it began its current piece of work (`time.monotonic`); 0 while idle. Written by its own thread only."""
         self.wakeups: SimpleQueue[None] = SimpleQueue()
         """What the thread sleeps on: its own, to wake exactly one; a queue, so that no wake-up is lost."""
         self.stop: Stop | None = None
-        """For its next run: made before the lock is taken, because it takes onnxruntime some time."""
+        """For its next run: made outside the lock, because a RunOptions takes 88 us when caches are cold."""
 
 
 class WorkerPool:
@@ -65,23 +65,23 @@ class WorkerPool:
         on_ended: Callable[[Sequence[QueuedRequest]], None],
         shadow: ShadowComparison | None = None,
     ) -> None:
-        """Set up; `start` begins.
+        """Set up the slots; `start` starts their threads.
 
         Args:
-            models: what runs rows, by name.
-            queue: what waits. Once the pool has started, it is changed through the pool only.
-            runners: threads that run models.
-            text_threads: threads that do not; at least one.
+            models: what runs rows, by the model's name.
+            queue: the requests. Once the pool has started, it is changed through the pool only.
+            runners: number of threads that run models.
+            text_threads: number of threads that only tokenise and decode; at least one.
             on_ended: called from any thread with requests that are answered or failed.
             shadow: what runs when a runner would be idle.
         """
         self._models, self._queue = models, queue
         self._on_ended, self._shadow = on_ended, shadow
         self.finished_runs: deque[tuple[Batch, float]] = deque()
-        """Runs that are over and the seconds they took, for the event loop to count; a deque needs no lock for that."""
+        """Ended runs and their seconds, for the event loop to count; single operations of a deque need no lock."""
         self._lock = threading.Lock()
         self._to_decode: deque[QueuedRequest] = deque()
-        self._decode_s = 0.0  # of one request, as a moving mean
+        self._decode_s = 0.0  # seconds of one request, as a moving mean; a lost update of two threads does not matter
         self._slots = [_Slot(f"potstill-runner-{number}", is_runner=True) for number in range(runners)]
         self._slots += [_Slot(f"potstill-text-{number}", is_runner=False) for number in range(text_threads)]
         self._idle: list[_Slot] = []
@@ -93,16 +93,17 @@ class WorkerPool:
             self._start_thread(slot)
 
     def submit(self, request: QueuedRequest, *, cost_s: float) -> None:
-        """Take a request that is expected to cost this."""
+        """Queue a request with its estimated cost, and wake a thread for it."""
         with self._lock:
             self._queue.add(request, cost_s=cost_s)
+            # A runner first: it will run the row too, with no change of threads.
             if request.characters > SHORT_CHARACTERS or not self._wake(runner=True):
                 self._wake(runner=False)
         if self._shadow is not None:
             self._shadow.step_aside()
 
     def drop(self, request: QueuedRequest) -> None:
-        """Forget a request; a run that is for nobody else is stopped."""
+        """Remove a request, and stop a run in which every other row is dropped as well."""
         with self._lock:
             abandoned = self._queue.drop(request)
         for batch in abandoned:
@@ -115,14 +116,14 @@ class WorkerPool:
             batch.stop.set()
 
     def close(self) -> None:
-        """Let the threads end after what they do now; what waits is not done."""
+        """Tell the threads to end after their current work; what waits is not done."""
         with self._lock:
             self._closed = True
             for slot in self._slots:
                 slot.wakeups.put(None)
 
     def join(self, timeout_s: float) -> bool:
-        """Wait until the threads have ended; tell whether they have."""
+        """Wait at most `timeout_s` until the threads have ended; return whether they have."""
         until = monotonic() + timeout_s
         threads = [slot.thread for slot in self._slots if slot.thread is not None]
         for thread in threads:
@@ -130,11 +131,11 @@ class WorkerPool:
         return not any(thread.is_alive() for thread in threads)
 
     def busy_since(self) -> float:
-        """Return since when the longest of what the threads do now has been going on; infinity if nothing is."""
+        """Return when the oldest work that still goes on began (`time.monotonic`); infinity if all are idle."""
         return min((slot.began for slot in self._slots if slot.began), default=inf)
 
     def restart_dead_threads(self) -> bool:
-        """Start a thread in each slot whose thread has died; tell whether all live."""
+        """Start a new thread for each one that has died; return whether all are alive."""
         if self._closed:
             return False
         for slot in self._slots:
@@ -152,7 +153,7 @@ class WorkerPool:
         slot.thread.start()
 
     def _wake(self, *, runner: bool) -> bool:
-        """Wake one idle thread of a kind; tell whether there was one. The caller holds the lock."""
+        """Wake one idle thread of a kind; return whether there was one. The caller holds the lock."""
         for slot in reversed(self._idle):  # the one that was awake last, whose caches are warm
             if slot.is_runner is runner:
                 self._idle.remove(slot)
@@ -180,7 +181,7 @@ class WorkerPool:
         with self._lock:
             if self._to_decode and not slot.is_runner:
                 return partial(self._decode, [self._to_decode.popleft()])
-            # Short texts first, also for a runner: they take little, and may be more urgent than all rows.
+            # Tokenise before running, also on a runner: it takes little, and the row may be the most urgent one.
             request = self._queue.next_to_tokenise(long=not slot.is_runner)
             if request is not None:
                 return partial(self._tokenise, request, slot)
@@ -188,21 +189,21 @@ class WorkerPool:
                 idle = sum(other.is_runner for other in self._idle)
                 batch = self._queue.next_batch(monotonic(), idle=idle, stop=slot.stop)
                 if batch is not None:
-                    slot.stop = None
+                    slot.stop = None  # the batch has it: a RunOptions that was terminated cannot be used again
                     if self._queue.has_rows():
                         self._wake(runner=True)
                     return partial(self._run, batch)
                 work = self._shadow.next_work() if self._shadow is not None else None
                 if work is not None:
                     return work
-            # Under the lock with the looking: work that is added from now on finds this slot idle and wakes it.
+            # In the same critical section as the search: work that is added later finds this slot idle and wakes it.
             self._idle.append(slot)
             return None
 
     def _tokenise(self, request: QueuedRequest, slot: _Slot) -> None:
         began = monotonic()
         if request.deadline <= began:
-            return  # its own timer answers
+            return  # the engine's timer or watch answers it
 
         lengths: list[int] = []
         token = between_chunks.set(partial(self._tokenise_shorter_ones, request, slot))
@@ -232,8 +233,12 @@ class WorkerPool:
             self._decode([request])
 
     def _tokenise_shorter_ones(self, request: QueuedRequest, slot: _Slot) -> None:
-        """Tokenise much shorter requests in the middle of a long one, or end it if nobody waits for it any more."""
-        slot.began = monotonic()  # the long one has come on, so it does not hang
+        """Tokenise much shorter requests between two chunks of a long one.
+
+        Raises:
+            _GivenUp: if nobody waits for the long one any more.
+        """
+        slot.began = monotonic()  # there was progress, so the watch must not take this for a hung thread
         while not request.is_dropped:
             with self._lock:
                 shorter = self._queue.next_to_tokenise(long=not slot.is_runner, before=request)
@@ -249,7 +254,7 @@ class WorkerPool:
         try:
             rows = [row.request.features.rows[row.index] for row in batch.rows]
             outputs = self._models[batch.model](rows, batch.stop)
-            # Copies of what is needed, so that the batch's arrays can be freed.
+            # Copies of what is needed: views would keep the whole batch's arrays until the last answer is sent.
             kept = [row.request.features.keep(row.index, found) for row, found in zip(batch.rows, outputs, strict=True)]
         except BaseException as error:  # as in _tokenise
             failure = error
@@ -267,9 +272,9 @@ class WorkerPool:
     def _store(
         self, batch: Batch, requests: Sequence[QueuedRequest], outputs: Sequence[Outputs], seconds: float
     ) -> None:
-        """Give each request its rows' outputs, and decode those that have all."""
+        """Give each request the outputs of its rows, and decode the requests that are complete."""
         ready = []
-        # Two runners may have rows of one request: only one of them must see that it was the last.
+        # Two runners may have rows of one request: exactly one of them must see that its row was the last.
         with self._lock:
             for row, found in zip(batch.rows, outputs, strict=True):
                 row.request.outputs[row.index] = found
@@ -303,9 +308,9 @@ class WorkerPool:
         self._end(requests)
 
     def _finish_failed(self, batch: Batch, requests: Sequence[QueuedRequest], error: BaseException) -> None:
-        """Find out whose rows a run failed on, by running each request's alone."""
+        """Answer the requests of a failed run: run each one's rows alone, so that only the culprit gets a 500."""
         if batch.stop.is_set:
-            # Whoever still waits for it, waits for a run that hung.
+            # Abandoned runs are stopped too, but nobody waits for those: this one hung.
             waiting = [request for request in requests if not request.is_dropped]
             self._fail(waiting, unavailable("the model did not answer in time"))
             return
@@ -343,7 +348,7 @@ class WorkerPool:
 
 
 def _as_request_error(error: BaseException) -> RequestError:
-    """Return what a client is told of an error in tokenising or decoding."""
+    """Return the error that a client gets for a failure in tokenising or decoding."""
     if isinstance(error, RequestError):
         return error
     if isinstance(error, UsageError) and not isinstance(error, CheckError):

@@ -1,4 +1,4 @@
-"""The application: which path is answered by what, who may ask, and how errors and counts are made.
+"""The Starlette application: routes, access control, errors, request ids, metrics.
 
     POST /predict  /embed  /tokenize         the first model; /models/NAME/... names one
     POST /v1/embeddings     GET /v1/models   OpenAI's
@@ -46,8 +46,10 @@ from potstill.tasks import FEATURE_EXTRACTION
 if TYPE_CHECKING:
     from potstill.serve.batching import Engine
 
-_GONE = 499  # nginx's word for a client that hung up; only in the metrics
+_GONE = 499  # nginx's status for a client that hung up; only in the metrics
+# X-Request-Id that is repeated as it came: nothing that could break a header or a line of a log.
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+# Request ids where the client sends none: random per process, then counted.
 _run, _numbers = token_hex(6), count(1)
 _TIMINGS = ("X-Request-Id", "X-Tokenize-Time-Ms", "X-Queue-Time-Ms", "X-Inference-Time-Ms", "X-Tokens", "Retry-After")
 _MEDIA_TYPES = {
@@ -58,7 +60,7 @@ _MEDIA_TYPES = {
 }
 _PAGES = {"index.html": "/", "docs.html": "/docs"}
 _PAGE_HEADERS = {
-    # Scripts and styles are files of this origin: nothing inline runs, nothing is loaded from or sent to elsewhere.
+    # Scripts and styles are files of this origin: nothing inline runs, and nothing is loaded from or sent elsewhere.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -66,7 +68,7 @@ _PAGE_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-cache",  # asked for again after an update: an old script with a new page would be a riddle
+    "Cache-Control": "no-cache",  # or after an update an old script may meet a new page
 }
 
 
@@ -78,13 +80,13 @@ def create_app(
     allowed_hosts: Collection[str] | None = None,
     cors_origins: Sequence[str] = (),
 ) -> Starlette:
-    """Return the ASGI application that answers with `engine`, and let it count what the engine does.
+    """Return the ASGI application that answers with `engine`, and register its metrics as the engine's observer.
 
     Args:
-        engine: warmed up and started by whoever runs the application.
-        limits: the caps; the defaults if None.
-        api_keys: bearer keys; with none of them everybody is answered. /health, the pages and their document are
-            always open.
+        engine: warmed up; started by the caller before requests come.
+        limits: limits of sizes, counts and times; the defaults if None.
+        api_keys: bearer keys; if empty, everybody is answered. /health, the pages and the OpenAPI document are always
+            open.
         allowed_hosts: the names that requests may call this server by, without ports; any if None. A server that
             trusts its own machine must not be asked by a web page whose name was made to point there (DNS rebinding).
         cors_origins: the origins whose web pages may read answers; "*" is all of them.
@@ -122,9 +124,10 @@ def create_app(
             allow_headers=["*"],
             expose_headers=_TIMINGS,
         )
+        # Outermost: a preflight request carries no key, and errors need the CORS headers to be readable, too.
         middleware.insert(0, cors)
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: no_route})
-    app.router.redirect_slashes = False
+    app.router.redirect_slashes = False  # or Starlette would answer 307 to a slash too many, in place of our 404
     return app
 
 
@@ -189,7 +192,7 @@ def _state_routes(engine: "Engine", limits: Limits, metrics: Metrics) -> list[Ba
 
 
 def _page_routes() -> list[BaseRoute]:
-    """Return the two pages and their files: plain HTML, CSS and JavaScript, and nothing from anywhere else."""
+    """Return routes for the two pages and their files, read once: HTML, CSS and JavaScript without a build step."""
     routes: list[BaseRoute] = []
     for file in files("potstill.serve.http").joinpath("static").iterdir():
         media_type = _MEDIA_TYPES.get(file.name.rpartition(".")[2])
@@ -207,7 +210,7 @@ def _constant(response: Response) -> Endpoint:
 
 
 def _answer_without_route(request: Request, routes: Sequence[BaseRoute], models: Iterable[str]) -> Response:
-    """Answer OPTIONS of a path that there is, and everything else that has no route: 404 and 405."""
+    """Answer OPTIONS on a known path with 204; raise 405 for another method there, and 404 for an unknown path."""
     methods = {
         method
         for route in routes
@@ -233,11 +236,11 @@ def _answer_without_route(request: Request, routes: Sequence[BaseRoute], models:
 
 
 class ErrorMiddleware:
-    """Give every request an id, every error its JSON, and count how requests end.
+    """Set X-Request-Id, turn exceptions into JSON errors, and count requests by route and status.
 
     Args:
-        app: what answers.
-        metrics: where to count.
+        app: the next ASGI application.
+        metrics: where requests are counted.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -245,7 +248,7 @@ class ErrorMiddleware:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; other kinds of scope are passed on."""
+        """Answer one request; scopes other than HTTP are passed on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -258,7 +261,7 @@ class ErrorMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                # The list may be that of a constant response: it is not added to.
+                # A new list: that of a page's constant response would grow with every request.
                 message = {**message, "headers": [*message.get("headers", ()), field]}
             await send(message)
 
@@ -270,10 +273,11 @@ class ErrorMiddleware:
             if not isinstance(error, RequestError):
                 log_failure("a request failed", error)
                 error = failed()
-            if status == _GONE:
+            if status == _GONE:  # no response has begun, so this one still can
                 await error_response(error, path=route_path(scope))(scope, receive, send_with_id)
         finally:
             metrics.in_flight.dec()
+            # Labels are the route's template: names from the path would be without bound, and a client's.
             route = scope.get("route")
             if isinstance(route, Route) and scope["method"] in (route.methods or ()):
                 metrics.requests.labels(scope["method"], route.path, status).inc()
@@ -284,22 +288,22 @@ class ErrorMiddleware:
 
 
 class AccessMiddleware:
-    """Refuse whoever has no key, and whoever calls this server by another's name.
+    """Refuse requests without a valid key (401) or with a Host that is not allowed (400).
 
     Args:
-        app: what answers.
-        api_keys: bearer keys; everybody may ask if there are none.
+        app: the next ASGI application.
+        api_keys: bearer keys; if empty, no key is needed.
         allowed_hosts: names without ports; any if None.
     """
 
     def __init__(self, app: ASGIApp, api_keys: Iterable[str], allowed_hosts: Collection[str] | None) -> None:
         self._app = app
-        # Hashed: what is compared has one length, and a comparison takes one time.
+        # Hashed, so that all have one length: compare_digest may reveal lengths by its time (Python's documentation).
         self._hashes = [sha256(key.encode()).digest() for key in api_keys]
         self._hosts = None if allowed_hosts is None else {name.lower() for name in allowed_hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on one request, and which client asks: its key's hash, or the address that it came from."""
+        """Pass on one request; `request.state.client` is then its key's hash, or the address that it came from."""
         if scope["type"] == "http":
             headers = Headers(scope=scope)
             self._check_host(headers.get("host", ""))
@@ -310,6 +314,7 @@ class AccessMiddleware:
         await self._app(scope, receive, send)
 
     def _check_host(self, host: str) -> None:
+        # Without the port, an IPv6 address's brackets (RFC 3986, section 3.2.2) and the root's dot of a full name.
         name = re.sub(r":\d*$", "", host).strip("[]").rstrip(".").lower()
         if self._hosts is not None and name and name not in self._hosts:
             raise malformed(
@@ -318,11 +323,17 @@ class AccessMiddleware:
             )
 
     def _check_key(self, scope: Scope) -> str:
-        """Return the hash of the key that a request has."""
+        """Return the hash of the request's key in hexadecimal.
+
+        Raises:
+            RequestError: 401 if there is no key, or an unknown one.
+        """
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         scheme, _, key = given.partition(b" ")
         hashed = sha256(key.strip()).digest()
-        fits = [hmac.compare_digest(hashed, known) for known in self._hashes]  # every key, whichever fits
+        # Every key is compared, so that the time does not tell which one fits. The scheme's case does not matter
+        # (RFC 9110, section 11.1).
+        fits = [hmac.compare_digest(hashed, known) for known in self._hashes]
         if scheme.lower() != b"bearer" or not any(fits):
             raise RequestError(
                 "a key is needed: send Authorization: Bearer KEY",
@@ -341,10 +352,10 @@ def _is_open(method: str, path: str) -> bool:
 
 
 class JsonCORSMiddleware(CORSMiddleware):
-    """Starlette's, whose refusals have the shape of every other error."""
+    """Starlette's CORS middleware, whose refusals are JSON in the shape of every other error."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Return the answer to a browser that asks whether it may ask."""
+        """Return the response to a preflight request; 400 in our shape if it is refused."""
         response = super().preflight_response(request_headers)
         if response.status_code == 200:
             return response
@@ -352,6 +363,6 @@ class JsonCORSMiddleware(CORSMiddleware):
 
 
 def route_path(scope: Scope) -> str:
-    """Return the path without that under which a proxy shows the server."""
+    """Return the request's path without the root path under which a proxy shows the server."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))

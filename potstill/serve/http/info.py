@@ -1,4 +1,4 @@
-"""What is served, whether it is ready, and how it was checked: short for everybody, and whole for one model."""
+"""The content of `GET /info` (all models in short), of `GET /models/NAME` (one in full), and the check of readiness."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def describe_server(engine: "Engine", limits: Limits) -> dict[str, object]:
-    """Return what `GET /info` says: all that a client needs, and where the evidence of each model is."""
+    """Return the content of `GET /info`: models, engine, settings and limits, and the path of each model's evidence."""
     return {
         "models": {
             name: summarise_model(encoder) | {"evidence": f"/models/{name}"} for name, encoder in engine.models.items()
@@ -31,9 +31,9 @@ def describe_server(engine: "Engine", limits: Limits) -> dict[str, object]:
 
 
 def describe_model(encoder: Encoder) -> dict[str, object]:
-    """Return all that is known of one model: also where it came from, and how it was checked.
+    """Return the content of `GET /models/NAME`: the summary, and where the model came from and how it was checked.
 
-    It is kilobytes long, most of it evidence that `potstill show` prints.
+    It is kilobytes long; most of it is the evidence that `potstill show` prints.
     """
     manifest = encoder.manifest
     return (
@@ -45,7 +45,7 @@ def describe_model(encoder: Encoder) -> dict[str, object]:
 
 
 def summarise_model(encoder: Encoder) -> dict[str, object]:
-    """Return what a client needs to know of one model, and what identifies it."""
+    """Return what a client needs to know about one model, and the hash that identifies its file."""
     manifest, record = encoder.manifest, encoder.record
     file = encoder.bundle.record_of(encoder.precision)
     return {
@@ -66,16 +66,17 @@ def summarise_model(encoder: Encoder) -> dict[str, object]:
 
 
 def mask_token(encoder: Encoder) -> str | None:
-    """Return how the model's mask is written; None where there is none."""
+    """Return the writing of the model's mask token, such as "[MASK]"; None where there is none."""
     number = encoder.tokenizer.mask_id
     return None if number is None else encoder.tokenizer.token(number)
 
 
 def check_ready(engine: "Engine", request: Request) -> None:
-    """Refuse unless requests are taken; once a server has been told to end, it says so before anything else changes.
+    """Refuse a readiness probe unless requests are accepted.
 
     Raises:
         RequestError: 503.
     """
+    # "draining" is set at SIGTERM, while the engine still accepts: load balancers need time to notice.
     if request.scope["state"].get("draining") or not engine.is_alive() or not engine.is_ready():
         raise unavailable("the server is starting or ending, or its engine does not answer")

@@ -1,4 +1,4 @@
-"""What is counted, and `GET /metrics`. No label holds anything of a client's: paths are templates."""
+"""The Prometheus metrics of `GET /metrics`. No label holds text of a client: paths are the routes' templates."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, get_args
@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from potstill.serve.batching import Engine
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# Buckets of factor 2, from a small student's stage to beyond any run: quantiles are then known to a factor of 2.
 _SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1, 2, 4, 8, 16, 32)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics(Collector):
-    """All of it, in a registry of its own: two applications in one process do not meet."""
+    """All metrics of one application, in a registry of its own: the global one refuses the same names twice."""
 
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
@@ -41,11 +42,11 @@ class Metrics(Collector):
         registry.register(self)
 
     def text(self) -> bytes:
-        """Return the exposition in Prometheus' text format 0.0.4."""
+        """Return the metrics in Prometheus' text format 0.0.4."""
         return generate_latest(self._registry)
 
     def collect(self) -> Iterable[Metric]:
-        """Give what is read of the engine when somebody asks."""
+        """Yield the gauges that are read from the engine at each scrape."""
         gauges = {
             "queued_rows": GaugeMetricFamily("potstill_queue_rows", "Rows that wait for the model.", labels=["model"]),
             "queued_tokens": GaugeMetricFamily("potstill_queue_tokens", "Tokens that wait.", labels=["model"]),
@@ -63,7 +64,7 @@ class Metrics(Collector):
 
 
 class EngineMetrics:
-    """What the engine's threads report: the engine's observer."""
+    """The metrics of runs and stages: an `Observer` of the engine."""
 
     def __init__(self, registry: CollectorRegistry, models: Iterable[str]) -> None:
         names = list(models)
@@ -90,7 +91,7 @@ class EngineMetrics:
         outcomes = Counter(
             "potstill_outcomes", "How work ended in the engine.", ["model", "outcome"], registry=registry
         )
-        # Looking labels up takes longer than counting.
+        # `labels()` takes longer than counting, so its results are kept.
         self._rows = {name: rows.labels(name) for name in names}
         self._run = {name: run.labels(name) for name in names}
         self._stages = {(name, stage): seconds.labels(name, stage) for name in names for stage in get_args(Stage)}
@@ -99,20 +100,20 @@ class EngineMetrics:
         self._outcomes = {(name, word): outcomes.labels(name, word) for name in names for word in get_args(Outcome)}
 
     def batch(self, model: str, *, rows: int, tokens: int, padded_tokens: int, seconds: float) -> None:
-        """Count one run; `padded_tokens` are rows times the longest row, which an unpadded file does not compute."""
+        """Count one run; `padded_tokens` is rows times the longest row, even for files that do not compute padding."""
         self._rows[model].observe(rows)
         self._run[model].observe(seconds)
         self._real[model].inc(tokens)
         self._padding[model].inc(padded_tokens - tokens)
 
     def stage(self, model: str, name: Stage, seconds: float) -> None:
-        """Count one stage of one request."""
+        """Record the seconds of one stage of one request."""
         self._stages[model, name].observe(seconds)
 
     def outcome(self, model: str, name: Outcome) -> None:
-        """Count how a request ended in the engine; `name` is one of the engine's own words."""
+        """Count how a request ended in the engine."""
         self._outcomes[model, name].inc()
 
     def shadow(self, model: str, shadow: str, *, agreed: bool) -> None:
-        """Count one text that the shadow answered too."""
+        """Count one input that the shadow answered too."""
         self._shadow.labels(model, shadow, str(agreed).lower()).inc()

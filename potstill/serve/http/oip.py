@@ -1,17 +1,17 @@
 """The Open Inference Protocol v2 over HTTP, for clients such as `tritonclient.http`.
 
-    GET  /v2                                     who answers
+    GET  /v2                                     the server's metadata
     GET  /v2/health/live     /v2/health/ready
     GET  /v2/models/NAME     /v2/models/NAME/ready      also with /versions/1 behind NAME
     POST /v2/models/NAME/infer
 
-Texts give answers: the input `text` (with `text_pair` for a pair, or `question` and `context`) of datatype BYTES gives
-`answers`, the JSON that `POST /predict` gives, one per row; a classifier also gives the best `label` and its `score`,
-a model of vectors gives `embedding` alone. Ids give the graph's own outputs: `input_ids`, and if need be
-`attention_mask` and `token_type_ids`, INT64 or INT32. Tensors are JSON, or bytes behind the JSON.
+There are two modes. Texts: the inputs `text` (with `text_pair` for a pair, or `question` and `context`) of datatype
+BYTES give `answers`, one JSON text per row as of `POST /predict`; a classifier also gives the best `label` and its
+`score`, a model of vectors gives `embedding` alone. Ids: `input_ids`, and optionally `attention_mask` and
+`token_type_ids`, INT64 or INT32, give the graph's own outputs. Tensors are JSON, or binary after the JSON.
 
-Every size is checked against the bytes that came before anything of that size is made, and no message repeats what
-the client sent.
+Every size that a client declares is checked against the bytes that arrived before anything of that size is allocated,
+and no message repeats what the client sent.
 
 Source: https://github.com/kserve/open-inference-protocol (`inference_rest.md`), and Triton's binary tensor extension
 (`extension_binary_data.md`).
@@ -64,27 +64,28 @@ if TYPE_CHECKING:
 VERSION = "1"
 """The only version there is: a bundle does not change."""
 VERSIONS = ("", f"/versions/{VERSION}")
-"""What may stand behind a model's name in a path."""
+"""What may follow a model's name in a path."""
 LONGEST_ID = 1_024
-"""Characters of a request's id, which comes back with its answer."""
+"""Most characters of a request's id, which comes back with its answer."""
 MOST_NUMBERS = 4_194_304
-"""Of one answer: 16 MiB. The graph of a language model gives more for a few long texts."""
+"""Most numbers in one answer, 16 MiB as float32. A language model's graph gives more for a few long texts."""
 MOST_WRITTEN = 524_288
-"""Of one answer as JSON, which takes 20 times as long to write."""
+"""Most numbers in one answer as JSON, which takes 20 times as long to write as binary."""
 ANSWERS, LABEL, SCORE, EMBEDDING = "answers", "label", "score", "embedding"
 
 Ids: TypeAlias = NDArray[np.int64]
 Column: TypeAlias = NDArray[np.float32] | list[bytes]
-"""One output of all rows."""
+"""One output for all rows: an array, or a list of UTF-8 texts."""
 
-# Triton's names for what of its protocol there is beyond the standard.
+# The extensions of the protocol that this server has, under Triton's names.
 _EXTENSIONS = ["binary_tensor_data", "parameters"]
 _MEDIA_TYPES = frozenset({"", "application/json", "application/octet-stream"})
-# A text's characters per token in English, where there are only tokens: the engine guesses a request's cost from it.
+# Characters per token in English: the engine estimates costs from characters, and here there are only tokens.
 _CHARACTERS = 4
 _SHAPE = 'send {"inputs": [{"name": ..., "shape": [...], "datatype": ..., "data": [...]}]}'
-_WIDTHS: Mapping[str, str] = {"INT32": "<i4", "INT64": "<i8"}
-_LENGTH_BYTES = 4  # in front of every text of a binary tensor, little-endian
+_WIDTHS: Mapping[str, str] = {"INT32": "<i4", "INT64": "<i8"}  # binary tensors are little-endian
+_LENGTH_BYTES = 4  # an unsigned little-endian length before every text of a binary tensor
+# Parameters of Triton's shared-memory extensions, which this server refuses.
 _SHARED = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
 
 # ---------------------------------------------------------------- what is sent and got
@@ -219,7 +220,7 @@ class Mode:
     inputs: tuple[str, ...]
     required: frozenset[str]
     datatypes: tuple[str, ...]
-    """That its inputs may have; metadata name the first."""
+    """The datatypes that its inputs may have; the metadata name the first."""
     outputs: Mapping[str, TensorMetadata]
 
 
@@ -230,24 +231,25 @@ class Signature:
     text: Mode
     ids: Mode
     max_length: int
-    """Tokens of the longest row."""
+    """Most tokens of a row."""
     vocab_size: int
-    """Ids are below it."""
+    """Upper bound of ids, exclusive."""
     types: int
-    """Token types are below it."""
+    """Upper bound of token types, exclusive."""
 
     def mode_of(self, name: str) -> Mode | None:
-        """Return the mode that an input belongs to."""
+        """Return the mode to which an input belongs; None if no mode has it."""
         return next((mode for mode in (self.text, self.ids) if name in mode.inputs), None)
 
     def numbers(self, output: str, *, rows: int, tokens: int) -> int:
-        """Return how many numbers an output of the graph has, as far as the graph says."""
+        """Return how many numbers an output of the graph has, as far as its shape is known."""
         shape = self.ids.outputs[output].shape
+        # The first two open dimensions are rows and tokens; any other counts as 1.
         dynamic = [rows, tokens]
         return prod(size if size > 0 else (dynamic.pop(0) if dynamic else 1) for size in shape)
 
     def metadata(self, name: str) -> ModelMetadata:
-        """Return what `GET /v2/models/NAME` says."""
+        """Return the content of `GET /v2/models/NAME`."""
         texts = [TensorMetadata(name=each, datatype="BYTES", shape=[-1]) for each in self.text.inputs]
         ids = [TensorMetadata(name=each, datatype="INT64", shape=[-1, -1]) for each in self.ids.inputs]
         return ModelMetadata(
@@ -260,7 +262,7 @@ class Signature:
 
 
 def signature_of(encoder: Encoder) -> Signature:
-    """Return what a model takes and gives."""
+    """Return the inputs and outputs of a model in both modes."""
     manifest, tokenizer = encoder.manifest, encoder.tokenizer
     vocab_size = manifest.architecture.vocab_size
     frame = tokenizer.pair
@@ -291,7 +293,7 @@ def _text_mode(task: str) -> Mode:
         outputs.append(TensorMetadata(name=LABEL, datatype="BYTES", shape=[-1]))
         outputs.append(TensorMetadata(name=SCORE, datatype="FP32", shape=[-1]))
     elif task == FEATURE_EXTRACTION.name:
-        # A vector of numbers is a tensor; as JSON inside of one it would only be longer.
+        # A vector is a tensor already; as JSON within a tensor of texts it would only be longer.
         outputs = [TensorMetadata(name=EMBEDDING, datatype="FP32", shape=[-1, -1])]
     return Mode(
         kind="text",
@@ -303,7 +305,7 @@ def _text_mode(task: str) -> Mode:
 
 
 def _graph_outputs(encoder: Encoder) -> dict[str, TensorMetadata]:
-    """Return the outputs of the manifest; what a graph leaves open is taken from the task where it says it."""
+    """Return the outputs of the manifest; a width that the graph leaves open is taken from the task if it fixes one."""
     manifest = encoder.manifest
     widths = {
         TEXT_CLASSIFICATION.name: len(manifest.labels),
@@ -325,7 +327,7 @@ def _graph_outputs(encoder: Encoder) -> dict[str, TensorMetadata]:
 
 
 def v2_routes(engine: "Engine", limits: Limits) -> list[BaseRoute]:
-    """Return the protocol's endpoints, for all models."""
+    """Return the routes of the protocol for all models."""
     models = {name: ModelV2(name, engine, limits) for name in engine.models}
 
     async def about(_: Request) -> Response:
@@ -358,9 +360,9 @@ class ModelV2:
     """The endpoints of one model.
 
     Args:
-        name: of the model.
-        engine: answers.
-        limits: the caps.
+        name: the model's name.
+        engine: what answers; it has the model under this name.
+        limits: limits of sizes, counts and times.
     """
 
     def __init__(self, name: str, engine: "Engine", limits: Limits) -> None:
@@ -371,16 +373,16 @@ class ModelV2:
         self._signature = signature_of(self._encoder)
 
     async def about(self, _: Request) -> Response:
-        """Say what the model takes and gives."""
+        """Answer `GET /v2/models/NAME`: the model's metadata."""
         return JSONResponse(self._signature.metadata(self._name).model_dump())
 
     async def ready(self, request: Request) -> Response:
-        """Say whether the model takes requests."""
+        """Answer `GET /v2/models/NAME/ready`."""
         check_ready(self._engine, request)
         return JSONResponse({"name": self._name, "ready": True})
 
     async def infer(self, request: Request) -> Response:
-        """Answer texts or ids."""
+        """Answer `POST /v2/models/NAME/infer`."""
         client: str = request.state.client
         self._engine.refuse_if_full(self._name, client=client)
         _check_headers(request)
@@ -401,12 +403,12 @@ class ModelV2:
         )
         if parsed.mode.kind == "text":
             columns = {name: _column(answered.answers, name) for name in parsed.wanted}
-        else:  # every row has as many tokens as the others
+        else:  # stacking works because all rows of such a request have the same number of tokens
             columns = {name: np.stack([row[name] for row in answered.answers]) for name in parsed.wanted}
         return write_response(parsed, columns, model=self._name, headers=timing_headers(answered))
 
     def _texts(self, parsed: "ParsedRequest") -> tuple[Callable[[], Features], list[int]]:
-        """Return what prepares the same request as `POST /predict` has, and the characters of each text."""
+        """Return a function that prepares the request as `POST /predict` would, and the characters of each input."""
         encoder, columns, windows = self._encoder, parsed.texts, self._limits.windows
         parameters = validate(encoder.task.parameters, dict(parsed.parameters), "parameters")
         items: list[Any] = columns.get("text", [])
@@ -420,14 +422,14 @@ class ModelV2:
         return prepare, [sum(map(len, item)) for item in zip(*columns.values(), strict=True)]
 
     def _ids(self, parsed: "ParsedRequest") -> tuple[Callable[[], Features], list[int]]:
-        """Return what hands the ids to the model as they are, and what their texts may have had of characters."""
+        """Return a function that passes the ids to the model unchanged, and an estimate of each row's characters."""
         if parsed.parameters:
             raise invalid("parameters has a key that is not known; the task's parameters go with texts, not with ids")
         ids, wanted = parsed.ids, parsed.wanted
         tokens = ids["input_ids"].shape[1]
         sizes = {name: self._signature.numbers(name, rows=parsed.rows, tokens=tokens) for name in wanted}
         written = sum(size for name, size in sizes.items() if not wanted[name])
-        check_numbers(sum(sizes.values()), written=written)
+        check_numbers(sum(sizes.values()), written=written)  # before the run, as far as the sizes are known
 
         def keep(_: int, outputs: Outputs) -> Outputs:
             return {name: np.array(outputs[name], dtype=np.float32) for name in wanted}
@@ -453,7 +455,8 @@ def _check_headers(request: Request) -> None:
         raise unsupported(
             "the body must be plain: Content-Type application/json or application/octet-stream, no Content-Encoding"
         )
-    # A page of any origin may have its reader's browser send a body without a type, and the browser asks nobody first.
+    # A body without a type is no reason for a CORS preflight, so any web page could have its reader's browser send one:
+    # Fetch standard, "CORS-safelisted request-header".
     origin = request.headers.get("origin")
     if not kind and origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
         raise unsupported("a web page must send Content-Type: application/json or application/octet-stream")
@@ -473,23 +476,27 @@ class ParsedRequest:
     ids: Mapping[str, Ids]
     """In the mode "ids": input name -> shape (rows, tokens)."""
     wanted: Mapping[str, bool]
-    """Output name -> whether it goes behind the JSON."""
+    """Output name -> whether it is sent as binary after the JSON."""
     id: str | None
     timeout_s: float | None
     parameters: Mapping[str, Any]
-    """The task's."""
+    """The task's parameters, not checked yet."""
 
 
 class _BinaryTail:
-    """The bytes behind the JSON; each binary tensor takes the next of them."""
+    """The bytes after the JSON; binary tensors take them in the order in which the JSON names them."""
 
     def __init__(self, data: memoryview) -> None:
         self._data = data
         self._at = 0
 
     def take(self, size: Any, where: str) -> memoryview:
-        """Return the next `size` bytes."""
-        if type(size) is not int or size < 0:
+        """Return the next `size` bytes, without a copy.
+
+        Raises:
+            RequestError: 422 if `size` is no number of bytes, 400 if there are fewer bytes.
+        """
+        if type(size) is not int or size < 0:  # not isinstance: True is an int to Python
             raise invalid(f"{where}.parameters.binary_data_size must be a whole number of bytes, at least 0")
         if size > len(self._data) - self._at:
             raise malformed(f"{where}.parameters.binary_data_size is more than the bytes that the body has left")
@@ -498,22 +505,26 @@ class _BinaryTail:
         return taken
 
     def end(self) -> None:
-        """Refuse bytes that belong to no tensor."""
+        """Refuse bytes that belong to no tensor.
+
+        Raises:
+            RequestError: 400.
+        """
         if self._at != len(self._data):
             raise malformed(f"the body has {len(self._data) - self._at} bytes behind the last tensor")
 
 
 def read_infer(body: bytes, header_length: str | None, *, signature: Signature, limits: Limits) -> ParsedRequest:
-    """Return the checked request that a body holds.
+    """Parse and check the body of an infer request.
 
     Args:
-        body: all of it.
-        header_length: the value of Inference-Header-Content-Length, the bytes of JSON in front; None is all.
-        signature: what the model takes.
-        limits: the caps.
+        body: the whole body.
+        header_length: the header Inference-Header-Content-Length: bytes of JSON in front; None if all of it is JSON.
+        signature: the inputs and outputs of the model.
+        limits: limits of sizes, counts and times.
 
     Raises:
-        RequestError: 400 if it cannot be read, 413 if it is over a limit, 422 if it asks for what is not there.
+        RequestError: 400 if it cannot be read, 413 if it is over a limit, 422 if it does not fit the model.
     """
     size = _header_size(header_length, len(body))
     tail = _BinaryTail(memoryview(body)[size:])
@@ -556,13 +567,14 @@ def read_infer(body: bytes, header_length: str | None, *, signature: Signature, 
 def _header_size(given: str | None, size: int) -> int:
     if given is None:
         return size
+    # isdigit alone takes other scripts' digits; and int of a very long text raises (sys.set_int_max_str_digits).
     if not (given.isascii() and given.isdigit()) or len(given) > 12 or int(given) > size:
         raise malformed("Inference-Header-Content-Length must be the number of bytes of JSON that the body begins with")
     return int(given)
 
 
 def _tensors(inputs: Sequence[Any], signature: Signature) -> tuple[Mode, list[InferTensor]]:
-    """Return the inputs and the mode that they belong to; every name comes once."""
+    """Return the checked inputs, and the mode to which they all belong; refuse a name that comes twice."""
     takes = f"it takes {_names(signature.text)}, or {_names(signature.ids)}"
     if len(inputs) > max(len(signature.text.inputs), len(signature.ids.inputs)):
         raise invalid(f"there are {len(inputs)} inputs, more than this model takes; {takes}")
@@ -588,7 +600,7 @@ def _tensors(inputs: Sequence[Any], signature: Signature) -> tuple[Mode, list[In
 def _check_shapes(
     mode: Mode, tensors: Sequence[InferTensor], *, signature: Signature, limits: Limits
 ) -> tuple[int, int]:
-    """Return rows and tokens, the same for every tensor; a text has one token here."""
+    """Return the number of rows and of tokens per row, which all tensors must share; tokens are 1 for texts."""
     first = tensors[0].shape
     for index, tensor in enumerate(tensors):
         where, shape = f"inputs[{index}].shape", tensor.shape
@@ -617,8 +629,9 @@ def _is_binary(tensor: InferTensor, where: str) -> bool:
 
 
 def _flat(tensor: InferTensor, rows: int, columns: int, where: str) -> list[Any]:
-    """Return the data row by row, whether nested or flat."""
+    """Return the data as a flat list, row by row; the protocol allows nested and flat data."""
     data: list[Any] = tensor.data or []
+    # The first entry decides; others of another kind are refused by whoever reads the entries.
     if data and isinstance(data[0], list):
         is_right = len(data) == rows and len(tensor.shape) == 2
         if not is_right or not all(isinstance(row, list) and len(row) == columns for row in data):
@@ -653,7 +666,7 @@ def _binary_ids(data: memoryview, tensor: InferTensor, where: str) -> Ids:
     rows, tokens = tensor.shape
     if len(data) != rows * tokens * kind.itemsize:
         raise invalid(f"{where} has {len(data)} bytes; its shape and datatype say {rows * tokens * kind.itemsize}")
-    return np.frombuffer(data, dtype=kind).reshape(rows, tokens).astype(np.int64)
+    return np.frombuffer(data, dtype=kind).reshape(rows, tokens).astype(np.int64)  # a copy: the body can be freed
 
 
 def _binary_texts(data: memoryview, rows: int, where: str) -> list[str]:
@@ -661,6 +674,7 @@ def _binary_texts(data: memoryview, rows: int, where: str) -> list[str]:
     for index in range(rows):
         start = at + _LENGTH_BYTES
         at = start + int.from_bytes(data[start - _LENGTH_BYTES : start], "little")
+        # A slice beyond the end is short and no error, so both ends are checked before the text is read.
         if start > len(data) or at > len(data):
             raise malformed(f"{where} ends within text {index}; its shape says {rows} texts")
         try:
@@ -673,7 +687,11 @@ def _binary_texts(data: memoryview, rows: int, where: str) -> list[str]:
 
 
 def _check_ids(ids: Mapping[str, Ids], signature: Signature) -> dict[str, Ids]:
-    """Return all inputs of the graph: what is missing is as the tokenizer makes it of one text."""
+    """Return all inputs of the graph, after checking their values.
+
+    A missing attention_mask is all ones and missing token_type_ids are all zeros, as a tokenizer makes them of one
+    text. Ids beyond the vocabulary are refused here, because one of them fails a run that other requests may share.
+    """
     shape = ids["input_ids"].shape
     whole = {
         name: ids[name] if name in ids else np.full(shape, name == "attention_mask", dtype=np.int64)
@@ -683,13 +701,14 @@ def _check_ids(ids: Mapping[str, Ids], signature: Signature) -> dict[str, Ids]:
     for name, values in whole.items():
         if values.min() < 0 or values.max() >= below[name]:
             raise invalid(f"{name} has a number that is not from 0 to {below[name] - 1}")
+    # Without a token to attend to there is no meaningful answer: a softmax over none is NaN, or uniform over padding.
     if "attention_mask" in whole and not whole["attention_mask"].any(axis=1).all():
         raise invalid("attention_mask hides every token of a row")
     return whole
 
 
 def _wanted(outputs: Sequence[Any] | None, mode: Mode, *, binary: bool) -> dict[str, bool]:
-    """Return the outputs that are wanted, in their order, and whether each goes behind the JSON."""
+    """Return the requested outputs in their order, and whether each is sent as binary after the JSON."""
     if not outputs:
         return dict.fromkeys(mode.outputs, binary)
     gives = f"these inputs give {', '.join(mode.outputs)}"
@@ -728,7 +747,7 @@ def _needs(mode: Mode) -> str:
 
 
 def check_numbers(count: int, *, written: int) -> None:
-    """Refuse an answer of too many numbers, of which `written` are to be JSON.
+    """Refuse an answer of too many numbers, of which `written` would be sent as JSON.
 
     Raises:
         RequestError: 413.
@@ -744,7 +763,13 @@ def check_numbers(count: int, *, written: int) -> None:
 def write_response(
     parsed: ParsedRequest, columns: Mapping[str, Column], *, model: str, headers: Mapping[str, str]
 ) -> Response:
-    """Return the answer.
+    """Return the response of an infer request.
+
+    Args:
+        parsed: the request.
+        columns: the requested outputs, in the order of the request.
+        model: the model's name.
+        headers: further headers of the response.
 
     Raises:
         RequestError: 413 if it has too many numbers.

@@ -1,4 +1,4 @@
-"""The part of OpenAI's interface that an encoder can answer: embeddings, and the list of models."""
+"""The part of OpenAI's API that an encoder can answer: embeddings, and the list of models."""
 
 import base64
 from collections.abc import Mapping
@@ -63,8 +63,8 @@ class Embeddings:
     """`POST /v1/embeddings`.
 
     Args:
-        models: those that make vectors, by name; the first answers where a request names none.
-        limits: the caps.
+        models: the models that make vectors, by name; the first answers where a request names none.
+        limits: limits of sizes, counts and times.
     """
 
     def __init__(self, models: Mapping[str, ModelEndpoints], limits: Limits) -> None:
@@ -74,6 +74,7 @@ class Embeddings:
 
     async def embed(self, request: Request) -> Response:
         """Answer with one vector per text."""
+        # The model is named in the body, so before that only the first one's queue can refuse the request.
         first = next(iter(self._models))
         content = parse_object(await self._models[first].body(request), self._limits, shape=_SHAPE)
         asked = validate(EmbeddingsRequest, content, "the body")
@@ -93,20 +94,21 @@ class Embeddings:
             {"object": "embedding", "index": index, "embedding": _base64(vector) if as_base64 else vector}
             for index, vector in enumerate(answered.answers)
         ]
-        tokens = answered.timings.tokens
+        tokens = answered.timings.tokens  # embeddings have no completion, so prompt and total are equal
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return json_response({"object": "list", "data": data, "model": name, "usage": usage}, answered)
 
 
 def describe_model(name: str) -> dict[str, object]:
-    """Return what `GET /v1/models/NAME` says; a bundle's date is not known, and 0 stands for that."""
+    """Return the content of `GET /v1/models/NAME`; `created` is 0, because a bundle's date is not known."""
     return {"id": name, "object": "model", "created": 0, "owned_by": "potstill"}
 
 
 def _holds_token_ids(value: object) -> bool:
-    """Return whether `input` is what a client makes that tokenises by itself: ids, or a list of lists of them."""
+    """Return whether `input` is a list of token ids, or a list of such lists."""
     if not isinstance(value, list) or not value:
         return False
+    # The first element decides; a list that mixes both is refused as texts are.
     first = value[0][0] if isinstance(value[0], list) and value[0] else value[0]
     return isinstance(first, int) and not isinstance(first, bool)
 

@@ -1,7 +1,8 @@
-"""`GET /openapi.json`: OpenAPI 3.1, from the pydantic models that check requests and describe answers.
+"""The document of `GET /openapi.json`: OpenAPI 3.1, made of the pydantic models that check requests and answers.
 
-That shape, datatype and data of a tensor agree is more than JSON Schema can say, so a request of the Open Inference
-Protocol that fits the document may still get a 400, 413 or 422.
+The schemas depend on the models that are served: the items of a task, the longest text, the outputs. JSON Schema cannot
+say that shape, datatype and data of a tensor agree, so a request of the Open Inference Protocol that fits the document
+may still get a 400, 413 or 422.
 """
 
 from collections.abc import Iterable, Mapping
@@ -42,6 +43,7 @@ _ERRORS = {
     503: "The server is starting or ending, or its engine does not answer.",
     504: "Not answered within the time that the request had.",
 }
+# Errors of every path (the HTTP layer's), and those of paths that read a body and ask a model.
 _ALWAYS = (400, 408, 414, 431, 503)
 _WORK = (413, 415, 422, 429, 500, 504)
 _RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds."}}
@@ -64,11 +66,11 @@ _TIMINGS = {
 
 
 def document(engine: "Engine", limits: Limits, *, with_keys: bool) -> dict[str, Any]:
-    """Return the document.
+    """Return the document as JSON values.
 
     Args:
-        engine: whose models are described.
-        limits: the caps, which the schemas name.
+        engine: the engine whose models are described.
+        limits: limits that appear in the schemas as maxLength and maxItems.
         with_keys: whether a bearer key is needed.
     """
     first, vectors = next(iter(engine.models)), _vector_models(engine)
@@ -126,6 +128,7 @@ def _vector_models(engine: "Engine") -> list[str]:
 def _lock(paths: Mapping[str, Mapping[str, Operation]]) -> None:
     for path, operations in paths.items():
         for operation in operations.values():
+            # Must agree with `app._is_open`, which decides at run time.
             is_open = path.startswith(("/health", "/v2/health", "/openapi")) or operation["tags"] == ["pages"]
             if not is_open:
                 operation["security"] = [{"key": []}]
@@ -196,6 +199,7 @@ def _inputs_body(encoder: Encoder, limits: Limits, *, flat: bool = False) -> Sch
     item = _capped(_schema(shape.item), _most_characters(encoder, limits))
     example = shape.example
     if encoder.manifest.task == FILL_MASK.name:
+        # BERT's mask is [MASK], RoBERTa's is <mask>: the example must work when it is tried.
         item["description"] = "A text with the model's mask token in it."
         example = str(example).replace("[MASK]", mask_token(encoder) or "[MASK]")
     parameters = _schema(shape.parameters)
@@ -208,7 +212,7 @@ def _inputs_body(encoder: Encoder, limits: Limits, *, flat: bool = False) -> Sch
 
 def _work(title: str, body: Schema, answer: Schema, *, description: str, path: str = "") -> Operation:
     answered = {"description": "The answer.", "headers": _TIMINGS, "content": {"application/json": {"schema": answer}}}
-    errors = (404,) if path else ()
+    errors = (404,) if path else ()  # only under /v1 the body names a model, which may not exist
     return {
         "tags": ["model"],
         "summary": title,
@@ -226,6 +230,7 @@ def _infer(name: str, encoder: Encoder) -> Operation:
         for key, text in ({"text": example} if isinstance(example, str) else example).items()
     ]
     request = _schema(oip.InferRequest)
+    # The model has list[Any] there, so that tensors are checked one by one and errors name their place.
     request["properties"]["inputs"]["items"] = _schema(oip.InferTensor)
     operation = _work(
         f"Infer: {encoder.manifest.task}, by {name}",
@@ -334,7 +339,7 @@ def _cap_dimensions(schema: Schema, encoder: Encoder) -> None:
 
 
 def _capped(schema: Any, most: int) -> Any:
-    """Return a schema whose strings have at most so many characters."""
+    """Return a copy of a schema in which every string has `maxLength`."""
     if isinstance(schema, list):
         return [_capped(item, most) for item in schema]
     if not isinstance(schema, dict):
@@ -344,7 +349,7 @@ def _capped(schema: Any, most: int) -> Any:
 
 
 def _schema(kind: Any) -> Schema:
-    """Return a type's schema with its definitions filled in, and without the titles that pydantic makes of names."""
+    """Return a type's JSON schema with `$ref`s replaced by their definitions, and without pydantic's titles."""
     schema = TypeAdapter(kind).json_schema()
     found: Schema = _inline(schema, schema.pop("$defs", {}))
     return found
@@ -355,8 +360,9 @@ def _inline(value: Any, definitions: Mapping[str, Any]) -> Any:
         return [_inline(item, definitions) for item in value]
     if not isinstance(value, dict):
         return value
-    if "$ref" in value:
+    if "$ref" in value:  # no model refers to itself, so this ends
         return _inline(definitions[value["$ref"].rpartition("/")[2]], definitions)
+    # A title is a string; a property of that name is a schema and stays.
     return {
         key: _inline(item, definitions) for key, item in value.items() if not (key == "title" and isinstance(item, str))
     }

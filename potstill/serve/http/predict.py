@@ -1,4 +1,4 @@
-"""The endpoints that ask one model: predict, embed, tokenize, and Hugging Face's root."""
+"""The endpoints of one model: predict, embed, tokenize, and Hugging Face's root."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Model = TypeVar("Model")
 Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 
-# The tasks in which the Hugging Face API answers one text with a list of one.
+# The tasks for which the Hugging Face API answers one text with a list of one answer.
 _WRAPPED = (TEXT_CLASSIFICATION.name, FEATURE_EXTRACTION.name)
 
 
@@ -50,9 +50,9 @@ class ModelEndpoints:
     """The endpoints of one model.
 
     Args:
-        name: of the model.
-        engine: answers.
-        limits: the caps.
+        name: the model's name.
+        engine: what answers; it has the model under this name.
+        limits: limits of sizes, counts and times.
     """
 
     def __init__(self, name: str, engine: "Engine", limits: Limits) -> None:
@@ -62,37 +62,38 @@ class ModelEndpoints:
         self._limits = limits
         self._reader = InputReader(self.encoder, limits)
         self._text_reader = InputReader(self.encoder, limits, texts=True)
-        self._tokenizer = self.encoder.tokenizer.copy()  # the encoder's own has its lock to itself
+        # A copy that truncates, because the encoder's own must not: its settings are shared by all threads.
+        self._tokenizer = self.encoder.tokenizer.copy()
 
     async def predict(self, request: Request) -> Response:
-        """Answer a list with a list, and a scalar with a scalar."""
+        """Answer `POST /predict`: a list of inputs with a list, one input with one answer."""
         return await self._predict(request)
 
     async def embed(self, request: Request) -> Response:
-        """As predict, with the parameters beside the inputs."""
+        """Answer `POST /embed`: as predict, with the parameters beside the inputs instead of under "parameters"."""
         return await self._predict(request, flat=True)
 
     async def hugging_face(self, request: Request) -> Response:
-        """Answer as the Hugging Face API does: one text's labels, and one text's vector, come as a list of one."""
+        """Answer as the Hugging Face API does: the labels or the vector of one text come as a list of one."""
         task = self.encoder.manifest.task
         return await self._predict(request, flat=task == FEATURE_EXTRACTION.name, wrapped=task in _WRAPPED)
 
     async def tokenize(self, request: Request) -> Response:
-        """Say how texts are cut into the tokens that the model reads."""
+        """Answer `POST /tokenize`: the tokens of each text, as the model reads them."""
         inputs = self._text_reader.read_texts(await self.body(request))
 
         def prepare() -> Features:
             found = []
             for text in inputs.items:
                 found.append(self._tokenize(text))
-                between_chunks.get()()
-            return Features(rows=[], decode=lambda _: found)
+                between_chunks.get()()  # let shorter requests pass, as `BundleTokenizer` does
+            return Features(rows=[], decode=lambda _: found)  # no rows: it passes the queue, and no model runs
 
         answered = await self.run(request, prepare, characters=inputs.characters)
         return json_response(answered.answers if inputs.is_list else answered.answers[0], answered)
 
     async def body(self, request: Request) -> bytes:
-        """Return the body of a request that the engine has time for, if its headers are right."""
+        """Return the body, after refusing what the engine has no time for and what the headers already make wrong."""
         self._engine.refuse_if_full(self.name, client=request.state.client)
         check_media_type(request)
         timeout_of(request, self._limits)
@@ -101,12 +102,12 @@ class ModelEndpoints:
     async def answer(
         self, request: Request, items: Sequence[Any], parameters: BaseModel, *, characters: Sequence[int]
     ) -> Answered:
-        """Return the answers to checked inputs."""
+        """Return the answers to inputs that were checked, and their timings."""
         prepare = partial(self.encoder.prepare, items, parameters, most_windows=self._limits.windows)
         return await self.run(request, prepare, characters=characters)
 
     async def run(self, request: Request, prepare: Callable[[], Features], *, characters: Sequence[int]) -> Answered:
-        """Return the answers of what `prepare` makes of a request, in a thread."""
+        """Have the engine answer what `prepare` makes of a request; `prepare` runs in a worker thread."""
         return await self._engine.answer(
             self.name,
             prepare,
@@ -122,7 +123,7 @@ class ModelEndpoints:
         return json_response(answered.answers if inputs.is_list or wrapped else answered.answers[0], answered)
 
     def _tokenize(self, text: str) -> dict[str, Any]:
-        # A batch of one: unlike `encode`, it releases the interpreter's lock.
+        # A batch of one: unlike `encode`, it releases the GIL.
         encoding = self._tokenizer.encode_batch([text])[0]
         columns = zip(encoding.ids, encoding.tokens, encoding.offsets, encoding.special_tokens_mask, strict=True)
         return {
@@ -135,7 +136,7 @@ class ModelEndpoints:
 
 
 def per_model(models: Mapping[str, Model], action: Callable[[Model, Request], Awaitable[Response]]) -> Endpoint:
-    """Return an endpoint of the model that the path names as `name`, or of the first."""
+    """Return an endpoint that calls `action` with the model that the path names as `name`, or with the first one."""
 
     async def endpoint(request: Request) -> Response:
         name = request.path_params.get("name") or next(iter(models))
@@ -147,12 +148,12 @@ def per_model(models: Mapping[str, Model], action: Callable[[Model, Request], Aw
 
 
 def json_response(content: object, answered: Answered) -> Response:
-    """Return an answer of JSON values; floats are written so that they read back the same."""
+    """Return a JSON response with timing headers; floats are written so that they read back the same."""
     return Response(to_json(content), headers=timing_headers(answered), media_type="application/json")
 
 
 def timing_headers(answered: Answered) -> dict[str, str]:
-    """Return the headers that say where the time went."""
+    """Return the headers with the milliseconds of each stage, and the tokens."""
     timings = answered.timings
     return {
         "X-Tokenize-Time-Ms": f"{timings.tokenise_s * 1e3:.3f}",

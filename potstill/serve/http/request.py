@@ -1,6 +1,7 @@
-"""Read a request: its headers, its body, the JSON in it, and the inputs and parameters in that.
+"""Read and check a request: its headers, its body, the JSON in it, and the inputs and parameters in that.
 
-No message repeats what the client sent, its key names included: they name places, types and counts instead.
+No error message repeats what the client sent, not even the names of keys: messages name places, types and counts. All
+of this runs on the event loop, so whatever a client can make slow has a limit.
 """
 
 import json
@@ -23,19 +24,20 @@ from potstill.serve.tokenizer import without_surrogates
 Model = TypeVar("Model", bound=BaseModel)
 
 SHORTEST_TIMEOUT_MS, LONGEST_TIMEOUT_MS = 10, 86_400_000
-"""What X-Request-Timeout-Ms may say. Less than the shortest is what any process is paused for now and then: nothing can
-be promised in it. The server's own limit is less than the longest, and then counts."""
+"""Bounds of X-Request-Timeout-Ms. Below the shortest nothing can be promised, as any process is paused for so long now
+and then. The longest is a day; the server's own `request_seconds` is shorter, and holds too."""
 _TIMEOUT = re.compile(r"[0-9]{1,8}")
 _PLAIN_JSON = frozenset({"application/json", "application/json; charset=utf-8", "application/json;charset=utf-8"})
-_BODIES_BYTES = 128 << 20  # of bodies that are not whole yet, over all connections: 64 of the largest
+_BODIES_BYTES = 128 << 20  # of incomplete bodies over all connections: 64 of the largest
 
 _TYPES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-# Of a request's JSON; a pair has one object, and a row of ids one list and as many values as it has tokens.
+# Limits of a request's JSON per allowed input. A pair is one object; a row of ids is one list with a value per token.
 _LISTS_PER_INPUT = 64
 _VALUES_PER_INPUT = 4_096
 _BRACKET = re.compile(rb"[\[\]{}]")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-# What pydantic found -> what was expected; `{}` is filled from its context, which holds no input.
+# pydantic's error type -> our message, as its own may repeat the input. Placeholders are filled from its context, which
+# does not.
 _EXPECTED = {
     "string_type": "is {kind}; expected a string",
     "int_type": "is {kind}; expected a whole number",
@@ -57,7 +59,7 @@ _EXPECTED = {
 
 
 def timeout_of(request: Request, limits: Limits) -> float | None:
-    """Return the seconds that the client gives the request, at most the server's own; None if it does not say.
+    """Return the request's timeout in seconds, at most the server's own; None if the client sets none.
 
     Raises:
         RequestError: 422 if X-Request-Timeout-Ms is not a whole number, or out of bounds.
@@ -74,17 +76,18 @@ def timeout_of(request: Request, limits: Limits) -> float | None:
 
 
 def media_type_of(request: Request) -> tuple[str, str]:
-    """Return the media type of the body, and its character set; ("", "utf-8") if the client does not say."""
+    """Return the media type and the character set of the body; ("", "utf-8") without Content-Type."""
     given = request.headers.get("content-type", "")
+    # The usual values need no parser; after a run the caches are cold, and everything that is touched counts.
     if given in _PLAIN_JSON or not given:
         return ("application/json" if given else ""), "utf-8"
-    header = Message()  # the standard library's reader of media types, parameters and quoted strings (RFC 9110, 8.3.1)
+    header = Message()  # the standard library's parser of media types and their parameters (RFC 9110, section 8.3.1)
     header["content-type"] = given
     return header.get_content_type(), str(header.get_param("charset", "utf-8")).lower()
 
 
 def check_media_type(request: Request) -> None:
-    """Refuse what is not plain JSON in UTF-8.
+    """Refuse a body that is not declared as JSON in UTF-8 without compression.
 
     Raises:
         RequestError: 415.
@@ -97,17 +100,20 @@ def check_media_type(request: Request) -> None:
 
 
 def is_encoded(request: Request) -> bool:
-    """Return whether the body is compressed, or otherwise encoded."""
+    """Return whether the body has a Content-Encoding, such as gzip."""
     return request.headers.get("content-encoding", "identity").lower() != "identity"
 
 
 def unsupported(message: str) -> RequestError:
-    """Return the 415."""
+    """Return a 415: the body is of another type."""
     return RequestError(message, status=415, error_type="unsupported_media_type")
 
 
 class _Unfinished:
-    """Counts the bytes of bodies that are on their way: many slow ones together must not fill the memory."""
+    """Count the bytes of incomplete bodies, because many slow ones together must not fill the memory.
+
+    Only the event loop changes it, so it needs no lock.
+    """
 
     total = 0
 
@@ -116,9 +122,10 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     """Return the whole body.
 
     Raises:
-        RequestError: 413 if it is over the limit, 400 if the client leaves before its end, 503 if too many bodies are
-            on their way.
+        RequestError: 413 if it is over the limit, 400 if the client leaves before its end, 503 if the incomplete bodies
+            of all clients are too large together.
     """
+    # `HttpProtocol` has checked it already; under Ray another server is in front.
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limits.body_bytes:
         raise too_large(f"the body is over {limits.body_bytes} bytes; send fewer texts")
@@ -144,27 +151,27 @@ async def read_body(request: Request, limits: Limits) -> bytes:
 
 
 def parse_object(body: bytes, limits: Limits, *, shape: str) -> dict[str, Any]:
-    """Return the JSON object that `body` holds; of a key that comes twice the last counts.
+    """Return the JSON object in `body`; of a key that comes twice the last counts.
 
-    What pydantic's own reader does not take is read again by `json`: to say where it breaks, and because a lone
-    surrogate (half of an emoji that a program cut) is no error here: as in the tokenizer it is read as U+FFFD, the
+    What pydantic's fast parser refuses is parsed again by `json`: to say where it is wrong, and because a lone
+    surrogate (half of an emoji that a program cut) is no error here. As in the tokenizer it becomes U+FFFD, the
     replacement character.
 
     Args:
         body: the bytes.
-        limits: the caps.
+        limits: limits of sizes, counts and times.
         shape: what to send instead, for the message.
 
     Raises:
-        RequestError: 400 if it is not JSON in UTF-8, 413 if it has far too many parts, 422 if it is not an object.
+        RequestError: 400 if it is not JSON in UTF-8, 413 if it has far too many values, 422 if it is not an object.
     """
     _check_parts(body, limits)
     try:
-        # Of the strings it keeps for the next body only keys are kept: values are a client's.
+        # The parser caches strings for the next bodies: only keys, because values are private.
         content = from_json(body, allow_inf_nan=False, cache_strings="keys")
     except ValueError:
         content = _parse_slowly(body, limits)
-    # Counting brackets is enough nearly always, and costs nothing.
+    # Fewer brackets than levels cannot be too deep: nearly every body passes here, and counting bytes costs nothing.
     if body.count(b"[") + body.count(b"{") > limits.nesting and _is_deeper(content, limits.nesting):
         raise _too_deep(limits)
     if not isinstance(content, dict):
@@ -173,15 +180,21 @@ def parse_object(body: bytes, limits: Limits, *, shape: str) -> dict[str, Any]:
 
 
 def _check_parts(body: bytes, limits: Limits) -> None:
-    """Refuse what would take the event loop half a second and 300 MB: a body of nothing but brackets and commas.
+    """Refuse a body of nothing but brackets and commas, which would take the event loop half a second and 300 MB.
 
-    Texts may have as many of them as they like; they are counted outside of strings where there are many.
+    Texts may have any number of them: where there are many, they are counted again outside of strings.
+
+    Raises:
+        RequestError: 400 if it is nested too deeply, 413 if it has too many lists or values.
     """
     most_lists, most_values = _LISTS_PER_INPUT * limits.inputs, _VALUES_PER_INPUT * limits.inputs
     if body.count(b"[") + body.count(b"{") <= most_lists and body.count(b",") <= most_values:
         return
+    # Without escaped backslashes and quotes, every second part between quotes is a string. A body that is not JSON may
+    # be counted wrongly, and is refused by the parser.
     outside = b"".join(body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
     if outside.count(b"[") + outside.count(b"{") > most_lists:
+        # The first brackets tell whether depth is what is wrong, which is the better message.
         brackets = islice(_BRACKET.finditer(outside), most_lists)
         if max(accumulate(1 if found[0] in b"[{" else -1 for found in brackets)) > limits.nesting:
             raise _too_deep(limits)
@@ -226,6 +239,7 @@ def _without_surrogates(value: Any) -> Any:
 
 
 def _is_deeper(content: Any, levels: int) -> bool:
+    # Level by level instead of by recursion, which a client could make overflow.
     layer = [content] if isinstance(content, (dict, list)) else []
     for _ in range(levels):
         groups = (item.values() if isinstance(item, dict) else item for item in layer)
@@ -241,43 +255,47 @@ def _too_deep(limits: Limits) -> RequestError:
 
 
 def kind_of(value: object) -> str:
-    """Return the JSON type of a value in words."""
+    """Return the JSON type of a value in words, such as "a list"."""
     return _TYPES.get(type(value), "a number")
 
 
 def check_keys(value: Iterable[str], known: Sequence[str], where: str) -> None:
-    """Refuse a key that is not known, with a hint and without its name."""
+    """Refuse a key that is not known, without repeating its name; the message suggests the nearest known one.
+
+    Raises:
+        RequestError: 422.
+    """
     unknown = next((key for key in value if key not in known), None)
     if unknown is None:
         return
-    nearest = nearest_name(unknown[:64], known, cutoff=0.6)
+    nearest = nearest_name(unknown[:64], known, cutoff=0.6)  # difflib would take long for a key of megabytes
     hint = f"did you mean '{nearest}'?" if nearest else f"known: {', '.join(known) or 'none'}"
     raise invalid(f"{where} has a key that is not known; {hint}")
 
 
 def check_length(text: str, where: str, most: int) -> int:
-    """Return the number of characters, or refuse them with 413 if there are more than `most`."""
+    """Return the number of characters of a text; refuse it with 413 if there are more than `most`."""
     if len(text) > most:
         raise too_large(f"{where} has {len(text)} characters; at most {most} are read")
     return len(text)
 
 
 def validate(model: type[Model], value: object, where: str) -> Model:
-    """Return `value` as a model.
+    """Return `value` as an instance of a pydantic model.
 
     Raises:
-        RequestError: 422, naming the place, what is there, and what was expected.
+        RequestError: 422, naming the place, the type that is there, and what was expected.
     """
     if not isinstance(value, dict):
         raise invalid(f"{where} is {kind_of(value)}; expected an object with {_names(model)}")
     if model.model_config.get("extra") == "forbid":
-        # Before the values: pydantic makes an error of every unknown key, and takes half a second for 170,000 of them.
+        # Before pydantic, which makes an error of every unknown key: half a second for 170,000 of them.
         check_keys(value, tuple(model.model_fields), where)
     try:
         return model.model_validate(value)
     except ValidationError:
         pass
-    # JSON has one kind of number, and its schemas call 3.0 an integer as well.
+    # JSON has one kind of number, and JSON Schema calls 3.0 an integer, too; pydantic's strict integers do not.
     whole = {key: int(found) if _is_whole(found) else found for key, found in value.items()}
     try:
         return model.model_validate(whole)
@@ -290,7 +308,7 @@ def _explain(error: ValidationError, model: type[BaseModel], value: Mapping[str,
     kind, location = found["type"], found["loc"]
     if kind == "missing":
         raise invalid(f"{where} has no '{location[-1]}'; expected an object with {_names(model)}")
-    # Every part of the location is a field of ours or a position in a list: unknown keys ended above.
+    # Every part of the location is a field of ours or an index, never a client's key: those were refused before.
     place, inner = where, value
     for part in location:
         place += f"[{part}]" if isinstance(part, int) else f".{part}"
@@ -300,7 +318,7 @@ def _explain(error: ValidationError, model: type[BaseModel], value: Mapping[str,
 
 
 def _is_whole(value: object) -> bool:
-    return isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    return isinstance(value, float) and value.is_integer() and abs(value) < 2**53  # beyond, a float skips integers
 
 
 def _child(value: Any, part: int | str) -> Any:
@@ -318,22 +336,22 @@ def _names(model: type[BaseModel]) -> str:
 
 
 class Inputs(NamedTuple):
-    """The inputs of a request, checked."""
+    """The checked inputs of a request."""
 
     items: list[Any]
     is_list: bool
-    """Whether the client sent a list, and so gets one."""
+    """Whether the client sent a list, and so gets a list."""
     characters: list[int]
-    """Of each item."""
+    """The number of characters of each item."""
 
 
 class InputReader:
-    """Reads what one model is asked: `inputs`, and `parameters`.
+    """Read the `inputs` and `parameters` of requests to one model.
 
     Args:
         encoder: the model.
-        limits: the caps.
-        texts: whether inputs are texts, whatever the task of the model.
+        limits: limits of sizes, counts and times.
+        texts: whether inputs are single texts, whatever the task of the model.
     """
 
     def __init__(self, encoder: Encoder, limits: Limits, *, texts: bool = False) -> None:
@@ -343,7 +361,7 @@ class InputReader:
         self._takes_text = str in options
         self._item_model = next((option for option in options if option is not str), None)
         self._parameters = shape.parameters
-        self._defaults = shape.parameters()
+        self._defaults = shape.parameters()  # immutable, so requests without parameters share it
         self._most_characters = limits.characters_per_token * encoder.manifest.max_length
         expected = ["a string"] if self._takes_text else []
         if self._item_model is not None:
@@ -355,8 +373,8 @@ class InputReader:
         """Return the inputs and the parameters of a body.
 
         Args:
-            body: JSON.
-            flat: whether parameters stand beside "inputs", as text-embeddings-inference has them.
+            body: the bytes of the body.
+            flat: whether parameters stand beside "inputs", as in text-embeddings-inference.
 
         Raises:
             RequestError: 400, 413 or 422.
@@ -372,7 +390,7 @@ class InputReader:
         return inputs, self._defaults if parameters == {} else validate(self._parameters, parameters, "parameters")
 
     def read_texts(self, body: bytes) -> Inputs:
-        """Return the inputs of a body that has nothing else.
+        """Return the inputs of a body that must have no other key.
 
         Raises:
             RequestError: 400, 413 or 422.
@@ -382,7 +400,7 @@ class InputReader:
         return self.inputs(content, "inputs")
 
     def inputs(self, content: Mapping[str, Any], key: str) -> Inputs:
-        """Return the inputs under a key of a body.
+        """Return the inputs under a key of a parsed body.
 
         Raises:
             RequestError: 413 or 422.
@@ -410,6 +428,6 @@ class InputReader:
 
 
 def _types_of(item: Any) -> list[Any]:
-    """Return the types of an item: `str` for text, and at most one model."""
+    """Return the types that an item may have, from its annotation: `str`, one pydantic model, or both."""
     options = (item,) if get_origin(item) is Annotated or isinstance(item, type) else get_args(item)
     return [option if isinstance(option, type) else get_args(option)[0] for option in options]

@@ -1,4 +1,7 @@
-"""Feature extraction: one vector per text, as sentence-transformers makes it."""
+"""Feature extraction: one vector per text, as sentence-transformers makes it.
+
+A graph that pools has the output `sentence_embedding`; otherwise the token vectors are pooled here, in float64.
+"""
 
 from collections.abc import Sequence
 from math import inf
@@ -15,10 +18,10 @@ from potstill.serve.tasks.inputs import RequestModel, read_texts
 from potstill.serve.tokenizer import BundleTokenizer
 
 SENTENCE_EMBEDDING = "sentence_embedding"
-"""The output of a graph that pools: one vector per text."""
+"""The name of the output of a graph that pools: one vector per text."""
 
 _KEPT = "vector"
-_SHORTEST = 1e-12  # torch.nn.functional.normalize divides by no less
+_SHORTEST = 1e-12  # the `eps` of torch.nn.functional.normalize: it divides by no less
 _AS_IT_IS = Pooling(mode="mean", normalize=False)
 
 
@@ -39,11 +42,11 @@ class VectorParameters(RequestModel):
 
 
 def preprocess(model: TaskModel, items: Sequence[object], parameters: VectorParameters, _: int = 0) -> Features:
-    """Tokenise texts; each gets one vector, a list of floats.
+    """Tokenise texts; the answer to each is its vector, a list of floats.
 
     Raises:
-        RequestError: 422 if an item is no text, or too long where it must not be cut, or for a vector that this model
-            cannot give.
+        RequestError: 422 if an item is no text or is too long with `truncate` false, or if the parameters ask for a
+            vector that this model cannot give.
     """
     tokenizer, outputs, texts = model.tokenizer, model.outputs, read_texts(items)
     if parameters.dimensions is not None and parameters.dimensions > (model.width or inf):
@@ -53,12 +56,12 @@ def preprocess(model: TaskModel, items: Sequence[object], parameters: VectorPara
     is_pooled = SENTENCE_EMBEDDING in outputs
     known = model.pooling or _AS_IT_IS
     if is_pooled and known.normalize and parameters.normalize is False:
-        # The length that the graph took away is still in the token vectors.
+        # The graph has normalised its vector; with its original length it can only be pooled again from the tokens.
         is_pooled = False
         if not known.is_simple or all(name == SENTENCE_EMBEDDING for name in outputs):
             raise invalid("parameters.normalize is false; this model gives vectors of length 1 and nothing else")
     wanted = known.normalize if parameters.normalize is None else parameters.normalize
-    # What is cut to fewer dimensions has to be normalised again.
+    # A vector that is cut to fewer dimensions has to be normalised again.
     is_due = wanted and not (is_pooled and known.normalize and parameters.dimensions is None)
 
     def keep(_: int, given: Outputs) -> Outputs:
@@ -77,15 +80,19 @@ def preprocess(model: TaskModel, items: Sequence[object], parameters: VectorPara
 
 
 def _pool(states: Floats, mode: str) -> NDArray[np.float64]:
-    """Return one vector of a text's token vectors, shape (tokens, width)."""
-    # The first token alone is copied: all of them are megabytes.
+    """Return one vector, shape (width,), pooled from a text's token vectors, shape (tokens, width)."""
+    # For CLS only the first token is converted: all of them are megabytes.
     wide = (states[:1] if mode == "cls" else states).astype(np.float64)
     pooled: NDArray[np.float64] = wide.max(axis=0) if mode == "max" else wide.mean(axis=0)
     return pooled
 
 
 def _check_lengths(tokenizer: BundleTokenizer, texts: Sequence[str]) -> None:
-    """Refuse texts that the model would not read to their end."""
+    """Refuse texts that the model would truncate.
+
+    Raises:
+        RequestError: 422 for the first such text.
+    """
     for index, whole in enumerate(tokenizer.pieces(texts)):
         tokens = len(whole.ids) + tokenizer.single.size
         if tokens > tokenizer.max_length:

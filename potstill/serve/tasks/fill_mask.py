@@ -1,4 +1,4 @@
-"""Fill-mask: the best words for each mask of a text, as transformers' fill-mask pipeline chooses them."""
+"""Fill-mask: the likeliest words for each mask of a text, by the rules of transformers' fill-mask pipeline."""
 
 from collections.abc import Hashable, Sequence
 from typing import Annotated, Any
@@ -13,11 +13,11 @@ from potstill.serve.tasks.features import Features, Floats, Outputs, ServedTask,
 from potstill.serve.tasks.inputs import MAX_COUNT, Count, RequestModel, read_texts
 from potstill.serve.tokenizer import BundleTokenizer, Row, without_surrogates
 
-# Characters of one target, which is a word: without a limit a string of 1.9 MB was tokenised for 2.6 s, for its first
-# token.
+# Characters of one target, which is a word: without a limit a string of 1.9 MB was tokenised for 2.6 s, and all but its
+# first token was dropped.
 _MOST_TARGET_CHARACTERS = 128
-# Tokens of all the sequences that one request's answers repeat: every word for every mask comes with its whole text,
-# which would be gigabytes for a text of masks and the largest top_k.
+# Tokens of all the sequences in one response: every word for every mask comes with its whole text, which would be
+# gigabytes for a text of masks and the largest top_k.
 _MOST_TOKENS = 2_000_000
 _KEPT = "logits of the masks"
 
@@ -43,11 +43,11 @@ class Filling(BaseModel):
 
 
 def preprocess(model: TaskModel, items: Sequence[object], parameters: MaskParameters, _: int = 0) -> Features:
-    """Tokenise texts with masks; a text with one gets its best words, one with several a list of these per mask.
+    """Tokenise texts with masks; the answer is a list of words for one mask, or a list of such lists for several.
 
     Raises:
-        RequestError: 422 if an item is no text or has no mask among the tokens that are read, none of the targets is a
-            token, or the answer would be too large.
+        RequestError: 422 if an item is no text or has no mask among the tokens that are read, if none of the targets is
+            a token, or if the answer would be too large.
     """
     tokenizer, output = model.tokenizer, model.outputs[0]
     rows, masks = _find_masks(tokenizer, read_texts(items))
@@ -76,18 +76,18 @@ def preprocess(model: TaskModel, items: Sequence[object], parameters: MaskParame
 
 
 def preprocess_hidden(model: TaskModel, texts: Sequence[str], hidden: Sequence[Sequence[int]]) -> Features:
-    """Tokenise texts whose masks hide known tokens, for an evaluation; each gets a triple per mask.
+    """Tokenise texts whose masks hide known tokens, for an evaluation; the answer is a list of triples, one per mask.
 
-    The triple is the score of the hidden token, as `preprocess` gives it where it is one of the `targets`; the
-    likeliest token; and how many tokens the model chooses from.
+    A triple is the score of the hidden token (its probability, the one that `preprocess` gives), the id of the
+    likeliest token, and the number of tokens that the model chooses from.
 
     Args:
-        model: its first output are the logits.
-        texts: with masks, as a client would send them.
-        hidden: the token behind each mask of each text.
+        model: its first output has the logits.
+        texts: with mask tokens, as a client would send them.
+        hidden: the id of the token behind each mask of each text.
 
     Raises:
-        RequestError: 422 if there is no mask token, or a text has other masks than are hidden.
+        RequestError: 422 if there is no mask token, or a text has another number of masks than of hidden tokens.
     """
     tokenizer, output = model.tokenizer, model.outputs[0]
     rows, masks = _find_masks(tokenizer, texts)
@@ -114,7 +114,7 @@ def preprocess_hidden(model: TaskModel, texts: Sequence[str], hidden: Sequence[S
 
 
 def _find_masks(tokenizer: BundleTokenizer, texts: Sequence[str]) -> tuple[list[Row], list[NDArray[np.intp]]]:
-    """Return the rows of texts, and where in each the masks stand."""
+    """Return the rows of texts, and the positions of the masks in each row."""
     if tokenizer.mask_id is None:
         raise invalid("this model's tokenizer has no mask token, so it cannot fill masks")
     rows = tokenizer.rows(texts)
@@ -130,8 +130,8 @@ def _fill(
     targets: NDArray[np.int64] | None,
     top_k: int,
 ) -> list[list[dict[str, Any]]]:
-    """Return each mask's best words; `logits` has shape (masks, vocabulary)."""
-    scores = softmax(logits)
+    """Return the best words for each mask of one text; `logits` has shape (masks, vocabulary)."""
+    scores = softmax(logits)  # over the whole vocabulary, also where only targets are wanted, as the pipeline
     # A target beyond the model's own vocabulary, which may be smaller than the tokenizer's, has no score.
     columns = np.arange(scores.shape[1]) if targets is None else targets[targets < scores.shape[1]]
     answers = []
@@ -139,7 +139,7 @@ def _fill(
         best = _best(row, top_k)
         sequences = np.repeat(ids[None], len(best), axis=0)
         sequences[:, mask] = columns[best]
-        # Special tokens are left out to be read, but with several masks the other ones must stay.
+        # The text is for people, so special tokens are left out; with several masks the other masks must stay.
         texts = tokenizer.decode(
             [sequence[sequence != tokenizer.pad_id].tolist() for sequence in sequences], skip_special=len(masks) == 1
         )
@@ -154,9 +154,9 @@ def _fill(
 
 
 def _best(scores: Floats, count: int) -> NDArray[np.intp]:
-    """Return where the `count` largest are, the largest first; equal ones in their order."""
+    """Return the indices of the `count` largest scores, the largest first; equal ones by index."""
     if count < len(scores):
-        # Only those that can be among them are sorted: a vocabulary is long.
+        # Sort only those that can be among them: partition is linear, and a vocabulary has 30,000 entries or more.
         least = np.partition(scores, -count)[-count]
         candidates = np.flatnonzero(scores >= least)
     else:
@@ -166,10 +166,10 @@ def _best(scores: Floats, count: int) -> NDArray[np.intp]:
 
 
 def _target_tokens(tokenizer: BundleTokenizer, words: Sequence[str]) -> NDArray[np.int64]:
-    """Return the tokens of words, ascending and once each; of a word that is no token its first one counts."""
+    """Return the distinct ids of words, ascending; for a word that is no token its first token stands."""
     known = {word: tokenizer.id_of(word) for word in map(without_surrogates, words)}
     others = [pieces.ids for pieces in tokenizer.pieces([word for word, id_ in known.items() if id_ is None])]
-    # One token is left of a word that is cut to one.
+    # As the pipeline, which truncates such a word to one token at the tokenizer's own side.
     place = -1 if tokenizer.truncation_side == "left" else 0
     found = {number for number in known.values() if number is not None} | {ids[place] for ids in others if ids}
     if not found:
@@ -178,7 +178,7 @@ def _target_tokens(tokenizer: BundleTokenizer, words: Sequence[str]) -> NDArray[
 
 
 def _decide(answer: list[Any]) -> Hashable:
-    """Return the best word, or with several masks that of each."""
+    """Return the id of the best word for each mask."""
     masks = answer if answer and isinstance(answer[0], list) else [answer]
     return tuple(words[0]["token"] if words else None for words in masks)
 

@@ -46,11 +46,11 @@ def read_two_texts(index: int, item: object, model: type[BaseModel], expected: s
     Args:
         index: the input's place in the request, for the message.
         item: an instance of `model`, a mapping with exactly its keys, or a tuple of two.
-        model: a schema of two texts.
-        expected: what the message says that the task takes.
+        model: a pydantic model with two texts as fields.
+        expected: what the task takes, for the message.
 
     Raises:
-        RequestError: 422 if it is something else.
+        RequestError: 422 if the item is something else.
     """
     names = list(model.model_fields)
     if isinstance(item, model):
@@ -70,8 +70,8 @@ def read_parameters(model: type[_Model], parameters: BaseModel | Mapping[str, An
     """Return a request's parameters as an instance of the task's schema; None takes the defaults.
 
     Raises:
-        RequestError: 422 naming the first that is wrong.
-        UsageError: if they are another task's.
+        RequestError: 422 for the first wrong parameter.
+        UsageError: if they are an instance of another task's schema.
     """
     if isinstance(parameters, model):
         return parameters
@@ -80,6 +80,7 @@ def read_parameters(model: type[_Model], parameters: BaseModel | Mapping[str, An
     try:
         return model.model_validate(dict(parameters or {}))
     except ValidationError as error:
+        # Without the input: the message must not repeat what a client sent.
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     if first["type"] == "extra_forbidden":
         raise invalid(f"there is no such parameter; there are {', '.join(model.model_fields)}")
@@ -87,5 +88,5 @@ def read_parameters(model: type[_Model], parameters: BaseModel | Mapping[str, An
 
 
 def wrong_input(index: int, item: object, expected: str) -> RequestError:
-    """Return the error for an input of another type than the task takes; its content is not repeated."""
+    """Return the error for an input whose type the task does not take; the message does not repeat its content."""
     return invalid(f"input {index} is {type(item).__name__}; this model takes {expected}")

@@ -1,9 +1,9 @@
-"""Question answering: logits of first and last tokens become parts of the context.
+"""Question answering: logits of an answer's first and last token become spans of the context.
 
-The rules are those of the question-answering pipeline of transformers 4; transformers 5 has none. A part of the context
-scores the product of two softmaxes, of its first and its last token over a window; parts that read the same, in several
-windows or by another token of the same word, add up. Unlike there, a question may be longer than its context leaves
-room for (it is cut), and no answer has the score 0.
+The rules are those of the question-answering pipeline of transformers 4; transformers 5 has none. The score of a span
+is the product of two softmaxes over its window, of its first token and of its last. The scores of spans with equal
+text, from several windows or from other tokens of the same words, are added. Unlike there, a question that leaves no
+room for the context is cut, and spans of score 0 are left out.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
@@ -19,9 +19,9 @@ from potstill.serve.tasks.features import Features, Outputs, ServedTask, TaskMod
 from potstill.serve.tasks.inputs import Count, RequestModel, read_two_texts
 from potstill.serve.tokenizer import BundleTokenizer, Pieces, Row, without_surrogates
 
-# Of transformers' pipeline: the tokens of a window, and those that neighbours share.
+# The defaults of transformers' pipeline: tokens of a window, and tokens that neighbouring windows share.
 _WINDOW, STRIDE = 384, 128
-# Characters of all the answers to one request, each as long as its context at worst.
+# Characters of all answers to one request, each of which may be as long as its context.
 _MOST_CHARACTERS = 16_000_000
 _NO_ANSWER = {"answer": "", "score": 0.0, "start": 0, "end": 0}
 
@@ -63,43 +63,44 @@ class Answer(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """A question with one window of its context, as a row of the model."""
+    """A question with one window of its context: one row of the model."""
 
     row: Row
     part: slice
-    """Which of the context's tokens it holds."""
+    """The context's tokens that it holds."""
     inside: slice
-    """Where in the row they stand."""
+    """Their positions in the row."""
 
 
 @dataclass(frozen=True, slots=True)
 class _WindowedQuestion:
-    """One question with its context."""
+    """One question with its context, split into windows."""
 
     context: str
     pieces: Pieces
-    """Of the context."""
+    """The tokens of the whole context."""
     windows: list[_Window]
 
 
 class _Probabilities(NamedTuple):
-    """What the model says of one window; the first two have the shape (tokens of the context in it,)."""
+    """The probabilities of one window; `starts` and `ends` have the shape (tokens of the context in it,)."""
 
     starts: NDArray[np.float64]
-    """How likely an answer begins with each token."""
+    """Probability of each token to be the answer's first."""
     ends: NDArray[np.float64]
-    """How likely one ends with it."""
+    """Probability of each token to be the answer's last."""
     no_answer: float
+    """Probability that the window has no answer: that of [CLS] as first and last token."""
 
 
 def preprocess(model: TaskModel, items: Sequence[object], parameters: QuestionParameters, max_windows: int) -> Features:
-    """Tokenise questions; each gets its best answer, or with `top_k` above 1 a list of answers, the best first.
+    """Tokenise questions; the answer to each is its best span, or with `top_k` above 1 a list of spans, the best first.
 
     Args:
-        model: its outputs are the logits of an answer's first token and of its last.
+        model: its first two outputs are the logits of an answer's first and last token.
         items: (question, context), or an instance or a mapping of `Question`; at least one.
-        parameters: what the request says.
-        max_windows: windows that one context may be read in.
+        parameters: the request's parameters.
+        max_windows: most windows into which one context may be split.
 
     Raises:
         RequestError: 422 if an item is no question or the parameters do not fit the model, 413 if a context is too
@@ -134,16 +135,16 @@ def preprocess(model: TaskModel, items: Sequence[object], parameters: QuestionPa
 
 
 def windows(tokens: int, *, room: int, stride: int, side: str = "right") -> Iterator[slice]:
-    """Yield the windows of a text of so many tokens; neighbours share `stride` tokens, and one at least there is.
+    """Yield the windows of a text as slices of its tokens; there is at least one, even without tokens.
 
-    They are those of the tokenizers library (`Encoding::truncate`): from the beginning, the last one perhaps shorter,
-    or with `side` "left" from the end backwards.
+    They are the windows of the tokenizers library (`Encoding::truncate`): from the beginning, with a shorter one at the
+    end, or with `side` "left" from the end backwards.
 
     Args:
-        tokens: the text's.
-        room: tokens of a window, above `stride`.
-        stride: tokens that neighbours share.
-        side: the end at which texts are cut.
+        tokens: number of tokens of the text.
+        room: tokens of a window, more than `stride`.
+        stride: tokens that neighbouring windows share.
+        side: the end at which the tokenizer cuts long texts, `left` or `right`.
     """
     step = room - stride
     for start in range(0, max(tokens, 1), step):
@@ -154,7 +155,8 @@ def windows(tokens: int, *, room: int, stride: int, side: str = "right") -> Iter
 
 
 def count_windows(tokens: int, *, room: int, stride: int) -> int:
-    """Return how many windows there are, without making them; arguments as `windows`."""
+    """Return the number of windows without making them; arguments as in `windows`."""
+    # -(-a // b) is the ceiling of a / b.
     return 1 if tokens <= room else 1 + -(-(tokens - room) // (room - stride))
 
 
@@ -167,7 +169,11 @@ def _split(
     most: int,
     index: int,
 ) -> list[_Window]:
-    """Return the windows of a context, each with as much of the question as is read."""
+    """Return the windows of a context, each as a row together with the question.
+
+    Raises:
+        RequestError: 422 if the parameters do not fit the model, 413 if there are more than `most` windows.
+    """
     longest = parameters.max_seq_len or min(tokenizer.max_length, _WINDOW)
     if not tokenizer.pair.size + 2 <= longest <= tokenizer.max_length:
         raise invalid(
@@ -177,9 +183,10 @@ def _split(
     stride = min(longest // 2, STRIDE) if parameters.doc_stride is None else parameters.doc_stride
     read = question.ids[: parameters.max_question_len]
     if len(read) + len(context.ids) <= both:
-        stride = 0
+        stride = 0  # one window, which shares nothing
     elif both - len(read) <= stride:
-        # Where transformers' pipeline fails, half of a window is the context's, and every window has something new.
+        # transformers' pipeline fails here. Instead the question is cut, so that half of a window is the context's and
+        # every window has new tokens.
         read = read[: both // 2]
         if stride >= both - len(read):
             if parameters.doc_stride is not None:
@@ -202,12 +209,13 @@ def _split(
 
 def _probabilities(model: TaskModel, window: _Window, given: Outputs) -> _Probabilities:
     ids = window.row["input_ids"]
-    # [CLS] says that there is no answer; other tokens outside of the context say nothing.
+    # As the pipeline: the softmax runs over the context and [CLS], which stands for "no answer"; the rest is masked.
     counted = ids == (-1 if model.tokenizer.first_id is None else model.tokenizer.first_id)
     counted[window.inside] = True
     sides = []
     for name in model.outputs[:2]:
         logits = np.where(counted, check_finite(given[name]), -np.inf)
+        # Less the largest logit, so that exp cannot overflow.
         raised = np.exp(logits - logits.max()) if counted.any() else np.zeros(len(ids))
         sides.append(raised / max(float(raised.sum()), 1.0))
     starts, ends = sides
@@ -218,22 +226,24 @@ def _best_answers(
     question: _WindowedQuestion, probabilities: Sequence[_Probabilities], parameters: QuestionParameters
 ) -> list[dict[str, Any]]:
     """Return the best answers to one question, the best first; none where the context has no token."""
-    # Those of one word become one answer, so more than the wanted are looked at.
+    # Aligned to words several spans become one answer, so more than `top_k` are looked at, as in the pipeline.
     tried = parameters.top_k * 2 + 10 if parameters.align_to_words else parameters.top_k
     found: dict[str, dict[str, Any]] = {}
     for window, (starts, ends, _) in zip(question.windows, probabilities, strict=True):
         places, words = question.pieces.places[window.part], question.pieces.words[window.part]
         for first, last, score in _best_spans(starts, ends, count=tried, longest=parameters.max_answer_len):
             if parameters.align_to_words and words[first] >= 0 and words[last] >= 0:
-                # Of a word that the window cuts, the part in the window counts.
+                # Of a word that crosses the window's edge, the part within the window is taken.
                 first = int(np.flatnonzero(words == words[first])[0])
                 last = int(np.flatnonzero(words == words[last])[-1])
             start, end = int(places[first, 0]), int(places[last, 1])
+            # Equal texts add up, whatever their case; the first one found gives place and spelling.
             answer = question.context[start:end]
             one = found.setdefault(answer.lower(), {"score": 0.0, "start": start, "end": end, "answer": answer})
             one["score"] += score
     answers = list(found.values())
     if parameters.handle_impossible_answer:
+        # The minimum: if one window has an answer, the context has one.
         answers.append({**_NO_ANSWER, "score": min(one.no_answer for one in probabilities)})
     return sorted(answers, key=lambda answer: -float(answer["score"]))[: parameters.top_k]
 
@@ -241,10 +251,14 @@ def _best_answers(
 def _best_spans(
     starts: NDArray[np.float64], ends: NDArray[np.float64], *, count: int, longest: int
 ) -> list[tuple[int, int, float]]:
-    """Return first token, last token and score of the likeliest spans; none of probability 0."""
+    """Return (first token, last token, score) of the `count` likeliest spans of at most `longest` tokens.
+
+    Spans of probability 0 are left out.
+    """
     tokens = len(starts)
     reach = min(longest, tokens)
-    # Row by row the spans that begin there; beyond the text's end they are impossible.
+    # Row i has the spans that begin at token i, so the matrix is (tokens, reach) instead of (tokens, tokens). Ends
+    # beyond the text have probability 0.
     padded = np.concatenate([ends, np.zeros(reach)])
     spans = starts[:, None] * np.lib.stride_tricks.sliding_window_view(padded, reach)[:tokens] if tokens else starts
     flat = spans.ravel()
@@ -259,7 +273,7 @@ def _best_spans(
 
 
 def _decide(answer: dict[str, object] | list[dict[str, object]]) -> Hashable:
-    """Return where the best answer stands."""
+    """Return the place of the best answer in the context."""
     best = answer if isinstance(answer, dict) else (answer or [_NO_ANSWER])[0]
     return best["start"], best["end"]
 

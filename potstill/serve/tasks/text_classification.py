@@ -1,7 +1,7 @@
 """Text classification: a row of logits becomes labels with scores.
 
-The rules are those of transformers' text-classification pipeline: softmax over the labels, sigmoid of each where
-several may hold or where there is only one, and the number itself for a regression.
+The rules are those of transformers' text-classification pipeline: softmax over the labels; sigmoid of each for a
+multi-label classifier or a single output; the number itself for a regression.
 """
 
 import json
@@ -43,17 +43,17 @@ class Score(BaseModel):
 
 
 def scoring_function(problem_type: str | None, config: bytes | None) -> str:
-    """Return what makes scores of a classifier's logits, as transformers' pipeline chooses it.
+    """Return `softmax`, `sigmoid` or `none`: what turns logits into scores, as transformers' pipeline chooses it.
 
     Args:
-        problem_type: what the classifier answers, one of `potstill.tasks.PROBLEM_TYPES`; None is a single label.
+        problem_type: one of `potstill.tasks.PROBLEM_TYPES`; None is a single label.
         config: the content of the model's config.json; None where there is none.
     """
     if problem_type == MULTI_LABEL:
         return "sigmoid"
     if problem_type != REGRESSION:
         return "softmax"
-    # A single output is a regression to us; to the pipeline only where the checkpoint says so itself.
+    # To potstill a single output is a regression; to the pipeline only where config.json has `problem_type`.
     try:
         settings = json.loads(config) if config is not None else None
     except (ValueError, RecursionError):
@@ -62,10 +62,10 @@ def scoring_function(problem_type: str | None, config: bytes | None) -> str:
 
 
 def preprocess(model: TaskModel, items: Sequence[object], parameters: ClassificationParameters, _: int = 0) -> Features:
-    """Tokenise texts and pairs; each gets its labels with scores, the best first.
+    """Tokenise texts and pairs; the answer to each is a list of labels with scores, the best first.
 
     Raises:
-        RequestError: 422 if an item is neither.
+        RequestError: 422 if an item is neither a text nor a pair.
     """
     expected = "a text, or a pair of text and text_pair"
     texts = [
@@ -90,7 +90,7 @@ def preprocess(model: TaskModel, items: Sequence[object], parameters: Classifica
 
 
 def preprocess_scores(model: TaskModel, texts: Sequence[Text]) -> Features:
-    """Tokenise texts and pairs for an evaluation; each gets its logits and its labels' scores.
+    """Tokenise texts and pairs for an evaluation; the answer to each is its logits and its scores, as two lists.
 
     Both are in the order of the labels, and are the numbers that `preprocess` ranks.
     """
@@ -105,27 +105,28 @@ def preprocess_scores(model: TaskModel, texts: Sequence[Text]) -> Features:
 def rank(
     logits: Sequence[float], labels: Sequence[str], *, function: str = "softmax", top_k: int | None = None
 ) -> list[dict[str, str | float]]:
-    """Return the `top_k` best labels of one text with their scores, the best first; None returns all.
+    """Return the `top_k` best labels of one text with their scores, the best first.
 
-    Equal scores keep the order of `labels`. It is plain Python: after a run has emptied the caches, numpy's dozen of
-    functions take 150 microseconds to be read back, for two numbers.
+    Equal scores keep the order of `labels`.
 
     Args:
         logits: one for each label.
         labels: their names.
-        function: what makes scores of logits: `softmax`, `sigmoid` or `none`.
-        top_k: at least 1; beyond the number of labels it means all.
+        function: turns logits into scores: `softmax`, `sigmoid` or `none`.
+        top_k: at least 1; None, or more than there are labels, means all.
 
     Raises:
         CheckError: if a logit is NaN or infinite.
     """
+    # Plain Python: after a run has emptied the caches, softmax and sorting of two numbers take numpy 150 us, and this
+    # 20 (docs/log.md).
     scores = label_scores(logits, function)
     best = sorted(zip(scores, labels, strict=True), key=itemgetter(0), reverse=True)[:top_k]
     return [{"label": label, "score": score} for score, label in best]
 
 
 def label_scores(logits: Sequence[float], function: str) -> Sequence[float]:
-    """Return the scores of one text's labels; arguments and errors as `rank`."""
+    """Return the scores of one text's labels; arguments and errors as in `rank`."""
     if not all(map(math.isfinite, logits)):
         raise not_finite()
     if function == "softmax":
@@ -133,7 +134,7 @@ def label_scores(logits: Sequence[float], function: str) -> Sequence[float]:
         powers = [math.exp(logit - largest) for logit in logits]
         total = sum(powers)
         return [power / total for power in powers]
-    # A sigmoid written with tanh, which does not overflow.
+    # The sigmoid as (1 + tanh(x / 2)) / 2, because math.exp(-x) raises OverflowError for x below -709.
     return [0.5 * (1 + math.tanh(0.5 * logit)) for logit in logits] if function == "sigmoid" else logits
 
 

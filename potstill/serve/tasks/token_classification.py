@@ -1,4 +1,4 @@
-"""Token classification: logits of tokens become tokens, words or named entities with their places in the text.
+"""Token classification: the logits of tokens become labelled tokens, words or entities with their places in the text.
 
 The rules are those of transformers' token-classification pipeline and its five aggregation strategies.
 """
@@ -51,15 +51,15 @@ class _Token:
     """One token of a text."""
 
     index: int
-    """Its place in the row, special tokens counted."""
+    """Its position in the row, special tokens included."""
     word: str
-    """What the vocabulary calls it."""
+    """The token as the vocabulary writes it."""
     scores: NDArray[np.float64]
-    """Of each label, shape (labels,)."""
+    """The probability of each label, shape (labels,)."""
     start: int
     end: int
     continues_word: bool
-    """Whether it goes on with the word of the token before."""
+    """Whether it continues the word of the token before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class _LabelledWord:
 
 
 def preprocess(model: TaskModel, items: Sequence[object], parameters: TokenParameters, _: int = 0) -> Features:
-    """Tokenise texts; each gets its tokens or entities in the order of the text. Of a long one the beginning is read.
+    """Tokenise texts; the answer to each is its tokens or entities in the order of the text. Long texts are truncated.
 
     Raises:
         RequestError: 422 if an item is no text.
@@ -100,12 +100,11 @@ def preprocess(model: TaskModel, items: Sequence[object], parameters: TokenParam
 
 
 def preprocess_words(model: TaskModel, texts: Sequence[Sequence[str]]) -> Features:
-    """Tokenise texts that come as lists of words, for an evaluation; they are joined by spaces.
+    """Tokenise texts that come as lists of words, for an evaluation; the words are joined by spaces.
 
-    The answer to W words is an array (W, labels) of their logits and one (W,) of truth values, false for a word that no
-    token touches: one behind the longest input, or one that the tokenizer leaves out. A word has the logits of the
-    first token that touches it: of what `preprocess` lists with `aggregation_strategy` "none", the token at which it
-    begins.
+    The answer to W words is a pair of arrays: their logits, shape (W, labels), and whether each has any, shape (W,). A
+    word has the logits of the first token that overlaps it, one that `preprocess` lists with `aggregation_strategy`
+    "none". It has none if no token overlaps it: beyond the truncation, or where the tokenizer drops the word.
     """
     tokenizer, output = model.tokenizer, model.outputs[0]
     clean = [[without_surrogates(word) for word in words] for words in texts]
@@ -116,12 +115,12 @@ def preprocess_words(model: TaskModel, texts: Sequence[Sequence[str]]) -> Featur
         for words, read, own in zip(clean, pieces, outputs, strict=True):
             logits = _logits_of_text(tokenizer, read, own[output])
             sizes = np.array([len(word) for word in words], dtype=np.int64)
-            begins = np.cumsum(sizes + 1) - sizes - 1
+            begins = np.cumsum(sizes + 1) - sizes - 1  # in characters; the 1 is the space between two words
             firsts = np.full(len(words), -1, dtype=np.int64)
-            # From the last token to the first, so that the first that touches a word stays.
+            # From the last token to the first, so that the first one that overlaps a word remains.
             for token, (start, end) in reversed(list(enumerate(read.places))):
                 firsts[(sizes > 0) & (begins < end) & (begins + sizes > start)] = token
-            # A word without a token gets the first one's logits, and false beside them.
+            # A word without a token gets the first token's logits as a filler, and False beside them.
             padded = logits if len(logits) else np.zeros((1, own[output].shape[-1]))
             answers.append((padded[np.maximum(firsts, 0)], firsts >= 0))
         return answers
@@ -130,7 +129,7 @@ def preprocess_words(model: TaskModel, texts: Sequence[Sequence[str]]) -> Featur
 
 
 def _pieces_read(tokenizer: BundleTokenizer, texts: Sequence[str]) -> list[Pieces]:
-    """Return of each text the tokens that the model reads, without special ones."""
+    """Return each text's tokens that remain after truncation, without special tokens."""
     found = []
     for whole in tokenizer.pieces(texts):
         kept = tokenizer.kept(len(whole.ids))
@@ -139,20 +138,20 @@ def _pieces_read(tokenizer: BundleTokenizer, texts: Sequence[str]) -> list[Piece
 
 
 def _logits_of_text(tokenizer: BundleTokenizer, read: Pieces, given: Floats) -> NDArray[np.float64]:
-    """Return the logits of a text's own tokens, without those of the special ones around them."""
+    """Return the logits of a text's own tokens, without those of the special tokens around them."""
     before = len(tokenizer.single.ids[0])
     return check_finite(given)[before : before + len(read.ids)]
 
 
 def _tokens(tokenizer: BundleTokenizer, text: str, read: Pieces, scores: NDArray[np.float64]) -> list[_Token]:
-    """Return a text's tokens; which of them go on with a word is told as transformers' pipeline tells it."""
+    """Return a text's tokens; which of them continue a word is decided as in transformers' pipeline."""
     tokens = []
     before = len(tokenizer.single.ids[0])
     for index, (number, (start, end)) in enumerate(zip(read.ids, read.places.tolist(), strict=True)):
         word, shown = tokenizer.token(number), text[start:end]
-        if tokenizer.continues_words:
+        if tokenizer.continues_words:  # "##ing" is longer than the "ing" of the text
             continues_word = len(word) != len(shown)
-        else:
+        else:  # byte-level and Unigram tokens: a word begins after a space, which may be the token's first character
             continues_word = start > 0 and " " not in text[start - 1 : start + 1]
         if number == tokenizer.unknown_id:
             word, continues_word = shown, False
@@ -163,7 +162,7 @@ def _tokens(tokenizer: BundleTokenizer, text: str, read: Pieces, scores: NDArray
 def _aggregate(
     tokenizer: BundleTokenizer, tokens: Sequence[_Token], parameters: TokenParameters, labels: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return tokens as they are, or joined to entities, by one of the five strategies."""
+    """Return labelled tokens (strategy "none"), or entities joined from tokens by one of the other four strategies."""
     strategy, ignored = parameters.aggregation_strategy, set(parameters.ignore_labels)
     if strategy == "none":
         found: list[dict[str, Any]] = []
@@ -181,6 +180,7 @@ def _aggregate(
             )
         return [answer for answer in found if answer["entity"] not in ignored]
     words: list[list[_Token]] = []
+    # "simple" labels every token by itself; the other strategies label whole words.
     for token in tokens:
         if words and token.continues_word and strategy != "simple":
             words[-1].append(token)
@@ -189,14 +189,14 @@ def _aggregate(
     groups: list[list[_LabelledWord]] = []
     for word in words:
         one = _label_word(tokenizer, word, labels, strategy)
-        # A B- begins a new entity; a label without B- or I- goes on with the last.
+        # B- begins a new entity; otherwise neighbours of one kind are joined, whether or not the label has I-.
         is_new = not groups or one.label.startswith("B-") or _kind(one.label) != _kind(groups[-1][-1].label)
         if is_new:
             groups.append([])
         groups[-1].append(one)
     entities = [
         {
-            # The name is what stands behind the first hyphen, whatever stands before it, as in the pipeline.
+            # The name is what follows the first hyphen, whatever precedes it, as in the pipeline.
             "entity_group": group[0].label.split("-", 1)[-1],
             "score": float(np.mean([one.score for one in group])),
             "word": tokenizer.join([one.word for one in group]),
@@ -211,7 +211,7 @@ def _aggregate(
 def _label_word(
     tokenizer: BundleTokenizer, word: Sequence[_Token], labels: Sequence[str], strategy: str
 ) -> _LabelledWord:
-    """Give all tokens of a word one label: that of its first, that of its surest, or that of their mean."""
+    """Label a word: by the scores of its first token, of its most certain one ("max"), or by the mean of all."""
     if strategy in {"simple", "first"}:
         scores = word[0].scores
     elif strategy == "max":
@@ -228,7 +228,7 @@ def _kind(label: str) -> str:
 
 
 def _decide(answer: list[dict[str, object]]) -> Hashable:
-    """Return all entities, and where they stand."""
+    """Return the label and the place of every entity."""
     return tuple((one.get("entity") or one.get("entity_group"), one["start"], one["end"]) for one in answer)
 
 
