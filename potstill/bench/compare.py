@@ -152,12 +152,14 @@ def compare(old: report_schema.Report, new: report_schema.Report) -> ReportCompa
     """Compare a report with an older one, row by row."""
     machine = other_machine(old, new)
     old_tables, new_tables = _read_tables(old), _read_tables(new)
+    # The rows of sampled times: these are the tests that share the 5 % of false alarms.
     sampled = sum(
         place in new_tables[table.title] and bool(row.interval or new_tables[table.title][place].interval)
         for table in _TABLES
         if table.can_be_disturbed
         for place, row in old_tables[table.title].items()
     )
+    # Bonferroni: every interval is stretched by the quantile for so many tests / the usual one.
     widened = NormalDist().inv_cdf(1 - (1 - _CONFIDENCE) / 2 / max(1, sampled)) / _Z
     changes = []
     for table in _TABLES:
@@ -182,6 +184,7 @@ def compare(old: report_schema.Report, new: report_schema.Report) -> ReportCompa
 
 def _is_disturbed(table: _Table, report: report_schema.Report, row: _Row) -> bool:
     """Tell whether a row says so, or may be any that its run flags without naming rows."""
+    # Reports from before rows were marked have flags alone, which may be about any row.
     unnamed = bool(report.noise.flags) and not report.names_disturbed_rows
     return table.can_be_disturbed and (bool(row.disturbed) or unnamed)
 
@@ -217,6 +220,7 @@ def _compare_rows(
     change, interval = _difference(before, after) if is_score else _ratio(table, before, after, widened=widened)
     if interval is not None:
         interval = statistics.with_floors(interval, *floors)
+    # One start has no spread to judge a change by.
     if before.once or after.once:
         return make(old=old, new=new, change=change, outcome="no difference shown")
     same = 0.0 if is_score else 1.0
@@ -224,6 +228,7 @@ def _compare_rows(
     if interval is not None:
         outcome = "better" if (interval[1] < same) == after.low_is_good else "worse"
         outcome = "no difference shown" if interval[0] <= same <= interval[1] else outcome
+    # Of two values without one only the noise floors are left, and they are no interval of the change.
     has_interval = before.interval is not None or after.interval is not None
     return make(old=old, new=new, change=change, interval=interval if has_interval else None, outcome=outcome)
 
@@ -356,6 +361,7 @@ def other_machine(old: report_schema.Report, new: report_schema.Report) -> list[
     found = []
     for field in _MACHINE:
         before, after = getattr(old.environment, field), getattr(new.environment, field)
+        # A virtual machine often hides these, and a hidden value is no other value.
         unknown = field in _UNKNOWN_IS_FINE and None in (before, after)
         if before != after and not unknown:
             found.append(f"{field}: {before}, now {after}")
@@ -395,4 +401,5 @@ def differing_files(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]
 def other_data(old: report_schema.Report, new: report_schema.Report) -> list[str]:
     """Return the names of the data sets that both have and whose examples are not the same."""
     after = {quality.name: quality.data_sha256 for quality in new.quality}
+    # A data set that only one report has is no change of data.
     return [row.name for row in old.quality if after.get(row.name, row.data_sha256) != row.data_sha256]

@@ -80,6 +80,7 @@ class BenchModel:
         folder = Path(configuration.folder)
         if not folder.is_dir():
             return []
+        # transformers loads safetensors where a folder has both.
         found = (sorted(folder.glob(f"*{suffix}")) for suffix in (".safetensors", ".bin"))
         return next((files for files in found if files), [])
 
@@ -124,6 +125,7 @@ def name_models(places: Sequence[str]) -> list[tuple[str, str]]:
         name, separator, place = text.partition("=")
         if not separator:
             name, place = _free_name(Path(text).name or Path(text).resolve().name, {taken for taken, _ in named}), text
+        # Keys are made with / and @, the journal's names with #.
         if not re.fullmatch(r"[\w.+-]+( [\w.+-]+)*", name):
             raise UsageError(
                 f"{name!r} is no name for a model; take letters, digits, dots and hyphens: teacher={place}"
@@ -275,6 +277,7 @@ def _read_config(bundle: Bundle) -> dict[str, Any]:
     """Return transformers' configuration, and what the manifest says of the sizes where there is none."""
     file = bundle.folder / "config.json"
     own: dict[str, Any] = {}
+    # A file that the manifest lists is read through the bundle, which checks its hash.
     if file.name in bundle.manifest.files:
         own = json.loads(bundle.read(file.name))
     elif file.is_file():
@@ -289,5 +292,6 @@ def _describe_checkpoint(checkpoint: str) -> dict[str, Any]:
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
         raise CheckpointError(lines[-1].removeprefix("error: "))
+    # The last line, because libraries may print something before it.
     facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return facts

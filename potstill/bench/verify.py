@@ -103,6 +103,7 @@ def draw_sample(report: report_schema.Report, rng: np.random.Generator, count: i
         if row.comparison == "like_for_like" and row.candidate in drawn:
             needed.add(row.baseline)
     ordered = [row.key for row in report.contestants if row.key in needed]
+    # False sorts first: the baseline leads, the others keep their order.
     keys = sorted(ordered, key=lambda key: key != report.baseline)
     wanted = {kind: {cell.where for cell in cells if cell.kind == kind} for kind in ("latency", "quality")}
     loads = {str(row.load): row.load for row in report.latency if str(row.load) in wanted["latency"]}
@@ -115,7 +116,7 @@ def draw_sample(report: report_schema.Report, rng: np.random.Generator, count: i
 
 
 def check(report: report_schema.Report, fresh: report_schema.Report, *, sample: Sample | None = None) -> list[Finding]:
-    """Hold a report against a fresh measurement of some of its cells.
+    """Compare a report with a fresh measurement of some of its cells.
 
     Files and data come first: where one is another, what was measured with it is not compared. A p50 holds if the
     ratio of both leaves 1 in its interval (95 % for all cells together, after Bonferroni) widened by both noise
@@ -188,6 +189,7 @@ def _times(
     )
     places = [place for place in before if place[0] in keys and place[1] in loads]
     machine, software = other_machine(report, fresh), other_software(report, fresh)
+    # Bonferroni over the cells, as in `compare`.
     widened = NormalDist().inv_cdf(1 - (1 - _CONFIDENCE) / (2 * max(1, len(places)))) / _Z
     for key, load in places:
         what, was, now = f"{key} p50 at {load}", before[key, load], after.get((key, load))
@@ -285,6 +287,7 @@ def _tolerance(
         return inf, "its row is gone"
     if not moved and entry.runner in _EXACT_RUNNERS:
         return _EXACT, "the same files on the same data must score the same"
+    # The least by which an accuracy can change.
     one = 1 / quality.num_examples
     if entry.precision == "fp32":
         return one, f"one of {quality.num_examples} examples may be decided otherwise by another order of sums"
@@ -292,6 +295,7 @@ def _tolerance(
 
 
 def _lacking(fresh: report_schema.Report, what: str, *, key: str, where: str, old: str) -> Finding:
+    # Reversed, so that of several failures at a place the first one is told.
     failures = {row.where: row for row in reversed(fresh.failures) if row.key == key}
     failure = failures.get(where) or failures.get(None)
     return _finding(what, old, "–", holds=False, note=failure.reason if failure else "it was not measured again")

@@ -131,6 +131,7 @@ def speed(report: report_schema.Report, selection: Selection) -> MetricValue | s
             return side if isinstance(side, str) else f"{key} has no interval at {selection.load}"
         sides.append((side.value, side.interval))
         disturbed += [side.disturbed] if side.disturbed else []
+    # Of times: the other's / its own.
     value, interval = statistics.ratio(sides[1], sides[0])
     note = _less_time(value) + "; from each one's own interval, unpaired"
     return MetricValue(value=value, interval=interval, note=note, disturbed="; ".join(disturbed) or None)
@@ -171,6 +172,7 @@ def texts_per_s(report: report_schema.Report, selection: Selection) -> MetricVal
         return time
     interval = None
     if time.interval is not None:
+        # The ends change places: the longest time is the fewest texts.
         interval = (1e3 * row.load.batch_size / time.interval[1], 1e3 * row.load.batch_size / time.interval[0])
     return MetricValue(value=1e3 * row.load.batch_size / time.value, interval=interval, disturbed=time.disturbed)
 
@@ -193,6 +195,7 @@ def cold_start(report: report_schema.Report, selection: Selection) -> MetricValu
     row = next((row for row in report.cold_start if row.key == selection.key), None)
     if row is None:
         return why_missing(report, selection.key, "cold start")
+    # One start is no sample, though the report gives its value as both ends.
     return MetricValue(value=row.total_ms, interval=row.interval if row.starts > 1 else None, disturbed=row.disturbed)
 
 
@@ -216,6 +219,7 @@ def joules(report: report_schema.Report, selection: Selection) -> MetricValue | 
 
 def why_missing(report: report_schema.Report, key: str, what: str, *, at: str = "", known: Iterable[str] = ()) -> str:
     """Say why a row lacks something: the failure that cost it, or that it was not measured, and what was."""
+    # Reversed, so that of several failures at a place the first one is told.
     failures = {row.where: row for row in reversed(report.failures) if row.key == key}
     failure = failures.get(at or None) or failures.get(None)
     if failure is not None:
@@ -251,6 +255,7 @@ def agreement(report: report_schema.Report, selection: Selection) -> MetricValue
     quality, row = found
     if row.agreement is None:
         return f"answers on {quality.name} are amounts, which agree more or less and not yes or no"
+    # The count behind the share.
     same = round(row.agreement * quality.num_examples)
     return MetricValue(value=row.agreement, interval=wilson(same, quality.num_examples), what=quality.name)
 
@@ -309,6 +314,7 @@ def _kept_of_glue(report: report_schema.Report, selection: Selection) -> MetricV
         f"on the worst task ({row.worst_task_name})": row.worst_task,
     }
     told = ", ".join(f"{percent(share)} {name}" for name, share in others.items() if share is not None)
+    # `macro` leaves WNLI out: on its 71 examples the more frequent answer beats real models.
     tasks = [name for name in row.scores if name != "WNLI"]
     what = f"mean score on {', '.join(tasks)}"
     found = [_scored(report, replace(selection, data=task), selection.key) for task in tasks]
@@ -374,6 +380,7 @@ def _scored(
 
 def _worthless(quality: report_schema.Quality, row: report_schema.Score) -> str | None:
     """Return why a score cannot be a PASS; None where it can."""
+    # None means that it was not tested, which is no evidence against the row.
     if row.better_than_trivial is not False:
         return None
     return f"{row.key} is not shown to be better on {quality.name} than an answer that ignores the text"
