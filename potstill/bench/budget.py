@@ -37,7 +37,7 @@ _PARTS = (LATENCY, THROUGHPUT, QUALITY, COLD_STARTS, SCALING, COMPRESSED, REPORT
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """When a bench with a budget must be done.
+    """The time by which a bench with a budget must be done, and what each part leaves for the later ones.
 
     Attributes:
         end: when the budget is over, by `clock`.
@@ -52,9 +52,9 @@ class Deadline:
     starts_s: float = 0.0
 
     def on_a_slow_machine(self, started_s: float) -> "Deadline":
-        """Return one that keeps more for what is to come, where starting all processes took longer than expected.
+        """Return a deadline with a larger reserve for later parts if starting all processes took longer than expected.
 
-        Three times as much at most: a machine that is slower still shall measure something at all.
+        The reserve grows threefold at most, so that a machine that is slower still measures something at all.
         """
         slow = min(3.0, max(1.0, started_s / self.starts_s)) if self.starts_s else 1.0
         return replace(self, reserved_s={part: slow * seconds for part, seconds in self.reserved_s.items()})
@@ -88,7 +88,7 @@ def next_load(widths: Mapping[str, float], costs_s: Mapping[str, float], *, left
 
 
 def thread_counts(cores: int) -> Sequence[int]:
-    """Return 1, 2, 4 and so on, and all cores."""
+    """Return the powers of 2 up to `cores`, and `cores` itself."""
     return sorted({cores, *(2**power for power in range(cores.bit_length()) if 2**power <= cores)})
 
 
@@ -111,7 +111,7 @@ IMPORTANCE = (QUALITY, OTHER_LOADS, OWN_TEXTS, THROUGHPUT, COLD_STARTS, COMPRESS
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What of a bench fits into its budget.
+    """The part of a bench that fits into its budget, as `fit` chose it.
 
     Attributes:
         config: the settings that are changed.
@@ -290,7 +290,7 @@ class _Costs:
         return self.load(load, launches=1, rounds=LEAST_ROUNDS, shortest=True)
 
     def optional(self) -> dict[str, float]:
-        """Return the seconds of every part that can be left out, but of the loads."""
+        """Return the seconds of every part that can be left out, except the loads."""
         config = self._config
         found = {QUALITY: 0.0}
         one = Load(num_tokens=_MEAN_TOKENS)

@@ -39,7 +39,7 @@ _Z = NormalDist().inv_cdf((1 + _CONFIDENCE) / 2)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One row of both reports."""
+    """One row of both reports, and how it changed."""
 
     kind: str
     """The title of its table."""
@@ -56,7 +56,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangedVerdict:
-    """A claim that was decided otherwise."""
+    """A claim whose verdict is another in the new report."""
 
     id: str
     subject: str
@@ -98,7 +98,7 @@ class ReportComparison:
         return tables
 
     def to_markdown(self) -> str:
-        """Write it for a pull request."""
+        """Write the comparison as Markdown for a pull request."""
         lines = ["# Compared with an older report", "", *(f"- {note}" for note in self.notes)]
         for title, (head, rows) in self.tables().items():
             lines += ["", f"## {title}", "", _line(head), "|---|" + "---|" * (len(head) - 1), *map(_line, rows)]
@@ -122,13 +122,13 @@ _Rows: TypeAlias = Mapping[tuple[str, str], _Row]
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """What is compared, and by which rules."""
+    """One kind of row, and the rules by which it is compared."""
 
     title: str
     floor: Literal["load", "memory", "cold start", "none"]
-    """What must be exceeded beyond the intervals: which noise floor of both runs."""
+    """The noise floor, of both runs, that a change must exceed besides the intervals."""
     timed: bool = False
-    """Whether it says nothing across machines."""
+    """Whether its values depend on the machine, so that two machines cannot be compared."""
     can_be_disturbed: bool = True
     """Whether it is a sample of times, which other work on the machine spoils."""
 
@@ -183,7 +183,7 @@ def compare(old: report_schema.Report, new: report_schema.Report) -> ReportCompa
 
 
 def _is_disturbed(table: _Table, report: report_schema.Report, row: _Row) -> bool:
-    """Tell whether a row says so, or may be any that its run flags without naming rows."""
+    """Tell whether a row is marked as disturbed, or its report has flags but marks no rows."""
     # Reports from before rows were marked have flags alone, which may be about any row.
     unnamed = bool(report.noise.flags) and not report.names_disturbed_rows
     return table.can_be_disturbed and (bool(row.disturbed) or unnamed)
@@ -242,7 +242,7 @@ def _difference(before: _Row, after: _Row) -> tuple[float, report_schema.Interva
 def _ratio(
     table: _Table, before: _Row, after: _Row, *, widened: float
 ) -> tuple[float | None, report_schema.Interval | None]:
-    """Return new / old; what was counted is its own interval."""
+    """Return new / old with its interval; a value that was counted is taken as exact."""
     sides = [(row.value, row.interval or (row.value, row.value)) for row in (after, before)]
     if not statistics.can_be_ratio(*sides):
         return None, None

@@ -48,7 +48,7 @@ _NOT_TIMED_AS_TEXTS = frozenset({"token-classification", "question-answering"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSet:
-    """Where labelled texts are."""
+    """The place of a data set, and what of it is read."""
 
     data: str
     """A hub id, folder or file."""
@@ -100,7 +100,7 @@ class LoadedDataset:
     """Whether the models are other ones than those that are timed."""
 
     def power(self) -> report_schema.Power:
-        """Return what so many examples can and cannot show."""
+        """Return the statistical power: which differences this many examples can and cannot show."""
         return power(self.examples, kind=self.kind, metric=self.metric)
 
     def journal_key(self, key: str) -> str:
@@ -168,7 +168,7 @@ class ResolvedBench:
         return sum(file.stat().st_size for file in files) or None
 
     def select(self, *, keys: Sequence[str], loads: Sequence[Load]) -> "ResolvedBench":
-        """Return the same with some of the configurations and loads."""
+        """Return this bench with only these configurations and loads; the data sets stay."""
         return replace(
             self,
             configurations=tuple(each for each in self.configurations if each.key in keys),
@@ -378,7 +378,7 @@ def read_suite(path: Path, *, models: Sequence[str] | None = None) -> Suite:
 
 
 def _suite_name_faults(values: Mapping[str, object], models: Sequence[str] | None) -> list[str]:
-    """Return what is wrong with the names of data sets and models, whatever else is."""
+    """Return what is wrong with the names of data sets and models, whatever pydantic finds."""
     tasks = values.get("tasks")
     if not isinstance(tasks, Mapping):
         return []

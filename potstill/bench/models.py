@@ -93,7 +93,7 @@ class BenchModel:
 
 
 def read_models(named: Sequence[tuple[str, str]]) -> dict[str, BenchModel]:
-    """Look at every model.
+    """Read what is known of every model before it runs.
 
     Args:
         named: pairs of name and place: a bundle's folder, a checkpoint's folder or a hub id. A name may have one bundle
@@ -124,6 +124,7 @@ def name_models(places: Sequence[str]) -> list[tuple[str, str]]:
     for text in places:
         name, separator, place = text.partition("=")
         if not separator:
+            # `.` has no name until it is resolved.
             name, place = _free_name(Path(text).name or Path(text).resolve().name, {taken for taken, _ in named}), text
         # Keys are made with / and @, the journal's names with #.
         if not re.fullmatch(r"[\w.+-]+( [\w.+-]+)*", name):
@@ -216,6 +217,7 @@ def _is_bundle(place: str) -> bool:
     folder = Path(place)
     if (folder / MANIFEST_NAME).exists():
         return True
+    # A path to nothing is a mistake; anything else that is not here is taken for an id of the hub.
     if not folder.exists() and _PATH.search(place):
         raise UsageError(f"there is no folder {place}; name a bundle, a checkpoint's folder or a hub id")
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -282,11 +284,12 @@ def _read_config(bundle: Bundle) -> dict[str, Any]:
         own = json.loads(bundle.read(file.name))
     elif file.is_file():
         own = json.loads(file.read_text(encoding="utf-8"))
+    # Where both name a size, transformers' own configuration counts.
     return {**bundle.manifest.architecture.model_dump(mode="json"), **own}
 
 
 def _describe_checkpoint(checkpoint: str) -> dict[str, Any]:
-    """Ask a process of its own, so that torch stays out of this one."""
+    """Return a checkpoint's facts, read by a process of its own so that torch stays out of this one."""
     command = (*python_module("potstill.bench.runners.torch_runner"), checkpoint)
     done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), check=False)
     if done.returncode != 0:

@@ -38,8 +38,7 @@ class MatrixProducts:
                 "int8": draw.integers(0, 256, size=(rows, inner), dtype=np.uint8),
             }
             for kind, values in inputs.items():
-                # The files hold no weights: a few nodes make them, and onnxruntime folds them into constants on
-                # loading.
+                # The files hold no weights: a few nodes make them, which onnxruntime folds into a constant.
                 file = resources.files("potstill.bench") / "products" / f"{kind}_{inner}x{columns}.onnx"
                 session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
                 self._calls.append((kind, 2.0 * rows * columns * inner, partial(session.run, None, {"x": values})))

@@ -44,7 +44,7 @@ class Rounds:
 
 
 def summarise(rounds: Rounds, *, rng: np.random.Generator, resamples: int = 2000) -> dict[str, Any]:
-    """Return the fields of `report_schema.Latency` that the calls alone decide, the units milliseconds.
+    """Return the fields of `report_schema.Latency` that follow from the calls alone; times are in milliseconds.
 
     Args:
         rounds: at least one.

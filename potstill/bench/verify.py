@@ -82,6 +82,7 @@ def sample_cells(report: report_schema.Report, rng: np.random.Generator, count: 
         [ReportCell("latency", row.key, str(row.load)) for row in report.latency if row.p50_ms is not None],
         [ReportCell("quality", row.key, each.name) for each in report.quality for row in each.scores],
     ]
+    # Each kind on its own, so that the sample has a latency and a score where the report has both.
     shuffled = [[cells[at] for at in rng.permutation(len(cells))] for cells in kinds if cells]
     if not shuffled:
         raise UsageError("the report has neither a latency nor a score, so there is nothing to verify")
@@ -225,7 +226,7 @@ def _find(rows: Sequence[report_schema.Latency], *, key: str, load: str) -> repo
 
 
 def _side(row: report_schema.Latency) -> _Side | None:
-    """Return p50 with its interval; where that is lacking, with itself."""
+    """Return p50 with its interval, or with itself as both ends where it has none."""
     return None if row.p50_ms is None else (row.p50_ms, row.intervals.get("p50", (row.p50_ms, row.p50_ms)))
 
 

@@ -178,7 +178,7 @@ class WorkerCommands:
         return {"gpu_peak_allocated_bytes": None, "gpu_peak_reserved_bytes": None} | self._growth.now() | on_gpu
 
     def _work(self, load: Load) -> Workload:
-        """Return a load's calls; those of the last one are kept, not all, since a GPU's hold their outputs."""
+        """Return a load's prepared calls; only the last load's are kept, since calls on a GPU hold their outputs."""
         if self._ready is None or self._ready[0] != load:
             # Freed before the next is made, so that the outputs of two loads are never held together.
             self._ready = None

@@ -41,6 +41,7 @@ class Workload:
         if len(self.calls) == 1:
             return self.calls[0]
         start %= len(self.calls)
+        # Cut and joined, because cycle cannot begin in the middle.
         following = cycle(self.calls[start:] + self.calls[:start]).__next__
         return lambda: following()()
 

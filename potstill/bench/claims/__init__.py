@@ -168,7 +168,7 @@ def _judge(claim: Claim, found: MetricValue, *, floor: float) -> tuple[report_sc
 
 
 def _summarise(claim: Claim, selection: Selection, found: MetricValue | None, reason: str | None) -> str:
-    """Tell the decision in a manager's words."""
+    """Write the decision as a sentence for readers who do not know the bench."""
     metric, subject = METRICS[claim.measure], _name(selection.key or selection.model)
     if found is None:
         return f"Not decided for {subject}: {reason}."

@@ -29,7 +29,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricValue:
-    """A measured value."""
+    """A value read from a report, and what must be known of it to decide a claim."""
 
     value: float
     interval: report_schema.Interval | None
@@ -99,7 +99,7 @@ def file_share(report: report_schema.Report, selection: Selection) -> MetricValu
 
 
 def bytes_of(rows: str, *fields: str) -> ReadMetric:
-    """Return what reads the first of `fields` that is there, in MB of 10^6, from a list of the report.
+    """Make a reader of the first of `fields` that a row of the report's list `rows` has, in MB (10^6 bytes).
 
     A file's size is its own interval; memory has that of the processes that were looked at.
     """
@@ -110,6 +110,7 @@ def bytes_of(rows: str, *fields: str) -> ReadMetric:
         if row is None or name is None:
             return why_missing(report, selection.key, fields[0].removesuffix("_bytes").replace("_", " "))
         found = getattr(row, name)
+        # What is counted has no intervals, and memory of a single process has none either.
         low, high = getattr(row, "intervals", {}).get(name, (found, found))
         return MetricValue(value=found / _MEGA, interval=(low / _MEGA, high / _MEGA))
 
@@ -143,7 +144,7 @@ def _less_time(ratio: float) -> str:
 
 
 def percentile(name: str) -> ReadMetric:
-    """Return what reads a percentile of the latency, such as `p95`."""
+    """Make a reader of a percentile of the latency, such as `p95`."""
 
     def read(report: report_schema.Report, selection: Selection) -> MetricValue | str:
         row = _loaded(report.latency, selection)
@@ -442,6 +443,7 @@ def grid(report: report_schema.Report, metric: Metric) -> list[tuple[int, int]]:
     if concurrent:
         batches, lengths = config.get("throughput_batch_sizes", []), [config.get("throughput_tokens")]
     asked = [(batch, length) for batch in batches for length in lengths if length is not None]
+    # With the loads of the rows, since a report's `config` may be empty.
     return asked + [(row.load.batch_size, row.load.num_tokens) for row in rows if row.load.num_tokens is not None]
 
 

@@ -24,7 +24,7 @@ class Meter:
 
 
 def open_meter(*, on_gpu: bool, powercap: Path = _POWERCAP, nvml: str = "pynvml") -> Meter | str:
-    """Return what counts joules here, or the reason why nothing does.
+    """Return this machine's energy meter, or the reason why it has none.
 
     Args:
         on_gpu: whether what is measured runs on a GPU; the processor's joules would say little of it.
@@ -91,7 +91,7 @@ class _Counter:
         self._last, self._sum = int(self._file.read_text()), 0
 
     def read(self) -> float:
-        """Return the joules since this was made; right if asked more often than the counter goes round."""
+        """Return the joules since this was made; call it at least once per round of the counter."""
         now = int(self._file.read_text())
         grown = now - self._last
         # The range is the largest value that the counter shows, so it goes round one step after it.

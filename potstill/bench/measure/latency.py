@@ -182,6 +182,7 @@ def _expected_s(launch: _Launch, load: Load) -> float:
         return known[-1].seconds
     if not launch.first_round_s:
         return 0.0
+    # The nearest by the ratio of tokens, hence the logarithms.
     nearest = min(launch.first_round_s, key=lambda other: abs(log(_tokens(load) / _tokens(other))))
     # Turns have a least length, so fewer tokens do not make a round shorter in proportion.
     return launch.first_round_s[nearest] * max(_tokens(load) / _tokens(nearest), 0.5)
@@ -308,7 +309,7 @@ def _warm_up(launch: _Launch, load: Load, name: str) -> bool:
 
 
 def _read_memory(launch: _Launch) -> None:
-    """Ask every process for its memory, once it has run all loads in this life."""
+    """Ask every process for its memory, once it has run all loads in this launch."""
     run, journal = launch.run, launch.run.journal
     for key in run.measured_processes():
         if journal.get("memory", key, launch.number) is not None:

@@ -42,7 +42,7 @@ class MemoryGrowth:
         self.imported_rss_bytes = resident()
 
     def loaded(self) -> None:
-        """Note what it holds with the model, and held meanwhile; from here on a new peak is counted."""
+        """Note what the process holds with the model, and its peak while loading; then start a new peak."""
         self.loaded_rss_bytes, self.loading_peak_bytes = resident(), peak()
         # A loading peak is up to 3 times the file (docs/log.md), and would hide that of the runs.
         restart_peak()

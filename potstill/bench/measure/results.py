@@ -57,7 +57,7 @@ _DRIFT_LIMIT = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was measured, as a report holds it; `pipeline.add_flops` adds `flops_per_s` and `peak_share`.
+    """What was measured, as a report holds it; `report_builder.add_flops` adds `flops_per_s` and `peak_share`.
 
     Attributes:
         peaks: number type -> operations per second of the bare product in its best turn.
@@ -121,6 +121,7 @@ class _Results:
     @cached_property
     def floors(self) -> dict[Load, float]:
         """How far the ratio of the baseline to itself can be from 1, by load."""
+        # The far end of the interval, because the ratio itself may be near 1 by luck.
         return {load: max(abs(found.low - 1), abs(found.high - 1)) for load, found in self.a_a.items()}
 
     @cached_property
@@ -143,7 +144,7 @@ class _Results:
         return found
 
     def rng(self, purpose: int, load: Load, name: str) -> np.random.Generator:
-        """Return a generator that is the same whatever else is computed."""
+        """Return a generator seeded by its use alone, so that its draws do not depend on what else is computed."""
         # crc32 and not hash(), which Python salts anew in every process.
         return np.random.default_rng([self.bench.seed, purpose, *load_seed(load), crc32(name.encode())])
 
@@ -260,7 +261,9 @@ class _Results:
         disturbed = _over_limit(self.journal.parts("machine", "scaling", key).values())
         load, found = self.bench.scaling_load, dict[int, Estimate]()
         for threads in sorted({int(count) for turn in turns for count in turn}):
+            # JSON has only strings for keys.
             calls_ms = [turn[str(threads)] for turn in turns if str(threads) in turn]
+            # One round alone has no interval.
             if len(calls_ms) >= _LEAST_PAIRS:
                 rounds = statistics.Rounds(calls_ms, [0] * len(calls_ms))
                 rng = self.rng(_SCALING, load, f"{key} {threads}")
@@ -401,7 +404,7 @@ def _apart(one: float, other: float) -> float:
 
 
 def _list_missing(bench: ResolvedBench, journal: Samples) -> list[str]:
-    """Return a phrase for everything that is still to be measured; what failed is finished."""
+    """Return a phrase for everything that is still to be measured; what failed is not missing."""
     config = bench.config
     keys = [each.key for each in bench.configurations if journal.get("failure", each.key, "load", "") is None]
     found = [*_list_missing_rounds(bench, journal, keys)]

@@ -128,7 +128,7 @@ def load_seed(load: Load) -> list[int]:
 
 
 def turn_order(keys: Sequence[str], *, seed: int, load: Load, launch: int, number: int) -> list[str]:
-    """Return whose turn comes when: random, but the same for the same round, resumed or not."""
+    """Return the keys in the order of their turns: random, but the same for the same round, resumed or not."""
     rng = np.random.default_rng([seed, _TURN_ORDER, *load_seed(load), launch, number])
     return [keys[position] for position in rng.permutation(len(keys))]
 

@@ -180,8 +180,7 @@ def _relative_keys(config: Config, length: int) -> int:
     span = config.get("max_relative_positions", -1)
     span = span if span > 0 else config["max_position_embeddings"]
     if config["model_type"] == "deberta":
-        # v1 cuts its table of relative positions to the text; v2 multiplies with all of it (transformers' modeling
-        # files).
+        # transformers' v1 cuts its table of relative positions to the text; its v2 multiplies with all of it.
         span = min(span, length)
     elif config.get("position_buckets", -1) > 0:
         span = config["position_buckets"]

@@ -129,6 +129,7 @@ def measure_scaling(run: BenchRun) -> None:
                     block,
                     read=_read_latencies,
                     stage="scaling",
+                    # The process's name has the number of threads, which is where a failure belongs.
                     where=None,
                     order=(0, turn),
                 )

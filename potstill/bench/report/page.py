@@ -16,7 +16,7 @@ _MARGIN = 0.22
 
 
 def to_html(report: Report) -> str:
-    """Draw the report as one page."""
+    """Render the report as one HTML page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

@@ -86,7 +86,7 @@ class Look:
     """Whether its engine is another than the baseline's."""
 
     def style(self, marker_size: float = 6) -> LineStyle:
-        """Return how it is drawn, with a marker so many points wide."""
+        """Return the keyword arguments that draw it, with a marker `marker_size` points wide."""
         return {
             "color": self.colour,
             "marker": self.marker,

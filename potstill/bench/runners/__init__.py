@@ -97,7 +97,7 @@ class Runner(Protocol):
 
 
 def find_opener(name: str) -> Callable[[LoadCommand], Runner]:
-    """Import an engine and return what loads a model with it.
+    """Import the engine of a runner and return its `open_runner`.
 
     Raises:
         UsageError: if there is no such runner.
@@ -190,7 +190,7 @@ class VerifiedBundle:
 
 
 def read_verified_bundle(folder: Path, precision: str, *, max_length: int | None = None) -> VerifiedBundle:
-    """Check every file of a bundle and read what says how one precision is run.
+    """Check every file of a bundle and return what is needed to run one precision of it.
 
     Args:
         folder: the bundle.
@@ -207,6 +207,7 @@ def read_verified_bundle(folder: Path, precision: str, *, max_length: int | None
     manifest, record = bundle.manifest, bundle.model_record(precision)
     if max_length is not None and max_length < manifest.max_length:
         manifest = manifest.model_copy(update={"max_length": max_length})
+    # The files that decide an answer, whose hashes a report lists.
     loaded = [record.file, *record.external_data, "tokenizer.json", "tokenizer_config.json"]
     return VerifiedBundle(
         bundle=bundle,

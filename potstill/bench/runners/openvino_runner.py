@@ -15,7 +15,7 @@ from potstill.errors import BundleError, CheckError
 
 
 def open_runner(command: LoadCommand) -> "OpenVinoRunner":
-    """Load a bundle's precision by a worker's load command; `spinning` is OpenVINO's own affair.
+    """Load a bundle's precision by a worker's load command; its `spinning` is not used.
 
     Raises:
         BundleError, TamperedError: if the bundle cannot be used.

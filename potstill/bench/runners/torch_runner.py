@@ -123,10 +123,10 @@ class TorchRunner:
         """Take a loaded model.
 
         Args:
-            model: where it shall run, in the numbers it shall run in.
+            model: on the device and in the number type that it runs in.
             tokenizer: the checkpoint's.
-            inputs: what the model is given.
-            outputs: what it answers with.
+            inputs: the names of its inputs.
+            outputs: the names of its outputs, the task's first.
             synchronise: waits until the device has done all its work; None where calls return when they are done.
             source: the checkpoint's folder or hub id, whose files are named.
         """
