@@ -34,5 +34,6 @@ def __getattr__(name: str) -> Any:
 
     from potstill.extras import needing
 
+    # A library that is missing is told as the extra to install.
     with needing("bench"):
         return getattr(import_module(_HOMES[name]), name)

@@ -37,11 +37,11 @@ _PARTS = (LATENCY, THROUGHPUT, QUALITY, COLD_STARTS, SCALING, COMPRESSED, REPORT
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """When a bench with a budget must be done.
+    """The time by which a bench with a budget must be done, and what each part leaves for the later ones.
 
     Attributes:
-        end: of the budget, by `clock`.
-        clock: seconds.
+        end: when the budget is over, by `clock`.
+        clock: returns seconds.
         reserved_s: part -> seconds that the parts before it must leave for it.
         starts_s: how long starting all processes was expected to take; 0 where that is not known.
     """
@@ -52,9 +52,9 @@ class Deadline:
     starts_s: float = 0.0
 
     def on_a_slow_machine(self, started_s: float) -> "Deadline":
-        """Return one that keeps more for what is to come, where starting all processes took longer than expected.
+        """Return a deadline with a larger reserve for later parts if starting all processes took longer than expected.
 
-        Three times as much at most: a machine that is slower still shall measure something at all.
+        The reserve grows threefold at most, so that a machine that is slower still measures something at all.
         """
         slow = min(3.0, max(1.0, started_s / self.starts_s)) if self.starts_s else 1.0
         return replace(self, reserved_s={part: slow * seconds for part, seconds in self.reserved_s.items()})
@@ -67,6 +67,7 @@ class Deadline:
 
 def split_rounds(rounds: int, launches: int) -> list[int]:
     """Divide rounds among launches as evenly as they go, the first ones getting more: 5 in 4 are 2, 1, 1, 1."""
+    # A launch without a round would measure nothing.
     launches = min(rounds, launches)
     return [rounds // launches + (number < rounds % launches) for number in range(launches)]
 
@@ -87,7 +88,7 @@ def next_load(widths: Mapping[str, float], costs_s: Mapping[str, float], *, left
 
 
 def thread_counts(cores: int) -> Sequence[int]:
-    """Return 1, 2, 4 and so on, and all cores."""
+    """Return the powers of 2 up to `cores`, and `cores` itself."""
     return sorted({cores, *(2**power for power in range(cores.bit_length()) if 2**power <= cores)})
 
 
@@ -110,7 +111,7 @@ IMPORTANCE = (QUALITY, OTHER_LOADS, OWN_TEXTS, THROUGHPUT, COLD_STARTS, COMPRESS
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What of a bench fits into its budget.
+    """The part of a bench that fits into its budget, as `fit` chose it.
 
     Attributes:
         config: the settings that are changed.
@@ -187,12 +188,14 @@ def fit(bench: ResolvedBench, budget_s: float, *, elapsed_s: float) -> Fit:
     for part in IMPORTANCE:
         if not optional.get(part):
             continue
+        # What is less important never takes the place of what did not fit.
         if optional[part] <= left_s and not left_out:
             chosen.append(part)
             left_s -= optional[part]
         else:
             left_out.append(f"{part} (about {optional[part]:.0f} s)")
     loads = [main] + [load for load in others if (OTHER_LOADS if load.kind == "grid" else OWN_TEXTS) in chosen]
+    # Before longer turns: what a process keeps for life only shows between launches (docs/log.md).
     launches = 1 + int(min(bench.config.launches - 1, _FOR_LAUNCHES * left_s / costs.start_all))
     left_s -= (launches - 1) * costs.start_all
     # What is left makes turns longer, up to what was asked for.
@@ -215,7 +218,7 @@ def fit(bench: ResolvedBench, budget_s: float, *, elapsed_s: float) -> Fit:
 
 
 def reduce(bench: ResolvedBench, fitting: Fit) -> ResolvedBench:
-    """Return a bench with what `fit` has found to fit into the budget, and nothing else."""
+    """Return the bench cut down to what `fit` chose."""
     loads = {str(load): load for load in bench.loads}
     return replace(
         bench,
@@ -236,7 +239,7 @@ def _duration(seconds: float) -> str:
 
 
 class _Costs:
-    """Seconds, from the sizes of models and data."""
+    """Estimates in seconds, from the sizes of models and data."""
 
     def __init__(self, bench: ResolvedBench) -> None:
         self._bench, self._config = bench, bench.config
@@ -260,6 +263,7 @@ class _Costs:
         tokens = load.num_tokens or _MEAN_TOKENS
         facts = self._bench.models[each.model].facts
         per_token = facts.flops_per_token
+        # Two operations per weight, where the family's products are not counted.
         flops = 2.0 * facts.encoder_parameters
         if per_token:
             flops = float(np.interp(tokens, list(per_token), list(per_token.values())))
@@ -276,6 +280,7 @@ class _Costs:
         for each in self._racing:
             call = self.call(each, load)
             warm += max(min(_WARM_UP_S, self._config.warm_up_s), 4 * call)
+            # + call for the first one of `run_block`, which is not timed.
             turns += max(block_s, MIN_CALLS * call) + call
         peak = _PEAK_TURN_S if self._config.peak else 0.0
         return launches * (warm + peak) + rounds * turns
@@ -285,13 +290,14 @@ class _Costs:
         return self.load(load, launches=1, rounds=LEAST_ROUNDS, shortest=True)
 
     def optional(self) -> dict[str, float]:
-        """Return the seconds of every part that can be left out, but of the loads."""
+        """Return the seconds of every part that can be left out, except the loads."""
         config = self._config
         found = {QUALITY: 0.0}
         one = Load(num_tokens=_MEAN_TOKENS)
         for dataset in self._bench.datasets:
             texts = len(dataset.examples.texts)
             for each in dataset.configurations:
+                # Half a millisecond per text for what is not the model.
                 found[QUALITY] += self.start(each) + texts * (self.call(each, one) + 5e-4)
         found[THROUGHPUT] = THROUGHPUT_TURNS * sum(
             max(THROUGHPUT_S, 2 * callers * self.call(each, load))
@@ -309,6 +315,7 @@ class _Costs:
                 for each in self._configurations
                 if each.on_processor
             )
+        # Of a larger file 16 pieces of 1 MiB are packed (`size.compressed_bytes`).
         sizes = (min(size, _MOST_COMPRESSED) for size in self._bytes.values())
         found[COMPRESSED] = sum(sizes) / _COMPRESSED_BYTES_PER_S if config.compressed else 0.0
         return found

@@ -39,7 +39,7 @@ _Z = NormalDist().inv_cdf((1 + _CONFIDENCE) / 2)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One row of both reports."""
+    """One row of both reports, and how it changed."""
 
     kind: str
     """The title of its table."""
@@ -56,7 +56,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangedVerdict:
-    """A claim that was decided otherwise."""
+    """A claim whose verdict is another in the new report."""
 
     id: str
     subject: str
@@ -98,7 +98,7 @@ class ReportComparison:
         return tables
 
     def to_markdown(self) -> str:
-        """Write it for a pull request."""
+        """Write the comparison as Markdown for a pull request."""
         lines = ["# Compared with an older report", "", *(f"- {note}" for note in self.notes)]
         for title, (head, rows) in self.tables().items():
             lines += ["", f"## {title}", "", _line(head), "|---|" + "---|" * (len(head) - 1), *map(_line, rows)]
@@ -122,13 +122,13 @@ _Rows: TypeAlias = Mapping[tuple[str, str], _Row]
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """What is compared, and by which rules."""
+    """One kind of row, and the rules by which it is compared."""
 
     title: str
     floor: Literal["load", "memory", "cold start", "none"]
-    """What must be exceeded beyond the intervals: which noise floor of both runs."""
+    """The noise floor, of both runs, that a change must exceed besides the intervals."""
     timed: bool = False
-    """Whether it says nothing across machines."""
+    """Whether its values depend on the machine, so that two machines cannot be compared."""
     can_be_disturbed: bool = True
     """Whether it is a sample of times, which other work on the machine spoils."""
 
@@ -152,12 +152,14 @@ def compare(old: report_schema.Report, new: report_schema.Report) -> ReportCompa
     """Compare a report with an older one, row by row."""
     machine = other_machine(old, new)
     old_tables, new_tables = _read_tables(old), _read_tables(new)
+    # The rows of sampled times: these are the tests that share the 5 % of false alarms.
     sampled = sum(
         place in new_tables[table.title] and bool(row.interval or new_tables[table.title][place].interval)
         for table in _TABLES
         if table.can_be_disturbed
         for place, row in old_tables[table.title].items()
     )
+    # Bonferroni: every interval is stretched by the quantile for so many tests / the usual one.
     widened = NormalDist().inv_cdf(1 - (1 - _CONFIDENCE) / 2 / max(1, sampled)) / _Z
     changes = []
     for table in _TABLES:
@@ -181,7 +183,8 @@ def compare(old: report_schema.Report, new: report_schema.Report) -> ReportCompa
 
 
 def _is_disturbed(table: _Table, report: report_schema.Report, row: _Row) -> bool:
-    """Tell whether a row says so, or may be any that its run flags without naming rows."""
+    """Tell whether a row is marked as disturbed, or its report has flags but marks no rows."""
+    # Reports from before rows were marked have flags alone, which may be about any row.
     unnamed = bool(report.noise.flags) and not report.names_disturbed_rows
     return table.can_be_disturbed and (bool(row.disturbed) or unnamed)
 
@@ -217,6 +220,7 @@ def _compare_rows(
     change, interval = _difference(before, after) if is_score else _ratio(table, before, after, widened=widened)
     if interval is not None:
         interval = statistics.with_floors(interval, *floors)
+    # One start has no spread to judge a change by.
     if before.once or after.once:
         return make(old=old, new=new, change=change, outcome="no difference shown")
     same = 0.0 if is_score else 1.0
@@ -224,6 +228,7 @@ def _compare_rows(
     if interval is not None:
         outcome = "better" if (interval[1] < same) == after.low_is_good else "worse"
         outcome = "no difference shown" if interval[0] <= same <= interval[1] else outcome
+    # Of two values without one only the noise floors are left, and they are no interval of the change.
     has_interval = before.interval is not None or after.interval is not None
     return make(old=old, new=new, change=change, interval=interval if has_interval else None, outcome=outcome)
 
@@ -237,7 +242,7 @@ def _difference(before: _Row, after: _Row) -> tuple[float, report_schema.Interva
 def _ratio(
     table: _Table, before: _Row, after: _Row, *, widened: float
 ) -> tuple[float | None, report_schema.Interval | None]:
-    """Return new / old; what was counted is its own interval."""
+    """Return new / old with its interval; a value that was counted is taken as exact."""
     sides = [(row.value, row.interval or (row.value, row.value)) for row in (after, before)]
     if not statistics.can_be_ratio(*sides):
         return None, None
@@ -356,6 +361,7 @@ def other_machine(old: report_schema.Report, new: report_schema.Report) -> list[
     found = []
     for field in _MACHINE:
         before, after = getattr(old.environment, field), getattr(new.environment, field)
+        # A virtual machine often hides these, and a hidden value is no other value.
         unknown = field in _UNKNOWN_IS_FINE and None in (before, after)
         if before != after and not unknown:
             found.append(f"{field}: {before}, now {after}")
@@ -395,4 +401,5 @@ def differing_files(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]
 def other_data(old: report_schema.Report, new: report_schema.Report) -> list[str]:
     """Return the names of the data sets that both have and whose examples are not the same."""
     after = {quality.name: quality.data_sha256 for quality in new.quality}
+    # A data set that only one report has is no change of data.
     return [row.name for row in old.quality if after.get(row.name, row.data_sha256) != row.data_sha256]

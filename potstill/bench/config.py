@@ -48,7 +48,7 @@ _NOT_TIMED_AS_TEXTS = frozenset({"token-classification", "question-answering"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSet:
-    """Where labelled texts are."""
+    """The place of a data set, and what of it is read."""
 
     data: str
     """A hub id, folder or file."""
@@ -100,7 +100,7 @@ class LoadedDataset:
     """Whether the models are other ones than those that are timed."""
 
     def power(self) -> report_schema.Power:
-        """Return what so many examples can and cannot show."""
+        """Return the statistical power: which differences this many examples can and cannot show."""
         return power(self.examples, kind=self.kind, metric=self.metric)
 
     def journal_key(self, key: str) -> str:
@@ -123,14 +123,14 @@ class ResolvedBench:
         baseline: the configuration that all are compared with.
         loads: what latency is measured at.
         config: what else is measured, and for how long.
-        seed: of everything.
-        threads: of each configuration.
+        seed: of the inputs, the order of turns and the bootstraps.
+        threads: how many each configuration computes with.
         models: the models by name.
         datasets: what quality is scored on.
         texts: the data's own, for the loads that are not random tokens.
-        data: how the data sets were asked for.
-        claims: what is decided.
-        command: how to do it again.
+        data: the data sets as the request names them.
+        claims: what is decided from the report.
+        command: the command line that repeats the bench, for the report.
     """
 
     configurations: tuple[Configuration, ...]
@@ -168,7 +168,7 @@ class ResolvedBench:
         return sum(file.stat().st_size for file in files) or None
 
     def select(self, *, keys: Sequence[str], loads: Sequence[Load]) -> "ResolvedBench":
-        """Return the same with some of the configurations and loads."""
+        """Return this bench with only these configurations and loads; the data sets stay."""
         return replace(
             self,
             configurations=tuple(each for each in self.configurations if each.key in keys),
@@ -198,6 +198,7 @@ def resolve(request: Request, *, config: BenchConfig, seed: int, command: str = 
     models = read_models(request.models)
     threads = config.threads or machine.available_cores()
     configurations = list_configurations(models, config, threads=threads)
+    # Before data sets are fetched, so that a missing engine costs no waiting.
     for runner in dict.fromkeys(each.runner for each in configurations):
         check_runner(runner)
     baseline = pick_baseline(configurations, request.baseline or next(iter(models)))
@@ -215,6 +216,7 @@ def resolve(request: Request, *, config: BenchConfig, seed: int, command: str = 
     if config.realistic and datasets and not datasets[0].has_own_models:
         first = datasets[0]
         if first.kind not in _NOT_TIMED_AS_TEXTS:
+            # Evenly from the whole split, which may be sorted.
             step = max(1, len(first.examples.texts) // config.realistic_texts)
             texts = first.examples.texts[::step][: config.realistic_texts]
     if texts:
@@ -256,6 +258,7 @@ def _load_datasets(
             raise UsageError(f"{name} in the suite has no model called {baseline.model}, which all are held against")
         own = read_models(list(task.models.items()))
         _check_labels(own, baseline.model)
+        # A precision that only a suite's model has would be a row without times.
         answering = [each for each in list_configurations(own, config, threads=baseline.threads) if each.key in known]
         place = DataSet(
             data=task.data,
@@ -283,12 +286,14 @@ def _load_dataset(
         task=task,
         text_columns=data.text_columns,
         label_column=data.label_column,
+        # The baseline's order: it decides which class a number in an answer is.
         label_names=facts.labels or None,
         problem_type=facts.problem_type,
         limit=data.limit,
     )
     kind = kind_of(task, facts.problem_type)
     check_examples(examples, kind)
+    # GLUE's metric by the data set's name, unless the models do another task than GLUE's.
     glue_metric = GLUE_METRICS.get(name)
     metric = glue_metric if glue_metric in METRICS[kind] else primary_metric(task, facts.problem_type)
     return LoadedDataset(
@@ -360,6 +365,7 @@ def read_suite(path: Path, *, models: Sequence[str] | None = None) -> Suite:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, Mapping):
         raise UsageError(f"{path} holds no suite; it needs data sets by name under tasks")
+    # Collected beside pydantic's, so that one attempt shows every fault.
     faults = _suite_name_faults(values, models)
     try:
         suite = Suite.model_validate(values)
@@ -372,7 +378,7 @@ def read_suite(path: Path, *, models: Sequence[str] | None = None) -> Suite:
 
 
 def _suite_name_faults(values: Mapping[str, object], models: Sequence[str] | None) -> list[str]:
-    """Return what is wrong with the names of data sets and models, whatever else is."""
+    """Return what is wrong with the names of data sets and models, whatever pydantic finds."""
     tasks = values.get("tasks")
     if not isinstance(tasks, Mapping):
         return []

@@ -48,6 +48,7 @@ def describe(*, threads: int, load_before: list[float] | None = None) -> Environ
 def identity(found: Environment) -> dict[str, object]:
     """Return what must be the same for an interrupted bench to go on: the machine and the engines."""
     machine_id = Path("/etc/machine-id")  # tells two machines of one kind apart
+    # Not every package: an update of matplotlib must not end a bench that was interrupted.
     engines = ("onnxruntime", "onnxruntime-gpu", "openvino", "torch", "tokenizers")
     return {
         "cpu": found.cpu,
@@ -72,6 +73,7 @@ def describe_gpus() -> list[dict[str, Any]]:
     for line in done.stdout.splitlines() if done.returncode == 0 else ():
         if not line.strip():
             continue
+        # Columns come in the order of the query, without names (noheader).
         values = dict(zip(_FIELDS.values(), (part.strip() for part in line.split(",")), strict=False))
         found: dict[str, Any] = {"name": values.get("name"), "driver": values.get("driver")}
         for name in ("memory_bytes", "clock_mhz", "max_clock_mhz", "power_limit_watts"):
@@ -99,6 +101,7 @@ def governor(root: Path = _SYS) -> str | None:
 def turbo(root: Path = _SYS) -> bool | None:
     """Tell whether cores may run above their base clock."""
     cpu = root / "devices/system/cpu"
+    # intel_pstate has a switch of its own, whose 1 means off; cpufreq's 1 means on.
     disabled = _read(cpu / "intel_pstate/no_turbo")
     if disabled:
         return disabled == "0"

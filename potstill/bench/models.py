@@ -80,6 +80,7 @@ class BenchModel:
         folder = Path(configuration.folder)
         if not folder.is_dir():
             return []
+        # transformers loads safetensors where a folder has both.
         found = (sorted(folder.glob(f"*{suffix}")) for suffix in (".safetensors", ".bin"))
         return next((files for files in found if files), [])
 
@@ -92,7 +93,7 @@ class BenchModel:
 
 
 def read_models(named: Sequence[tuple[str, str]]) -> dict[str, BenchModel]:
-    """Look at every model.
+    """Read what is known of every model before it runs.
 
     Args:
         named: pairs of name and place: a bundle's folder, a checkpoint's folder or a hub id. A name may have one bundle
@@ -123,7 +124,9 @@ def name_models(places: Sequence[str]) -> list[tuple[str, str]]:
     for text in places:
         name, separator, place = text.partition("=")
         if not separator:
+            # `.` has no name until it is resolved.
             name, place = _free_name(Path(text).name or Path(text).resolve().name, {taken for taken, _ in named}), text
+        # Keys are made with / and @, the journal's names with #.
         if not re.fullmatch(r"[\w.+-]+( [\w.+-]+)*", name):
             raise UsageError(
                 f"{name!r} is no name for a model; take letters, digits, dots and hyphens: teacher={place}"
@@ -214,6 +217,7 @@ def _is_bundle(place: str) -> bool:
     folder = Path(place)
     if (folder / MANIFEST_NAME).exists():
         return True
+    # A path to nothing is a mistake; anything else that is not here is taken for an id of the hub.
     if not folder.exists() and _PATH.search(place):
         raise UsageError(f"there is no folder {place}; name a bundle, a checkpoint's folder or a hub id")
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -275,19 +279,22 @@ def _read_config(bundle: Bundle) -> dict[str, Any]:
     """Return transformers' configuration, and what the manifest says of the sizes where there is none."""
     file = bundle.folder / "config.json"
     own: dict[str, Any] = {}
+    # A file that the manifest lists is read through the bundle, which checks its hash.
     if file.name in bundle.manifest.files:
         own = json.loads(bundle.read(file.name))
     elif file.is_file():
         own = json.loads(file.read_text(encoding="utf-8"))
+    # Where both name a size, transformers' own configuration counts.
     return {**bundle.manifest.architecture.model_dump(mode="json"), **own}
 
 
 def _describe_checkpoint(checkpoint: str) -> dict[str, Any]:
-    """Ask a process of its own, so that torch stays out of this one."""
+    """Return a checkpoint's facts, read by a process of its own so that torch stays out of this one."""
     command = (*python_module("potstill.bench.runners.torch_runner"), checkpoint)
     done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), check=False)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
         raise CheckpointError(lines[-1].removeprefix("error: "))
+    # The last line, because libraries may print something before it.
     facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return facts

@@ -38,6 +38,7 @@ class MatrixProducts:
                 "int8": draw.integers(0, 256, size=(rows, inner), dtype=np.uint8),
             }
             for kind, values in inputs.items():
+                # The files hold no weights: a few nodes make them, which onnxruntime folds into a constant.
                 file = resources.files("potstill.bench") / "products" / f"{kind}_{inner}x{columns}.onnx"
                 session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
                 self._calls.append((kind, 2.0 * rows * columns * inner, partial(session.run, None, {"x": values})))
@@ -62,6 +63,7 @@ def rate(
     The fastest and not the mean: what is asked for is what the machine can do, and a neighbour's work only delays.
     """
     call()
+    # One reading per call: the end of a call is the beginning of the next.
     begin = before = clock()
     fastest = float("inf")
     while fastest == float("inf") or before - begin < block_s:

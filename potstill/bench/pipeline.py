@@ -68,6 +68,7 @@ def bench(
         KeyboardInterrupt: after writing what there is.
     """
     began = time.monotonic()
+    # Beside the output and not inside it, which is replaced as a whole when the report is there.
     work = out_dir.resolve().with_name(f".{out_dir.resolve().name}.bench")
     interrupted = (work / FILE_NAME).is_file()
     if interrupted and not (resume or overwrite):
@@ -107,6 +108,7 @@ def verify_report(
     tell(f"{', '.join(sample.keys)} at {', '.join(map(str, sample.loads))} {', '.join(sample.data)}".strip())
     settings = dict(report.config)
     sets = [DataSet(**each) for each in settings.pop("data", [])]
+    # What is not compared is not measured.
     less = {"cold_starts": 0, "throughput_batch_sizes": [], "thread_scaling": False, "compressed": False}
     less |= {"peak": False, "budget_s": None}
     request = Request(
@@ -132,6 +134,7 @@ def _read_finished(out_dir: Path) -> Report | None:
 def _decide_again(report: Report, bench: ResolvedBench, out_dir: Path) -> Report:
     """Return a finished report with the claims as they are asked for now, which needs no new measurement."""
     journal = read_samples(out_dir / FILE_NAME)
+    # With the report's machine and not this one: nothing is measured here.
     wanted = _journal_head(bench, report.environment)
     changed = [name for name in ("models", "data", "config", "seed") if journal.head.get(name) != wanted[name]]
     if changed:
@@ -172,9 +175,11 @@ def _run(
         shutil.rmtree(work, ignore_errors=True)
     before = environment.describe(threads=bench.threads)
     journal = open_samples(work, head=_journal_head(bench, before))
+    # The parts of an interrupted bench share one budget.
     spent_s = float(journal.get("elapsed") or 0.0)
     deadline = None
     if budget_s is not None:
+        # Chosen once: a resumed bench has less time left, but must go on with the same loads.
         fitting = Fit(**journal.once(("fit",), lambda: asdict(fitting) if fitting is not None else None))
         bench = reduce(bench, fitting)
         end = time.perf_counter() + budget_s - spent_s - (time.monotonic() - began)
@@ -194,12 +199,15 @@ def _run(
         journal.once(("load before",), lambda: before.load_before)
         measure(run, answers=work / "answers")
         rows = describe_contestants(bench, journal, compress=run.has_time(0.0, COMPRESSED), progress=progress)
+        # Last of all: without them `make_report` calls the report incomplete.
         journal.once(("rows",), lambda: [row.model_dump(mode="json") for row in rows])
+    # Kept, and raised again once the report of what there is has been written.
     except KeyboardInterrupt as stop:
         interrupted = stop
     elapsed_s = spent_s + time.monotonic() - began
     journal.put(("elapsed",), elapsed_s)
     if interrupted is None and deadline is not None:
+        # From here on, what is missing had no time, and resuming would not bring it.
         journal.put(("ended",), True)
     report = make_report(bench, journal, work, elapsed_s=elapsed_s)
     if not report.latency and interrupted is None:
@@ -242,6 +250,7 @@ def _journal_head(bench: ResolvedBench, found: Environment) -> dict[str, object]
 
 
 def _publish(report: Report, journal: Samples, out_dir: Path) -> None:
+    # Built beside the old report and renamed, so that a crash leaves one of the two whole.
     with new_folder(out_dir, overwrite=True) as building:
         write_report(report, building)
         shutil.copyfile(journal.file, building / FILE_NAME)

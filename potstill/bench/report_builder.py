@@ -37,6 +37,7 @@ def make_report(bench: ResolvedBench, journal: Samples, work: Path, *, elapsed_s
     if journal.get("ended"):  # it came to its end: what is missing had no time
         missing, left_out = [], [*(journal.get("fit") or {}).get("left_out", ()), *missing]
     rows = journal.get("rows")
+    # Without the compressed sizes: packing takes time that somebody who interrupts a bench does not have.
     contestants = [Contestant(**row) for row in rows] if rows else describe_contestants(bench, journal, compress=False)
     data = [{name: getattr(each, name) for name in DataSet.__slots__} for each in bench.data]
     keys = [each.key for each in bench.configurations]
@@ -122,6 +123,7 @@ def _compare_quality(bench: ResolvedBench, journal: Samples, work: Path) -> tupl
         for each in dataset.configurations:
             key = dataset.journal_key(each.key)
             answers = journal.get("answers", key, dataset.name)
+            # What has failed is not still to be answered.
             failed = any(journal.get("failure", key, *place) for place in (("load", ""), ("quality", dataset.name)))
             if answers is not None:
                 files[each.key] = work / "answers" / answers["file"]

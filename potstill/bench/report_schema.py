@@ -364,6 +364,7 @@ class Decision(Part):
 class Report(Part):
     """A whole report."""
 
+    # `schema` is a method of pydantic's BaseModel, so only the alias can have that name.
     schema_: str = Field(default=SCHEMA, alias="schema", pattern=r"^potstill-report/2$")
     created: str
     complete: bool = True

@@ -1,6 +1,6 @@
 """Percentiles, medians, means, differences and ratios with their 95 % intervals.
 
-Nothing here draws from a global generator: every bootstrap takes the one it shall use.
+Nothing here draws from a global generator: every bootstrap takes its generator as an argument.
 
 `difference` and `ratio` combine two values that have intervals of their own by MOVER (Donner and Zou 2012, Statistical
 Methods in Medical Research 21(4), equation 4): how far each interval reaches from its value is added in squares, so
@@ -44,7 +44,7 @@ class Rounds:
 
 
 def summarise(rounds: Rounds, *, rng: np.random.Generator, resamples: int = 2000) -> dict[str, Any]:
-    """Return the fields of `report_schema.Latency` that the calls alone decide, the units milliseconds.
+    """Return the fields of `report_schema.Latency` that follow from the calls alone; times are in milliseconds.
 
     Args:
         rounds: at least one.
@@ -82,6 +82,7 @@ def percentile_intervals(
     """
     sizes = [np.size(calls) for calls in rounds.calls_ms]
     samples = np.concatenate([np.asarray(calls, dtype=np.float64) for calls in rounds.calls_ms])
+    # Sorted once for all resamples, which only give the same calls other weights.
     order = np.argsort(samples, kind="stable")
     ordered, whose = samples[order], np.repeat(np.arange(len(sizes)), sizes)[order]
     drawn = draw_rounds(rounds.launches, resamples=resamples, rng=rng)
@@ -94,6 +95,7 @@ def percentile_intervals(
 
 def _draw_percentiles(ordered: Floats, whose: Any, drawn: Any, shares: Floats) -> Floats:
     """Return percentiles of resamples, shape (resamples, shares); `whose` is the round of each ordered call."""
+    # How often each round was drawn is the weight of each of its calls.
     times = np.stack([np.bincount(row, minlength=drawn.shape[1]) for row in drawn])
     weights = times[:, whose].cumsum(axis=1)
     wanted = np.ceil(weights[:, -1:] * shares)
@@ -119,7 +121,9 @@ def drift_by_chance(rounds: Rounds) -> float:
     if not third:
         return 0.0
     logs = np.log([np.median(np.asarray(calls)) for calls in rounds.calls_ms])
+    # / 2, because a difference has the variance of both its rounds.
     spread = float(np.sqrt(np.mean(np.diff(logs) ** 2) / 2))
+    # 1.25 is sqrt(pi / 2) of a normal median; 2 / third, because two medians of a third each are compared.
     return float(np.expm1(3 * 1.25 * spread * np.sqrt(2 / third)))
 
 
@@ -129,6 +133,7 @@ def median_interval(rounds: Rounds, *, rng: np.random.Generator, resamples: int 
     Raises:
         ValueError: if there are fewer than 2 rounds.
     """
+    # The ratio to something that always takes 1 ms is the time itself.
     ones = [[1.0]] * len(rounds.calls_ms)
     return ratio_interval(rounds.calls_ms, ones, rng=rng, resamples=resamples, launches=rounds.launches)
 
@@ -136,6 +141,7 @@ def median_interval(rounds: Rounds, *, rng: np.random.Generator, resamples: int 
 def mean_interval(values: Sequence[float], *, rng: np.random.Generator, resamples: int = 2000) -> Estimate:
     """Return the mean of some turns with a bootstrap over them; of fewer than 4 the interval is Student's."""
     found = np.asarray(values, dtype=np.float64)
+    # Of 3 values there are only 10 different resamples.
     if len(found) <= 3:
         return Estimate(float(found.mean()), *mean_log_interval(values))
     drawn = found[rng.integers(len(found), size=(resamples, len(found)))].mean(axis=1)
@@ -163,6 +169,7 @@ Measured: TypeAlias = tuple[float, Interval]
 def difference(first: Measured, second: Measured, *, widened: float = 1.0) -> Measured:
     """Return `first` - `second`; `widened` stretches the interval, such as for several comparisons at once."""
     (a, (a_low, a_high)), (b, (b_low, b_high)) = first, second
+    # a - b is low where a is low or b is high, and high the other way round.
     below = widened * hypot(max(0.0, a - a_low), max(0.0, b_high - b))
     above = widened * hypot(max(0.0, a_high - a), max(0.0, b - b_low))
     return a - b, (a - b - below, a - b + above)

@@ -82,6 +82,7 @@ def sample_cells(report: report_schema.Report, rng: np.random.Generator, count: 
         [ReportCell("latency", row.key, str(row.load)) for row in report.latency if row.p50_ms is not None],
         [ReportCell("quality", row.key, each.name) for each in report.quality for row in each.scores],
     ]
+    # Each kind on its own, so that the sample has a latency and a score where the report has both.
     shuffled = [[cells[at] for at in rng.permutation(len(cells))] for cells in kinds if cells]
     if not shuffled:
         raise UsageError("the report has neither a latency nor a score, so there is nothing to verify")
@@ -103,6 +104,7 @@ def draw_sample(report: report_schema.Report, rng: np.random.Generator, count: i
         if row.comparison == "like_for_like" and row.candidate in drawn:
             needed.add(row.baseline)
     ordered = [row.key for row in report.contestants if row.key in needed]
+    # False sorts first: the baseline leads, the others keep their order.
     keys = sorted(ordered, key=lambda key: key != report.baseline)
     wanted = {kind: {cell.where for cell in cells if cell.kind == kind} for kind in ("latency", "quality")}
     loads = {str(row.load): row.load for row in report.latency if str(row.load) in wanted["latency"]}
@@ -115,7 +117,7 @@ def draw_sample(report: report_schema.Report, rng: np.random.Generator, count: i
 
 
 def check(report: report_schema.Report, fresh: report_schema.Report, *, sample: Sample | None = None) -> list[Finding]:
-    """Hold a report against a fresh measurement of some of its cells.
+    """Compare a report with a fresh measurement of some of its cells.
 
     Files and data come first: where one is another, what was measured with it is not compared. A p50 holds if the
     ratio of both leaves 1 in its interval (95 % for all cells together, after Bonferroni) widened by both noise
@@ -188,6 +190,7 @@ def _times(
     )
     places = [place for place in before if place[0] in keys and place[1] in loads]
     machine, software = other_machine(report, fresh), other_software(report, fresh)
+    # Bonferroni over the cells, as in `compare`.
     widened = NormalDist().inv_cdf(1 - (1 - _CONFIDENCE) / (2 * max(1, len(places)))) / _Z
     for key, load in places:
         what, was, now = f"{key} p50 at {load}", before[key, load], after.get((key, load))
@@ -223,7 +226,7 @@ def _find(rows: Sequence[report_schema.Latency], *, key: str, load: str) -> repo
 
 
 def _side(row: report_schema.Latency) -> _Side | None:
-    """Return p50 with its interval; where that is lacking, with itself."""
+    """Return p50 with its interval, or with itself as both ends where it has none."""
     return None if row.p50_ms is None else (row.p50_ms, row.intervals.get("p50", (row.p50_ms, row.p50_ms)))
 
 
@@ -285,6 +288,7 @@ def _tolerance(
         return inf, "its row is gone"
     if not moved and entry.runner in _EXACT_RUNNERS:
         return _EXACT, "the same files on the same data must score the same"
+    # The least by which an accuracy can change.
     one = 1 / quality.num_examples
     if entry.precision == "fp32":
         return one, f"one of {quality.num_examples} examples may be decided otherwise by another order of sums"
@@ -292,6 +296,7 @@ def _tolerance(
 
 
 def _lacking(fresh: report_schema.Report, what: str, *, key: str, where: str, old: str) -> Finding:
+    # Reversed, so that of several failures at a place the first one is told.
     failures = {row.where: row for row in reversed(fresh.failures) if row.key == key}
     failure = failures.get(where) or failures.get(None)
     return _finding(what, old, "–", holds=False, note=failure.reason if failure else "it was not measured again")

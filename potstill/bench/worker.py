@@ -1,4 +1,4 @@
-"""A process for one model in one precision on one engine: `python -m potstill.bench.worker [STARTED]`.
+"""The worker process for one model in one precision on one engine: `python -m potstill.bench.worker [STARTED]`.
 
 It reads commands from stdin and answers on stdout, one JSON object per line; a LOAD is `report_schema.Load`:
 
@@ -29,9 +29,10 @@ from potstill.bench.measure.memory import MemoryGrowth, end_first, resident
 
 
 def main() -> None:
-    """Note the beginning, and only then import what does the work."""
+    """Note time and memory of the bare interpreter, then import the rest and answer commands."""
     process_ms = milliseconds_since_start(sys.argv[1:])
     growth = MemoryGrowth(interpreter_rss_bytes=resident())
+    # When a model takes all memory, the kernel shall end this process and not the bench.
     end_first()
     started = time.perf_counter()
     from potstill.bench.worker_commands import WorkerCommands
@@ -42,7 +43,7 @@ def main() -> None:
 
 
 def milliseconds_since_start(arguments: list[str]) -> float:
-    """Return how long this process has been there, by its first argument or else by the system."""
+    """Return the milliseconds since this process was started, by STARTED if given, else by the system."""
     if arguments:
         return (time.monotonic() - float(arguments[0])) * 1e3
     try:
@@ -52,6 +53,7 @@ def milliseconds_since_start(arguments: list[str]) -> float:
         import psutil
 
         return (time.time() - psutil.Process().create_time()) * 1e3
+    # Ticks since the machine was booted, counted through suspension as CLOCK_BOOTTIME is.
     started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
     return (time.clock_gettime(time.CLOCK_BOOTTIME) - started_s) * 1e3
 

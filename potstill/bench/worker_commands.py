@@ -37,10 +37,10 @@ class NotFinite(Exception):
 
 
 class WorkerCommands:
-    """The loaded model, the texts that it was sent, and what is done with them."""
+    """The state of a worker (the loaded model, the texts that it was sent) and its commands."""
 
     def __init__(self, growth: MemoryGrowth, *, process_ms: float, import_ms: float) -> None:
-        """Begin with what the process took so far."""
+        """Take the memory and the milliseconds that the process has used so far."""
         self._growth, self._process_ms, self._import_ms = growth, process_ms, import_ms
         self._runner: Runner | None = None
         self._products: MatrixProducts | None = None
@@ -51,7 +51,7 @@ class WorkerCommands:
         self._position: dict[Load, int] = {}
 
     def answer(self, command: Command) -> Message:
-        """Do one command.
+        """Carry out one command and return its reply.
 
         Raises:
             OutOfMemory: whatever an engine calls it.
@@ -107,6 +107,7 @@ class WorkerCommands:
 
     def _warm(self, command: Command) -> Message:
         work = self._work(Load.model_validate(command["load"]))
+        # Before the clock runs: looking for NaN in timed calls would lengthen them.
         for feeds in work.samples:
             _check_finite(self._model.run(feeds))
         return {"mean_tokens": work.mean_tokens} | warm_up(work.warm, max_s=command["max_s"])
@@ -115,9 +116,11 @@ class WorkerCommands:
         load = Load.model_validate(command["load"])
         work, position = self._work(load), self._position.get(load, 0)
         call = work.go_round(position)
+        # process_time counts all threads of the process, those of the engine too.
         wall, cpu = time.perf_counter(), time.process_time()
         latencies_ms = run_block(call, seconds=command["seconds"], min_calls=command["min_calls"])
         cpu_s, wall_s = time.process_time() - cpu, time.perf_counter() - wall
+        # + 1 for the first call of `run_block`, which is not timed but takes a text.
         self._position[load] = (position + len(latencies_ms) + 1) % len(work.calls)
         return {"latencies_ms": latencies_ms, "cpu_s": cpu_s, "wall_s": wall_s}
 
@@ -125,6 +128,7 @@ class WorkerCommands:
         load, callers = Load.model_validate(command["load"]), command["callers"]
         # Each caller prepares its own calls: a GPU's inputs and outputs are bound to one at a time.
         works = [make_workload(load, self._model, texts=self._texts, seed=self._seed) for _ in range(callers)]
+        # Callers start at different texts, so that they do not all run the same one at once.
         calls = [work.go_round(number * len(work.calls) // callers) for number, work in enumerate(works)]
         per_caller, seconds = call_together(calls, seconds=command["seconds"])
         latencies_ms = [latency for caller in per_caller for latency in caller]
@@ -174,8 +178,9 @@ class WorkerCommands:
         return {"gpu_peak_allocated_bytes": None, "gpu_peak_reserved_bytes": None} | self._growth.now() | on_gpu
 
     def _work(self, load: Load) -> Workload:
-        """Return a load's calls; those of the last one are kept, not all, since a GPU's hold their outputs."""
+        """Return a load's prepared calls; only the last load's are kept, since calls on a GPU hold their outputs."""
         if self._ready is None or self._ready[0] != load:
+            # Freed before the next is made, so that the outputs of two loads are never held together.
             self._ready = None
             self._ready = load, make_workload(load, self._model, texts=self._texts, seed=self._seed)
         return self._ready[1]
@@ -221,7 +226,7 @@ def call_together(
     that each was counted beside all others. Each caller's speed is its calls by its own time.
 
     Returns:
-        each caller's latencies in milliseconds, and the seconds in which all callers together make so many calls.
+        Each caller's latencies in milliseconds, and the seconds in which all callers together make so many calls.
     """
     found: list[tuple[list[float], float]] = []
     errors: list[BaseException] = []
@@ -231,14 +236,17 @@ def call_together(
         nonlocal left
         try:
             call()
+            # After a first call of each, which may allocate.
             line.wait()
             found.append(_count(call, seconds=seconds, clock=clock))
             with lock:
                 left -= 1
+            # Read without the lock: at worst one call too many is made.
             while left and not errors:
                 call()
         except BaseException as error:  # told by the thread that asked
             errors.append(error)
+            # Wakes the callers that wait for this one.
             line.abort()
 
     threads = [threading.Thread(target=go, args=(call,)) for call in calls]
@@ -247,6 +255,7 @@ def call_together(
     for thread in threads:
         thread.join()
     if errors:
+        # A broken barrier says only that another caller failed.
         raise next((error for error in errors if not isinstance(error, threading.BrokenBarrierError)), errors[0])
     total = sum(len(latencies_ms) for latencies_ms, _ in found)
     return [latencies_ms for latencies_ms, _ in found], total / sum(len(made) / took for made, took in found)

@@ -41,6 +41,7 @@ class Workload:
         if len(self.calls) == 1:
             return self.calls[0]
         start %= len(self.calls)
+        # Cut and joined, because cycle cannot begin in the middle.
         following = cycle(self.calls[start:] + self.calls[:start]).__next__
         return lambda: following()()
 
@@ -91,11 +92,11 @@ def grid_feeds(load: Load, *, inputs: Iterable[str], ids: NDArray[np.int64], see
 
 
 def make_workload(load: Load, runner: Runner, *, texts: Sequence[Text], seed: int) -> Workload:
-    """Make a load's calls.
+    """Prepare the calls of a load for an engine.
 
     Args:
-        load: what.
-        runner: runs it.
+        load: what one call is given.
+        runner: the engine that runs the calls.
         texts: those of the data set, for loads of texts, in any order.
         seed: of the random tokens.
 
@@ -131,9 +132,10 @@ def make_workload(load: Load, runner: Runner, *, texts: Sequence[Text], seed: in
 def mix_lengths(lengths: NDArray[np.int64]) -> NDArray[np.intp]:
     """Return an order in which any few texts in a row are about as long as all of them.
 
-    Blocks of unlike models take unlike numbers of texts, and must not differ by which those are. The texts' ranks by
-    length follow multiples of the golden ratio, whose every stretch is spread evenly (Knuth, The Art of Computer
-    Programming 3, section 6.4, theorem S).
+    In the same time a fast model answers more texts than a slow one, and both must get the same mix of lengths. The
+    texts' ranks by length follow multiples of the golden ratio, of which every stretch is spread evenly (Knuth, The
+    Art of Computer Programming 3, section 6.4, theorem S).
     """
+    # argsort twice gives ranks, so that every text is taken exactly once.
     ranks = np.argsort(np.argsort(np.arange(len(lengths)) * _GOLDEN_RATIO % 1))
     return np.argsort(lengths, kind="stable")[ranks]

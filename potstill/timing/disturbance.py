@@ -35,12 +35,12 @@ class Counters:
     """Counts since the system began, of the cores that this process may use, in seconds.
 
     Attributes:
-        total: of all those cores together, idle or not.
-        busy: that they worked, for whomever.
-        stolen: that the host gave to other guests.
-        own: that this process and all below it worked, on whatever core.
-        throttled: for which the container's quota held its processes back.
-        wall: of the clock.
+        total: time of all those cores together, idle or not.
+        busy: time in which they ran any process.
+        stolen: time that the hypervisor gave to other guests (steal).
+        own: CPU time of this process and its descendants, on whatever core.
+        throttled: time for which the cgroup's CPU quota held its processes back.
+        wall: monotonic clock.
     """
 
     total: float
@@ -57,7 +57,7 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """What went wrong, as shares; None where the system does not tell."""
+    """Disturbances as shares of the cores' time (`throttled`: of wall-clock time); None where the system is silent."""
 
     steal: float | None
     throttled: float | None
@@ -95,10 +95,10 @@ class Watch:
 
 
 def watched(make: Callable[[], Made], *, repeats: int) -> tuple[Made, dict[str, float]]:
-    """Make something while the machine is watched; if it was disturbed, make it again up to `repeats` times.
+    """Call `make` while the machine is watched; if it was disturbed, call it again up to `repeats` times.
 
     Returns:
-        What was made last, and what the machine did meanwhile as `Counters.since` counts it.
+        The last result, disturbed or not, and what the machine did meanwhile as `Counters.since` counts it.
     """
     while True:
         with Watch() as watch:
@@ -109,7 +109,7 @@ def watched(make: Callable[[], Made], *, repeats: int) -> tuple[Made, dict[str, 
 
 
 def read_counters(*, proc: Path = _PROC, cgroup: Path = _CGROUP) -> Counters:
-    """Read all counters now; those that the system lacks are 0 for ever."""
+    """Read all counters now; one that the system does not have stays 0."""
     per_second = os.sysconf("SC_CLK_TCK")
     total, busy, stolen = (count / per_second for count in _cores(proc))
     own = _own_ticks(proc) / per_second
@@ -123,16 +123,19 @@ def shares(counted: Iterable[Mapping[str, float]]) -> Shares:
     """
     stretches = list(counted)
     total, wall = (sum(found.get(name, 0.0) for found in stretches) for name in ("total", "wall"))
+    # Time of all cores together: two of them reach the limit in half of it by the clock.
     if total < LEAST_SECONDS or wall <= 0:
         return Shares(None, None, None)
     stolen, busy, own = (sum(found[name] for found in stretches) for name in ("stolen", "busy", "own"))
     # The kernel adds up the cores' times, so with several cores this can be more than all of it.
     throttled = sum(found["throttled"] for found in stretches) / wall
+    # `own` holds work on cores outside the affinity mask too, so it can be more than `busy`.
     return Shares(stolen / total, min(1.0, throttled), max(0.0, (busy - own) / total))
 
 
 def _cores(proc: Path) -> tuple[int, int, int]:
     """Return the total, busy and stolen ticks of the cores that this process may use."""
+    # /proc/stat lists every core of the host, also in a container, and most of them may not be ours.
     mine = _affinity()
     total = busy = stolen = 0
     for core, line in re.findall(r"^cpu(\d+) (.+)$", _read(proc / "stat"), re.MULTILINE):
@@ -142,6 +145,7 @@ def _cores(proc: Path) -> tuple[int, int, int]:
         ticks = [int(field) for field in line.split()[:8]]
         total += sum(ticks)
         stolen += ticks[7]
+        # iowait is idle time during which a disk is waited for; steal has its own share.
         busy += sum(ticks) - ticks[3] - ticks[4] - ticks[7]
     return total, busy, stolen
 
@@ -155,9 +159,10 @@ def _own_ticks(proc: Path) -> int:
     used: dict[int, int] = {}
     children: dict[int, list[int]] = {}
     for folder in proc.glob("[0-9]*"):
-        # Behind the name, which may hold spaces and brackets: field 2 is the parent, 12 to 15 the times of the
-        # process (user, system) and of its children that it waited for.
+        # Split behind the name, which may hold spaces and brackets. Of `man 5 proc` these are field 4, the parent, and
+        # 14 to 17: utime and stime of the process, then of the children that it waited for.
         fields = _read(folder / "stat").rpartition(")")[2].split()
+        # The file of a process that has just ended reads as empty.
         if len(fields) > 14:
             pid = int(folder.name)
             used[pid] = sum(map(int, fields[11:15]))
@@ -172,6 +177,7 @@ def _own_ticks(proc: Path) -> int:
 
 def _throttled_seconds(root: Path) -> float:
     """Return for how long the quota of this container, in cgroup v2 or v1, has held it back."""
+    # cgroup v2 counts microseconds here; v1 has nanoseconds in the folder of its cpu controller.
     found = re.search(r"^throttled_usec (\d+)$", _read(root / "cpu.stat"), re.MULTILINE)
     if found:
         return int(found[1]) / 1e6

@@ -29,7 +29,7 @@ _WARM_UP_CALLS = 3
 
 @dataclass(frozen=True, slots=True)
 class RaceEntry:
-    """What runs: a command that answers as `potstill.timing.worker_loop` does, and the load message it gets first."""
+    """A contestant: the command of its process (it answers as `worker_loop` does), and the first message it gets."""
 
     command: tuple[str, ...]
     load: Command
@@ -37,7 +37,7 @@ class RaceEntry:
 
 @dataclass(frozen=True, slots=True)
 class Race:
-    """What was measured.
+    """The times of a race, and what spoils them.
 
     Attributes:
         cells: those that were asked for.
@@ -63,6 +63,7 @@ class Race:
 
     def ratio(self, baseline: str, name: str, cell: Cell, *, seed: int = 0) -> Estimate:
         """Return how many times as fast as `baseline` a contestant is in one cell."""
+        # Seeded by cell, so that an interval does not depend on which others were computed before.
         return ratio_interval(
             self.rounds[baseline][cell], self.rounds[name][cell], rng=np.random.default_rng([seed, *cell])
         )
@@ -77,8 +78,10 @@ class Race:
         if not cells:
             raise ValueError(f"{baseline} and {name} ran no cell both")
         logs = np.array([self._log_ratios(baseline, name, cell) for cell in cells])
+        # Each cell's rounds are drawn on their own: those of two cells ran one after the other and are not paired.
         drawn = np.random.default_rng(seed).integers(logs.shape[1], size=(resamples, *logs.shape))
         resampled = np.median(np.take_along_axis(logs[None], drawn, axis=2), axis=2).mean(axis=1)
+        # The mean of logarithms: twice as fast in one cell and half as fast in another is 1 over both.
         return with_interval(float(np.exp(np.median(logs, axis=1).mean())), np.exp(resampled))
 
     def _log_ratios(self, baseline: str, name: str, cell: Cell) -> list[float]:
@@ -126,14 +129,17 @@ def race(
             size, where = {"do": "block", "batch_size": cell[0], "num_tokens": cell[1]}, f"{cell[0]}x{cell[1]}"
             ask = partial(pool.ask, read=_read_latencies, stage="race", where=where)
             warm_up = size | {"seconds": 0, "min_calls": _WARM_UP_CALLS}
+            # For every cell again: engines allocate, and some choose kernels, by the shape of their input.
             racing = [name for name in pool.names if ask(name, warm_up) is not None]
             reasons: list[str] = []
             for _ in range(max_repeats + 1):
                 note = where + (f", again: {'; '.join(reasons)}" if reasons else "")
+                # Disturbed rounds are dropped for all contestants at once, so that what is left is paired.
                 times: dict[str, list[NDArray[np.float64]]] = {name: [] for name in racing}
                 with Watch() as watch:
                     for turn in range(rounds):
                         progress("time in turns", number * rounds + turn, len(cells) * rounds, note)
+                        # A new random order each round: nobody always runs in the caches that the same neighbour left.
                         for name in [racing[position] for position in rng.permutation(len(racing))]:
                             latencies_ms = ask(name, size | {"seconds": block_s, "min_calls": 2})
                             if latencies_ms is not None:
@@ -165,7 +171,7 @@ class _FailureLog:
         self.errors[name, stage, where] = error
 
     def loaded(self, name: str, reply: Message) -> None:
-        """Nothing is kept of it."""
+        """Ignore the reply: a race needs only the times."""
 
 
 def _read_latencies(reply: Message) -> NDArray[np.float64]:

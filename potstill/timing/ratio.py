@@ -1,6 +1,6 @@
 """Ratios of two speeds with their 95 % interval.
 
-Nothing here draws from a global generator: every bootstrap takes the one it shall use.
+Nothing here draws from a global generator: every bootstrap takes its generator as an argument.
 
 Why the interval is made as it is (simulated: 600 to 2000 A/A runs of 12 rounds, noise of 1.2 to 2.8 % per round):
 
@@ -83,12 +83,12 @@ def ratio_interval(
 
 
 def draw_rounds(launches: Sequence[int], *, resamples: int, rng: np.random.Generator) -> Indices:
-    """Draw rounds with replacement: for each launch another one, and its rounds from those of that one.
+    """Draw rounds with replacement in two stages: launches first, then rounds within each launch that was drawn.
 
     Args:
         launches: per round, which launch it belongs to.
         resamples: how many times.
-        rng: draws.
+        rng: makes the draws.
 
     Returns:
         Positions of rounds, shape (resamples, rounds).
@@ -100,6 +100,7 @@ def draw_rounds(launches: Sequence[int], *, resamples: int, rng: np.random.Gener
         row[: len(place)] = place
     # A drawn launch gives as many rounds as the one whose place it takes, so every resample has as many as there are.
     drawn = np.repeat(rng.integers(len(places), size=(resamples, len(places))), sizes, axis=1)
+    # Places are drawn below the size of the launch that was drawn, so its padding is never taken.
     return padded[drawn, rng.integers(sizes[drawn])]
 
 
@@ -110,6 +111,7 @@ def finding(estimate: Estimate, floor: float | None) -> Finding:
         estimate: how many times as fast it is.
         floor: how far the ratio of something to itself can be from 1; None if that is not known.
     """
+    # The interval knows this pair's rounds and launches, the floor how far equal processes came apart: both must agree.
     if abs(estimate.value - 1) <= (floor or 0) or estimate.low <= 1 <= estimate.high:
         return "no difference shown"
     return "faster" if estimate.low > 1 else "slower"
@@ -129,7 +131,7 @@ def with_interval(value: float, resampled: Floats, *, units: int | None = None) 
 
 
 def expanded_tail(units: int) -> float:
-    """Return which quantile of the resampled values is the end of the interval (Hesterberg 2015).
+    """Return the quantile of the resampled values that is the interval's lower end (Hesterberg 2015).
 
     Student's quantile is by Fisher's and Cornish's expansion (Abramowitz and Stegun 1964, 26.7.5); with 3 units or
     fewer, where it fails, all resamples are within the interval.
@@ -138,10 +140,12 @@ def expanded_tail(units: int) -> float:
         return 0.0
     normal, freedom = NormalDist(), units - 1
     z = normal.inv_cdf((1 + CONFIDENCE) / 2)
+    # An expansion and not scipy's quantile: this package needs numpy and onnxruntime alone.
     student = (
         z
         + (z**3 + z) / (4 * freedom)
         + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
         + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
     )
+    # The variance of resampled means is (n - 1) / n of the true one: the root makes up for it.
     return normal.cdf(-student * (units / freedom) ** 0.5)

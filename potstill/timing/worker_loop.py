@@ -25,7 +25,7 @@ def answer_commands(answer: Callable[[Command], Message]) -> None:
     while True:
         command = commands.get()
         if command.get("do") == "stop":
-            # Not through the interpreter's shutdown, which trips over the thread that waits on stdin.
+            # Not sys.exit: at shutdown the interpreter aborts if a daemon thread holds the lock of stdin's buffer.
             os._exit(0)
         try:
             reply: Message = {"ok": True, **answer(command)}
@@ -44,12 +44,13 @@ def run_block(
 ) -> list[float]:
     """Call until `seconds` have passed and `min_calls` are done; return each call's latency in milliseconds.
 
-    One call before them is not counted: it finds the caches full of a neighbour's weights and the threads asleep.
+    A first call is not timed: it finds the caches full of a neighbour's weights, and its own threads asleep.
     """
     call()
     latencies_ms: list[float] = []
     end = clock_ns() + round(seconds * 1e9)
     while True:
+        # Both readings and the loop add 0.06 microseconds to a call (docs/log.md).
         start = clock_ns()
         call()
         now = clock_ns()
@@ -60,12 +61,15 @@ def run_block(
 
 def _keep_stdout() -> TextIO:
     """Keep stdout for answers alone: whatever else prints, in Python or below it, goes to stderr."""
+    # By descriptors, because native libraries write past sys.stdout. The duplicate is not inherited (PEP 446), so a
+    # process that the model starts cannot hold the pipe open.
     kept = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return kept
 
 
 def _commands() -> "queue.SimpleQueue[Message]":
+    """Return the queue that a thread fills from stdin; the thread ends the process when stdin ends."""
     waiting: queue.SimpleQueue[Message] = queue.SimpleQueue()
 
     def read() -> None:
@@ -73,5 +77,6 @@ def _commands() -> "queue.SimpleQueue[Message]":
             waiting.put(json.loads(line))
         os._exit(0)
 
+    # A thread of its own reads, so that the end of stdin is seen in the middle of a call too.
     threading.Thread(target=read, daemon=True).start()
     return waiting

@@ -23,6 +23,7 @@ from potstill.timing.worker_loop import Command, Message
 
 # Generous: BERT-large at batch 8 takes seconds per call on 2 cores, and a healthy worker never takes this long.
 TIMEOUT_S = 300.0
+# How long a worker has to end by itself once its stdin is closed, before it is killed.
 _STOP_S = 2.0
 
 FailureKind = Literal["crash", "hang", "not finite", "out of memory", "error"]
@@ -48,23 +49,23 @@ class WorkerHung(WorkerDied):
 
 
 class WorkerConfused(WorkerDied):
-    """A worker answered what is no answer, so that nothing it says can be relied on, and was killed."""
+    """A worker sent something that is not an answer; question and answer may be out of step, so it was killed."""
 
 
 class Asks(Protocol):
-    """What is needed of a worker: `Worker`, or a stand-in."""
+    """The part of `Worker` that a pool uses, so that tests can pass a stand-in."""
 
     def ask(self, command: Command, *, timeout_s: float | None = None) -> Message:
         """Return the answer, or raise `CommandFailed`."""
 
     def pause(self) -> None:
-        """Stop it where it is."""
+        """Suspend the process."""
 
     def resume(self) -> None:
-        """Let it go on."""
+        """Let a suspended process continue."""
 
     def close(self) -> None:
-        """End it."""
+        """End the process and wait for it."""
 
 
 class Worker:
@@ -73,9 +74,10 @@ class Worker:
     def __init__(self, command: Sequence[str], *, timeout_s: float = TIMEOUT_S) -> None:
         """Start `command`, which answers as `potstill.timing.worker_loop` does."""
         self._timeout_s = timeout_s
+        # A file and not a pipe: nobody reads it meanwhile, and a full pipe would block the process.
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
         # A group of its own: Ctrl-C reaches the asking process alone, which then ends its workers. Not a session of its
-        # own: if the asking process is killed, the system ends the stopped groups that it leaves in its session.
+        # own: when the asking process is killed, POSIX sends SIGHUP to the groups with stopped members that it orphans.
         try:
             self._process = subprocess.Popen(
                 command,
@@ -121,6 +123,7 @@ class Worker:
             self._process.kill()
             raise WorkerHung(f"no answer within {limit_s:g} s, killed") from None
         except OSError:
+            # A broken pipe: the process has ended, and its exit code says how.
             line = ""
         if not line:
             raise WorkerDied(self._last_words())
@@ -134,6 +137,7 @@ class Worker:
 
     def pause(self) -> None:
         """Stop the process where it is, so that none of its threads takes a core from a neighbour's turn."""
+        # Unlike SIGTSTP it cannot be caught, and it stops the threads that spin for the next call.
         self._process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -142,6 +146,7 @@ class Worker:
 
     def close(self) -> None:
         """End the process, kindly first, with all that it started, and wait until it is gone."""
+        # A stopped process would never see that its stdin has ended.
         self.resume()
         if self._process.stdin is not None:
             with suppress(OSError):
@@ -154,6 +159,7 @@ class Worker:
         # A child that it left behind would hold the pipe open, and the reader would wait on.
         with suppress(OSError):
             os.killpg(self._process.pid, signal.SIGKILL)
+        # Before the pipe is closed, which the thread may be reading from.
         self._reader.join()
         if self._process.stdout is not None:
             self._process.stdout.close()
@@ -164,6 +170,7 @@ class Worker:
         with suppress(ValueError):
             for line in self._process.stdout:
                 self._replies.put(line)
+        # Every answer ends with a newline, so this is none: it wakes an `ask` whose process has ended.
         self._replies.put("")
 
     def _last_words(self) -> str:
@@ -181,6 +188,7 @@ class Worker:
 
 def classify(error: CommandFailed) -> FailureKind:
     """Return what kind of failure it was."""
+    # First, since it is a `WorkerDied` too; that it was killed was our own doing.
     if isinstance(error, WorkerHung):
         return "hang"
     if str(error).startswith(_NOT_FINITE):
@@ -230,7 +238,7 @@ class WorkerPool:
         return [name for name in self._setup if not self._log.has_failed(name, "load", "")]
 
     def done(self, name: str) -> set[str]:
-        """Return what the process has done in this life, such as loads that it is warm for: to be added to."""
+        """Return the notes on a running process, such as the loads it is warm for: a set to add to, lost with it."""
         return self._done.setdefault(name, set())
 
     def start(self, names: Sequence[str]) -> None:
@@ -284,12 +292,13 @@ class WorkerPool:
             self._log.failed(name, "load", "", CommandFailed(f"{type(error).__name__}: {error}"))
 
     def _load(self, name: str) -> bool:
-        """Have a process that is loaded; tell whether there is one."""
+        """Start and load a process unless it is loaded; tell whether it is now."""
         if name in self._loaded:
             return True
         self._start(name)
         if name not in self._started:
             return False
+        # Moved before it has loaded, because `_ask` looks here; a failure takes it out again.
         self._loaded[name] = self._started.pop(name)
         for number, command in enumerate(self._setup[name]):
             reply = self._ask(name, command, read=dict, stage="load", where=None, timeout_s=None)
@@ -321,6 +330,7 @@ class WorkerPool:
                 self._end(name)
             return None
         finally:
+            # After `_end` this does nothing: Popen sends no signal to a process that was waited for.
             worker.pause()
         try:
             return read(reply)
@@ -339,7 +349,7 @@ class WorkerPool:
 def worker_pool(
     setup: Mapping[str, Sequence[Command]], *, launch: Callable[[str], Asks], log: PoolLog
 ) -> Iterator[WorkerPool]:
-    """Have a pool within a block; whatever happens there, none of its processes outlives it.
+    """Provide a pool within a `with` block; whatever happens there, none of its processes outlives it.
 
     Args:
         setup: name -> the first commands of its process, the one that loads it before all others.
@@ -355,12 +365,14 @@ def worker_pool(
 
 def python_module(name: str) -> tuple[str, ...]:
     """Return the command that runs a module of this package in a Python like this one."""
+    # -P keeps the working folder out of sys.path, where -m puts it: a numpy.py there must not be imported.
     return (sys.executable, "-P", "-m", name)
 
 
 def _read_reply(line: str) -> Message | None:
     """Return an answer, or None where the line is none: not JSON, no object, without `ok`, or with NaN in it."""
     try:
+        # Python reads NaN and Infinity, which JSON does not have (RFC 8259, section 6).
         reply = json.loads(line, parse_constant=_refuse)
     except ValueError:
         return None
@@ -372,7 +384,7 @@ def _refuse(constant: str) -> None:
 
 
 def child_environment() -> dict[str, str]:
-    """Let the child find the package where this process found it."""
+    """Return the environment of a child that must import this same copy of the package."""
     root = str(Path(potstill.__file__).resolve().parent.parent)
     path = os.environ.get("PYTHONPATH")
     return os.environ | {"PYTHONPATH": os.pathsep.join([root, path]) if path else root, "PYTHONUNBUFFERED": "1"}

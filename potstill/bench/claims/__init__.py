@@ -1,4 +1,4 @@
-"""The claims: 40 % smaller, 60 % faster, 97 % as good, and a user's own; each decided from a report.
+"""Decide claims from a report: the package's three (40 % smaller, 60 % faster, 97 % as good) or a user's own.
 
 Sanh, Debut, Chaumond, Wolf: DistilBERT, a distilled version of BERT (2019), section 4. The paper leaves the
 definitions open; ours are in `claims.yaml`, beside this file.
@@ -154,8 +154,10 @@ def _judge(claim: Claim, found: MetricValue, *, floor: float) -> tuple[report_sc
     """Return the verdict, and why if there is none."""
     if found.interval is None:
         return INCONCLUSIVE, "it has no interval, so nobody knows how sure it is"
+    # Decided twice, to tell whether the interval or the noise floor stands in the way.
     without_floor = verdict(found.value, found.interval, target=claim.target, direction=claim.direction)
     decided = verdict(found.value, found.interval, target=claim.target, direction=claim.direction, floor=floor)
+    # A FAIL stands: a row that is worth nothing can still be shown to miss the target.
     if decided == "PASS" and found.worthless:
         return INCONCLUSIVE, found.worthless
     if decided != INCONCLUSIVE:
@@ -166,7 +168,7 @@ def _judge(claim: Claim, found: MetricValue, *, floor: float) -> tuple[report_sc
 
 
 def _summarise(claim: Claim, selection: Selection, found: MetricValue | None, reason: str | None) -> str:
-    """Tell the decision in a manager's words."""
+    """Write the decision as a sentence for readers who do not know the bench."""
     metric, subject = METRICS[claim.measure], _name(selection.key or selection.model)
     if found is None:
         return f"Not decided for {subject}: {reason}."

@@ -20,6 +20,7 @@ from potstill.errors import RecipeError
 from potstill.messages import describe_fault, did_you_mean
 
 Against = Literal["like_for_like", "baseline", "fp32"]
+# Strict, because YAML 1.1 reads `yes` as true, which pydantic would take for 1.
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 _BUILT_IN = resources.files("potstill.bench.claims") / "claims.yaml"
 _LOAD = re.compile(r"(?P<batch>[1-9]\d*) ?[x×] ?(?P<tokens>[1-9]\d*|longest)|own texts(, tokenised)?")
@@ -114,6 +115,7 @@ def parse_claims(text: str, *, origin: str) -> list[Claim]:
         name = given if isinstance(given, str) else f"claim {number}"
         if isinstance(raw, dict) and raw.get("id"):
             name = str(raw["id"])
+        # A string is what `_built_in` has found wrong with the name.
         found = [raw] if isinstance(raw, str) else list(_faults(raw))
         found += ["id: is there twice; give each claim its own"] if name in seen else []
         faults += [f"{name}: {fault}" for fault in found]
@@ -155,6 +157,7 @@ def _describe(fault: ErrorDetails) -> str:
     if fault["type"] == "literal_error":
         *above, last = map(str, fault["loc"])
         annotation = (Where if above else Claim).model_fields[last].annotation
+        # `Literal[...] | None`: the members of the union, then the words of the literal.
         known = [word for kind in get_args(annotation) for word in get_args(kind)]
         where = ".".join((*above, last))
         return f"{where}: {fault['input']!r} is unknown{did_you_mean(str(fault['input']), known)}"

@@ -29,7 +29,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricValue:
-    """A measured value."""
+    """A value read from a report, and what must be known of it to decide a claim."""
 
     value: float
     interval: report_schema.Interval | None
@@ -99,7 +99,7 @@ def file_share(report: report_schema.Report, selection: Selection) -> MetricValu
 
 
 def bytes_of(rows: str, *fields: str) -> ReadMetric:
-    """Return what reads the first of `fields` that is there, in MB of 10^6, from a list of the report.
+    """Make a reader of the first of `fields` that a row of the report's list `rows` has, in MB (10^6 bytes).
 
     A file's size is its own interval; memory has that of the processes that were looked at.
     """
@@ -110,6 +110,7 @@ def bytes_of(rows: str, *fields: str) -> ReadMetric:
         if row is None or name is None:
             return why_missing(report, selection.key, fields[0].removesuffix("_bytes").replace("_", " "))
         found = getattr(row, name)
+        # What is counted has no intervals, and memory of a single process has none either.
         low, high = getattr(row, "intervals", {}).get(name, (found, found))
         return MetricValue(value=found / _MEGA, interval=(low / _MEGA, high / _MEGA))
 
@@ -131,6 +132,7 @@ def speed(report: report_schema.Report, selection: Selection) -> MetricValue | s
             return side if isinstance(side, str) else f"{key} has no interval at {selection.load}"
         sides.append((side.value, side.interval))
         disturbed += [side.disturbed] if side.disturbed else []
+    # Of times: the other's / its own.
     value, interval = statistics.ratio(sides[1], sides[0])
     note = _less_time(value) + "; from each one's own interval, unpaired"
     return MetricValue(value=value, interval=interval, note=note, disturbed="; ".join(disturbed) or None)
@@ -142,7 +144,7 @@ def _less_time(ratio: float) -> str:
 
 
 def percentile(name: str) -> ReadMetric:
-    """Return what reads a percentile of the latency, such as `p95`."""
+    """Make a reader of a percentile of the latency, such as `p95`."""
 
     def read(report: report_schema.Report, selection: Selection) -> MetricValue | str:
         row = _loaded(report.latency, selection)
@@ -171,6 +173,7 @@ def texts_per_s(report: report_schema.Report, selection: Selection) -> MetricVal
         return time
     interval = None
     if time.interval is not None:
+        # The ends change places: the longest time is the fewest texts.
         interval = (1e3 * row.load.batch_size / time.interval[1], 1e3 * row.load.batch_size / time.interval[0])
     return MetricValue(value=1e3 * row.load.batch_size / time.value, interval=interval, disturbed=time.disturbed)
 
@@ -193,6 +196,7 @@ def cold_start(report: report_schema.Report, selection: Selection) -> MetricValu
     row = next((row for row in report.cold_start if row.key == selection.key), None)
     if row is None:
         return why_missing(report, selection.key, "cold start")
+    # One start is no sample, though the report gives its value as both ends.
     return MetricValue(value=row.total_ms, interval=row.interval if row.starts > 1 else None, disturbed=row.disturbed)
 
 
@@ -216,6 +220,7 @@ def joules(report: report_schema.Report, selection: Selection) -> MetricValue | 
 
 def why_missing(report: report_schema.Report, key: str, what: str, *, at: str = "", known: Iterable[str] = ()) -> str:
     """Say why a row lacks something: the failure that cost it, or that it was not measured, and what was."""
+    # Reversed, so that of several failures at a place the first one is told.
     failures = {row.where: row for row in reversed(report.failures) if row.key == key}
     failure = failures.get(at or None) or failures.get(None)
     if failure is not None:
@@ -251,6 +256,7 @@ def agreement(report: report_schema.Report, selection: Selection) -> MetricValue
     quality, row = found
     if row.agreement is None:
         return f"answers on {quality.name} are amounts, which agree more or less and not yes or no"
+    # The count behind the share.
     same = round(row.agreement * quality.num_examples)
     return MetricValue(value=row.agreement, interval=wilson(same, quality.num_examples), what=quality.name)
 
@@ -309,6 +315,7 @@ def _kept_of_glue(report: report_schema.Report, selection: Selection) -> MetricV
         f"on the worst task ({row.worst_task_name})": row.worst_task,
     }
     told = ", ".join(f"{percent(share)} {name}" for name, share in others.items() if share is not None)
+    # `macro` leaves WNLI out: on its 71 examples the more frequent answer beats real models.
     tasks = [name for name in row.scores if name != "WNLI"]
     what = f"mean score on {', '.join(tasks)}"
     found = [_scored(report, replace(selection, data=task), selection.key) for task in tasks]
@@ -374,6 +381,7 @@ def _scored(
 
 def _worthless(quality: report_schema.Quality, row: report_schema.Score) -> str | None:
     """Return why a score cannot be a PASS; None where it can."""
+    # None means that it was not tested, which is no evidence against the row.
     if row.better_than_trivial is not False:
         return None
     return f"{row.key} is not shown to be better on {quality.name} than an answer that ignores the text"
@@ -435,6 +443,7 @@ def grid(report: report_schema.Report, metric: Metric) -> list[tuple[int, int]]:
     if concurrent:
         batches, lengths = config.get("throughput_batch_sizes", []), [config.get("throughput_tokens")]
     asked = [(batch, length) for batch in batches for length in lengths if length is not None]
+    # With the loads of the rows, since a report's `config` may be empty.
     return asked + [(row.load.batch_size, row.load.num_tokens) for row in rows if row.load.num_tokens is not None]
 
 

@@ -1,4 +1,4 @@
-"""Which rows of a report a claim is about, by its `where`."""
+"""Find the rows of a report that a claim is about, by its `where`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -29,6 +29,7 @@ def select(report: report_schema.Report, claim: Claim) -> list[Selection | NotMe
     metric, baseline = METRICS[claim.measure], report.baseline_model
     models = [claim.where.model] if claim.where.model is not None else report.candidates
     compares_models = metric.of_model or ("against" in metric.fields and claim.where.against != "fp32")
+    # With one model alone, a claim that compares no models is about that one.
     if not models and not compares_models:
         models = [baseline]
     if not models:
@@ -82,6 +83,7 @@ def _select_of_row(
         if isinstance(against, NotMeasured):
             yield against
             return
+        # fp32 beside itself is passed over; the baseline beside itself is told.
         if against == row.key:
             if claim.where.against != "fp32":
                 yield NotMeasured(subject=row.key, reason=f"{row.key} is the baseline itself")

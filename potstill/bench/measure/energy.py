@@ -1,4 +1,4 @@
-"""Joules, where the machine counts them: Intel's and AMD's RAPL, or Nvidia's NVML."""
+"""Measure energy in joules where the machine counts it: with Intel's and AMD's RAPL, or with Nvidia's NVML."""
 
 import importlib
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +24,7 @@ class Meter:
 
 
 def open_meter(*, on_gpu: bool, powercap: Path = _POWERCAP, nvml: str = "pynvml") -> Meter | str:
-    """Return what counts joules here, or the reason why nothing does.
+    """Return this machine's energy meter, or the reason why it has none.
 
     Args:
         on_gpu: whether what is measured runs on a GPU; the processor's joules would say little of it.
@@ -46,12 +46,14 @@ def summarise_energy(
     for key in dict.fromkeys(key for one in found for key in one.joules):
         own = [one for one in found if key in one.joules]
         joules = sum(one.joules[key] for one in own)
+        # + 1 for the first call of `run_block`, which is not timed but costs energy all the same.
         texts = sum(len(one.calls_ms[key]) + 1 for one in own) * texts_per_call
         seconds = sum(one.wall_s[key] for one in own)
         per_text = [one.joules[key] / (len(one.calls_ms[key]) + 1) / texts_per_call for one in own]
         interval = None
         if len(own) > 1:
             spread = mean_interval(per_text, rng=rng)
+            # The value weighs turns by their texts and the mean does not, so it could fall beside the mean's interval.
             interval = [min(spread.low, joules / texts), max(spread.high, joules / texts)]
         made.append(
             {
@@ -76,6 +78,7 @@ def _open_rapl(powercap: Path) -> Meter | str:
         for counter in counters:
             counter.read()
     except (OSError, ValueError):
+        # For root alone since Linux 5.10, because it tells what other processes compute (CVE-2020-8694).
         return f"{zones[0] / 'energy_uj'} cannot be read; run as root, or let your user read it: chmod a+r"
     return Meter("rapl", lambda: sum(counter.read() for counter in counters))
 
@@ -88,9 +91,10 @@ class _Counter:
         self._last, self._sum = int(self._file.read_text()), 0
 
     def read(self) -> float:
-        """Return the joules since this was made; right if asked more often than the counter goes round."""
+        """Return the joules since this was made; call it at least once per round of the counter."""
         now = int(self._file.read_text())
         grown = now - self._last
+        # The range is the largest value that the counter shows, so it goes round one step after it.
         self._sum += grown if grown >= 0 else grown + self._range + 1
         self._last = now
         return self._sum / 1e6

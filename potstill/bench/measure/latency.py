@@ -5,7 +5,7 @@ models that alternate share what the machine does meanwhile, and a random order 
 favouring one of them (google-benchmark's random interleaving cuts the spread between runs by about 40 %). This is
 repeated in several launches, because a process keeps the speed that its place in memory gives it.
 
-Nothing here is computed from the measurements but where to go on; `potstill.bench.measure.results` does that.
+Only where to go on is computed here; the figures of a report are made in `potstill.bench.measure.results`.
 """
 
 from dataclasses import dataclass, field, replace
@@ -67,7 +67,7 @@ _TOKENS_OF_OWN_TEXTS = 32
 
 @dataclass(frozen=True, slots=True)
 class _Launch:
-    """One life of all processes."""
+    """One launch of all processes: each is started once and lives until the launch ends."""
 
     run: BenchRun
     pool: WorkerPool
@@ -127,16 +127,21 @@ def _measure_within_budget(run: BenchRun, meter: Meter | None) -> None:
             began = run.clock()
             pool.start(pool.names)
             if number == 0:
+                # The first thing that shows how fast this machine is beside the one of the estimate.
                 deadline = deadline.on_a_slow_machine(run.clock() - began)
                 run = replace(run, deadline=deadline)
             launch = _Launch(run, pool, number, meter)
             for load in run.bench.loads:
                 _make_rounds(launch, load, share)
             took_s = run.clock() - began
+            # Another launch takes as long again, and without as much time on top of it there would be no rounds to
+            # gain.
             last = number + 1 == len(shares) or not run.has_time(2 * took_s, LATENCY)
             if last:
                 for load in run.bench.loads:
+                    # This one makes the rounds of the launches that there is no time for.
                     _make_rounds(launch, load, sum(shares[number:]))
+            # Every launch that is still to come has an equal share of the whole time.
             kept_s = 0.0 if last else whole_s * (1 - (number + 1) / len(shares))
             while _make_round_where_uncertain(launch, left_s=deadline.left_s(LATENCY) - kept_s):
                 pass
@@ -177,6 +182,7 @@ def _expected_s(launch: _Launch, load: Load) -> float:
         return known[-1].seconds
     if not launch.first_round_s:
         return 0.0
+    # The nearest by the ratio of tokens, hence the logarithms.
     nearest = min(launch.first_round_s, key=lambda other: abs(log(_tokens(load) / _tokens(other))))
     # Turns have a least length, so fewer tokens do not make a round shorter in proportion.
     return launch.first_round_s[nearest] * max(_tokens(load) / _tokens(nearest), 0.5)
@@ -213,11 +219,13 @@ def _relative_width(run: BenchRun, load: Load) -> float:
     if not keys:
         return 0.0
     baseline = run.bench.baseline.key if run.bench.baseline.key in keys else keys[0]
+    # Seeded by the rounds that there are, so that a resumed bench decides as it would have without a break.
     rng = np.random.default_rng([run.bench.seed, *load_seed(load), len(rounds)])
     widths = []
     for key in keys:
         both = [found for found in rounds if baseline in found.calls_ms and key in found.calls_ms]
         if len(both) < 2:
+            # There is no interval yet, so nothing is more uncertain.
             return inf
         if key != baseline:
             sides = ([found.calls_ms[name] for found in both] for name in (baseline, key))
@@ -234,11 +242,13 @@ def _relative_width(run: BenchRun, load: Load) -> float:
 def _make_round(launch: _Launch, load: Load) -> bool:
     """Let every process that still can take a turn, and write the round down; tell whether any could."""
     run, pool, journal, where = launch.run, launch.pool, launch.run.journal, str(load)
+    # Dropped rounds count too: a number is a name in the journal, and is never given twice.
     number = sum(found.launch == launch.number for found in all_rounds(journal, load))
     _report_progress(run, f"{load}, round {len(kept_rounds(journal, load)) + 1}")
     able = [name for name in pool.names if not has_failed_at(journal, name, load)]
     pool.start(able)
     racing = [name for name in able if name == PEAK or _warm_up(launch, load, name)]
+    # The bare product alone is no round.
     if racing == [PEAK]:
         return False
     kept = (found for found in kept_rounds(journal, load) if found.launch == launch.number)
@@ -246,6 +256,7 @@ def _make_round(launch: _Launch, load: Load) -> bool:
         racing = [name for name in racing if name != PEAK]
     config = run.bench.config
     block = {"do": "block", "load": load.model_dump(), "seconds": config.block_s, "min_calls": MIN_CALLS}
+    # From here on: what disturbs a warm-up spoils no figure.
     before, start = disturbance.read_counters(), run.clock()
     turns: dict[str, dict[str, Any]] = {}
     joules: dict[str, float] = {}
@@ -254,6 +265,7 @@ def _make_round(launch: _Launch, load: Load) -> bool:
         if name == PEAK:
             peaks = pool.ask(name, {"do": "product"}, read=_read_peaks, stage="latency", where=where) or {}
             continue
+        # Read around the turn alone: the bare product and the time between turns are nobody's energy.
         used = launch.meter.read() if launch.meter else 0.0
         turn = pool.ask(name, block, read=read_block, stage="latency", where=where)
         if turn is not None:
@@ -273,6 +285,7 @@ def _make_round(launch: _Launch, load: Load) -> bool:
         seconds=run.clock() - start,
         machine=disturbance.read_counters().since(before),
     )
+    # Written as one entry when it is whole, so a round that is cut off leaves no trace.
     store_round(journal, load, found)
     return True
 
@@ -296,7 +309,7 @@ def _warm_up(launch: _Launch, load: Load, name: str) -> bool:
 
 
 def _read_memory(launch: _Launch) -> None:
-    """Ask every process for its memory, once it has run all loads in this life."""
+    """Ask every process for its memory, once it has run all loads in this launch."""
     run, journal = launch.run, launch.run.journal
     for key in run.measured_processes():
         if journal.get("memory", key, launch.number) is not None:
@@ -305,6 +318,7 @@ def _read_memory(launch: _Launch) -> None:
             if run.deadline is not None and not kept_rounds(journal, load):
                 continue  # there was no time for it
             if str(load) not in launch.pool.done(key) and not has_failed_at(journal, key, load):
+                # A resumed bench has this load's rounds already, but this process has not grown to what they need.
                 command = {"do": "warm", "load": load.model_dump(), "max_s": 0.0}
                 launch.pool.ask(key, command, read=read_warm, stage="memory")
         found = launch.pool.ask(key, {"do": "memory"}, read=partial(_validate_memory, key), stage="memory")

@@ -42,8 +42,9 @@ class MemoryGrowth:
         self.imported_rss_bytes = resident()
 
     def loaded(self) -> None:
-        """Note what it holds with the model, and held meanwhile; from here on a new peak is counted."""
+        """Note what the process holds with the model, and its peak while loading; then start a new peak."""
         self.loaded_rss_bytes, self.loading_peak_bytes = resident(), peak()
+        # A loading peak is up to 3 times the file (docs/log.md), and would hide that of the runs.
         restart_peak()
 
     def now(self) -> dict[str, Any]:
@@ -72,6 +73,7 @@ def shares() -> tuple[int | None, int | None]:
     Unique is what would be free if this process ended; proportional divides shared pages by the number of processes
     that share them.
     """
+    # The kernel's own sum over smaps, since Linux 4.14.
     sizes = {name: int(kib) * 1024 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB", _read("smaps_rollup"), re.M)}
     if sizes:
         return sizes["Private_Clean"] + sizes["Private_Dirty"], sizes["Pss"]
@@ -91,6 +93,7 @@ def peak() -> int:
         return int(found[1]) * 1024
     # Kept for systems without /proc only: on Linux it starts with what the parent held.
     maximum = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # macOS counts bytes, Linux and the BSDs KiB.
     return maximum if sys.platform == "darwin" else maximum * 1024
 
 
@@ -107,12 +110,14 @@ def container_limit(root: Path = _CGROUP) -> int | None:
     """Return what a container allows its processes together; None where nothing limits them but the machine."""
     limit = memory_limit_bytes(root)
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # Without a limit `memory_limit_bytes` is the machine's own size.
     return limit if limit is not None and limit < total else None
 
 
 def end_first() -> bool:
     """Ask the system to end this process before any other when memory runs out; tell whether it agreed."""
     try:
+        # 1000 is the highest, and raising the value needs no privilege.
         (_PROCESS / "oom_score_adj").write_text("1000", encoding="ascii")
     except OSError:
         return False

@@ -1,4 +1,4 @@
-"""Have every configuration answer every data set, in a fresh process."""
+"""Collect the answers of every configuration to every data set, each time from a fresh process."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -28,9 +28,11 @@ def collect_answers(run: BenchRun, datasets: Sequence[LoadedDataset], folder: Pa
         timeout_s = run.bench.config.timeout_s * ceil(len(texts) / _TEXTS_PER_TIMEOUT)
         for number, configuration in enumerate(configurations):
             key = dataset.journal_key(configuration.key)
+            # Quoted, because a key holds a slash: `model/precision`.
             file = folder / f"{quote(f'{key} {dataset.name}', safe=' @+')}.npz"
             note = f"{key} on {dataset.name}"
             run.progress("score quality", number * len(texts), len(configurations) * len(texts), note)
+            # Neither is flushed to the disk, so after a crash of the machine one may be there without the other.
             if run.journal.get("answers", key, dataset.name) is not None and file.is_file():
                 continue
             command = {"do": "answer", "texts": list(texts), "kind": dataset.kind, "file": str(file)}
@@ -44,6 +46,7 @@ def collect_answers(run: BenchRun, datasets: Sequence[LoadedDataset], folder: Pa
                     timeout_s=timeout_s,
                 )
             if count is not None:
+                # After the file is whole, so that an interrupted bench never takes a part for all answers.
                 run.journal.put(("answers", key, dataset.name), {"file": file.name, "texts": count})
         run.progress("score quality", 1, 1, "")
 

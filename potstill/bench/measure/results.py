@@ -57,7 +57,7 @@ _DRIFT_LIMIT = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was measured, as a report holds it; `pipeline.add_flops` adds `flops_per_s` and `peak_share`.
+    """What was measured, as a report holds it; `report_builder.add_flops` adds `flops_per_s` and `peak_share`.
 
     Attributes:
         peaks: number type -> operations per second of the bare product in its best turn.
@@ -98,7 +98,7 @@ def summarise_measurements(bench: ResolvedBench, journal: Samples) -> Measured:
 
 
 class _Results:
-    """The rounds that count, without the configurations that failed there, and what disturbed them."""
+    """Computes each part of a report from the rounds that count; a row that failed at a load is in none of them."""
 
     def __init__(self, bench: ResolvedBench, journal: Samples) -> None:
         self.bench, self.journal = bench, journal
@@ -106,6 +106,7 @@ class _Results:
         self.disturbances: dict[Load, str] = {}
         for load in bench.loads:
             rounds, reasons = undisturbed_rounds(journal, load)
+            # Not only from its failure on: a row either has all rounds of a load or none.
             self.rounds[load] = [_without_failed(journal, load, each) for each in rounds]
             if reasons:
                 self.disturbances[load] = "; ".join(reasons)
@@ -120,6 +121,7 @@ class _Results:
     @cached_property
     def floors(self) -> dict[Load, float]:
         """How far the ratio of the baseline to itself can be from 1, by load."""
+        # The far end of the interval, because the ratio itself may be near 1 by luck.
         return {load: max(abs(found.low - 1), abs(found.high - 1)) for load, found in self.a_a.items()}
 
     @cached_property
@@ -130,7 +132,7 @@ class _Results:
 
     @cached_property
     def drifts(self) -> dict[Load, dict[str, float]]:
-        """Load -> key -> drift, of those that drifted by more than the noise floor and more than by chance."""
+        """The drifts that exceed both the noise floor and chance: load -> key -> drift."""
         limit = max(self.widest_floor or 0.0, _DRIFT_LIMIT)
         found: dict[Load, dict[str, float]] = {}
         for load, rounds in self.rounds.items():
@@ -142,7 +144,8 @@ class _Results:
         return found
 
     def rng(self, purpose: int, load: Load, name: str) -> np.random.Generator:
-        """Return a generator that is the same whatever else is computed."""
+        """Return a generator seeded by its use alone, so that its draws do not depend on what else is computed."""
+        # crc32 and not hash(), which Python salts anew in every process.
         return np.random.default_rng([self.bench.seed, purpose, *load_seed(load), crc32(name.encode())])
 
     def disturbed(self, load: Load, *keys: str) -> str | None:
@@ -160,6 +163,7 @@ class _Results:
             return None
         rng = self.rng(_LATENCY, load, key)
         row = statistics.summarise(calls_of(rounds, key), rng=rng, resamples=self.bench.config.resamples)
+        # Of every launch; names end in the key.
         warm = [value for name, value in self.journal.parts("warm", str(load)).items() if name[-1] == key]
         p50_ms, wall_s = row.get("p50_ms"), sum(each.wall_s[key] for each in rounds)
         cpu_s = sum(each.cpu_s[key] for each in rounds)
@@ -184,6 +188,7 @@ class _Results:
                 if found is not None:
                     rows.append((comparison, other, candidate, load, found, self.floors.get(load)))
         control = baseline + A_A_SUFFIX
+        # No floor for the control: the floor is made of it.
         rows += [("again", baseline, control, load, found, None) for load, found in self.a_a.items()]
         ratios = []
         for kind, other, candidate, load, found, floor in rows:
@@ -256,7 +261,9 @@ class _Results:
         disturbed = _over_limit(self.journal.parts("machine", "scaling", key).values())
         load, found = self.bench.scaling_load, dict[int, Estimate]()
         for threads in sorted({int(count) for turn in turns for count in turn}):
+            # JSON has only strings for keys.
             calls_ms = [turn[str(threads)] for turn in turns if str(threads) in turn]
+            # One round alone has no interval.
             if len(calls_ms) >= _LEAST_PAIRS:
                 rounds = statistics.Rounds(calls_ms, [0] * len(calls_ms))
                 rng = self.rng(_SCALING, load, f"{key} {threads}")
@@ -281,6 +288,7 @@ class _Results:
         looks = list(self.journal.parts("memory", key).values())
         if not looks:
             return None
+        # The median, because one file's resident memory is bimodal between processes (docs/log.md).
         row, intervals = dict(looks[-1]), {}
         for part in _MEMORY_PARTS:
             sizes = sorted(look[part] for look in looks if look.get(part) is not None)
@@ -314,6 +322,7 @@ class _Results:
         """Return the bare product's best turn by number type, of rounds that nothing disturbed where there are any."""
         calm = [each.peaks for load, rounds in self.rounds.items() if load not in self.disturbances for each in rounds]
         turns = calm if any(calm) else [each.peaks for rounds in self.rounds.values() for each in rounds]
+        # The best and not the mean: whatever else happens can only slow a product down.
         return {kind: max(turn[kind] for turn in turns if kind in turn) for turn in turns for kind in turn}
 
     def noise(self) -> Noise:
@@ -368,6 +377,7 @@ class _Results:
         """Return everything that failed; a process with so many threads is part of its configuration's scaling."""
         found = []
         for name, value in self.journal.parts("failure").items():
+            # The bare product is no row; without it there are no shares of the peak, and nothing else is lost.
             if name[0] == PEAK:
                 continue
             failure = Failure.model_validate(value)
@@ -394,7 +404,7 @@ def _apart(one: float, other: float) -> float:
 
 
 def _list_missing(bench: ResolvedBench, journal: Samples) -> list[str]:
-    """Return a phrase for everything that is still to be measured; what failed is finished."""
+    """Return a phrase for everything that is still to be measured; what failed is not missing."""
     config = bench.config
     keys = [each.key for each in bench.configurations if journal.get("failure", each.key, "load", "") is None]
     found = [*_list_missing_rounds(bench, journal, keys)]

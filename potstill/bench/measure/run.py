@@ -36,20 +36,21 @@ _TURN_ORDER = 1  # keeps this seeded generator apart from those of the intervals
 
 
 def start_worker(timeout_s: float) -> Worker:
-    """Start a process that measures; it has so many seconds for each answer."""
+    """Start a worker process that has `timeout_s` seconds for each answer."""
+    # The worker subtracts this from its own clock, which gives `process_ms`.
     return Worker((*python_module("potstill.bench.worker"), repr(time.monotonic())), timeout_s=timeout_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchRun:
-    """A run.
+    """One run of a bench: what is measured, where that is written down, and how its processes are started.
 
     Attributes:
         bench: what is measured.
         journal: gets everything that is measured.
         progress: called with stage, steps done, steps in all and a note.
-        launch: starts a process.
-        clock: seconds.
+        launch: starts a worker process, given its time limit in seconds.
+        clock: returns seconds, of which only differences count.
         deadline: by when all must be done; None where there is no budget.
     """
 
@@ -70,6 +71,7 @@ class BenchRun:
         """Return the first commands of a configuration's process: load it, on so many threads, and take the texts."""
         load = configuration.load_command(seed=self.bench.seed)
         commands: list[Command] = [load if threads is None else load | {"threads": threads}]
+        # Only where a load runs them: texts take memory, and the process's memory is measured.
         if with_texts and self.bench.texts and any(load.kind != "grid" for load in self.bench.loads):
             commands.append({"do": "texts", "texts": list(self.bench.texts)})
         return commands
@@ -120,12 +122,13 @@ def store_failure(journal: Samples, key: str, stage: str, where: str | None, err
 
 def load_seed(load: Load) -> list[int]:
     """Return what makes a seeded generator one of this load."""
+    # A kind's place here is part of every seed, so new ones go to the end.
     kinds = ("grid", "texts", "texts_tokenised")
     return [kinds.index(load.kind), load.batch_size, load.num_tokens or 0]
 
 
 def turn_order(keys: Sequence[str], *, seed: int, load: Load, launch: int, number: int) -> list[str]:
-    """Return whose turn comes when: random, but the same for the same round, resumed or not."""
+    """Return the keys in the order of their turns: random, but the same for the same round, resumed or not."""
     rng = np.random.default_rng([seed, _TURN_ORDER, *load_seed(load), launch, number])
     return [keys[position] for position in rng.permutation(len(keys))]
 

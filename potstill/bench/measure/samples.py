@@ -1,8 +1,8 @@
-"""Everything that was measured, by name and line by line as it comes, so that an interrupted bench loses nothing.
+"""The journal of a bench: each measurement under a name, written as it is made, so that an interruption loses none.
 
 `samples.jsonl` is a journal (`potstill.files.Journal`): its header says what is measured and with which settings, each
-entry is `{"name": [...], "value": ...}`. Entries are not flushed one by one, which would disturb what is measured. A
-name that is there twice counts as it stands last.
+entry is `{"name": [...], "value": ...}`. Entries are not flushed one by one, which would disturb what is measured. Of
+entries with the same name the last one counts.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ Json: TypeAlias = Any
 
 
 class Samples:
-    """What has been measured, by name; made by `open_samples` or `read_samples`."""
+    """The measurements of a bench by name; made by `open_samples` or `read_samples`."""
 
     def __init__(self, journal: files.Journal) -> None:
         """Take the values that the journal holds.
@@ -54,6 +54,7 @@ class Samples:
             ValueError: if it is no JSON, such as NaN.
             OutputError: if the file is finished or was opened for reading.
         """
+        # The value as JSON gives it back (lists for tuples), so that a resumed bench computes with the same.
         self._parts[name] = self._journal.append({"name": list(name), "value": value})["value"]
 
     def get(self, *name: str | int) -> Json:
@@ -61,7 +62,7 @@ class Samples:
         return self._parts.get(name)
 
     def parts(self, *prefix: str | int) -> dict[Name, Json]:
-        """Return all whose names begin so, by the rest of the name, in the order in which they were first stored."""
+        """Return the values whose names begin with `prefix`, by the rest of the name, in the order first stored."""
         length = len(prefix)
         return {name[length:]: value for name, value in self._parts.items() if name[:length] == prefix}
 
@@ -129,6 +130,7 @@ class Round:
 def store_round(journal: Samples, load: Load, found: Round) -> None:
     """Write a round down."""
     value = asdict(found)
+    # The entry's name has both.
     del value["launch"], value["number"]
     journal.put(("round", str(load), found.launch, found.number), value)
 
@@ -158,7 +160,9 @@ def undisturbed_rounds(journal: Samples, load: Load) -> tuple[list[Round], list[
     for found in kept:
         launches.setdefault(found.launch, []).append(found)
     calm = [own for own in launches.values() if not disturbances(own)]
+    # Of several launches two must be left: one alone does not show what a process keeps for life.
     enough = sum(map(len, calm)) >= LEAST_ROUNDS and len(calm) >= min(2, len(launches))
+    # Once more of all together: a launch may have been too short to be judged alone.
     if enough and not disturbances(found for own in calm for found in own):
         return [found for own in calm for found in own], []
     return kept, disturbances(kept)
@@ -178,7 +182,7 @@ def wanted_rounds(journal: Samples, load: Load, *, config: BenchConfig) -> int:
 
 
 def drop_rounds(journal: Samples, load: Load, rounds: Sequence[Round], *, reason: str) -> None:
-    """Let some rounds of one launch count no more."""
+    """Mark rounds of one launch as dropped: they stay in the journal and count no more."""
     numbers = [found.number for found in rounds]
     journal.put(("dropped", str(load), rounds[0].launch, numbers[0]), {"rounds": numbers, "reason": reason})
 

@@ -81,6 +81,7 @@ def count_flops_per_token(config: Config, lengths: Sequence[int] = LENGTHS) -> d
     found = {}
     for length in lengths:
         if limit is None or length <= limit:
+            # Twice: once for the scores, once for the mean of the values.
             keys = 2 * length + _relative_keys(config, length)
             per_layer = 2 * counts.per_layer + 2 * counts.width * keys
             found[length] = float(2 * counts.once + counts.layers * per_layer)
@@ -99,9 +100,11 @@ def embedding_parameters(config: Config) -> int | None:
         return None
     width = config.get("embedding_size") or hidden
     if family == "mobilebert":
+        # Only MobileBERT's words are narrow; positions and token types have the full width.
         return int(vocabulary * width + (places + kinds) * hidden)
     if family in {"distilbert", "mpnet"}:  # which have no token types, whatever their configuration says
         kinds = 0
+    # Such a DeBERTa knows relative positions alone and has no table of absolute ones.
     if family in _RELATIVE and not config.get("position_biased_input", True):
         places = 0
     return int((vocabulary + places + kinds) * width)
@@ -160,8 +163,10 @@ def _mobilebert(config: Config, *, layers: int, hidden: int, inner: int) -> _Ope
     if not embedded or not narrow or not usual or config.get("use_bottleneck_attention", False):
         return None
     stacks = config.get("num_feedforward_networks", 4)
+    # `key_query_shared_bottleneck` lets queries and keys share one projection to the narrow width.
     bottlenecks = 3 * hidden * narrow  # in, in for queries and keys, out
     attention = 3 * narrow * narrow + hidden * narrow  # values come from the full width
+    # A word's vector is joined with those of its neighbours on both sides.
     words = 3 if config.get("trigram_input", True) else 1
     return _OperationCounts(
         words * embedded * hidden, bottlenecks + attention + stacks * 2 * narrow * inner, layers, narrow
@@ -175,10 +180,12 @@ def _relative_keys(config: Config, length: int) -> int:
     span = config.get("max_relative_positions", -1)
     span = span if span > 0 else config["max_position_embeddings"]
     if config["model_type"] == "deberta":
+        # transformers' v1 cuts its table of relative positions to the text; its v2 multiplies with all of it.
         span = min(span, length)
     elif config.get("position_buckets", -1) > 0:
         span = config["position_buckets"]
     kinds = config.get("pos_att_type") or []
+    # Microsoft's own configurations write the list as one string: `c2p|p2c`.
     kinds = kinds.split("|") if isinstance(kinds, str) else kinds
     return int(2 * span * len({"c2p", "p2c"}.intersection(kinds)))
 

@@ -20,6 +20,7 @@ def measure(run: BenchRun, *, answers: Path) -> None:
         run: what is measured, and where it is written down.
         answers: a folder for the answers to the data sets.
     """
+    # In the order of `budget`'s parts: time for a later one is reserved while an earlier one runs.
     measure_latency(run)
     collect_answers(run, run.bench.datasets, answers)
     measure_cold_starts(run)

@@ -1,4 +1,4 @@
-"""How many texts one process answers in a second for several callers at once, and what more threads gain."""
+"""Measure throughput, in texts per second of one process under several callers, and what more threads gain."""
 
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -55,6 +55,7 @@ def has_enough_turns(turns: Collection[Mapping[str, Any]]) -> bool:
 
     A configuration that failed makes a turn shorter, but whatever is measured at all is measured at least twice.
     """
+    # Of all rows together, as the whole bench waits for all of them.
     seconds = sum(reply["seconds"] for turn in turns for reply in turn.values())
     return len(turns) >= (THROUGHPUT_SLOW_TURNS if seconds > THROUGHPUT_SLOW_S else THROUGHPUT_TURNS)
 
@@ -72,6 +73,7 @@ def measure_throughput(run: BenchRun, pool: WorkerPool, *, launch: int, launches
         command = {"do": "concurrent", "load": load.model_dump(), "callers": callers, "seconds": THROUGHPUT_S}
         for turn in range(sum(shares[:launch]), sum(shares[: launch + 1])):
             done = journal.parts("throughput", str(load), callers)
+            # Turns are numbered over all launches, so a resumed bench makes just those that are missing.
             if (turn,) in done or has_enough_turns(done.values()):
                 continue
             took_s = max((sum(reply["seconds"] for reply in made.values()) for made in done.values()), default=0.0)
@@ -107,6 +109,7 @@ def measure_scaling(run: BenchRun) -> None:
     block = {"do": "block", "load": load.model_dump(), "seconds": SCALING_S, "min_calls": MIN_CALLS}
     longest_s = 0.0
     for number, each in enumerate(on_processor):
+        # Only the counts of one configuration are compared, so only they take turns with each other.
         setup = {f"{each.key}{_THREADS}{count}": run.setup_commands(each, threads=count) for count in counts}
         with run.pool(setup) as pool:
             for turn in range(SCALING_ROUNDS):
@@ -126,6 +129,7 @@ def measure_scaling(run: BenchRun) -> None:
                     block,
                     read=_read_latencies,
                     stage="scaling",
+                    # The process's name has the number of threads, which is where a failure belongs.
                     where=None,
                     order=(0, turn),
                 )
@@ -153,6 +157,7 @@ def _take_turns(
     warm_up = {"do": "warm", "load": load.model_dump(), "max_s": _WARM_UP_S}
     found = {}
     for name in turn_order(pool.names, seed=run.bench.seed, load=load, launch=order[0], number=order[1]):
+        # A process of the latency rounds may be warm for this load already.
         if str(load) not in pool.done(name):
             if pool.ask(name, warm_up, read=read_warm, stage=stage, where=where) is None:
                 continue

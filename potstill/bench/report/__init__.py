@@ -43,6 +43,7 @@ def write_report(report: Report, folder: Path) -> None:
     Raises:
         ValueError: if a number in it is NaN or infinite; nothing is written then.
     """
+    # All are made before the first is written, so that a fault in one leaves nothing behind.
     files = {REPORT_NAME: to_json(report), "report.md": to_markdown(report), "report.html": to_html(report)}
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -59,6 +60,7 @@ def read_report(path: Path) -> Report:
         raise UsageError(f"{file} does not exist; `potstill bench` writes one")
     try:
         content: Any = json.loads(file.read_bytes())
+    # RecursionError: the parser recurses, and a file may nest deeper than Python's stack.
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{file} is not JSON: {error}") from error
     schema = content.get("schema") if isinstance(content, dict) else None

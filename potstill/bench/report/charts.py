@@ -113,6 +113,7 @@ def trade_off(report: Report, looks: Looks) -> Chart | None:
         if point.y_interval:
             axes.errorbar(x, y, yerr=_errors([y], [point.y_interval]), fmt="none", ecolor=look.colour, alpha=0.55)
         area = _SMALLEST_AREA + _AREA_MORE * point.size_bytes / largest
+        # markersize is a width, and it is areas that readers compare.
         axes.plot(x, y, **look.style(area**0.5))
     _log_axis(axes, "x", min(point.x for point in points) / 1.3, max(point.x for point in points) * 1.3)
     upward = "size of the files, MB"
@@ -126,6 +127,7 @@ def trade_off(report: Report, looks: Looks) -> Chart | None:
         axes.set_ylim(0, 1.15 * max(point.y for point in points))
         axes.text(0.015, 0.02, "↙ better", transform=axes.transAxes, va="bottom", fontweight="bold")
     else:
+        # Better is always up, so that the arrow holds.
         axes.yaxis.set_inverted(quality.lower_is_better)
         axes.text(0.015, 0.98, "↖ better", transform=axes.transAxes, va="top", fontweight="bold")
     handles = [Line2D([], [], linestyle="none", label=point.look.name, **point.look.style()) for point in points]
@@ -265,6 +267,7 @@ def throughput(report: Report, looks: Looks, callers: int) -> Chart:
             axes.errorbar(sizes, values, yerr=errors, linestyle=look.line_style, **look.style())
             at_sizes = (f"{number(row.texts_per_s)} at batch {row.load.batch_size}" for row in own)
             told.append(f"{look.name}: {', '.join(at_sizes)}")
+    # Of all numbers of callers, whose charts share this scale.
     ends = [end for row in calm for end in row.interval if end > 0] or [1.0]
     _log_axis(axes, "y", min(ends) / 1.15, max(ends) * 1.15)
     axes.set_xlabel("batch size")
@@ -321,6 +324,7 @@ def memory(report: Report, looks: Looks) -> Chart | None:
     for row in rows:
         steps = [0, row.interpreter_rss_bytes, row.imported_rss_bytes, row.loaded_rss_bytes, row.peak_bytes]
         for values, (start, end) in zip(parts.values(), pairwise(steps), strict=True):
+            # A step can end with less than it began with, where a library gave memory back.
             values.append(max(0.0, (end - start) / 1e6))
     return _stacked_bars(
         [looks[row.key] for row in rows],
@@ -429,6 +433,7 @@ def _row_axes(figure: "Figure", looks: Sequence[Look], values: Sequence[str]) ->
     """Return axes with a row for each contestant from the top down, at heights 0, 1, ...: name left, value right."""
     axes = figure.subplots()
     axes.set_yticks(range(len(looks)), [textwrap.fill(look.name, LONGEST_NAME) for look in looks])
+    # From high to low: row 0 is at the top.
     axes.set_ylim(len(looks) - 0.5, -0.5)
     right = axes.secondary_yaxis("right")
     right.set_yticks(range(len(looks)), values, fontweight="bold")
@@ -459,6 +464,7 @@ def _doublings_axes(figure: "Figure", measured: Sequence[int]) -> "Axes":
 def _errors(values: Sequence[float], intervals: Sequence[Interval]) -> NDArray[np.float64]:
     """Return intervals as `errorbar` takes them, (2, values): how far below and above its value each one reaches."""
     low, high = np.asarray(intervals, dtype=float).T
+    # errorbar refuses negative lengths, and a bootstrap's interval need not hold its value.
     return np.maximum([values - low, high - values], 0.0)
 
 
@@ -468,7 +474,9 @@ def _log_axis(axes: "Axes", which: Literal["x", "y"], low: float, high: float) -
 
     axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
     axis = axes.xaxis if which == "x" else axes.yaxis
+    # The more decades, the fewer ticks in each, or their labels would touch.
     digits = (1, 2, 5) if high < 100 * low else (1, 3) if high < 1000 * low else (1,)
+    # Within less than a factor of 5 a logarithmic locator finds hardly a tick.
     axis.set_major_locator(LogLocator(subs=digits) if high > 5 * low else MaxNLocator(5, steps=(1, 2, 5, 10)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter("{x:,.10g}")

@@ -139,6 +139,7 @@ def load_words(load: Load) -> str:
 
 def clean(text: str, *, longest: int | None = None) -> str:
     """Return `text` on one line and without control characters, its middle left out where it is too long."""
+    # Category C has format characters too, such as U+202E, which would reverse the rest of the line.
     kept = "".join(letter if unicodedata.category(letter)[0] != "C" else " " for letter in text)
     # A no-break space stays, and stands where "95 %" would be torn.
     kept = re.sub(r"(?<=\d) %", f"{_SPACE}%", re.sub(" +", " ", kept).strip(" "))

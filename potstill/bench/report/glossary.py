@@ -12,7 +12,7 @@ VERDICTS = {
         "The interval holds the target, or something was not measured, or the machine was disturbed meanwhile.",
     ),
 }
-# MLPerf's early stopping (99 % confidence): the fewest calls that carry each percentile.
+# The numbers of `statistics.MIN_SAMPLES`: MLPerf's early stopping with 99 % confidence.
 CALLS_NEEDED = "p50 needs 11 calls, p90 64, p95 130, p99 662"
 
 

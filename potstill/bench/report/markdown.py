@@ -9,8 +9,9 @@ from potstill.bench.report.glossary import VERDICTS, definitions
 from potstill.bench.report.tables import Table
 from potstill.bench.report_schema import Report
 
-# What Markdown or HTML would take for its own, or what would call somebody.
+# Cells of a column of numbers: a value, a dash, or `needs 42 more`; a load such as 8×16 is none.
 _NUMBER = re.compile(r"[-<]? ?\d[\d,.]*(?!×)\b|–$|needs \d")
+# What Markdown or HTML has a meaning for, and the @ and # with which GitHub would call people and issues.
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~#@])")
 
 
@@ -64,6 +65,7 @@ def to_markdown(report: Report) -> str:
 
 def escape(text: str) -> str:
     """Return text that Markdown shows as it is."""
+    # As entities: a backslash escapes nothing inside raw HTML such as <summary>.
     return _SPECIAL.sub(lambda match: f"&#{ord(match[1])};", text.replace("&", "&amp;"))
 
 

@@ -16,12 +16,14 @@ _MARGIN = 0.22
 
 
 def to_html(report: Report) -> str:
-    """Draw the report as one page."""
+    """Render the report as one HTML page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("potstill.bench.report"),
+        # Names of models, labels and data sets come from other people's files.
         autoescape=True,
+        # A misspelt name is an error and not a gap in the page.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -73,6 +75,7 @@ def _card(report: Report, claim: Decision) -> dict[str, Any]:
         "mark": mark,
         "words": words,
         "summary": summary,
+        # The summary of an undecided claim ends in the reason already.
         "reason": "" if reason in summary else reason,
         "subject": tables.subject(report, claim),
         "measured": tables.measured(claim),
@@ -87,6 +90,7 @@ def gauge(claim: Decision) -> dict[str, float | bool] | None:
         return None
     low, high = claim.interval or (claim.value, claim.value)
     ends = [low, high, claim.value, claim.target]
+    # Where all of them coincide any width but 0 will do.
     start, width = min(ends), max(ends) - min(ends) or abs(claim.target) or 1.0
     places = {"low": low, "high": high, "value": claim.value, "target": claim.target}
     scaled = {

@@ -1,4 +1,4 @@
-"""What of a report comes first: the load and the data set that stand for all, and rows found by their key."""
+"""Choose what a report shows first (the load and the data set that stand for all), and find rows by their key."""
 
 from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar

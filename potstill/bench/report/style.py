@@ -33,6 +33,7 @@ _WIDTH_IN = 4.2
 # Letters of a model's name, and of a line beside a row of a chart.
 LONGEST_NAME = 18
 _RC_PARAMS = {
+    # Text stays text: it can be searched and read aloud, and takes the page's font.
     "svg.fonttype": "none",
     "svg.hashsalt": "potstill",  # the same ids, and so the same bytes, each time
     "font.family": "sans-serif",
@@ -85,7 +86,7 @@ class Look:
     """Whether its engine is another than the baseline's."""
 
     def style(self, marker_size: float = 6) -> LineStyle:
-        """Return how it is drawn, with a marker so many points wide."""
+        """Return the keyword arguments that draw it, with a marker `marker_size` points wide."""
         return {
             "color": self.colour,
             "marker": self.marker,
@@ -152,9 +153,11 @@ def to_svg(figure: "Figure", name: str, description: str) -> str:
         description: what the figure shows in words, for readers who cannot see it.
     """
     stream = io.StringIO()
+    # Without metadata, of which the date would be another each time.
     figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :]
+    # All charts are parts of one page, where an id may be there once only.
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r"(url\(#|href=\"#)", rf"\1{name}-", svg)
     # A hundredth of a point is finer than any screen; the page is a third smaller.
@@ -163,7 +166,9 @@ def to_svg(figure: "Figure", name: str, description: str) -> str:
     svg = re.sub(r'<svg([^>]*?) width="[^"]*"', r"<svg\1", svg, count=1)
     svg = re.sub(r'<svg([^>]*?) height="[^"]*"', r"<svg\1", svg, count=1)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)
+    # Behind each variable stands its fallback, for a chart outside the page.
     variables = {colour: f"var(--model-{place}, {colour})" for place, colour in enumerate(LIGHT)}
     variables |= {INK: "currentColor", PAPER: "var(--page, #fff)"}
     svg = re.sub(r'(: |=")(#[0-9a-f]{6})\b', lambda found: found[1] + variables.get(found[2], found[2]), svg)
+    # The font that matplotlib measured with; the page shows its own.
     return svg.replace("'DejaVu Sans'", "system-ui")

@@ -158,6 +158,7 @@ def models(report: Report) -> Table:
     timed = {row.load.num_tokens for row in report.latency if row.load.num_tokens in known}
     lengths = sorted(timed or known)[-2:]
 
+    # A function for each length: lambdas made in the comprehension would all see its last one.
     def flops_at(length: int) -> Callable[[tuple[str, Model]], str]:
         return lambda row: rate((row[1].flops_per_token or {}).get(length))
 
@@ -276,6 +277,7 @@ def no_better(report: Report) -> list[str]:
             if row.better_than_trivial is not False:
                 continue
             trivial = quality.trivial if quality.trivial is not None else row.value
+            # Better by its value but not by its interval is not shown, which is less than no better.
             is_above = row.value < trivial if quality.lower_is_better else row.value > trivial
             sentences.append(
                 f"{contestant_name(report, row.key)} on {clean(quality.name)}: "
@@ -297,6 +299,7 @@ GLUE_HEADS = {
 def glue(report: Report) -> Table:
     """Show scores over all data sets, and what is kept by every definition."""
     tasks = list(dict.fromkeys(task for row in report.glue for task in row.baseline_scores))
+    # Each baseline once, though the rows of all its candidates carry its scores.
     baselines = {row.baseline: row.baseline_scores for row in report.glue}
     rows = [
         [contestant_name(report, key), *(score(scores.get(task)) for task in tasks), *[NOTHING] * len(GLUE_HEADS)]
@@ -330,6 +333,7 @@ def latency(report: Report) -> Table:
         bracket = f" ({ms(interval[0])} to {ms(interval[1])})" if row.p50_ms and interval else ""
         return percentile(row, "p50") + bracket
 
+    # A function for each name, as for the lengths in `models`.
     def other(name: str) -> Callable[[Latency], str]:
         return lambda row: percentile(row, name)
 
@@ -372,6 +376,7 @@ def ratios(report: Report) -> Table:
         "95 % interval": lambda row: bounds(row.interval),
         "finding": lambda row: row.finding,
     }
+    # A stable sort: within a comparison the rows keep the report's order.
     rows = sorted(report.ratios, key=lambda row: list(COMPARISONS).index(row.comparison))
     groups = _by_load(report, lambda load: _cells([row for row in rows if row.load == load], columns))
     note = "From rounds that both ran in; a ratio within the noise floor shows no difference."

@@ -1,4 +1,4 @@
-"""The engines that run a model, all seen in one way; each is imported only where it runs.
+"""One interface to all engines that run a model; each engine is imported only in the process that uses it.
 
 `check_runner` says before anything starts whether this machine has an engine; `open_runner` loads a model with it.
 """
@@ -97,7 +97,7 @@ class Runner(Protocol):
 
 
 def find_opener(name: str) -> Callable[[LoadCommand], Runner]:
-    """Import an engine and return what loads a model with it.
+    """Import the engine of a runner and return its `open_runner`.
 
     Raises:
         UsageError: if there is no such runner.
@@ -143,6 +143,7 @@ def check_runner(name: str) -> None:
             )
         return
     asked = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, check=False)
+    # The last three words: torch may print more before them, and prints nothing where its import fails.
     version, cuda, found = (asked.stdout.split() or ["?", "?", "no"])[-3:]
     if found != "True":
         raise MissingError(
@@ -152,11 +153,12 @@ def check_runner(name: str) -> None:
 
 
 def _installed(name: str) -> str:
-    """Return the engine of a runner, which is there."""
+    """Return the engine of a runner, after making sure that it is installed."""
     if name not in RUNNERS:
         raise UsageError(f"runner {name!r} is not known; expected {', '.join(RUNNERS)}")
     engine = name.split("-")[0]
     for module in _NEEDS[engine]:
+        # Only looked up: an import would bring the engine into the process that asks.
         if find_spec(module) is None:
             raise MissingExtraError(f"{module} is not installed and runner {name} needs it: {_HOW[engine]}")
     return engine
@@ -188,7 +190,7 @@ class VerifiedBundle:
 
 
 def read_verified_bundle(folder: Path, precision: str, *, max_length: int | None = None) -> VerifiedBundle:
-    """Check every file of a bundle and read what says how one precision is run.
+    """Check every file of a bundle and return what is needed to run one precision of it.
 
     Args:
         folder: the bundle.
@@ -200,10 +202,12 @@ def read_verified_bundle(folder: Path, precision: str, *, max_length: int | None
         TamperedError: if a file is not the one that the manifest names.
     """
     bundle = read_bundle(folder, verify=False)
+    # The others are hashed as they are read for loading: one pass, and no gap between check and use.
     verify_files(bundle, but=bundle.loaded_files(precision))
     manifest, record = bundle.manifest, bundle.model_record(precision)
     if max_length is not None and max_length < manifest.max_length:
         manifest = manifest.model_copy(update={"max_length": max_length})
+    # The files that decide an answer, whose hashes a report lists.
     loaded = [record.file, *record.external_data, "tokenizer.json", "tokenizer_config.json"]
     return VerifiedBundle(
         bundle=bundle,

@@ -1,4 +1,4 @@
-"""A bundle through onnxruntime: on the CPU by the session that serves it, on a GPU with inputs that lie there."""
+"""Run a bundle with onnxruntime: on the CPU in the session that serves it, on a GPU with its inputs already there."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +28,7 @@ def open_runner(command: LoadCommand) -> "OnnxRunner":
     """
     providers = _PROVIDERS[command["runner"]]
     on_gpu = command["runner"] != "onnxruntime-cpu"
+    # Since onnxruntime 1.21.
     if on_gpu and hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()  # finds the CUDA that pip installed
     bundled = read_verified_bundle(Path(command["folder"]), command["precision"], max_length=command["max_length"])
@@ -80,11 +81,14 @@ class DeviceRunner(OnnxRunner):
         for name in self.inputs:
             binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(feeds[name], *self._place))
         for name in self.session.outputs:
+            # Without a shape: onnxruntime allocates each output on the device, and leaves it there.
             binding.bind_output(name, *self._place)
+        # Copies may still be under way, and the first timed call must not wait for them.
         binding.synchronize_inputs()
 
         def call() -> object:
             try:
+                # This returns when the work is queued; the call is over when the device is done with it.
                 own.run_with_iobinding(binding)
                 binding.synchronize_outputs()
             except Exception as error:  # onnxruntime's errors have no common base but this

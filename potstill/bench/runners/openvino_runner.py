@@ -1,4 +1,4 @@
-"""A bundle's ONNX file through OpenVINO, on the CPU."""
+"""Run a bundle's ONNX file with OpenVINO, on the CPU."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -15,13 +15,14 @@ from potstill.errors import BundleError, CheckError
 
 
 def open_runner(command: LoadCommand) -> "OpenVinoRunner":
-    """Load a bundle's precision by a worker's load command; `spinning` is OpenVINO's own affair.
+    """Load a bundle's precision by a worker's load command; its `spinning` is not used.
 
     Raises:
         BundleError, TamperedError: if the bundle cannot be used.
     """
     bundled = read_verified_bundle(Path(command["folder"]), command["precision"], max_length=command["max_length"])
     settings = {
+        # All threads work on one call; the hint THROUGHPUT would divide them among several.
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": command["threads"],
         # Without it newer CPUs compute fp32 files in bfloat16.
@@ -34,6 +35,7 @@ def open_runner(command: LoadCommand) -> "OpenVinoRunner":
         raise BundleError(
             f"{bundled.model_file} cannot be loaded by OpenVINO {openvino.__version__}: {error}"
         ) from error
+    # OpenVINO takes the number as a limit and may compute with fewer.
     used = compiled.get_property("INFERENCE_NUM_THREADS")
     if used != command["threads"]:
         raise CheckError(f"{bundled.model_file} runs on {used} threads, not on {command['threads']} as asked")
@@ -68,6 +70,7 @@ class OpenVinoRunner:
         """Return every output by name."""
         self.prepare(feeds)()
         request = self._request()
+        # Copied, because the next call writes into the same tensors.
         return {port.any_name: request.get_tensor(port).data.copy() for port in self._compiled.outputs}
 
     def prepare(self, feeds: Feeds) -> Callable[[], object]:
@@ -78,6 +81,7 @@ class OpenVinoRunner:
 
         def call() -> object:
             try:
+                # The outputs stay in the request's memory: copying them to numpy is no part of the model's time.
                 return self._request().infer(held[1], share_outputs=True)
             except RuntimeError as error:
                 raise CheckError(f"OpenVINO failed to run: {error}") from error
@@ -90,5 +94,6 @@ class OpenVinoRunner:
 
     def _request(self) -> Any:
         if not hasattr(self._own, "request"):
+            # A request runs one call at a time, so threads cannot share it.
             self._own.request = self._compiled.create_infer_request()
         return self._own.request

@@ -51,7 +51,7 @@ _MOST_GRAPHS = 64
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the tokenizer must know (`potstill.serve.tokenizer.TokenizerSettings`)."""
+    """The settings that a `BundleTokenizer` needs (`potstill.serve.tokenizer.TokenizerSettings`)."""
 
     inputs: tuple[str, ...]
     max_length: int
@@ -123,10 +123,10 @@ class TorchRunner:
         """Take a loaded model.
 
         Args:
-            model: where it shall run, in the numbers it shall run in.
+            model: on the device and in the number type that it runs in.
             tokenizer: the checkpoint's.
-            inputs: what the model is given.
-            outputs: what it answers with.
+            inputs: the names of its inputs.
+            outputs: the names of its outputs, the task's first.
             synchronise: waits until the device has done all its work; None where calls return when they are done.
             source: the checkpoint's folder or hub id, whose files are named.
         """
@@ -197,6 +197,7 @@ def _try(runner: TorchRunner, command: LoadCommand) -> None:
     if command["precision"] == "fp32":
         return
     try:
+        # The smallest batch: two texts of special tokens alone.
         runner.run(runner.tokenizer.encode(["", ""]))
     except (RuntimeError, NotImplementedError) as error:
         raise CheckError(
@@ -232,6 +233,7 @@ def _folder(source: str) -> Path | None:
     if folder.is_dir():
         return folder
     try:
+        # The model was loaded before, so its files are in the cache and nothing need be fetched.
         found = cached_file(source, "config.json", local_files_only=True)
     except OSError:
         return None
@@ -261,7 +263,9 @@ def facts(name: str) -> dict[str, Any]:
         loaded = load_checkpoint(name, task)
     model, problem = loaded.model, None
     if task is TEXT_CLASSIFICATION:
+        # One label means regression, as transformers itself decides it.
         problem = config.problem_type or (REGRESSION if config.num_labels == 1 else None)
+    # A model without a task head has no such attribute: it is the encoder.
     encoder = getattr(model, model.base_model_prefix, model)
     return {
         "task": task.name,
@@ -277,12 +281,13 @@ def facts(name: str) -> dict[str, Any]:
         },
         "source": {"name": name, "sha256": hash_checkpoint(name), "kind": "checkpoint"},
         "max_length": min(folder.longest or _LONGEST, _LONGEST),
+        # use_diff=False writes default values too, which counting the operations needs.
         "config": json.loads(config.to_json_string(use_diff=False)),
     }
 
 
 def main() -> None:
-    """Print the facts of the checkpoint that the command line names."""
+    """Print the facts of the checkpoint named on the command line as one line of JSON."""
     try:
         sys.stdout.write(json.dumps(facts(sys.argv[1])) + "\n")
     except PotstillError as error:
