@@ -92,7 +92,7 @@ def load_tokenizer(name: str | Path | Folder) -> PreTrainedTokenizerBase:
 def reference_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """Return the tokenizer that a loaded one is compared with, without truncation and padding.
 
-    This is tokenizer.json of its folder, read by the tokenizers library alone; without that file a copy of the loaded one.
+    This is its folder's tokenizer.json, read by the tokenizers library alone; without that file a copy of `tokenizer`.
     """
     file = Path(tokenizer.name_or_path) / "tokenizer.json"
     reference = read_tokenizer(file) if file.is_file() else Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
