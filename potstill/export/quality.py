@@ -39,7 +39,7 @@ class QualityGate:
     def __init__(
         self, source: Source, folder: Path, tokenizer: BundleTokenizer, texts: ExportTexts, *, max_loss: float
     ) -> None:
-        """Take the source, the bundle's folder, its tokenizer and the texts; `max_loss` is relative, such as 0.01.
+        """Take the source, the bundle's folder, its tokenizer and the texts; `max_loss` is a share, such as 0.01.
 
         Raises:
             DataError: if models of this kind cannot be scored on the examples.
@@ -97,7 +97,7 @@ class QualityGate:
         return quality.model_copy(update={"on": self.texts.judged_origin})
 
     def compare_with_trivial(self) -> AgainstTrivial | None:
-        """Compare fp32's score with that of the best constant answer; None without labels."""
+        """Compare fp32's score with that of the best answer that ignores the text; None without labels."""
         if self._fp32_score is None or self.texts.examples is None:
             return None
         kind = self._source.kind
