@@ -63,7 +63,7 @@ def __getattr__(name: str) -> Any:
     """Import `potstill.checkpoint.model` at the first use of one of its names (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # A missing extra is named here, before an ImportError from deep inside could be.
+    # The error names the extra to install, where an ImportError from deep inside would not.
     for module in ("torch", "transformers"):
         require(module, extra="distill")
     return getattr(import_module("potstill.checkpoint.model"), name)

@@ -340,7 +340,7 @@ class SentenceHead(nn.Module):
         return ", ".join(words)
 
     def extra_repr(self) -> str:
-        """Return the modes."""
+        """Return the pooling modes, for torch's printed form of the module."""
         return ", ".join(self.pooling)
 
     def forward(self, states: Tensor, attention_mask: Tensor) -> Tensor:
@@ -374,7 +374,7 @@ class UnitLength(nn.Module):
     """Divide a vector by its L2 norm."""
 
     def forward(self, vector: Tensor) -> Tensor:
-        """Return (B, E) of (B, E)."""
+        """Normalise vectors (B, E)."""
         return vector / vector.norm(dim=-1, keepdim=True).clamp_min(_SHORTEST_VECTOR)
 
 
@@ -391,7 +391,7 @@ class DenseLayer(nn.Module):
             self.residual = nn.Linear(dense.in_features, dense.out_features, bias=False)
 
     def forward(self, vector: Tensor) -> Tensor:
-        """Return (B, out_features) of (B, in_features)."""
+        """Map vectors (B, in_features) to (B, out_features)."""
         result: Tensor = self.activation(self.linear(vector))
         if not self.adds_input:
             return result
@@ -407,7 +407,7 @@ class NormLayer(nn.Module):
         self.norm = nn.LayerNorm(dimension)
 
     def forward(self, vector: Tensor) -> Tensor:
-        """Return (B, E) of (B, E)."""
+        """Normalise vectors (B, E) to mean 0 and variance 1, then scale and shift them."""
         normed: Tensor = self.norm(vector)
         return normed
 

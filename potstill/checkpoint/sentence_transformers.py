@@ -264,7 +264,7 @@ def _read_modules(file: Path) -> list[tuple[str, str]]:
     for row in rows:
         kind, path = str(row["type"]), str(row.get("path") or "")
         name = kind.rsplit(".", 1)[-1]
-        # Modules have moved between submodules, so the class name alone counts; one from elsewhere is code of its own.
+        # The class name decides, in whichever submodule it is; a class from elsewhere is code that is never run.
         if not kind.startswith("sentence_transformers.") or name not in {"Transformer", "Pooling", *_KEYS}:
             raise CheckpointError(
                 f"{file} names the module {kind}, which is not known (known are Transformer, Pooling, "

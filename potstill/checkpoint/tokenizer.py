@@ -28,8 +28,8 @@ from potstill.messages import first_line
 
 _TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _INPUTS = ("input_ids", "token_type_ids", "attention_mask")
-# Settings of the slow tokenizer classes. tokenizer.json decides how a text is read; these are passed on, so that they
-# are in the saved tokenizer_config.json for other readers.
+# Settings of transformers' tokenizer classes. tokenizer.json decides how a text is read; these are only passed on, so
+# that the saved tokenizer_config.json has them for other readers.
 _KEPT = (
     "add_prefix_space",
     "clean_up_tokenization_spaces",
@@ -130,7 +130,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     file, config_file = folder / "tokenizer.json", folder / "tokenizer_config.json"
     file.write_bytes(_tokenizer_bytes(tokenizer, source))
     content = read_json(config_file)
-    # transformers 4 and transformers.js know it by this name only.
+    # transformers 4 and transformers.js know it by this name.
     if extra := content.pop("extra_special_tokens", None):
         content["additional_special_tokens"] = extra
     content.pop("backend", None)

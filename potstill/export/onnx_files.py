@@ -205,7 +205,7 @@ def rewire(model: onnx.ModelProto, slim: onnx.ModelProto) -> None:
 
 
 def _without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
-    # Field by field, because CopyFrom would copy the weights first; and no list of fields can miss a new one.
+    # Field by field, because CopyFrom would copy the weights; ListFields also has what later versions of onnx add.
     slim = onnx.ModelProto()
     for source, target, left_out in ((model, slim, "graph"), (model.graph, slim.graph, "initializer")):
         for field, value in source.ListFields():

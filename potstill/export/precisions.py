@@ -253,7 +253,7 @@ class Exporter:
         )
 
     def keep_as_it_is(self, graph: onnx.ModelProto) -> ModelRecord:
-        """Write a source file of lower precision unchanged, and compare it with itself without optimisations.
+        """Write a source file that has a lower precision already, and compare it with itself without optimisations.
 
         Raises:
             ParityError: if it is not valid ONNX, or onnxruntime's optimisations change more than is allowed.

@@ -46,7 +46,7 @@ def candidates(plain: Int8Recipe) -> dict[str, Candidate]:
     }
     if plain.smoothing is not None:
         changed["no smoothing"] = Candidate(replace(plain, smoothing=None))
-    # Without calibration texts, which smoothing stands for here, there are no ranges for static scales.
+    # A recipe without smoothing may be one without calibration texts, and so without ranges for static scales.
     if plain.smoothing is not None and plain.method == "dynamic":
         changed["static"] = Candidate(replace(plain, method="static"))
     return {_DEFAULT: Candidate(plain)} | changed
