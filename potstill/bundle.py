@@ -1,4 +1,4 @@
-"""The contract between export, bench and serve: what an exported folder holds.
+"""The bundle, which is what export writes and bench and serve read: its files, its manifest, and how they are checked.
 
     student-onnx/
       config.json  tokenizer.json  tokenizer_config.json   as transformers writes them
@@ -6,8 +6,8 @@
       onnx/model.onnx_data                                 weights that are too large for one file
       potstill.json                                        the manifest, which names and hashes all of the above
 
-A reader hashes every file before any parser sees a byte of it, and knows every file that onnxruntime would open. What
-is loaded is read once: the bytes that are parsed are the bytes that were hashed, whatever becomes of the file between.
+`read_bundle` hashes every file before a parser sees it, and knows every file that onnxruntime would open. `Bundle.read`
+reads a file once and returns the very bytes that it hashed, so a file that changes between check and use does no harm.
 """
 
 import hashlib
@@ -35,9 +35,11 @@ from potstill.messages import describe_fault, first_line
 from potstill.onnx_inspect import check_declared_precision, read_outline
 
 MANIFEST_NAME = "potstill.json"
+# Schema 1 is read as well; a manifest with a higher number than this is refused.
 SCHEMA_VERSION = 2
 LABELLED_TASKS = ("text-classification", "token-classification")
 Precision = Literal["fp32", "fp16", "int8", "int8-static"]
+# The hub's names, by which transformers.js finds fp32, fp16 and int8.
 MODEL_FILES: dict[str, str] = {
     "fp32": "onnx/model.onnx",
     "fp16": "onnx/model_fp16.onnx",
@@ -45,9 +47,9 @@ MODEL_FILES: dict[str, str] = {
     "int8-static": "onnx/model_int8_static.onnx",
 }
 WEIGHT_ONLY = "weight-only"
-"""The method of an int8 file, in its record's `quantisation`, that stores integers and multiplies floats."""
+"""`quantisation.method` of an int8 file whose weights are stored as integers but multiplied as floats."""
 LONGEST_TEXT = 2**20
-"""The most tokens of one text that a manifest may name; a tokenizer makes arrays of this length when it is loaded."""
+"""The largest `max_length` of a manifest, in tokens; a tokenizer allocates arrays of this length when it is loaded."""
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 
@@ -480,29 +482,29 @@ class Manifest(_Record):
 
 @dataclass(frozen=True, slots=True)
 class ModelContent:
-    """One ONNX file, in memory: to be loaded from there, and let go of then."""
+    """The checked bytes of one ONNX file and of its weight files; drop it once the session is made, to free them."""
 
     file: Path
-    """Where it came from, for messages."""
+    """The path it was read from, for error messages only."""
     model: bytes
     weights: Mapping[str, bytes]
-    """The files that hold its weights, by the names that the model itself has for them."""
+    """External data: the bytes of each weight file, by the location that the model's tensors name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """An exported folder whose manifest was read."""
+    """An exported folder with its parsed manifest; its files are checked by `verify_files`, or one by one by `read`."""
 
     folder: Path
     manifest: Manifest
     manifest_sha256: str = ""
-    """Of the manifest's bytes, as they were read."""
+    """SHA-256 of the bytes of potstill.json, in hexadecimal."""
 
     def choose(self, precision: str | None = None) -> str:
-        """Return the precision that answers: the one asked for, else fp32, else the only one there is.
+        """Return the precision to use: `precision` if given, else fp32, else the only one in the bundle.
 
         Raises:
-            BundleError: if the bundle has no such file, or nothing was asked for and several could be meant.
+            BundleError: if the bundle has no such precision, or none is given and it has several without fp32.
         """
         have = list(self.manifest.models)
         if precision is None and "fp32" not in have:
@@ -525,10 +527,13 @@ class Bundle:
         raise BundleError(f"{self.folder} has no {precision} model; it has {have}")
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of one file, after checking that they are those that the manifest names.
+        """Return the bytes of one file, after checking them against the manifest.
+
+        Args:
+            name: the file's key in the manifest's `files`, relative to the folder.
 
         Raises:
-            TamperedError: if they are not, or the file is missing or leaves the folder.
+            TamperedError: if size or SHA-256 differ, or the file is not listed, is missing or leaves the folder.
         """
         record = self.manifest.files.get(name)
         if record is None:
@@ -544,7 +549,7 @@ class Bundle:
         return content
 
     def read_model(self, precision: str) -> ModelContent:
-        """Return the bytes of one precision, and of its weights where they are in files of their own, all checked.
+        """Return the checked bytes of one precision's ONNX file and of its external weight files.
 
         Raises:
             BundleError: if the bundle has no such file.
@@ -553,11 +558,12 @@ class Bundle:
         record = self.model_record(precision)
         model = self.read(record.file)
         _verify_model(self.folder, precision, record, model)
+        # The model names a weight file relative to its own folder, the manifest relative to the bundle.
         weights = {PurePosixPath(name).name: self.read(name) for name in record.external_data}
         return ModelContent(self.folder / record.file, model, weights)
 
     def loaded_files(self, precision: str) -> set[str]:
-        """Return the files that are read into memory where one precision is loaded."""
+        """Return the manifest names of the files that loading one precision reads through `read`."""
         record = self.model_record(precision)
         names = {record.file, *record.external_data, "tokenizer.json", "tokenizer_config.json"}
         return names & self.manifest.files.keys()
@@ -578,7 +584,7 @@ def sha256_of(file: Path) -> str:
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:
-    """Hash every file below `folder` except the manifest."""
+    """Hash every file below `folder` except the manifest; names are relative to it, with forward slashes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         path.relative_to(folder).as_posix(): FileRecord(sha256=sha256_of(path), size_bytes=path.stat().st_size)
@@ -588,7 +594,7 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `potstill.json` into a folder that is about to be published."""
+    """Write `potstill.json` with its digest into a folder; `manifest.files` must describe the folder as it is."""
     content = manifest.model_dump(mode="json")
     content["digest"] = _digest_of(content)
     text = json.dumps(content, indent=2, ensure_ascii=False)
@@ -596,6 +602,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def _digest_of(content: Mapping[str, object]) -> str:
+    # Over the sorted values and not the bytes, so that reformatting the JSON is no tampering. It detects damage, not
+    # forgery: whoever can write the file can write another digest.
     rest = {name: value for name, value in content.items() if name != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -618,12 +626,15 @@ def read_bundle(folder: Path, *, verify: bool = True) -> Bundle:
     try:
         written = manifest_file.read_bytes()
         content = json.loads(written)
+        # Asked before validation, where a key that only a newer schema has would look like tampering.
         newest = content.get("schema_version", 0) if isinstance(content, dict) else 0
         if isinstance(newest, int) and newest > SCHEMA_VERSION:
             raise BundleError(f"{manifest_file} has schema {newest}, newer than {SCHEMA_VERSION}; update potstill")
         manifest = Manifest.model_validate(content)
+        # Of what the file says and not of the validated model, which has defaults where the file says nothing.
         if manifest.digest is not None and manifest.digest != _digest_of(content):
             raise TamperedError(f"{manifest_file} was changed after it was written; export the bundle again")
+    # RecursionError: json.loads on a value that is nested too deeply.
     except (ValidationError, ValueError, RecursionError) as error:
         fault = error.errors()[0] if isinstance(error, ValidationError) else None
         # Whoever wrote a number that no machine can serve did not change a good bundle: they made a bad one.
@@ -638,11 +649,11 @@ def read_bundle(folder: Path, *, verify: bool = True) -> Bundle:
 
 
 def verify_files(bundle: Bundle, *, but: Collection[str] = ()) -> None:
-    """Check every file of a bundle against its manifest, and then what the ONNX files are.
+    """Check every file of a bundle against its manifest, then the weight files and precision of every ONNX file.
 
     Args:
         bundle: the bundle.
-        but: files that are left out, because `Bundle.read` will check the bytes that it gives.
+        but: names of files to skip, because the caller reads them with `Bundle.read`, which checks them again.
 
     Raises:
         TamperedError: naming the first file that is missing, leaves the folder, has other bytes, is cut short, keeps
@@ -650,6 +661,7 @@ def verify_files(bundle: Bundle, *, but: Collection[str] = ()) -> None:
     """
     for name, record in bundle.manifest.files.items():
         file = _inside(bundle.folder, name)
+        # The size first: it costs nothing, and spares hashing gigabytes of a file that is cut short.
         if name not in but and (file.stat().st_size != record.size_bytes or sha256_of(file) != record.sha256):
             raise _changed(file)
     for precision, model in bundle.manifest.models.items():
@@ -658,10 +670,11 @@ def verify_files(bundle: Bundle, *, but: Collection[str] = ()) -> None:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """Return the path of a file that is there, in the folder."""
+    """Return the path of a file of the bundle, or raise TamperedError if it is missing or lies outside of `folder`."""
     file = folder / name
     if not file.is_file():
         raise TamperedError(f"{file} is missing, though the manifest names it; export the bundle again")
+    # Both sides are resolved: the bundle itself may be reached by a link, and links inside of it are fine.
     if not file.resolve().is_relative_to(folder.resolve()):
         raise TamperedError(f"{file} is a link that leaves the bundle; export the bundle again")
     return file
@@ -675,17 +688,22 @@ def _changed(file: Path) -> TamperedError:
 
 
 def _verify_model(folder: Path, precision: str, record: ModelRecord, content: bytes | None = None) -> None:
-    """Check what onnxruntime will make of a model's file, whose bytes (`content`) are those of the manifest."""
+    """Check that an ONNX file opens exactly the weight files, and has the precision, that its record says.
+
+    `content` are the file's bytes if they were read already.
+    """
     file = folder / record.file
     try:
         outline = read_outline(file, content)
     except BundleError as error:
         raise TamperedError(str(error)) from error
     listed = {PurePosixPath(name).name for name in record.external_data}
+    # Either difference is refused: a file that was not hashed would be read, or one that was would not be.
     for location in sorted(outline.locations ^ listed):
         says, lists = ("does not say so", "keeps") if location in outline.locations else ("says so", "does not keep")
         raise TamperedError(f"{file} {lists} weights in {location!r} and {MANIFEST_NAME} {says}; export it again")
     for name in record.external_data:
+        # A hard link has no path to resolve, but its bytes can be changed by the other name after the check.
         if (folder / name).is_symlink() or (folder / name).stat().st_nlink > 1:
             raise TamperedError(f"{folder / name} is a link, so its weights may change from elsewhere; copy it here")
     weight_only = record.quantisation is not None and record.quantisation.method == WEIGHT_ONLY
@@ -695,12 +713,14 @@ def _verify_model(folder: Path, precision: str, record: ModelRecord, content: by
 
 
 def _check_names(bundle: Bundle) -> None:
+    """Check that every file that a reader will open is listed with a hash, before any of them is opened."""
     for precision, record in bundle.manifest.models.items():
         if record.file not in bundle.manifest.files:
             raise TamperedError(f"{bundle.folder / MANIFEST_NAME} names {record.file} as {precision} without a hash")
         for name in record.external_data:
             if name not in bundle.manifest.files:
                 raise TamperedError(f"{bundle.folder / MANIFEST_NAME} names {name} for {precision} without a hash")
+            # onnxruntime looks for weights in the folder of the model.
             if PurePosixPath(name).parent != PurePosixPath(record.file).parent:
                 raise TamperedError(f"{bundle.folder / MANIFEST_NAME} names {name}, which is not beside {record.file}")
     if "tokenizer.json" not in bundle.manifest.files:

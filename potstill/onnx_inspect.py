@@ -1,9 +1,12 @@
 """Read an ONNX file without the onnx package and without reading its weights, and check the precision it declares.
 
-An ONNX file is one protobuf message: fields of a number, a wire type and a value, where a value may be a message again
-(https://protobuf.dev/programming-guides/encoding). Nearly all of its bytes are weights, which are skipped. What is
-left tells what a serving box must know before onnxruntime sees the file: that it is whole, which other files it would
-open, and in which numbers it computes.
+An ONNX file is one protobuf message: a sequence of fields, each with a number, a wire type and a value, which may be a
+message again (https://protobuf.dev/programming-guides/encoding). Nearly all of its bytes are weights, which are not
+read. The rest tells what must be known before onnxruntime opens the file: that it is complete, which other files it
+would open (external data), and whether its matrix products are of floats or of integers.
+
+This is a parser of untrusted input and is written as one: every length is checked, nothing recurses with the input, and
+what two readers of ONNX could understand differently is refused, or counted as the worse of both.
 """
 
 import math
@@ -18,7 +21,7 @@ from typing import NamedTuple, TypeAlias
 from potstill.errors import BundleError, TamperedError
 
 FLOAT, UINT8, INT8, INT32, FLOAT16, DOUBLE, BFLOAT16, UINT4, INT4 = 1, 2, 3, 6, 10, 11, 16, 21, 22
-"""Element types, by their numbers in TensorProto.DataType."""
+"""Element types, as numbered in onnx's TensorProto.DataType."""
 
 # Which field of which message holds which message (onnx/onnx.proto); tensors sit in all of these places.
 _HOLDS: dict[str, dict[int, str]] = {
@@ -44,7 +47,7 @@ _Data: TypeAlias = "mmap.mmap | bytes"
 
 
 class External(NamedTuple):
-    """Where a tensor's values are, when not in the file itself."""
+    """Where a tensor's values are in another file; offset and length in bytes."""
 
     location: str
     offset: int = 0
@@ -62,7 +65,7 @@ class Tensor(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many values it has."""
+        """The number of elements."""
         return math.prod(self.dims)
 
 
@@ -76,7 +79,7 @@ class Node(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """All operators and constants of a file, those of subgraphs, functions and attributes among them."""
+    """All operators and constants of a file, including those in subgraphs, local functions and attributes."""
 
     nodes: tuple[Node, ...]
     """In the order of the file; those of subgraphs and functions come after those of the graph."""
@@ -84,16 +87,16 @@ class Outline:
 
     @property
     def locations(self) -> frozenset[str]:
-        """The other files that hold values, as the file names them."""
+        """The external data files, as the tensors name them (relative to the model's folder)."""
         return frozenset(tensor.external.location for tensor in self.tensors if tensor.external)
 
 
 def read_outline(file: Path, content: bytes | None = None) -> Outline:
-    """Return what an ONNX file consists of.
+    """Parse the operators and constants of an ONNX file, without the values of its tensors.
 
     Args:
-        file: the file; only a name for messages where there is `content`.
-        content: its bytes, where they were read already.
+        file: the path; with `content` only a name for error messages.
+        content: the file's bytes; None maps the file into memory.
 
     Raises:
         TamperedError: if the file is cut short or damaged.
@@ -104,7 +107,7 @@ def read_outline(file: Path, content: bytes | None = None) -> Outline:
 
 
 def without_weights(file: Path) -> bytes:
-    """Return an ONNX file's bytes without the values of its larger initializers, enough to infer shapes.
+    """Return an ONNX file's bytes without the values of initializers above 1 KiB; enough for shape inference.
 
     Raises:
         TamperedError: if the file is cut short or damaged.
@@ -115,24 +118,26 @@ def without_weights(file: Path) -> bytes:
 
 
 class _DamageError(ValueError):
-    """The bytes are not what they should be."""
+    """The bytes break the encoding; `_opened` turns this into an error that names the file."""
 
 
 class _Field(NamedTuple):
     number: int
     value: int | slice
-    """A number, or where the bytes are."""
+    """The number of a varint, or the bytes of a value with a length; 0 for fixed-width values, which nobody needs."""
     whole: slice
+    """All bytes of the field, tag included."""
 
 
 @contextmanager
 def _opened(file: Path, content: bytes | None = None) -> Iterator[_Data]:
-    """Map a file into memory, so that only the bytes that are looked at are read; or give its `content`."""
+    """Yield the file as a memory map, whose weights are never paged in, or `content`; name the file in errors."""
     with nullcontext(content) if content is not None else _mapped(file) as data:
         try:
             _check_complete(data)
             yield data
         except (_DamageError, UnicodeDecodeError) as error:
+            # A cut ONNX file still begins like one; a Git LFS pointer or an HTML page does not.
             if data[:1] in {b"", _FIRST_BYTE}:
                 raise TamperedError(f"{file} is cut short or damaged: {error}; fetch it or export it again") from error
             raise BundleError(f"{file} is not an ONNX file: {error}; expected a model as onnx writes it") from error
@@ -153,6 +158,7 @@ def _mapped(file: Path) -> Iterator[_Data]:
 def _outline(data: _Data) -> Outline:
     nodes: list[Node] = []
     tensors: list[Tensor] = []
+    # A queue, because graphs nest without limit and a crafted file would exhaust the stack of a recursion.
     pending = deque([("model", slice(0, len(data)), "")])
     while pending:
         message, span, owner = pending.popleft()
@@ -162,6 +168,7 @@ def _outline(data: _Data) -> Outline:
         elif message == "node":
             nodes.append(_node(data, fields))
             owner = nodes[-1].outputs[0] if nodes[-1].op_type == "Constant" and nodes[-1].outputs else ""
+        # Every occurrence counts, also of a field that should occur once: protobuf merges repeated messages.
         for field in fields:
             inner = _HOLDS[message].get(field.number)
             if inner and isinstance(field.value, slice):
@@ -170,7 +177,7 @@ def _outline(data: _Data) -> Outline:
 
 
 def _check_complete(data: _Data) -> None:
-    """Refuse a file that ends too early, be it between two fields."""
+    """Refuse a file without the required fields: one that is cut between two fields is still valid protobuf."""
     present = {field.number for field in _fields(data, slice(0, len(data)))}
     for number, name in {_VERSION: "version", _GRAPH: "graph", _OPSETS: "operator set"}.items():
         if number not in present:
@@ -186,14 +193,16 @@ def _node(data: _Data, fields: list[_Field]) -> Node:
 
 
 def _tensor(data: _Data, fields: list[_Field], owner: str) -> Tensor:
-    """Read a TensorProto; one that is the value of a Constant is called like what it gives (`owner`)."""
+    """Read a TensorProto; one that is the value of a Constant node is named after the node's output (`owner`)."""
     dims: list[int] = []
     for field in fields:
+        # Parsers accept repeated numbers one by one and packed, whichever of them onnx.proto declares.
         if field.number == 1 and isinstance(field.value, int):
             dims.append(field.value)
         elif field.number == 1 and isinstance(field.value, slice):
             dims += _packed(data, field.value)
     types = [field.value for field in fields if field.number == 2 and isinstance(field.value, int)]
+    # `external_data` counts whatever `data_location` says: readers need not agree on which of them decides.
     entries = [_entry(data, field.value) for field in fields if field.number == 13 and isinstance(field.value, slice)]
     return Tensor(
         name=owner or _text(data, fields, 8),
@@ -212,9 +221,11 @@ def _external(entries: list[tuple[str, str]]) -> External | None:
     if not entries:
         return None
     values = dict(entries)
+    # Of a key that comes twice, one reader may take the first and another the last.
     if len(values) < len(entries) or "location" not in values:
         raise _DamageError(f"a tensor has {entries} for the place of its values; expected one location")
     numbers = [values.get(key, "0") for key in ("offset", "length")]
+    # int() would also take "+5", " 5" and "1_000", which C++ readers take for something else.
     if not all(number.isascii() and number.isdigit() for number in numbers):
         raise _DamageError(f"a tensor's values are at {numbers} of {values['location']!r}; expected two numbers")
     return External(values["location"], *map(int, numbers))
@@ -225,7 +236,7 @@ def _texts(data: _Data, fields: list[_Field], number: int) -> list[str]:
 
 
 def _text(data: _Data, fields: list[_Field], number: int) -> str:
-    """Return the last string in a field that should have one, as every parser does."""
+    """Return a string field, "" if it is missing; of several the last one counts, as protobuf demands."""
     return (_texts(data, fields, number) or [""])[-1]
 
 
@@ -237,7 +248,7 @@ def _packed(data: _Data, span: slice) -> Iterator[int]:
 
 
 def _fields(data: _Data, span: slice) -> Iterator[_Field]:
-    """Yield the fields of the message whose bytes are at `span`; nothing is read of a value that has a length."""
+    """Yield the fields of the message at `span`; the bytes of a value that has a length are not read."""
     position, end = span.start, span.stop
     while position < end:
         begin = position
@@ -252,6 +263,7 @@ def _fields(data: _Data, span: slice) -> Iterator[_Field]:
             position += length
         else:
             position += _WIDTHS.get(wire, 0)
+        # Wire types 3 and 4, the groups of old protobuf, are in no ONNX file.
         if number == 0 or tag > _HIGHEST_TAG or wire not in {_VARINT, _LENGTH, *_WIDTHS}:
             raise _DamageError(f"byte {begin} begins no field")
         if position > end:
@@ -260,8 +272,9 @@ def _fields(data: _Data, span: slice) -> Iterator[_Field]:
 
 
 def _varint(data: _Data, position: int, end: int) -> tuple[int, int]:
-    """Return a number of seven bits per byte, the lowest first, and the position behind it."""
+    """Decode a varint (seven bits per byte, lowest first); return it and the position behind it."""
     value = 0
+    # Ten bytes hold 64 bits; a longer number is an attack or damage.
     for shift in range(0, 70, 7):
         if position >= end:
             raise _DamageError(f"it ends within a number at byte {position}")
@@ -275,6 +288,7 @@ def _varint(data: _Data, position: int, end: int) -> tuple[int, int]:
 
 def _stripped(data: _Data, message: str, span: slice) -> bytes:
     kept = []
+    # Only model, graph and initializer are taken apart, so the recursion is three deep; their lengths are written anew.
     for field in _fields(data, span):
         inner = {("model", _GRAPH): "graph", ("graph", _INITIALIZER): "tensor"}.get((message, field.number))
         if inner and isinstance(field.value, slice):
@@ -290,7 +304,7 @@ def _is_large(value: int | slice) -> bool:
 
 
 def _number(value: int) -> bytes:
-    """Write what `_varint` reads."""
+    """Encode a varint."""
     rest = value >> 7
     return bytes([value]) if not rest else bytes([value & 0x7F | 0x80]) + _number(rest)
 
@@ -355,16 +369,16 @@ _CARRIES = _TRANSPARENT | {"Cast", "Gather", "Expand"}
 
 
 def check_declared_precision(outline: Outline, precision: str, *, weight_only: bool = False) -> str | None:
-    """Say why a file is not of this precision; None if it is.
+    """Return why a file does not have the precision that it declares, or None if it has.
 
-    - `int8`: most matmuls with a weight multiply an int8 weight as integers.
-    - `int8-static`: the same, with no activation scale that is measured while it runs.
-    - `fp16`, `fp32`: most weights are of that type, and none is quantised.
+    - `int8`: at least half of the matmuls with a constant weight multiply int8 integers.
+    - `int8-static`: the same, and no activation scale is computed at run time.
+    - `fp16`, `fp32`: at least half of the weights have that type, and none is quantised.
 
     Args:
         outline: the file.
-        precision: what it is said to be.
-        weight_only: whether an int8 file is said to multiply floats, with most of its weights stored as int8.
+        precision: the declared precision.
+        weight_only: whether the int8 file is declared to store int8 and multiply floats.
     """
     if weight_only and precision == "int8":
         return _not_stored_as_int8(outline)
@@ -382,10 +396,10 @@ def check_declared_precision(outline: Outline, precision: str, *, weight_only: b
 
 
 def count_matmuls(outline: Outline) -> dict[str, int]:
-    """Count the matmuls with a constant weight: `integer`, `float`, and of the floats those that are `weight_only`.
+    """Count the matmuls with a constant weight: `integer`, `float`, and `weight_only`, which `float` includes.
 
-    onnxruntime turns a matmul of two dequantised inputs into an integer one; of a matmul whose weight alone is
-    dequantised it does not.
+    onnxruntime computes a matmul of two dequantised inputs (QDQ) in integers, but one whose weight alone is dequantised
+    in floats.
     """
     flow = _Dataflow(outline)
     kinds = Counter(flow.kind(node) for node in outline.nodes if node.op_type in _WEIGHTS)
@@ -397,13 +411,14 @@ def count_matmuls(outline: Outline) -> dict[str, int]:
 
 
 def count_parameters(outline: Outline, sizes: Mapping[str, int] = {}) -> int:
-    """Count the weights of a file, whatever they are stored in; scales, zero points and sizes are none.
+    """Count the weights of a file in any storage type, without scales, zero points and constant sizes.
 
     Args:
         outline: the file.
-        sizes: name of a constant -> how many weights it holds, for those that hold several in a byte.
+        sizes: the number of weights by constant, for packed ones such as those of MatMulNBits.
     """
     scales = set(_find_scales(outline))
+    # Scalars are epsilons and factors of the graph, which no framework counts as parameters.
     weights = [tensor for tensor in outline.tensors if tensor.dims and tensor.name not in scales]
     users = {name: node for node in outline.nodes for name in node.inputs}
     return sum(
@@ -416,7 +431,7 @@ def count_parameters(outline: Outline, sizes: Mapping[str, int] = {}) -> int:
 
 
 def _find_scales(outline: Outline) -> Iterator[str]:
-    """Yield the constants that scale or shift stored integers, which a Cast and a Mul do as well as an operator."""
+    """Yield the constants that are scales or zero points: inputs of quantised operators, or of a Mul behind a Cast."""
     types = {tensor.name: tensor.data_type for tensor in outline.tensors}
     sizes = {tensor.name: tensor.size for tensor in outline.tensors}
     roots = {name: name for name in types}  # tensor -> the constant whose numbers it is
@@ -448,7 +463,7 @@ def _find_scales(outline: Outline) -> Iterator[str]:
 
 
 class _Dataflow:
-    """Where the inputs of operators come from, and where their outputs go."""
+    """The producers of all tensors, and which tensors are constant."""
 
     def __init__(self, outline: Outline) -> None:
         self._types = {tensor.name: tensor.data_type for tensor in outline.tensors}
@@ -462,6 +477,7 @@ class _Dataflow:
 
     def kind(self, node: Node) -> str:
         """Return how a matmul runs: `integer`, `float`, `weight_only`, or `none` if it has no constant weight."""
+        # A MatMul of two activations, as in unfused attention, has no weight and does not count.
         position = _WEIGHTS[node.op_type]
         weight = node.inputs[position] if position < len(node.inputs) else ""
         if weight not in self._constants:
@@ -471,15 +487,17 @@ class _Dataflow:
         stored = self._dequantised(weight)
         if stored is None or not self._is_int8(stored):
             return "weight_only" if self._stored_as_integers(weight) else "float"
+        # A weight behind a DequantizeLinear stays a float product unless the activation is behind one, too.
         activation = self._dequantised(node.inputs[0])
         if activation is None or activation in self._constants:
             return "weight_only"
         return "integer" if node.op_type != "Gemm" or self._becomes_integer(node) else "float"
 
     def _becomes_integer(self, gemm: Node) -> bool:
-        """Return whether onnxruntime (1.31, tried form by form) takes a Gemm of dequantised inputs.
+        """Return whether onnxruntime computes a Gemm of dequantised inputs in integers.
 
-        It wants a zero point of the weight, and a bias in integers unless the result is quantised at once.
+        Found by trying each form with 1.31: the weight must have a zero point, and the bias be an integer one
+        unless the result is quantised again at once.
         """
         weight = self._producers[gemm.inputs[1]]
         bias = gemm.inputs[2] if len(gemm.inputs) > 2 else ""
@@ -488,7 +506,7 @@ class _Dataflow:
         )
 
     def _stored_as_integers(self, name: str) -> bool:
-        """Return whether a constant is computed of integers, such as by Cast and Mul, or is read in blocks of them."""
+        """Return whether a constant is stored as integers, as it is (MatMulNBits) or behind a Cast and a Mul."""
         pending, seen = [name], set()
         leaves: list[str] = []
         while pending:
@@ -501,6 +519,7 @@ class _Dataflow:
                 leaves += [name] if name in self._sizes else []
             else:
                 pending += node.inputs
+        # The largest leaf is the weight; the others are its scale and zero point.
         largest = max(leaves, key=self._sizes.__getitem__, default=None)
         return largest is not None and self._types[largest] in _INTEGERS
 
@@ -508,7 +527,7 @@ class _Dataflow:
         return self._types.get(self._source(name)) in _EIGHT_BITS
 
     def _source(self, name: str) -> str:
-        """Follow a name back through operators that only rearrange."""
+        """Follow a tensor back through operators that only rearrange its values."""
         seen: set[str] = set()
         while name not in seen:  # a damaged graph may go round in circles
             seen.add(name)
@@ -519,7 +538,7 @@ class _Dataflow:
         return name
 
     def _dequantised(self, name: str) -> str | None:
-        """Return what a DequantizeLinear makes this of; None if none does it directly."""
+        """Return the input of the DequantizeLinear that produces this tensor; None if it is produced otherwise."""
         node = self._producers.get(name)
         return node.inputs[0] if node and node.op_type == "DequantizeLinear" and node.inputs else None
 
@@ -527,6 +546,7 @@ class _Dataflow:
 def _not_integer(outline: Outline) -> str | None:
     counts = count_matmuls(outline)
     matmuls = counts["integer"] + counts["float"]
+    # Half is enough: a narrow head stays in floats, and layers that int8 harms are given back to fp32.
     if counts["integer"] and 2 * counts["integer"] >= matmuls:
         return None
     why = f"{counts['integer']} of its {matmuls} matmuls with a weight multiply int8; expected most of them"
@@ -542,6 +562,7 @@ def _mostly_other(outline: Outline, precision: str) -> str | None:
     bits = 16 if precision == "fp16" else 32
     wanted = sizes[FLOAT16 if precision == "fp16" else FLOAT]
     floats, integers = (sum(sizes[kind] for kind in kinds) for kinds in (_FLOATS, _INTEGERS))
+    # By values, not by tensors: many small constants of another type do not decide.
     if 2 * wanted >= floats + integers:
         return None
     if 2 * integers > floats + integers:

@@ -1,6 +1,11 @@
-"""What a Hugging Face checkpoint is: its folder's facts, its tokenizer, and loading it. One place for every command.
+"""Hugging Face checkpoints: read a folder's metadata, load the tokenizer, load the model.
 
-The facts need no torch, so checks can come before it; what loads a checkpoint is imported at its first use.
+- `folder`: what the JSON files and safetensors headers say; needs no torch
+- `sentence_transformers`: pooling, Dense layers and prompts of such a folder; needs no torch
+- `tokenizer`: the tokenizer as tokenizer.json has it, which transformers 5 does not promise
+- `model`: weights, configuration, sentence heads; needs torch and transformers
+
+`folder` is imported at once, so that every command can refuse a checkpoint before torch is loaded; the rest lazily.
 """
 
 from importlib import import_module
@@ -55,9 +60,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch and transformers when it is asked for."""
+    """Import `potstill.checkpoint.model` at the first use of one of its names (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # The error names the extra to install, where an ImportError from deep inside would not.
     for module in ("torch", "transformers"):
         require(module, extra="distill")
     return getattr(import_module("potstill.checkpoint.model"), name)

@@ -1,6 +1,7 @@
-"""Read what a Hugging Face folder says of itself, from its own files: without torch, transformers or the weights.
+"""Read a checkpoint folder's metadata (JSON files, safetensors headers) without torch, transformers or the weights.
 
-Everything here takes milliseconds, so every command asks it before it loads anything.
+This takes milliseconds, so every command calls `read_folder` first. It also refuses what transformers would load
+without an error but answer otherwise than the checkpoint was meant to, such as dropped weights or contradictory labels.
 """
 
 import json
@@ -33,11 +34,11 @@ from potstill.tasks import (
 )
 
 Settings: TypeAlias = dict[str, Any]
-"""What a JSON file of a checkpoint holds."""
+"""The content of a checkpoint's JSON file."""
 Config: TypeAlias = Mapping[str, Any]
 """config.json."""
 
-# Their position ids begin behind that of the padding, so that they read fewer tokens than they have positions.
+# Their position ids begin at pad_token_id + 1, as in fairseq: RoBERTa has 514 positions and reads 512 tokens.
 POSITIONS_AFTER_PADDING = frozenset(
     [
         "camembert",
@@ -55,14 +56,14 @@ POSITIONS_AFTER_PADDING = frozenset(
         "xmod",
     ]
 )
-# They look at how far apart two tokens are, for any distance. `position_biased_input` gives them absolute positions
-# as well, which end.
+# Their attention is relative and clamps the distance of two tokens, so any length works. `position_biased_input` adds
+# absolute position embeddings, which are limited.
 _RELATIVE = frozenset({"deberta", "deberta-v2"})
 TRAINING_REPORT = "distill.json"
-"""The file beside the weights that says how potstill trained them."""
-# What a tokenizer without a limit says (transformers' VERY_LARGE_INTEGER is 1e30).
+"""The file beside the weights in which potstill records how it trained them."""
+# From here on a `model_max_length` means "no limit": transformers writes 1e30 (VERY_LARGE_INTEGER).
 _NO_LIMIT = 10**9
-# A text of this length is what a model with relative positions is given where nothing else is said.
+# The default length, in tokens, of a model without a limit: BERT's.
 USUAL_LENGTH = 512
 # transformers 4 computed `relative_key` and `relative_key_query`; 5 leaves their weights out without an error.
 _POSITION_KINDS = (None, "absolute")
@@ -96,35 +97,36 @@ _LAYERS = ("num_hidden_layers", "n_layers", "num_layers")
 _HEADS = ("classifier.weight", "classifier.out_proj.weight")
 _LABELLED = (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION)
 _EXPORTED = "bert, roberta, distilbert, electra, albert, mobilebert, mpnet, modernbert or deberta-v2"
-# Encoders whose tokens are pooled, hashed, looked at in windows or padded from the left, and decoders.
+# Decoders, and encoders whose attention is not one product of all tokens with all: Funnel pools tokens, Reformer
+# hashes them, Longformer has windows, XLNet is padded on the left. Refused here before their weights are read.
 _NOT_EXPORTED = frozenset(
     ["bart", "flaubert", "funnel", "gpt2", "led", "longformer", "mbart", "reformer", "t5", "xlm", "xlnet"]
 )
-# Types of safetensors that hold a weight as it is.
+# safetensors types that hold a weight as it is; any other needs a scale, which transformers would ignore.
 _UNSCALED = frozenset({"F64", "F32", "F16", "BF16"})
-_MOST_HEADER_BYTES = 100 * 2**20  # as the safetensors library
+_MOST_HEADER_BYTES = 100 * 2**20  # against a damaged length; safetensors itself stops at 100 MB
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A checkpoint folder whose small files were read, and found to be what potstill can use."""
+    """The metadata of a checkpoint folder, checked by `read_folder`."""
 
     name: str
     """The hub id or folder, as it was given."""
     path: Path
-    """Where its files lie; of an old sentence-transformers folder those of the encoder, one level down."""
+    """The folder with config.json; in old sentence-transformers folders one level down, in 0_Transformer."""
     config: Config
     """config.json."""
     tokenizer_config: Config = field(default_factory=dict)
     """tokenizer_config.json; empty where there is none."""
     tensors: Mapping[str, tuple[int, ...]] | None = None
-    """The shape of every tensor by name, of safetensors files; None where there are none."""
+    """The shape of every tensor by name, from safetensors headers; None without such files."""
     root: Path | None = None
-    """Where modules.json lies, if it is a folder of sentence-transformers."""
+    """The folder with modules.json; None if it is no sentence-transformers folder."""
 
     @property
     def model_type(self) -> str | None:
-        """The family, such as `bert`."""
+        """The family by transformers' name, such as `bert`."""
         return self.config.get("model_type")
 
     @property
@@ -134,38 +136,40 @@ class Folder:
 
     @property
     def task(self) -> Task | None:
-        """What it was trained for, as `architectures` says; None where they name none of potstill's tasks."""
+        """The task it was trained for, by the class in `architectures`; None if that is none of potstill's tasks."""
         return _task_of_folder(self.root or self.path, self.architectures)
 
     @property
     def labels(self) -> tuple[str, ...] | None:
-        """The labels in the order of the outputs; None where neither `id2label` nor a head says how many there are."""
+        """The labels in the order of the outputs; None without `id2label` unless the task has a classifier head."""
         names = self.config.get("id2label")
         if names:
             return tuple(str(names[str(number)]) for number in range(len(names)))
         if self.task not in _LABELLED:
             return None
+        # As transformers' PretrainedConfig does: LABEL_0, LABEL_1, ..., and two of them by default.
         count = self.head_rows or self.config.get("num_labels") or 2
         return tuple(f"LABEL_{number}" for number in range(count))
 
     @property
     def problem_type(self) -> str | None:
-        """What a text classifier answers, one of `potstill.tasks.PROBLEM_TYPES`; None where nothing says so."""
+        """A text classifier's problem type, one of `potstill.tasks.PROBLEM_TYPES`; None if it is not declared."""
+        # One label is regression to transformers' heads, too.
         return self.config.get("problem_type") or (REGRESSION if len(self.labels or ()) == 1 else None)
 
     @property
     def layers(self) -> int | None:
-        """How many layers it has; None where config.json says it in a word of its own."""
+        """The number of layers; None if config.json has it under none of the usual keys."""
         return next((self.config[key] for key in _LAYERS if isinstance(self.config.get(key), int)), None)
 
     @property
     def usable_positions(self) -> int | None:
-        """How many tokens of one text the model has positions for; None where it needs none."""
+        """The longest text, in tokens, that the position embeddings allow; None for relative positions."""
         return usable_positions(self.config)
 
     @property
     def longest(self) -> int | None:
-        """How many tokens of one text it reads: the least of its positions, the tokenizer's and sentences' limits."""
+        """The longest text in tokens: the smallest of positions, `model_max_length` and `max_seq_length`."""
         return min(filter(None, (self._longest_of_model, self.max_seq_length)), default=None)
 
     @property
@@ -178,12 +182,12 @@ class Folder:
 
     @property
     def max_seq_length(self) -> int | None:
-        """How many tokens of one text sentence-transformers reads; None where its files say nothing."""
+        """The longest text, in tokens, by sentence-transformers' own file; None if there is none."""
         return self._sentence_length[1] if self._sentence_length else None
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What must be said of how texts are cut."""
+        """Notes for the user: whether `max_seq_length` cuts texts shorter than the model could read."""
         if self._sentence_length is None or self.longest == self._longest_of_model:
             return ()
         file, longest = self._sentence_length
@@ -192,16 +196,16 @@ class Folder:
         return (f"texts are cut to {longest} tokens, the max_seq_length of {file}{more}",)
 
     def sentence_transformers(self) -> SentenceTransformers | None:
-        """Return what the folder says of its vectors; None if it is none of sentence-transformers.
+        """Read pooling, layers and prompts; None if it is no sentence-transformers folder.
 
         Raises:
-            CheckpointError: as `read_sentence_transformers`, of a hub id also because its weights are not here yet.
+            CheckpointError: as `read_sentence_transformers`; also for a hub id whose Dense weights are not cached yet.
         """
         return read_sentence_transformers(self.root) if self.root is not None else None
 
     @property
     def usual_length(self) -> int:
-        """The longest text in tokens where nobody asks for another."""
+        """The default `max_length` in tokens."""
         return self.longest or self.config.get("max_position_embeddings") or USUAL_LENGTH
 
     @property
@@ -211,13 +215,13 @@ class Folder:
 
     @property
     def vocabulary_rows(self) -> int | None:
-        """The rows of the word embeddings: those in the file, else those in config.json."""
+        """The rows of the word embeddings, by the weights if their shapes are known, else by config.json."""
         shape = self._shape_of(_WORD_EMBEDDINGS)
         return shape[0] if shape else self.config.get("vocab_size")
 
     @property
     def token_type_rows(self) -> int | None:
-        """The rows of the token type embeddings, 0 where the model has none; None where nothing says so."""
+        """The rows of the token type embeddings, 0 without any; None if neither weights nor config.json tell."""
         shape = self._shape_of(("token_type_embeddings.weight",))
         if shape or self.tensors is not None:
             return shape[0] if shape else 0
@@ -225,21 +229,21 @@ class Folder:
 
     @cached_property
     def head_rows(self) -> int | None:
-        """The rows of the classifier's last layer; None where there is none that is known."""
+        """The rows of the classifier's last layer, which is the number of labels; None without a known head."""
         found = [(self.tensors or {}).get(name) for name in _HEADS]
         return next((shape[0] for shape in found if shape and len(shape) == 2), None)
 
     @property
     def tokenizer_file(self) -> Path | None:
-        """Return the path of tokenizer.json, if there is one."""
+        """The path of tokenizer.json; None if there is none."""
         file = self.path / "tokenizer.json"
         return file if file.is_file() else None
 
     def check_encoder(self) -> None:
-        """Refuse a family that cannot be exported, before its weights are read.
+        """Refuse families that cannot be exported, before their weights are read.
 
         Raises:
-            CheckpointError: naming the family, and some that can.
+            CheckpointError: for a decoder or another kind of attention, naming families that can be exported.
         """
         config = self.config
         if config.get("is_decoder"):
@@ -254,14 +258,14 @@ class Folder:
         )
 
     def check_length(self, asked: int, *, option: str = "max_length") -> None:
-        """Refuse a length that the checkpoint does not read.
+        """Refuse a `max_length` above what the checkpoint can read.
 
         Args:
-            asked: tokens of one text, special ones counted.
-            option: what the length is called where it was set.
+            asked: the length in tokens, special tokens included.
+            option: the option or setting by which it was given, for the message.
 
         Raises:
-            CheckpointError: naming the most that can be asked for.
+            CheckpointError: with the largest possible length and what limits it.
         """
         if self.longest is None or asked <= self.longest:
             return
@@ -279,7 +283,7 @@ class Folder:
         raise CheckpointError(f"{option} is {asked} and {why}; {way}{self.longest} or less{more}")
 
     def _shape_of(self, endings: tuple[str, ...]) -> tuple[int, ...] | None:
-        """Return the shape of the first tensor that is called so, the shortest name first."""
+        """Return the shape of the tensor with one of these name endings; of several the one with the shortest name."""
         for name in sorted(self.tensors or {}, key=len):
             if name.endswith(endings):
                 return (self.tensors or {})[name]
@@ -287,7 +291,7 @@ class Folder:
 
 
 def read_folder(name: str | Path) -> Folder:
-    """Read the small files of a hub id or checkpoint folder, and refuse what potstill would read otherwise than meant.
+    """Read and check the metadata of a hub id or checkpoint folder; of a hub id the small files are downloaded.
 
     Raises:
         CheckpointError: if there is no such folder; if a file is missing, cut short or no JSON; if the checkpoint needs
@@ -321,7 +325,7 @@ def read_folder(name: str | Path) -> Folder:
 
 
 def read_tokenizer_folder(name: str | Path) -> Folder:
-    """Read what a tokenizer is loaded by: of a folder that may have no config.json and no weights.
+    """Read the metadata that a tokenizer needs; the folder may have no config.json and no weights.
 
     Raises:
         CheckpointError: if there is no such folder, a file is no JSON, or the tokenizer needs code of its own.
@@ -332,13 +336,13 @@ def read_tokenizer_folder(name: str | Path) -> Folder:
 
 
 def _encoder_folder(root: Path) -> Path:
-    """Return where config.json is: old folders of sentence-transformers have it one level down."""
+    """Return the folder with config.json; old sentence-transformers folders have it one level down."""
     is_below = (root / MODULES_FILE).is_file() and not (root / "config.json").is_file()
     return root / encoder_path(root) if is_below else root
 
 
 def _read_tokenizer_config(path: Path) -> Settings:
-    """Return tokenizer_config.json, empty where there is none.
+    """Return the content of tokenizer_config.json; empty if the file is missing.
 
     Raises:
         CheckpointError: if it is no JSON, or asks for code of its own.
@@ -350,10 +354,10 @@ def _read_tokenizer_config(path: Path) -> Settings:
 
 
 def find_folder(name: str) -> Path:
-    """Return the folder of a checkpoint; of a hub id the one in the hub's cache, after fetching its small files.
+    """Return the folder of a checkpoint; for a hub id the snapshot in the hub's cache, with its small files.
 
     Raises:
-        CheckpointError: if there is none.
+        CheckpointError: if there is no such folder, and the hub has no such model or cannot be reached.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -368,6 +372,7 @@ def _fetch(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
+        # No weights: they are fetched by from_pretrained, once the metadata is found to be usable.
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model"]))
     except Exception as error:  # of several libraries: an unknown name, no network, no permission
         raise CheckpointError(
@@ -401,11 +406,12 @@ def _read_tensor_shapes(path: Path) -> dict[str, tuple[int, ...]] | None:
     index = path / "model.safetensors.index.json"
     files = [path / "model.safetensors"]
     if not files[0].is_file() and index.is_file():
+        # A sharded checkpoint: the index maps each tensor to its file.
         weights = read_json(index).get("weight_map")
         if not isinstance(weights, dict):
             raise CheckpointError(f"{index} has no weight_map; fetch or save the checkpoint again")
         files = [path / str(name) for name in sorted(set(weights.values()))]
-        # On the hub they come later, with the model.
+        # None of them is here for a hub id, whose weights come later; some of them is a broken copy.
         missing = [file.name for file in files if not file.is_file()]
         if len(missing) == len(files):
             return None
@@ -426,7 +432,7 @@ def _read_header(file: Path) -> dict[str, tuple[int, ...]]:
         try:
             header = json.loads(stream.read(length))
             tensors = {name: about for name, about in header.items() if name != "__metadata__"}
-            # A weight in a type that has a scale, which transformers would leave out.
+            # A weight in int8 or float8 needs a scale tensor, which transformers would drop as unexpected.
             scaled = [name for name, about in tensors.items() if about["dtype"] not in _UNSCALED]
             quantised = next((name for name in scaled if name.endswith((".weight", ".bias"))), None)
             end = 8 + length + max((about["data_offsets"][1] for about in tensors.values()), default=0)
@@ -447,7 +453,7 @@ def _read_header(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _check_code(file: Path, content: Config) -> None:
-    """Refuse a checkpoint that only code of its own reads rightly; that code is never run."""
+    """Refuse a checkpoint with `auto_map`: it needs Python code from its folder, which is never run."""
     if content.get("auto_map"):
         raise CheckpointError(
             f"{file} asks for code of its own (auto_map), which potstill never runs; take a checkpoint of a family "
@@ -456,7 +462,7 @@ def _check_code(file: Path, content: Config) -> None:
 
 
 def _check_config(path: Path, config: Config) -> None:
-    """Refuse what transformers would leave out without a word, or cannot be meant."""
+    """Refuse settings that transformers would ignore silently, and numbers that are NaN or infinite."""
     if config.get("quantization_config"):
         kind = config["quantization_config"]
         method = kind.get("quant_method") if isinstance(kind, dict) else None
@@ -483,7 +489,7 @@ def _check_config(path: Path, config: Config) -> None:
 
 
 def _check_names(file: Path, config: Config, names: Mapping[str, object]) -> None:
-    """Refuse labels that are no names, the same twice, or numbered otherwise by label2id."""
+    """Refuse labels that are no strings or numbers, occur twice, or have another number in label2id."""
     for name in names.values():
         if isinstance(name, bool) or not isinstance(name, str | int | float):
             raise CheckpointError(f"{file} has an id2label with {name!r}, which is no name; correct id2label")
@@ -528,15 +534,15 @@ def _check_labels(folder: Folder) -> None:
 
 
 def fit_length(names: Iterable[str], asked: int, *, was_set: bool) -> int:
-    """Return the longest text in tokens that all of these checkpoints read.
+    """Return a `max_length`, in tokens, that all of these checkpoints can read.
 
     Args:
         names: hub ids or folders.
-        asked: the length that was set, or the usual one.
-        was_set: whether somebody asked for it; then it is refused where it is too long, and else made shorter.
+        asked: the length that the user set, or the default.
+        was_set: whether the user set it: then a length that is too long is an error, else it is lowered.
 
     Raises:
-        CheckpointError: if it was set, and is more than one of them reads; or as `read_folder`.
+        CheckpointError: if it was set and one of them cannot read that much; or as `read_folder`.
     """
     for folder in map(read_folder, names):
         if was_set:
@@ -546,13 +552,13 @@ def fit_length(names: Iterable[str], asked: int, *, was_set: bool) -> int:
 
 
 def usable_positions(config: Config) -> int | None:
-    """Return how many tokens of one text a model has positions for.
+    """Return the longest text, in tokens, that a model has position embeddings for.
 
     Args:
         config: config.json as transformers writes it, which a bundle holds too.
 
     Returns:
-        None for positions that are relative, and where the configuration says nothing.
+        None for relative positions, and if the configuration has no `max_position_embeddings`.
     """
     family, longest = config.get("model_type"), config.get("max_position_embeddings")
     if not longest or (family in _RELATIVE and not config.get("position_biased_input", True)):
@@ -565,20 +571,20 @@ def usable_positions(config: Config) -> int | None:
 
 
 def longest_text(config: Config, tokenizer_limit: object) -> int | None:
-    """Return how many tokens of one text a model reads with its tokenizer.
+    """Return the longest text, in tokens, that a model and its tokenizer can read.
 
     Args:
         config: as in `usable_positions`.
         tokenizer_limit: the tokenizer's `model_max_length`, which may be huge or missing.
 
     Returns:
-        The smaller of the usable positions and the tokenizer's limit; None where neither ends.
+        The smaller of the usable positions and the tokenizer's limit; None without either.
     """
     return min(filter(None, (usable_positions(config), _limit(tokenizer_limit))), default=None)
 
 
 def _limit(value: object) -> int | None:
-    """Return a `model_max_length` that is one; None for a missing or huge one."""
+    """Return a `model_max_length` as an int; None if it is missing, huge or no number."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     return int(value) if 1 <= value < _NO_LIMIT else None
@@ -588,7 +594,7 @@ def _limit(value: object) -> int | None:
 
 
 def task_of(name: str | Path) -> Task | None:
-    """Return what a hub id or checkpoint folder was trained for; None where it names none of potstill's tasks.
+    """Return the task of a hub id or checkpoint folder; None if it is none of potstill's.
 
     Raises:
         CheckpointError: as `read_folder`.
@@ -598,6 +604,7 @@ def task_of(name: str | Path) -> Task | None:
 
 def task_of_architectures(names: Sequence[str]) -> Task | None:
     """Return the task that a checkpoint was trained for, by `architectures` of its configuration; None if unknown."""
+    # By the end of the name, such as ForSequenceClassification: the families are many.
     return next((task for name in names for task in TASKS.values() if name.endswith(task.heads)), None)
 
 
@@ -610,9 +617,9 @@ def _task_of_folder(folder: Path, architectures: Sequence[str]) -> Task | None:
 
 
 def trained_task(name: str | Path) -> str | None:
-    """Return the name of the task that a checkpoint folder was trained for; None for a hub id, and if unknown.
+    """Return the name of a checkpoint folder's task; None for a hub id, and if it is not known.
 
-    Unlike `task_of` it refuses nothing, since the name may stand for something else, and asks no hub.
+    Unlike `task_of` it raises nothing, because the name may be that of something else, and does not ask the hub.
     """
     folder = Path(name).expanduser()
     try:

@@ -1,6 +1,8 @@
-"""Load and hash transformers checkpoints, with errors that say what to do. Needs torch and transformers.
+"""Load and hash transformers checkpoints, and the sentence heads behind their encoders. Needs torch and transformers.
 
-No code of a checkpoint is ever run: `trust_remote_code` is False at every load, so nobody is asked either.
+Loading is stricter than `from_pretrained`: weights that would be random, or that the checkpoint has and the model does
+not use, are errors, because the model would answer otherwise. No code of a checkpoint is ever run: `trust_remote_code`
+is False at every load, which also keeps transformers from asking on the terminal.
 """
 
 import hashlib
@@ -63,9 +65,10 @@ __all__ = [
     "save_tokenizer",
 ]
 
-# Everything that decides how a checkpoint answers; training states beside it do not.
+# Files that decide how a checkpoint answers; optimiser states (.pt) beside them do not.
 _HASHED_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model")
-# Settings that only steer the forward pass or how weights are held; here they are always the defaults.
+# Settings of one machine or run, such as chunked layers or an attention implementation: they change how the answer is
+# computed and not the answer, so config.json does not decide them here.
 _STEERING = (
     "_attn_implementation",
     "_attn_implementation_autoset",
@@ -94,9 +97,10 @@ _UNUSED = re.compile(
     r"|generator_predictions|generator_lm_head)\."
     r"|(^|\.)(position_ids|token_type_ids|inv_freq)$)"
 )
-# ModernBERT's heads, whose names mean something else in other families.
+# The pre-training heads of ModernBERT; in other families these names are parts of the model.
 _UNUSED_BY_FAMILY = {"modernbert": re.compile(r"^(head|decoder)\.")}
-# Parts of the very head that answers: a model that leaves some of them out was trained with a head of its own.
+# Weights of the head that answers. If the model leaves one of them out, the checkpoint was trained with another head
+# than transformers has, so here they are not excused by `_UNUSED`.
 _OWN_HEAD = {
     TEXT_CLASSIFICATION: re.compile(r"^(pre_)?classifier\."),
     TOKEN_CLASSIFICATION: re.compile(r"^(pre_)?classifier\."),
@@ -105,12 +109,12 @@ _OWN_HEAD = {
 _POOLER = re.compile(r"(^|\.)pooler\.")
 _SHOWN = 4
 LoadingInfo: TypeAlias = dict[str, Any]
-"""The keys that `from_pretrained` has found missing, unexpected or of another size."""
+"""`loading_info` of `from_pretrained`: the keys that are missing, unexpected or of another shape."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model with its tokenizer and where they came from."""
+    """A loaded model with its tokenizer, and the hub id or folder it was loaded from."""
 
     name: str
     model: PreTrainedModel
@@ -130,7 +134,7 @@ def load_checkpoint(
 
     Args:
         name: a hub id or checkpoint folder.
-        task: says which class of model.
+        task: decides the model class, such as AutoModelForTokenClassification.
         tokenizer: a hub id or folder; None takes the model's own.
         new_head: settings of the configuration, such as labels, for an encoder whose head is yet to be trained; None
             refuses a checkpoint without a trained head.
@@ -144,7 +148,8 @@ def load_checkpoint(
     if new_head is None:
         _check_task(folder, task)
     loaded_tokenizer = load_tokenizer(tokenizer or folder)
-    if folder.tensors is not None:  # known before the weights are read
+    # Checked here to fail before the weights are read, and again below for formats whose shapes show only then.
+    if folder.tensors is not None:
         _check_rows(folder, loaded_tokenizer, ids=folder.vocabulary_rows)
     config = _make_config(folder, new_head or {})
     try:
@@ -167,7 +172,7 @@ def load_checkpoint(
 
 
 def load_config(name: str) -> PretrainedConfig:
-    """Load the configuration of a hub id or checkpoint folder, without what only steers the forward pass.
+    """Load the configuration of a hub id or checkpoint folder, without the settings in `_STEERING`.
 
     Raises:
         CheckpointError: if there is none, or none that transformers reads.
@@ -181,12 +186,12 @@ def count_parameters(model: torch.nn.Module) -> int:
 
 
 def hash_checkpoint(name: str) -> str | None:
-    """Return one SHA-256 over the files of a checkpoint folder by name and content; None for a hub id."""
+    """Return one SHA-256 over names and contents of a checkpoint folder's files; None for a hub id."""
     folder = Path(name)
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
-    # The modules of sentence-transformers, such as 2_Dense, decide the answer too.
+    # sentence-transformers' modules, such as 2_Dense, decide the answer too. Sorted, as iterdir has no order.
     found = [*folder.iterdir(), *folder.glob("[0-9]*_*/*")]
     for file in sorted(path for path in found if path.suffix in _HASHED_SUFFIXES and path.is_file()):
         digest.update(f"{file.relative_to(folder).as_posix()} {sha256_of(file)}\n".encode())
@@ -194,7 +199,7 @@ def hash_checkpoint(name: str) -> str | None:
 
 
 def accepted_inputs(model: torch.nn.Module) -> list[str]:
-    """Return which of the tokenizer's outputs a model takes, in transformers' order; DistilBERT has no token types."""
+    """Return the tokenizer outputs that the model's forward takes; DistilBERT, for one, has no token types."""
     parameters = inspect.signature(model.forward).parameters
     return [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in parameters]
 
@@ -208,8 +213,10 @@ def _make_config(folder: Folder, changes: Mapping[str, object]) -> PretrainedCon
         )
     content = {name: value for name, value in folder.config.items() if name not in _STEERING}
     if "id2label" in changes:
+        # They belong to the old labels, and would contradict the new id2label.
         content = {name: value for name, value in content.items() if name not in ("label2id", "num_labels")}
     try:
+        # Not AutoConfig.from_pretrained, which would read the file again, with what was left out above.
         config: PretrainedConfig = CONFIG_MAPPING[folder.model_type].from_dict(content | dict(changes))
     except Exception as error:
         raise CheckpointError(f"{file} cannot be read by transformers: {first_line(error)}") from error
@@ -217,7 +224,7 @@ def _make_config(folder: Folder, changes: Mapping[str, object]) -> PretrainedCon
 
 
 def _check_task(folder: Folder, task: Task) -> None:
-    """Refuse a head of another task, which often has the same name and shape."""
+    """Refuse a head of another task: `classifier.weight` fits a tagger and a text classifier alike."""
     trained = folder.task
     if task in (FEATURE_EXTRACTION, FILL_MASK) or trained in (None, task, FEATURE_EXTRACTION, FILL_MASK):
         return
@@ -230,7 +237,10 @@ def _check_task(folder: Folder, task: Task) -> None:
 def _check_weights(
     name: str, task: Task, model: PreTrainedModel, loading: LoadingInfo, *, head_may_be_new: bool
 ) -> None:
-    """Refuse weights that would be random, except where they are no part of the answer or are about to be trained."""
+    """Refuse a model with weights that from_pretrained had to initialise at random.
+
+    Excused are the pooler, which is no part of the answer, and with `head_may_be_new` a head that will be trained.
+    """
     encoder = f"{model.base_model_prefix}."
     resized = {str(key): (tuple(found), tuple(wanted)) for key, found, wanted in loading["mismatched_keys"]}
     lost = sorted(key for key in resized if key.startswith(encoder) or not head_may_be_new)
@@ -241,7 +251,7 @@ def _check_weights(
             f"for {wanted}; fetch both from one place"
         )
     missing = sorted(str(key) for key in loading["missing_keys"])
-    if task is FEATURE_EXTRACTION:  # pooled by us, from the tokens
+    if task is FEATURE_EXTRACTION:  # vectors are pooled from the tokens; the BERT pooler is not used
         missing = [key for key in missing if not key.startswith("pooler.")]
     lost = [key for key in missing if key.startswith(encoder) and ".pooler." not in key]
     if missing and (lost or not head_may_be_new):
@@ -254,9 +264,10 @@ def _check_weights(
 def _check_unused(
     folder: Folder, task: Task, model: PreTrainedModel, loading: LoadingInfo, *, head_may_be_new: bool
 ) -> None:
-    """Refuse weights that the checkpoint has and the model does not use, since it answers otherwise without them."""
+    """Refuse a checkpoint with weights that the model does not use, except those that no task needs (`_UNUSED`)."""
     family = _UNUSED_BY_FAMILY.get(folder.model_type or "")
     needed = [] if head_may_be_new or task not in _OWN_HEAD else [_OWN_HEAD[task]]
+    # A classifier of BERT reads the pooler, so there it is a part of the head; a DistilBERT has none.
     if needed and any(_POOLER.search(name) for name, _ in model.named_parameters()):
         needed.append(_POOLER)
     unused = sorted(
@@ -280,7 +291,7 @@ def _check_numbers(name: str, model: PreTrainedModel) -> None:
 
 
 def _check_rows(folder: Folder, tokenizer: PreTrainedTokenizerBase, *, ids: int | None) -> None:
-    """Refuse a tokenizer that gives ids or token types for which the model has no row."""
+    """Refuse a tokenizer whose ids or token types exceed the rows of the embedding tables (`ids` for the words)."""
     largest = largest_id(tokenizer)
     if ids is not None and largest >= ids:
         raise CheckpointError(
@@ -296,30 +307,30 @@ def _check_rows(folder: Folder, tokenizer: PreTrainedTokenizerBase, *, ids: int 
         )
 
 
-# Sentence heads: from the token vectors of a text to its one vector, by the rule of sentence-transformers.
+# Sentence heads: from a text's token vectors to one vector, as sentence-transformers computes it.
 #
-# B texts, T tokens, H the width of a token's vector, E that of a text's.
+# Shapes: B texts, T tokens, H the width of a token vector, E that of a text's vector.
 
-# As sentence-transformers' Pooling and torch's normalize have them.
+# Lower bounds of divisors: the token count as in sentence-transformers' Pooling, the norm as in torch's normalize.
 _FEWEST_TOKENS, _SHORTEST_VECTOR = 1e-9, 1e-12
 
 
 class SentenceHead(nn.Module):
-    """Pooling and what follows it."""
+    """Pooling of the token vectors, and the layers behind it. Traceable, so that export puts it into the graph."""
 
     def __init__(self, pooling: Sequence[str], layers: Sequence[nn.Module] = ()) -> None:
-        """Take the modes, whose vectors stand side by side, and the layers behind them, in order."""
+        """Take the pooling modes, whose vectors are concatenated in this order, and the layers that follow."""
         super().__init__()
         self.pooling = tuple(pooling)
         self.layers = nn.ModuleList(layers)
 
     def width(self, hidden_size: int) -> int:
-        """Return how many numbers a text's vector has, where a token's has `hidden_size`."""
+        """Return E, the width of a text's vector, for token vectors of `hidden_size`."""
         dense = [layer.linear.out_features for layer in self.layers if isinstance(layer, DenseLayer)]
         return dense[-1] if dense else hidden_size * len(self.pooling)
 
     def describe(self) -> str:
-        """Return in words what it does, such as `cls, 24 numbers, length 1`."""
+        """Describe the head in a few words, such as `cls, 24 numbers, length 1`."""
         words = ["+".join(self.pooling)]
         for layer in self.layers:
             if isinstance(layer, DenseLayer):
@@ -329,11 +340,11 @@ class SentenceHead(nn.Module):
         return ", ".join(words)
 
     def extra_repr(self) -> str:
-        """Return the modes."""
+        """Return the pooling modes, for torch's printed form of the module."""
         return ", ".join(self.pooling)
 
     def forward(self, states: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return one vector per text, (B, E), of token vectors (B, T, H) and the mask (B, T) of a text's tokens."""
+        """Return one vector per text, (B, E), from token vectors (B, T, H) and the attention mask (B, T)."""
         vector = torch.cat([pool(states, attention_mask, mode) for mode in self.pooling], dim=-1)
         for layer in self.layers:
             vector = layer(vector)
@@ -341,16 +352,16 @@ class SentenceHead(nn.Module):
 
 
 class SentenceEncoder(nn.Module):
-    """An encoder with its head: what the encoder gives, and `sentence_embedding` beside it."""
+    """An encoder with its sentence head, as one module for training and evaluation."""
 
     def __init__(self, encoder: PreTrainedModel, head: SentenceHead) -> None:
-        """Take both, on the same device and in the same numbers."""
+        """Take both, on the same device and of the same dtype."""
         super().__init__()
         self.encoder, self.head, self.config = encoder, head, encoder.config
 
     @property
     def device(self) -> torch.device:
-        """Where the encoder runs."""
+        """The device of the encoder's weights."""
         return self.encoder.device
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
@@ -360,18 +371,18 @@ class SentenceEncoder(nn.Module):
 
 
 class UnitLength(nn.Module):
-    """Divide a vector by its length."""
+    """Divide a vector by its L2 norm."""
 
     def forward(self, vector: Tensor) -> Tensor:
-        """Return (B, E) of (B, E)."""
+        """Normalise vectors (B, E)."""
         return vector / vector.norm(dim=-1, keepdim=True).clamp_min(_SHORTEST_VECTOR)
 
 
 class DenseLayer(nn.Module):
-    """A linear layer, its activation, and where the settings say so its input added to that."""
+    """A linear layer with an activation, and optionally a residual connection around both."""
 
     def __init__(self, dense: Dense) -> None:
-        """Make the layer; its weights are yet to be loaded, under sentence-transformers' names."""
+        """Make the layer with random weights; their names are those of sentence-transformers, to load its files."""
         super().__init__()
         self.linear = nn.Linear(dense.in_features, dense.out_features, bias=dense.bias)
         self.activation: nn.Module = getattr(nn, dense.activation)()
@@ -380,7 +391,7 @@ class DenseLayer(nn.Module):
             self.residual = nn.Linear(dense.in_features, dense.out_features, bias=False)
 
     def forward(self, vector: Tensor) -> Tensor:
-        """Return (B, out_features) of (B, in_features)."""
+        """Map vectors (B, in_features) to (B, out_features)."""
         result: Tensor = self.activation(self.linear(vector))
         if not self.adds_input:
             return result
@@ -388,21 +399,21 @@ class DenseLayer(nn.Module):
 
 
 class NormLayer(nn.Module):
-    """A layer norm, with the weights' names of sentence-transformers."""
+    """A layer norm whose weights have the names of sentence-transformers."""
 
     def __init__(self, dimension: int) -> None:
-        """Make the layer; its weights are yet to be loaded."""
+        """Make the layer with initial weights."""
         super().__init__()
         self.norm = nn.LayerNorm(dimension)
 
     def forward(self, vector: Tensor) -> Tensor:
-        """Return (B, E) of (B, E)."""
+        """Normalise vectors (B, E) to mean 0 and variance 1, then scale and shift them."""
         normed: Tensor = self.norm(vector)
         return normed
 
 
 def pool(states: Tensor, attention_mask: Tensor, mode: str) -> Tensor:
-    """Return one vector per text, (B, H), of token vectors (B, T, H) whose padding is on the right.
+    """Pool token vectors (B, T, H), padded on the right, into one vector per text, (B, H).
 
     `mode` is one of `potstill.checkpoint.sentence_transformers.POOLING_MODES`.
     """
@@ -410,29 +421,31 @@ def pool(states: Tensor, attention_mask: Tensor, mode: str) -> Tensor:
     if mode == "cls":
         return states[:, 0]
     if mode == "max":
+        # Not -inf: the vector of a text without tokens stays a number, in float16 too.
         return states.masked_fill(tokens == 0, torch.finfo(states.dtype).min).amax(1)
     weights = tokens
     if mode in {"lasttoken", "weightedmean"}:
-        # The first token counts once, the second twice, and so on; as shares of the length, whose sum float16 holds.
-        # A cumulative sum, because old operator sets have no range of a length that is yet to be seen.
+        # Token i weighs i, as in SGPT (arXiv 2202.08904); divided by the length, so that the sum fits into float16.
+        # A cumulative sum is in every opset; Range only from 11 on.
         places = (tokens * 0 + 1).cumsum(1)
         weights = tokens * places / places.amax(1, keepdim=True)
     if mode == "lasttoken":
+        # The weights grow with the position and are 0 at padding, so the largest is that of the last token.
         return (states * tokens * (weights == weights.amax(1, keepdim=True)).to(states.dtype)).sum(1)
     count = weights.sum(1).clamp(min=_FEWEST_TOKENS)
     return (states * weights).sum(1) / (count.sqrt() if mode == "mean_sqrt_len_tokens" else count)
 
 
 def simple_head(mode: str, *, normalize: bool) -> SentenceHead:
-    """Return a head that pools, and gives the vector length 1 if wanted."""
+    """Return a head that pools by one mode and, with `normalize`, divides by the L2 norm."""
     return SentenceHead([mode], [UnitLength()] if normalize else [])
 
 
 def load_head(found: SentenceTransformers) -> SentenceHead | None:
-    """Return the head that a folder describes, with its weights as float32; None where it has no pooling.
+    """Build the head that a folder describes, in float32 and eval mode; None if it has no pooling.
 
     Raises:
-        CheckpointError: if weights cannot be read, or are not those of the folder's settings.
+        CheckpointError: if weights cannot be read, or do not fit the folder's settings.
     """
     if not found.pooling:
         return None
@@ -440,7 +453,7 @@ def load_head(found: SentenceTransformers) -> SentenceHead | None:
 
 
 def load_sentence_encoder(name: str, *, tokenizer: str | None = None) -> tuple[Checkpoint, SentenceHead | None]:
-    """Load an encoder, and what its folder says follows it; None where it is none of sentence-transformers.
+    """Load an encoder with its sentence head; the head is None if it is no sentence-transformers folder.
 
     Raises:
         CheckpointError: as `load_checkpoint`, `read_sentence_transformers` and `load_head`.
@@ -452,15 +465,16 @@ def load_sentence_encoder(name: str, *, tokenizer: str | None = None) -> tuple[C
 def write_sentence_transformers(
     head: SentenceHead, folder: Path, *, width: int, max_length: int, prompts: Path | None = None
 ) -> None:
-    """Write beside an encoder what sentence-transformers, and `read_sentence_transformers`, make the same vectors by.
+    """Make an encoder's folder a sentence-transformers folder that gives the head's vectors.
 
     Args:
-        head: what follows the token vectors.
-        folder: the encoder's.
-        width: of a token's vector.
+        head: the sentence head.
+        folder: the encoder's folder; modules.json, settings and weights are added.
+        width: H, the width of a token vector.
         max_length: the longest text in tokens.
-        prompts: a config_sentence_transformers.json to copy; None and a missing one write none.
+        prompts: a config_sentence_transformers.json to copy; if it is None or missing, none is written.
     """
+    # The encoder itself is module 0 and lies in the folder, whose path is "".
     modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
     modes = {flag: mode in head.pooling for flag, mode in POOLING_FLAGS.items()}
     settings: list[dict[str, Any]] = [{}, {"word_embedding_dimension": width} | modes]
@@ -486,7 +500,7 @@ def write_sentence_transformers(
 
 
 def _describe(layer: nn.Module) -> tuple[str, dict[str, object]]:
-    """Return the name of sentence-transformers' module and its settings."""
+    """Return a layer's class name in sentence-transformers and its config.json."""
     if isinstance(layer, DenseLayer):
         activation = type(layer.activation)
         about = {
@@ -506,7 +520,7 @@ def _write_json(file: Path, content: object) -> None:
 
 
 def find_sentence_transformers(name: str) -> SentenceTransformers | None:
-    """Read what a folder or hub id says about its vectors; None if it is none of sentence-transformers.
+    """Read pooling, layers and prompts of a folder or hub id; None if it is no sentence-transformers folder.
 
     Raises:
         CheckpointError: as `read_sentence_transformers`.
@@ -521,9 +535,9 @@ def find_sentence_transformers(name: str) -> SentenceTransformers | None:
 
 
 def _fetch(name: str) -> Path | None:
-    """Bring the small files of a hub id into the hub's cache and return their folder; None if it has no modules.
+    """Cache the files that describe a hub id's vectors, Dense weights included; None without modules.json.
 
-    Dense layers' weights come too. What cannot be had is missing to the reader, who says so.
+    Files that cannot be fetched are left for `read_sentence_transformers` to report as missing.
     """
     modules = _cached(name, MODULES_FILE)
     if modules is None:
@@ -535,6 +549,7 @@ def _fetch(name: str) -> Path | None:
     for row in json.loads(modules.read_text(encoding="utf-8")):
         path = str(row.get("path") or "") if isinstance(row, dict) else ""
         if path and _cached(name, f"{path}/config.json") and not str(row.get("type")).endswith(".Transformer"):
+            # The first of them that exists; the encoder's own weights are loaded by transformers.
             any(_cached(name, f"{path}/{weights}") for weights in WEIGHT_FILES)
     return folder
 
@@ -568,6 +583,7 @@ def _with_weights(module: nn.Module, file: Path | None) -> nn.Module:
         if file.suffix == ".safetensors":
             state = load_file(file)
         else:
+            # weights_only: a pickle may run code.
             state = torch.load(file, map_location="cpu", weights_only=True)
         module.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     except Exception as error:  # pickles, safetensors and torch each have errors of their own

@@ -1,14 +1,14 @@
-"""Read what a sentence-transformers folder says about its vectors: pooling, layers behind it, length and prompts.
+"""Read how a sentence-transformers folder makes its vectors: pooling, layers behind it, length limit and prompts.
 
-    modules.json                         which modules there are, in order, and in which folder each of them is
-    sentence_bert_config.json            of the encoder: max_seq_length, do_lower_case
-    1_Pooling/config.json                how one vector is made of a text's token vectors
-    2_Dense/config.json, its weights     a layer behind that, with its activation
-    3_Normalize                          length 1
+    modules.json                         the modules in order, each with its class and folder
+    sentence_bert_config.json            the encoder's max_seq_length and do_lower_case
+    1_Pooling/config.json                how token vectors become one vector
+    2_Dense/config.json, its weights     a linear layer with its activation
+    3_Normalize                          division by the L2 norm
     config_sentence_transformers.json    prompts
 
-Nothing here needs torch or sentence-transformers. What is not known is refused, because a vector without one of its
-modules is another vector.
+Needs neither torch nor sentence-transformers. An unknown module or setting is an error, because a vector that is made
+without it is another vector.
 """
 
 import json
@@ -21,9 +21,10 @@ from potstill.errors import CheckpointError, UsageError
 from potstill.messages import first_line
 
 MODULES_FILE = "modules.json"
-"""The file by which sentence-transformers knows a folder of its own."""
+"""The file that makes a folder one of sentence-transformers."""
 PROMPTS_FILE = "config_sentence_transformers.json"
-# The flags of files before sentence-transformers 6, in the order in which several of them are concatenated.
+# One flag per mode in files before version 6, which writes `pooling_mode`. Vectors of several modes are concatenated in
+# this order, whatever the file's.
 POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -32,14 +33,15 @@ POOLING_FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-# The encoder's file has had a name for each family.
+# sentence-transformers has named the encoder's file after its family; all names are still read.
 _ENCODER_FILES = tuple(
     f"sentence_{family}_config.json"
     for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 ACTIVATIONS = frozenset({"Identity", "Tanh", "Sigmoid", "ReLU", "GELU", "SiLU", "LeakyReLU", "ELU", "Softplus"})
-"""The classes of torch.nn that may follow a Dense layer."""
+"""The classes of torch.nn that a Dense layer may have as activation. A list, so that no file names code to import."""
+# The settings of each module that are understood; any other could change the vector.
 _KEYS = {
     "Dense": {
         "in_features",
@@ -54,21 +56,22 @@ _KEYS = {
     "Normalize": {"module_input_name", "module_output_name"},
     "Dropout": {"dropout"},
 }
+# The only tensor that layers may read and write: the text's vector, not those of the tokens.
 _VECTOR = "sentence_embedding"
 
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """A linear layer with an activation.
+    """The settings of a linear layer with an activation.
 
     Attributes:
-        path: its folder within the model's.
-        in_features: the width that it takes.
-        out_features: the width that it gives.
-        bias: whether it has one.
-        activation: a class of torch.nn, one of `ACTIVATIONS`.
-        residual: whether its input is added to what it gives, projected where the widths differ.
-        weights: the file with its weights; None for a layer that is yet to be trained.
+        path: the module's folder, relative to modules.json.
+        in_features: the input width.
+        out_features: the output width.
+        bias: whether it has a bias.
+        activation: the name of a class of torch.nn, one of `ACTIVATIONS`.
+        residual: whether the input is added to the output, through a projection if the widths differ.
+        weights: the weight file; None for a layer that is to be trained.
     """
 
     path: str
@@ -82,7 +85,7 @@ class Dense:
 
 @dataclass(frozen=True, slots=True)
 class LayerNorm:
-    """A layer norm over the vector."""
+    """The settings of a layer norm over the vector."""
 
     path: str
     dimension: int
@@ -91,28 +94,28 @@ class LayerNorm:
 
 @dataclass(frozen=True, slots=True)
 class Normalize:
-    """The vector is divided by its length."""
+    """Division of the vector by its L2 norm."""
 
 
 Settings: TypeAlias = dict[str, Any]
-"""What a module's config.json holds."""
+"""The content of a module's config.json."""
 Layer: TypeAlias = Dense | LayerNorm | Normalize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentenceTransformers:
-    """What a sentence-transformers folder says.
+    """How a sentence-transformers folder makes its vectors.
 
     Attributes:
         folder: the folder with modules.json.
-        encoder_path: where the encoder is within it; "" is the folder itself.
-        pooling: how the token vectors become one, several modes side by side in this order; empty where the folder
-            has no pooling, so that the token vectors are its answer.
-        layers: what follows the pooling, in order.
-        max_seq_length: the longest text in tokens, special ones among them; None leaves that to the tokenizer.
-        encoder_file: the file that says so.
-        prompts: by name, those that are not empty; what a user puts before a text.
-        include_prompt: whether the tokens of a prompt are pooled as well.
+        encoder_path: the encoder's folder, relative to `folder`; "" is the folder itself.
+        pooling: the pooling modes, whose vectors are concatenated; empty if the folder has no Pooling, so that the
+            token vectors are its output.
+        layers: the layers behind the pooling, in order.
+        max_seq_length: the longest text in tokens, special tokens included; None leaves it to the tokenizer.
+        encoder_file: the file with `max_seq_length`.
+        prompts: the prompts by name, without empty ones; text to put before the input.
+        include_prompt: whether the tokens of a prompt are pooled too.
     """
 
     folder: Path
@@ -131,21 +134,21 @@ class SentenceTransformers:
 
     @property
     def normalize(self) -> bool:
-        """Whether the vectors have length 1."""
+        """Whether the vectors have an L2 norm of 1."""
         return bool(self.layers) and isinstance(self.layers[-1], Normalize)
 
     @property
     def mode(self) -> str:
-        """The pooling in one word: several modes are joined by +."""
+        """The pooling modes joined by "+"."""
         return "+".join(self.pooling)
 
     @property
     def is_projected(self) -> bool:
-        """Whether layers with weights follow the pooling, or the length is taken away before the end."""
+        """Whether a Dense or LayerNorm follows the pooling."""
         return any(not isinstance(layer, Normalize) for layer in self.layers)
 
     def notes(self) -> list[str]:
-        """Return in words what a user must know to get the vectors that sentence-transformers gives."""
+        """Return what a user must know to get the same vectors as from sentence-transformers."""
         if not self.prompts:
             return []
         named = ", ".join(f"{name} {prompt!r}" for name, prompt in self.prompts.items())
@@ -154,10 +157,10 @@ class SentenceTransformers:
 
 
 def read_sentence_transformers(folder: Path) -> SentenceTransformers | None:
-    """Read a folder, or return None where it has no modules.json and so is none of sentence-transformers.
+    """Read a folder; None if it has no modules.json.
 
     Raises:
-        CheckpointError: in one line that names the file, for what is damaged, unknown or cannot be kept.
+        CheckpointError: if a file is damaged, or has a module or setting that is unknown or cannot be exported.
     """
     file = folder / MODULES_FILE
     if not file.is_file():
@@ -169,6 +172,7 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformers | None:
     encoder_path = modules[0][1]
     encoder_file, max_seq_length = _read_encoder(folder / encoder_path)
     modes: tuple[str, ...] = ()
+    # The width is followed from module to module, so that files that do not fit each other are found without torch.
     include_prompt, width = True, None
     layers: list[Layer] = []
     for kind, path in modules[1:]:
@@ -200,12 +204,12 @@ def read_sentence_transformers(folder: Path) -> SentenceTransformers | None:
 
 
 def read_length(folder: Path) -> tuple[Path, int] | None:
-    """Return the file that says how many tokens of a text a folder of sentence-transformers reads, and the number.
+    """Return the encoder's file with `max_seq_length`, and that length in tokens; None if there is none.
 
-    None where nothing says so. Nothing else is read, and no module is refused: other tasks have no use for them.
+    Nothing else is checked: the length counts for every task, the other modules only for vectors.
 
     Raises:
-        CheckpointError: if a file is damaged, or the number is none.
+        CheckpointError: if a file is damaged, or the length is no positive integer.
     """
     if not (folder / MODULES_FILE).is_file():
         return None
@@ -215,7 +219,7 @@ def read_length(folder: Path) -> tuple[Path, int] | None:
 
 
 def encoder_path(folder: Path) -> str:
-    """Return where the encoder lies within a folder; old ones keep it one level down, in 0_Transformer.
+    """Return the encoder's path relative to a folder: "" or, in old folders, 0_Transformer.
 
     Raises:
         CheckpointError: if modules.json is damaged or leaves the folder.
@@ -229,16 +233,16 @@ def encoder_path(folder: Path) -> str:
 def check_pooling(
     found: SentenceTransformers, *, pooling: str | None, normalize: bool | None, option: str = "--pooling"
 ) -> None:
-    """Refuse to make other vectors than a folder describes; None asks for nothing.
+    """Refuse options that contradict the pooling of a folder.
 
     Args:
-        found: what the folder says.
-        pooling: what is asked for.
-        normalize: likewise.
-        option: how pooling is asked for.
+        found: the folder's settings.
+        pooling: the mode that the user asked for; None if not.
+        normalize: whether the user asked for an L2 norm of 1; None if not.
+        option: the name of the pooling option, for the message.
 
     Raises:
-        UsageError: naming the file that says otherwise.
+        UsageError: naming the file that contradicts them.
     """
     if not found.pooling:
         return
@@ -260,6 +264,7 @@ def _read_modules(file: Path) -> list[tuple[str, str]]:
     for row in rows:
         kind, path = str(row["type"]), str(row.get("path") or "")
         name = kind.rsplit(".", 1)[-1]
+        # The class name decides, in whichever submodule it is; a class from elsewhere is code that is never run.
         if not kind.startswith("sentence_transformers.") or name not in {"Transformer", "Pooling", *_KEYS}:
             raise CheckpointError(
                 f"{file} names the module {kind}, which is not known (known are Transformer, Pooling, "
@@ -276,7 +281,7 @@ def _check_path(file: Path, name: str, path: str) -> str:
 
 
 def _read_encoder(encoder: Path) -> tuple[Path | None, int | None]:
-    """Return the encoder's file and the longest text; refuse what the tokenizer would have to do and does not."""
+    """Return the encoder's settings file and `max_seq_length`; refuse lower-casing that tokenizer.json does not do."""
     file = _encoder_file(encoder)
     if file is None:
         return None, None
@@ -305,7 +310,7 @@ def _max_seq_length(file: Path, settings: Settings) -> int | None:
 
 
 def _lowers(tokenizer: Path) -> bool:
-    """Return whether the normalizer of a tokenizer.json makes texts lower case; without the file nobody can tell."""
+    """Return whether the normalizer in tokenizer.json lower-cases texts; False without the file."""
     if not tokenizer.is_file():
         return False
     pending = [_read_object(tokenizer).get("normalizer")]
@@ -314,12 +319,12 @@ def _lowers(tokenizer: Path) -> bool:
         if isinstance(normalizer, dict):
             if normalizer.get("type") == "Lowercase" or normalizer.get("lowercase") is True:
                 return True
-            pending += normalizer.get("normalizers") or []
+            pending += normalizer.get("normalizers") or []  # of a Sequence
     return False
 
 
 def _read_pooling(file: Path, settings: Settings) -> tuple[tuple[str, ...], int | None]:
-    """Return the modes and the width of what comes out; a file without modes is sentence-transformers' own mean."""
+    """Return the pooling modes and the width of the pooled vector; without any setting it is the mean."""
     named = settings.get("pooling_mode")
     if named is None:
         modes = [mode for flag, mode in POOLING_FLAGS.items() if settings.get(flag)]
@@ -327,7 +332,7 @@ def _read_pooling(file: Path, settings: Settings) -> tuple[tuple[str, ...], int 
             modes = ["mean"]
     else:
         modes = [named] if isinstance(named, str) else named if isinstance(named, list) else [named]
-    # A flag that is not known would be a part of the vector.
+    # An unknown flag that is on would add a part to the vector, so it cannot be ignored.
     foreign = [
         key for key, value in settings.items() if key.startswith("pooling_mode_") and key not in POOLING_FLAGS and value
     ]
@@ -342,7 +347,7 @@ def _read_pooling(file: Path, settings: Settings) -> tuple[tuple[str, ...], int 
 def _read_layer(
     kind: str, path: str, *, folder: Path, settings: Settings, width: int | None
 ) -> tuple[Layer | None, int | None]:
-    """Return a layer behind the pooling, None for one that does nothing once trained, and the width behind it."""
+    """Return a layer behind the pooling, and its output width; None for Dropout, which does nothing in inference."""
     file = folder / path / "config.json"
     strange = sorted(set(settings) - _KEYS[kind] - {"__version__"})
     inputs = {settings.get(key) for key in ("module_input_name", "module_output_name")} - {None, _VECTOR}
@@ -362,6 +367,7 @@ def _read_layer(
         return LayerNorm(path, dimension, weights), dimension
     entering, leaving = (_size(file, settings, key) for key in ("in_features", "out_features"))
     _check_width(file, entering, width)
+    # sentence-transformers' defaults: Tanh where the key is missing, none where it is null.
     function = settings.get("activation_function", "torch.nn.modules.activation.Tanh") or "torch.nn.Identity"
     module, _, activation = str(function).rpartition(".")
     if not (module == "torch.nn" or module.startswith("torch.nn.modules.")) or activation not in ACTIVATIONS:
@@ -385,7 +391,7 @@ def _read_prompts(folder: Path) -> dict[str, str]:
     """Return the prompts that are not empty.
 
     Raises:
-        CheckpointError: if one of them stands before every text by itself, which nothing here does.
+        CheckpointError: if `default_prompt_name` puts one before every text, which a bundle does not do.
     """
     file = folder / PROMPTS_FILE
     settings = _read_object(file) if file.is_file() else {}

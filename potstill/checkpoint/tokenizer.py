@@ -1,8 +1,8 @@
-"""Load a checkpoint's tokenizer as its own files say it, behind transformers' interface; and save it unchanged.
+"""Load a checkpoint's tokenizer exactly as tokenizer.json has it, behind transformers' interface; save it unchanged.
 
-transformers 5 builds a tokenizer anew from the name of its class and takes no more than the vocabulary from
-tokenizer.json: a WordPiece file under `RobertaTokenizer` becomes letters, and normalisers change places. Here the file
-is the tokenizer, and the class only says which special tokens and which inputs are the defaults.
+transformers 5 rebuilds a tokenizer from the name of its class and takes only the vocabulary from tokenizer.json, which
+gave other ids for 5 to 20 of 21 texts with four tokenizers (docs/log.md). Here the file is the tokenizer, and the class
+only gives defaults: special tokens, and which inputs the model gets.
 """
 
 import inspect
@@ -28,7 +28,8 @@ from potstill.messages import first_line
 
 _TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _INPUTS = ("input_ids", "token_type_ids", "attention_mask")
-# Settings of transformers' classes that say how a text is read, and are only kept for whoever reads the saved files.
+# Settings of transformers' tokenizer classes. tokenizer.json decides how a text is read; these are only passed on, so
+# that the saved tokenizer_config.json has them for other readers.
 _KEPT = (
     "add_prefix_space",
     "clean_up_tokenization_spaces",
@@ -45,9 +46,10 @@ _KEPT = (
     "trim_offsets",
     "vocab_type",
 )
-# fairseq's models put tokens of their own before those of sentencepiece.
+# Models from fairseq put special tokens before sentencepiece's, so their ids are higher by this much.
 _SENTENCEPIECE_OFFSETS = {"XLMRobertaTokenizer": 1, "CamembertTokenizer": 4}
-# What a tokenizer of another class, or another normaliser, reads otherwise.
+# Texts that tell tokenizers apart: case, accents, Unicode normal forms, white space, CJK, emoji, zero-width characters,
+# and the markers of WordPiece, sentencepiece and byte-level BPE.
 PROBES = (
     "hello world",
     "Hello, World!",
@@ -70,17 +72,17 @@ PROBES = (
 
 
 def load_tokenizer(name: str | Path | Folder) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a hub id or folder: ids and types are those of its tokenizer.json, padding is on the right.
+    """Load the tokenizer of a hub id or folder: ids and token types are those of tokenizer.json; padding is right.
 
-    Without tokenizer.json, transformers converts the older files (vocab.txt, vocab.json and merges.txt,
-    spm.model), and a sentencepiece model is held against sentencepiece itself.
+    Without tokenizer.json, transformers converts the older files (vocab.txt; vocab.json and merges.txt; spm.model), and
+    what it makes of a sentencepiece model is compared with sentencepiece itself.
 
     Raises:
         CheckpointError: if there is none, it cannot be read or converted, or it needs code of its own.
     """
     folder = name if isinstance(name, Folder) else read_tokenizer_folder(name)
     tokenizer = _from_file(folder) if folder.tokenizer_file else _convert(folder)
-    # Encoders count positions from the left: in a batch padded on the left a text would stand elsewhere than alone.
+    # Absolute positions count from the left, padding included, so left padding would change a text's answer.
     tokenizer.padding_side = "right"
     tokenizer.model_input_names = _input_names(folder, tokenizer)
     tokenizer.name_or_path = str(folder.path)
@@ -88,9 +90,9 @@ def load_tokenizer(name: str | Path | Folder) -> PreTrainedTokenizerBase:
 
 
 def reference_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """Return what a loaded tokenizer must read like: its folder's tokenizer.json, or what that was converted to.
+    """Return the tokenizer that a loaded one is compared with, without truncation and padding.
 
-    It neither cuts nor pads.
+    This is its folder's tokenizer.json, read by the tokenizers library alone; without that file a copy of `tokenizer`.
     """
     file = Path(tokenizer.name_or_path) / "tokenizer.json"
     reference = read_tokenizer(file) if file.is_file() else Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -115,28 +117,30 @@ def read_tokenizer(file: Path) -> Tokenizer:
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json, so that every reader gets the same ids.
 
-    tokenizer.json is the checkpoint's own, to the byte unless it cuts or pads, which is up to the caller. The class
-    that tokenizer_config.json names is the checkpoint's where transformers reads the file rightly by it.
+    tokenizer.json is a copy of the checkpoint's, byte by byte, unless that truncates or pads, which is left to the
+    reader. `tokenizer_class` is the checkpoint's if transformers then gives the file's ids, else the generic class.
 
     Args:
-        tokenizer: from `load_tokenizer`, or one that was made here.
-        folder: already holds config.json, by which transformers chooses a class, too.
+        tokenizer: from `load_tokenizer`, or one that was trained here.
+        folder: the target; it must hold config.json already, because transformers chooses the class by it as well.
     """
     source = Path(tokenizer.name_or_path) if tokenizer.name_or_path else None
     tokenizer.save_pretrained(folder)
+    # save_pretrained writes the pipeline as transformers changed it, so the file's own bytes replace it.
     file, config_file = folder / "tokenizer.json", folder / "tokenizer_config.json"
     file.write_bytes(_tokenizer_bytes(tokenizer, source))
     content = read_json(config_file)
-    # As transformers 4 and transformers.js call it.
+    # transformers 4 and transformers.js know it by this name.
     if extra := content.pop("extra_special_tokens", None):
         content["additional_special_tokens"] = extra
     content.pop("backend", None)
     content["model_input_names"] = list(tokenizer.model_input_names)
-    # transformers 4 writes this one into the pipeline.
+    # transformers 4 overwrites the pre-tokenizer's setting with that of tokenizer_config.json, so both must agree.
     pipeline = read_json(file).get("pre_tokenizer") or {}
     if "add_prefix_space" in pipeline:
         content["add_prefix_space"] = pipeline["add_prefix_space"]
     declared = _class_name(read_tokenizer_folder(source)) if source is not None else content["tokenizer_class"]
+    # transformers chooses a class by this name, so each is written and tried; the generic one reads the file as it is.
     for name in (declared, "PreTrainedTokenizerFast"):
         content["tokenizer_class"] = name
         config_file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -145,7 +149,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def _from_file(folder: Folder) -> PreTrainedTokenizerBase:
-    """Put transformers' interface before tokenizer.json as it is, without its cutting and padding."""
+    """Wrap tokenizer.json in transformers' generic fast tokenizer, without the file's truncation and padding."""
     file = folder.tokenizer_file
     assert file is not None
     own = read_tokenizer(file)
@@ -159,7 +163,7 @@ def _from_file(folder: Folder) -> PreTrainedTokenizerBase:
     try:
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=own,
-            # One that the file does not know would be added to it, with an id that the model does not know.
+            # A token that the file lacks would be added, with an id for which the model has no embedding.
             **{name: token for name, token in tokens.items() if token and own.token_to_id(token) is not None},
             extra_special_tokens=[text for text in map(_content, extra) if text and own.token_to_id(text) is not None],
             model_max_length=folder.tokenizer_limit,
@@ -168,14 +172,14 @@ def _from_file(folder: Folder) -> PreTrainedTokenizerBase:
         )
     except Exception as error:
         raise CheckpointError(f"cannot load the tokenizer of {folder.name!r}: {first_line(error)}") from error
-    # transformers marks special tokens in the pipeline that the file does not mark.
+    # The constructor marks tokens as special in its pipeline that the file does not mark; the file's own is put back.
     tokenizer._tokenizer = own
     return tokenizer
 
 
 def _convert(folder: Folder) -> PreTrainedTokenizerBase:
-    """Have transformers make a tokenizer of the older files."""
-    # Without a file that the class needs, transformers would make a tokenizer that knows no word.
+    """Have transformers convert the older vocabulary files, and check what it makes of them."""
+    # Without one of its files, transformers makes a tokenizer without a vocabulary and raises nothing.
     named = getattr(_class_of(folder), "vocab_files_names", {})
     needed = [file for name, file in named.items() if name != "tokenizer_file"] or ["tokenizer.json"]
     missing = [name for name in needed if not (folder.path / name).is_file()]
@@ -185,7 +189,7 @@ def _convert(folder: Folder) -> PreTrainedTokenizerBase:
             "checkpoint's tokenizer files there, or name another folder that has them (--set tokenizer=...)"
         )
     pieces = next(iter(sorted(folder.path.glob("*.model"))), None)
-    if pieces is not None:  # without them transformers takes the file for one of tiktoken's
+    if pieces is not None:  # without these packages transformers takes the file for one of tiktoken
         for module in ("sentencepiece", "google.protobuf"):
             require(module, extra="distill")
     try:
@@ -203,10 +207,12 @@ def _convert(folder: Folder) -> PreTrainedTokenizerBase:
 
 
 def _match_sentencepiece(tokenizer: PreTrainedTokenizerBase, file: Path, folder: Folder) -> None:
-    """Give a converted tokenizer the normaliser of the sentencepiece model where transformers 5 leaves it out.
+    """Give a converted tokenizer the normalizer of its sentencepiece model where transformers 5 leaves it out.
+
+    For DeBERTa's spm.model, for one, transformers 5 drops the character map (docs/log.md).
 
     Raises:
-        CheckpointError: if it still reads a text otherwise than sentencepiece.
+        CheckpointError: if some probe text still gets other ids than by sentencepiece.
     """
     name = type(tokenizer).__name__
     settings = {"do_lower_case": name == "AlbertTokenizer", "keep_accents": False, "split_by_punct": False}
@@ -214,7 +220,7 @@ def _match_sentencepiece(tokenizer: PreTrainedTokenizerBase, file: Path, folder:
     wrong = _first_difference(tokenizer, file, settings)
     if wrong is not None and name in SLOW_TO_FAST_CONVERTERS:
         converter = SLOW_TO_FAST_CONVERTERS[name](SimpleNamespace(vocab_file=str(file), **settings))
-        with suppress(AttributeError):  # of a slow tokenizer of another family, which is told below
+        with suppress(AttributeError):  # the converter is for another kind of file; the error below says so
             tokenizer.backend_tokenizer.normalizer = converter.normalizer(converter.proto)
             wrong = _first_difference(tokenizer, file, settings)
     if wrong is not None:
@@ -225,16 +231,18 @@ def _match_sentencepiece(tokenizer: PreTrainedTokenizerBase, file: Path, folder:
 
 
 def _first_difference(tokenizer: PreTrainedTokenizerBase, file: Path, settings: Mapping[str, object]) -> str | None:
-    """Return a text for which the ids are not those of sentencepiece, None if there is none."""
+    """Return the first probe text whose ids are not those of sentencepiece; None if all are equal."""
     from sentencepiece import SentencePieceProcessor
 
     name = type(tokenizer).__name__
     pieces = SentencePieceProcessor(model_file=str(file))
     offset = _SENTENCEPIECE_OFFSETS.get(name, 0)
     for text in PROBES:
-        if settings["split_by_punct"] or "▁" in text:  # of which sentencepiece knows nothing, or which is its space
+        # sentencepiece does not split at punctuation, and writes a space as ▁, so these cannot be compared.
+        if settings["split_by_punct"] or "▁" in text:
             continue
         clean = text
+        # ALBERT's slow tokenizer removes accents before it calls sentencepiece.
         if name == "AlbertTokenizer" and not settings["keep_accents"]:
             clean = "".join(one for one in unicodedata.normalize("NFKD", clean) if not unicodedata.combining(one))
         clean = clean.lower() if settings["do_lower_case"] else clean
@@ -245,7 +253,7 @@ def _first_difference(tokenizer: PreTrainedTokenizerBase, file: Path, settings: 
 
 
 def _class_name(folder: Folder) -> str:
-    """Return the name of the tokenizer's class: tokenizer_config.json's, else config.json's, else the family's."""
+    """Return the tokenizer's class name: from tokenizer_config.json, else config.json, else the family's default."""
     declared = folder.tokenizer_config.get("tokenizer_class") or folder.config.get("tokenizer_class")
     return str(declared or TOKENIZER_MAPPING_NAMES.get(folder.model_type or "") or "PreTrainedTokenizerFast")
 
@@ -253,11 +261,12 @@ def _class_name(folder: Folder) -> str:
 def _class_of(folder: Folder) -> Any:
     name = _class_name(folder)
     kind = tokenizer_class_from_name(name)
+    # transformers 5 has one class where 4 had a slow one and a fast one.
     return kind or tokenizer_class_from_name(name.removesuffix("Fast"))
 
 
 def _special_tokens(folder: Folder) -> dict[str, str]:
-    """Return the special tokens by name: those that the files name, else those of the class, as old folders need it."""
+    """Return the special tokens by name: by the files, else the class's defaults, on which old folders rely."""
     kind = _class_of(folder)
     parameters = inspect.signature(kind.__init__).parameters if kind is not None else {}
     of_class = {name: parameters[name].default for name in _TOKENS if name in parameters}
@@ -268,16 +277,16 @@ def _special_tokens(folder: Folder) -> dict[str, str]:
 
 
 def _content(token: object) -> str | None:
-    """Return a token's text; files and classes name it or describe it."""
+    """Return a special token's text, given as a string, a JSON object or an AddedToken."""
     token = token.get("content") if isinstance(token, Mapping) else token
     return str(token) if isinstance(token, str) or hasattr(token, "content") else None
 
 
 def _input_names(folder: Folder, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return what the tokenizer gives a model: token types where its files or its class say so, or the file's matter.
+    """Return the model inputs that the tokenizer makes, by its files or else its class.
 
-    A RoBERTa has one token type, and its class leaves them out whatever the file says of a pair's second text. An
-    ALBERT has two, and its class in transformers 5 leaves them out all the same.
+    Token types are added where tokenizer.json marks a pair's second text and the model has embeddings for that: ALBERT
+    has two types, though its class in transformers 5 leaves them out. RoBERTa has one, so they stay out.
     """
     declared = folder.tokenizer_config.get("model_input_names")
     if isinstance(declared, list) and "input_ids" in declared:
@@ -285,7 +294,7 @@ def _input_names(folder: Folder, tokenizer: PreTrainedTokenizerBase) -> list[str
     kind = _class_of(folder)
     names = list(getattr(kind, "model_input_names", _INPUTS))
     rows = folder.token_type_rows
-    if rows is None and folder.model_type in CONFIG_MAPPING:  # an older file that leaves defaults out
+    if rows is None and folder.model_type in CONFIG_MAPPING:  # config.json may leave the family's default out
         rows = getattr(CONFIG_MAPPING[folder.model_type](), "type_vocab_size", 0)
     if "token_type_ids" not in names and 0 < largest_type(tokenizer) < (rows or 0):
         names.append("token_type_ids")
@@ -293,13 +302,13 @@ def _input_names(folder: Folder, tokenizer: PreTrainedTokenizerBase) -> list[str
 
 
 def largest_type(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the largest token type of a text or pair."""
+    """Return the largest token type that the pipeline gives to a text or a pair."""
     encodings = tokenizer.backend_tokenizer.encode_batch(["a", ("a", "a")])
     return max((kind for encoding in encodings for kind in encoding.type_ids), default=0)
 
 
 def glues_words(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether a tokenizer marks a word by the space before it, so that a list of words would be glued together."""
+    """Return whether a list of words would be read as one word: byte-level BPE knows a word by the space before it."""
     return _is_byte_level(json.loads(tokenizer.backend_tokenizer.to_str()).get("pre_tokenizer"))
 
 
@@ -314,12 +323,12 @@ def _is_byte_level(part: object) -> bool:
 
 
 def largest_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the largest id that the tokenizer can give, added tokens included."""
+    """Return the largest token id, added tokens included."""
     return max(tokenizer.get_vocab().values(), default=0)
 
 
 def _tokenizer_bytes(tokenizer: PreTrainedTokenizerBase, source: Path | None) -> bytes:
-    """Return the bytes of tokenizer.json: the source's own where it is still what the tokenizer reads by."""
+    """Return the bytes of tokenizer.json: the source file's own if that neither cuts nor pads and is unchanged."""
     own = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     own.no_truncation()
     own.no_padding()
@@ -335,7 +344,7 @@ def _tokenizer_bytes(tokenizer: PreTrainedTokenizerBase, source: Path | None) ->
 
 
 def _transformers_agrees(folder: Path, file: Path) -> bool:
-    """Tell whether transformers, choosing a class by what the folder says, reads texts as the file does."""
+    """Return whether AutoTokenizer, with the class that the folder names, gives the ids and types of tokenizer.json."""
     try:
         theirs = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False).backend_tokenizer
     except Exception:  # a class that cannot be made of this file
@@ -343,6 +352,7 @@ def _transformers_agrees(folder: Path, file: Path) -> bool:
     ours = read_tokenizer(file)
     theirs.no_truncation()
     theirs.no_padding()
+    # Pairs, too: the post-processor with its special tokens and types is rebuilt as well.
     texts = [*PROBES, *zip(PROBES, reversed(PROBES), strict=True)]
     pairs = zip(ours.encode_batch(texts), theirs.encode_batch(texts), strict=True)
     return all(mine.ids == other.ids and mine.type_ids == other.type_ids for mine, other in pairs)

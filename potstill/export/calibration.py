@@ -1,7 +1,7 @@
-"""The texts that an export sees: some to calibrate int8, others to judge it.
+"""Choose the texts of an export: some to calibrate int8 on, others to judge it.
 
-Where nobody names data, they are paragraphs of the documentation that every Python carries: real English, though not
-the task's, and without labels.
+Without data from the user they are paragraphs of the documentation that every Python installation carries: real
+English, but not of the task, and without labels.
 """
 
 from collections.abc import Sequence
@@ -14,23 +14,23 @@ from potstill.data import Examples, Text
 from potstill.data.python_docs import read_python_docs
 from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, QUESTION_ANSWERING, Task
 
-# A thousand of them are read several times; about 80 tokens each.
+# In characters, about 80 tokens. Up to a thousand paragraphs run several times, so longer ones are left out.
 _LONGEST_PARAGRAPH = 400
 _PYTHON_DOCS = "the documentation that Python carries"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportTexts:
-    """Texts, and where they are from in words."""
+    """The texts of an export, each group with a description of its origin for the manifest."""
 
     calibration: list[Text]
-    """Int8 may fit itself to these."""
+    """int8's ranges are measured on these."""
     calibration_origin: str
     judged: list[Text]
-    """Int8 is held against fp32 on these."""
+    """int8 is compared with fp32 on these."""
     judged_origin: str
     examples: Examples | None = None
-    """The judged texts as the data has them, with what a model should answer; None where nobody knows."""
+    """The judged texts with their labels; None without labels."""
 
 
 def choose_texts(
@@ -44,13 +44,14 @@ def choose_texts(
     """Choose the texts of an export.
 
     Args:
-        task: what the model answers.
+        task: the model's task.
         calibration: texts of the task; empty takes Python's documentation.
-        examples: texts to judge int8 on, with or without labels; None takes those of `calibration` that are not
-            needed there, or Python's documentation.
-        calibration_texts: how many int8 may see at most.
-        judged_texts: how many it is judged on at most.
+        examples: texts to judge int8 on, with or without labels; None takes the rest of `calibration`, or Python's
+            documentation.
+        calibration_texts: the most texts to calibrate on.
+        judged_texts: the most texts to judge on.
     """
+    # Cut twice: an embedded pair becomes two texts.
     seen = _as_read(calibration[:calibration_texts], task)[:calibration_texts]
     seen_origin = "texts of the task" if seen else _PYTHON_DOCS if calibration_texts else "no texts"
     if not seen:
@@ -61,10 +62,11 @@ def choose_texts(
         labels = None if examples.labels is None else examples.labels[:judged_texts]
         examples = replace(examples, texts=examples.texts[:judged_texts], labels=labels)
     else:
+        # int8 must not be judged on texts that it was fitted to.
         judged = _as_read(calibration[calibration_texts:][:judged_texts], task)
         judged_origin = "other texts of the task" if judged else _PYTHON_DOCS
         judged = judged or _documentation(task, "validation")[:judged_texts]
-    # Words that are masked are their own labels.
+    # Of fill-mask the labels are the masked words themselves.
     labelled = examples is not None and examples.labels is not None and task is not FILL_MASK
     return ExportTexts(
         calibration=seen,
@@ -76,17 +78,18 @@ def choose_texts(
 
 
 def _documentation(task: Task, split: str) -> list[Text]:
-    """Return paragraphs in a fixed random order, so that the first ones are not of one chapter."""
+    """Return paragraphs in a fixed random order, so that any first few are of many chapters."""
     paragraphs = [text for text, _ in read_python_docs(split) if len(text) <= _LONGEST_PARAGRAPH]
     order = np.random.default_rng(0).permutation(len(paragraphs))
     texts = [paragraphs[index] for index in order]
     if task is QUESTION_ANSWERING:
+        # A context with the beginning of the next paragraph as its question.
         return [(second.split(".")[0][:100], first) for first, second in pairwise(texts)]
     return list(texts)
 
 
 def _as_read(texts: Sequence[Text | list[str]], task: Task) -> list[Text]:
-    """Return texts as a model reads them: words as the text that they are of, embedded pairs one by one."""
+    """Return texts as the model reads them: word lists joined by spaces, pairs to embed as single texts, once each."""
     joined = [" ".join(text) if isinstance(text, list) else text for text in texts]
     if task is not FEATURE_EXTRACTION:
         return joined

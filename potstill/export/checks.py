@@ -1,9 +1,9 @@
-"""The gates of an export: does a file answer like its source, alone and in batches, and is int8 faster than fp32?
+"""Compare an exported file with its source: parity, batch invariance, and the speed of int8 against fp32.
 
 Parity is checked through the session that will serve the file, over a grid of what breaks exports: batch and length 1,
 odd lengths, the longest text, ragged padding on the right and on the left, masks with holes. Batch invariance is
-measured on real texts, because dynamic int8 does not give it: it has one scale for all activations of a batch, so a
-text's answer depends on its neighbours and on the padding that they bring (microsoft/onnxruntime#10111).
+measured on real texts. Dynamic int8 is not invariant: one scale holds for all activations of a batch, so a text's
+answer depends on its neighbours and on the padding that they bring (microsoft/onnxruntime#10111).
 """
 
 import math
@@ -32,32 +32,33 @@ from potstill.timing.race import Cell, session
 FP32_TOLERANCE = 1e-4
 GRID_BATCH_SIZES = (1, 2, 8)
 GRID_LENGTHS = (1, 2, 33, 128)
+# Smaller ids are special tokens in most vocabularies, such as RoBERTa's <pad> = 1.
 _FIRST_ORDINARY_ID = 5
-# So many different texts stand in a batch of 8, which saves half of the reference's time.
+# A batch of 8 repeats 4 different texts, which halves the reference's time.
 _DIFFERENT_TEXTS = 4
-# A logit per vocabulary entry and token: a batch of 8 long texts would take gigabytes.
+# Most float32 values of an output, 512 MiB: fill-mask has one per token and vocabulary entry.
 _MOST_NUMBERS = 2**27
-# Outputs with a number for each token; other outputs of two dimensions are of texts.
+# Two-dimensional outputs with a value per token; all other two-dimensional ones are per text.
 _OF_TOKENS = ("start_logits", "end_logits")
 
-# The largest drift, as a share of the answers' standard deviation, that sums in another order may bring. A MiniLM on
-# SST-2 drifted by 0 in fp32 and in static int8, and by 0.32 to 0.55 in dynamic int8 (onnxruntime 1.31.1).
+# The largest drift, as a share of the answers' standard deviation, that is put down to the order of float sums. On
+# SST-2 a MiniLM drifted by 0 in fp32 and static int8, and by 0.32 to 0.55 in dynamic int8 (onnxruntime 1.31.1).
 DRIFT_TOLERANCE = 0.01
 INVARIANCE_BATCH_SIZES = (8, 32)
-# A logit per vocabulary entry and token: 32 longer texts would take gigabytes.
+# Tokens of a fill-mask text, for the same reason: 32 longer ones would have gigabytes of logits.
 _LONGEST_MASKED = 64
 
-# A short and a long text alone: what a small box is asked most.
+# (batch, tokens): a short and a long text alone, the usual requests of a small server.
 SPEED_CELLS: tuple[Cell, ...] = ((1, 16), (1, 128))
 
-# What one layer's attention scores may take, 4 GiB; a run needs up to four times that. They grow with the square of the
-# length: ModernBERT's 8,192 positions with 12 heads are 3.2 GB for one text, and 25.8 GB for a batch of 8.
+# Most bytes of one layer's attention scores, 4 GiB; a run needs up to four times that. Scores grow with the square of
+# the length: ModernBERT's 8,192 positions with 12 heads are 3.2 GB for one text, and 25.8 GB for a batch of 8.
 MOST_SCORE_BYTES = 2**32
 
 
 @dataclass(frozen=True, slots=True)
 class GridRow:
-    """Up to four texts of one length under one kind of mask, with the reference's answers."""
+    """Up to four texts of one length and kind of mask, with the reference's outputs."""
 
     length: int
     mask: str
@@ -68,16 +69,16 @@ class GridRow:
 def check_parity(
     source: Source, session: OnnxSession, *, rows: Iterable[GridRow] | None = None, seed: int = 0
 ) -> Parity:
-    """Compare an fp32 session with what it was made from, over the grid.
+    """Compare an fp32 session with its source over the grid.
 
     Args:
-        source: what the session was made from.
-        session: the file.
-        rows: what the source answers, of `keep_rows`; None asks it now.
-        seed: of the ids.
+        source: the torch model or ONNX file that the session's file was made from.
+        session: the exported file.
+        rows: the source's outputs from `keep_rows`; None runs the source now.
+        seed: of the random token ids.
 
     Raises:
-        ParityError: naming the first cell that differs by more than the tolerance, or names another label.
+        ParityError: naming the first cell that differs by more than the tolerance or has another clear label.
     """
     reference = "torch" if source.onnx_source is None else "the file it was made from"
     if rows is None:
@@ -85,6 +86,7 @@ def check_parity(
     cells = []
     for cell in _compare_over_grid(source, rows, session):
         allowed = FP32_TOLERANCE * max(1.0, cell.root_mean_square)
+        # "not <=" also catches NaN.
         if not cell.max_abs_difference <= allowed or cell.label_agreement < 1:
             raise ParityError(
                 f"the exported model differs from {reference} by {cell.max_abs_difference:.2g} at {_name(cell)}, where "
@@ -101,7 +103,7 @@ def measure_difference(
     """Measure how far a file of lower precision is from fp32 on the grid; random ids are harder than real texts.
 
     Raises:
-        ParityError: if an answer is not a number.
+        ParityError: if an output is NaN or infinite.
     """
     cells = list(_compare_over_grid(source, make_rows(source, reference, seed=seed), session))
     broken = next((cell for cell in cells if not math.isfinite(cell.max_abs_difference)), None)
@@ -111,9 +113,10 @@ def measure_difference(
 
 
 def keep_rows(source: Source, folder: Path, *, seed: int = 0) -> list[GridRow]:
-    """Return what a source answers over the grid, kept in a folder: the numbers of a language model are gigabytes.
+    """Run the source over the grid and keep its outputs as memory-mapped files in `folder`.
 
-    The source need not be in memory beside the file that is compared with it.
+    So the source can be freed before the exported file is loaded, and a masked language model's gigabytes of logits
+    stay on disk.
     """
     kept = []
     for number, row in enumerate(make_rows(source, source.reference(), seed=seed)):
@@ -126,7 +129,7 @@ def keep_rows(source: Source, folder: Path, *, seed: int = 0) -> list[GridRow]:
 
 
 def make_rows(source: Source, reference: Reference, *, seed: int) -> Iterator[GridRow]:
-    """Yield the texts of the grid, random ids, with the reference's answers."""
+    """Yield the texts of the grid, of random ids, with the reference's outputs."""
     generator = np.random.default_rng(seed)
     for length, _ in plan_grid(source):
         texts = most_texts(_DIFFERENT_TEXTS, heads=source.config.num_attention_heads, length=length)
@@ -144,7 +147,7 @@ def make_rows(source: Source, reference: Reference, *, seed: int) -> Iterator[Gr
 
 
 def masks(texts: int, length: int, generator: np.random.Generator) -> Iterator[tuple[str, NDArray[np.int64]]]:
-    """Yield each kind of attention mask by name, of shape (texts, length); short texts have the full one only."""
+    """Yield each kind of attention mask, (texts, length), with its name; texts of 1 or 2 tokens have one kind only."""
     full = np.ones((texts, length), dtype=np.int64)
     yield "full", full
     if length < 3:
@@ -159,9 +162,9 @@ def masks(texts: int, length: int, generator: np.random.Generator) -> Iterator[t
 
 
 def plan_grid(source: Source) -> list[tuple[int, tuple[int, ...]]]:
-    """Return each length of the grid in tokens with the batch sizes whose attention scores fit into memory.
+    """Return each length of the grid, in tokens, with the batch sizes whose attention scores fit into memory.
 
-    The longest text that a model reads is among the lengths, or the longest of which one fits.
+    Includes the model's longest text, or if its scores do not fit, the longest length that does.
     """
     heads = source.config.num_attention_heads
     longest = min(source.max_length, longest_that_fits(1, heads=heads))
@@ -172,7 +175,7 @@ def plan_grid(source: Source) -> list[tuple[int, tuple[int, ...]]]:
 
 
 def left_out(source: Source) -> str | None:
-    """Return in words what the grid leaves out; None where it is whole."""
+    """Describe the cells that the grid leaves out for lack of memory; None if there are none."""
     planned = plan_grid(source)
     parts = [
         f"batch {' and '.join(map(str, missing))} of {length} tokens"
@@ -200,7 +203,7 @@ def _summarize(source: Source, cells: list[ParityCell], *, reference: str) -> Pa
 def _compare_over_grid(source: Source, rows: Iterable[GridRow], session: OnnxSession) -> Iterator[ParityCell]:
     """Yield each cell of batch size x length x mask with its largest difference and label agreement.
 
-    Differences count where the mask lets a token be seen; what stands at padding is nobody's answer.
+    Outputs per token are compared only where the mask is 1; at padding they are undefined.
     """
     has_labels = source.task is not FEATURE_EXTRACTION
     fitting = dict(plan_grid(source))
@@ -215,7 +218,7 @@ def _compare_over_grid(source: Source, rows: Iterable[GridRow], session: OnnxSes
             found = session.run(feeds)
             mask, outputs, squares = feeds.get("attention_mask"), [], []
             for name, values in row.expected.items():
-                # The answers are those of seen tokens where each token has its own, else all.
+                # `...` compares everything: outputs per text, and models without a mask.
                 of_tokens = values.ndim == 3 or name in _OF_TOKENS
                 seen = mask.astype(bool) if mask is not None and of_tokens and values.shape[1] == mask.shape[1] else ...
                 outputs.append(_compare(values[picked], found[name], seen=seen, has_labels=has_labels))
@@ -237,7 +240,7 @@ def _compare(
     seen: NDArray[np.bool_] | EllipsisType,
     has_labels: bool,
 ) -> tuple[float, float]:
-    """Return the largest difference, and the share of rows with a clear label that name it too."""
+    """Return the largest absolute difference, and the share of rows whose clear label agrees."""
     if found.shape != expected.shape or not np.isfinite(found[seen]).all():
         return float("inf"), 0.0
     expected, found = expected[seen], found[seen]
@@ -245,7 +248,7 @@ def _compare(
     if not has_labels or expected.shape[-1] < 2:
         return difference, 1.0
     top = np.partition(expected, -2, axis=-1)[..., -2:]
-    # Two logits closer than the tolerance may change places without any fault.
+    # Two logits closer than what both may differ by can swap without a fault.
     clear = top[..., 1] - top[..., 0] > 2 * FP32_TOLERANCE
     same = expected.argmax(-1) == found.argmax(-1)
     return difference, float(same[clear].mean()) if clear.any() else 1.0
@@ -256,12 +259,12 @@ def _name(cell: ParityCell) -> str:
 
 
 def most_texts(wanted: int, *, heads: int, length: int) -> int:
-    """Return how many of the wanted texts of this length may run at once, and 1 where even one is too long."""
+    """Return how many of `wanted` texts of `length` tokens may run at once by `MOST_SCORE_BYTES`; at least 1."""
     return max(1, min(wanted, MOST_SCORE_BYTES // (4 * heads * max(1, length) ** 2)))
 
 
 def longest_that_fits(texts: int, *, heads: int) -> int:
-    """Return how long texts may be, in tokens, so that so many of them may run at once."""
+    """Return the longest length, in tokens, at which `texts` of them may run at once by `MOST_SCORE_BYTES`."""
     return math.isqrt(MOST_SCORE_BYTES // (4 * texts * heads))
 
 
@@ -277,23 +280,23 @@ def measure_batch_invariance(
     seed: int = 0,
     mask_id: int | None = None,
 ) -> BatchInvariance:
-    """Return how far the answers to texts move between alone and in batches of texts of mixed lengths, with padding.
+    """Measure how far a text's outputs move between running alone and in padded batches of mixed lengths.
 
-    An answer is invariant if nothing flips and no drift is above `DRIFT_TOLERANCE` of the answers' spread.
+    A file is invariant if no decision changes and no drift exceeds `DRIFT_TOLERANCE` times the outputs' spread.
 
     Args:
         session: the file.
-        tokenizer: pads.
-        rows: of real texts, made by `tokenizer.rows`; the first `limit` are used.
-        outputs: as `collect_outputs`.
-        kind: as `collect_outputs`.
-        batch_sizes: the batches.
-        limit: how many texts at most.
-        seed: of the order in which texts meet in batches.
-        mask_id: as `collect_outputs`.
+        tokenizer: pads the batches.
+        rows: real texts from `tokenizer.rows`; the first `limit` are used.
+        outputs: as in `collect_outputs`.
+        kind: as in `collect_outputs`.
+        batch_sizes: the batch sizes to compare with 1.
+        limit: the most texts to use.
+        seed: of the shuffle that composes the batches.
+        mask_id: as in `collect_outputs`.
 
     Raises:
-        CheckError: if an answer is a number alone and none in a batch.
+        CheckError: if an output is finite alone and NaN or infinite in a batch.
     """
     rows = rows[:limit]
     if kind == FILL_MASK.name:
@@ -356,22 +359,21 @@ def compare_speed(
     rounds: int,
     cells: Sequence[Cell] = SPEED_CELLS,
 ) -> Speed:
-    """Return how many times as fast as fp32 int8 is here, measured in turns, in processes of their own.
+    """Measure how many times as fast as fp32 int8 is on this machine; both run in turns, each in its own process.
 
     Args:
-        fp32: the ONNX file.
-        int8: the other.
-        fp32_disabled: the optimisers that the session of fp32 switches off.
-        int8_disabled: those of int8.
-        vocab_size: which ids may be drawn.
-        max_length: longer texts are cut to it.
-        rounds: turns of each.
-        cells: batch size and tokens.
+        fp32: the fp32 ONNX file.
+        int8: the int8 ONNX file.
+        fp32_disabled: onnxruntime optimisers to switch off for fp32.
+        int8_disabled: onnxruntime optimisers to switch off for int8.
+        vocab_size: token ids are drawn below this.
+        max_length: cells with longer texts are cut to this many tokens.
+        rounds: turns of each file per cell.
+        cells: pairs of batch size and tokens.
 
     Returns:
-        The verdict is "not measured", and why stands under `failures`, where a file does not run or the machine was
-        busy with other things to the last; else "faster" or "slower" where the whole interval of the geometric mean
-        says so, and "no faster" where it does not.
+        Its verdict is "faster" or "slower" if the whole interval of the geometric mean lies on that side of 1, else
+        "no faster"; or "not measured" with the reason in `failures`, if a file failed or the machine was too busy.
     """
     threads = available_cores()
     fitting = sorted({(batch, min(length, max_length)) for batch, length in cells})

@@ -1,4 +1,8 @@
-"""From a torch model to a clean ONNX graph: trace, tidy without changing its answers, count what was fused."""
+"""Trace a torch model into an ONNX graph, simplify the graph without changing its outputs, and count what was fused.
+
+The passes below `clean` work on `onnx.GraphProto` in place. They assume what torch's exporter writes: one graph without
+subgraphs, sorted topologically, each tensor produced once.
+"""
 
 import ast
 import hashlib
@@ -27,15 +31,16 @@ from potstill.errors import CheckpointError, ParityError, UsageError
 from potstill.export.attention import OPERATORS, Attention, traceable
 from potstill.serve import SENTENCE_EMBEDDING
 
-# Gelu is one operator from 20 on, and onnxruntime 1.17 reads it; Attention is standard from 23 on.
+# Gelu is one operator from opset 20 on (read by onnxruntime 1.17 and later), Attention from 23 on.
 OPSETS: dict[str, int] = {"fused": 20, "onnx": 23}
 _KNOWN = "bert, roberta, distilbert, electra, albert, mobilebert, mpnet, modernbert or deberta-v2"
-# Sizes of the example that is traced: 0 and 1 would be taken for constants.
+# Sizes of the traced example. torch.export specialises dimensions of size 0 and 1, so that they would be fixed.
 _EXAMPLE_BATCH, _EXAMPLE_LENGTH = 2, 16
-# torch's exporter writes these opsets; onnx's converter goes down to 14, where it loses the way back of Mul.
+# torch's exporter writes opsets 18 to 23. onnx's version converter goes down to 14 only: it cannot convert Mul to 13.
 _OLDEST_TRACED, _NEWEST_TRACED, _OLDEST_CONVERTED = 18, 23, 14
-# The attribute of `_PositionalModel` that holds the model: module paths in a traced graph begin with it.
+# The attribute of `_PositionalModel` that holds the model, with which module paths in a traced graph begin.
 _WRAPPER = "model."
+# The metadata of a node in which torch's exporter writes the path of modules that it comes from, as a Python list.
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -51,20 +56,19 @@ def build_graph(
     """Trace `model` (float32, eval mode) into an ONNX graph with one attention operator per layer.
 
     Args:
-        model: an encoder, with or without a head.
-        inputs: what the graph takes, int64 tensors (batch_size, sequence_length) with both dimensions free.
-        outputs: what it gives, by their names in the model's own output.
+        model: an encoder, with or without a task head.
+        inputs: names of the graph's inputs, int64 (batch_size, sequence_length) with both dimensions dynamic.
+        outputs: names of the graph's outputs, as in the model's own output.
         attention: which operator, see `potstill.export.attention`.
-        head: makes one vector per text of `last_hidden_state`, as the further output "sentence_embedding", float32
-            (batch_size, width).
+        head: a sentence head on `last_hidden_state`; adds the output "sentence_embedding", float32 (batch_size, width).
         opset: None is 20, or 23 for the standard operator.
 
     Returns:
-        The graph. A family whose attention is not known has no operator; `fusion_report` tells.
+        The graph, with its weights. An unknown family has no attention operator; `fusion_report` tells.
 
     Raises:
         CheckpointError: if the model is no encoder, or cannot be traced.
-        UsageError: if the standard operator is asked for in an older opset.
+        UsageError: if `attention` is "onnx" and `opset` is below 23.
     """
     opset = opset or OPSETS[attention]
     if attention == "onnx" and opset < OPSETS[attention]:
@@ -75,6 +79,7 @@ def build_graph(
     names = [*outputs, *([SENTENCE_EMBEDDING] if head else [])]
     try:
         with traceable(model, attention):
+            # A tensor each: torch.export merges inputs that are the same object (docs/log.md).
             graph = _trace(wrapper, [ids.clone() for _ in inputs], inputs=inputs, outputs=names, opset=opset)
     except (ValueError, RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         raise CheckpointError(
@@ -85,13 +90,13 @@ def build_graph(
 
 
 def append_head(model: onnx.ModelProto, head: SentenceHead, *, width: int) -> onnx.ModelProto:
-    """Add to a finished graph what makes one vector of its token vectors, as the output "sentence_embedding".
+    """Add a sentence head to a finished graph, as the output "sentence_embedding".
 
     Args:
-        model: with the input `attention_mask` and the output `last_hidden_state`; it may be changed, take what is
-            returned.
-        head: what follows the token vectors.
-        width: of a token's vector.
+        model: a graph with the input `attention_mask` and the output `last_hidden_state`. It may be changed in place;
+            use the returned one.
+        head: the sentence head.
+        width: the width of a token vector.
 
     Raises:
         CheckpointError: if the graph has no mask, or its opset is too old for the head.
@@ -124,12 +129,13 @@ def append_head(model: onnx.ModelProto, head: SentenceHead, *, width: int) -> on
                 f"the graph is of opset {opset}, in which its token vectors cannot be pooled ({_cause(error)}); export "
                 "the checkpoint itself"
             ) from error
-        for node in added.graph.node:  # the converter leaves an attribute behind that these operators did not have
+        for node in added.graph.node:  # the converter leaves an attribute that ReduceMax and others got in opset 18
             if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum":
                 kept = [attribute for attribute in node.attribute if attribute.name != "noop_with_empty_axes"]
                 del node.attribute[:]
                 node.attribute.extend(kept)
     prefixed = onnx.compose.add_prefix(added, "pooling/", rename_inputs=False, rename_outputs=False)
+    # The head was traced in float32; the vectors of an fp16 file are cast.
     as_float = vectors
     declared = next(value for value in model.graph.output if value.name == vectors)
     if declared.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
@@ -145,7 +151,7 @@ def append_head(model: onnx.ModelProto, head: SentenceHead, *, width: int) -> on
 
 
 def fusion_report(model: onnx.ModelProto, config: PretrainedConfig) -> Fusion:
-    """Count the operators that matter in the graph of a model with this configuration."""
+    """Count attention, norm, activation and shape operators in a graph; expected is one attention per layer."""
     counts = Counter(node.op_type for node in model.graph.node)
     constants = {tensor.name for tensor in model.graph.initializer} | {""}
     from_sizes: set[str] = set()
@@ -167,10 +173,10 @@ def fusion_report(model: onnx.ModelProto, config: PretrainedConfig) -> Fusion:
 
 
 def check_fusion(report: Fusion) -> None:
-    """Refuse a graph in which a layer's attention is missing.
+    """Refuse a graph without one attention operator per layer.
 
     Raises:
-        ParityError: with both counts.
+        ParityError: with the number of operators found and of layers.
     """
     if report.attention_found != report.attention_expected:
         raise ParityError(
@@ -181,7 +187,7 @@ def check_fusion(report: Fusion) -> None:
 
 
 def count_layers(config: PretrainedConfig) -> int:
-    """Return how often the model attends; an ALBERT layer may be a group of several."""
+    """Return the number of attentions in a forward pass; each of ALBERT's layers may be a group of several."""
     try:
         layers = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config).num_layers
     except KeyError:  # optimum does not know MobileBERT
@@ -190,10 +196,10 @@ def count_layers(config: PretrainedConfig) -> int:
 
 
 def check_encoder(model: PreTrainedModel) -> None:
-    """Refuse a model whose tokens do not all see each other.
+    """Refuse decoders, encoder-decoders, and families without a masked language model.
 
     Raises:
-        CheckpointError: saying what is exported instead.
+        CheckpointError: naming families that can be exported.
     """
     config = model.config
     what = f"{config.model_type} models are"
@@ -208,7 +214,7 @@ def check_encoder(model: PreTrainedModel) -> None:
 
 
 class _PositionalModel(torch.nn.Module):
-    """A model that takes its inputs by position and gives a tuple of tensors, as the exporter likes it."""
+    """Adapts a model to the exporter, which wants positional inputs and a tuple of tensors as the output."""
 
     def __init__(
         self, model: PreTrainedModel, inputs: Sequence[str], outputs: Sequence[str], head: SentenceHead | None
@@ -220,7 +226,7 @@ class _PositionalModel(torch.nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip(self._inputs, tensors, strict=True))
         if self._needs_types and "token_type_ids" not in given:
-            # Else the model makes a type for every token, and looks every one of them up.
+            # One type for all, broadcast. Else the model makes one per token and the graph looks up each of them.
             given["token_type_ids"] = torch.zeros((1, 1), dtype=torch.int64)
         answer = self.model(**given)
         results = [getattr(answer, name) for name in self._outputs]
@@ -232,7 +238,7 @@ class _PositionalModel(torch.nn.Module):
 def _trace(
     module: torch.nn.Module, example: Sequence[Tensor], *, inputs: Sequence[str], outputs: Sequence[str], opset: int
 ) -> onnx.ModelProto:
-    """Run torch's exporter with batch and length free in every input."""
+    """Run torch's dynamo exporter, with the first two dimensions of every input dynamic."""
     axes = {0: torch.export.Dim("batch_size"), 1: torch.export.Dim("sequence_length")}
     shapes = tuple(axes for _ in example)
     with _quiet_exporter(), torch.no_grad():
@@ -244,20 +250,20 @@ def _trace(
             input_names=list(inputs),
             output_names=list(outputs),
             opset_version=opset,
-            # A module that takes *tensors has one argument, which is all of them.
+            # To torch.export, a forward(*tensors) has one argument, the tuple of all.
             dynamic_shapes=(shapes,) if isinstance(module, _PositionalModel) else shapes,
             external_data=False,
         )
     assert program is not None
     model: onnx.ModelProto = program.model_proto
-    # onnxscript's rules remember the last graph that they looked at, and with it every weight of the torch model.
+    # onnxscript's rewrite rules keep the last graph alive, and with it every torch weight (docs/log.md, memory).
     for value in program.model.graph.initializers.values():
         value.const_value = None
     return model
 
 
 def _cause(error: BaseException) -> str:
-    """Return the first line of the error that the exporter has wrapped in its own."""
+    """Return the first line of the innermost error; the exporter wraps it several times."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
@@ -265,7 +271,7 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Keep the exporter's notes about optional packages and axis names off the user's screen."""
+    """Silence the exporter's warnings about optional packages, shared dimension names and its own deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -278,16 +284,18 @@ def _quiet_exporter() -> Iterator[None]:
         logger.setLevel(level)
 
 
-# Tidying: every pass changes the graph in place and leaves its answers alone.
+# Simplifying: every pass changes the graph in place and keeps its outputs.
 
 
 def clean(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Tidy a traced graph in place and return it: no leftovers of the trace, weights as constants, real names.
+    """Simplify a traced graph in place and return it.
 
-    Nodes are called after their module, "bert.encoder.layer.0.output.dense/MatMul". Stored shapes go because
-    `quantize_dynamic` refuses a graph whose shapes differ from those it infers itself.
+    Reshapes around attention, transposed copies of weights and dead nodes go; nodes are named after their module, such
+    as "bert.encoder.layer.0.output.dense/MatMul".
     """
     graph = model.graph
+    # In this order: weights are stored as multiplied before equal ones are found, and those are shared before they are
+    # compared with the vocabulary table. What became dead must not be named, and names need the metadata removed below.
     merge_heads(graph)
     fold_transposes(graph)
     share_equal_weights(graph)
@@ -295,7 +303,9 @@ def clean(model: onnx.ModelProto) -> onnx.ModelProto:
     slice_positions(graph)
     drop_dead(graph)
     name_after_modules(graph)
+    # At least the IR version that the opsets came with; com.microsoft has none, so it is ignored.
     model.ir_version = max(model.ir_version, helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True))
+    # The passes above made the stored shapes wrong, which onnxruntime's quantize_dynamic refuses.
     del graph.value_info[:]
     del graph.metadata_props[:]
     for part in (*graph.node, *graph.initializer):
@@ -305,12 +315,12 @@ def clean(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def merge_heads(graph: onnx.GraphProto) -> None:
-    """Remove the reshapes around attention: splitting and merging heads is what the operator does inside."""
+    """Remove the reshapes around attention operators, which split and merge heads themselves."""
     producer = {name: node for node in graph.node for name in node.output}
     consumers = _consumers(graph)
 
     def before_reshapes(name: str) -> str:
-        """Go back over pairs of reshapes, which split and merge; a single one merges what a Transpose has split."""
+        """Follow a tensor back over pairs of Reshape (split, merge); a single one belongs to a Transpose and stays."""
         while (merged := producer.get(name)) is not None and merged.op_type == "Reshape":
             split = producer.get(merged.input[0])
             if split is None or split.op_type != "Reshape":
@@ -319,7 +329,7 @@ def merge_heads(graph: onnx.GraphProto) -> None:
         return name
 
     def after_reshapes(name: str) -> Iterator[tuple[onnx.NodeProto, str]]:
-        """Yield who uses the tensor behind any number of reshapes, and under which name."""
+        """Yield the nodes that read a tensor behind any number of Reshape, and by which name they read it."""
         for node in consumers[name]:
             if node.op_type == "Reshape" and node.input[0] == name:
                 yield from after_reshapes(node.output[0])
@@ -334,7 +344,7 @@ def merge_heads(graph: onnx.GraphProto) -> None:
 
 
 def fold_transposes(graph: onnx.GraphProto) -> None:
-    """Store weights as they are multiplied; the exporter leaves a Transpose where a weight has several users."""
+    """Store matrices transposed where every user transposes them; the exporter folds only those with a single user."""
     weights, consumers = _weights(graph), _consumers(graph)
     for name, tensor in weights.items():
         users = consumers[name]
@@ -347,9 +357,10 @@ def fold_transposes(graph: onnx.GraphProto) -> None:
 
 
 def share_equal_weights(graph: onnx.GraphProto) -> None:
-    """Store equal matrices once; the exporter turns a weight that ALBERT's layers share anew for each of them."""
+    """Store equal matrices once; the exporter transposes a weight that ALBERT's layers share anew for each layer."""
     first: dict[tuple[tuple[int, ...], str], str] = {}
     names: dict[str, str] = {}
+    # Names of the checkpoint before the exporter's val_N, so that the first of equal matrices has a real name.
     for tensor in sorted(graph.initializer, key=lambda tensor: tensor.name.startswith("val_")):
         if len(tensor.dims) == 2:
             content = hashlib.sha256(numpy_helper.to_array(tensor).tobytes()).hexdigest()
@@ -358,10 +369,10 @@ def share_equal_weights(graph: onnx.GraphProto) -> None:
 
 
 def tie_vocabulary(graph: onnx.GraphProto) -> None:
-    """Let the product with the vocabulary use the table of word embeddings itself, where the model ties the two.
+    """Make a vocabulary projection that is tied to the word embeddings read that table, instead of a copy of it.
 
-    MatMul needs the table turned, which is a second copy of the largest weight. Gemm takes it as it is, but takes two
-    dimensions only: (B, T, H) x (V, H) + (V) becomes Reshape, Gemm, Reshape.
+    MatMul needs the table transposed, which is a second copy of the largest weight. Gemm can transpose (transB), but
+    takes two dimensions only: (B, T, H) x (V, H) + (V) becomes Reshape, Gemm, Reshape.
     """
     weights, consumers = _weights(graph), _consumers(graph)
     tables = {name for name in weights if any(node.op_type == "Gather" for node in consumers[name])}
@@ -371,7 +382,7 @@ def tie_vocabulary(graph: onnx.GraphProto) -> None:
         table = _table_of(product.input[1], tables, weights, producer) if product.op_type == "MatMul" else None
         if table is None:
             continue
-        # The bias is a constant vector that an Add behind the product, its only user, has as an input.
+        # The bias is the constant vector of an Add that is the only user of the product.
         last, bias = product, []
         users = consumers[product.output[0]]
         if len(users) == 1 and users[0].op_type == "Add":
@@ -391,6 +402,7 @@ def tie_vocabulary(graph: onnx.GraphProto) -> None:
             helper.make_node("Reshape", [answers, shape], [output]),
         ]
         for node in nodes:
+            # The module path, by which `name_after_modules` names the new nodes.
             node.metadata_props.extend(product.metadata_props)
         replacements |= {product.output[0]: [], output: nodes}
     _replace(graph, replacements)
@@ -399,7 +411,7 @@ def tie_vocabulary(graph: onnx.GraphProto) -> None:
 def _table_of(
     name: str, tables: set[str], weights: Mapping[str, onnx.TensorProto], producer: Mapping[str, onnx.NodeProto]
 ) -> str | None:
-    """Return which of `tables` the weight `name` is, turned; the exporter has turned small ones already."""
+    """Return the table whose transpose `name` is: by a Transpose node or, where the exporter folded it, by value."""
     if name in producer:
         turned = producer[name]
         return turned.input[0] if turned.op_type == "Transpose" and turned.input[0] in tables else None
@@ -414,13 +426,13 @@ def _table_of(
 
 
 def slice_positions(graph: onnx.GraphProto) -> None:
-    """Take the first T rows of a position table as a Slice, where the exporter gathers rows 0, 1, 2, ... of it."""
+    """Replace a Gather of rows 0, 1, 2, ... of a position table by a Slice of its first T rows."""
     weights, consumers = _weights(graph), _consumers(graph)
     producer = {name: node for node in graph.node for name in node.output}
     replacements: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         ids = producer.get(node.input[1]) if node.op_type == "Gather" and node.input[0] in weights else None
-        # (1, T, H) becomes (T, H), which is the same to an Add.
+        # The output becomes (T, H) instead of (1, T, H), which is the same to an Add, so all users must be one.
         added = all(user.op_type == "Add" for user in consumers[node.output[0]])
         if ids is None or ids.op_type != "Slice" or not added or not set(ids.input[:2]) <= weights.keys():
             continue
@@ -436,11 +448,11 @@ def slice_positions(graph: onnx.GraphProto) -> None:
 
 
 def name_after_modules(graph: onnx.GraphProto) -> None:
-    """Call nodes, and weights that the exporter has turned, after their module: "classifier/Gemm"."""
+    """Name nodes after their module ("classifier/Gemm"), and transposed weights (val_N) after the module's weight."""
     names = {name: name.removeprefix(_WRAPPER) for name in _weights(graph)}
     taken = Counter(names.values())
     for node in graph.node:
-        # The innermost module that wrote the node, as `named_modules` calls it.
+        # The last scope is the node's own; the one before it is the innermost module, named as in `named_modules`.
         written = [entry.value for entry in node.metadata_props if entry.key == _SCOPES]
         scopes: list[str] = ast.literal_eval(written[0]) if written else []
         paths = [scope.removeprefix(_WRAPPER) for scope in scopes[:-1] if scope.startswith(_WRAPPER)]
@@ -458,7 +470,7 @@ def name_after_modules(graph: onnx.GraphProto) -> None:
 
 
 def drop_dead(graph: onnx.GraphProto) -> None:
-    """Remove nodes and constants that nothing uses any more."""
+    """Remove nodes and initializers that no graph output depends on."""
     used = {output.name for output in graph.output}
     dead: dict[str, list[onnx.NodeProto]] = {}
     for node in reversed(graph.node):  # users stand behind what they use
@@ -467,20 +479,21 @@ def drop_dead(graph: onnx.GraphProto) -> None:
         else:
             dead[node.output[0]] = []
     _replace(graph, dead)
+    # Deleted one by one from the end: rebuilding the list would copy every weight that stays.
     for index in reversed(range(len(graph.initializer))):
         if graph.initializer[index].name not in used:
             del graph.initializer[index]
 
 
 def set_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
-    """Make `nodes` the nodes of a graph; they may be its own."""
+    """Replace the nodes of a graph by `nodes`, which may be the graph's own."""
     kept = list(nodes)
     del graph.node[:]
     graph.node.extend(kept)
 
 
 def _replace(graph: onnx.GraphProto, replacements: Mapping[str, list[onnx.NodeProto]]) -> None:
-    """Put other nodes in the places of some, which are named by their first output."""
+    """Replace nodes in place; keys are a node's first output, values the nodes that take its position."""
     set_nodes(graph, [new for node in graph.node for new in replacements.get(node.output[0], [node])])
 
 

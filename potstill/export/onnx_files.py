@@ -1,4 +1,7 @@
-"""ONNX files on disk: write, read and check them; none passes that is broken, leaves its folder or has a false name."""
+"""Write, read and validate ONNX files, including shape inference through onnxruntime's own operators.
+
+Files of other tools are read, too, so nothing here opens a file that is damaged or keeps weights outside of its folder.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,15 +17,15 @@ from potstill.errors import BundleError, ParityError, TamperedError
 from potstill.onnx_inspect import Outline, check_declared_precision, read_outline, without_weights
 
 Feeds: TypeAlias = Mapping[str, NDArray[np.int64]]
-"""The inputs of an encoder's graph by name, each (texts, tokens)."""
+"""The inputs of an encoder's graph by name, each int64 (texts, tokens)."""
 
-# A protobuf message holds less than 2 GiB; the graph needs some of it.
+# 1.5 GiB: a protobuf message holds less than 2 GiB, of which the graph needs some.
 _LARGEST_SINGLE_FILE = 3 * 2**29
-# onnx's own limit: smaller constants are shapes and axes, which are needed before any other file is opened.
+# In bytes, onnx's own default. Smaller constants are shapes and axes, which shape inference needs without other files.
 _SMALLEST_EXTERNAL = 1024
 _GRAPH_TAG, _INITIALIZER_TAG = b"\x3a", b"\x2a"  # fields 7 of a model and 5 of a graph, both with a length
-_PAGE = 4096  # what ONNX asks offsets to be multiples of, so that weights can be mapped into memory
-# Separators of other systems, the end of a C string, and onnxruntime's mark for an address in memory.
+_PAGE = 4096  # onnx.proto recommends offsets that are multiples of it, so that weights can be memory-mapped
+# Path separators of other systems, the end of a C string, and the * of onnxruntime's marker for a memory address.
 _STRANGE = frozenset("\\:\0*")
 
 
@@ -32,7 +35,7 @@ def save_model(graph: onnx.ModelProto, file: Path, *, external: bool | None = No
     Args:
         graph: the model with its weights; it is not changed.
         file: the file to write.
-        external: whether the weights go beside it; None does that above 1.5 GiB.
+        external: whether to write weights to a file of their own; None does so above 1.5 GiB.
 
     Returns:
         Every file that was written, the model first.
@@ -40,7 +43,7 @@ def save_model(graph: onnx.ModelProto, file: Path, *, external: bool | None = No
     if external is None:
         external = sum(map(_size_bytes, graph.graph.initializer)) > _LARGEST_SINGLE_FILE
     if not external:
-        # As protobuf writes it, one weight after the other: a message as a whole is a copy of all of them.
+        # The bytes that protobuf would write, one weight at a time: serialising the whole message copies all of them.
         slim = _without_initializers(graph)
         content = slim.graph.SerializeToString()
         slim.ClearField("graph")
@@ -85,14 +88,15 @@ def load_graph(file: Path) -> onnx.ModelProto:
 
 
 def check_model(file: Path) -> None:
-    """Check a file as onnx does, and infer every shape strictly from the graph's inputs to its outputs.
+    """Run onnx's checker on a file, and strict shape inference from the graph's inputs to its outputs.
 
     Raises:
-        ParityError: if the file breaks a rule of ONNX, or an output is not what the file says.
+        ParityError: if the file breaks a rule of ONNX, or an output has another shape or type than declared.
         TamperedError: as `load_model`.
     """
     model = load_graph(file)
     try:
+        # full_check infers shapes with onnx alone, which passes anything behind an unknown operator (docs/log.md).
         onnx.checker.check_model(str(file), full_check=not has_foreign_operators(model))
         declared = {value.name: _shape(value) for value in model.graph.output}
         inferred = {value.name: _shape(value) for value in infer_shapes(model).graph.output}
@@ -110,10 +114,10 @@ def check_model(file: Path) -> None:
 
 
 def lint(file: Path, precision: str, *, weight_only: bool = False) -> None:
-    """Check that a file is of the precision that its name says.
+    """Check that a file really has the precision that its name says, see `check_declared_precision`.
 
     Raises:
-        ParityError: saying what it is instead.
+        ParityError: if it has not, with the reason.
         TamperedError: as `load_model`.
     """
     untruth = check_declared_precision(read_safe(file), precision, weight_only=weight_only)
@@ -122,10 +126,10 @@ def lint(file: Path, precision: str, *, weight_only: bool = False) -> None:
 
 
 def read_safe(file: Path) -> Outline:
-    """Return what a file consists of, if it is whole and keeps its weights in plain files of its folder.
+    """Return the outline of a file, after checking that it is complete and its weights are plain files in its folder.
 
     Raises:
-        TamperedError: if it is cut short or damaged, or names a file that it must not.
+        TamperedError: if it or a weight file is cut short or damaged, or a weight file lies elsewhere or is a link.
         BundleError: if it is no ONNX file.
     """
     outline = read_outline(file)
@@ -148,7 +152,7 @@ def _parse(file: Path, parse: Callable[[Path | bytes], onnx.ModelProto], content
 
 
 def _side_file(file: Path, location: str) -> Path:
-    """Return the file with weights that a model names, if it is a plain one in the model's folder."""
+    """Return the path of a weight file, or raise TamperedError unless it is a plain file below the model's folder."""
     path = PurePosixPath(location)
     if path.is_absolute() or ".." in path.parts or _STRANGE & set(location):
         raise TamperedError(f"{file} keeps weights in {location!r}, which leaves its folder; expected a file beside it")
@@ -169,7 +173,7 @@ def _size_bytes(tensor: TensorProto) -> int:
 
 
 def _varint(value: int) -> bytes:
-    """Return a number as protobuf writes it: seven bits a byte, the lowest first."""
+    """Encode a number as protobuf does: seven bits per byte, lowest first."""
     found = bytearray()
     while value > 0x7F:
         found.append(value & 0x7F | 0x80)
@@ -178,7 +182,7 @@ def _varint(value: int) -> bytes:
 
 
 def without_values(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of a model in which weights with more than one axis have a name, a type and a shape alone."""
+    """Return a copy of a model without the values of matrices; vectors keep theirs, because they may be shapes."""
     slim = _without_initializers(model)
     slim.graph.initializer.extend(
         TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type) if len(tensor.dims) > 1 else tensor
@@ -188,7 +192,7 @@ def without_values(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def rewire(model: onnx.ModelProto, slim: onnx.ModelProto) -> None:
-    """Give a model, in place, the nodes and constants of a slim one; weights that it has already are not copied."""
+    """Give a model, in place, the nodes and initializers of `slim` (`without_values`), keeping its own weights."""
     wanted = {tensor.name: tensor for tensor in slim.graph.initializer}
     have = {tensor.name for tensor in model.graph.initializer}
     nodes = list(slim.graph.node)
@@ -201,6 +205,7 @@ def rewire(model: onnx.ModelProto, slim: onnx.ModelProto) -> None:
 
 
 def _without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+    # Field by field, because CopyFrom would copy the weights; ListFields also has what later versions of onnx add.
     slim = onnx.ModelProto()
     for source, target, left_out in ((model, slim, "graph"), (model.graph, slim.graph, "initializer")):
         for field, value in source.ListFields():
@@ -214,9 +219,10 @@ def _without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _moved(tensor: TensorProto, stream: IO[bytes], location: str) -> TensorProto:
-    """Write a tensor's values to `stream`; return a tensor that says where they are. Small ones stay."""
+    """Write a tensor's values to `stream` and return a tensor that refers to them; small tensors stay as they are."""
     if _size_bytes(tensor) < _SMALLEST_EXTERNAL or tensor.data_type == TensorProto.STRING:
         return tensor
+    # Values may be in float_data and the like, which cannot be external.
     values = tensor.raw_data or numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
     stream.write(bytes(-stream.tell() % _PAGE))
     place = {"location": location, "offset": stream.tell(), "length": len(values)}
@@ -230,7 +236,7 @@ def _moved(tensor: TensorProto, stream: IO[bytes], location: str) -> TensorProto
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int, list[int | None] | None]:
-    """Return the element type and the dimensions: None where one is free, None for all where the rank is unknown."""
+    """Return element type and dimensions; a dynamic dimension is None, and so is the list if the rank is unknown."""
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         return tensor.elem_type, None
@@ -254,10 +260,10 @@ def _short(error: Exception) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
 
-# Shape inference. onnx passes an operator that it does not know, and everything behind it, without a look: in a BERT
-# with one fused attention operator per layer that is all but the first four products. onnxruntime's symbolic inference
-# gives up on current exports ("Incomplete symbolic shape inference", onnxruntime 1.31.1 on a graph of opset 20). So
-# each of onnxruntime's own operators is replaced, for inference only, by standard ones that give the same shapes.
+# Shape inference. onnx does not check an unknown operator or anything behind it: in a BERT with one fused attention
+# operator per layer that is all but the first four products. onnxruntime's symbolic inference gives up on current
+# exports ("Incomplete symbolic shape inference", onnxruntime 1.31.1 on a graph of opset 20). So each of onnxruntime's
+# own operators is replaced, for inference only, by standard ones with the same output shape and type.
 
 _STANDARD_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 
@@ -268,14 +274,14 @@ def has_foreign_operators(model: onnx.ModelProto) -> bool:
 
 
 def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model with the type and shape of every tensor, as its inputs and operators make them.
+    """Infer type and shape of every tensor from the graph's inputs and operators.
 
-    What the file says of its outputs and of the tensors between is not believed. The values of large initializers may
-    be missing (`potstill.onnx_inspect.without_weights`). `model` is changed.
+    Declared shapes of outputs and inner tensors are ignored. The values of large initializers may be missing
+    (`potstill.onnx_inspect.without_weights`). `model` is changed.
 
     Raises:
-        ParityError: if there is an operator that nobody can infer through.
-        onnx.shape_inference.InferenceError: if the shapes do not fit.
+        ParityError: if an operator is neither standard, nor a function of the model, nor known here.
+        onnx.shape_inference.InferenceError: if shapes do not fit.
     """
     graph = model.graph
     local = {(function.domain, function.name) for function in model.functions}
@@ -299,20 +305,21 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def tensor_shapes(model: onnx.ModelProto, batch_size: int, num_tokens: int) -> dict[str, list[int | None]]:
-    """Return the dimensions of every tensor of an encoder's graph for so many texts of so many tokens.
+    """Return the dimensions of every tensor of an encoder's graph for inputs of (batch_size, num_tokens).
 
-    With sizes, because inference does not know that a table of positions is cut to the length of the texts.
+    For numbers and not for symbols, because symbolic inference does not see that a position table is sliced to the
+    length of the texts.
 
     Args:
-        model: is not changed, and may be larger than protobuf's 2 GiB.
+        model: an encoder's graph; not changed, and may be larger than protobuf's 2 GiB.
         batch_size: the first dimension of every input.
-        num_tokens: the second one.
+        num_tokens: the second dimension of every input.
 
     Returns:
-        None stands for an unknown dimension; a tensor without a known rank is not there.
+        Dimensions by tensor name; None is an unknown dimension, and tensors of unknown rank are missing.
 
     Raises:
-        ParityError: if there is an operator that nobody can infer through.
+        ParityError: as `infer_shapes`.
     """
     slim = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     graph = model.graph
@@ -321,7 +328,7 @@ def tensor_shapes(model: onnx.ModelProto, batch_size: int, num_tokens: int) -> d
         for dim, size in zip(value.type.tensor_type.shape.dim, (batch_size, num_tokens), strict=True):
             dim.dim_value = size
     for tensor in graph.initializer:
-        # Vectors may be sizes, whose values count.
+        # Vectors may be shapes, whose values decide those of others.
         outline = onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
         slim.graph.initializer.append(outline if len(tensor.dims) > 1 else tensor)
     inferred = infer_shapes(slim).graph
@@ -338,13 +345,13 @@ def _like_first(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def _skip_norm(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """SkipLayerNormalization(input, skip, ...): the normalised sum and, as fourth output, the sum."""
+    """SkipLayerNormalization(input, skip, ...): output 0 is the normalised sum, output 3 the sum itself."""
     sums = [name for position, name in enumerate(node.output) if position in {0, 3} and name]
     return [helper.make_node("Add", node.input[:2], [name], name=f"{node.name}/{name}") for name in sums]
 
 
 def _product(node: onnx.NodeProto, *, like: int) -> list[onnx.NodeProto]:
-    """Multiply A by B in the element type of input number `like`."""
+    """Return a MatMul of inputs 0 and 1, cast to the element type of input number `like`."""
     casts = [
         helper.make_node("CastLike", [name, node.input[like]], [f"{node.output[0]}/{side}"], name=f"{node.name}/{side}")
         for side, name in zip("AB", node.input[:2], strict=True)
@@ -362,7 +369,7 @@ def _attention(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def _blockwise_product(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """MatMulNBits(A, B, scales, ...): A, (..., K), times a matrix of K rows and N columns that is read in blocks."""
+    """MatMulNBits(A, B, scales, ...): A, (..., K), times a blockwise quantised matrix (K, N)."""
     settings = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     sizes, matrix = f"{node.output[0]}/sizes", f"{node.output[0]}/matrix"
     return [
@@ -373,7 +380,7 @@ def _blockwise_product(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def _quantised_product(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """QGemm(A, scale, zero, B, scale, zero, C, ...): the result is quantised if it has a scale, else float."""
+    """QGemm(A, scale, zero, B, scale, zero, C, scale, zero): quantised like A with an output scale, else float."""
     turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
     right = f"{node.output[0]}/turned" if turned else node.input[3]
     product, scale = f"{node.output[0]}/product", node.input[7] if len(node.input) > 7 else ""
@@ -387,7 +394,7 @@ def _quantised_product(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def _of_both(operator: str) -> Callable[[onnx.NodeProto], list[onnx.NodeProto]]:
-    """QLinearAdd and its like (A, scale, zero, B, scale, zero, ...): of the type of A."""
+    """QLinearAdd and QLinearMul (A, scale, zero, B, scale, zero, ...): element-wise, of A's type."""
     return lambda node: [helper.make_node(operator, [node.input[0], node.input[3]], [node.output[0]], name=node.name)]
 
 

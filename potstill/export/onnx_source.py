@@ -1,7 +1,7 @@
-"""Find an ONNX model that somebody else exported, and what must be known of it to make a bundle.
+"""Find an ONNX model that another tool exported, and read what a bundle needs to know of it.
 
 Three layouts are common: optimum's flat folder, the hub's `onnx/` below a checkpoint's files (transformers.js and
-sentence-transformers), and a file of its own with config.json and tokenizer.json beside it or one level up.
+sentence-transformers), and a single file with config.json and tokenizer.json beside it or one level up.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,11 +19,11 @@ from potstill.tasks import FEATURE_EXTRACTION, TASKS, Task, get_task
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _TOKENIZER_OUTPUTS = ("input_ids", "attention_mask", "token_type_ids")
-# What only shows by int8-static's rule is int8 by the other, too, so it is asked first.
+# Every int8-static file also passes for int8, so the stricter rule is asked first.
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8-static", "int8")
 _BLOCKWISE = frozenset({"MatMulNBits", "GatherBlockQuantized"})
 _FOUR_BITS = frozenset({INT4, UINT4})
-# Task -> its outputs and how many axes they have.
+# Task -> its outputs with their number of axes.
 _OUTPUTS: dict[str, dict[str, int]] = {
     "text-classification": {"logits": 2},
     "token-classification": {"logits": 3},
@@ -32,27 +32,27 @@ _OUTPUTS: dict[str, dict[str, int]] = {
     "feature-extraction": {"last_hidden_state": 3, "token_embeddings": 3, "sentence_embedding": 2},
 }
 _LABELLED = ("text-classification", "token-classification")
-# A model that makes vectors gives those of the tokens, or one of the text, or both.
+# Feature extraction: a vector per token, or one per text, or both.
 _FEATURES = ("last_hidden_state", "sentence_embedding")
-# What transformers' models give beside their answer; it is left alone.
+# Further outputs of transformers' models, which are ignored.
 _BESIDE = ("pooler_output", "hidden_states", "attentions")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxSource:
-    """An ONNX file with the files that a bundle takes from beside it.
+    """An ONNX file and the metadata beside it.
 
     Attributes:
-        file: the ONNX file; its weights may lie in further files of the same folder.
+        file: the ONNX file; its weights may be in further files of the same folder.
         folder: the folder with config.json and tokenizer.json.
         task: the name of its task.
         config: config.json, as transformers reads it.
-        inputs: the graph's inputs, all of them made by a tokenizer.
-        outputs: the graph's outputs that the task needs.
-        labels: in the order of the outputs.
-        parameters: how many weights the file has, whatever they are stored in.
-        precision: what the file is; anything but fp32 can only be published as it is.
-        weight_only: whether an int8 file stores integers and multiplies floats.
+        inputs: names of the graph's inputs, all of which a tokenizer makes.
+        outputs: names of the graph's outputs that the task needs.
+        labels: the labels in the order of the outputs.
+        parameters: the number of weights, in any storage type.
+        precision: the file's precision; other than fp32 it can only be published as it is.
+        weight_only: whether an int8 file stores integers but multiplies floats.
     """
 
     file: Path
@@ -68,18 +68,18 @@ class OnnxSource:
 
 
 def find_onnx_source(source: str | Path, *, task: str | None = None) -> OnnxSource | None:
-    """Return the ONNX model at `source`, or None if that is a checkpoint, a hub id or nothing at all.
+    """Return the ONNX model at `source`; None if that is a checkpoint, a hub id or does not exist.
 
-    A folder with a checkpoint's own weights is a checkpoint, even where ONNX files lie in it: its graph comes out
-    better. Name the ONNX file itself to take that one.
+    A folder with a checkpoint's own weights is a checkpoint, even if it has ONNX files: a graph that is traced here is
+    better (fused attention, no padding). Pass the path of the ONNX file to use that one.
 
     Args:
         source: an .onnx file, or a folder with `model.onnx` or `onnx/model.onnx`.
         task: the name of the task; None takes it from config.json and the graph's outputs.
 
     Raises:
-        CheckpointError: if it is not clear which file is meant, if config.json or tokenizer.json is missing, or if the
-            file is not an encoder with free batch and length that potstill's tasks know, in fp32, fp16 or int8.
+        CheckpointError: if several files could be meant, config.json or tokenizer.json is missing, or the file is not
+            an encoder for one of potstill's tasks, with dynamic batch and length, in fp32, fp16 or int8.
         TamperedError: if the file is cut short, or keeps weights outside of its folder.
         BundleError: if it is no ONNX file.
         UsageError: if `task` is not known.
@@ -92,7 +92,7 @@ def find_onnx_source(source: str | Path, *, task: str | None = None) -> OnnxSour
     graph = load_graph(file).graph
     packed = _count_packed_weights(file, graph)
     precision, weight_only = _find_precision(file, outline)
-    constants = {tensor.name for tensor in graph.initializer}  # old files list these as inputs too
+    constants = {tensor.name for tensor in graph.initializer}  # up to IR version 3 these are listed as inputs, too
     config = _load_config(folder)
     outputs = {value.name: value.type.tensor_type for value in graph.output}
     chosen = get_task(task) if task else _infer_task(file, config, outputs)
@@ -146,10 +146,10 @@ def _load_config(folder: Path) -> PretrainedConfig:
 
 
 def _find_precision(file: Path, outline: Outline) -> tuple[Precision, bool]:
-    """Return what a file is, and whether its int8 weights are multiplied as floats.
+    """Return the precision of a file, and whether its int8 weights are multiplied as floats.
 
     Raises:
-        CheckpointError: if it is none of the precisions that a bundle has.
+        CheckpointError: if it is none of a bundle's precisions.
     """
     for precision in _PRECISIONS:
         if check_declared_precision(outline, precision) is None:
@@ -163,7 +163,7 @@ def _find_precision(file: Path, outline: Outline) -> tuple[Precision, bool]:
 
 
 def _count_packed_weights(file: Path, graph: GraphProto) -> dict[str, int]:
-    """Return how many weights the constants hold that are read in blocks.
+    """Return the number of weights in each blockwise quantised constant of MatMulNBits, which is stored in blocks.
 
     Raises:
         CheckpointError: if weights have fewer bits than 8.
@@ -173,7 +173,7 @@ def _count_packed_weights(file: Path, graph: GraphProto) -> dict[str, int]:
         if node.op_type not in _BLOCKWISE:
             continue
         settings = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-        bits = settings.get("bits", 4)
+        bits = settings.get("bits", 4)  # the operators' default
         if bits != 8:
             raise CheckpointError(
                 f"{file} has weights of {bits} bits ({node.op_type}); a bundle holds fp32, fp16 and int8; name the "
@@ -191,7 +191,7 @@ def _count_packed_weights(file: Path, graph: GraphProto) -> dict[str, int]:
 
 
 def _infer_task(file: Path, config: PretrainedConfig, outputs: Iterable[str]) -> Task:
-    """Choose by what the graph gives, because masked-LM checkpoints are often exported for their vectors."""
+    """Infer the task by the outputs first: masked-LM checkpoints are often exported for their vectors."""
     if "logits" not in outputs and any(name in outputs for name in _FEATURES):
         return FEATURE_EXTRACTION
     architectures = tuple(config.architectures or ())
@@ -231,7 +231,7 @@ def _check_inputs(file: Path, values: Sequence[ValueInfoProto]) -> tuple[str, ..
 def _check_outputs(
     file: Path, found: Mapping[str, TypeProto.Tensor], *, task: Task, num_labels: int
 ) -> tuple[str, ...]:
-    """Return the outputs that the task needs, after looking whether they can be its own."""
+    """Return the outputs that the task needs, after checking names, axes and number of labels."""
     wanted = _OUTPUTS[task.name]
     have = tuple(name for name in wanted if name in found)
     if not have or (task is not FEATURE_EXTRACTION and len(have) < len(wanted)) or have == ("token_embeddings",):
@@ -250,6 +250,7 @@ def _check_outputs(
             raise CheckpointError(
                 f"{file} gives {name} with {len(dims)} axes; {task.name} has {wanted[name]}; name another --task"
             )
+        # 0 is a dynamic dimension, of which nothing can be said.
         if task.name in _LABELLED and dims[-1].dim_value not in {0, num_labels}:
             raise CheckpointError(
                 f"{file} answers with {dims[-1].dim_value} labels and config.json names {num_labels}; copy the "

@@ -1,7 +1,7 @@
-"""From a checkpoint to its bundle: trace, quantise, hold every file against what it was made from, publish.
+"""The export from checkpoint to bundle: load, trace, quantise, compare every file with its source, publish.
 
-Every precision goes through the same gates, one file after the other, in a folder that appears only when all of them
-have passed.
+The files are made one after the other in a temporary folder, which becomes the bundle by a rename when all of them have
+passed their gates; any error leaves nothing behind.
 """
 
 import datetime
@@ -37,29 +37,29 @@ def export_bundle(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Manifest:
-    """Export a model to the bundle `out_dir`, after holding every file against what it was made from.
+    """Export a model to the bundle `out_dir`, after comparing every file with its source.
 
     Args:
-        checkpoint: a hub id or checkpoint folder, fine-tuned for `task`; or an ONNX file, or a folder that holds one.
-        out_dir: becomes the bundle, whole or not at all.
-        task: the name of a task; None is text-classification, or for an ONNX file what its configuration says.
+        checkpoint: a hub id or checkpoint folder, fine-tuned for `task`; or an ONNX file, or a folder with one.
+        out_dir: the folder to create; it appears complete or not at all.
+        task: the name of a task; None takes what the folder was trained for, else text-classification.
         tokenizer: a hub id or folder; None takes the checkpoint's own.
-        config: the precisions, the longest text, and what every file must pass.
-        calibration: real texts of the task, a few hundred, for int8; empty takes Python's own documentation.
-        examples: what int8 is judged on, with labels if they are known; None takes further calibration texts.
+        config: the precisions, the longest text, and the limits of the gates; None takes the defaults.
+        calibration: a few hundred real texts of the task, to calibrate int8; empty takes Python's documentation.
+        examples: texts to judge int8 on, with or without labels; None takes further calibration texts.
         overwrite: replace what is in `out_dir`.
-        progress: is told of each step.
+        progress: called at each step.
 
     Raises:
         CheckpointError: if the model cannot be loaded or exported.
-        ParityError: if a file does not answer as it must; nothing is published.
+        ParityError: if a file does not pass a gate; nothing is published then.
     """
     check_free(out_dir, overwrite=overwrite)
     config = config or ExportConfig()
     stage, total, done = f"export {out_dir.name}", 3 + 3 * len(config.precisions), 0
 
     def say(note: str) -> None:
-        """Tell the next step; how many there are is only known roughly."""
+        """Report the next step; the total is an estimate, so it is never reached before the end."""
         nonlocal done
         progress(stage, min(done, total - 1), total, note)
         done += 1
@@ -89,12 +89,12 @@ def export_bundle(
         gate = QualityGate(source, folder, ours, texts, max_loss=config.max_loss)
         exporter = Exporter(source, folder, gate=gate, config=config, say=say)
         say("trace")
-        # Nobody else holds a graph, so that it is gone when its file is opened.
+        # The graph is passed on without a name here, so that `make_fp32` can free it before its session is opened.
         models: dict[Precision, ModelRecord] = {}
         if source.onnx_source is not None and source.onnx_source.precision != "fp32":
             models[source.onnx_source.precision] = exporter.keep_as_it_is(exporter.make_graph())
         else:
-            models["fp32"] = exporter.make_fp32(exporter.make_graph())  # which all others are made of
+            models["fp32"] = exporter.make_fp32(exporter.make_graph())  # always: all others are made from it
             for precision in config.precisions:
                 if precision == "fp16":
                     models[precision] = exporter.make_fp16()
@@ -129,7 +129,7 @@ def export_bundle(
             parameters=source.parameters,
             architecture=source.architecture,
             models=models,
-            files=record_files(folder),
+            files=record_files(folder),  # hashed last, when nothing in the folder changes any more
             tokenizer_parity=tokenizer_parity,
             source=origin.model_copy(update={"notes": list(source.notes)} if source.notes else {}),
             made=made.model_copy(update={"judged": judged} if judged is not None else {}),

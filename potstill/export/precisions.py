@@ -1,4 +1,8 @@
-"""Make the files of a bundle, one precision after the other; every file goes through the same gates."""
+"""Make the ONNX file of each precision and put it through the gates; give layers back to fp32 where int8 fails.
+
+fp32 is made first, and everything else from its file. Memory is why: the torch model, the graph and a session are each
+as large as the weights, so each is freed before the next is made (docs/log.md, memory of an export).
+"""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -38,16 +42,24 @@ from potstill.export.tuning import DISABLED_OPTIMIZERS, Candidate, race_candidat
 from potstill.export.unpad import is_unpadded, unpad
 from potstill.onnx_inspect import DYNAMIC, count_matmuls, read_outline
 
-# What sensitivity is measured on: the order of the layers shows on few texts, and every layer costs one pass.
+# Texts for the sensitivity of layers: few are enough to rank them, and each layer costs a pass over all.
 _SENSITIVITY_TEXTS = 64
-# What saturation is looked for in.
+# Texts in whose activations saturation is looked for.
 _SATURATION_TEXTS = 32
-# What fp32 is asked alone and in batches: a wrong side or position shows in every padded text.
+# Texts that fp32 answers alone and in batches; few, because a fault of padding or position shows in every one.
 _FP32_BATCH_TEXTS = 128
 
 
 class Exporter:
-    """Makes the files of one bundle, and holds each of them against its source and against fp32."""
+    """Makes the ONNX files of one bundle, and compares each with its source and with fp32.
+
+    Attributes:
+        source: what is exported.
+        folder: the bundle's folder.
+        gate: compares files on real texts.
+        config: the export's settings.
+        say: called with a note at each step.
+    """
 
     def __init__(
         self,
@@ -58,16 +70,17 @@ class Exporter:
         config: ExportConfig,
         say: Callable[[str], None],
     ) -> None:
-        """Take what is exported, into which folder, what it is judged by, and who is told of each step."""
+        """Take the attributes of the class."""
         self.source, self.folder, self.gate = source, folder, gate
         self.config, self.say = config, say
+        # By default not with the standard operator, whose file is for engines that want static shapes (docs/export.md).
         wanted = config.attention == "fused" if config.unpad is None else config.unpad
         self._unpads = wanted and source.onnx_source is None
-        # The graph as it was before padding was left out of it, without its weights.
+        # The graph before `unpad`, without weights: int8 is quantised from it, and unpadded again afterwards.
         self._padded: onnx.ModelProto | None = None
 
     def make_graph(self) -> onnx.ModelProto:
-        """Trace a checkpoint, or read an ONNX file."""
+        """Trace the checkpoint, or read the ONNX file and append its sentence head."""
         source = self.source
         if source.onnx_source is not None:
             graph = load_model(source.onnx_source.file)
@@ -83,15 +96,15 @@ class Exporter:
         )
 
     def make_fp32(self, graph: onnx.ModelProto) -> ModelRecord:
-        """Write the graph that everything else is made of, and hold it against its source.
+        """Write the fp32 file and compare it with its source. Frees `graph` and the torch model on the way.
 
         Raises:
-            ParityError: if it is not a valid graph, lacks a fused operator, answers otherwise, or answers a text
-                otherwise in a batch. A file of another tool may do the last; then the manifest says so.
+            ParityError: if it is not valid ONNX, lacks a fused operator, differs from its source, or changes a text's
+                answer in a batch. A file of another tool may do the last, which the manifest then says.
         """
         is_ours = self.source.onnx_source is None
         self.say(f"fp32: compare with {'torch' if is_ours else 'the file'}")
-        # The torch model, the graph and a session are three times the weights, so one goes before the next comes.
+        # In this order: torch answers and is freed, the graph is written and freed, and only then a session is opened.
         fusion = fusion_report(graph, self.source.config)
         if is_ours and not self.config.allow_unfused:
             check_fusion(fusion)
@@ -99,6 +112,7 @@ class Exporter:
         kept.mkdir()
         rows = keep_rows(self.source, kept)
         self.source.release_model()
+        # The weights are in the file, from which `_fp32_graph` takes them again.
         self._padded = without_values(graph)
         if self._unpads:
             rewire(graph, unpad(without_values(graph)))
@@ -126,7 +140,7 @@ class Exporter:
         )
 
     def make_fp16(self) -> ModelRecord:
-        """Write the half-size file for GPUs, and judge it here through casts to float32.
+        """Write the fp16 file for GPUs, and judge it on the CPU, which computes it through casts to float32.
 
         Raises:
             ParityError: if it loses more than is allowed.
@@ -152,14 +166,14 @@ class Exporter:
         )
 
     def make_int8(self, precision: Precision) -> ModelRecord:
-        """Write int8 by the default recipe, or by the fastest one that holds if the configuration says so.
+        """Write int8 by the default recipe or, with `config.tune`, by the fastest recipe that passes the gates.
 
         Raises:
             ParityError: as `quantize_and_check`; or if no recipe holds.
         """
         recipe = int8_recipe("static" if precision == "int8-static" else "dynamic")
         if not self.config.calibration_texts:
-            recipe = replace(recipe, smoothing=None)  # nobody knows where the outliers are
+            recipe = replace(recipe, smoothing=None)  # outliers are found on calibration texts
         if not self.config.tune:
             return self.quantize_and_check(precision, Candidate(recipe))
         return tune(
@@ -176,10 +190,11 @@ class Exporter:
         )
 
     def quantize_and_check(self, precision: Precision, candidate: Candidate) -> ModelRecord:
-        """Quantise, give layers back to fp32 until the file holds, and measure what it is worth.
+        """Quantise, give layers back to fp32 until the file passes, and measure loss, drift, saturation and speed.
 
         Raises:
-            ParityError: if it never holds, is not what it says, or does not keep a text's answer although it should.
+            ParityError: if it loses too much with every number of layers, is not of its precision, or is int8-static
+                and changes a text's answer in a batch.
         """
         self.say(f"{precision}: quantise")
         recipe, file = candidate.recipe, self._file(precision)
@@ -187,7 +202,7 @@ class Exporter:
 
         def attempt(keep: frozenset[str]) -> QualityLoss:
             graph = quantize(self._prepared, recipe, keep=keep)
-            # One text at a time, which is how dynamic files are served, has no padding.
+            # Dynamic files are served one text at a time, so they never see padding.
             save_model(unpad(graph) if static and self._unpads else graph, file)
             session = open_session(file, candidate.disabled_optimizers)
             return self.gate.compare_with_fp32(session, batch_size=8 if static else 1)
@@ -238,10 +253,10 @@ class Exporter:
         )
 
     def keep_as_it_is(self, graph: onnx.ModelProto) -> ModelRecord:
-        """Write a file that is of a lower precision already, and hold it against itself without any optimisation.
+        """Write a source file that has a lower precision already, and compare it with itself without optimisations.
 
         Raises:
-            ParityError: if it is not a valid graph, or onnxruntime's optimisations change more than is allowed.
+            ParityError: if it is not valid ONNX, or onnxruntime's optimisations change more than is allowed.
         """
         given = self.source.onnx_source
         assert given is not None
@@ -275,17 +290,17 @@ class Exporter:
             parity=measure_difference(self.source, session, reference, against="the file it was made from"),
             quality=quality,
             invariance=invariance,
-            # Nothing is summed in integers where they are only stored.
+            # A weight-only file has no integer sums that could overflow.
             saturation=Saturation(share=0.0, breaks_without_vnni=False) if given.weight_only else None,
         )
 
     @cached_property
     def _prepared(self) -> Prepared:
-        """The fp32 graph with its ranges on the calibration texts."""
+        """The fp32 graph with the activation ranges of the calibration texts; one for all recipes and attempts."""
         return prepare(self._fp32_graph(), self.gate.batches(self.gate.texts.calibration))
 
     def _fp32_graph(self) -> onnx.ModelProto:
-        """Return the fp32 graph with padding in its products, read anew with its weights from the file."""
+        """Return the fp32 graph before `unpad`, with the weights of the file."""
         assert self._padded is not None, "make_fp32 comes first"
         graph = load_model(self._file("fp32"))
         rewire(graph, self._padded)
@@ -295,11 +310,11 @@ class Exporter:
         return self.folder / MODEL_FILES[precision]
 
     def _names(self, files: Sequence[Path]) -> list[str]:
-        """Return how the manifest calls files of the folder."""
+        """Return files as the manifest names them, relative to the folder."""
         return [path.relative_to(self.folder).as_posix() for path in files]
 
     def _order_by_sensitivity(self, recipe: Int8Recipe) -> list[str]:
-        """Return the layers by how much it helps to leave one of them alone in fp32, the most helpful first."""
+        """Return the layers by the squared error of int8 with only that layer in fp32, the smallest error first."""
         rows, file = self.gate.rows[:_SENSITIVITY_TEXTS], self.folder / "onnx" / ".sensitivity.onnx"
         expected = self.gate.outputs(open_session(self._file("fp32")), rows, batch_size=8).values
         seen = np.isfinite(expected)
@@ -322,20 +337,20 @@ def fall_back(
     order: Callable[[], Sequence[str]],
     max_fp32_layers: int,
 ) -> tuple[frozenset[str], QualityLoss, list[FallbackStep]]:
-    """Return the fewest layers of `order` that must stay fp32 for an int8 file to hold.
+    """Give layers back to fp32, one by one in `order`, until the int8 file passes the quality gate.
 
     Args:
-        layers: all that could be quantised.
-        measure: quantises all but these layers and returns what the file loses. The last call made the file that holds.
-        order: returns layers, the most helpful first; called once, and only if int8 everywhere does not hold, because
-            measuring it quantises once per layer.
-        max_fp32_layers: how many may stay fp32.
+        layers: the names of all layers that can be quantised.
+        measure: makes the file with these layers in fp32 and returns its loss; the last call made the file that passes.
+        order: returns the layers, the most helpful first. Called once and only if int8 everywhere fails, because it
+            quantises the model once per layer.
+        max_fp32_layers: the most layers that may stay in fp32.
 
     Returns:
-        The layers that stay fp32, what the file loses, and every step.
+        The layers in fp32, the loss of the file, and all attempts.
 
     Raises:
-        ParityError: with the table of all steps, if it holds with none of them.
+        ParityError: with a table of all attempts, if none passes.
     """
     kept: frozenset[str] = frozenset()
     steps: list[FallbackStep] = []

@@ -1,4 +1,4 @@
-"""How good the files of an export are on real texts: fp32's own score, and what every other file loses of it."""
+"""Compare the files of an export on real texts: fp32's own score, and what every other file loses of it."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -19,30 +19,29 @@ from potstill.serve import BundleTokenizer, OnnxSession, Row, Text
 from potstill.serve.tasks.text_classification import scoring_function
 from potstill.tasks import METRICS, PROBLEM_TYPES
 
-# Texts of the calibration that run at once.
+# Calibration texts per run; all layers' activations of a batch are in memory together.
 _CALIBRATION_BATCH = 8
 
 
 def open_session(file: Path, disabled_optimizers: Sequence[str] = DISABLED_OPTIMIZERS) -> OnnxSession:
-    """Open a file as it will be served, without spinning threads that slow torch down beside it."""
+    """Open a file as it will be served, but without spinning threads, which would slow torch down beside it."""
     return OnnxSession(file, spinning=False, disabled_optimizers=disabled_optimizers)
 
 
 class QualityGate:
-    """Asks the files of one bundle the same texts, and compares their answers.
+    """Runs the files of one bundle on the same texts, and compares their outputs.
 
     Attributes:
-        texts: what is asked.
-        rows: the judged texts as the model reads them.
+        texts: the texts of the export.
     """
 
     def __init__(
         self, source: Source, folder: Path, tokenizer: BundleTokenizer, texts: ExportTexts, *, max_loss: float
     ) -> None:
-        """Take what is exported, the folder with config.json and the files, and the texts.
+        """Take the source, the bundle's folder, its tokenizer and the texts; `max_loss` is a share, such as 0.01.
 
         Raises:
-            DataError: if the labelled texts cannot tell one model from another.
+            DataError: if models of this kind cannot be scored on the examples.
         """
         if texts.examples is not None:
             check_examples(texts.examples, source.kind)
@@ -52,27 +51,27 @@ class QualityGate:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The judged texts as the model reads them."""
+        """The judged texts, tokenised."""
         return self._tokenizer.rows(self.texts.judged)
 
     @cached_property
     def _fp32_outputs(self) -> ModelOutputs:
-        """What fp32 answers to the judged texts."""
+        """fp32's outputs for the judged texts; computed once, for every other precision."""
         return self.outputs(open_session(self._folder / MODEL_FILES["fp32"]), self.rows, batch_size=8)
 
     @cached_property
     def _fp32_score(self) -> Scored | None:
-        """How good fp32 is; None where the judged texts have no labels."""
+        """fp32's score on the judged texts; None without labels."""
         if self.texts.examples is None:
             return None
         return self._score(open_session(self._folder / MODEL_FILES["fp32"]))
 
     def compare_with_fp32(self, session: OnnxSession, *, batch_size: int) -> QualityLoss:
-        """Return what a file loses against fp32.
+        """Measure the loss of a file against fp32 on the judged texts.
 
         Args:
             session: the file.
-            batch_size: texts per run; 1 for a file whose answers depend on the batch.
+            batch_size: texts per run; 1 for dynamic int8, whose outputs depend on the batch.
         """
         found = self.outputs(session, self.rows, batch_size=batch_size)
         scored = None
@@ -82,10 +81,10 @@ class QualityGate:
         return quality.model_copy(update={"on": self.texts.judged_origin})
 
     def compare_with_unoptimised(self, file: Path, session: OnnxSession, *, batch_size: int) -> QualityLoss:
-        """Return what a file loses by onnxruntime's optimisations, where there is no fp32 to compare it with."""
+        """Measure what a file loses by onnxruntime's optimisations, if there is no fp32 to compare it with."""
         plain, scored = OnnxSession(file, spinning=False, optimise=False), None
         if self.texts.examples is not None:
-            # What the file itself scores is what there is to tell of the bundle.
+            # Takes the place of fp32's score in `compare_with_trivial`: the bundle has no other file.
             self._fp32_score = self._score(session)
             scored = self._score(plain), self._fp32_score
         quality = compare_outputs(
@@ -97,7 +96,7 @@ class QualityGate:
         return quality.model_copy(update={"on": self.texts.judged_origin})
 
     def compare_with_trivial(self) -> AgainstTrivial | None:
-        """Return fp32's score on the judged texts, against an answer that ignores them; None without labels."""
+        """Compare fp32's score with that of the best answer that ignores the text; None without labels."""
         if self._fp32_score is None or self.texts.examples is None:
             return None
         kind = self._source.kind
@@ -107,12 +106,12 @@ class QualityGate:
     def measure_invariance(
         self, precision: str, session: OnnxSession, *, required: bool, limit: int = 1000
     ) -> BatchInvariance:
-        """Compare answers alone and in batches.
+        """Compare the outputs for texts alone and in batches, see `measure_batch_invariance`.
 
         Raises:
-            ParityError: if they differ, where that is `required`.
+            ParityError: if `required` and the file is not invariant.
         """
-        # Longer texts are cut: what others in the batch do to a text shows on its first tokens as well.
+        # Texts are cut to what fits into memory: an influence of the batch shows in shorter texts as well.
         longest = longest_that_fits(max(INVARIANCE_BATCH_SIZES), heads=self._heads)
         found = measure_batch_invariance(
             session,
@@ -131,13 +130,13 @@ class QualityGate:
         return found
 
     def batches(self, texts: Sequence[Text]) -> list[Feeds]:
-        """Return texts as inputs of the graph, few at once, because every layer's activations are held together."""
+        """Return texts as padded inputs of the graph, in small batches."""
         rows = self._tokenizer.rows(texts)
         size = most_texts(_CALIBRATION_BATCH, heads=self._heads, length=_longest(rows))
         return [self._tokenizer.pad(rows[start : start + size]) for start in range(0, len(rows), size)]
 
     def outputs(self, session: OnnxSession, rows: Sequence[Row], *, batch_size: int) -> ModelOutputs:
-        """Return the numbers that a file gives for rows."""
+        """Run a file on tokenised texts; fewer per batch where long ones would not fit into memory."""
         return collect_outputs(
             session,
             self._tokenizer,
@@ -149,7 +148,7 @@ class QualityGate:
         )
 
     def _score(self, session: OnnxSession) -> Scored:
-        """Score a file's answers to the labelled texts, as they will be served."""
+        """Score a file on the labelled texts, with the answers decoded as the server does."""
         examples, kind = self.texts.examples, self._source.kind
         assert examples is not None
         config = (self._folder / "config.json").read_bytes()

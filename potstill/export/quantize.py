@@ -1,11 +1,14 @@
-"""Files of lower precision: int8 with weights fixed once, and fp16 for GPUs.
+"""Convert an fp32 graph to int8, dynamic or static, or to fp16.
 
-Both forms of int8 are standard ONNX, which onnxruntime fuses into one integer product per layer when it loads the file:
+Both forms of int8 are standard ONNX operators, which onnxruntime fuses into integer products when it loads the file:
 
     dynamic  DynamicQuantizeLinear, MatMulInteger, Cast, Mul. One scale per activation tensor, measured at each run, so
              a text's answer depends a little on its batch mates (microsoft/onnxruntime#10111).
     static   QuantizeLinear, DequantizeLinear, MatMul with a dequantised weight. The scales are constants, from the
              ranges seen on calibration texts, so that a text's answer is its own.
+
+The pairs are written here and not by onnxruntime's static quantiser, which needs tensor types that are missing behind a
+fused attention operator: of 36 products it made 3 integer ones, without an error (docs/log.md).
 
 Int8 has one scale for a whole activation tensor, so a few channels with large values leave the others few steps.
 SmoothQuant (Xiao et al., arXiv 2211.10438, eq. 4) divides each channel of a product's input by a factor and multiplies
@@ -34,18 +37,22 @@ from potstill.export.attention import OPERATORS
 from potstill.export.graph import drop_dead, set_nodes
 from potstill.export.onnx_files import Feeds, save_model
 
-# How much of the outliers moves into the weights. Mean and largest logit error of static int8 for a MiniLM on SST-2,
-# and for its 3-layer student: none 0.095, 0.77 and 0.071, 0.68; alpha 0.5 0.162, 1.56 and 0.146, 1.14; 0.65 0.063,
-# 0.78 and 0.050, 0.60; 0.8 0.045, 0.54 and 0.036, 0.49; 0.9 0.045, 0.40 and 0.044, 0.38. Dynamic int8 is alike.
+# SmoothQuant's alpha: how much of the outliers moves into the weights. Mean and largest logit error of static int8 on
+# SST-2, of a MiniLM and its 3-layer student: none 0.095, 0.77 and 0.071, 0.68; alpha 0.5 0.162, 1.56 and 0.146, 1.14;
+# 0.65 0.063, 0.78 and 0.050, 0.60; 0.8 0.045, 0.54 and 0.036, 0.49; 0.9 0.045, 0.40 and 0.044, 0.38. Dynamic int8
+# is within 0.005 of these (docs/log.md).
 ALPHA = 0.9
+# Factors are clipped to [1 / 100, 100], and peaks bounded from below, so that a dead channel gets no extreme factor.
 _LARGEST_FACTOR = 100.0
 _SMALLEST_PEAK = 1e-5
-# A head with fewer columns costs no time, and its rounding goes straight into the answer.
+# A narrower product, such as a classifier of few labels, takes no time worth saving, and its rounding goes straight
+# into the answer.
 FEWEST_COLUMNS = 16
-# Tables with fewer rows, such as token types, are not worth two nodes more.
+# Embedding tables with fewer rows, such as token types, save no memory worth two more nodes.
 _SMALLEST_TABLE = 16
-# Two products of 255 and 64 fit into 16 bits, which is how CPUs without VNNI add them up.
+# Largest absolute weight by bits. CPUs without VNNI add two products in 16 bits, and 2 * 255 * 64 = 32640 still fits.
 _LARGEST_WEIGHT = {8: 127, 7: 64}
+# The smallest scale: a matrix or channel of zeros must not divide by zero.
 _TINY = float(np.finfo(np.float32).tiny)
 
 Method = Literal["dynamic", "static"]
@@ -60,13 +67,13 @@ class Int8Recipe:
     per_channel: bool = True
     """One scale per output channel, or one per matrix."""
     smoothing: float | None = ALPHA
-    """How much of the activations' outliers moves into the weights; None leaves them."""
+    """SmoothQuant's alpha, from 0 to 1; None does not smooth."""
     attention: Literal["float", "integer"] = "float"
-    """integer: query, key and value in one product within onnxruntime's QAttention."""
+    """integer: onnxruntime's QAttention, with query, key and value as one product."""
     gelu: Literal["exact", "tanh"] = "exact"
 
     def describe(self) -> dict[str, object]:
-        """Return what the manifest says, as `potstill.bundle.Quantization` has it."""
+        """Return the recipe as fields of `potstill.bundle.Quantization`."""
         return (
             asdict(self)
             | {"weights": "int8", "activations": "uint8", "embeddings": "int8 per row"}
@@ -75,35 +82,34 @@ class Int8Recipe:
 
 
 def int8_recipe(method: Method = "dynamic") -> Int8Recipe:
-    """Return how to quantise for this CPU.
+    """Return the default recipe for this CPU.
 
-    With VNNI, AMX or ARM's dot product, eight bits are multiplied exactly. Older x86 adds two products in 16 bits and
-    saturates (microsoft/onnxruntime#5849), which 7-bit weights avoid. One scale per output channel costs no time here
-    and halves the int8 error: a MiniLM on SST-2 agreed with its fp32 form on 97.9 % of the texts, with one scale per
-    tensor on 95.6 %.
+    VNNI, AMX and ARM's dot product multiply eight bits exactly. Older x86 adds two products in 16 bits and saturates
+    (microsoft/onnxruntime#5849), which 7-bit weights avoid. One scale per output channel costs no time and halves the
+    disagreement: a MiniLM on SST-2 agreed with fp32 on 97.9 % of the texts, with one scale per tensor on 95.6 %.
     """
     return Int8Recipe(method=method, weight_bits=8 if machine.has_fast_int8() else 7)
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """The products of one activation, such as query, key and value: they share its scale."""
+    """All products that read one activation, such as query, key and value; they share its scale and smoothing."""
 
     name: str
-    """The first one's weight, without what all of them end in."""
+    """The name of the first product's weight, without ".weight"."""
     activation: str
-    """The tensor that comes in."""
+    """The name of the input tensor."""
     nodes: tuple[onnx.NodeProto, ...]
     """MatMul nodes with the weight as their second input."""
     tied: bool = False
-    """Whether it is one Gemm with the table of word embeddings itself, as in masked language models."""
+    """Whether it is a Gemm with the table of word embeddings, as in masked language models (`tie_vocabulary`)."""
     shared: bool = False
-    """Whether other layers have the same weights, as in ALBERT: then they cannot take a set of factors each."""
+    """Whether other layers use the same weights, as in ALBERT; smoothing factors per layer are impossible then."""
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Smallest and largest value of each channel of an activation, over all tokens seen; shape (channels,) each."""
+    """The smallest and largest value of each channel of an activation over all tokens; shape (channels,) each."""
 
     low: NDArray[np.float32]
     high: NDArray[np.float32]
@@ -116,20 +122,24 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An fp32 graph that is ready to be quantised, in this way or that."""
+    """An fp32 graph with its activation ranges, from which any recipe can be made."""
 
     model: onnx.ModelProto
     layers: tuple[str, ...]
-    """The names of its layers, in order."""
+    """The names of the layers, in the graph's order."""
     ranges: dict[str, Range]
-    """Activation -> what it was on real texts."""
+    """Activation -> its range on the calibration texts."""
 
 
 def prepare(model: onnx.ModelProto, batches: Iterable[Feeds]) -> Prepared:
-    """Copy a graph and measure its activations on real texts.
+    """Copy an fp32 graph, split its Gemms, and measure activation ranges on real texts.
+
+    Args:
+        model: the graph with its weights, before `unpad`; not changed.
+        batches: real texts as inputs of the graph.
 
     Raises:
-        CheckpointError: if no product is worth integers.
+        CheckpointError: if the graph has no product that is wide enough.
     """
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
@@ -148,12 +158,13 @@ def quantize(prepared: Prepared, recipe: Int8Recipe, *, keep: frozenset[str] = f
 
     Args:
         prepared: the graph with its ranges.
-        recipe: how.
-        keep: names of the layers that stay in floats.
+        recipe: how to quantise.
+        keep: names of layers that stay fp32.
     """
     model = onnx.ModelProto()
     model.CopyFrom(prepared.model)
     graph = model.graph
+    # First, because a tied product reads the int8 table and its scales.
     _quantize_tables(graph, recipe=recipe, keep=keep)
     for layer in find_layers(graph):
         if layer.name in keep:
@@ -168,7 +179,7 @@ def quantize(prepared: Prepared, recipe: Int8Recipe, *, keep: frozenset[str] = f
                 del node.attribute[:]
                 node.attribute.append(helper.make_attribute("approximate", "tanh"))
     drop_dead(graph)
-    # The graph may have come to use operators of onnxruntime's own.
+    # QAttention may be the graph's first operator of com.microsoft, whose domain must then be declared.
     known = {entry.domain for entry in model.opset_import} | {"", "ai.onnx"}
     for domain in {node.domain for node in graph.node} - known:
         model.opset_import.append(helper.make_opsetid(domain, 1))
@@ -176,22 +187,22 @@ def quantize(prepared: Prepared, recipe: Int8Recipe, *, keep: frozenset[str] = f
 
 
 def convert_to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy with 16-bit weights and activations; inputs and outputs stay as they are.
+    """Return a copy with float16 weights and activations; inputs and outputs keep their types.
 
-    A CPU runs it through casts to float32, slower than fp32 and to check the answers only.
+    onnxruntime's CPU provider runs it through casts to float32, slower than fp32: good for checks, not for serving.
     """
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
-    # Shapes are not inferred: onnx knows none behind onnxruntime's own attention operator.
+    # Shape inference is off: onnx knows no shapes behind onnxruntime's own attention operator.
     converted: onnx.ModelProto = convert_float_to_float16(copied, keep_io_types=True, disable_shape_infer=True)
     return converted
 
 
 def find_layers(graph: onnx.GraphProto) -> list[Layer]:
-    """Return the layers of a graph whose products are worth integers, in the graph's order."""
+    """Return the layers of a graph that are worth quantising, in the graph's order."""
     uses = Counter(name for node in graph.node for name in node.input)
     matrices = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 2}
-    # A table that is quantised already is looked up under its new name, while a product still has the old one.
+    # After `_quantize_tables` the lookup reads NAME_int8, while a tied product still reads NAME.
     tables = {node.input[0].removesuffix("_int8") for node in graph.node if node.op_type == "Gather"}
     layers: dict[str, Layer] = {}
     for node in graph.node:
@@ -210,7 +221,7 @@ def find_layers(graph: onnx.GraphProto) -> list[Layer]:
 
 
 def split_gemms(graph: onnx.GraphProto) -> None:
-    """Write every Gemm with a wide enough constant matrix as MatMul and Add, in place, so that it can be quantised."""
+    """Replace, in place, every Gemm with a constant matrix that is wide enough by MatMul and Add."""
     weights = {tensor.name: tensor for tensor in graph.initializer}
     uses = Counter(name for node in graph.node for name in node.input)
     nodes: list[onnx.NodeProto] = []
@@ -218,7 +229,7 @@ def split_gemms(graph: onnx.GraphProto) -> None:
         flags = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         plain = not flags.get("transA") and flags.get("alpha", 1.0) == flags.get("beta", 1.0) == 1.0
         weight = weights.get(node.input[1]) if node.op_type == "Gemm" and plain else None
-        # One with several users is the table of word embeddings, or a weight that another product wants as it is.
+        # A weight with several users is the embedding table, or one that another product needs untransposed.
         if weight is None or min(weight.dims) < FEWEST_COLUMNS or uses[weight.name] > 1:
             nodes.append(node)
             continue
@@ -231,7 +242,7 @@ def split_gemms(graph: onnx.GraphProto) -> None:
 
 
 def _separate_bias(gemm: onnx.NodeProto) -> tuple[str, list[onnx.NodeProto]]:
-    """Return what the product within a Gemm shall be called, and the node that adds its bias, if it has one."""
+    """Return the output name for the product of a Gemm, and the Add of its bias as a list, empty without one."""
     if len(gemm.input) < 3:
         return gemm.output[0], []
     product = f"{gemm.output[0]}_product"
@@ -239,7 +250,7 @@ def _separate_bias(gemm: onnx.NodeProto) -> tuple[str, list[onnx.NodeProto]]:
 
 
 def measure_ranges(model: onnx.ModelProto, names: Sequence[str], batches: Iterable[Feeds]) -> dict[str, Range]:
-    """Run real texts through a graph and return the range of each named tensor, padding left out.
+    """Run real texts through a graph and return the range of each named tensor, without padding positions.
 
     Args:
         model: an fp32 graph.
@@ -254,6 +265,7 @@ def measure_ranges(model: onnx.ModelProto, names: Sequence[str], batches: Iterab
     found: dict[str, Range] = {}
     try:
         with tempfile.TemporaryDirectory() as folder:
+            # By a file, because a graph above 2 GiB cannot be passed as bytes.
             file = Path(folder) / "watched.onnx"
             save_model(model, file)
             session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
@@ -275,16 +287,16 @@ def measure_ranges(model: onnx.ModelProto, names: Sequence[str], batches: Iterab
 
 
 def smooth(graph: onnx.GraphProto, layer: Layer, found: Range, *, alpha: float = ALPHA) -> tuple[Layer, Range]:
-    """Balance the activation of a layer against its weights, in place.
+    """Move outliers of a layer's activation into its weights, in place (SmoothQuant, see above).
 
     Args:
-        graph: an fp32 graph; afterwards it gives the same answers with one Mul more.
-        layer: of this graph.
-        found: the range of its activation on real texts.
-        alpha: 0 leaves the outliers with the activation, 1 moves them into the weights.
+        graph: an fp32 graph; its outputs stay the same, and it has one Mul more.
+        layer: a layer of this graph.
+        found: the range of the layer's activation on real texts.
+        alpha: 0 leaves the outliers in the activation, 1 moves them into the weights.
 
     Returns:
-        The layer behind the Mul, and the range there.
+        The layer that reads the output of the Mul, and the range there.
     """
     weights = {tensor.name: tensor for tensor in graph.initializer}
     matrices = [numpy_helper.to_array(weights[node.input[1]]) for node in layer.nodes]
@@ -305,18 +317,22 @@ def smooth(graph: onnx.GraphProto, layer: Layer, found: Range, *, alpha: float =
 def smoothing_factors(
     activation: NDArray[np.float32], weight: NDArray[np.float32], *, alpha: float = ALPHA
 ) -> NDArray[np.float32]:
-    """Return what each input channel is divided by, shape (channels,); their geometric mean is 1 before clipping."""
+    """Return the divisor of each input channel, (channels,), from the peaks of activation and weight.
+
+    As in eq. 4 of the paper, normalised to a geometric mean of 1 (a common factor changes nothing), and clipped.
+    """
     raw = np.maximum(activation, _SMALLEST_PEAK) ** alpha / np.maximum(weight, _SMALLEST_PEAK) ** (1 - alpha)
     balanced = raw / np.exp(np.log(raw).mean())
     return np.clip(balanced, 1 / _LARGEST_FACTOR, _LARGEST_FACTOR).astype(np.float32)
 
 
 def static_scale(found: Range) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Return scale and zero point that hold everything between the smallest and the largest value seen (MinMax).
+    """Return uint8 scale and zero point that cover the whole range seen (MinMax).
 
-    Percentiles clip the few large activations that BERT's attention hangs on: F1 on SQuAD fell from 92 to 6 with
-    99.999 % of the values kept (microsoft/onnxruntime#10571).
+    Percentiles clip the few large activations that BERT's attention depends on: with 99.999 % of the values kept, F1 on
+    SQuAD fell from 92 to 6 (microsoft/onnxruntime#10571).
     """
+    # The range includes 0, so that 0 has a zero point and is exact.
     low, high = min(float(found.low.min()), 0.0), max(float(found.high.max()), 0.0)
     scale = max((high - low) / 255, _TINY)
     return np.array(scale, np.float32), np.array(np.clip(round(-low / scale), 0, 255), np.uint8)
@@ -325,12 +341,13 @@ def static_scale(found: Range) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
 def quantize_matrix(
     matrix: NDArray[np.float32], *, largest: int, axis: int | None
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Return int8 values and the float32 scales that give the matrix back, symmetric around zero.
+    """Quantise a matrix symmetrically around zero; return int8 values and float32 scales, whose product restores it.
 
     Args:
-        matrix: shape (rows, columns).
+        matrix: float32 (rows, columns).
         largest: the largest absolute integer.
-        axis: what shares a scale: 0 gives one per column (1, columns), 1 one per row (rows, 1), None one in all.
+        axis: the axis that shares a scale: 0 for one per column (1, columns), 1 for one per row (rows, 1), None for one
+            in all.
     """
     peak = np.abs(matrix).max(axis=axis, keepdims=axis is not None)
     scales = np.maximum(np.asarray(peak, np.float32) / largest, _TINY).astype(np.float32)
@@ -338,16 +355,16 @@ def quantize_matrix(
 
 
 def _quantize_tables(graph: onnx.GraphProto, *, recipe: Int8Recipe, keep: frozenset[str]) -> None:
-    """Turn every embedding table into int8 with one scale per row, in place, except those of `keep`.
+    """Store every embedding table as int8 with one scale per row, in place, except those in `keep`.
 
-    onnxruntime's own quantiser has one scale for a whole table of 30,000 rows, whose sizes differ; a scale per row
-    costs 4 bytes a row and cut the error of a student's logits by a tenth.
+    onnxruntime's quantiser has one scale for a whole table, whose 30,000 rows differ in size; a scale per row costs 4
+    bytes each and cut the logit error of a 3-layer student from 0.075 to 0.068 (docs/log.md).
     """
     tables = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 2}
     nodes: list[onnx.NodeProto] = []
     done: set[str] = set()
     for node in graph.node:
-        # Words are gathered by their ids; positions, which come in order, are sliced.
+        # Words are gathered by id; positions are sliced (`slice_positions`).
         table = tables.get(node.input[0]) if node.op_type in {"Gather", "Slice"} else None
         if table is None or table.dims[0] < _SMALLEST_TABLE or _layer_name(table.name) in keep:
             nodes.append(node)
@@ -371,7 +388,7 @@ def _quantize_tables(graph: onnx.GraphProto, *, recipe: Int8Recipe, keep: frozen
 
 
 def _quantize_layer(graph: onnx.GraphProto, layer: Layer, found: Range | None, *, recipe: Int8Recipe) -> None:
-    """Replace the products of a layer by integer ones, in place."""
+    """Replace the products of a layer by integer ones, in place; static scales come from the range `found`."""
     entry = f"{layer.activation}_quantised"
     parts = [entry, f"{entry}_scale", f"{entry}_zero"]
     before = [helper.make_node("DynamicQuantizeLinear", [layer.activation], parts, name=entry)]
@@ -398,7 +415,7 @@ def _quantize_layer(graph: onnx.GraphProto, layer: Layer, found: Range | None, *
                 replacements[node.output[0]] = _product(entry, name, node.output[0], method=recipe.method)
         if recipe.method == "static":
             before.append(helper.make_node("DequantizeLinear", parts, [f"{entry}_float"], name=f"{entry}_float"))
-    # Layers that share a matrix, as ALBERT's do, share what dequantises it; the first of them has it in front.
+    # Layers that share a matrix, as ALBERT's do, share its DequantizeLinear, which stands before the first of them.
     shared = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
@@ -412,7 +429,7 @@ def _quantize_layer(graph: onnx.GraphProto, layer: Layer, found: Range | None, *
 
 
 def _store_matrix(graph: onnx.GraphProto, name: str, matrix: NDArray[np.float32], *, recipe: Int8Recipe) -> None:
-    """Add the int8 form of a matrix to a graph: `name`_int8, _scale and _zero. Another layer may have done it."""
+    """Add NAME_int8, NAME_scale and NAME_zero to a graph, unless another layer with this matrix has done so."""
     if any(tensor.name == f"{name}_int8" for tensor in graph.initializer):
         return
     integers, scales = quantize_matrix(
@@ -426,7 +443,7 @@ def _store_matrix(graph: onnx.GraphProto, name: str, matrix: NDArray[np.float32]
 
 
 def _product(entry: str, weight: str, result: str, *, method: Method) -> list[onnx.NodeProto]:
-    """Return the nodes that multiply the quantised activation `entry` with the quantised `weight` into `result`."""
+    """Return the nodes that multiply the quantised activation `entry` by the int8 `weight` into float `result`."""
     if method == "static":
         dequantised = f"{weight}_dequantised"
         inputs = [f"{weight}_int8", f"{weight}_scale", f"{weight}_zero"]
@@ -445,9 +462,9 @@ def _product(entry: str, weight: str, result: str, *, method: Method) -> list[on
 
 
 def _tied_product(graph: onnx.GraphProto, node: onnx.NodeProto, entry: str, *, method: Method) -> list[onnx.NodeProto]:
-    """Return the nodes for a product with the vocabulary, which takes the quantised table itself: it is stored once.
+    """Return the nodes for a vocabulary projection that reads the int8 embedding table, so that it is stored once.
 
-    The table's scale per row is the product's scale per column.
+    The table has one scale per row, which is the projection's one scale per column.
     """
     table, (product, bias) = node.input[1], _separate_bias(node)
     turned = f"{table}_turned"
@@ -465,7 +482,7 @@ def _tied_product(graph: onnx.GraphProto, node: onnx.NodeProto, entry: str, *, m
 
 @dataclass(frozen=True, slots=True)
 class _IntegerAttention:
-    """The three products that feed one fused attention operator, for onnxruntime's QAttention."""
+    """Weights and bias of the three products before one fused attention operator, joined for QAttention."""
 
     operator: onnx.NodeProto
     matrix: NDArray[np.float32]
@@ -473,7 +490,7 @@ class _IntegerAttention:
     bias: NDArray[np.float32]
 
     def node(self, name: str, entry: str) -> onnx.NodeProto:
-        """Return the QAttention that takes the quantised activation `entry` and the quantised matrix `name`."""
+        """Return the QAttention node for the quantised activation `entry` and the int8 matrix `name`."""
         mask = self.operator.input[4] if len(self.operator.input) > 4 else ""
         inputs = [entry, f"{name}_int8", f"{name}_bias", f"{entry}_scale", f"{name}_scale", mask, f"{entry}_zero"]
         node = helper.make_node(
@@ -484,7 +501,7 @@ class _IntegerAttention:
 
 
 def _find_attention(graph: onnx.GraphProto, layer: Layer) -> _IntegerAttention | None:
-    """Return what a layer feeds if that is a fused attention operator without a bias on its scores."""
+    """Return the attention that a layer feeds, if QAttention can replace it: fused, and without a bias on scores."""
     weights = {tensor.name: tensor for tensor in graph.initializer}
     products = {node.output[0]: node for node in layer.nodes}
     producer = {name: node for node in graph.node for name in node.output}
@@ -500,6 +517,7 @@ def _find_attention(graph: onnx.GraphProto, layer: Layer) -> _IntegerAttention |
         return None
 
     for operator in graph.node:
+        # MultiHeadAttention: input 3 is a bias of query, key and value, 4 the mask of keys, 5 a bias of the scores.
         if operator.op_type != OPERATORS["fused"] or any(operator.input[3:4]) or len(operator.input) > 5:
             continue
         parts = [part for name in operator.input[:3] if (part := product_and_bias(name)) is not None]
@@ -511,7 +529,7 @@ def _find_attention(graph: onnx.GraphProto, layer: Layer) -> _IntegerAttention |
 
 
 def _layer_name(weight: str) -> str:
-    """Return what a layer is called whose first weight has this name."""
+    """Return the name of a layer by that of its first weight."""
     return weight.removesuffix(".weight")
 
 

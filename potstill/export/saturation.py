@@ -1,8 +1,8 @@
-"""Would an int8 file break on an x86 CPU without VNNI? Answered on any machine, by doing what such a CPU does.
+"""Check whether an int8 file would overflow on an x86 CPU without VNNI, by emulating its sums on real texts.
 
-There, onnxruntime multiplies unsigned activations with signed weights by VPMADDUBSW, which adds the products of two
-neighbours along K in 16 bits and saturates: 255 * 127 * 2 is 64770, and 32767 is the most that fits
-(microsoft/onnxruntime#5849, #6004). Weights of 7 bits always fit: 255 * 64 * 2 is 32640.
+On such CPUs onnxruntime multiplies uint8 activations by int8 weights with VPMADDUBSW, which adds the products of two
+neighbours along K in 16 bits and saturates: 2 * 255 * 127 = 64770, and 32767 is the largest sum that fits
+(microsoft/onnxruntime#5849, #6004). Weights of 7 bits always fit: 2 * 255 * 64 = 32640.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,19 +24,20 @@ Integers: TypeAlias = NDArray[np.integer]
 
 _HIGHEST, _LOWEST = 2**15 - 1, -(2**15)
 _LARGEST_U8 = 255
-# onnxruntime turns the signed activations of a QDQ file into unsigned ones before it multiplies.
+# onnxruntime shifts the int8 activations of a QDQ file to uint8 before it multiplies.
 _S8_TO_U8 = 128
 
-# Of each product and batch so many tokens, and so many of the sums that could saturate at all, are looked at; the
-# spread of its outputs is that of so many columns.
+# Sample sizes per product and batch: tokens, sums (of those that could saturate at all), and columns from which the
+# spread of the outputs is estimated.
 _MAX_TOKENS, _MAX_SUMS, _MAX_COLUMNS = 256, 8192, 512
 _SEED = 0
 
-# A product whose outputs are further off than this breaks the file. Emulated through a whole MiniLM on SST-2, 0.21 in
-# the worst product raised the mean error of the logits from 0.106 to 0.149, and 0.004 left it at 0.30.
+# A file breaks if the error of a product's outputs, as a share of their spread, is above this. Emulated through a whole
+# MiniLM on SST-2, an error of 0.21 in the worst product raised the mean logit error from 0.106 to 0.149; one of 0.004
+# did not raise it (docs/log.md).
 MAX_ERROR = 0.01
 
-# Operators that multiply integers -> the places of both factors among their inputs.
+# Operators that multiply integers -> which of their inputs are activation and weight.
 _INTEGER_PRODUCTS = {
     "MatMulInteger": (0, 1),
     "MatMulIntegerToFloat": (0, 1),
@@ -51,49 +52,50 @@ _FLOAT_PRODUCTS = ("MatMul", "Gemm")
 
 @dataclass(slots=True)
 class _Product:
-    """One integer product with constant weights, and what was counted of it."""
+    """One integer product with constant weights, and the counts of its saturated sums."""
 
     name: str
     activations: str
-    """The tensor that shows them."""
+    """The name of the tensor with the activations."""
     floats: bool
-    """Whether that tensor is still float, because the operator quantises it itself."""
+    """Whether that tensor is float, because the operator quantises it itself."""
     turned: bool
-    """Whether signed activations are turned into unsigned ones."""
+    """Whether onnxruntime shifts int8 activations to uint8, as it does for QDQ."""
     first: Integers
-    """The rows 0, 2, ... of the weights along K, int8 of shape (pairs, N)."""
+    """Rows 0, 2, ... of the weights along K, int8 (pairs, N)."""
     second: Integers
-    """The rows 1, 3, ..."""
+    """Rows 1, 3, ..., likewise."""
     risky: Integers = field(init=False)
-    """The (pair, column) whose weights could saturate for some activations, shape (sums, 2)."""
+    """The (pair, column) of weights that saturate for some activations, (sums, 2)."""
     sums: int = 0
     saturated: float = 0.0
     largest: int = 0
     noise: float = 0.0
-    """The squared errors of its outputs that saturation makes, summed."""
+    """The sum of squared output errors by saturation."""
     signal: float = 0.0
-    """The squared differences of its outputs from their column's mean, summed."""
+    """The sum of squared differences of the outputs from their column's mean."""
 
     def __post_init__(self) -> None:
         high, low = (
             np.add(limit(self.first, 0), limit(self.second, 0), dtype=np.int16) for limit in (np.maximum, np.minimum)
         )
+        # With activations up to 255, weights whose positive part sums to 128, or negative to -128, always fit.
         self.risky = np.argwhere((high > _HIGHEST // _LARGEST_U8) | (low < -(-_LOWEST // _LARGEST_U8)))
 
     @property
     def error(self) -> float:
-        """The noise of saturation as a share of the signal, both as root mean squares."""
+        """The RMS error by saturation as a share of the outputs' standard deviation."""
         return float(np.sqrt(self.noise / max(self.signal, 1.0)))
 
 
 def measure_saturation(model_file: Path, batches: Iterable[Feeds]) -> Saturation:
-    """Return how many sums of two products would saturate without VNNI when the file reads real texts.
+    """Count the sums of two products that would saturate without VNNI on real texts, and the error they make.
 
-    Weights that cannot saturate, whatever the activations are, are found without running the file: then `pairs` is 0.
+    If no weights can saturate for any activations, the file is not run, and `pairs` is 0.
 
     Args:
         model_file: the int8 file.
-        batches: real texts as the graph takes them; what `attention_mask` leaves out is not counted.
+        batches: real texts as inputs of the graph; positions outside of `attention_mask` are not counted.
     """
     model = onnx.load(model_file, load_external_data=False)
     products, unchecked = _find_products(model.graph, model_file.parent)
@@ -123,7 +125,7 @@ def measure_saturation(model_file: Path, batches: Iterable[Feeds]) -> Saturation
 
 
 def _find_products(graph: onnx.GraphProto, folder: Path) -> tuple[list[_Product], int]:
-    """Return the integer products with constant int8 weights, and how many have other int8 factors."""
+    """Return the integer products with constant int8 weights, and the number of those that cannot be checked."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     made_by = {name: node for node in graph.node for name in node.output}
     tensors |= {
@@ -139,7 +141,7 @@ def _find_products(graph: onnx.GraphProto, folder: Path) -> tuple[list[_Product]
         if factors is None:
             continue
         activations, weights = factors
-        # A product with the vocabulary takes the table of words, turned at run time.
+        # A tied vocabulary projection reads the int8 embedding table through a Transpose.
         turn = made_by.get(weights)
         turned = turn is not None and turn.op_type == "Transpose"
         tensor = tensors.get(turn.input[0] if turn is not None and turned else weights)
@@ -164,10 +166,10 @@ def _find_products(graph: onnx.GraphProto, folder: Path) -> tuple[list[_Product]
 
 
 def _factors(node: onnx.NodeProto, made_by: Mapping[str, onnx.NodeProto]) -> tuple[str, str] | None:
-    """Return the names of both quantised factors; None if the node multiplies no integers.
+    """Return the names of activation and weight of an integer product; None for any other node.
 
-    Of a product of two dequantised tensors (QDQ) that is what stands before the DequantizeLinear nodes: onnxruntime
-    multiplies those.
+    For a float product of two dequantised tensors (QDQ) they are the inputs of the DequantizeLinear nodes, because
+    onnxruntime fuses the three into an integer product.
     """
     places = _INTEGER_PRODUCTS.get(node.op_type)
     if places is not None:
@@ -184,7 +186,7 @@ def _flag(node: onnx.NodeProto, name: str) -> bool:
 
 
 def _pairs(values: Integers, *, axis: int) -> tuple[Integers, Integers]:
-    """Return every first and every second along K; the last one of an odd number meets a 0."""
+    """Return the even and the odd elements along K; an odd length is padded with a 0."""
     if values.shape[axis] % 2:
         ends = [(0, 0)] * values.ndim
         ends[axis] = (0, 1)
@@ -196,10 +198,10 @@ def _pairs(values: Integers, *, axis: int) -> tuple[Integers, Integers]:
 def _run(
     model: onnx.ModelProto, folder: Path, products: list[_Product], batches: Iterable[Feeds]
 ) -> Iterator[tuple[Feeds, dict[str, NDArray[Any]]]]:
-    """Yield each batch with the activations of the products, as the graph makes them without optimisation."""
+    """Yield each batch with the products' activations, from a session without graph optimisations."""
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
-    # What the graph takes is in the feeds, and onnxruntime does not give it back.
+    # An activation may be an input of the graph, which onnxruntime does not return; it is in the feeds.
     names = sorted({product.activations for product in products} - {value.name for value in watched.graph.input})
     known = {value.name for value in watched.graph.output}
     watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
@@ -207,6 +209,7 @@ def _run(
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = machine.available_cores()
     options.log_severity_level = 3
+    # The model is passed as bytes, so onnxruntime has to be told where its weight files are.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
     taken = [value.name for value in session.get_inputs()]
@@ -216,7 +219,7 @@ def _run(
 
 
 def _as_rows(values: NDArray[Any], product: _Product, mask: NDArray[np.int64] | None) -> Integers | None:
-    """Return unsigned activations of shape (tokens, K), without padding; None where signed ones are multiplied."""
+    """Return uint8 activations (tokens, K) without padding; None for int8 ones, which are multiplied in full."""
     if product.floats:
         values = _quantize(values)
     elif values.dtype == np.int8 and product.turned:
@@ -229,7 +232,7 @@ def _as_rows(values: NDArray[Any], product: _Product, mask: NDArray[np.int64] | 
 
 
 def _quantize(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Do what ONNX's DynamicQuantizeLinear does: one scale for the whole tensor, 0 always exact."""
+    """Quantise as ONNX's DynamicQuantizeLinear: one scale for the whole tensor, with 0 exact."""
     low, high = min(values.min(), np.float32(0)), max(values.max(), np.float32(0))
     scale = np.float32((high - low) / np.float32(255)) or np.float32(1)
     zero = np.clip(np.rint(-low / scale), 0, 255)
@@ -237,7 +240,7 @@ def _quantize(values: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def _count(product: _Product, activations: Integers, generator: np.random.Generator) -> None:
-    """Add what saturates in one batch to the product's counts."""
+    """Add one batch, activations (tokens, K), to a product's counts."""
     if len(activations) > _MAX_TOKENS:
         activations = activations[generator.choice(len(activations), _MAX_TOKENS, replace=False)]
     product.sums += len(activations) * product.first.size
@@ -245,10 +248,10 @@ def _count(product: _Product, activations: Integers, generator: np.random.Genera
     some = slice(None, None, -(-product.first.shape[1] // _MAX_COLUMNS))
     halves = ((product.first, first), (product.second, second))
     outputs = sum(weights[:, some].T.astype(np.float32) @ values.astype(np.float32) for weights, values in halves)
-    # The outputs' squared differences from their column's mean, summed over tokens and columns.
+    # Summed over tokens and columns, extrapolated from the sampled columns.
     product.signal += float(np.var(outputs, axis=1).mean()) * len(activations) * product.first.shape[1]
     pairs, columns = product.risky.T
-    # Only where the largest activations that came could do it, every token is looked at.
+    # Bound each sum by the largest activations of the batch; only sums that could saturate are computed per token.
     ours, theirs = (side[pairs, columns].astype(np.int32) for side in (product.first, product.second))
     peaks, others = first.max(axis=1)[pairs], second.max(axis=1)[pairs]
     high = peaks * np.maximum(ours, 0) + others * np.maximum(theirs, 0) > _HIGHEST
@@ -257,11 +260,13 @@ def _count(product: _Product, activations: Integers, generator: np.random.Genera
     looked_at = possible if len(possible) <= _MAX_SUMS else generator.choice(possible, _MAX_SUMS, replace=False)
     if not len(looked_at):
         return
+    # Counts of a sample are scaled up to all possible sums.
     pair, scale = pairs[looked_at], len(possible) / len(looked_at)
     sums = first[pair] * ours[looked_at, None] + second[pair] * theirs[looked_at, None]
     excess = sums - np.clip(sums, _LOWEST, _HIGHEST)
     product.saturated += int(np.count_nonzero(excess)) * scale
     product.largest = max(product.largest, int(sums.max()), int(sums.min()), key=abs)
+    # Errors of one output add up over its pairs, so they are summed per column before they are squared.
     touched, places = np.unique(columns[looked_at], return_inverse=True)
     errors = np.zeros((len(touched), len(activations)))
     np.add.at(errors, places, excess)

@@ -1,4 +1,4 @@
-"""What is exported: a checkpoint, or an ONNX file that somebody else made, seen in one way."""
+"""Load what is exported, a checkpoint or an ONNX file of another tool, as one type, `Source`."""
 
 import gc
 from collections.abc import Callable, Mapping
@@ -49,31 +49,31 @@ from potstill.tasks import (
 )
 
 Reference: TypeAlias = Callable[[Feeds], Mapping[str, NDArray[np.float32]]]
-"""Inputs of shape (B, T) -> outputs by name: what an exported file must answer."""
+"""A function from inputs, (B, T), to outputs by name, float32: what an exported file is compared with."""
 _LABELLED = (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION)
 
 
 @dataclass(slots=True, kw_only=True)
 class Source:
-    """What is exported; it also tells `potstill.serve.BundleTokenizer` what it must know of the model.
+    """A model to export. It also has the settings that `potstill.serve.BundleTokenizer` reads.
 
     Attributes:
         name: the hub id, folder or file, as it was given.
-        task: what it answers.
+        task: the task.
         config: transformers' configuration.
         tokenizer: transformers' fast tokenizer.
-        inputs: the graph's inputs.
-        outputs: the graph's outputs, the task's first.
+        inputs: names of the graph's inputs.
+        outputs: names of the graph's outputs, the task's first.
         max_length: the longest text in tokens.
-        pooling: how the graph makes one vector per text, if it does.
-        head: what makes that vector of the token vectors, in torch.
-        vectors: what a sentence-transformers folder says about them; None for other folders and other tasks.
+        pooling: how the graph makes one vector per text; None if it does not.
+        head: the sentence head, in torch; None without pooling, or if the ONNX file already has it.
+        vectors: the settings of a sentence-transformers folder; None for other folders and other tasks.
         notes: what a user must know to get the checkpoint's own answers.
-        model: the torch model; None for an ONNX file, and once it is not needed any more.
-        onnx_source: the ONNX file that somebody else exported; None for a checkpoint.
-        parameters: how many the whole model has.
-        encoder_parameters: those without the head.
-        sha256: of the checkpoint's files or of the ONNX file; None for a hub id.
+        model: the torch model; None for an ONNX file and after `release_model`.
+        onnx_source: the ONNX file of another tool; None for a checkpoint.
+        parameters: the number of parameters of the whole model.
+        encoder_parameters: the number of parameters without the task's head.
+        sha256: the hash of the checkpoint's files or of the ONNX file; None for a hub id.
     """
 
     name: str
@@ -95,17 +95,17 @@ class Source:
 
     @property
     def kind(self) -> str:
-        """What is asked, in the words of `potstill.tasks.kind_of`."""
+        """The task and problem type in one word, see `potstill.tasks.kind_of`."""
         return kind_of(self.task, problem_of(self.config))
 
     @property
     def task_outputs(self) -> tuple[str, ...]:
-        """The outputs without the one that pooling adds."""
+        """The outputs without `sentence_embedding`."""
         return tuple(name for name in self.outputs if name != SENTENCE_EMBEDDING)
 
     @property
     def labels(self) -> list[str]:
-        """The labels in the order of the outputs; empty where a task has none."""
+        """The labels in the order of the outputs; empty for tasks without labels."""
         return label_names(self.config) if self.task in _LABELLED else []
 
     @property
@@ -115,12 +115,12 @@ class Source:
 
     @property
     def pad_token_id(self) -> int:
-        """The id that fills short rows up."""
+        """The id of the padding token."""
         return int(self.tokenizer.pad_token_id or 0)
 
     @property
     def architecture(self) -> Architecture:
-        """The sizes that a report names."""
+        """The model's sizes, for the manifest."""
         config = self.config
         return Architecture(
             model_type=config.model_type,
@@ -133,7 +133,7 @@ class Source:
         )
 
     def reference(self) -> Reference:
-        """Return what the files must answer: the torch model, or the given file without any optimisation."""
+        """Return a function that runs the torch model, or the given ONNX file without optimisations."""
         model, head, outputs = self.model, self.head, self.outputs
 
         def ask_torch(feeds: Feeds) -> dict[str, NDArray[np.float32]]:
@@ -162,7 +162,7 @@ class Source:
         return ask_file
 
     def write_files(self, folder: Path) -> None:
-        """Write what other tools read beside a graph: the configuration, the tokenizer, and how vectors are pooled.
+        """Write configuration, tokenizer and sentence-transformers files, and make the folder `onnx`.
 
         Raises:
             CheckpointError: if the tokenizer cannot pad.
@@ -170,6 +170,7 @@ class Source:
         if self.tokenizer.pad_token_id is None:
             raise CheckpointError(f"the tokenizer of {self.name} has no padding token; give it one, and export again")
         self.config.save_pretrained(folder)
+        # After config.json, by which transformers chooses the tokenizer class that is tried there.
         save_tokenizer(self.tokenizer, folder)
         if self.head is not None:
             prompts = self.vectors.folder / PROMPTS_FILE if self.vectors else None
@@ -179,15 +180,16 @@ class Source:
         (folder / "onnx").mkdir()
 
     def release_model(self) -> None:
-        """Let go of the torch model's weights; `reference` cannot be asked for any more."""
+        """Free the torch model's weights; functions from `reference` must not be called any more."""
         for tensor in self.model.parameters() if self.model is not None else ():
-            tensor.data = torch.empty(0)  # the exporter keeps single parameters in caches of its own
+            # Emptied, because caches of the exporter still refer to single parameters (docs/log.md, memory).
+            tensor.data = torch.empty(0)
         self.model = None
-        gc.collect()  # modules and their hooks name each other
+        gc.collect()  # modules and their hooks are reference cycles
 
 
 def problem_of(config: PretrainedConfig) -> str | None:
-    """Return a text classifier's problem type; one label alone is an amount."""
+    """Return a text classifier's problem type; with a single label it is regression."""
     return config.problem_type or (REGRESSION if config.num_labels == 1 else None)
 
 
@@ -197,7 +199,7 @@ def label_names(config: PretrainedConfig) -> list[str]:
 
 
 def peek(name: str, *, task: str | None = None) -> tuple[Task, list[str], str | None]:
-    """Return the task, labels and problem type of a model without loading it, to read its data by.
+    """Return task, labels and problem type of a model without loading it; a data set is read by these.
 
     Raises:
         CheckpointError: if it has no configuration.
@@ -221,17 +223,17 @@ def load_source(
     """Load a hub id, checkpoint folder, ONNX folder or ONNX file.
 
     Args:
-        name: which.
-        task: the name of a task; None is what a folder's configuration says it was trained for.
+        name: the hub id, folder or file.
+        task: the name of a task; None takes what the folder was trained for, else text-classification.
         tokenizer: a hub id or folder; None takes the model's own.
-        max_length: longest text in tokens; None takes the tokenizer's own, at most the model's positions.
+        max_length: the longest text in tokens; None takes the smallest limit of tokenizer, positions and folder.
         pooling: `mean`, `cls` or `max` adds one vector per text to a feature extractor's graph; None does what a
-            sentence-transformers folder says, and nothing elsewhere.
-        normalize: whether that vector has length 1; None does what the folder says, and elsewhere yes.
+            sentence-transformers folder says, and nothing for other folders.
+        normalize: whether that vector has an L2 norm of 1; None does what the folder says, else True.
 
     Raises:
-        CheckpointError: if it cannot be loaded, or reads fewer tokens than asked for.
-        UsageError: if pooling is asked for where there are no token vectors, or another one than the folder's.
+        CheckpointError: if it cannot be loaded, or cannot read `max_length` tokens.
+        UsageError: if pooling is set for another task, or contradicts the folder's.
     """
     given = find_onnx_source(name, task=task)
     wanted = get_task(given.task if given else task or trained_task(name) or TEXT_CLASSIFICATION.name)
@@ -246,6 +248,7 @@ def load_source(
             name, given, vectors, tokenizer=tokenizer, max_length=max_length, pooling=pooling, normalize=normalize
         )
     head, record = _sentence_head(vectors, pooling=pooling, normalize=normalize)
+    # Before the weights are read, which may take minutes for a model that is then refused.
     read_folder(name).check_encoder()
     checkpoint = load_checkpoint(name, wanted, tokenizer=tokenizer)
     model = checkpoint.model
@@ -256,7 +259,7 @@ def load_source(
         task=wanted,
         config=model.config,
         tokenizer=checkpoint.tokenizer,
-        # A model that can take token types need not have a tokenizer that makes them: RoBERTa's does not.
+        # What the model takes and the tokenizer makes: RoBERTa's forward takes token types, its tokenizer makes none.
         inputs=tuple(name for name in accepted_inputs(model) if name in checkpoint.tokenizer.model_input_names),
         outputs=(*outputs, SENTENCE_EMBEDDING) if record else outputs,
         max_length=longest,
@@ -281,7 +284,8 @@ def _of_onnx_file(
     pooling: str | None,
     normalize: bool | None,
 ) -> Source:
-    """See an ONNX file as a source; token vectors of a sentence-transformers folder get what follows them there."""
+    """Make a source of an ONNX file; if it lies in a sentence-transformers folder, with that folder's head."""
+    # A graph that gives sentence embeddings has its head already.
     pooled = SENTENCE_EMBEDDING in given.outputs
     if pooling is not None and (pooled or vectors is None):
         raise UsageError(f"{given.file} is a finished graph, which gets no pooling; export its checkpoint instead")
@@ -316,7 +320,7 @@ def _of_onnx_file(
 def _sentence_head(
     vectors: SentenceTransformers | None, *, pooling: str | None, normalize: bool | None
 ) -> tuple[SentenceHead | None, Pooling | None]:
-    """Return what makes one vector of the token vectors, in torch and in the words of the manifest."""
+    """Return the sentence head and its record for the manifest; None for both without pooling."""
     if vectors is not None and vectors.pooling:
         record = Pooling(mode=vectors.mode, normalize=vectors.normalize, projected=vectors.is_projected)
         return load_head(vectors), record
@@ -334,18 +338,18 @@ def _limit_length(
     asked: int | None,
     name: str,
 ) -> tuple[int, tuple[str, ...]]:
-    """Return the longest text in tokens, the smallest of all limits, and what must be said about it.
+    """Return the longest text in tokens, and notes for the user.
 
     Args:
-        vectors: the folder's sentence-transformers files.
-        config: the model's.
-        tokenizer: which may have a limit of its own.
-        asked: what the user asks for.
-        name: what the model is called in an error.
+        vectors: the settings of a sentence-transformers folder, whose `max_seq_length` is a limit; None for others.
+        config: the model's configuration, for its positions.
+        tokenizer: the tokenizer, for its `model_max_length`.
+        asked: the length that the user set; None takes the smallest limit.
+        name: the model's name, for errors.
     """
     notes = list(vectors.notes()) if vectors else []
     ends = longest_text(config.to_dict(), tokenizer.model_max_length)
-    # Relative positions have no end; such a model is known to work on texts of the length that it was made for.
+    # Relative positions have no limit: the default is then the length that the model was made for; more may be asked.
     longest = ends or getattr(config, "max_position_embeddings", None) or USUAL_LENGTH
     if vectors and vectors.max_seq_length and vectors.max_seq_length < longest:
         where = f"max_seq_length of {vectors.encoder_file}"

@@ -1,4 +1,4 @@
-"""Does the bundle's tokenizer read texts as the checkpoint's file? Real texts, and the ones that break tokenizers."""
+"""Check that the bundle's tokenizer gives the ids of the checkpoint's tokenizer.json, on real and adversarial texts."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,7 +11,7 @@ from potstill.errors import ParityError
 from potstill.serve import BundleTokenizer
 
 TEXTS = 2000
-# Real texts leave room for as many nasty ones.
+# At most this many real texts, so that at least half are adversarial.
 _MOST_REAL = 1000
 _LONG = 100_000
 _AT_ONCE = 100
@@ -53,7 +53,7 @@ NASTY: tuple[Text, ...] = (
 )
 """Texts that tokenizers are known to read differently, without lone surrogates, which transformers refuses."""
 
-# Ranges of characters from which further texts are drawn, and pieces that are mixed into them.
+# Unicode ranges and pieces of which random texts are made: scripts, combining marks, private use, emoji, tokens.
 _RANGES = (
     (0x00, 0x7F),
     (0x80, 0x24F),
@@ -81,14 +81,14 @@ _PIECES = ("[CLS]", "[SEP]", "[MASK]", "<s>", "</s>", "<mask>", "\u200d", "\ufe0
 def check_tokenizer_parity(
     ours: BundleTokenizer, reference: Tokenizer, texts: Sequence[Text], *, max_length: int, seed: int = 0
 ) -> TokenizerParity:
-    """Check that both tokenizers give the same ids, masks and type ids for 2000 texts.
+    """Check that both tokenizers give the same ids, masks and token types for 2000 texts.
 
     Args:
-        ours: the bundle's.
-        reference: the checkpoint's own, loaded by the tokenizers library alone.
-        texts: real ones; as many nasty ones are made, from a list, from these texts and by chance, as 2000 leave room.
-        max_length: longer texts are cut, special tokens included.
-        seed: of the nasty texts.
+        ours: the bundle's tokenizer.
+        reference: the checkpoint's, from `reference_tokenizer`; its truncation is set here.
+        texts: real texts, of which up to 1000 are used; adversarial ones make up the rest of the 2000.
+        max_length: longer texts are cut to this many tokens, special tokens included.
+        seed: of the random texts.
 
     Raises:
         ParityError: with the first text that is read differently, and both lists of numbers.
@@ -112,7 +112,7 @@ def check_tokenizer_parity(
 
 
 def nasty_texts(real: Sequence[Text], *, count: int, seed: int) -> Iterator[Text]:
-    """Yield `count` texts: those of `NASTY`, then random ones, pairs of them, and real ones that are disturbed."""
+    """Yield `count` texts: `NASTY`, then in turns random texts, random pairs, and real texts with random insertions."""
     yield from NASTY[:count]
     generator = np.random.default_rng(seed)
     for number in range(count - len(NASTY)):

@@ -1,8 +1,8 @@
-"""Try the recipes that matter on this machine, and keep the fastest one that holds.
+"""Time int8 recipes on this machine (`--tune`), and keep the fastest that passes the gates.
 
-All candidates differ from the default in one thing. Those that look faster are then joined and race the default again,
-so that small gains which add up can show. What is faster beyond doubt goes through the same gates as any int8 file, the
-fastest first; where none holds, the default does.
+Each candidate differs from the default in one thing. Those that look faster are joined into one more candidate, which
+races the default again, so that small gains can add up to one that is significant. Candidates whose whole interval lies
+above 1 then go through the same gates as any int8 file, the fastest first, and after them the default.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,21 +23,21 @@ from potstill.timing.race import GRID, session
 # int8 1x128 took 57 ms with it and 49 ms without, 8x128 419 and 369 ms (onnxruntime 1.31.1, 2 cores, AVX512-VNNI).
 DISABLED_OPTIMIZERS = ("SkipLayerNormFusion",)
 _DEFAULT = "default"
-_BLOCK_S = 0.1
-# A ratio that is worth a second race.
+_BLOCK_S = 0.1  # seconds of a turn
+# Candidates that look this many times as fast as the default are joined and race again.
 _PROMISING = 1.01
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A recipe, and the session that runs it."""
+    """An int8 recipe, and the onnxruntime optimisers that its session switches off."""
 
     recipe: Int8Recipe
     disabled_optimizers: tuple[str, ...] = DISABLED_OPTIMIZERS
 
 
 def candidates(plain: Int8Recipe) -> dict[str, Candidate]:
-    """Return the default and everything that differs from it in one thing, by name."""
+    """Return the default and every variant that differs from it in one thing, by name."""
     changed = {
         "integer attention": Candidate(replace(plain, attention="integer")),
         "tanh gelu": Candidate(replace(plain, gelu="tanh")),
@@ -46,6 +46,7 @@ def candidates(plain: Int8Recipe) -> dict[str, Candidate]:
     }
     if plain.smoothing is not None:
         changed["no smoothing"] = Candidate(replace(plain, smoothing=None))
+    # A recipe without smoothing may be one without calibration texts, and so without ranges for static scales.
     if plain.smoothing is not None and plain.method == "dynamic":
         changed["static"] = Candidate(replace(plain, method="static"))
     return {_DEFAULT: Candidate(plain)} | changed
@@ -71,18 +72,17 @@ def tune(
     make: Callable[[Candidate], ModelRecord],
     say: Callable[[str], None],
 ) -> ModelRecord:
-    """Return the record of the fastest int8 file that passes the gates; the table of all is in its `tuning`.
-
-    What failed in the race is listed, but not made again.
+    """Return the record of the fastest int8 file that passes the gates, with all candidates in its `tuning`.
 
     Args:
-        default: the recipe that the others are held against.
-        time: has candidates race, as `race_candidates`.
-        make: writes a candidate's file and puts it through the gates; the last call made the file that is kept.
-        say: is told of each race.
+        default: the recipe that the others are compared with.
+        time: races candidates, see `race_candidates`.
+        make: writes a candidate's file and puts it through the gates, or raises ParityError; the last call made the
+            file that is kept.
+        say: called with a note before each race.
 
     Raises:
-        ParityError: if none holds, with the reason of each.
+        ParityError: if no candidate passes, with the reason of each.
     """
     tried = candidates(default)
     say(f"time {len(tried)} recipes")
@@ -96,10 +96,11 @@ def tune(
         results[name] = time({_DEFAULT: tried[_DEFAULT], name: tried[name]})
 
     def rank(name: str) -> tuple[bool, float]:
-        """Put what is faster than the default beyond doubt first, the fastest of it in front; then the default."""
+        """Sort the default and what is faster beyond doubt first, the fastest in front, then all others."""
         value, low = _ratio(results[name], name)
         return name != _DEFAULT and low <= 1, -value
 
+    # What failed in the race, or was disturbed, is listed in the table but never made.
     order = sorted((name for name in tried if name == _DEFAULT or _is_measured(results[name], name)), key=rank)
     refused: dict[str, str] = {}
     for name in order:
@@ -126,7 +127,7 @@ def tune(
 def race_candidates(
     tried: Mapping[str, Candidate], prepared: Prepared, *, vocab_size: int, max_length: int, rounds: int
 ) -> Race:
-    """Time the candidates over the grid, in turns, in processes of their own."""
+    """Time the candidates over the grid, in turns, each in its own process; texts are cut to `max_length` tokens."""
     with TemporaryDirectory() as folder:
         contestants = {}
         for number, (name, candidate) in enumerate(tried.items()):
@@ -143,7 +144,7 @@ def race_candidates(
 
 
 def _ratio(result: Race, name: str) -> tuple[float, float]:
-    """Return how many times as fast as the default a candidate is, and the lower end of that; 0 if it failed."""
+    """Return the speed of a candidate relative to the default, and the lower end of its interval; 0 if it failed."""
     if not _is_measured(result, name):
         return (1.0, 1.0) if name == _DEFAULT else (0.0, 0.0)
     estimate = result.overall(_DEFAULT, name)
@@ -151,7 +152,7 @@ def _ratio(result: Race, name: str) -> tuple[float, float]:
 
 
 def _is_measured(result: Race, name: str) -> bool:
-    """Tell whether a candidate and the default it is held against ran, in every cell, on an undisturbed machine."""
+    """Return whether the candidate and the default ran in every cell, on an undisturbed machine."""
     pair = {name, _DEFAULT}
     return result.disturbed() is None and pair <= result.rounds.keys() and not pair & result.failures.keys()
 

@@ -1,20 +1,19 @@
-"""Leave padding out of the products: a batch of texts of any lengths costs what its tokens cost.
+"""Rewrite a graph so that padding is left out of its products: a batch costs what its tokens cost.
 
-Nearly all that an encoder does, it does to one token at a time: products with weights, activations, norms. Between two
-attentions the rows of a batch are therefore as good as one long list of tokens, and padding need not be in it. The
-graph makes this list itself, of the mask that it is given, so whoever runs the file sees only that it is faster: inputs
-and outputs stay as they are. ByteTransformer (arXiv 2210.03052) and ModernBERT (arXiv 2412.13663, "unpadding") do the
-same in kernels of their own; here it is two Gathers:
+Nearly everything in an encoder works on one token at a time: products with weights, activations, norms. Between two
+attentions the rows of a batch can therefore be one long list of tokens without padding. The graph makes this list
+itself from the attention mask, so inputs and outputs stay as they are. ByteTransformer (arXiv 2210.03052) and
+ModernBERT (arXiv 2412.13663, "unpadding") do the same in kernels of their own; here it is two Gathers:
 
     unpad  (B, T, width) -> (1, N, width)   the N tokens that the mask shows
-    pad    (1, N, width) -> (B, T, width)   in front of attention, and of all else that looks at more than one token
+    pad    (1, N, width) -> (B, T, width)   before attention, and before all else that reads more than one token
 
-The list keeps three dimensions because onnxruntime turns products of two into Gemm, which spoils its integer products
-(int8-static of a MiniLM: 8.5 ms for 25 tokens instead of 1.6).
+The list keeps three dimensions because onnxruntime makes Gemms of products of two, and loses its integer forms by that
+(int8-static of a MiniLM: 8.5 ms for 25 tokens instead of 1.6, docs/log.md).
 
-The first position of every text stays in the list, seen or not: a head that reads it gets what it gets in torch. What
-stands at other padding is the last token before it, not what torch has there; it is nobody's answer, and attention and
-pooling, which have the mask, do not see it.
+The first position of every text is always in the list, even if masked, so that a head that reads it gets torch's value.
+Any other padding position gets the vector of the last token before it, which is not torch's value; attention and
+pooling, which have the mask, do not read it.
 """
 
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ from potstill.export.graph import drop_dead
 from potstill.export.onnx_files import tensor_shapes
 
 MASK = "attention_mask"
-# What happens to each token, given one to three inputs of which the others are constant vectors or tokens too.
+# Operators that work element by element, on tokens and on constants that are the same for every position.
 _ELEMENTWISE = frozenset(
     {
         "Add",
@@ -49,10 +48,12 @@ _ELEMENTWISE = frozenset(
         "Tanh",
     }
 )
+# These work on one token at a time if their axis is the last.
 _ALONG_WIDTH = frozenset({"LayerNormalization", "Split"})
-# The batch's size; of each token its position in the batch; of each position its token, or the last one before it.
+# Tensors: the shape (B, T); for each of the N tokens its position in the flat batch; for each position, (B, T), the
+# number of its token or of the last one before it.
 _SIZE, _INDEX, _ROW = "unpad/size", "unpad/index", "unpad/row"
-# Sizes that no width of a model has both of.
+# Shapes are inferred for this batch size and length: primes, so that no other two axes of a model look like them.
 _TEXTS, _LENGTH = 11, 13
 
 
@@ -63,10 +64,10 @@ def unpad(model: onnx.ModelProto) -> onnx.ModelProto:
         model: a graph whose inputs are (batch_size, sequence_length), one of them the attention mask.
 
     Returns:
-        The copy; the model itself if it takes no mask, or multiplies no tokens.
+        The copy; `model` itself if it has no mask, or no product of tokens with a weight.
 
     Raises:
-        ParityError: if the graph has an operator whose shapes are not known.
+        ParityError: if the graph has an operator whose shapes cannot be inferred.
     """
     if MASK not in {value.name for value in model.graph.input}:
         return model
@@ -83,26 +84,28 @@ def unpad(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def is_unpadded(model: onnx.ModelProto) -> bool:
-    """Tell whether `unpad` made a graph, or what it was made of."""
+    """Return whether a graph was made by `unpad`, or derived from one that was."""
     return any(_INDEX in node.output for node in model.graph.node)
 
 
 class _Tokens:
-    """Which tensors exist as a list of tokens, and as padded rows."""
+    """Rewrites nodes in order, and keeps which tensors exist as a list of tokens and which as padded rows."""
 
     def __init__(self, graph: onnx.GraphProto, shapes: Mapping[str, list[int | None]]) -> None:
         self._graph, self._shapes = graph, shapes
         self._constants = {tensor.name for tensor in graph.initializer}
+        # Tensor -> the name of its list of tokens; and those of them that exist as padded rows, too.
         self._listed: dict[str, str] = {}
         self._padded: set[str] = set()
         self.is_used = False
 
     def rewritten(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """Return what takes the place of a node: itself on tokens or on rows, and in front of it what makes these."""
+        """Return the nodes that replace a node: the node on tokens or on rows, after what converts its inputs."""
         if all(name in self._constants or not name for name in node.input):
             self._constants.update(node.output)
         before: list[onnx.NodeProto] = []
-        # In a quantised graph a product's input is quantised first, and the two must stay side by side.
+        # Unpad before a QuantizeLinear and not behind it: it must stay beside DequantizeLinear and MatMul, or
+        # onnxruntime does not fuse them into an integer product.
         is_product = self._is_product(node) or (node.op_type == "QuantizeLinear" and self._is_rows(node.input[0]))
         if is_product and node.input[0] not in self._listed:
             before += self._unpad(node.input[0])
@@ -133,12 +136,13 @@ class _Tokens:
             return False
         fixed = [name for name in node.input if name in self._constants]
         if any(size != 1 for name in fixed for size in self._shapes.get(name, [None, None])[:-1]):
-            return False  # something else for each position
-        # A mask must not be applied to the list: what it hides would come back when the list is padded again.
+            return False  # a constant per position, such as a position table
+        # Everything must be a list already, so that a mask is never multiplied into one: what it sets to 0 would come
+        # back when the list is padded. Add may unpad its other input, the residual.
         return all(name in self._listed or (node.op_type == "Add" and self._is_rows(name)) for name in moving)
 
     def _is_rows(self, name: str) -> bool:
-        """Tell whether a tensor has one vector for each token, padding too."""
+        """Return whether a tensor has one vector per position, (B, T, width), padding included."""
         dims = self._shapes.get(name, [])
         return len(dims) == 3 and dims[:2] == [_TEXTS, _LENGTH] and dims[2] is not None
 
@@ -155,7 +159,7 @@ class _Tokens:
         return self._take(name, self._listed[name], _ROW, name)
 
     def _take(self, name: str, source: str, places: str, target: str) -> list[onnx.NodeProto]:
-        """Lay the vectors of `source` one below the other, and take those at `places`."""
+        """Return the nodes that flatten `source` to rows of vectors, and gather those at `places` as `target`."""
         width = self._shapes[name][2]
         shape, flat = f"unpad/width_{width}", f"{source}/flat"
         if shape not in self._constants:
@@ -175,13 +179,13 @@ class _Tokens:
         return moved
 
     def _outputs(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """Pad what the graph gives."""
+        """Return the nodes that pad a node's outputs that are outputs of the graph."""
         given = {value.name for value in self._graph.output}
         return [part for name in node.output if name in given for part in self._pad(name)]
 
 
 def _is_along_width(node: onnx.NodeProto) -> bool:
-    """Tell whether a node leaves tokens apart: not one that normalises or splits along another axis than the last."""
+    """Return whether a LayerNormalization or Split works along the last axis; True for other operators."""
     if node.op_type not in _ALONG_WIDTH:
         return True
     default = -1 if node.op_type == "LayerNormalization" else 0
@@ -189,7 +193,7 @@ def _is_along_width(node: onnx.NodeProto) -> bool:
 
 
 def _list_tokens(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Return the nodes that number the tokens: where each is in the batch, and which of them each position shows."""
+    """Return the nodes that compute `_SIZE`, `_INDEX` and `_ROW` from the attention mask."""
     constants = {
         "unpad/0": 0,
         "unpad/1": 1,
@@ -208,10 +212,12 @@ def _list_tokens(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
         node("Shape", [MASK], _SIZE),
         node("Cast", [MASK], "unpad/seen", to=TensorProto.BOOL),  # a mask may have other numbers than 0 and 1
         node("Cast", ["unpad/seen"], "unpad/mask", to=TensorProto.INT64),
+        # The first column is replaced by ones: the first position of every text stays in the list.
         node("Slice", ["unpad/mask", "unpad/starts", "unpad/ends", "unpad/axes"], "unpad/rest"),
         node("Pad", ["unpad/rest", "unpad/front", "unpad/1"], "unpad/kept"),
         node("Reshape", ["unpad/kept", "unpad/all"], "unpad/flat"),
         node("NonZero", ["unpad/flat"], _INDEX),
+        # The running count of tokens, less one, is the number of the last token up to each position.
         node("CumSum", ["unpad/flat", "unpad/0"], "unpad/count"),
         node("Sub", ["unpad/count", "unpad/1"], "unpad/number"),
         node("Reshape", ["unpad/number", _SIZE], _ROW),
