@@ -115,7 +115,6 @@ def compare_models(
     # The name is in the seed: data sets of one size must not share their draws, since `compare_glue` averages over
     # them.
     rng = np.random.default_rng([seed, *name.encode()])
-    # Every model answered the same texts, so any one tells how many a draw draws from.
     num_texts = next(iter(scored.values())).num_texts if scored else 0
     drawn = bootstrap_together(statistics, num_texts, rng=rng, resamples=resamples) if scored else {}
     resampled = {key: drawn["score", key] for key in scored}
@@ -138,7 +137,6 @@ def compare_models(
                 calibration_interval=None if error is None else centered_interval(error, drawn["calibration", key]),
                 agreement=agreement(one, scored[baseline]) if baseline in scored else None,
                 lost_finite=one.num_not_finite,
-                # Both scores are of the same draws, so the interval of their difference is paired.
                 better_than_trivial=(
                     None if against is None else better_by(resampled[key], against, metric=metric)[0] > 0
                 ),
@@ -158,7 +156,6 @@ def compare_models(
         trivial=None if trivial is None else trivial.scored.scores[metric],
         trivial_answer=None if trivial is None else trivial.words,
         scores=rows,
-        # Notes about the data are the same for every model; once is enough, in the order of their appearance.
         notes=list(dict.fromkeys(notes)),
         retention=[
             _retention(pair, scored, resampled, kind=kind, metric=metric)
@@ -450,7 +447,6 @@ def _glue_row(comparisons: Sequence[Comparison], *, baseline: str, candidate: st
         # Draw k of the mean takes draw k of every data set, which is independent between them: their names are in the
         # seeds.
         totals = [np.asarray(sum(shared[name].resampled[key] for name in kept)) for key in (baseline, candidate)]
-        # A draw in which the baseline scores nothing has no ratio.
         clear = totals[0] > 0
         interval = percentiles(totals[1][clear] / totals[0][clear]) if clear.any() else None
 

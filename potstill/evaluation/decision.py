@@ -269,7 +269,6 @@ def _mean_kl(reference: NDArray[np.floating], candidate: NDArray[np.floating]) -
         first, second = (_log_softmax(side[start : start + at_once]) for side in (reference, candidate))
         # Where the reference has no position, neither has the candidate, and 0 log 0 is 0.
         difference = np.subtract(first, second, out=np.zeros_like(first), where=np.isfinite(first))
-        # Summed in float64 over all rows: divided once at the end, whatever the size of a piece.
         total += float((np.exp(first) * difference).sum())
     # KL is never negative, but rounding can leave equal outputs just below 0.
     return max(0.0, total / len(reference))
@@ -401,7 +400,6 @@ def expected_score(counts: Floats, right: float, *, metric: str) -> float:
     f1 = 2 * hits / np.maximum(wanted + given, _TINY)
     if metric == "matthews_correlation":
         spread = (1 - given @ given) * (1 - wanted @ wanted)
-        # Gorodkin's formula on shares instead of counts, so the total is 1.
         return float((right - given @ wanted) / sqrt(spread)) if spread > _TINY else 0.0
     return float({"macro_f1": f1.mean(), "f1": f1[1], "accuracy_and_f1": (right + f1[1]) / 2}[metric])
 
@@ -413,7 +411,6 @@ def _smallest_correlation(count: int) -> float:
     psi = _MODELS_R * (1 - 2 * square) - square / 2 * (1 - 2 * square - _MODELS_R**2)
     covariance = psi / (1 - square) ** 2
     normal = NormalDist()
-    # The usual sum of quantiles: 1.96 for the level and 0.84 for the power.
     needed = normal.inv_cdf(1 - LEVEL / 2) + normal.inv_cdf(POWER)
     shift = needed * sqrt((2 - 2 * covariance) / (count - 3))
     # The test works on Fisher's z = atanh(r); the loss is told as a correlation again.

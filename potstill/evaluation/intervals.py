@@ -20,7 +20,6 @@ Statistic: TypeAlias = Callable[[Floats], Floats]
 
 CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-# 50 draws lie beyond each end of a 95 % interval.
 RESAMPLES = 2000
 # Counts (draws x texts, float64) that are held at once: 16 MiB.
 _COUNTS_AT_ONCE = 2**21
@@ -94,9 +93,7 @@ def sign_p_value(resampled: Floats) -> float:
     It is the level at which the percentile interval just reaches 0 (Efron and Tibshirani 1993, section 15.4), and never
     smaller than so many resamples can tell (Davison and Hinkley 1997, section 4.2).
     """
-    # Values of exactly 0 count on both sides, so equal models get a p-value of 1.
     beyond = min(int((resampled <= 0).sum()), int((resampled >= 0).sum()))
-    # + 1: the observed sample is one of the possible draws, so no p-value is 0.
     return min(1.0, 2 * (beyond + 1) / (len(resampled) + 1))
 
 
@@ -115,5 +112,4 @@ def decide_by_interval(interval: Interval, target: float, *, at_least: bool) -> 
     """
     low, high = interval if at_least else (-interval[1], -interval[0])
     limit = target if at_least else -target
-    # Only an interval that is clear of the target decides; one that holds it is neither proof nor refutation.
     return "FAIL" if high < limit else "PASS" if low >= limit else "INCONCLUSIVE"

@@ -164,7 +164,6 @@ def _run(
     progress: Callable[[int], None],
 ) -> list[Any]:
     """Run the rows of all requests and return the decoded answer to each; every request has one input."""
-    # Flat lists of all rows (windows) with their request and their place in it, so that a batch can mix requests.
     owners = [owner for owner, one in enumerate(features) for _ in one.rows]
     places = [place for one in features for place in range(len(one.rows))]
     rows = [row for one in features for row in one.rows]
@@ -220,7 +219,6 @@ def _predict_words(run: _Run, model: TaskModel, texts: Sequence[Sequence[str]]) 
     sizes = [len(words) for words in texts]
     if not sum(sizes):
         raise DataError("there are no words to ask about; give texts that are not empty")
-    # One request per text; its answer has a place for every word, also for those behind the longest input (`seen`).
     features = [preprocess_words(model, [words]) for words in texts]
     answers = run(
         features, lambda text, width: (np.full((sizes[text], width), np.nan), np.ones(sizes[text], dtype=np.bool_))
@@ -318,7 +316,6 @@ def mask_words(tokenizer: BundleTokenizer, text: str) -> tuple[str, list[int]]:
         if is_known and own not in (before, after) and text[start:end].strip():
             alone.append(place)
     mask = tokenizer.token(tokenizer.mask_id if tokenizer.mask_id is not None else -1)
-    # The offsets are of the original text, so the parts between the masks are taken over to the letter.
     parts, end = [], 0
     hidden = []
     # A text of fewer than seven such words still gives one, in its middle.
@@ -389,8 +386,7 @@ def collect_outputs(
         special = np.concatenate([row["input_ids"] for row in tokenizer.rows(["", ("", "")])])
         places = [np.flatnonzero(~np.isin(row["input_ids"], special)) for row in rows]
         if kind == FILL_MASK.name:
-            # Only a run tells the vocabulary's width: the graph's may be larger than the tokenizer's (padded to a
-            # multiple).
+            # A run tells how many logits a word has, whatever the tokenizer's vocabulary.
             columns = session.run(tokenizer.pad(rows[:1]))[outputs[0]].shape[-1]
             limit = min(_MAX_MASKED, _MAX_NUMBERS // columns)
             rows, places = _mask_tokens(rows, places, mask_id=mask_id, limit=limit)
@@ -409,7 +405,6 @@ def collect_outputs(
         else:
             # A copy, so that the batch's arrays can be freed.
             found[index] = first[None].copy() if places is None else first[places[index]]
-    # Back in the order of the texts, whatever the order of the batches.
     parts = [found[index] for index in range(len(rows))]
     width = max(part.shape[1] for part in parts)
     # Only questions differ in width. -inf is probability 0 to softmax, so padding changes no answer.

@@ -296,7 +296,6 @@ def _score_answers(predictions: Predictions, examples: Examples, *, metric: str)
     answers = answer_texts(predictions, examples)
     given = [_NO_TEXT if lost else answer for lost, answer in zip(not_finite.tolist(), answers, strict=True)]
     pairs = [(labels["text"], answer) for labels, answer in zip(examples.labels, given, strict=True)]
-    # `correct` is exact match, also where F1 decides: a share of right words is neither right nor wrong.
     exact = np.array([metrics.squad_exact_match(*pair) for pair in pairs])
     return Scored(
         scores=metrics.squad_scores(examples.labels, given),
@@ -339,7 +338,6 @@ def _score_masked_words(predictions: Predictions, *, metric: str) -> Scored:
 
 def _class_statistic(wanted: Bools, given: Bools, *, metric: str) -> Statistic:
     """Score one class per text; arguments of shape (texts, classes), one true in each row."""
-    # True positives, label counts and prediction counts per class of each draw: every score below follows from them.
     sums = _summing(wanted & given, wanted, given)
 
     def of(counts: Floats) -> Floats:
@@ -390,7 +388,6 @@ def _calibration_statistic(confidences: Floats, hits: Bools, groups: NDArray[np.
     bins = metrics.CALIBRATION_BINS
     # The error of a bin depends on sums alone: one table of (texts, bins) serves every draw.
     places = metrics.confidence_bins(confidences) + bins * groups[:, None]
-    # Rows that do not count add nothing here, and nothing to the divisor below.
     gaps = np.where(counted[:, None], hits - confidences, 0.0)
     texts = int(groups.max()) + 1
     table = np.bincount(places.ravel(), weights=gaps.ravel(), minlength=texts * bins).reshape(texts, bins)

@@ -40,7 +40,6 @@ def softmax(logits: NDArray[np.floating]) -> Floats:
 
 def confusion_matrix(labels: Ints, predictions: Ints, num_classes: int) -> Ints:
     """Return counts of shape (classes, classes): row is the label, column the prediction."""
-    # One number per cell, row by row: a single bincount instead of a loop over examples.
     cells = np.bincount(labels * num_classes + predictions, minlength=num_classes**2)
     return cells.reshape(num_classes, num_classes).astype(np.int64)
 
@@ -98,7 +97,6 @@ def matthews_correlation(labels: Ints, predictions: Ints, num_classes: int) -> f
     # In float64: products of four counts pass int64 from some 55,000 examples on.
     covariance = hits * total - label_counts @ prediction_counts
     spread = (total**2 - prediction_counts @ prediction_counts) * (total**2 - label_counts @ label_counts)
-    # 0 without a spread is a convention, scikit-learn's too; the quotient itself would be 0 / 0.
     return float(covariance / np.sqrt(spread)) if spread > 0 else 0.0
 
 

@@ -29,7 +29,6 @@ def squad_exact_match(accepted: Sequence[str], prediction: str) -> float:
 def squad_f1(accepted: Sequence[str], prediction: str) -> float:
     """Return the F1 of the prediction's words, against the accepted answer that it fits best."""
     given = normalize_answer(prediction).split()
-    # The best of the accepted answers, as in SQuAD's script; a mean would punish questions with many of them.
     return max(_word_f1(gold.split(), given) for gold in _accepted(accepted))
 
 
@@ -68,7 +67,6 @@ def _accepted(answers: Sequence[str]) -> list[str]:
 
 
 def _word_f1(gold: Sequence[str], given: Sequence[str]) -> float:
-    # Without words there is no overlap to count: right only if both say "no answer".
     if not gold or not given:
         return float(gold == given)
     # Multisets: a word that is said twice must be asked for twice.

@@ -68,7 +68,6 @@ def entity_scores(labels: Sequence[Tags], predictions: Sequence[Tags]) -> dict[s
         ValueError: if a text has more or fewer predictions than labels.
     """
     wanted, given = _entity_sets(labels), _entity_sets(predictions)
-    # Words are compared by their tags as written, entities by what the tags mean.
     pairs = [pair for row in zip(labels, predictions, strict=True) for pair in zip(*row, strict=True)]
     precision, recall, f1 = _scores(len(wanted & given), wanted=len(wanted), given=len(given))
     return {
