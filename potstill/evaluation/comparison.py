@@ -251,7 +251,6 @@ def _shown(keys: Sequence[str], baseline: str) -> list[str]:
     own = rows.pop(baseline.split("/")[0], [])
     if not rows:
         return own
-    # fp32 stands for the model itself; its int8 rows would show quantisation on top.
     return [next((key for key in each if key.split("/")[1].startswith("fp32")), each[0]) for each in rows.values()]
 
 

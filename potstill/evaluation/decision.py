@@ -115,7 +115,6 @@ def compare_outputs(
     if broken:
         details["reason"] = f"{broken} of {int(finite.sum())} numbers are NaN or infinite"
     else:
-        # One generator for both intervals, in this order: the same files and seed always give the same verdict.
         rng = np.random.default_rng(seed)
         loss, agreement = _compare_agreement(reference, candidate, rng=rng, max_loss=max_loss)
         if scored is not None:
@@ -361,7 +360,6 @@ def smallest_share(count: int) -> float | None:
     def chance(share: float) -> float:
         """Return how often the test rejects if this share of the answers changes."""
         chances = _binomial(count, share, np.arange(len(rejections)))
-        # More changes than were worked out are always found: their whole probability is added.
         return float(chances @ np.array(rejections)) + max(0.0, 1 - float(chances.sum()))
 
     if chance(1.0) < POWER:
@@ -376,7 +374,6 @@ def smallest_share(count: int) -> float | None:
 
 def _binomial(trials: int, share: float, hits: NDArray[np.int64]) -> Floats:
     """Return the binomial probability of each number of hits in `trials`."""
-    # log(0) below; the distribution is a single point there.
     if share <= 0 or share >= 1:
         return np.asarray(hits == (0 if share <= 0 else trials), dtype=np.float64)
     # In logarithms: the coefficients of large data sets overflow a float.

@@ -181,7 +181,6 @@ def _run(
         try:
             answers[owner] = one.decode(whole)[0]
         except CheckError:
-            # What the server refuses with an error is an answer here, so that one broken text does not end the run.
             answers[owner] = not_finite(owner, next(iter(whole[0].values())).shape[-1])
         del waiting[owner]
         progress(len(answers))

@@ -51,6 +51,7 @@ class EmbeddingDistillation(Objective):
         self, student: PreTrainedModel, teacher: PreTrainedModel, batch: Batch, scales: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its parts; the teacher does not run, its vectors are in the batch."""
+        # Computed once for all epochs (`teacher_embeddings`), so a step costs the student alone.
         theirs = batch[TEACHER_VECTORS].float()
         ours = embed(student, batch, self.head)
         sums = {}
@@ -94,8 +95,10 @@ def student_head(
         head = SentenceHead([pooling] if pooling else teacher.pooling)
     layers, width, wanted = list(head.layers), head.width(student_width), teacher.width(teacher_width)
     if width != wanted:
+        # sentence-transformers loads it as its `Dense`.
         layers.append(DenseLayer(Dense("", width, wanted, bias=False, activation="Identity", residual=False)))
     if _gives_unit_length(teacher) and not _gives_unit_length(SentenceHead([], layers)):
+        # The targets have length 1, and a pooling or a head of the student's own does not give that.
         layers.append(UnitLength())
     return SentenceHead(head.pooling, layers)
 
