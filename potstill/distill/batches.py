@@ -163,7 +163,7 @@ def _answer_tokens(spans: NDArray[np.int32], answers: Mapping[str, Sequence[Any]
 
 
 class LengthGroupedSampler(Sampler[int]):
-    """Give row numbers so that consecutive `batch_size` rows have similar lengths, shuffled anew in each epoch.
+    """Yield row numbers so that each `batch_size` consecutive rows have similar lengths, shuffled anew in each epoch.
 
     The order depends on seed and epoch alone. transformers' own sampler draws it from torch's global generator, so a
     run resumed in the middle of an epoch sees some rows twice and others never.

@@ -90,7 +90,7 @@ class TorchSession:
             self._call = self._encoder = model.base_model
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Return every output by name, as float32, for a padded batch; inputs that the model does not take are left."""
+        """Return every output by name, as float32, for a padded batch; inputs that the model lacks are left out."""
         tensors = {name: torch.from_numpy(values).to(self._model.device) for name, values in feeds.items()}
         with torch.inference_mode():
             given = self._call(**model_inputs(self._encoder, tensors))

@@ -276,7 +276,7 @@ def _run_cells(
 
 
 def _run_cell(cell: _Cell, out_dir: Path, *, sha256: str | None, resume: bool, progress: Progress) -> dict[str, Any]:
-    """Return what a cell's file says, and write it first if there is none."""
+    """Run a cell unless its file exists, and return the file's content."""
     file = cell.file(out_dir)
     if file.is_file():
         known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

@@ -65,7 +65,7 @@ def make_masking(
     counts: NDArray[np.int64] | None = None,
     smoothing: float = 0.7,
 ) -> Masking:
-    """Return the masking that a tokenizer's vocabulary allows.
+    """Return what `mask_batch` must know of a tokenizer's vocabulary: special tokens, replacements and weights.
 
     Args:
         tokenizer: gives the mask token and the special ones, which are left alone ([UNK] among them: it says nothing).
@@ -177,7 +177,7 @@ def _row_keys(seed: int, epochs: Sequence[int], rows: Sequence[int]) -> NDArray[
 
 
 def _uniform(keys: NDArray[np.uint64], length: int, use: int) -> NDArray[np.float64]:
-    """Return numbers of (0, 1) for every position of every row (B, length)."""
+    """Return uniform random numbers in (0, 1) for every position of every row, (B, length)."""
     return _to_uniform(_hash(keys[:, None], np.arange(length)[None, :], use))
 
 

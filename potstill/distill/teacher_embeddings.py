@@ -20,7 +20,7 @@ from potstill.tasks import FEATURE_EXTRACTION
 
 
 def teacher_head(name: str, pooling: str | None) -> SentenceHead:
-    """Return what makes a teacher's vectors: its own modules, or else the pooling that is asked for, or the mean."""
+    """Return the head that makes a teacher's vectors: its own modules, else the pooling asked for, else the mean."""
     own = find_sentence_transformers(name)
     head = load_head(own) if own else None
     return head if head is not None else SentenceHead([pooling or "mean"])

@@ -81,7 +81,7 @@ def compare_outputs(
     metric: str | None = None,
     seed: int = 0,
 ) -> QualityLoss:
-    """Return what a file loses against another, with the verdict and what it rests on.
+    """Return the quality that a file loses against a reference, with the verdict and its evidence.
 
     `texts_needed` is set only if the verdict is INCONCLUSIVE, `reason` only if an output is NaN or infinite. The value
     of `agreement` is the share of equal decisions (the likeliest class; of several labels each one's sign),
@@ -281,7 +281,7 @@ def _log_softmax(logits: NDArray[np.floating]) -> Floats:
 
 
 def power(examples: Examples, *, kind: str, metric: str) -> Power:
-    """Return the smallest loss that a paired test of so many examples does not overlook, and a sentence about it.
+    """Return the smallest loss that a paired test of so many examples finds 4 times in 5, and a sentence about it.
 
     - `accuracy`, `subset_accuracy`, `exact_match`: exact, for McNemar's exact test, if of the answers that change four
       are lost for one that is gained
@@ -383,7 +383,7 @@ def _binomial(trials: int, share: float, hits: NDArray[np.int64]) -> Floats:
 
 
 def expected_score(counts: Floats, right: float, *, metric: str) -> float:
-    """Return the metric of the confusion matrix that such a share of right answers makes.
+    """Return the metric that a classifier with this share of right answers is expected to score.
 
     Args:
         counts: examples by label; wrong answers are spread evenly over the other classes.

@@ -81,7 +81,7 @@ def bootstrap_together(
 
 
 def percentiles(resampled: Floats) -> Interval:
-    """Return the 95 % interval of what was resampled (Efron and Tibshirani 1993, ch. 13)."""
+    """Return the 95 % percentile interval of resampled values (Efron and Tibshirani 1993, ch. 13)."""
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(resampled, (tail, 1 - tail))
     return float(low), float(high)

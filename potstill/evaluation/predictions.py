@@ -317,7 +317,7 @@ def mask_words(tokenizer: BundleTokenizer, text: str) -> tuple[str, list[int]]:
     mask = tokenizer.token(tokenizer.mask_id if tokenizer.mask_id is not None else -1)
     parts, end = [], 0
     hidden = []
-    # A text of fewer than seven such words still gives one, in its middle.
+    # A short text still gives one mask, in its middle.
     for place in alone[min(_FIRST_MASKED, len(alone) // 2) :: _MASK_EVERY]:
         start, stop = seen.places[place].tolist()
         parts += [text[end:start], mask]

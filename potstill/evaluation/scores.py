@@ -34,7 +34,7 @@ Bools: TypeAlias = NDArray[np.bool_]
 Ints: TypeAlias = NDArray[np.int64]
 
 NO_ANSWER = "no answer"
-"""What is said of an answer that is NaN or infinite, and of a question that is left without one."""
+"""Shown in place of an answer that is NaN or infinite, and of an answer to a question that is left without one."""
 _LABELLED = (SINGLE_LABEL, MULTI_LABEL, TOKEN_CLASSIFICATION.name)
 # What stands for NaN as an answer: normalising leaves it alone, and no accepted answer is it; "" would mean "none".
 _NO_TEXT = "\0"
@@ -213,7 +213,7 @@ def probabilities(values: NDArray[Any], *, kind: str) -> Floats:
 
 def _score_classes(predictions: Predictions, examples: Examples, *, kind: str, metric: str) -> Scored:
     not_finite, labels, names = not_finite_rows(predictions), row_labels(examples), examples.label_names
-    # Draws draw texts, so rows (words) are grouped by text; the new numbers skip texts without any word.
+    # The bootstrap draws texts, so rows (words) are grouped by text; the new numbers skip texts without any word.
     texts, groups = np.unique(row_texts(predictions), return_inverse=True)
     values = class_logits(predictions, names).astype(np.float32)
     # A broken answer counts as wrong instead of being left out, or a model could gain by breaking on hard texts.

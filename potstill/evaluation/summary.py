@@ -44,9 +44,9 @@ class Summary(TypedDict):
     """The result for one model on one data set, as plain JSON values."""
 
     metric: str
-    """The one that decides."""
+    """Name of the deciding metric."""
     value: float
-    """The score by it."""
+    """The score by that metric."""
     interval: list[float]
     """The value's 95 % interval."""
     scores: dict[str, float]
@@ -57,7 +57,7 @@ class Summary(TypedDict):
     better_than_trivial: bool
     """Whether the model is surely better than that answer."""
     warning: str | None
-    """A sentence that says so if it is not."""
+    """A sentence if the model is not surely better than that answer; None if it is."""
     notes: list[str]
     """What to know of how the data was read, and of the scores, in sentences."""
     lost_finite: int
@@ -157,7 +157,7 @@ def evaluate_bundle(
 def summarize(
     predictions: Predictions, examples: Examples, *, kind: str, metric: str, keep_predictions: bool = False
 ) -> Summary:
-    """Return the scores of a model's predictions, and what must be known of them.
+    """Return the scores of a model's predictions, a trivial answer to compare with, notes, and tables by class.
 
     Args:
         predictions: what `potstill.evaluation.predictions.predict` returned for `examples.texts`.

@@ -1,4 +1,4 @@
-"""Is a model better than the best answer that ignores the text? Decided by the interval of their paired difference."""
+"""Compare a model with the best answer that ignores the text, by the interval of their paired difference."""
 
 import math
 from dataclasses import dataclass
@@ -78,7 +78,7 @@ def find_trivial(predictions: Predictions | None, examples: Examples, *, kind: s
 
 
 def _constants(examples: Examples, kind: str) -> dict[str, Predictions]:
-    """Return answers that ignore their text and that a model has to beat, by what they are called.
+    """Return predictions that ignore the text, which a model has to beat, by a name for messages.
 
     - a single label: the most frequent one; of two labels each, for F1 asks for the positive one
     - several labels: each that more than half of the texts have, and all of them, which F1 rewards
@@ -160,5 +160,5 @@ def against_trivial(
 
 
 def better_by(model: Floats, trivial: Floats, *, metric: str) -> tuple[float, float]:
-    """Return the 95 % interval of what a model is better by, from both scores of the same draws of the examples."""
+    """Return the 95 % interval of a model's advantage (above 0 is better), from both scores of the same draws."""
     return percentiles((trivial - model) if lower_is_better(metric) else (model - trivial))

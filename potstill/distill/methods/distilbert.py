@@ -32,7 +32,7 @@ _BLOCK_BYTES = 512 * 2**10
 
 
 class Head(NamedTuple):
-    """What turns (N, E) vectors into vocabulary logits."""
+    """Hidden states and the decoder that makes vocabulary logits of them: `hidden @ weight.T + bias`, (N, V)."""
 
     hidden: Tensor
     """(N, E)."""

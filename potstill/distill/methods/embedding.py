@@ -35,7 +35,7 @@ class EmbeddingDistillation(Objective):
     has_unused_parameters = True
 
     def __init__(self, head: SentenceHead, *, alpha_cos: float, alpha_mse: float) -> None:
-        """Take what makes a vector as wide as the teacher's of the student's token vectors."""
+        """Store the head that makes vectors as wide as the teacher's of the student's token vectors."""
         super().__init__({"cos": alpha_cos, "mse": alpha_mse})
         self.head = head
 
@@ -70,10 +70,10 @@ def student_head(
     student_width: int,
     teacher_width: int,
 ) -> SentenceHead:
-    """Return what makes a student's vectors, as wide as the teacher's and of length 1 where those are.
+    """Return the head that makes a student's vectors, as wide as the teacher's and of length 1 where those are.
 
-    That is what the student's own folder says; else a copy of the teacher's head where that fits; else the pooling.
-    Where the widths differ, a linear layer that is learned with the student follows.
+    It is the head that the student's own folder describes; else a copy of the teacher's head where that fits; else the
+    pooling alone. Where the widths differ, a linear layer that is learned with the student follows.
 
     Args:
         teacher: the teacher's.
