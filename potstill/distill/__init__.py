@@ -1,4 +1,7 @@
-"""Distil a student from a teacher.
+"""Distil a student from a teacher: data, methods, training, scoring and the published checkpoint.
+
+`run` holds the way from a recipe to a checkpoint, `methods` the losses, `trainer` the training, `glue` the GLUE grid.
+Needs the extra `distill` (torch, transformers, datasets).
 
 from potstill.distill import create_student, distill, evaluate
 

@@ -49,6 +49,7 @@ def augment(examples: Examples, recipe: Recipe, *, copies: int, progress: Progre
             alter(part, proposer.model, proposer.tokenizer, copies=copies, share=share, generator=generator)
             for part in parts
         ]
+        # The k-th copy of a pair is made of the k-th copies of both sides.
         texts += [copy if isinstance(text, tuple) else copy[0] for copy in zip(*altered, strict=True)]
         progress("augment the data", number, len(examples), "")
     labels = np.concatenate([examples.labels, np.repeat(examples.labels, copies, axis=0)])
@@ -72,6 +73,7 @@ def alter(
         copy = list(words)
         for place, candidates in zip(replaceable, proposals, strict=True):
             if candidates and generator.random() < share:
+                # Uniform among the candidates, as in algorithm 1, not by their probability.
                 copy[place] = candidates[int(generator.integers(len(candidates)))]
         found.append(" ".join(copy))
     return found
@@ -84,6 +86,7 @@ def propose(
     if not words:
         return [], []
     longest = longest_text(model.config.to_dict(), tokenizer.model_max_length) or USUAL_LENGTH
+    # As words, so that every piece knows its word (`word_ids`).
     encoded = tokenizer(
         [list(words)], is_split_into_words=True, truncation=True, max_length=longest, return_tensors="pt"
     )
@@ -101,8 +104,10 @@ def propose(
         with torch.inference_mode():
             states = encoder(**model_inputs(encoder, batch)).last_hidden_state[rows, part]
             logits = torch.nn.functional.linear(head.transform(states), head.weight, head.bias)
+            # One more, since the word itself is often among them and is no replacement.
             likeliest = logits.topk(_CANDIDATES + 1).indices
         for original, candidates in zip(there.tolist(), likeliest.tolist(), strict=True):
             tokens = [tokenizer.convert_ids_to_tokens(one) for one in candidates if one != original]
+            # Leaves out pieces inside words (`##ing`), special tokens and punctuation.
             proposals.append([token for token in tokens[:_CANDIDATES] if token.isalnum()])
     return [word_ids[at] for at in places], proposals

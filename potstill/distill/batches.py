@@ -24,19 +24,21 @@ from potstill.errors import CheckpointError, DataError, RecipeError
 from potstill.serve.tasks.question_answering import STRIDE, QuestionParameters
 
 Row: TypeAlias = dict[str, Any]
-"""One row: token ids and the like by name, and its labels."""
+"""A tokenised row by column: the model's inputs (lists or arrays of T ids) and its labels."""
 Batch: TypeAlias = dict[str, torch.Tensor]
 Collator: TypeAlias = Callable[[Sequence[Row]], Batch]
 
 LENGTH_COLUMN = "length"
 LABELS = "labels"
 TEACHER_VECTORS = "teacher_vectors"
-"""The column and the key of a batch under which the teacher's sentence vectors (B, E) are."""
+"""Column of the rows and key of the batch for the teacher's sentence vectors, (E,) and (B, E)."""
 # Batches that are sorted by length together: enough to leave little padding, few enough to stay shuffled.
 _BATCHES_PER_POOL = 50
+# Rows that are counted or hashed at once.
 _ROWS_AT_ONCE = 10_000
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "segments")
 _ANSWER_POSITIONS = ("start_positions", "end_positions")
+# The server's default: a question is cut in training as it will be cut in serving.
 _LONGEST_QUESTION: int = QuestionParameters().max_question_len
 
 
@@ -67,6 +69,7 @@ def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_leng
         seconds = [second for _, second in pairs]
         encoded = tokenizer(
             [first for first, _ in pairs],
+            # None for all: a list of None would be tokenised as a list of second texts.
             seconds if any(second is not None for second in seconds) else None,
             truncation=True,
             max_length=max_length,
@@ -90,6 +93,7 @@ def _tokenize_words(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, m
     for number, (words, labels) in enumerate(zip(examples.texts, examples.labels, strict=True)):
         if len(labels) != len(words):
             raise DataError(f"row {number + 1} has {len(words)} words and {len(labels)} labels; each word needs one")
+        # Only a word's first token is labelled, as in BERT (arXiv 1810.04805, section 5.3).
         token_labels, seen = [], {None}  # special tokens belong to no word
         for word in encoded.word_ids(number):
             token_labels.append(IGNORED if word in seen else int(labels[word]))
@@ -110,12 +114,14 @@ def _tokenize_questions(examples: Examples, tokenizer: PreTrainedTokenizerBase, 
     ]
     encoded = tokenizer(
         [
+            # Cut as text: `only_second` never cuts the question, and fails where it leaves no room for the context.
             question if len(spans) <= longest else question[: spans[longest - 1][1]]
             for question, spans in zip(questions, offsets, strict=True)
         ],
         [context for _, context in examples.texts],
         truncation="only_second",
         max_length=max_length,
+        # The library refuses a stride that is not smaller than the room for the context.
         stride=min(STRIDE, (room - longest) // 2),
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
@@ -125,6 +131,7 @@ def _tokenize_questions(examples: Examples, tokenizer: PreTrainedTokenizerBase, 
     columns: dict[str, Any] = {**encoded, "start_positions": [], "end_positions": []}
     for number, window_offsets in enumerate(all_offsets):
         is_context = np.array([part == 1 for part in encoded.sequence_ids(number)])
+        # The question's offsets count from its own beginning and would match answers at the context's.
         spans = np.where(is_context[:, None], np.array(window_offsets, dtype=np.int32), -1)
         first, last = _answer_tokens(spans, examples.labels[owners[number]])
         if first < 0:  # [CLS] means "no answer here"
@@ -147,14 +154,16 @@ def _answer_tokens(spans: NDArray[np.int32], answers: Mapping[str, Sequence[Any]
         return -1, -1
     start = int(answers["answer_start"][0])
     end = start + len(answers["text"][0])
+    # A part of an answer is no answer: the next window has the whole, or none has.
     if spans[inside[0], 0] > start or spans[inside[-1], 1] < end:
         return -1, -1
+    # Touched, not enclosed: a token may reach over either end of the answer.
     touched = inside[(spans[inside, 1] > start) & (spans[inside, 0] < end)]
     return (int(touched[0]), int(touched[-1])) if len(touched) else (-1, -1)
 
 
 class LengthGroupedSampler(Sampler[int]):
-    """Give row numbers so that consecutive `batch_size` rows have similar lengths, shuffled anew in each epoch.
+    """Yield row numbers so that each `batch_size` consecutive rows have similar lengths, shuffled anew in each epoch.
 
     The order depends on seed and epoch alone. transformers' own sampler draws it from torch's global generator, so a
     run resumed in the middle of an epoch sees some rows twice and others never.
@@ -179,6 +188,7 @@ class LengthGroupedSampler(Sampler[int]):
         return len(self._lengths)
 
     def __iter__(self) -> Iterator[int]:
+        # Made anew in each epoch: nothing is carried over that a resumed run would not have.
         generator = np.random.default_rng((self._seed, self._epoch))
         order = generator.permutation(len(self._lengths))
         size = self._batch_size * _BATCHES_PER_POOL
@@ -228,6 +238,7 @@ class EpochRows(TorchDataset[Row]):
 
     def __getitems__(self, keys: Sequence[int]) -> list[Row]:
         epochs, rows = np.divmod(np.asarray(keys), len(self._rows))
+        # torch's loader asks for a whole batch where this method exists: one read of the arrow table instead of B.
         table = self._arrow[rows.tolist()]
         columns = {name: _cells(table[name]) for name in table.column_names}
         columns |= {"row": rows.tolist(), "epoch": epochs.tolist()}
@@ -258,6 +269,7 @@ def hash_rows(rows: Dataset) -> str:
     digest = hashlib.sha256()
     for table in rows.with_format("arrow").iter(batch_size=_ROWS_AT_ONCE):
         sink = pyarrow.BufferOutputStream()
+        # Chunks and metadata differ between rows just made and the same read from a cache; neither is what is learned.
         plain = table.combine_chunks().replace_schema_metadata(None)
         with pyarrow.ipc.new_stream(sink, plain.schema) as writer:
             writer.write_table(plain)
@@ -363,6 +375,7 @@ def _cells(column: pyarrow.ChunkedArray) -> Sequence[Any]:
 
 
 def _pad_inputs(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> dict[str, NDArray[np.int64]]:
+    # To the longest of the batch, not to max_length: most of the saving of length-grouped batches.
     length = max(len(row["input_ids"]) for row in rows)
     fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     return {name: _pad([row[name] for row in rows], length, fill.get(name, 0)) for name in _INPUTS if name in rows[0]}

@@ -24,6 +24,7 @@ _NARROWEST_IN = 0.3
 _LONGEST_NAME = 28
 # White figures on the dark half of the colours, black ones on the light half.
 _DARK = 0.55
+# SVG: text stays text, and ids come from a fixed salt, so that the same matrix gives the same file.
 _STYLE = {"font.family": "sans-serif", "font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "potstill"}
 
 
@@ -81,6 +82,7 @@ def _draw(matrix: NDArray[np.int64], names: Sequence[str], *, format_: str) -> b
     with rc_context(_STYLE):
         figure = Figure(figsize=(side + margin + 1.0, side + margin), layout="constrained")
         axes = figure.subplots()
+        # Coloured by row: else the rare classes of an uneven data set would all be white.
         shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         size = min(10.0, 72 * 0.9 * side / max(count, 1) / 2)

@@ -56,7 +56,7 @@ _WORTH_PROCESSES = 20_000
 
 @dataclass(frozen=True, slots=True)
 class _SpecialTokens:
-    """What a tokenizer puts around a text."""
+    """The special tokens that a tokenizer puts around a text, by id."""
 
     before: list[int]
     after: list[int]
@@ -70,7 +70,7 @@ class _SpecialTokens:
 
 @dataclass(frozen=True, slots=True)
 class _Pieces:
-    """Pieces of text (`values[start : start + length]`) in the order of the rows they go to."""
+    """Pieces of text (`values[start : start + length]`), in the order of the rows they go to."""
 
     values: NDArray[np.int32]
     starts: Ints
@@ -130,9 +130,11 @@ def load_corpus(  # noqa: PLR0913 - what, from where, and how; each is named by 
     if streaming and not is_hub:
         raise DataError(f"streaming is for data sets of the hub, and {name} is none; files are always read as a stream")
     hub = _load_from_hub(name, split=split, column=text_column, streaming=streaming) if is_hub else None
+    # Whatever decides the rows is in the folder's name, so an outdated cache is never found.
     settings = [_FORMAT, name, split, _source_state(files, hub), text_column, limit, max_length, packing, streaming]
     folder = _folder(cache_dir, [*settings, _tokenizer_state(tokenizer)])
     if not (folder / _FILE).is_file():
+        # Whole or not at all: a killed run leaves no half corpus that the next would take for the data.
         with new_folder(folder, overwrite=True) as building:
             found = read_texts(split=split, files=files, column=text_column)
             texts = _keep_texts(hub, found, building / "texts.arrow", limit=limit, origin=f"{name} ({split})")
@@ -150,6 +152,7 @@ def load_corpus(  # noqa: PLR0913 - what, from where, and how; each is named by 
                     file.unlink()
     corpus = Dataset.from_file(str(folder / _FILE))
     if cache_dir is None:
+        # The rows are memory-mapped, so the folder must live as long as the data set.
         weakref.finalize(corpus, _remove, folder, os.getpid())
     return corpus
 
@@ -199,9 +202,11 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase, max_length: int) -> _Spe
 def _source_state(files: list[Path] | None, hub: tuple[Dataset | IterableDataset, str] | None) -> object:
     """Return what changes when the data does, as far as that can be known without reading it."""
     if files is not None:
+        # Not the content: a corpus that fills a disk should not be read twice.
         return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     if hub is not None:
         return getattr(hub[0], "_fingerprint", None)  # a stream has none: its name, split and limit must do
+    # `python-docs` comes with the interpreter and changes with it.
     return sys.version
 
 
@@ -337,6 +342,7 @@ def _tokenize(
         )["input_ids"]
         return {"ids": [piece for ids in encoded if len(ids) >= _SHORTEST_TEXT for piece in cut(ids + end)]}
 
+    # Only the speed: `datasets` keeps the order of the rows for any number of processes.
     if num_proc is None:
         num_proc = available_cores() if len(texts) >= _WORTH_PROCESSES else 1
     tokens = texts.map(
@@ -348,6 +354,7 @@ def _tokenize(
         num_proc=num_proc if num_proc > 1 else None,
         cache_file_name=str(building / "tokens.arrow"),
         load_from_cache_file=False,
+        # Given, because `datasets` would otherwise hash the function with the whole tokenizer in it.
         new_fingerprint=hashlib.sha256(str(building).encode()).hexdigest()[:16],
         desc="tokenise",
     )
@@ -358,6 +365,7 @@ def _tokenize(
 
 def _cut_into_blocks(tokens: Dataset, *, room: int) -> Iterator[_Pieces]:
     """Cut running text into pieces of `room`; if there is less than one in all, that is the only one."""
+    # What a batch leaves over begins the next one: documents run on across batches.
     rest = np.empty(0, dtype=np.int32)
     is_first = True
     for values, _ in _token_arrays(tokens):
@@ -378,6 +386,7 @@ def _whole_pieces(tokens: Dataset, *, special: _SpecialTokens, capacity: int | N
     for values, lengths in _token_arrays(tokens):
         starts, per_row = np.cumsum(lengths) - lengths, np.ones_like(lengths)
         if capacity is not None:
+            # Each packed text keeps its own special tokens, so it reads as if it were alone.
             rows = pack(lengths + special.count, capacity)
             order = np.array([piece for row in rows for piece in row])
             starts, lengths, per_row = starts[order], lengths[order], np.array([len(row) for row in rows])
@@ -400,6 +409,7 @@ def _write_rows(file: Path, groups: Iterator[_Pieces], *, special: _SpecialToken
     def columns(pieces: _Pieces) -> list[pyarrow.Array]:
         ids, lengths = _add_special_tokens(pieces, special)
         row_ends = np.cumsum(lengths)[np.cumsum(pieces.per_row) - 1]
+        # int32 offsets bound one batch to 2^31 tokens; `_PIECES_AT_ONCE` pieces stay far below.
         offsets = pyarrow.array(np.concatenate([[0], row_ends]).astype(np.int32))
         values: dict[str, NDArray[Any]] = {
             "input_ids": ids,

@@ -28,24 +28,24 @@ from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, get_task, kind_of, low
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingData:
-    """What a student learns from and is scored by."""
+    """Tokenised training rows, how they are batched, and how a student is scored."""
 
     train_set: Dataset
     collate: Collator
     eval_set: Dataset | None
     """Rows to take the loss on where there is no score."""
     score: Callable[[Model, str], Scores] | None
-    """Scores a model, told by its name; None where only the loss on `eval_set` says anything."""
+    """Returns a model's scores; takes it and its name for progress. None where only the loss can be taken."""
     evaluation: Evaluation | None = None
-    """Of labelled data: what `score` asks, for more than scores."""
+    """For labelled data: what `score` is made of; it also compares a model with trivial answers."""
     metric: str
     """The score that picks the best checkpoint."""
     floor: Scores
-    """What an answer scores that ignores its text; empty where there is none."""
+    """The best scores, by metric, of answers that ignore the text; empty where there is none."""
     teacher_head: SentenceHead | None = None
-    """Of sentence vectors: what makes the teacher's of its token vectors."""
+    """For method `embedding`: pooling and further layers that make the teacher's sentence vectors."""
     about: dict[str, object]
-    """The data in the report."""
+    """What the report says of the data: names, splits, counts and hashes, as JSON values."""
 
     @property
     def maximise(self) -> bool:
@@ -53,7 +53,7 @@ class TrainingData:
         return not lower_is_better(self.metric)
 
     def hashes(self) -> dict[str, object]:
-        """Return what tells this data from other data: hashes of what is learned from and what is scored on."""
+        """Return SHA-256 hashes of the training and evaluation data, by which a resumed run is recognised."""
         evaluation = self.about.get("sha256")
         if not evaluation and self.eval_set is not None:
             evaluation = hash_rows(self.eval_set)
@@ -73,7 +73,7 @@ def load_training_data(
         recipe: names data, task and method.
         teacher: its tokenizer makes the rows; `embedding` also needs its vectors.
         work_dir: keeps tokenised text and vectors for the next start.
-        progress: is told how far it is.
+        progress: is called with how far it is.
 
     Raises:
         DataError: if the data does not fit the task.
@@ -104,6 +104,7 @@ def _load_labelled(recipe: Recipe, teacher: Checkpoint, *, progress: Progress) -
         score=lambda model, who: evaluation.score(model, progress=progress, who=who),
         evaluation=evaluation,
         metric=primary_metric(task, problem, asked=recipe.metric, num_labels=len(label_names) or None),
+        # A teacher that does not beat this has nothing to teach (`run._check_teacher`).
         floor=trivial_scores(eval_examples, kind=kind),
         about=_about(eval_examples)
         | {
@@ -132,6 +133,7 @@ def _load_running_text(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, p
             tokenizer=teacher.tokenizer,
             max_length=recipe.max_length,
             text_column=data.text_columns[0] if data.text_columns else None,
+            # Each held-out text is alone, so that scores do not depend on packing.
             packing=data.packing if split == data.train_split else "none",
             limit=limit,
             num_proc=data.num_proc,
@@ -152,6 +154,7 @@ def _load_running_text(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, p
         "train_split": data.train_split,
         "shared_texts": count_shared(eval_set, train_set),
     }
+    # Such as a file that was given as both splits.
     if about["shared_texts"] == about["examples"]:
         raise DataError(
             f"every text of {data.name} ({data.eval_split}) is in {data.train_split} as well, so a score would "

@@ -59,7 +59,7 @@ _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 @dataclass(frozen=True, slots=True)
 class _TokenizerSettings:
-    """What a tokenizer must know of its model (`potstill.serve.tokenizer.TokenizerSettings`)."""
+    """The settings that `BundleTokenizer` reads from a manifest (`potstill.serve.tokenizer.TokenizerSettings`)."""
 
     inputs: tuple[str, ...]
     max_length: int
@@ -79,6 +79,7 @@ class TorchSession:
         """
         self._model = model.eval()
         self.outputs: tuple[str, ...] = (task.output,)
+        # The names are those of the exported graph, since the server's decoding asks for them.
         if task is QUESTION_ANSWERING:
             self.outputs = ("start_logits", "end_logits")
         self._call: Model = model
@@ -89,7 +90,7 @@ class TorchSession:
             self._call = self._encoder = model.base_model
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Return every output by name, as float32, for a padded batch; inputs that the model does not take are left."""
+        """Return every output by name, as float32, for a padded batch; inputs that the model lacks are left out."""
         tensors = {name: torch.from_numpy(values).to(self._model.device) for name, values in feeds.items()}
         with torch.inference_mode():
             given = self._call(**model_inputs(self._encoder, tensors))
@@ -111,6 +112,7 @@ def serving_tokenizer(tokenizer: PreTrainedTokenizerBase, *, max_length: int) ->
         padding_side="right",
         pad_token_id=tokenizer.pad_token_id,
     )
+    # Through files, as in a bundle: what is read back is what would be served.
     with tempfile.TemporaryDirectory() as folder:
         save_tokenizer(tokenizer, Path(folder))
         return BundleTokenizer(Path(folder), settings)
@@ -232,7 +234,7 @@ def evaluate_model(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """Which texts `evaluate` reads, and by which columns."""
+    """Which split, columns and number of rows `evaluate` reads."""
 
     split: str = "validation"
     label_column: str | None = None
@@ -291,6 +293,7 @@ def evaluate(
     if found is not None:
         check_pooling(found, pooling=pooling, normalize=None)
     if max_length is None:
+        # A sentence encoder is cut where its folder says, or its vectors are not those that others compute.
         max_length = folder.usual_length if found else min(_USUAL_LENGTH, folder.longest or _USUAL_LENGTH)
     folder.check_length(max_length)
     checkpoint, head = load_checkpoint(str(model), known), load_head(found) if found else None
@@ -361,6 +364,7 @@ def evaluate_words(
         with torch.inference_mode():
             states = encoder(**model_inputs(encoder, batch)).last_hidden_state.flatten(0, 1)
             labels = batch["masked_labels"].flatten()
+            # A vocabulary of logits per token would take most of the time and memory; 15 % of them are asked for.
             scored = (labels != IGNORED).nonzero().squeeze(1)
             logits = F.linear(head.transform(states[scored]), head.weight, head.bias).float()
             nll += F.cross_entropy(logits, labels[scored], reduction="sum").item()
@@ -397,6 +401,7 @@ def _batches(
 ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
     """Yield row numbers and their batch, rows of similar length together."""
     numbered = EpochRows(rows)
+    # By length against padding; stable, so that a batch holds the same rows on every machine.
     order = np.argsort(read_lengths(rows), kind="stable").tolist()
     for start in range(0, len(order), _BATCH_SIZE):
         numbers = order[start : start + _BATCH_SIZE]

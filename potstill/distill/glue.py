@@ -49,7 +49,7 @@ _SPLIT_IN_TWO = ("MNLI",)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """What is tried: every combination of task, learning rate, epochs and seed is one fine-tuning."""
+    """The grid: every combination of task, learning rate, epochs and seed is one fine-tuning."""
 
     tasks: Sequence[str] | None = None
     """GLUE's names in any spelling; None takes those that a data folder has, of a hub id all nine."""
@@ -66,7 +66,7 @@ class Grid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One task's data."""
+    """Where one task's data is, and the splits to score on."""
 
     task: str
     """GLUE's spelling."""
@@ -127,7 +127,7 @@ def run_glue(
         teacher: another encoder, which is put through the same grid (in `OUT_DIR/teacher`) and compared with.
         reference: instead of it a `glue.json` of an earlier run, or a JSON object of scores by task, as shares of 1.
         resume: go on with what `out_dir` holds; also with a wider grid, of which only the new cells are run.
-        progress: is told how far it is.
+        progress: is called with how far it is.
 
     Returns:
         `tasks` (by task the chosen `learning_rate` and `epochs`, `median`, `min` and `max` over the seeds, and all
@@ -149,8 +149,9 @@ def run_glue(
         raise OutputError(f"{out_dir} is not empty; go on with its cells by --resume, or name another folder")
     sources = find_sources(str(data), grid.tasks)
     reference_scores = read_reference(Path(reference), list(sources)) if reference is not None else None
-    # By the name under which progress is told, which is also the folder of its cells.
+    # By the name in progress reports, which is also the folder of the model's cells.
     models = {"": str(model)} | ({"teacher": str(teacher)} if teacher is not None else {})
+    # Everything is checked for both models before the first of many hours is spent.
     cells = {who: _make_cells(name, grid, sources) for who, name in models.items()}
     encoders = {who: _describe_encoder(name) for who, name in models.items()}
     for who in models:
@@ -219,6 +220,7 @@ def _describe_encoder(name: str) -> dict[str, Any]:
             where all others start anew.
     """
     model = load_checkpoint(name, FEATURE_EXTRACTION).model
+    # Loaded as a bare encoder, a classifier would pass: only its `architectures` tell.
     trained = [kind for kind in model.config.architectures or [] if kind.endswith(_TRAINED_HEADS)]
     if trained:
         raise CheckpointError(
@@ -248,6 +250,7 @@ def _check_cells(cells: Sequence[_Cell], out_dir: Path, *, sha256: str | None) -
     for cell in missing.values():
         data = cell.recipe.data
         for split in (data.train_split, data.eval_split):
+            # One row is enough to know that the split, its columns and its labels can be read.
             load_examples(data.name, split=split, task=TEXT_CLASSIFICATION, problem_type=data.problem_type, limit=1)
 
 
@@ -273,7 +276,7 @@ def _run_cells(
 
 
 def _run_cell(cell: _Cell, out_dir: Path, *, sha256: str | None, resume: bool, progress: Progress) -> dict[str, Any]:
-    """Return what a cell's file says, and write it first if there is none."""
+    """Run a cell unless its file exists, and return the file's content."""
     file = cell.file(out_dir)
     if file.is_file():
         known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -281,6 +284,7 @@ def _run_cell(cell: _Cell, out_dir: Path, *, sha256: str | None, resume: bool, p
     folder = file.with_name(cell.name)
 
     def inside(stage: str, done: int, total: int, note: str) -> None:
+        # Scoring has counts of its own, which would make the bar jump.
         if not stage.startswith("score"):
             progress("fine-tune", done, total, note)
 
@@ -295,6 +299,7 @@ def _run_cell(cell: _Cell, out_dir: Path, *, sha256: str | None, resume: bool, p
             outcome["second_scores"] = found["scores"]
     except TrainingError as error:  # one rate that is too high must not cost the others
         outcome["failed"] = str(error)
+    # The file marks the cell as done, so it is written before the training's folders go. A failed cell is done, too.
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, _to_json(outcome))
     for left in (folder, folder.with_name(f"{folder.name}.training")):
@@ -383,6 +388,7 @@ def choose(task: str, tried: Sequence[Setting], outcomes: Sequence[Mapping[str, 
         {"learning_rate": rate, "epochs": epochs} | _spread([_value(one, "scores", metric) for one in found])
         for (rate, epochs), found in by_setting.items()
     ]
+    # A setting that fails with one seed is not robust, and a median over fewer seeds is not comparable.
     whole = [setting for setting in settings if setting["median"] is not None]
     if not whole:
         raise TrainingError(
@@ -435,6 +441,7 @@ def read_reference(file: Path, tasks: Sequence[str]) -> dict[str, float]:
     missing = [task for task in tasks if task not in scores]
     if missing:
         raise UsageError(f"{file} has no score of {', '.join(missing)}; choose other tasks or another reference")
+    # Papers print percentages, which would make every retention a hundredth.
     large = next((task for task in tasks if scores[task] > 1), None)
     if large is not None:
         raise UsageError(f"{file} has {scores[large]} for {large}; scores are shares of 1: {scores[large] / 100:g}")

@@ -48,7 +48,7 @@ class CapturedStates:
 
 @dataclass(frozen=True, slots=True)
 class MaskedLMHead:
-    """A masked-LM head in two steps, so that logits need to be computed for the masked positions only.
+    """A masked-LM head in two steps, so that logits are computed for the masked positions only.
 
     The logits of hidden states (N, H) are `F.linear(transform(states), weight, bias)`, (N, V). Gradients reach the
     model's parameters through all three.

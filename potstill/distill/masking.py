@@ -65,7 +65,7 @@ def make_masking(
     counts: NDArray[np.int64] | None = None,
     smoothing: float = 0.7,
 ) -> Masking:
-    """Return the masking that a tokenizer's vocabulary allows.
+    """Return what `mask_batch` must know of a tokenizer's vocabulary: special tokens, replacements and weights.
 
     Args:
         tokenizer: gives the mask token and the special ones, which are left alone ([UNK] among them: it says nothing).
@@ -90,6 +90,7 @@ def make_masking(
     if counts is not None:
         if len(counts) < size:
             raise DataError(f"counts has {len(counts)} entries and the tokenizer {size}; count with its own vocabulary")
+        # A token that the corpus never has counts as once: 0 to a negative power is infinite.
         weights = np.maximum(counts[:size], 1).astype(np.float64) ** -smoothing
     return Masking(
         mask_id=int(tokenizer.mask_token_id),
@@ -133,9 +134,11 @@ def mask_batch(
     # Only the chosen few need the other numbers.
     at_row, at_place = np.nonzero(chosen)
     action = _to_uniform(_hash(keys[at_row], at_place, _ACTION))
+    # The remainder favours low ids by vocabulary / 2^64, which nobody can measure.
     number = _hash(keys[at_row], at_place, _REPLACEMENT) % np.uint64(len(masking.ordinary))
     there = ids[chosen]
     becomes = np.where(action < _MASK_SHARE + _RANDOM_SHARE, masking.ordinary[number.astype(np.int64)], there)
+    # Kept and randomly replaced tokens are predicted, too: the model cannot trust what it sees (appendix A.1).
     labels = np.full_like(ids, IGNORED)
     labels[chosen] = there
     masked = ids.copy()
@@ -149,6 +152,7 @@ def _choose(
     """Choose `ceil(share * count)` of the allowed positions of each row."""
     # Rounded first: 0.15 * 20 is 3.0000000000000004 in some orders of multiplication, and must not become 4.
     wanted = np.ceil(np.round(share * allowed.sum(axis=1), 9)).astype(np.int64)
+    # The smallest keys win: arrivals at exponential times of rate `weights`.
     keys = -np.log(uniform) if weights is None else -np.log(uniform) / weights
     keys[~allowed] = math.inf
     most = int(wanted.max(initial=0))
@@ -173,12 +177,13 @@ def _row_keys(seed: int, epochs: Sequence[int], rows: Sequence[int]) -> NDArray[
 
 
 def _uniform(keys: NDArray[np.uint64], length: int, use: int) -> NDArray[np.float64]:
-    """Return numbers of (0, 1) for every position of every row (B, length)."""
+    """Return uniform random numbers in (0, 1) for every position of every row, (B, length)."""
     return _to_uniform(_hash(keys[:, None], np.arange(length)[None, :], use))
 
 
 def _hash(keys: NDArray[np.uint64], places: NDArray[np.int64], use: int) -> NDArray[np.uint64]:
     # uint64 arithmetic of arrays wraps around silently, as is wanted here.
+    # Four uses per position: the multiples keep their counters apart.
     return _mix(keys + (places.astype(np.uint64) * np.uint64(4) + np.uint64(use + 1)) * _STEP)
 
 

@@ -31,6 +31,7 @@ def pack(lengths: NDArray[np.int64], capacity: int) -> list[list[int]]:
     rooms: list[int] = []  # the keys of open_rows, ascending
     for number in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[number])
+        # The smallest room that is large enough: the fullest row that fits.
         at = bisect_left(rooms, length)
         if at < len(rooms):
             room = rooms[at]
@@ -63,6 +64,7 @@ def check_packable(config: PreTrainedConfig) -> None:
     Raises:
         CheckpointError: with the reason.
     """
+    # By a list of families: one that ignores a 4-D mask or position ids would mix the texts without a word.
     family, attention = config.model_type, config._attn_implementation
     if family == "mobilebert" and config.trigram_input:
         raise CheckpointError(
@@ -102,9 +104,12 @@ def packed_inputs(
     mask: Tensor | dict[str, Tensor] = _as_needed(full, config, dtype)
     if config.model_type == "modernbert":
         places = torch.arange(full.shape[-1], device=full.device)
+        # The local layers' window, half of `local_attention` on either side. It is over places in the row: within a
+        # text, distances are the same as in the text alone.
         near = (places[:, None] - places[None, :]).abs() <= config.sliding_window
         mask = {"full_attention": mask, "sliding_attention": _as_needed(full & near, config, dtype)}
     if config.model_type in _FROM_PADDING_ID:
+        # RoBERTa shifts positions by its padding id only where it makes them itself, for rows of one text.
         positions = torch.where(batch["segments"] > 0, positions + config.pad_token_id + 1, config.pad_token_id)
     return {"attention_mask": mask, "position_ids": positions}
 
@@ -112,4 +117,5 @@ def packed_inputs(
 def _as_needed(mask: Tensor, config: PreTrainedConfig, dtype: torch.dtype) -> Tensor:
     if config._attn_implementation == "sdpa":
         return mask
+    # Eager attention adds the mask to the scores, sdpa takes it as truth values.
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)

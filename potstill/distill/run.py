@@ -1,4 +1,8 @@
-"""Distil, fine-tune, or only cut: from a recipe to a published checkpoint with its report."""
+"""Distil, fine-tune, or only cut a student: from a recipe to a published checkpoint with its report.
+
+The public functions read from top to bottom: load, check, train, publish. Started by `accelerate launch`, every process
+runs all of it; only the main one reports progress and publishes.
+"""
 
 import copy
 import json
@@ -65,8 +69,8 @@ def distill(
         settings: values of the recipe by dotted key, as on the command line: `{"student.layers": 3}`.
         resume: go on from the newest checkpoint.
         overwrite: replace what `out_dir` holds.
-        progress: is told how far each stage is.
-        announce: is told the plan before training starts, and the pace after the first steps.
+        progress: is called with how far each stage is.
+        announce: is called with the plan before training starts, and with the pace after the first steps.
 
     Returns:
         The report, which is also in `OUT_DIR/distill.json`: scores of both models, parameters, steps and seconds.
@@ -89,6 +93,7 @@ def distill(
 
     teacher = _load_teacher(recipe)
     teacher.model.to(processes.device)
+    # The main process fills the caches of tokens and vectors; the others find them.
     with processes.main_process_first():
         training_data = load_training_data(recipe, teacher, work_dir=work_dir, progress=progress)
     teacher_scores = {}
@@ -113,6 +118,7 @@ def distill(
         about=training_data.about | {"task": recipe.task},
         identity=_identity(recipe, training_data, models=(teacher.name, recipe.student.model)),
     )
+    # Copied before training, which changes the student in place.
     untrained = copy.deepcopy(student.model) if recipe.distill.controls else None
     result = train(
         student.model,
@@ -124,6 +130,7 @@ def distill(
         run=run,
     )
 
+    # An embedding student is scored and published with the head that its objective trained.
     used = objective.as_used(student.model)
     report = _report(recipe, training_data, result)
     report["teacher"] = _describe(teacher) | {"scores": teacher_scores}
@@ -247,7 +254,7 @@ def _as_recipe(what: Recipe | str, data: str | None, settings: Mapping[str, Any]
 
 
 def _fit_length(recipe: Recipe) -> Recipe:
-    """Hold `max_length` against what the recipe's models read; where nobody set it, it becomes that."""
+    """Check `max_length` against the longest input of the recipe's models; if it was not set, take that instead."""
     names = filter(None, (recipe.teacher.model, recipe.student.model))
     fitted = fit_length(names, recipe.max_length, was_set="max_length" in recipe.model_fields_set)
     return recipe if fitted == recipe.max_length else recipe.model_copy(update={"max_length": fitted})
@@ -264,16 +271,18 @@ def _processes() -> PartialState:
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that decide the weights of a training."""
+    # A resumed run may export, bench or track differently; none of that moves a weight.
     content: dict[str, Any] = recipe.model_dump(mode="json", exclude={"export", "bench", "output_dir", "resume"})
     del content["data"]["num_proc"], content["distill"]["trackers"]
     return content
 
 
 def _identity(recipe: Recipe, training_data: TrainingData, *, models: Sequence[str | None]) -> dict[str, object]:
-    """Return all that decides the weights of a training: only the same run may be gone on with."""
+    """Return all that decides the weights of a training; a resumed run must have the same."""
     content: dict[str, object] = _settings(recipe)
     content |= training_data.hashes()
     content["checkpoints"] = [hash_checkpoint(name) or name for name in models if name is not None]
+    # Dropout is drawn in each process for its own rows, so their number moves the weights.
     content["processes"] = _processes().num_processes
     return content
 
@@ -366,7 +375,7 @@ def _check_same_vocabulary(student: Checkpoint, teacher: Checkpoint) -> None:
 def _train_baselines(
     recipe: Recipe, untrained: PreTrainedModel, teacher: PreTrainedModel, training_data: TrainingData, run: TrainingRun
 ) -> dict[str, dict[str, object]]:
-    """Return the scores of what the student has to beat by name, each under `scores`.
+    """Return what the student has to beat, by name, with the scores of each under `scores`.
 
     - `untrained`: the student as it was cut from the teacher;
     - `no_teacher`: the same student trained on the data alone, same batches in the same order, as long; left out where
@@ -408,7 +417,7 @@ def _train_baselines(
 def _against_trivial(
     training_data: TrainingData, model: PreTrainedModel | SentenceEncoder, who: str, *, progress: Progress
 ) -> dict[str, object] | None:
-    """Return how a trained model's score stands against an answer that ignores the text; None without labels."""
+    """Compare a trained model's score with an answer that ignores the text; None without labels."""
     if training_data.evaluation is None:
         return None
     evaluation, metric = training_data.evaluation, training_data.metric
@@ -482,5 +491,6 @@ def _publish(
                     prompts=prompts,
                 )
             (folder / TRAINING_REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    # Nobody returns before the folder is there, or the caller's next step would not find it.
     processes.wait_for_everyone()
     return report

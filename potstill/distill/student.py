@@ -85,6 +85,7 @@ def choose_layers(total: int, layers: int | Sequence[int] | None) -> list[int]:
             raise CheckpointError(
                 f"a student of {layers} layers cannot be cut from a teacher with {total}; ask for 1 to {total}"
             )
+        # Every k-th from the first, as DistilBERT takes one layer out of two (arXiv 1910.01108, section 3).
         return [number * total // layers for number in range(layers)]
     beyond = [layer for layer in layers if not 0 <= layer < total]
     if beyond or not layers:
@@ -139,6 +140,7 @@ def best_layers(
     scores: dict[tuple[int, ...], float] = {}
     for layers in candidates:
         found = float(score(create_student(teacher, layers=layers, family=family)))
+        # max() with NaN depends on the order: every comparison with it is false.
         scores[tuple(layers)] = -math.inf if math.isnan(found) else found
     best = max(scores, key=lambda layers: scores[layers])
     return list(best), scores
@@ -149,6 +151,7 @@ def _keep_layers(teacher: PreTrainedModel, kept: Sequence[int]) -> PreTrainedMod
     prefix, _ = find_layers(teacher)
     config = copy.deepcopy(teacher.config)
     if getattr(config, "layer_types", None):
+        # ModernBERT: local and global attention go with the layer, not with its new number.
         config.layer_types = [teacher.config.layer_types[layer] for layer in kept]
     config.num_hidden_layers = len(kept)
     pattern = re.compile(rf"^{re.escape(prefix)}\.(\d+)\.")
@@ -164,6 +167,7 @@ def _keep_layers(teacher: PreTrainedModel, kept: Sequence[int]) -> PreTrainedMod
     if config.model_type == "modernbert":
         _fit_first_norm(state, prefix, kept)
     student = type(teacher)(config)
+    # Strict: a weight left out or named wrongly would stay random without a word.
     student.load_state_dict(state, strict=True)
     return student.eval()
 
@@ -171,8 +175,8 @@ def _keep_layers(teacher: PreTrainedModel, kept: Sequence[int]) -> PreTrainedMod
 def _fit_first_norm(state: dict[str, Tensor], prefix: str, kept: Sequence[int]) -> None:
     """Give ModernBERT's first layer the form it must have: no norm before its attention.
 
-    The embeddings are normalised already, which is why the first layer has none. Another layer that becomes the first
-    keeps its norm's scale, in the weights that read from it. `state` is changed in place.
+    The embeddings are normalised already, which is why the first layer has none. If another layer becomes the first,
+    its norm's scale and shift are folded into the projection that reads from it. `state` is changed in place.
     """
     if 0 in kept[1:]:
         raise CheckpointError(
@@ -180,6 +184,7 @@ def _fit_first_norm(state: dict[str, Tensor], prefix: str, kept: Sequence[int]) 
         )
     norm, fused = f"{prefix}.0.attn_norm", f"{prefix}.0.attn.Wqkv"
     scale, shift = state.pop(f"{norm}.weight", None), state.pop(f"{norm}.bias", None)
+    # W (γ x + β) = (W γ) x + W β, so the shift is taken with the weights as they are, before they are scaled.
     if shift is not None and f"{fused}.bias" in state:
         state[f"{fused}.bias"] = state[f"{fused}.bias"] + state[f"{fused}.weight"] @ shift
     if scale is not None:

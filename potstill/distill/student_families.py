@@ -60,6 +60,7 @@ def to_distilbert(teacher: PreTrainedModel) -> PreTrainedModel:
             f"{config.hidden_act} and {config.layer_norm_eps}; use student.family=same"
         )
     state = teacher.state_dict()
+    # A bare model's keys have no prefix: it is put on for the renaming and taken off again.
     if head == "Model":
         state = {f"bert.{key}": value for key, value in state.items()}
     if head != "ForSequenceClassification":
@@ -67,6 +68,7 @@ def to_distilbert(teacher: PreTrainedModel) -> PreTrainedModel:
     state.pop("cls.predictions.bias", None)  # the decoder's, under its other name
     token_types = state.pop("bert.embeddings.token_type_embeddings.weight")
     positions = "bert.embeddings.position_embeddings.weight"
+    # Both are added to the same embedding sum, so for type 0 nothing changes.
     state[positions] = state[positions] + token_types[0]
     renamed = {}
     for key, value in state.items():
@@ -129,6 +131,7 @@ def to_mobilebert(
             f"a MobileBERT of width {width} cannot have {heads} heads and intermediate_size "
             f"{intermediate_size}; give num_heads of 1 to {most}, and an intermediate_size of at least 1 or none"
         )
+    # Heads share the bottleneck's width evenly, so it is a multiple of their number.
     bottleneck = heads * max(1, round(width / 4 / heads))
     teacher_embeddings = teacher.get_input_embeddings()
     mobilebert_config = MobileBertConfig(
@@ -150,6 +153,7 @@ def to_mobilebert(
         label2id=config.label2id,
         problem_type=config.problem_type,
     )
+    # CPU only: the model is made there, and forking every GPU's state would initialise CUDA.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         student = getattr(transformers, f"MobileBert{head}")(mobilebert_config)
@@ -173,8 +177,11 @@ def _strongest_directions(vectors: Tensor, count: int) -> Tensor:
     The leading right singular vectors; no other `count` directions give a closer matrix of inner products (Eckart and
     Young, Psychometrika 1936). The signs, which are free, are such that each direction's largest entry is positive.
     """
+    # eigh of the H x H product instead of an SVD of (V, H): V is 30,000 or more. It squares the condition, hence
+    # float64.
     wide = vectors.detach().double().cpu()
     _, directions = torch.linalg.eigh(wide.T @ wide)
+    # eigh sorts ascending; the strongest are last.
     directions = directions.flip(1)[:, :count]
     largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
     return (wide @ (directions * largest.sign())).to(vectors.dtype)

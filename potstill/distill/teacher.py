@@ -41,6 +41,7 @@ def load_to_finetune(recipe: Recipe, announce: Announce) -> Checkpoint:
     assert recipe.teacher.model is not None
     task, config = get_task(recipe.task), load_config(recipe.teacher.model)
     head = {} if task in (FILL_MASK, FEATURE_EXTRACTION, QUESTION_ANSWERING) else _new_head(recipe, task, config)
+    # A new head is drawn from the recipe's seed, whatever was drawn before.
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         teacher = load_checkpoint(recipe.teacher.model, task, tokenizer=recipe.tokenizer, new_head=head)
@@ -56,6 +57,7 @@ def _new_head(recipe: Recipe, task: Task, config: PretrainedConfig) -> dict[str,
     if task_of_architectures(config.architectures or ()) is task and declared in (None, config.problem_type):
         names = tuple(str(config.id2label[number]) for number in range(config.num_labels))
         single = config.problem_type or (REGRESSION if config.num_labels == 1 else None)
+        # Data that cannot be read with the checkpoint's labels only says that it needs another head.
         with contextlib.suppress(DataError):
             problem = single if task is TEXT_CLASSIFICATION else None
             found = read_splits(recipe, label_names=names, problem_type=problem).train

@@ -20,7 +20,7 @@ from potstill.tasks import FEATURE_EXTRACTION
 
 
 def teacher_head(name: str, pooling: str | None) -> SentenceHead:
-    """Return what makes a teacher's vectors: its own modules, or else the pooling that is asked for, or the mean."""
+    """Return the head that makes a teacher's vectors: its own modules, else the pooling asked for, else the mean."""
     own = find_sentence_transformers(name)
     head = load_head(own) if own else None
     return head if head is not None else SentenceHead([pooling or "mean"])
@@ -44,9 +44,10 @@ def add_teacher_vectors(
     """Return tokenised rows with the teacher's vector of each text, memory-mapped from `cache_dir`.
 
     The teacher reads no more of a text than its folder says, whatever the student reads. The cache is found again for
-    the same texts, teacher, length and pooling. A teacher without a folder of its own, which a hub id is, is told
-    apart by its name.
+    the same texts, teacher, length and pooling. A teacher from the hub, which has no folder to hash, is known by its
+    name.
     """
+    # By content: a folder that was trained again has the same name and other vectors.
     who = hash_checkpoint(teacher.name) or teacher.name
     longest = min(max_length, read_folder(teacher.name).max_seq_length or max_length)
     settings = json.dumps([who, max_length, longest, head.pooling, len(head.layers), list(texts)])
@@ -63,6 +64,7 @@ def add_teacher_vectors(
         )
         unlabelled = Examples(name="", split="", texts=list(texts), labels=None, label_names=(), sha256="")
         rows = tokenize(unlabelled, teacher.tokenizer, max_length=max_length)
+        # From one flat array: lists of Python numbers would take many times the vectors' memory.
         column = pyarrow.ListArray.from_arrays(
             np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1], pyarrow.array(vectors.reshape(-1))
         )

@@ -49,6 +49,7 @@ from potstill.progress import Announce, Progress, keep_quiet
 Scores = dict[str, float]
 
 _WEIGHTS = "model.safetensors"
+# Travels in the batch beside its tensors, and is taken out before the model sees it.
 _COUNTS = "counts"
 _HELD_OUT_BATCH = 32
 
@@ -82,18 +83,18 @@ class TrainingRun:
     resume: bool
     """Go on from the newest complete checkpoint of `work_dir`; otherwise the folder is emptied."""
     stage: str
-    """The name under which progress is told."""
+    """What progress reports call this training, such as "distil the student"."""
     progress: Progress
     announce: Announce = keep_quiet
-    """Is told the plan before the first step, and the pace after a few."""
+    """Called with the plan before the first step, and with the pace after a few."""
     about: Mapping[str, object] = field(default_factory=dict)
-    """What the announced plan says of the data."""
+    """What the announced plan says of the data: names, counts and the task."""
     identity: Mapping[str, object] = field(default_factory=dict)
-    """All that decides the weights: a run with another one is not gone on with."""
+    """All that decides the weights; `resume` refuses checkpoints of a run with another identity."""
 
 
 class Distiller(nn.Module):
-    """A student with what its method learns beside it; the teacher is at hand and no part of the module.
+    """The student and its objective as one module to train; the teacher is held but not registered as a part of it.
 
     So the optimiser, checkpoints and data-parallel wrappers see what learns and nothing else, and `train()` leaves the
     teacher in eval mode.
@@ -154,12 +155,14 @@ def train(
     run.announce("plan", asdict(plan) | {"data": run.about})
     if run.resume:
         check_same_run(run.work_dir, run.identity)
+    # One process owns the folder: the others would delete what it writes.
     if arguments.should_save:
         if not run.resume:
             shutil.rmtree(run.work_dir, ignore_errors=True)
         discard_incomplete(run.work_dir)
         write_identity(run.work_dir, run.identity)
     if config.compile:
+        # In place, so that names in checkpoints stay; dynamic, since every batch has its own length.
         student.base_model.compile(dynamic=True)
     distiller = Distiller(student, objective, teacher)
     checkpoints = CheckpointCallback(run.metric, config.keep_best_k, maximise=run.maximise)
@@ -177,6 +180,7 @@ def train(
         collate=collate_and_count,
         callbacks=[checkpoints, ProgressCallback(run)],
     )
+    # Trainer adds it with `disable_tqdm`; it prints every log line to stdout.
     trainer.remove_callback(PrinterCallback)
     # Without resume a process may still see the old checkpoints that another one is removing.
     last = newest_checkpoint(run.work_dir) if run.resume else None
@@ -213,6 +217,7 @@ class DistillationTrainer(Trainer):
         self._score = score
         if self._distiller.teacher is not None:
             half = self.args.bf16 and self.args.device.type != "cpu"
+            # Trainer moves the model alone to the device, and the teacher is no part of it.
             self._distiller.teacher.to(self.args.device, torch.bfloat16 if half else torch.float32)
         self._scales: dict[str, float] = {}
         self._totals: dict[str, float] = {}
@@ -221,6 +226,7 @@ class DistillationTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: EpochRows | None = None) -> LengthGroupedSampler:
         rows = self.train_dataset if train_dataset is None else train_dataset
+        # Grouped by whole steps: however a step is cut into micro-batches and processes, it holds the same rows.
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return rows.sampler(batch_size=batch_size, seed=self.args.seed)
 
@@ -231,6 +237,7 @@ class DistillationTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         weights = self._distiller.objective.weights(self.state.global_step / max(self.state.max_steps, 1))
         counts = [batch.pop(_COUNTS) for batch in batches]
+        # A part's divisor is its count in the whole step. A mean of micro-batch means would weigh short ones too much.
         totals = torch.tensor([[float(count[name]) for name in weights] for count in counts]).sum(0)
         world = self.args.world_size
         if world > 1:
@@ -257,21 +264,24 @@ class DistillationTrainer(Trainer):
         return (loss, {}) if return_outputs else loss
 
     def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
-        """Score the student as `potstill evaluate` would; every process does, and finds the same."""
+        """Score the student as `potstill evaluate` would, in every process, with the same result."""
         started = time.perf_counter()
+        # In eval mode by hand: Trainer's own evaluation loop, which would do that, is not called.
         student = self._distiller.student
         was_training = student.training
         scores = {f"eval_{name}": value for name, value in self._score(student.eval()).items()}
         student.train(was_training)
         scores["eval_seconds"] = round(time.perf_counter() - started, 3)
         self.log(dict(scores))
+        # Here, because Trainer's `evaluate` is replaced: `CheckpointCallback` asks for a checkpoint by it.
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
         return scores
 
     def log(self, logs: dict[str, float], *args: object, **kwargs: object) -> None:
-        """Write the log line with the mean of each part of the loss, and stop when the loss is no number."""
+        """Log the mean of each part of the loss; stop the training if the loss is NaN or infinite."""
         if "loss" in logs and self._sums:
             names = sorted(self._sums)
+            # Sorted names: processes add up by position, so all must stack in one order.
             values = self.accelerator.reduce(torch.stack([self._sums[name] for name in names]), "sum").tolist()
             logs |= {
                 f"loss_{name}": round(value / self._steps_summed, 5) for name, value in zip(names, values, strict=True)
@@ -282,6 +292,7 @@ class DistillationTrainer(Trainer):
             self._stop(f"the loss is {logs['loss']}")
 
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
+        # Before writing, so that the newest checkpoint is always one to go on from.
         if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
             self._stop("the weights are no longer numbers")
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
@@ -315,7 +326,7 @@ class DistillationTrainer(Trainer):
 
 
 class ProgressCallback(TrainerCallback):
-    """Tell the listener of every step."""
+    """Report every step, with the newest loss or score, and the pace."""
 
     def __init__(self, run: TrainingRun) -> None:
         self._stage, self._progress, self._metric = run.stage, run.progress, f"eval_{run.metric}"
@@ -325,14 +336,15 @@ class ProgressCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Tell where the training starts: not at 0 when it was resumed."""
+        """Report the first step, which is not 0 if the training was resumed."""
         self._progress(self._stage, state.global_step, state.max_steps, self._note)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Tell the step with the newest loss or score."""
-        if state.global_step < state.max_steps:  # the end is told with the score that it leads to, not the one before
+        """Report the step with the newest loss or score."""
+        # The last step is reported by `_choose_best`, with the score that it leads to.
+        if state.global_step < state.max_steps:
             self._progress(self._stage, state.global_step, state.max_steps, self._note)
         self._pace.step(state.global_step, state.max_steps)
 
@@ -348,7 +360,8 @@ class ProgressCallback(TrainerCallback):
 def _choose_best(
     trainer: DistillationTrainer, checkpoints: CheckpointCallback, run: TrainingRun, *, resumed_from: int
 ) -> TrainingResult:
-    """Score the final weights, and go back to a kept checkpoint that was better."""
+    """Score the final weights, and load a kept checkpoint instead if it scored better."""
+    # One process writes checkpoints; the others must not look for them before it has ended.
     trainer.accelerator.wait_for_everyone()
     scores = checkpoints.scores(trainer.state)
     final_step = trainer.state.global_step
@@ -356,9 +369,11 @@ def _choose_best(
         trainer.evaluate()
         scores = checkpoints.scores(trainer.state)
     on_disk = {step_of(path): path for path in complete_checkpoints(Path(trainer.args.output_dir))}
+    # Only what still exists can be chosen: a kept checkpoint, or the weights in memory.
     best_step = max((step for step in scores if step in on_disk or step == final_step), key=lambda step: scores[step])
     distiller = trainer.model
     if best_step != final_step:
+        # The objective's own parameters go back as well: an embedding's head belongs to the same step.
         load_model(distiller, on_disk[best_step] / _WEIGHTS, device=str(trainer.args.device))
     distiller.eval()
     metric = f"eval_{run.metric}"
@@ -386,7 +401,7 @@ def make_scorer(
         training_data: from `load_training_data`.
         objective: the method's; it may add a head to the student, and is the loss that is taken.
         teacher: what the loss compares with; None only where the data has a score.
-        who: the name under which progress is told.
+        who: what progress reports call the student.
     """
     score, rows = training_data.score, training_data.eval_set
     if score is not None:
@@ -402,6 +417,7 @@ def held_out_loss(
     student: PreTrainedModel, teacher: PreTrainedModel, objective: Objective, *, rows: Dataset, collate: Collator
 ) -> float:
     """Return the objective on rows held out, as it is weighed at the start of the training."""
+    # Called for untrained students too (`student.best_of`), which Trainer has not placed.
     student.to(teacher.device)
     objective.to(teacher.device)
     weights = {name: weight for name, weight in objective.weights(0.0).items() if weight > 0}

@@ -1,7 +1,7 @@
 """From a recipe's settings to the arguments of transformers' Trainer, and to what the training will take.
 
-`plan_training` tells parameters, tokens, steps and memory before the start; `PaceReporter` tells the time after the
-first steps.
+`plan_training` estimates parameters, tokens, steps and memory before the start; `PaceReporter` estimates the time after
+the first steps.
 """
 
 import math
@@ -42,6 +42,7 @@ def training_arguments(
 ) -> TrainingArguments:
     """Return Trainer's arguments for a training on `num_rows` rows."""
     has_gpu = torch.cuda.is_available()
+    # torchrun's and accelerate's variable: asked before there are arguments that would know.
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     total, per_epoch = count_steps(config, num_rows, world_size=world_size)
     eval_every = config.eval_every or per_epoch
@@ -66,9 +67,11 @@ def training_arguments(
         optim=_OPTIMIZERS[config.optimizer],
         bf16=resolve_dtype(config.dtype) == "bfloat16",
         use_cpu=not has_gpu,
+        # Trainer would drop every column that `Distiller.forward` does not name, which is all of them.
         remove_unused_columns=False,
         dataloader_pin_memory=has_gpu,
         logging_steps=config.log_every,
+        # Trainer would log the average of earlier losses in place of NaN, and nothing would stop a broken run.
         logging_nan_inf_filter=False,
         # By steps even where it is once per epoch: Trainer saves before the evaluation that ends an epoch, and a run
         # resumed from there would leave the evaluation out and draw other random numbers.
@@ -90,13 +93,13 @@ _BYTES_PER_FROZEN = 4
 # What a layer keeps for the backward pass, in units of its width and its feed-forward width, per token: inputs of the
 # norms, projections, attention output and dropout masks, and input and output of the activation.
 _KEPT_WIDTHS, _KEPT_FEED_FORWARD = 12, 3
-# Steps before the pace is told: the first ones allocate memory and fill caches.
+# Steps before the pace is announced: the first ones allocate memory and fill caches.
 _WARM_STEPS, _MEASURED_STEPS = 3, 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPlan:
-    """The size of a training."""
+    """The size of a training, as announced before it starts."""
 
     teacher_parameters: int | None
     student_parameters: int
@@ -148,7 +151,7 @@ def plan_training(
 
 
 class PaceReporter:
-    """Tells once, after the first measured steps, how long the training will take."""
+    """Announce once, after the first measured steps, how long the training will take."""
 
     def __init__(self, announce: Announce) -> None:
         self._announce = announce
@@ -157,7 +160,7 @@ class PaceReporter:
         self._told = False
 
     def step(self, done: int, total: int) -> None:
-        """Note that `done` of `total` steps are behind."""
+        """Take note that `done` of `total` steps are done."""
         if self._told:
             return
         self._seen += 1

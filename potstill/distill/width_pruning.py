@@ -182,6 +182,7 @@ def _stream_strength(state: State, axes: Mapping[str, Axes]) -> Tensor:
     for key, value in state.items():
         if value.dim() == 2 and axes[key][1] == "hidden":
             squares = value.double().square().sum(dim=0)
+            # A share, so that the embedding matrix does not outvote all others by its size.
             shares.append(squares / squares.sum().clamp_min(torch.finfo(squares.dtype).tiny))
     return torch.stack(norms).mean(dim=0) * torch.stack(shares).sum(dim=0)
 
@@ -198,6 +199,7 @@ def _strength(state: State, axes: Mapping[str, Axes], kind: str, *, group: int =
 
 def _largest(strengths: Tensor, count: int) -> Tensor:
     """Return the numbers of the `count` largest, ascending; among equals the first."""
+    # Ascending again, so that units keep their order, and a width that is not cut changes nothing.
     return strengths.argsort(descending=True, stable=True)[:count].sort().values
 
 

@@ -1,4 +1,7 @@
-"""Compare models on one data set: scores, what is kept of the baseline's, agreement, calibration, disagreements."""
+"""Compare models on one data set: scores, retention of the baseline's, agreement, calibration, disagreements.
+
+All intervals of a data set come from the same draws of its texts (`bootstrap_together`), so every comparison is paired.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,7 +58,8 @@ from potstill.tasks import (
 Pair: TypeAlias = tuple[Literal["like_for_like", "to_baseline", "to_own_fp32"], str, str]
 """(comparison, baseline's key, candidate's key)."""
 
-# The metrics that are shares of right texts, which McNemar's test is about.
+# Only these metrics are shares of right texts, which is what McNemar's test compares; others get the bootstrap's
+# p-value.
 _SHARES = {SINGLE_LABEL: "accuracy", MULTI_LABEL: "subset_accuracy", QUESTION_ANSWERING.name: "exact_match"}
 # A report's reader looks at a few examples, and at the beginning of each.
 _LONGEST_TEXT = 300
@@ -108,7 +112,8 @@ def compare_models(
     if trivial is not None:
         statistics["trivial", ""] = trivial.scored.statistic
     statistics |= {("calibration", key): one.calibration for key, one in scored.items() if one.calibration}
-    # Data sets of one size shall not share their draws, for they are put together in a mean.
+    # The name is in the seed: data sets of one size must not share their draws, since `compare_glue` averages over
+    # them.
     rng = np.random.default_rng([seed, *name.encode()])
     num_texts = next(iter(scored.values())).num_texts if scored else 0
     drawn = bootstrap_together(statistics, num_texts, rng=rng, resamples=resamples) if scored else {}
@@ -118,7 +123,9 @@ def compare_models(
         value, calibration, against = one.scores[metric], one.calibration, drawn.get(("trivial", ""))
         low, high = widen(value, percentiles(resampled[key]), _unseen(one))
         if one.correct is not None:
+            # The widened ends may leave the metric's range; Matthews' correlation alone goes down to -1.
             low, high = max(-1.0 if metric == "matthews_correlation" else 0.0, low), min(1.0, high)
+        # Weights of 1 are the texts as they are: the point estimate comes from the code that scores the draws.
         error = None if calibration is None else float(calibration(np.ones((1, num_texts)))[0])
         rows.append(
             Score(
@@ -185,9 +192,9 @@ def centered_interval(value: float, resampled: Floats) -> Interval:
 
 
 def _unseen(scored: Scored) -> float:
-    """Return the share of changed answers that so many texts without one leave open; 0 where answers are numbers.
+    """Return the upper end of Wilson's interval for 0 of this many texts; 0 where answers are numbers.
 
-    A bootstrap cannot draw what no text shows: without it, 20 texts that all stay right would prove that all do.
+    A bootstrap cannot draw what no text shows: by it alone, 20 texts that all stay right would prove that all do.
     """
     return wilson(0, scored.num_texts)[1] if scored.correct is not None else 0.0
 
@@ -201,9 +208,11 @@ def _retention(
     """
     comparison, first, second = pair
     theirs, ours = scored[first], scored[second]
+    # So that negative is worse for every metric, also for perplexity and squared error.
     sign = -1 if lower_is_better(metric) else 1
     difference = sign * (ours.scores[metric] - theirs.scores[metric])
     differences = sign * (resampled[second] - resampled[first])
+    # Where low is good, kept is baseline / candidate, so that less than 1 is worse in every metric.
     part, whole = (second, first) if sign > 0 else (first, second)
     total = scored[whole].scores[metric]
     kept, kept_interval = None, None
@@ -212,9 +221,11 @@ def _retention(
     if total > 0 and clear.any():
         kept = scored[part].scores[metric] / total
         ratios = resampled[part][clear] / resampled[whole][clear]
+        # `_unseen` is in the score's unit; divided by the whole it is in the ratio's.
         kept_interval = widen(kept, percentiles(ratios), _unseen(scored[part]) / total)
     changed = changes(theirs, ours)
     exact = changed is not None and metric == _SHARES.get(kind)
+    # A score that is no mean of right answers may move while as many are lost as gained: no McNemar there.
     lost, gained = changed or (None, None)
     return Retention(
         comparison=comparison,
@@ -232,7 +243,7 @@ def _retention(
 
 
 def _shown(keys: Sequence[str], baseline: str) -> list[str]:
-    """Return one row of every other model, in fp32 where it has that; of a single model, its other rows."""
+    """Return one key per other model, its fp32 where it has that; without another model the baseline's other rows."""
     rows: dict[str, list[str]] = {}
     for key in keys:
         if key != baseline:
@@ -301,10 +312,12 @@ def disagreements(
     texts = row_texts(baseline)
     found: list[Difference] = []
     listed: set[int] = set()
+    # lexsort's last key comes first: by distance, ties in the order of the texts, so that a report can be repeated.
     for row in np.lexsort((np.arange(len(distances)), -distances)).tolist():
         if len(found) == most or not distances[row] > 0:
             break
         number = int(texts[row])
+        # One entry per text: a tagged or masked text has a row for each word.
         if number in listed:
             continue
         listed.add(number)
@@ -328,6 +341,7 @@ def _distances(first: Predictions, second: Predictions, examples: Examples, *, k
     """Return the distance of each row of the predictions, shape (rows,)."""
     sides = not_finite_rows(first), not_finite_rows(second)
     both = ~sides[0] & ~sides[1]
+    # 1 where only one side is finite; 0 where neither is, as there is nothing to tell them apart.
     distances: Floats = (sides[0] != sides[1]).astype(np.float64)
     if kind in {REGRESSION, FEATURE_EXTRACTION.name}:
         distances[:] = 0
@@ -340,6 +354,7 @@ def _distances(first: Predictions, second: Predictions, examples: Examples, *, k
     else:
         shares = [probabilities(class_logits(side, examples.label_names)[both], kind=kind) for side in (first, second)]
         gaps = np.abs(shares[0] - shares[1])
+        # Half the sum of absolute differences is the total variation distance, 0 to 1.
         distances[both] = gaps.max(axis=1) if kind == MULTI_LABEL else gaps.sum(axis=1) / 2
     return distances
 
@@ -379,10 +394,11 @@ def _describe_label(predictions: Predictions, examples: Examples, row: int, *, k
 
 
 def _word(predictions: Predictions, examples: Examples, row: int, *, kind: str) -> str:
-    """Return which word of its text a row is about; nothing where it is about all of it."""
+    """Return the word that a row is about, with a colon; "" where the row is about the whole text."""
     if kind == SINGLE_LABEL:
         return ""
     texts = row_texts(predictions)
+    # Rows of a text are consecutive, so its first row tells how far into the text this one is.
     place = row - int(np.searchsorted(texts, texts[row]))
     return f"{_cut(examples.texts[int(texts[row])][place])}: "
 
@@ -421,12 +437,14 @@ def _glue_row(comparisons: Sequence[Comparison], *, baseline: str, candidate: st
         for key in (baseline, candidate)
     )
     kept = [name for name in shared if name != metrics.WNLI]
+    # A baseline of 0 or less (Matthews, correlations) has no ratio; one such task makes the mean of ratios None.
     ratios = {name: ours[name] / theirs[name] for name in kept if theirs[name] > 0}
     whole = len(ratios) == len(kept) > 0
     worst = min(ratios, key=lambda name: ratios[name]) if whole else None
     interval = None
     if sum(theirs[name] for name in kept) > 0:
-        # In every draw, each data set's examples are drawn anew.
+        # Draw k of the mean takes draw k of every data set, which is independent between them: their names are in the
+        # seeds.
         totals = [np.asarray(sum(shared[name].resampled[key] for name in kept)) for key in (baseline, candidate)]
         clear = totals[0] > 0
         interval = percentiles(totals[1][clear] / totals[0][clear]) if clear.any() else None

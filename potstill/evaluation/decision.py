@@ -46,7 +46,7 @@ from potstill.tasks import (
 )
 
 _DISTRIBUTIONS = (SINGLE_LABEL, TOKEN_CLASSIFICATION.name, FILL_MASK.name, QUESTION_ANSWERING.name)
-# Rows whose logits are turned into probabilities at once, in float64.
+# Logits that are turned into probabilities at once: 32 MiB per array in float64.
 _NUMBERS_AT_ONCE = 2**22
 
 LEVEL, POWER = 0.05, 0.8
@@ -57,12 +57,14 @@ LOST_OF_CHANGED = 0.8
 _BASELINE_RIGHT = 0.9
 # How well a good model's numbers go with the labels (BERT-base has 0.89 on STS-B), and two models' with each other.
 _LABELS_R, _MODELS_R = 0.88, 0.95
+# Halvings of the searched share, the most changed answers that are worked out (with more the test always finds 4 lost
+# of 5), and what stands for 0 in divisors.
 _STEPS, _MOST_CHANGED, _TINY = 40, 120, 1e-12
 
 
 @dataclass(frozen=True, slots=True)
 class _Loss:
-    """What is lost, its 95 % interval, and how many texts would put the interval's upper end at the limit."""
+    """A loss (0.01 is 1 %), its 95 % interval, and how many texts would bring the interval's upper end to the limit."""
 
     value: float
     low: float
@@ -79,7 +81,7 @@ def compare_outputs(
     metric: str | None = None,
     seed: int = 0,
 ) -> QualityLoss:
-    """Return what a file loses against another, with the verdict and what it rests on.
+    """Return the quality that a file loses against a reference, with the verdict and its evidence.
 
     `texts_needed` is set only if the verdict is INCONCLUSIVE, `reason` only if an output is NaN or infinite. The value
     of `agreement` is the share of equal decisions (the likeliest class; of several labels each one's sign),
@@ -108,6 +110,7 @@ def compare_outputs(
     labelled: LabelledLoss | None = None
     verdict: Verdict = "FAIL"
     details: dict[str, object] = {}
+    # Before any statistic: one NaN makes every mean NaN, which is neither above nor below a limit.
     broken = int((~np.isfinite(candidate.values[finite])).sum())
     if broken:
         details["reason"] = f"{broken} of {int(finite.sum())} numbers are NaN or infinite"
@@ -149,10 +152,13 @@ def _compare_agreement(
     else:
         measure, changed = "equal decisions", (first != second).sum(axis=1)
         flips, decisions = int(changed.sum()), first.size
+        # One decision per text is a binomial count: Wilson's interval, which also holds where few or none changed.
         if decisions == groups.max() + 1:
             needed = wilson_needs(flips / decisions, max_loss) if flips < max_loss * decisions else inf
             loss = _Loss(flips / decisions, *wilson(flips, decisions), needed)
         else:
+            # Words of one text change together, so texts are drawn, not words: an interval over words would be too
+            # narrow.
             sums = [np.bincount(groups, weights=changed), np.bincount(groups) * first.shape[1]]
             per_text = np.stack(sums, axis=1)
 
@@ -181,6 +187,7 @@ def _compare_numbers(
         cosines = metrics.row_cosines(first, second)
         measure, statistic = "mean cosine", lambda counts: counts @ cosines / counts.sum(axis=1)
     texts = len(first)
+    # Equal outputs are a loss of exactly 0; the correlation of equal numbers is rounded, and of constant ones 0.
     value = 1.0 if np.array_equal(first, second) else float(statistic(np.ones((1, texts)))[0])
     return measure, _bootstrap_loss(lambda counts: 1 - statistic(counts), 1 - value, texts, rng=rng, max_loss=max_loss)
 
@@ -199,6 +206,7 @@ def _compare_scores(
         relative_loss=None,
         relative_loss_interval=None,
     )
+    # A relative loss of nothing is undefined, and of a negative score it would have the wrong sign.
     if before <= 0:
         return None, evidence
     sign = -1 if lower_is_better(metric) else 1
@@ -214,6 +222,7 @@ def _compare_scores(
         reference.num_texts,
         rng=rng,
         max_loss=max_loss,
+        # If every answer went wrong, the score would lose all of it: 1 in its own unit, 1 / before relative to it.
         unseen=0.0 if reference.correct is None else 1 / before,
     )
     found = {"relative_loss": loss.value, "relative_loss_interval": (loss.low, loss.high)}
@@ -243,6 +252,7 @@ def _bootstrap_loss(
     """
     low, high = percentiles(bootstrap(statistic, texts, rng=rng))
     room = max_loss - value
+    # Half-widths shrink with the root of the number of texts; above the limit no number of texts helps.
     needed = texts * ((high - value) / room) ** 2 if room > 0 else inf
     if unseen:
         high = max(high, value + unseen * wilson(0, texts)[1])
@@ -259,6 +269,7 @@ def _mean_kl(reference: NDArray[np.floating], candidate: NDArray[np.floating]) -
         # Where the reference has no position, neither has the candidate, and 0 log 0 is 0.
         difference = np.subtract(first, second, out=np.zeros_like(first), where=np.isfinite(first))
         total += float((np.exp(first) * difference).sum())
+    # KL is never negative, but rounding can leave equal outputs just below 0.
     return max(0.0, total / len(reference))
 
 
@@ -270,7 +281,7 @@ def _log_softmax(logits: NDArray[np.floating]) -> Floats:
 
 
 def power(examples: Examples, *, kind: str, metric: str) -> Power:
-    """Return the smallest loss that a paired test of so many examples does not overlook, and a sentence about it.
+    """Return the smallest loss that a paired test of so many examples finds 4 times in 5, and a sentence about it.
 
     - `accuracy`, `subset_accuracy`, `exact_match`: exact, for McNemar's exact test, if of the answers that change four
       are lost for one that is gained
@@ -302,6 +313,7 @@ def _smallest_loss(examples: Examples, *, kind: str, metric: str) -> float | str
     """Return the smallest loss in the metric's unit, or a sentence why there is none."""
     count = len(examples)
     if kind in {REGRESSION, FEATURE_EXTRACTION.name} and metric != "mse":
+        # Fisher's transformation has the variance 1 / (n - 3), an approximation that fails for a handful of pairs.
         if count < 10:
             return f"With {count:,} examples no loss of a correlation can be told from chance; give more of them."
         return _smallest_correlation(count)
@@ -325,6 +337,7 @@ def _smallest_loss(examples: Examples, *, kind: str, metric: str) -> float | str
     if kind == SINGLE_LABEL and metric != "accuracy":
         # Wrong answers are spread evenly over the other classes.
         counts = np.bincount(examples.labels, minlength=max(2, len(examples.label_names))).astype(np.float64)
+        # These metrics depend on the confusion matrix, so the loss of answers is put into one and read off there.
         after = max(0.0, _BASELINE_RIGHT - share)
         return expected_score(counts, _BASELINE_RIGHT, metric=metric) - expected_score(counts, after, metric=metric)
     return share
@@ -340,6 +353,7 @@ def smallest_share(count: int) -> float | None:
     # 4 lost of 5 as good as always.
     rejections = []
     for changed in range(min(count, _MOST_CHANGED) + 1):
+        # Only rejections towards a loss count: the test is two-sided, the question is not.
         shown = [2 * k > changed and mcnemar(k, changed - k) <= LEVEL for k in range(changed + 1)]
         rejections.append(float(_binomial(changed, LOST_OF_CHANGED, np.arange(changed + 1)) @ np.array(shown)))
 
@@ -354,20 +368,22 @@ def smallest_share(count: int) -> float | None:
     for _ in range(_STEPS):
         middle = (low + high) / 2
         low, high = (low, middle) if chance(middle) >= POWER else (middle, high)
+    # Of the changed share 0.8 is lost and 0.2 gained: the score loses the difference.
     return high * (2 * LOST_OF_CHANGED - 1)
 
 
 def _binomial(trials: int, share: float, hits: NDArray[np.int64]) -> Floats:
-    """Return the probabilities of so many hits."""
+    """Return the binomial probability of each number of hits in `trials`."""
     if share <= 0 or share >= 1:
         return np.asarray(hits == (0 if share <= 0 else trials), dtype=np.float64)
+    # In logarithms: the coefficients of large data sets overflow a float.
     ways = np.array([lgamma(trials + 1) - lgamma(k + 1) - lgamma(trials - k + 1) for k in hits.tolist()])
     chances: Floats = np.exp(ways + hits * log(share) + (trials - hits) * log1p(-share))
     return chances
 
 
 def expected_score(counts: Floats, right: float, *, metric: str) -> float:
-    """Return the metric of the confusion matrix that such a share of right answers makes.
+    """Return the metric that a classifier with this share of right answers is expected to score.
 
     Args:
         counts: examples by label; wrong answers are spread evenly over the other classes.
@@ -388,9 +404,11 @@ def expected_score(counts: Floats, right: float, *, metric: str) -> float:
 def _smallest_correlation(count: int) -> float:
     """Return the smallest loss of a correlation that Steiger's test finds."""
     square = _LABELS_R**2
+    # Steiger's psi for two correlations of the same size that share the labels, divided by their variances below.
     psi = _MODELS_R * (1 - 2 * square) - square / 2 * (1 - 2 * square - _MODELS_R**2)
     covariance = psi / (1 - square) ** 2
     normal = NormalDist()
     needed = normal.inv_cdf(1 - LEVEL / 2) + normal.inv_cdf(POWER)
     shift = needed * sqrt((2 - 2 * covariance) / (count - 3))
+    # The test works on Fisher's z = atanh(r); the loss is told as a correlation again.
     return _LABELS_R - tanh(atanh(_LABELS_R) - shift)

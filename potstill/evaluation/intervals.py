@@ -1,4 +1,7 @@
-"""Intervals and tests of shares and scores: Wilson's interval, McNemar's test, and the paired bootstrap over texts."""
+"""Intervals and tests of shares and scores: Wilson's interval, McNemar's test, and the paired bootstrap over texts.
+
+All intervals are of 95 %. A `Statistic` scores many draws in one call; a draw is given as counts per text.
+"""
 
 from collections.abc import Callable, Mapping
 from math import comb
@@ -18,7 +21,7 @@ Statistic: TypeAlias = Callable[[Floats], Floats]
 CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 RESAMPLES = 2000
-# So many counts are held at once: 16 MiB.
+# Counts (draws x texts, float64) that are held at once: 16 MiB.
 _COUNTS_AT_ONCE = 2**21
 
 
@@ -29,11 +32,13 @@ def wilson(hits: int, total: int) -> Interval:
     """
     share, spread = hits / total, Z**2 / total
     middle, half = share + spread / 2, Z * np.sqrt(share * (1 - share) / total + spread / total / 4)
+    # Rounding may pass 0 and 1 by 1e-17, which would make a share of nothing negative.
     return max(0.0, float((middle - half) / (1 + spread))), min(1.0, float((middle + half) / (1 + spread)))
 
 
 def wilson_needs(share: float, limit: float) -> float:
     """Return how many texts put the upper end of Wilson's interval of `share` at `limit`, a greater share."""
+    # Wilson's bounds are where |share - p| = Z √(p (1 - p) / n); solved for n at p = limit.
     texts: float = Z**2 * limit * (1 - limit) / (limit - share) ** 2
     return texts
 
@@ -46,6 +51,8 @@ def mcnemar(lost: int, gained: int) -> float:
         gained: how many the other way round.
     """
     changed = lost + gained
+    # If the change is harmless, each changed answer is lost or gained with probability 1/2. Integers: no rounding, no
+    # scipy.
     tail = sum(comb(changed, fewer) for fewer in range(min(lost, gained) + 1))
     return float(min(1.0, 2 * tail / 2**changed))
 
@@ -62,6 +69,8 @@ def bootstrap_together(
     found: dict[Key, list[Floats]] = {name: [] for name in statistics}
     at_once = max(1, _COUNTS_AT_ONCE // texts)
     for start in range(0, resamples, at_once):
+        # Fewer draws at a time for many texts; the generator's sequence, and so the result, stays that of one large
+        # call.
         draws = min(at_once, resamples - start)
         # One bincount counts the texts of all these draws: each draw has numbers of its own.
         drawn = rng.integers(texts, size=(draws, texts)) + texts * np.arange(draws)[:, None]
@@ -72,7 +81,7 @@ def bootstrap_together(
 
 
 def percentiles(resampled: Floats) -> Interval:
-    """Return the 95 % interval of what was resampled (Efron and Tibshirani 1993, ch. 13)."""
+    """Return the 95 % percentile interval of resampled values (Efron and Tibshirani 1993, ch. 13)."""
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(resampled, (tail, 1 - tail))
     return float(low), float(high)
@@ -89,7 +98,7 @@ def sign_p_value(resampled: Floats) -> float:
 
 
 def widen(value: float, interval: Interval, room: float) -> Interval:
-    """Return an interval whose ends are at least `room` away from the value."""
+    """Return the interval, its ends moved out to at least `room` (in the value's unit) from the value."""
     return min(interval[0], value - room), max(interval[1], value + room)
 
 

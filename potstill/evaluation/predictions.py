@@ -42,13 +42,15 @@ Floats: TypeAlias = NDArray[np.floating]
 Predictions: TypeAlias = Mapping[str, NDArray[Any]]
 """What `predict` returns: named arrays, for `numpy.savez` and `numpy.load(..., allow_pickle=False)`."""
 
-# One word in seven is masked, as in BERT's training, and always the same ones; the first is near the text's beginning.
+# One word in seven is masked, about BERT's 15 %, and always the same ones, so that models can be compared; the first
+# is the fourth, which has some words before it.
 _MASK_EVERY, _FIRST_MASKED = 7, 3
 # Most masked words in collected outputs: enough for a share, and no more numbers than fit in 256 MiB, since each word
 # has a logit per vocabulary entry.
 _MAX_MASKED, _MAX_NUMBERS = 1000, 2**26
-# Nothing else waits here, so a context may take as many windows as it has.
+# The server bounds the windows of a context for the sake of other clients; here there are none.
 _MAX_WINDOWS = 2**31
+# What makes scores of logits where a model does not say; softmax for every other kind.
 _FUNCTIONS = {MULTI_LABEL: "sigmoid", REGRESSION: "none"}
 
 
@@ -140,12 +142,13 @@ def predict(
 
 def load_predictions(file: Path) -> Predictions:
     """Return predictions that `numpy.savez` wrote."""
+    # A pickled array would run code of whoever wrote the file.
     with np.load(file, allow_pickle=False) as stored:
         return dict(stored)
 
 
 _NotFinite: TypeAlias = Callable[[int, int], Any]
-"""Makes the answer to request number n whose numbers are NaN or infinite, of as many numbers as the second argument."""
+"""Makes the answer to a request whose outputs are NaN or infinite, from its number and the outputs' last dimension."""
 _Run: TypeAlias = Callable[[Sequence[Features], _NotFinite], list[Any]]
 
 
@@ -159,7 +162,7 @@ def _run(
     batch_size: int,
     progress: Callable[[int], None],
 ) -> list[Any]:
-    """Return the answer to each request, all of which have one input."""
+    """Run the rows of all requests and return the decoded answer to each; every request has one input."""
     owners = [owner for owner, one in enumerate(features) for _ in one.rows]
     places = [place for one in features for place in range(len(one.rows))]
     rows = [row for one in features for row in one.rows]
@@ -167,7 +170,9 @@ def _run(
     waiting: dict[int, dict[int, Outputs]] = {}
     for index, outputs in _run_rows(session, tokenizer, rows, kind=kind, batch_size=batch_size):
         owner, place = owners[index], places[index]
+        # Windows of a request come in any order, since rows are sorted by length; it is decoded when the last is there.
         one, kept = features[owner], waiting.setdefault(owner, {})
+        # Fill-mask keeps the masked words' logits alone: those of every token are 60 MB for a text of 512.
         kept[place] = one.keep(place, outputs)
         if len(kept) < len(one.rows):
             continue
@@ -203,6 +208,7 @@ def _run_rows(
     for start in range(0, len(rows), size):
         batch = order[start : start + size].tolist()
         given = [rows[index] for index in batch]
+        # `unpad` gives views into the batch's arrays: whoever keeps one keeps the whole batch alive.
         outputs = unpad(session.run(tokenizer.pad(given)), given, task=task, left=tokenizer.pads_left)
         yield from zip(batch, outputs, strict=True)
 
@@ -224,6 +230,7 @@ def _predict_words(run: _Run, model: TaskModel, texts: Sequence[Sequence[str]]) 
 
 def _predict_answers(run: _Run, model: TaskModel, pairs: Sequence[tuple[str, str]]) -> Predictions:
     """Answer with the parameters that a request has by default, and once more with "no answer" among the answers."""
+    # Both are kept because only the data tells which is asked for: SQuAD 2 has questions without an answer.
     ways = QuestionParameters(), QuestionParameters(handle_impossible_answer=True)
     features = []
     for number, pair in enumerate(pairs):
@@ -242,12 +249,13 @@ def _predict_answers(run: _Run, model: TaskModel, pairs: Sequence[tuple[str, str
 
 
 def _decode_twice(one: Features, other: Features) -> Features:
-    """Return features whose outputs are decoded in both ways, which run the same windows."""
+    """Return features whose windows run once and are decoded in both ways."""
     return Features(one.rows, lambda outputs: [[each.decode(outputs)[0] for each in (one, other)]])
 
 
 def _predict_similarities(run: _Run, model: TaskModel, pairs: Sequence[tuple[str, str]]) -> Predictions:
     """Return the cosine of the two vectors of each pair."""
+    # Each text once: data sets of pairs repeat their sentences.
     each = list(dict.fromkeys(text for pair in pairs for text in pair))
     settings = VectorParameters()
     features = [feature_extraction.preprocess(model, [text], settings) for text in each]
@@ -261,6 +269,7 @@ def _predict_masked_words(run: _Run, model: TaskModel, texts: Sequence[Text]) ->
     tokenizer = model.tokenizer
     if tokenizer.mask_id is None:
         raise UsageError("fill-mask needs a tokenizer with a mask token, and this one has none")
+    # Masked as text, not as ids: so the score is that of what a client would send and get.
     masked = [mask_words(tokenizer, text if isinstance(text, str) else " ".join(text)) for text in texts]
     rows = tokenizer.rows([text for text, _ in masked])
     # A text that shows another number of masks than were put into it, such as one that has some itself, is left out.
@@ -299,12 +308,15 @@ def mask_words(tokenizer: BundleTokenizer, text: str) -> tuple[str, list[int]]:
     for place, (own, (start, end)) in enumerate(zip(seen.words, seen.places.tolist(), strict=True)):
         before = seen.words[place - 1] if place else -1
         after = seen.words[place + 1] if place + 1 < len(seen.ids) else -1
+        # A word of several tokens would need several masks, and then ask for each part alone; the unknown token is no
+        # word.
         is_known = own >= 0 and seen.ids[place] != tokenizer.unknown_id
         if is_known and own not in (before, after) and text[start:end].strip():
             alone.append(place)
     mask = tokenizer.token(tokenizer.mask_id if tokenizer.mask_id is not None else -1)
     parts, end = [], 0
     hidden = []
+    # A short text still gives one mask, in its middle.
     for place in alone[min(_FIRST_MASKED, len(alone) // 2) :: _MASK_EVERY]:
         start, stop = seen.places[place].tolist()
         parts += [text[end:start], mask]
@@ -315,7 +327,7 @@ def mask_words(tokenizer: BundleTokenizer, text: str) -> tuple[str, list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class ModelOutputs:
-    """The numbers that one file gives for texts."""
+    """The raw outputs of one file for a list of texts."""
 
     values: Floats
     """Shape (rows, columns): logits or scores, numbers or vectors. Positions that a question's text lacks are -inf."""
@@ -368,9 +380,11 @@ def collect_outputs(
     """
     places: list[NDArray[np.intp]] | None = None
     if rows and kind in {TOKEN_CLASSIFICATION.name, FILL_MASK.name}:
+        # What the tokenizer makes of nothing, for one text and for a pair, are all its special tokens.
         special = np.concatenate([row["input_ids"] for row in tokenizer.rows(["", ("", "")])])
         places = [np.flatnonzero(~np.isin(row["input_ids"], special)) for row in rows]
         if kind == FILL_MASK.name:
+            # A run tells how many logits a word has, whatever the tokenizer's vocabulary.
             columns = session.run(tokenizer.pad(rows[:1]))[outputs[0]].shape[-1]
             limit = min(_MAX_MASKED, _MAX_NUMBERS // columns)
             rows, places = _mask_tokens(rows, places, mask_id=mask_id, limit=limit)
@@ -391,6 +405,7 @@ def collect_outputs(
             found[index] = first[None].copy() if places is None else first[places[index]]
     parts = [found[index] for index in range(len(rows))]
     width = max(part.shape[1] for part in parts)
+    # Only questions differ in width. -inf is probability 0 to softmax, so padding changes no answer.
     padded = [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-np.inf) for part in parts]
     return ModelOutputs(
         values=np.concatenate(padded).astype(np.float32, copy=False),

@@ -34,10 +34,11 @@ Bools: TypeAlias = NDArray[np.bool_]
 Ints: TypeAlias = NDArray[np.int64]
 
 NO_ANSWER = "no answer"
-"""What is said of an answer that is NaN or infinite, and of a question that is left without one."""
+"""Shown in place of an answer that is NaN or infinite, and of an answer to a question that is left without one."""
 _LABELLED = (SINGLE_LABEL, MULTI_LABEL, TOKEN_CLASSIFICATION.name)
-# No accepted answer is this one, which normalization leaves alone.
+# What stands for NaN as an answer: normalising leaves it alone, and no accepted answer is it; "" would mean "none".
 _NO_TEXT = "\0"
+# JSON has no infinity (RFC 8259, section 6).
 _LARGEST = float(np.finfo(np.float64).max)
 # A draw that repeats one text has no spread; what rounding leaves of it is far below this.
 _NO_SPREAD = 1e-12
@@ -129,6 +130,7 @@ def agreement(ours: Scored, theirs: Scored) -> float | None:
         return None
     assert ours.decisions_not_finite is not None
     assert theirs.decisions_not_finite is not None
+    # Two broken answers were both replaced by the same wrong one, which is no agreement.
     alike = (ours.decisions == theirs.decisions) & ~ours.decisions_not_finite & ~theirs.decisions_not_finite
     return float(alike.mean())
 
@@ -154,6 +156,7 @@ def confusion(rows: Predictions | None, columns: Predictions, examples: Examples
             sides.append(row_labels(examples))
         else:
             decisions = class_logits(side, names).argmax(axis=1)
+            # argmax of NaN would be some class; it gets a row or column of its own behind the last class.
             sides.append(np.where(not_finite_rows(side), len(names), decisions))
     lost = any(bool((side == len(names)).any()) for side in sides)
     shown = [*names, *([NO_ANSWER] if lost else [])]
@@ -186,6 +189,7 @@ def class_logits(predictions: Predictions, names: Sequence[str]) -> NDArray[np.f
     values = predictions["values"]
     if "seen" not in predictions or predictions["seen"].all():
         return values
+    # -inf and 0 make a probability of 1; a tagger that reads no further leaves words without an entity.
     unseen = np.full(values.shape[1], -np.inf, dtype=values.dtype)
     unseen[names.index("O") if "O" in names else 0] = 0
     return np.where(predictions["seen"][:, None], values, unseen)
@@ -193,6 +197,7 @@ def class_logits(predictions: Predictions, names: Sequence[str]) -> NDArray[np.f
 
 def answer_texts(predictions: Predictions, examples: Examples) -> list[str]:
     """Return the answers to questions, "" for none; where every question has an answer, none is left without."""
+    # As a user would set `handle_impossible_answer`: by the data set, never by the question.
     may_be_none = any(not answers["text"] for answers in examples.labels)
     return [str(answer) for answer in predictions["answers_or_none" if may_be_none else "answers"]]
 
@@ -208,8 +213,10 @@ def probabilities(values: NDArray[Any], *, kind: str) -> Floats:
 
 def _score_classes(predictions: Predictions, examples: Examples, *, kind: str, metric: str) -> Scored:
     not_finite, labels, names = not_finite_rows(predictions), row_labels(examples), examples.label_names
+    # The bootstrap draws texts, so rows (words) are grouped by text; the new numbers skip texts without any word.
     texts, groups = np.unique(row_texts(predictions), return_inverse=True)
     values = class_logits(predictions, names).astype(np.float32)
+    # A broken answer counts as wrong instead of being left out, or a model could gain by breaking on hard texts.
     values[not_finite] = _wrong_logits(labels[not_finite], names, kind=kind)
     shares = probabilities(values, kind=kind)
     counted = ~not_finite & predictions.get("seen", np.True_)
@@ -217,12 +224,14 @@ def _score_classes(predictions: Predictions, examples: Examples, *, kind: str, m
         decisions, wanted = (shares > 0.5).astype(np.int64), labels.astype(np.int64)
         scores = metrics.multi_label_scores(labels, shares - 0.5)
         statistic = _label_set_statistic(labels > 0.5, decisions > 0, metric=metric)
+        # Of a yes or no, the confidence is in whichever was decided: sigmoid(|z|), at least one half.
         confidences = probabilities(np.abs(values), kind=kind)
         hits = (values > 0) == (labels > 0.5)
     else:
         decisions, wanted = shares.argmax(axis=1)[:, None], labels[:, None].astype(np.int64)
         confidences, hits = shares.max(axis=1)[:, None], decisions == wanted
         if kind == TOKEN_CLASSIFICATION.name:
+            # Entities must not run from one text into the next.
             ends = np.flatnonzero(np.diff(groups)) + 1
             tags = [
                 metrics.tag_names([ids.tolist() for ids in np.split(side[:, 0], ends)], names)
@@ -238,6 +247,7 @@ def _score_classes(predictions: Predictions, examples: Examples, *, kind: str, m
         scores=scores,
         statistic=statistic,
         num_texts=len(texts),
+        # A tagged text is right if every word is; McNemar's test needs one bit per text.
         correct=np.bincount(groups, weights=wrong) == 0,
         decisions=decisions.ravel(),
         decisions_not_finite=np.repeat(not_finite, decisions.shape[1]),
@@ -264,6 +274,7 @@ def _score_numbers(predictions: Predictions, examples: Examples, *, kind: str, m
     if not_finite.all():
         values = np.zeros_like(values)
     elif not_finite.any():
+        # The end that is farther from the label: the worst answer that this model gives, whatever the unit.
         low, high = values[~not_finite].min(), values[~not_finite].max()
         middle = (labels.min() + labels.max()) / 2
         values[not_finite, 0] = np.where(labels[not_finite] > middle, low, high)
@@ -299,6 +310,7 @@ def _score_answers(predictions: Predictions, examples: Examples, *, metric: str)
 
 def _score_masked_words(predictions: Predictions, *, metric: str) -> Scored:
     not_finite = not_finite_rows(predictions)
+    # A uniform guess: as bad as knowing nothing, and finite, so one text cannot make the perplexity infinite.
     nll = np.where(not_finite, np.log(float(predictions["vocabulary"])), predictions["nll"])
     hits = (predictions["choices"] == predictions["wanted"]) & ~not_finite
     scores = metrics.masked_lm_scores(float(nll.sum()), count=len(nll), hits=int(hits.sum()))
@@ -336,6 +348,7 @@ def _class_statistic(wanted: Bools, given: Bools, *, metric: str) -> Statistic:
         if metric == "matthews_correlation":
             covariance = found * texts - (labels * predictions).sum(axis=1)
             spread = (texts**2 - (predictions**2).sum(axis=1)) * (texts**2 - (labels**2).sum(axis=1))
+            # Counts are integers, so a spread that is not 0 is at least 1, and the maximum changes nothing that counts.
             return np.where(spread > 0, covariance / np.sqrt(np.maximum(spread, 1)), 0.0)
         if metric == "accuracy":
             return accuracy
@@ -373,6 +386,7 @@ def _calibration_statistic(confidences: Floats, hits: Bools, groups: NDArray[np.
         counted: which rows count, shape (rows,).
     """
     bins = metrics.CALIBRATION_BINS
+    # The error of a bin depends on sums alone: one table of (texts, bins) serves every draw.
     places = metrics.confidence_bins(confidences) + bins * groups[:, None]
     gaps = np.where(counted[:, None], hits - confidences, 0.0)
     texts = int(groups.max()) + 1
@@ -388,6 +402,7 @@ def _entity_statistic(wanted: list[list[str]], given: list[list[str]], *, metric
         totals = [len(tags) for tags in wanted]
     else:
         found = [[set(metrics.get_entities(tags)) for tags in pair] for pair in zip(wanted, given, strict=True)]
+        # Micro averages are ratios of sums of counts per text, so a draw's score needs no entities again.
         hits, labels, predictions = ([*map(len, sets)] for sets in zip(*((a & b, a, b) for a, b in found), strict=True))
         parts = [2 * hit for hit in hits] if metric == "f1" else hits
         both = [label + prediction for label, prediction in zip(labels, predictions, strict=True)]
@@ -409,6 +424,7 @@ def _regression_statistic(labels: NDArray[Any], values: NDArray[Any], *, metric:
 
 def pearson_statistic(wanted: Floats, given: Floats) -> Statistic:
     """Return the statistic that correlates two numbers per text, 0 where a draw has no spread."""
+    # Standardised beforehand: E[x²] - E[x]² of raw values loses its digits where the mean is large beside the spread.
     first, second = ((side - side.mean()) / (side.std() or 1.0) for side in (wanted, given))
     columns = np.stack([first, second, first * first, second * second, first * second], axis=1)
 
@@ -435,6 +451,8 @@ def _ranks(values: Floats, counts: Floats) -> Floats:
     """Return the rank of every text in every draw, equal values sharing the mean of theirs; (draws, texts)."""
     _, places, sizes = np.unique(values, return_inverse=True, return_counts=True)
     starts = np.cumsum(sizes) - sizes
+    # How often each distinct value was drawn; the mean rank of equal ones is cumulated from that, without sorting a
+    # draw.
     equal = np.add.reduceat(counts[:, np.argsort(values, kind="stable")], starts, axis=1)
     ranks: Floats = (np.cumsum(equal, axis=1) - (equal - 1) / 2)[:, places]
     return ranks
@@ -452,7 +470,7 @@ def _mean_statistic(values: ArrayLike) -> Statistic:
 
 
 def _summing(*columns: Bools) -> Callable[[Floats], Floats]:
-    """Return what sums each of several (texts, columns) arrays over a draw: (len(columns), draws, columns)."""
+    """Return a function of counts (draws, texts) that sums every array over each draw: (arrays, draws, columns)."""
     table = np.concatenate(columns, axis=1).astype(np.float64)
     return lambda counts: (counts @ table).reshape(len(counts), len(columns), -1).swapaxes(0, 1)
 

@@ -44,9 +44,9 @@ class Summary(TypedDict):
     """The result for one model on one data set, as plain JSON values."""
 
     metric: str
-    """The one that decides."""
+    """Name of the deciding metric."""
     value: float
-    """The score by it."""
+    """The score by that metric."""
     interval: list[float]
     """The value's 95 % interval."""
     scores: dict[str, float]
@@ -57,7 +57,7 @@ class Summary(TypedDict):
     better_than_trivial: bool
     """Whether the model is surely better than that answer."""
     warning: str | None
-    """A sentence that says so if it is not."""
+    """A sentence if the model is not surely better than that answer; None if it is."""
     notes: list[str]
     """What to know of how the data was read, and of the scores, in sentences."""
     lost_finite: int
@@ -116,6 +116,7 @@ def evaluate_bundle(
         DataError: if such a model cannot be scored on the examples.
         UsageError: if the metric does not judge the task.
     """
+    # The server's own encoder: its tokenizer, session and decoding are what is scored.
     encoder = Encoder(bundle_dir, precision=precision, threads=threads)
     manifest, precision = encoder.manifest, encoder.precision
     task = get_task(manifest.task)
@@ -125,6 +126,7 @@ def evaluate_bundle(
     total = len(examples)
 
     def tell(done: int) -> None:
+        # `predict` counts both sides of a pair, so it may pass the number of examples.
         progress(_STAGE, min(done, total), total, precision)
 
     tell(0)
@@ -155,7 +157,7 @@ def evaluate_bundle(
 def summarize(
     predictions: Predictions, examples: Examples, *, kind: str, metric: str, keep_predictions: bool = False
 ) -> Summary:
-    """Return the scores of a model's predictions, and what must be known of them.
+    """Return the scores of a model's predictions, a trivial answer to compare with, notes, and tables by class.
 
     Args:
         predictions: what `potstill.evaluation.predictions.predict` returned for `examples.texts`.
@@ -180,9 +182,11 @@ def summarize(
     }
     names, decisions = examples.label_names, scored.decisions
     if kind == TOKEN_CLASSIFICATION.name:
+        # By entity, as seqeval counts; a report by word would be full of `O`.
         wanted = metrics.tag_names(examples.labels, names)
         found["per_class"] = metrics.entity_report(wanted, _tags(scored, examples))
     elif kind == MULTI_LABEL:
+        # The report takes logits, above 0 for yes: decisions of 0 and 1 are moved to either side of 0.
         found["per_class"] = metrics.multi_label_report(examples.labels, _label_sets(scored, examples) - 0.5, names)
     elif kind == SINGLE_LABEL:
         assert decisions is not None
@@ -195,9 +199,10 @@ def summarize(
 
 
 def list_notes(predictions: Predictions, scored: Scored, examples: Examples, *, kind: str) -> list[str]:
-    """Return sentences about scores that are not what they seem: by what they are 0, or what they leave out."""
+    """Return sentences about scores that mislead if read alone: 0 by convention, or means that leave something out."""
     names = examples.label_names
     if kind in (REGRESSION, FEATURE_EXTRACTION.name):
+        # NaN is no variation: broken answers must not hide that all the others are equal.
         given = predictions["values"][~not_finite_rows(predictions)]
         sides = {"labels": np.asarray(examples.labels), "answers": given}
         constant = [name for name, values in sides.items() if len(values) == 0 or np.ptp(values) == 0]
@@ -218,6 +223,7 @@ def list_notes(predictions: Predictions, scored: Scored, examples: Examples, *, 
             notes.append(f"The {' and the '.join(single)} are all of one class, so Matthews' correlation counts as 0.")
         return notes
     if kind == MULTI_LABEL:
+        # scikit-learn counts F1 0 for such a label, which pulls macro F1 down by 1 / labels without any mistake.
         absent = ~(examples.labels > 0.5).any(axis=0) & ~(predictions["values"] > 0).any(axis=0)
         if absent.any():
             return [
@@ -263,6 +269,7 @@ def _list_predictions(
     rows: list[dict[str, Any]]
     if kind == SINGLE_LABEL:
         assert scored.decisions is not None
+        # Only shown: rows with NaN are replaced by None below.
         shares = probabilities(np.nan_to_num(class_logits(predictions, names)), kind=SINGLE_LABEL)
         rows = [
             {"label": names[label], "prediction": names[choice], "probability": round(float(row[choice]), 6)}
@@ -292,6 +299,7 @@ def _list_predictions(
     else:
         pairs = zip(examples.labels.tolist(), predictions["values"][:, 0].tolist(), strict=True)
         rows = [{"label": label, "prediction": round(value, 6)} for label, value in pairs]
+    # JSON has no NaN; a text with one broken word has no answer as a whole.
     not_finite = {int(text) for text in row_texts(predictions)[not_finite_rows(predictions)]}
     return [
         {key: text} | row | ({"prediction": None} if number in not_finite else {})

@@ -1,4 +1,4 @@
-"""Is a model better than the best answer that ignores the text? Decided by the interval of their paired difference."""
+"""Compare a model with the best answer that ignores the text, by the interval of their paired difference."""
 
 import math
 from dataclasses import dataclass
@@ -62,6 +62,7 @@ def find_trivial(predictions: Predictions | None, examples: Examples, *, kind: s
         if predictions is None:
             return None
         count = len(predictions["nll"])
+        # -1 is no token, so no guess is right.
         uniform = {"nll": np.full(count, np.log(float(predictions["vocabulary"]))), "choices": np.full(count, -1)}
         constants: dict[str, Predictions] = {"every word equally likely": {**predictions, **uniform}}
     else:
@@ -77,7 +78,7 @@ def find_trivial(predictions: Predictions | None, examples: Examples, *, kind: s
 
 
 def _constants(examples: Examples, kind: str) -> dict[str, Predictions]:
-    """Return answers that ignore their text and that a model has to beat, by what they are called.
+    """Return predictions that ignore the text, which a model has to beat, by a name for messages.
 
     - a single label: the most frequent one; of two labels each, for F1 asks for the positive one
     - several labels: each that more than half of the texts have, and all of them, which F1 rewards
@@ -89,6 +90,7 @@ def _constants(examples: Examples, kind: str) -> dict[str, Predictions]:
     if labels is None or kind == FILL_MASK.name:
         return {}
     if kind == TOKEN_CLASSIFICATION.name:
+        # `O` scores 0 in entity F1 and most of the words in accuracy: the floor of both metrics.
         flat = np.concatenate(labels)
         always = names.index("O") if "O" in names else int(np.bincount(flat, minlength=len(names)).argmax())
         values = np.broadcast_to(np.eye(len(names))[always], (len(flat), len(names)))
@@ -99,9 +101,11 @@ def _constants(examples: Examples, kind: str) -> dict[str, Predictions]:
         none = {"answers": silent, "answers_or_none": silent, "scores": np.zeros(len(labels))}
         return {"no answer to any question": none}
     if kind == MULTI_LABEL:
+        # Subset accuracy is best with the frequent labels, F1 often with all: recall is 1 then.
         sides = {"the labels that most texts have": labels.mean(axis=0) - 0.5, "every label": np.ones(labels.shape[1])}
         return {words: {"values": np.broadcast_to(values, labels.shape)} for words, values in sides.items()}
     if kind == REGRESSION:
+        # The mean has the lowest squared error of all constants; any constant has correlation 0.
         return {"the mean for every text": {"values": np.full((len(labels), 1), labels.mean())}}
     if kind == FEATURE_EXTRACTION.name:
         return {"the same similarity for every pair": {"values": np.zeros((len(labels), 1))}}
@@ -110,6 +114,7 @@ def _constants(examples: Examples, kind: str) -> dict[str, Predictions]:
         f"always {names[label] if label < len(names) else label}": {
             "values": np.broadcast_to(np.eye(len(counts))[label], (len(labels), len(counts)))
         }
+        # With two labels, always answering 1 can have the higher F1 while always 0 has the higher accuracy.
         for label in (range(2) if len(counts) == 2 else [int(counts.argmax())])
     }
 
@@ -128,10 +133,12 @@ def against_trivial(
     statistics = {"model": scored.statistic, "trivial": trivial.scored.statistic}
     # One generator for every call: the same model on the same examples always gets the same verdict.
     drawn = bootstrap_together(statistics, scored.num_texts, rng=np.random.default_rng(0), resamples=RESAMPLES)
+    # Paired: the difference of two scores of the same draw varies far less than either score.
     low, high = better_by(drawn["model"], drawn["trivial"], metric=metric)
     value, floor, better = scored.scores[metric], trivial.scored.scores[metric], low > 0
     interval, sentence = percentiles(drawn["model"]), None
     if not better:
+        # Above but with 0 in the interval is "not shown", on a small sample; below it is plainly "no better".
         is_above = floor > value if lower_is_better(metric) else value > floor
         verdict = "not shown to be better than" if is_above else "no better than"
         sentence = (
@@ -153,5 +160,5 @@ def against_trivial(
 
 
 def better_by(model: Floats, trivial: Floats, *, metric: str) -> tuple[float, float]:
-    """Return the 95 % interval of what a model is better by, from both scores of the same draws of the examples."""
+    """Return the 95 % interval of a model's advantage (above 0 is better), from both scores of the same draws."""
     return percentiles((trivial - model) if lower_is_better(metric) else (model - trivial))

@@ -12,6 +12,7 @@ Counts: TypeAlias = NDArray[np.integer]
 
 CALIBRATION_BINS = 15
 """Bins of the expected calibration error, as in Guo et al. 2017."""
+# GLUE's MRPC and QQP number "paraphrase" and "duplicate" 1.
 _POSITIVE = 1
 
 
@@ -31,6 +32,7 @@ class ClassRow(TypedDict):
 def softmax(logits: NDArray[np.floating]) -> Floats:
     """Return the probabilities of `logits` along the last axis, computed in float64."""
     shifted = np.asarray(logits, dtype=np.float64)
+    # Shifted by the highest logit: exp overflows above 709, and the shift cancels in the division.
     shifted = np.exp(shifted - shifted.max(axis=-1, keepdims=True))
     result: Floats = shifted / shifted.sum(axis=-1, keepdims=True)
     return result
@@ -43,7 +45,7 @@ def confusion_matrix(labels: Ints, predictions: Ints, num_classes: int) -> Ints:
 
 
 def occurring_classes(labels: Ints, predictions: Ints, num_classes: int) -> NDArray[np.bool_]:
-    """Return which classes occur among labels or predictions, shape (classes,)."""
+    """Return whether each class occurs among labels or predictions, shape (classes,)."""
     matrix = confusion_matrix(labels, predictions, num_classes)
     found: NDArray[np.bool_] = matrix.sum(axis=0) + matrix.sum(axis=1) > 0
     return found
@@ -92,6 +94,7 @@ def matthews_correlation(labels: Ints, predictions: Ints, num_classes: int) -> f
     matrix = confusion_matrix(labels, predictions, num_classes).astype(np.float64)
     total, hits = matrix.sum(), np.trace(matrix)
     label_counts, prediction_counts = matrix.sum(axis=1), matrix.sum(axis=0)
+    # In float64: products of four counts pass int64 from some 55,000 examples on.
     covariance = hits * total - label_counts @ prediction_counts
     spread = (total**2 - prediction_counts @ prediction_counts) * (total**2 - label_counts @ label_counts)
     return float(covariance / np.sqrt(spread)) if spread > 0 else 0.0
@@ -112,10 +115,12 @@ def classification_scores(labels: Ints, logits: NDArray[np.floating]) -> dict[st
     f1 = _shares(2 * np.diag(matrix), totals)
     result = {
         "accuracy": float(np.mean(labels == predictions)),
+        # A class in neither labels nor predictions has F1 0 / 0 and is left out, as scikit-learn does.
         "macro_f1": float(f1[totals > 0].mean()),
         "matthews_correlation": matthews_correlation(labels, predictions, num_classes),
     }
     if num_classes == 2:
+        # GLUE's F1 of MRPC and QQP: of class 1 alone, scikit-learn's average="binary".
         result["f1"] = float(f1[_POSITIVE])
         result["accuracy_and_f1"] = (result["accuracy"] + result["f1"]) / 2
     return result
@@ -135,6 +140,7 @@ def multi_label_scores(labels: NDArray[np.floating], logits: NDArray[np.floating
     hits, total = (wanted & given).sum(axis=0), wanted.sum(axis=0) + given.sum(axis=0)
     return {
         "micro_f1": float(_shares(2 * hits.sum(keepdims=True), total.sum(keepdims=True))[0]),
+        # Every label counts here, unlike in `classification_scores`: scikit-learn's rule for label indicators.
         "macro_f1": float(_shares(2 * hits, total).mean()),
         "subset_accuracy": float((wanted == given).all(axis=1).mean()),
     }
@@ -153,6 +159,7 @@ def expected_calibration_error(
         correct: whether the decision was right, shape (decisions,).
         bins: how many.
     """
+    # |sum(correct - confidence)| of a bin is its |accuracy - mean confidence| times its size: no division per bin.
     gaps = np.bincount(
         confidence_bins(confidences, bins), weights=np.asarray(correct, dtype=np.float64) - confidences, minlength=bins
     )
@@ -162,9 +169,11 @@ def expected_calibration_error(
 def confidence_bins(confidences: NDArray[np.floating], bins: int = CALIBRATION_BINS) -> NDArray[np.int64]:
     """Return the bin of each confidence, counted from 0; a bin includes its upper end."""
     places: NDArray[np.int64] = np.ceil(np.asarray(confidences, dtype=np.float64) * bins).astype(np.int64) - 1
+    # A confidence of 0 would be in bin -1, and one that is rounded to just above 1 behind the last bin.
     return np.clip(places, 0, bins - 1)
 
 
 def _shares(parts: Counts, totals: Counts) -> Floats:
+    # np.where evaluates both sides, so the divisor is made safe as well.
     result: Floats = np.where(totals > 0, parts / np.maximum(totals, 1), 0.0)
     return result

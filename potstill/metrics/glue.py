@@ -4,7 +4,7 @@ Each task's number is the one that GLUE averages (Wang et al. 2018, arXiv 1804.0
 for CoLA, the mean of accuracy and F1 for MRPC and QQP, the mean of Pearson's and Spearman's correlation for STS-B,
 accuracy for the others. DistilBERT's table 1, times 100 there, does not name its metrics.
 
-WNLI is told apart: on its 71 examples the more frequent label beats BERT, so that a mean with it rewards a model that
+WNLI is kept apart: on its 71 examples the more frequent label beats BERT, so that a mean with it rewards a model that
 learned nothing.
 """
 
@@ -25,7 +25,7 @@ GLUE_METRICS = {
     "STS-B": "pearson_and_spearman",
     "WNLI": "accuracy",
 }
-"""The metric of each task."""
+"""The metric of each task, in the order of a GLUE table."""
 WNLI = "WNLI"
 
 
@@ -58,6 +58,7 @@ def glue_summary(scores: Mapping[str, float], reference: Mapping[str, float] | N
             positive, so that no share of it can be kept.
     """
     ours = _row(scores)
+    # As in BERT's table 1, whose average has no WNLI (Devlin et al. 2019, arXiv 1810.04805).
     kept = {task: score for task, score in ours.items() if task != WNLI}
     summary: dict[str, Any] = {
         "scores": ours,
@@ -68,6 +69,7 @@ def glue_summary(scores: Mapping[str, float], reference: Mapping[str, float] | N
         return summary
     theirs = _row(reference)
     for task in ours:
+        # Matthews' correlation and Pearson's may be 0 or negative, where a ratio says nothing; NaN is caught as well.
         if not theirs.get(task, 0.0) > 0:
             have = f"is {theirs[task]}" if task in theirs else "is missing"
             raise UsageError(f"the reference's score of {task} {have}; retention needs one above 0")
@@ -93,8 +95,11 @@ def retention_by_definition(teacher: Mapping[str, float], student: Mapping[str, 
     kept = [task for task in teacher if task != WNLI]
     ratios = [student[task] / teacher[task] for task in kept]
     return {
+        # Ratio of the means: what papers call "97 % of BERT" (DistilBERT's table 1), dominated by tasks with high
+        # scores.
         "macro_with_wnli": sum(student[task] for task in teacher) / sum(teacher.values()),
         "macro": sum(student[task] for task in kept) / sum(teacher[task] for task in kept),
+        # Each task weighs the same here, so a low-scoring one such as CoLA moves it more.
         "mean_of_ratios": sum(ratios) / len(ratios),
         "worst_task": min(ratios),
     }
@@ -102,6 +107,7 @@ def retention_by_definition(teacher: Mapping[str, float], student: Mapping[str, 
 
 def _row(scores: Mapping[str, float]) -> dict[str, float]:
     named = {glue_task(name): float(score) for name, score in scores.items()}
+    # Two spellings of one task, `sst2` and `SST-2`, would silently overwrite each other.
     if len(named) < len(scores):
         raise UsageError(f"a task is there twice in {', '.join(scores)}; give each once")
     return {task: named[task] for task in GLUE_METRICS if task in named}

@@ -36,22 +36,26 @@ def pearson(labels: NDArray[np.floating], predictions: NDArray[np.floating]) -> 
     first, second = _flat(labels), _flat(predictions)
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         return math.nan
+    # By the range, not the variance: the mean of equal floats is rounded, and their variance then not exactly 0.
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
     first, second = first - first.mean(), second - second.mean()
+    # Normalised one by one: the product of both norms may overflow where neither does. Rounding may pass 1.
     return float(np.clip((first / np.linalg.norm(first)) @ (second / np.linalg.norm(second)), -1.0, 1.0))
 
 
 def spearman(labels: NDArray[np.floating], predictions: NDArray[np.floating]) -> float:
-    """Return the correlation of the ranks, equal values sharing the mean of theirs; 0 and NaN as `pearson`."""
+    """Return the correlation of the ranks, where equal values share their mean rank; 0 and NaN as in `pearson`."""
     first, second = _flat(labels), _flat(predictions)
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         return math.nan
+    # Pearson's formula on ranks is right with ties too; the shortcut 1 - 6 Σd² / (n³ - n) is not.
     return pearson(_ranks(first), _ranks(second))
 
 
 def row_cosines(first: NDArray[np.floating], second: NDArray[np.floating]) -> Floats:
     """Return the cosine between the rows of two (N, H) arrays, shape (N,); 0 for a row that is all 0."""
+    # float64: cosines close to 1 are compared, and float32 resolves only 6e-8 there.
     ours, theirs = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
     result: Floats = (ours * theirs).sum(axis=1) / np.where(lengths > 0, lengths, 1.0)
@@ -84,6 +88,7 @@ def perplexity(nll: float, count: int) -> float:
     try:
         return math.exp(nll / count)
     except OverflowError:
+        # exp overflows above a mean of 709 nats, which a broken model can reach.
         return math.inf
 
 
@@ -93,6 +98,7 @@ def _flat(values: NDArray[np.floating]) -> Floats:
 
 def _ranks(values: Floats) -> Floats:
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    # Ranks from 1; equal values share the mean of the ranks first..last that they take up.
     last = np.cumsum(counts)
     result: Floats = (last - (counts - 1) / 2)[places]
     return result

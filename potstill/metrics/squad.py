@@ -1,8 +1,8 @@
 """Metrics of extractive question answering, by SQuAD's rules.
 
 Rajpurkar et al. 2016 (arXiv 1606.05250, section 6.1) for the numbers, Rajpurkar et al. 2018 (arXiv 1806.03822) for
-questions without an answer, which only the empty answer satisfies. Shares of 1, where SQuAD's own script prints
-percentages.
+questions without an answer, which only the empty answer satisfies. Scores are shares of 1, where SQuAD's own script
+prints percentages.
 """
 
 import re
@@ -17,6 +17,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 def normalize_answer(text: str) -> str:
     """Return the text in lower case without punctuation (ASCII's), English articles and superfluous blanks."""
+    # The order of SQuAD's script. With articles before punctuation, "a-b" would lose its "a".
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
@@ -51,6 +52,7 @@ def squad_scores(references: Sequence[Mapping[str, Any]], predictions: Sequence[
     ]
     result = {"f1": _mean([f1 for _, f1, _ in scores]), "exact_match": _mean([exact for _, _, exact in scores])}
     with_answer = [(f1, exact) for has_answer, f1, exact in scores if has_answer]
+    # SQuAD 1.1 has no unanswerable questions: there the three scores would repeat the first two or divide by 0.
     if 0 < len(with_answer) < len(scores):
         result["answerable_f1"] = _mean([f1 for f1, _ in with_answer])
         result["answerable_exact_match"] = _mean([exact for _, exact in with_answer])
@@ -60,12 +62,14 @@ def squad_scores(references: Sequence[Mapping[str, Any]], predictions: Sequence[
 
 def _accepted(answers: Sequence[str]) -> list[str]:
     """Return the accepted answers as they are compared; those of which nothing is left mean no answer."""
+    # SQuAD 2.0's script does so too: an accepted "the" becomes "", which stands for no answer.
     return [gold for gold in map(normalize_answer, answers) if gold] or [""]
 
 
 def _word_f1(gold: Sequence[str], given: Sequence[str]) -> float:
     if not gold or not given:
         return float(gold == given)
+    # Multisets: a word that is said twice must be asked for twice.
     common = (Counter(gold) & Counter(given)).total()
     return 2 * common / (len(gold) + len(given))
 

@@ -15,7 +15,9 @@ Tags: TypeAlias = Sequence[str]
 Entity: TypeAlias = tuple[str, int, int]
 
 _OUTSIDE = "O"
+# conlleval treats a lone "." as outside, and seqeval 1.2.2 keeps that.
 _NOTHING = (_OUTSIDE, ".")
+# seqeval's type of a tag without one, such as a bare "B".
 _UNTYPED = "_"
 
 
@@ -23,7 +25,9 @@ def get_entities(tags: Tags) -> list[Entity]:
     """Return (type, first word, last word) of each entity of one text, words counted from 0."""
     found = []
     before, before_type, start = _OUTSIDE, "", 0
+    # One `O` more ends an entity that reaches to the last word.
     for place, tag in enumerate((*tags, _OUTSIDE)):
+        # Split once: in `B-geo-loc` the type is `geo-loc`.
         letter, kind = tag[:1], tag[1:].split("-", 1)[-1] or _UNTYPED
         changed = kind != before_type
         if _ends(before, letter, changed=changed):
@@ -36,6 +40,7 @@ def get_entities(tags: Tags) -> list[Entity]:
 
 def _ends(before: str, letter: str, *, changed: bool) -> bool:
     """Return whether an entity ends between two words; `changed` tells that their types differ."""
+    # IOB1, IOB2 and IOBES are read by the same rules: nobody has to say which scheme the tags are in.
     if before in ("E", "S") or (before in ("B", "I") and letter in ("B", "S", "O")):
         return True
     return changed and before not in _NOTHING
@@ -45,6 +50,7 @@ def _starts(before: str, letter: str, *, changed: bool) -> bool:
     """Return whether an entity starts with the second of two words."""
     if letter in ("B", "S") or (letter in ("I", "E") and before in ("O", "E", "S")):
         return True
+    # `I-` after another type or after `O` starts an entity, as conlleval has it; seqeval's strict mode would drop it.
     return changed and letter not in _NOTHING
 
 
@@ -91,6 +97,7 @@ def tag_names(ids: Sequence[Sequence[int]], names: Sequence[str]) -> list[list[s
 
 
 def _entity_sets(texts: Sequence[Tags]) -> set[tuple[int, str, int, int]]:
+    # The text's number keeps equal entities of different texts apart in one set.
     return {(number, *entity) for number, tags in enumerate(texts) for entity in get_entities(tags)}
 
 

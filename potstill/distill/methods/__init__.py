@@ -32,6 +32,7 @@ __all__ = ["Objective", "make_labels_objective", "make_objective"]
 # (arXiv 2012.15828, section 4.2).
 _LARGE_TEACHER = 24
 _UPPER_MIDDLE = 21 / 24
+# The settings of `TripleLoss` among those of a method.
 _TRIPLE_LOSS = ("temperature", "alpha_kl", "alpha_mlm", "alpha_cos")
 
 
@@ -41,6 +42,8 @@ def make_objective(recipe: Recipe, *, teacher: PreTrainedModel, student: PreTrai
     Raises:
         CheckpointError: if the method cannot compare the two.
     """
+    # Learned projections start from the recipe's seed, not from wherever torch's global generator stands: a resumed run
+    # built them at another moment and got others (docs/log.md).
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         return _make_objective(recipe, teacher, student)
@@ -108,6 +111,7 @@ def _make_objective(recipe: Recipe, teacher: PreTrainedModel, student: PreTraine
                 teacher,
                 layer_map=uniform_layer_map(student_layers, teacher_layers),
                 weights={"feat": settings["alpha_feature"], "att": settings["alpha_attention"]},
+                # Equation 4 has no cosine; feature maps were compared in the first phase.
                 words=TripleLoss(**triple | {"alpha_cos": 0.0}),
                 progressive_share=settings["progressive_share"],
             )

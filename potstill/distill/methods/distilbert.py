@@ -24,14 +24,15 @@ from potstill.distill.methods.objective import Batch, Objective, hidden_cosine_s
 from potstill.errors import CheckpointError
 
 # One buffer of logits. CPU: two of them stay in a level 3 cache of 48 MB, and the product with the weights, which is
-# read once per chunk, is still at its full speed. GPU: large enough to fill the device.
+# read once per chunk, is still at its full speed: 1.9 to 2.6 s, where 4 MB took 3.5 to 5.8 and 32 MB 2.2 to 3.2
+# (docs/log.md). GPU: large enough to fill the device.
 _CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 # What is worked on at once between two products on a CPU: three such blocks stay near a level 2 cache.
 _BLOCK_BYTES = 512 * 2**10
 
 
 class Head(NamedTuple):
-    """What turns (N, E) vectors into vocabulary logits."""
+    """Hidden states and the decoder that makes vocabulary logits of them: `hidden @ weight.T + bias`, (N, V)."""
 
     hidden: Tensor
     """(N, E)."""
@@ -45,7 +46,7 @@ class TripleLoss(Objective):
     """Teach softened answers (kl), masked words (mlm) and the direction of the last hidden state (cos).
 
     DistilBERT, arXiv 1910.01108, section 3; the weights are those of the released checkpoints. A batch says in
-    `positions` where the answers are compared; it was made on the CPU, since a GPU would have to be waited for.
+    `positions` where the answers are compared; the collator makes them, since finding them on a GPU would wait for it.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class TripleLoss(Objective):
         Raises:
             CheckpointError: if the vocabularies, or for cos the widths, differ.
         """
+        # A part without weight costs nothing: without kl and cos the teacher does not run at all.
         wanted = {part for part in self.part_weights if scales.get(part, 0) > 0}
         ours = _last_hidden(student, batch)
         theirs = None
@@ -84,6 +86,7 @@ class TripleLoss(Objective):
             loss, kl_sum, mlm_sum = vocabulary_loss(
                 our_head,
                 their_head,
+                # Masked positions come first in `positions`, so later chunks have no labels and skip the cross-entropy.
                 batch["masked_labels"].flatten()[positions],
                 temperature=self._temperature,
                 kl_scale=scales.get("kl", 0.0),
@@ -129,7 +132,7 @@ class _Terms:
 
     @property
     def factor(self) -> float:
-        """What the gradients in the logits are divided by until the last product."""
+        """The factor left out of the gradients in the logits, and multiplied in with the last products."""
         return self.kl_scale * self.temperature if self.teacher else self.mlm_scale
 
 
@@ -169,6 +172,7 @@ def vocabulary_loss(
         mlm_scale=mlm_scale,
         chunk=chunk or _rows_in(_CHUNK_BYTES.get(device, _CHUNK_BYTES["cuda"]), student.weight.shape[0]),
         product_dtype=(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else student.hidden.dtype),
+        # Asked here, because it is always off inside an autograd Function's forward.
         with_gradients=torch.is_grad_enabled(),
     )
     return _VocabularyLoss.apply(*student, terms)
@@ -184,11 +188,13 @@ class _VocabularyLoss(torch.autograd.Function):
         kl_sum, mlm_sum, ctx.gradients = _compute(student, terms, wanted)
         ctx.terms = terms
         ctx.save_for_backward(*student)
+        # The sums are for the log: `backward` has no gradient for them.
         ctx.mark_non_differentiable(kl_sum, mlm_sum)
         return terms.kl_scale * kl_sum + terms.mlm_scale * mlm_sum, kl_sum, mlm_sum
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        # Taken, not kept: they are scaled in place below, and a second backward must start from new ones.
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             terms = replace(ctx.terms, with_gradients=True)
@@ -201,11 +207,14 @@ def _compute(
     student: Head, terms: _Terms, wanted: tuple[bool, ...]
 ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
     """Return the KL sum, the MLM sum and the gradients that are wanted."""
+    # Precision is chosen by hand here: products in `product_dtype`, softmax and sums in float32.
     with torch.autocast(student.hidden.device.type, enabled=False):
+        # float64 stays float64, so that gradients can be checked by finite differences.
         dtype = torch.float64 if student.hidden.dtype == torch.float64 else torch.float32
         gradients = tuple(torch.zeros_like(one) if want else None for one, want in zip(student, wanted, strict=True))
         low = Head(student.hidden.to(terms.product_dtype), student.weight.to(terms.product_dtype), student.bias)
         rows, vocabulary = min(terms.chunk, len(student.hidden)), len(student.weight)
+        # Two buffers for all chunks: memory does not grow with the positions.
         buffers = student.hidden.new_empty((2 if terms.teacher else 1, rows, vocabulary), dtype=dtype)
         sums = student.hidden.new_zeros(2, dtype=dtype)
         for start in range(0, len(student.hidden), max(rows, 1)):
@@ -215,6 +224,7 @@ def _compute(
             sums += _logits_to_gradient(logits, targets, terms.labels[part], terms)
             if any(wanted):
                 _add_gradients(gradients, logits, low, part, terms.factor)
+    # Hinton's T² keeps the gradient's size; the chunks' sums are without it.
     return sums[0] * terms.temperature**2, sums[1], gradients
 
 
@@ -245,9 +255,10 @@ def _logits_to_gradient(logits: Tensor, targets: Tensor | None, labels: Tensor, 
 def _block_to_gradient(
     student: Tensor, teacher: Tensor | None, scratch: Tensor, labels: Tensor, terms: _Terms
 ) -> Tensor:
-    """Do the same for a few rows; the teacher's logits and the scratch space are overwritten too."""
+    """Do what `_logits_to_gradient` does for a few rows; the teacher's logits and `scratch` are overwritten too."""
     known = (labels != IGNORED).unsqueeze(1)
     label = labels.unsqueeze(1).where(known, 0)
+    # Softmax by hand and in place: each step reuses the block that holds its input.
     student.sub_(student.amax(-1, keepdim=True))
     answer = student.gather(1, label)
     kl, teacher_total = student.new_zeros(()), student.new_ones(())
@@ -256,6 +267,7 @@ def _block_to_gradient(
         torch.exp(teacher, out=scratch)
         teacher_total = scratch.sum(-1, keepdim=True)
         scratch.div_(teacher_total)
+        # KL = Σ p (t - s) + log(Z_s / Z_t), with t and s the shifted logits: `teacher` holds t - s from here on.
         teacher.sub_(student)
         kl = torch.dot(scratch.view(-1), teacher.view(-1))
     student.exp_()
@@ -264,6 +276,7 @@ def _block_to_gradient(
     if teacher is not None:  # one logarithm per row: the difference of two sums of them would lose digits
         kl = kl + (total / teacher_total).log_().sum()
     mlm = student.new_zeros(())
+    # On a GPU, asking whether a label is known would wait for the device; there the work is done in vain.
     if terms.mlm_scale > 0 and (not labels.is_cpu or bool(known.any())):
         weight = known.to(student.dtype) * (terms.mlm_scale / terms.factor)
         # softmax(z) is softmax(z / T) to the power of T, normalised again: no second round of exponentials.
@@ -275,6 +288,7 @@ def _block_to_gradient(
             student.mul_(weight + (teacher is not None))
         else:
             student.addcmul_(powered, weight / powered_total)
+        # The gradient of the cross-entropy is softmax - onehot; the label's column is known, so no one-hot is made.
         student.scatter_add_(1, label, -weight)
     elif teacher is None:
         student.zero_()
@@ -292,6 +306,7 @@ def _add_gradients(
     if to_hidden is not None:
         to_hidden[part] = (low @ student.weight).mul_(factor)
     if to_weight is not None and to_weight.dtype == low.dtype:
+        # Product and sum in one call; it needs one dtype for all, which bfloat16 products have not.
         to_weight.addmm_(low.t(), student.hidden[part], alpha=factor)
     elif to_weight is not None:
         to_weight.add_(low.t() @ student.hidden[part], alpha=factor)

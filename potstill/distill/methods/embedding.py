@@ -35,7 +35,7 @@ class EmbeddingDistillation(Objective):
     has_unused_parameters = True
 
     def __init__(self, head: SentenceHead, *, alpha_cos: float, alpha_mse: float) -> None:
-        """Take what makes a vector as wide as the teacher's of the student's token vectors."""
+        """Store the head that makes vectors as wide as the teacher's of the student's token vectors."""
         super().__init__({"cos": alpha_cos, "mse": alpha_mse})
         self.head = head
 
@@ -51,6 +51,7 @@ class EmbeddingDistillation(Objective):
         self, student: PreTrainedModel, teacher: PreTrainedModel, batch: Batch, scales: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its parts; the teacher does not run, its vectors are in the batch."""
+        # Computed once for all epochs (`teacher_embeddings`), so a step costs the student alone.
         theirs = batch[TEACHER_VECTORS].float()
         ours = embed(student, batch, self.head)
         sums = {}
@@ -69,10 +70,10 @@ def student_head(
     student_width: int,
     teacher_width: int,
 ) -> SentenceHead:
-    """Return what makes a student's vectors, as wide as the teacher's and of length 1 where those are.
+    """Return the head that makes a student's vectors, as wide as the teacher's and of length 1 where those are.
 
-    That is what the student's own folder says; else a copy of the teacher's head where that fits; else the pooling.
-    Where the widths differ, a linear layer that is learned with the student follows.
+    It is the head that the student's own folder describes; else a copy of the teacher's head where that fits; else the
+    pooling alone. Where the widths differ, a linear layer that is learned with the student follows.
 
     Args:
         teacher: the teacher's.
@@ -94,8 +95,10 @@ def student_head(
         head = SentenceHead([pooling] if pooling else teacher.pooling)
     layers, width, wanted = list(head.layers), head.width(student_width), teacher.width(teacher_width)
     if width != wanted:
+        # sentence-transformers loads it as its `Dense`.
         layers.append(DenseLayer(Dense("", width, wanted, bias=False, activation="Identity", residual=False)))
     if _gives_unit_length(teacher) and not _gives_unit_length(SentenceHead([], layers)):
+        # The targets have length 1, and a pooling or a head of the student's own does not give that.
         layers.append(UnitLength())
     return SentenceHead(head.pooling, layers)
 

@@ -18,13 +18,14 @@ from potstill.distill.methods.objective import Batch, Objective
 from potstill.errors import CheckpointError
 
 Index: TypeAlias = tuple[slice, slice | Tensor]
-"""Of texts and their tokens in (B, T)."""
+"""An index of rows and of tokens within them, for tensors of (B, T, ...)."""
 PARTS = ("qq", "kk", "vv")
 RELATION_HEADS = 48
 """For teachers of base size; the paper takes 64 for large ones (section 4.1)."""
 # One block of relations. CPU: about a level 2 cache. GPU: enough to fill it.
 _CPU_BLOCK_BYTES = 2**20
 _GPU_BLOCK_BYTES = 256 * 2**20
+# 1 to 8 at once took 124 to 145 ms (384 units) and 164 to 185 (768), within the noise (docs/log.md).
 _ROWS_AT_ONCE = 2
 # e^60 times the longest text times the largest value is far below float32's 3e38, and e^-60 far above its 1e-38.
 _SAFE_SCORE = 60.0
@@ -112,16 +113,19 @@ class _RelationLoss(torch.autograd.Function):
     def forward(ctx: FunctionCtx, student: Tensor, teacher: Tensor, heads: int, texts: Tensor) -> Tensor:
         dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
         total = student.new_zeros((), dtype=dtype)
+        # The gradient is made on the way forward, while a block of relations is in the cache; nothing T x T is kept.
         gradient = torch.zeros_like(student, dtype=dtype)
         with torch.autocast(student.device.type, enabled=False):
             for place, apart in _groups(texts, heads):
                 ours, theirs = (_columns(states[place].to(dtype), heads) for states in (student, teacher))
                 losses, slopes = _group_loss(ours, theirs, apart)
                 if apart is not None:
+                    # Padding was compared with padding: finite, and taken out here.
                     real = (texts[place] != 0).repeat_interleave(heads, 0)
                     losses, slopes = losses * real, slopes * real.unsqueeze(1)
                 total += losses.sum()
                 gradient[place] = slopes.unflatten(0, (-1, heads)).flatten(1, 2).mT
+            # The chain rule for the scaling in `_columns`, and the mean over heads.
             gradient.mul_((student.shape[-1] // heads) ** -0.25 / heads)
         ctx.gradient, ctx.dtype = gradient, student.dtype
         return total / heads
@@ -132,7 +136,7 @@ class _RelationLoss(torch.autograd.Function):
 
 
 def _groups(texts: Tensor, heads: int) -> Iterator[tuple[Index, Tensor | None]]:
-    """Give the index of tokens that are worked on together, and which pairs of them, (b, n, n), are to be left out.
+    """Yield the index of tokens that are worked on together, and which pairs of them, (b, n, n), do not see each other.
 
     On a CPU one text at a time, cut to its tokens: nothing is spent on padding or on pairs of different texts.
     """
@@ -145,13 +149,14 @@ def _groups(texts: Tensor, heads: int) -> Iterator[tuple[Index, Tensor | None]]:
         for number in numbers[numbers != 0].unique():
             tokens = (numbers == number).nonzero().squeeze(1)
             first, last = int(tokens[0]), int(tokens[-1])
+            # A slice is a view; an index tensor copies.
             in_one_piece = last - first + 1 == len(tokens)
             yield (place, slice(first, last + 1) if in_one_piece else tokens), None
         start += rows
 
 
 def _alike(texts: Tensor) -> Iterator[list[Tensor]]:
-    """Give runs of rows whose texts lie in the same places, as in a batch of full blocks: fewer and larger steps."""
+    """Yield runs of rows whose texts lie in the same places, as in a batch of full blocks: fewer and larger steps."""
     run: list[Tensor] = []
     for row in texts:
         if run and (len(run) == _ROWS_AT_ONCE or not torch.equal(row, run[0])):
@@ -162,7 +167,7 @@ def _alike(texts: Tensor) -> Iterator[list[Tensor]]:
 
 
 def _whole_rows(texts: Tensor, heads: int) -> Iterator[tuple[Index, Tensor | None]]:
-    """Do the same without reading lengths, which would stall a GPU; padding sees padding and is left out later."""
+    """Do as `_groups` without reading lengths, which would stall a GPU; padding is taken out of the loss later."""
     rows = max(1, _GPU_BLOCK_BYTES // (4 * heads * texts.shape[1] ** 2))
     for start in range(0, len(texts), rows):
         numbers = texts[start : start + rows]
@@ -172,6 +177,7 @@ def _whole_rows(texts: Tensor, heads: int) -> Iterator[tuple[Index, Tensor | Non
 def _columns(states: Tensor, heads: int) -> Tensor:
     """Return (b, n, H) as contiguous (b * heads, d, n), scaled so that plain products are the scaled ones."""
     width = states.shape[-1] // heads
+    # d^-1/4 on both sides of the product is the 1 / √d of equation 4, on the narrow matrices.
     turned = torch.empty_like(states.mT, memory_format=torch.contiguous_format).copy_(states.mT)
     return turned.mul_(width**-0.25).unflatten(1, (heads, width)).flatten(0, 1)
 
@@ -208,13 +214,16 @@ def _relate(
         part = slice(start, start + step)
         block = torch.bmm(x[part].mT, x[part], out=buffer[: min(step, count - start)])
         if apart is not None:
+            # Never a whole row: every token sees itself, so there is always a finite highest score.
             block.unflatten(0, (len(apart), -1)).masked_fill_(apart.unsqueeze(1), -torch.inf)
+        # e^x of a large score overflows; the shift by the row's highest cancels in the division.
         if not safe:
             torch.amax(block, -1, out=highest[part])
             block.sub_(highest[part].unsqueeze(-1))
         torch.sum(block.exp_(), -1, out=total[part])
         share = total[part].unsqueeze(1).reciprocal()
         for value, product in zip(values, products, strict=True):
+            # Without the shift exp(Xᵀ X) is symmetric, and a transposed operand can be saved.
             torch.bmm(value[part], block if safe else block.mT, out=product[part])
             product[part].mul_(share)
         torch.bmm(back_values[part] * share, block, out=back[part])

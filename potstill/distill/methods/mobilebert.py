@@ -66,6 +66,7 @@ class MobileBert(Objective):
         self._map = list(layer_map)
         # A phase without weights is left out.
         has_layers, has_words = any(weights.values()), any(words.weights(0.0)[name] for name in ("kl", "mlm"))
+        # 1 for feature maps alone, 0 for words alone.
         self._progressive_share = float(has_layers) if not (has_layers and has_words) else progressive_share
         self._share = 0.0
         self.words = words
@@ -73,6 +74,7 @@ class MobileBert(Objective):
     def weights(self, share: float) -> dict[str, float]:
         """Return the weights of the phase, and remember which layer is due."""
         self._share = share
+        # By `<` alone, an only phase would end at share 1.
         progressive = share < self._progressive_share or self._progressive_share == 1
         words = {name: weight for name, weight in self.words.weights(share).items() if name != "cos"}
         return {name: weight if progressive else 0.0 for name, weight in self.part_weights.items()} | {
@@ -121,6 +123,7 @@ def _resting_below(student: PreTrainedModel, layer: int) -> Iterator[None]:
         return
 
     def cut(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        # Detached, not frozen: `requires_grad` would have to be set and undone with every layer.
         return (args[0].detach(), *args[1:])
 
     handle = find_layers(student)[1][layer].register_forward_pre_hook(cut)
@@ -138,6 +141,7 @@ def feature_loss_sum(ours: Tensor, theirs: Tensor, mask: Tensor) -> Tensor:
     """
     ours, theirs = ours.float(), theirs.float()
     width = (ours.shape[-1],)
+    # layer_norm without weights: both maps at mean 0 and variance 1, whatever the models' own norms.
     maps = F.mse_loss(F.layer_norm(ours, width), F.layer_norm(theirs, width), reduction="none").mean(-1)
     means = (ours.mean(-1) - theirs.mean(-1)) ** 2
     variances = (ours.var(-1, correction=0) - theirs.var(-1, correction=0)).abs()
@@ -151,5 +155,6 @@ def attention_loss_sum(our_scores: Tensor, their_scores: Tensor, mask: Tensor) -
     ours, theirs = (
         F.log_softmax(scores.float().masked_fill(padding, lowest), dim=-1) for scores in (our_scores, their_scores)
     )
+    # Half the lowest float instead of -inf: a key of no weight gives 0 · finite, not 0 · NaN.
     divergence = (theirs.exp() * (theirs - ours).masked_fill(padding, 0)).sum(-1).mean(1)
     return (divergence * mask).sum()

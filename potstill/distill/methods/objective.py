@@ -25,10 +25,10 @@ class Objective(nn.Module):
     """
 
     has_unused_parameters = False
-    """Whether some of the student's parameters get no gradient; several processes have to be told of it."""
+    """Whether some of the student's parameters get no gradient, which DistributedDataParallel must be told."""
 
     def __init__(self, part_weights: Mapping[str, float]) -> None:
-        """Take the weight of each part by its name."""
+        """Store the weight of each part by its name."""
         super().__init__()
         self.part_weights = dict(part_weights)
 
@@ -78,6 +78,7 @@ def kl_divergence_sum(student_logits: Tensor, teacher_logits: Tensor, temperatur
         temperature: above 0; 1 compares the answers as they are.
     """
     divergence = F.kl_div(
+        # float32 also under autocast: bfloat16 has 8 bits, fewer than the difference of two good answers needs.
         F.log_softmax(student_logits.float() / temperature, dim=-1),
         F.log_softmax(teacher_logits.float() / temperature, dim=-1),
         reduction="sum",

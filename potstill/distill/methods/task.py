@@ -48,6 +48,7 @@ class TaskDistillation(Objective):
         self, student: PreTrainedModel, teacher: PreTrainedModel, batch: Batch, scales: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its parts; the teacher runs only if a part needs it."""
+        # Scales hold only parts with a weight, so a missing key means that the part costs nothing.
         want_states = "cos" in scales
         our_last = student.config.num_hidden_layers
         ours = capture_hidden_states(student, batch, hidden=[our_last] if want_states else [])
@@ -70,6 +71,7 @@ class TaskDistillation(Objective):
 def count_answers(batch: Batch) -> int:
     """Count what the labels of a batch say something about: texts, or the labelled tokens."""
     labels = batch.get("labels")
+    # By dtype: several labels per text are (B, C) as well, but floats.
     if labels is not None and labels.dtype == torch.int64 and labels.dim() == 2:
         return int((labels != IGNORED).sum())
     return len(batch["input_ids"])
@@ -88,6 +90,7 @@ def label_loss_sum(output: ModelOutput, batch: Batch, problem: str) -> Tensor:
     """
     if problem == "question-answering":
         return sum(
+            # A question is one unit, as in BERT's own loss: the mean of start and end.
             F.cross_entropy(logits, batch[position], reduction="sum") / 2
             for logits, position in zip(_span_logits(output, batch), ("start_positions", "end_positions"), strict=True)
         )
@@ -112,17 +115,20 @@ def answer_loss_sum(ours: ModelOutput, theirs: ModelOutput, batch: Batch, proble
     if problem == "regression":
         return F.mse_loss(our.squeeze(-1), their.squeeze(-1), reduction="sum")
     if problem == "multi_label_classification":
+        # sigmoid(z) is softmax([z, 0]), so one KL serves both, stable for large z.
         our, their = (torch.stack([logits, torch.zeros_like(logits)], dim=-1) for logits in (our, their))
         return kl_divergence_sum(our, their, temperature) / our.shape[-2]
     if problem == "token-classification":
+        # The words' first tokens alone, as they alone are scored; padding goes with the rest.
         counted = batch["labels"] != IGNORED
         our, their = our[counted], their[counted]
     return kl_divergence_sum(our, their, temperature)
 
 
 def _span_logits(output: ModelOutput, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the logits of start and end, each (B, T), with padding out of the race."""
+    """Return the logits of start and end, each (B, T) in float32, very low at padding."""
     padding = batch["attention_mask"] == 0
+    # Not -inf: in the KL, 0 · (-inf + inf) would be NaN. Half, so that subtracting the row's highest stays finite.
     lowest = torch.finfo(torch.float32).min / 2
     start, end = (logits.float().masked_fill(padding, lowest) for logits in (output.start_logits, output.end_logits))
     return start, end
