@@ -99,7 +99,7 @@ def similar(name: str) -> str:
 
 def is_offline() -> bool:
     """Return whether the hub's client is set to use its cache alone (HF_HUB_OFFLINE), or is not installed."""
-    if find_spec("huggingface_hub") is None:
+    if find_spec("huggingface_hub") is None:  # no client, so nothing can be asked
         return True
     from huggingface_hub import constants
 

@@ -56,7 +56,7 @@ def cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
 
 def memory_limit_bytes(root: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Return the bytes of memory this process may use: the container's limit or the machine's, whichever is less."""
-    # cgroup v1 writes no limit as a number near 2**63, and v2 as "max"; the minimum with the machine's covers both.
+    # No limit is "max" in v2, and in v1 a number near 2**63, which the minimum with the machine's memory removes.
     limits = [text for name in ("memory.max", "memory/memory.limit_in_bytes") if (text := read_or_empty(root / name))]
     container = min((int(text) for text in limits if text.isdigit()), default=None)
     found = re.search(r"MemTotal:\s+(\d+) kB", read_or_empty(Path("/proc/meminfo")))

@@ -81,6 +81,7 @@ def run(
         made_by = {"command": shlex.join(["potstill", *sys.argv[1:]]), "environment": machine.describe()}
         content = {"recipe": recipe.model_dump(mode="json"), **made_by}
         write_text(run_file, json.dumps(content, indent=2) + "\n")
+    # BaseException: a Ctrl-C in the first stage must clear up as well.
     try:
         return _run_stages(recipe, out_dir, progress=progress, announce=announce, tell=tell)
     except BaseException:
@@ -108,6 +109,7 @@ def _run_stages(
     if not student.is_dir():
         from potstill.distill import distill
 
+        # The folder of the trained teacher takes the place of `scratch`: a recipe has one of the two.
         taught_by = recipe.teacher.model_copy(update={"model": teacher, "scratch": None})
         distilled = recipe.model_copy(update={"teacher": taught_by})
         distill(distilled, student, resume=True, progress=progress, announce=announce)

@@ -105,6 +105,7 @@ def resolve(name: str | None, *, flags: Mapping[str, object], settings: Sequence
     given = [(key, value) for key, value in flags.items() if value is not None]
     by_set = [parse_setting(text) for text in settings or []]
     # In messages a fault in a recipe file is named by its key, and one in an option or --set by what was typed.
+    # Without a recipe, a section that is missing is an option that was not given: `teacher` is called TEACHER.
     asked = [key for key, _ in given] if name else [*flags, "teacher", "data"]
     words = {key: FLAGS[key] for key in asked if key in FLAGS} | {key: f"--set {key}" for key, _ in by_set}
     if name:

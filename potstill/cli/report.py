@@ -90,6 +90,7 @@ def _overview(report: Report, *, width: int) -> "RenderableType":
         max(*(len(word) for word in heading.split()), *(len(row[at]) for row in rows))
         for at, heading in enumerate(content.head)
     ]
+    # The names take what the numbers leave.
     widths[0] = max(_SHORTEST_NAME, min(widths[0], width - sum(widths[1:]) - _GAP * len(widths[1:])))
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, _GAP, 0, 0))
     for at, heading in enumerate(content.head):

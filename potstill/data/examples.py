@@ -66,7 +66,7 @@ class Examples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Splits:
-    """What a model learns from and what it is scored on, read by the same rules."""
+    """A training and an evaluation split, read by the same rules."""
 
     train: Examples
     evaluation: Examples
@@ -154,6 +154,7 @@ def load_splits(
         label_names=label_names,
         problem_type=problem_type,
     )
+    # Cross-entropy over one class is always 0: such a training would end with a perfect score.
     if not label_names and ours.problem_type == SINGLE_LABEL and len(ours.label_names) < 2:
         raise DataError(
             f"every label in column {ours.label_columns[0]!r} of {name} is {ours.label_names[0]}: there is nothing to "
@@ -237,6 +238,7 @@ def _load(
         own = own_names.get(label_columns[0]) if len(label_columns) == 1 else None
         if own is None and kind == SINGLE_LABEL and len(label_columns) == 1:
             of_all_splits = [row for rows in numbered for _, row in rows]
+            # A model's own labels may be more than occur here; the labels of a new head may have no gaps.
             own = names_beside(of_all_splits, label_columns[0], fill=known is not None)
         reader = LabelReader(task, label_columns, known=known, own=own, problem_type=problem_type)
         numbered = [reader.without_unlabelled(rows, origin) for rows, origin in zip(numbered, origins, strict=True)]

@@ -47,7 +47,7 @@ _LONGEST_INTEGER = 10**1000
 _GENERIC = re.compile(r"label_(\d+)", re.IGNORECASE)
 _BOOLS = ("false", "true")
 _OUTSIDE = "O"
-# Suffixes of a column that names the ids of the column before: `label_text` beside `label`, as in SetFit's data sets.
+# Suffixes of a column with the names of another column's ids: `label_text` beside `label`, as in SetFit's data sets.
 _NAME_ENDINGS = ("_text", "_name", "_names", "_str")
 # Characters that an abbreviation of a label needs, such as `neg` for `negative`; one or two would match by chance.
 _SHORTEST_STEM = 3
@@ -387,7 +387,7 @@ def match_names(
             result = {name: each[0] for name, each in places.items()}
             # Two names of the data for one label of the model would merge classes.
             return result if len(set(result.values())) == len(result) else None
-    # Abbreviations are weak evidence, so all labels of both sides must pair up, those that no row has included.
+    # Abbreviations are weak evidence, so all labels of both sides must pair up, even those that no row has.
     everything = list(dict.fromkeys(own or found))
     stems = {name: [place for place, other in enumerate(known) if _abbreviates(name, other)] for name in everything}
     taken = [each[0] for each in stems.values() if len(each) == 1]
