@@ -1,7 +1,9 @@
 """A recipe: everything about a run in one YAML file, checked as a whole before anything starts.
 
-Values come from four places, later ones winning: the defaults of the sections below, the recipe file, the command
-line's flags, and `--set a.b=c`. All faults are reported at once, and an unknown key is answered with the nearest one.
+Values come from four places, of which later ones win: the defaults of the sections below, the recipe file, the command
+line's flags, and `--set a.b=c`. All faults are reported at once; for an unknown key the nearest known one is suggested.
+
+The defaults of a method and of a preset lie between the sections' own and the recipe file: see `with_defaults`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,16 +37,17 @@ _CLASSIFIERS = ("text-classification", "token-classification")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """One way to distil."""
+    """A distillation method: what it can distil, and the settings and training defaults that it has."""
 
     name: str
     tasks: tuple[str, ...]
     settings: Mapping[str, Any]
-    """Settings that only some methods have, with this one's defaults; None means that the method finds it out."""
+    """Defaults of the settings that this method has and not all others do; None: the method chooses the value."""
     training: Mapping[str, object] = field(default_factory=dict)
-    """Where this method's training differs from the common defaults."""
+    """Training settings whose defaults differ from those of `DistillConfig`."""
 
 
+# 15 % as in BERT (arXiv 1810.04805, section 3.1).
 _MASKING = {"mask_share": 0.15, "mask_smoothing": 0.0}
 _MASKED_LM_TRAINING = {"learning_rate": 5e-4, "batch_size": 32, "gradient_accumulation": 8, "weight_decay": 0.0}
 
@@ -56,8 +59,8 @@ METHODS = {
             tasks=(*_CLASSIFIERS, "question-answering"),
             settings={"temperature": 2.0, "alpha_kl": 0.45, "alpha_ce": 1.0, "alpha_cos": 0.1},
         ),
-        # DistilBERT, arXiv 1910.01108. The weights are those of the released model (transformers issue 2013), the
-        # optimiser's are the training script's.
+        # DistilBERT, arXiv 1910.01108. The loss weights are those of the released model (transformers issue 2013), the
+        # optimiser's settings those of the training script.
         Method(
             name="distilbert",
             tasks=("fill-mask",),
@@ -67,6 +70,7 @@ METHODS = {
                 "alpha_kl": 5.0,
                 "alpha_mlm": 2.0,
                 "alpha_cos": 1.0,
+                # Perplexity 95.1 after 60 steps against 94.8 with `all`, in 0.56 of the time (docs/log.md).
                 "kl_positions": "masked",
                 "extra_share": 0.0,
                 **_MASKING,
@@ -95,6 +99,7 @@ METHODS = {
                 "temperature": 1.0,
                 "alpha_embedding": 1.0,
                 "alpha_hidden": 1.0,
+                # 1 as in the paper, although it drowns the other losses: lower it first (docs/log.md, "Distil").
                 "alpha_attention": 1.0,
                 "alpha_prediction": 1.0,
                 "intermediate_share": 0.8,
@@ -130,12 +135,12 @@ METHODS = {
 
 
 def method_for(task: str | None) -> str | None:
-    """Return the first method that can do a task, for commands that cut or fine-tune and need no more of it."""
+    """Return the first method for a task, for commands that only cut or fine-tune but must build a valid recipe."""
     return next((method.name for method in METHODS.values() if task in method.tasks), None)
 
 
-# The `distilbert` presets. `released` is what the published weights were trained with; `paper` is the paper's text,
-# whose batches of up to 4000 texts come from accumulation.
+# Presets of `distilbert`: `released` is what the published weights were trained with, `paper` what the paper says (its
+# batches of up to 4000 texts are 125 accumulated batches of 32).
 PRESETS: Mapping[str, Mapping[str, object]] = {
     "released": {"temperature": 2.0, "alpha_kl": 5.0, "alpha_mlm": 2.0, "alpha_cos": 1.0, "mask_smoothing": 0.7},
     "paper": {
@@ -148,19 +153,19 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
         "gradient_accumulation": 125,
     },
 }
-# Which of a 12-layer teacher's layers the presets keep.
+# The layers of a 12-layer teacher, from 0, that the presets keep; the released model was not cut evenly.
 PRESET_LAYERS = {"released": [0, 2, 4, 7, 9, 11], "paper": [0, 2, 4, 6, 8, 10]}
 
 
 def with_defaults(values: Mapping[str, object]) -> dict[str, Any]:
-    """Return the settings of `distill` with those of the chosen method and preset filled in.
+    """Return the settings of `distill` with the defaults of the chosen method and preset filled in.
 
     Raises:
-        ValueError: if a setting is given to which the method does not listen.
+        ValueError: if a setting is given that the method does not have; pydantic turns it into a fault.
     """
     given = {key: value for key, value in values.items() if value is not None}
     method = METHODS.get(str(given.get("method", "task")))
-    if method is None:
+    if method is None:  # pydantic reports an unknown method itself
         return dict(given)
     some_methods_only = {key for other in METHODS.values() for key in other.settings}
     ignored = sorted(key for key in given if key in some_methods_only and key not in method.settings)
@@ -169,6 +174,7 @@ def with_defaults(values: Mapping[str, object]) -> dict[str, Any]:
             f"{ignored[0]} has no effect with method {method.name}, which listens to {', '.join(method.settings)}"
         )
     preset = PRESETS.get(str(given.get("preset")), {})
+    # Later ones win: what is given over the preset, and the preset over the method.
     return {**method.training, **method.settings, **preset, **given}
 
 
@@ -256,6 +262,7 @@ class StudentConfig(Section):
     @classmethod
     def _count_or_list(cls, layers: Any) -> Any:
         listed = layers if isinstance(layers, list) else [layers]
+        # A bool is an int: `layers: true` would otherwise be one layer.
         if layers is not None and not all(isinstance(layer, int) and not isinstance(layer, bool) for layer in listed):
             raise ValueError("must be a count such as 3 or a list of teacher layers such as [0, 2, 4]")
         if isinstance(layers, int) and layers < 1:
@@ -389,6 +396,7 @@ class DistillConfig(Section):
     allow_weak_teacher: bool = False
     """Go on with a teacher that is no better than an answer that ignores the text."""
 
+    # Before fields are checked: defaults of methods must pass the same limits as values that are given.
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
@@ -441,6 +449,7 @@ class ExportConfig(Section):
     """How many texts int8 may see to balance outliers and, if static, to fix its scales; 0 quantises blindly."""
     judged_texts: int = Field(default=1000, ge=1)
     """How many texts int8 is held against fp32 on."""
+    # 1 % is strict without labels: docs/log.md, "Export".
     max_loss: float = Field(default=0.01, gt=0, lt=1)
     """The share of the score, or without labels of the answers, that a quantised file may lose."""
     max_fp32_layers: int = Field(default=4, ge=0)
@@ -476,6 +485,7 @@ class BenchConfig(Section):
     """fp32, fp16, bf16, int8, int8-static; None takes what each bundle has, and fp32 of a checkpoint."""
     runners: list[Runner] | None = Field(default=None, min_length=1)
     """Which engines run the models; None takes onnxruntime on the CPU for bundles, torch on the CPU for checkpoints."""
+    # 12 rounds and 6 launches, with 2 more where intervals are wide: docs/log.md, "Bench", "A/A and A/B".
     rounds: int = Field(default=12, ge=5)
     """How often all models take their turn in each cell; the intervals come from the rounds."""
     launches: int = Field(default=6, ge=1)
@@ -564,7 +574,7 @@ class Recipe(Section):
 
 
 def with_splits(recipe: Recipe) -> Recipe:
-    """Return a recipe that learns from and is scored on different rows, see `potstill.data.choose_splits`."""
+    """Return the recipe with splits such that no score is taken on training rows, see `potstill.data.choose_splits`."""
     data = recipe.data
     train, evaluation = choose_splits(data.name, train=data.train_split, evaluation=data.eval_split)
     if (train, evaluation) == (data.train_split, data.eval_split):
@@ -579,17 +589,18 @@ def build_recipe(
     origin: str = "the recipe",
     flags: Mapping[str, str] | None = None,
 ) -> Recipe:
-    """Check `values` with `overrides` (dotted key, value) laid over them.
+    """Build a recipe from nested values, with overrides laid over them.
 
     Args:
-        values: sections and settings.
-        overrides: dotted keys with the values that win.
-        origin: what the message of an error begins with; empty where the faults say enough.
-        flags: what a dotted key is called on the command line, for messages.
+        values: sections and settings, as in a recipe file.
+        overrides: (dotted key, value) pairs, such as ("distill.epochs", 1); they win over `values`, later over earlier.
+        origin: what an error message begins with; empty lists the faults alone.
+        flags: the command-line options that dotted keys have, for messages.
 
     Raises:
-        RecipeError: with every fault, one per line.
+        RecipeError: with every fault, one per line (in one line if `origin` is empty).
     """
+    # Copied in depth: overrides must not change the caller's recipe.
     merged = _copy_nested(values)
     for key, value in overrides:
         _set_dotted(merged, key, value)
@@ -606,7 +617,7 @@ def build_recipe(
 
 
 def _infer_task(values: Mapping[str, object]) -> str | None:
-    """Return the task that the method or the teacher leaves no doubt about; None takes the default."""
+    """Return the teacher's own task if the method has it, else the method's only task; None takes the default."""
     teacher, settings = (part if isinstance(part := values.get(key), Mapping) else {} for key in ("teacher", "distill"))
     method = METHODS.get(settings.get("method") or "task")
     model = teacher.get("model")
@@ -621,12 +632,12 @@ def _infer_task(values: Mapping[str, object]) -> str | None:
 def parse_section(
     section: type[_Section], values: Mapping[str, object], *, flags: Mapping[str, str] | None = None
 ) -> _Section:
-    """Check the values of one section of a recipe, given as flags.
+    """Build one section of a recipe from values that were given as options.
 
     Args:
-        section: such as `ExportConfig`.
-        values: its settings.
-        flags: what a dotted key, such as `export.opset`, is called on the command line, for messages.
+        section: its class, such as `ExportConfig`.
+        values: its settings by field name.
+        flags: the command-line options that dotted keys such as `export.opset` have, for messages.
 
     Raises:
         RecipeError: with every fault.
@@ -636,6 +647,7 @@ def parse_section(
         return section.model_validate(dict(values))
     except ValidationError as error:
         faults = error.errors()
+        # As keys of a whole recipe, so that faults of a section and of a recipe are described alike.
         for fault in faults:
             fault["loc"] = (name, *fault["loc"])
         raise RecipeError("; ".join(_describe(fault, flags or {}, section=name) for fault in faults)) from error
@@ -644,10 +656,10 @@ def parse_section(
 def load_recipe(
     name: str, *, overrides: Sequence[tuple[str, object]] = (), flags: Mapping[str, str] | None = None
 ) -> Recipe:
-    """Load a shipped recipe by its name, or one from a YAML file, with `overrides` laid over it.
+    """Load a shipped recipe by its name, or a YAML file, with `overrides` laid over it as in `build_recipe`.
 
     Raises:
-        RecipeError: if there is no such recipe, it is no YAML, or it is not valid.
+        RecipeError: if there is no such recipe, it is not YAML, or it is not valid.
     """
     text = recipe_text(name)
     try:
@@ -689,14 +701,15 @@ def recipe_names() -> list[str]:
 
 
 def parse_setting(text: str) -> tuple[str, object]:
-    """Split a `--set` argument into its dotted key and its value, read as YAML.
+    """Split a `--set` argument into its dotted key and its value, which is read as YAML.
 
     Raises:
-        RecipeError: if it is not of the form a.b=c.
+        RecipeError: if it is not of the form a.b=c, or the value is not YAML.
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip() or not all(part.strip() for part in key.split(".")):
         raise RecipeError(f"--set {text!r} is not of the form section.key=value, such as distill.epochs=1")
+    # PyYAML follows YAML 1.1, in which 5e-5 is a string; pydantic makes it a number.
     try:
         return key.strip(), yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -704,15 +717,17 @@ def parse_setting(text: str) -> tuple[str, object]:
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """Write a recipe with every value spelled out."""
+    """Return a recipe as YAML with every value, defaults included."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _copy_nested(values: Mapping[str, object]) -> dict[str, Any]:
+    """Copy nested mappings; lists are shared, since `_set_dotted` replaces them whole."""
     return {key: _copy_nested(value) if isinstance(value, Mapping) else value for key, value in values.items()}
 
 
 def _set_dotted(values: dict[str, Any], key: str, value: object) -> None:
+    """Set `a.b` in nested dicts; a section that is missing or no mapping is replaced by a new one."""
     *sections, last = key.split(".")
     for section in sections:
         inner = values.get(section)
@@ -723,9 +738,9 @@ def _set_dotted(values: dict[str, Any], key: str, value: object) -> None:
 
 
 def _describe(fault: ErrorDetails, flags: Mapping[str, str], *, section: str = "") -> str:
-    """Return one fault in a line, in the words of the command line for the keys that it has flags for."""
+    """Return a validation fault as one line, which names the option in place of the key where there is one."""
     where = ".".join(str(part) for part in fault["loc"])
-    # A list's entry is called as the list is.
+    # A fault in an entry of a list is named by the list's option.
     flag = flags.get(where) or flags.get(".".join(str(part) for part in fault["loc"] if not isinstance(part, int)))
     value = fault["input"]
     if fault["type"] == "extra_forbidden" or not flag:

@@ -1,4 +1,4 @@
-"""One helpful message when an extra is not installed."""
+"""Import optional dependencies, and name the extra to install where one is missing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ EXTRAS = {
     "export": ("torch", "transformers", "optimum", "onnx", "onnxscript", "onnxruntime", "tokenizers"),
     "ray": ("ray", "starlette"),
 }
-"""What each extra brings, by the names of the modules; those of `serve` come with `bench` and `export` too."""
+"""The modules that each extra installs; `bench` and `export` install those of `serve` as well."""
 
 
 def require(module: str, *, extra: str) -> ModuleType:
@@ -27,6 +27,7 @@ def require(module: str, *, extra: str) -> ModuleType:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
+        # A module that is installed and lacks one of its own dependencies is broken; naming the extra would mislead.
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise
         raise MissingExtraError(
@@ -36,7 +37,7 @@ def require(module: str, *, extra: str) -> ModuleType:
 
 @contextmanager
 def needing(extra: str) -> Iterator[None]:
-    """Say which extra is missing where one of its modules cannot be imported; for the imports of a whole package.
+    """Name the missing extra if an import within the block fails; for the imports in a package's `__init__`.
 
     Raises:
         MissingExtraError: if a module of the extra is not installed. Any other failure passes through.
@@ -44,7 +45,7 @@ def needing(extra: str) -> Iterator[None]:
     try:
         yield
     except (ModuleNotFoundError, MissingExtraError) as error:
-        # What a package inside has said of its own extra is said again of the one that was asked for.
+        # A nested package names its own extra (`serve` within `bench`); the user asked for the outer one.
         first = error.__cause__ if isinstance(error, MissingExtraError) else error
         module = (getattr(first, "name", None) or "").split(".")[0]
         if module not in {*EXTRAS[extra], *EXTRAS["serve"]}:

@@ -1,8 +1,8 @@
-"""Write files so that a crash loses nothing: folders and files that appear whole or not at all, and the one journal.
+"""Write files so that a crash loses nothing: atomic folders and files, and an append-only journal.
 
 A folder is built in a hidden sibling (`.NAME.tmp-PID`), flushed to disk and renamed. A process that dies leaves
-only the hidden sibling, which the next run for the same name removes. Long work keeps what it has finished in a
-`Journal`, and goes on from there.
+only the hidden sibling, which the next run for the same name removes. Long work records what it has finished in a
+`Journal`, and resumes from there.
 """
 
 import errno
@@ -19,8 +19,9 @@ from typing import Any, TypeAlias
 
 from potstill.errors import DiskError, MissingError, OutputError, PotstillError
 
-# Bytes of a folder's name: most file systems allow 255, and the hidden sibling's name is longer.
+# Bytes of a folder's name: most file systems allow 255, and the hidden sibling adds a dot, `.tmp-` and a process id.
 _LONGEST_NAME = 230
+# No space left, a quota reached, or a file larger than is allowed (`ulimit -f`).
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 # safetensors and torch write from Rust and C++, and raise no OSError; torch's writer does not say why it failed.
@@ -34,11 +35,11 @@ _FULL_WORDS = (
 
 
 def check_free(out_dir: Path, *, overwrite: bool) -> None:
-    """Refuse an output folder that already holds something, after clearing up behind runs that died.
+    """Raise unless `out_dir` can be written; first remove what runs that died have left beside it.
 
     Raises:
-        OutputError: if `out_dir` is a file, or a folder with content and `overwrite` is false, or the current folder or
-            one above it, or has a name that is too long, or lies where nothing can be written.
+        OutputError: if `out_dir` is a file, a folder with content (unless `overwrite`), a mount point, or the current
+            folder or one above it; or if its name is too long, or it lies where nothing can be written.
     """
     if Path.cwd().is_relative_to(out_dir.resolve()):
         raise OutputError(
@@ -46,10 +47,11 @@ def check_free(out_dir: Path, *, overwrite: bool) -> None:
         )
     if len(os.fsencode(out_dir.name)) > _LONGEST_NAME:
         raise OutputError(f"the name {out_dir.name[:20]}... has more than {_LONGEST_NAME} bytes; take a shorter one")
+    # A mount point can neither be renamed nor removed, which is how a folder is replaced.
     if out_dir.is_mount():
         raise OutputError(f"{out_dir} is where a disk is mounted, and cannot be replaced; name a folder in it")
     _check_parent(out_dir.resolve())
-    _remove_leftovers(out_dir.resolve())  # first: it may bring back a folder that must not be lost
+    _remove_leftovers(out_dir.resolve())  # before the look at its content: it may bring one back
     if out_dir.is_file():
         raise OutputError(f"{out_dir} is a file; name a folder with --out")
     if out_dir.is_dir() and any(out_dir.iterdir()) and not overwrite:
@@ -58,19 +60,21 @@ def check_free(out_dir: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def new_folder(out_dir: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a temporary folder that becomes `out_dir` when the block ends well, and vanishes when it does not.
+    """Yield a temporary folder that becomes `out_dir` if the block ends without an error, and is removed otherwise.
 
     Raises:
         OutputError: as `check_free`.
     """
     out_dir = out_dir.resolve()  # a link to a folder stays a link
     check_free(out_dir, overwrite=overwrite)
+    # A sibling, because a rename is atomic within one file system only.
     building = out_dir.parent / f".{out_dir.name}.tmp-{os.getpid()}"
     try:
         with writing(out_dir):
             out_dir.parent.mkdir(parents=True, exist_ok=True)
             building.mkdir()
             yield building
+            # Contents before the rename: after a power cut, a name may otherwise point to empty files.
             for path in (building, *building.rglob("*")):
                 flush_to_disk(path)
             _replace(out_dir, building)
@@ -79,7 +83,7 @@ def new_folder(out_dir: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write `text` to `file` (UTF-8): the file holds all of it, or is what it was before."""
+    """Write `text` to `file` in UTF-8 atomically: it holds all of it, or is unchanged."""
     building = file.with_name(f".{file.name}.tmp-{os.getpid()}")
     try:
         with writing(file), building.open("w", encoding="utf-8") as stream:
@@ -94,10 +98,11 @@ def write_text(file: Path, text: str) -> None:
 
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Turn a full disk, whatever a library calls it, into one error that names what was being written.
+    """Turn a full disk or a missing permission, whatever a library raises for it, into an error that names `target`.
 
     Raises:
-        DiskError: if the disk takes no more.
+        DiskError: if the disk is full or a quota is reached.
+        MissingError: if memory runs out.
         OutputError: if `target` may not be written.
     """
     try:
@@ -112,11 +117,11 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def machine_failure(error: BaseException, target: Path | None = None) -> PotstillError | None:
-    """Return an error that the machine and not the program is to blame for as one of ours, or None.
+    """Return a PotstillError for a full disk, a missing permission or too little memory; None for any other error.
 
     Args:
-        error: whatever was raised; a library's own error counts by its words, or by what caused it.
-        target: what was being written, if that is known.
+        error: what was raised; other libraries' errors are recognised by their message or their cause.
+        target: what was being written, if known.
     """
     causes = list(_chain(error))
     numbers = {cause.errno for cause in causes if isinstance(cause, OSError) and cause.errno is not None}
@@ -129,15 +134,18 @@ def machine_failure(error: BaseException, target: Path | None = None) -> Potstil
             "a quota or the largest size of a file" if numbers & {errno.EDQUOT, errno.EFBIG} else "the end of the disk"
         )
         return DiskError(f"{where}: {what} is reached; make room")
+    # With no file named, a permission error may come from a socket or a process and is no matter of a place.
     if numbers & _FORBIDDEN and (target is not None or named is not None):
         reason = os.strerror((numbers & _FORBIDDEN).pop()).lower()
         return OutputError(f"{named or target} cannot be used: {reason}; name another place, or change its permissions")
+    # torch's allocator on the CPU raises a RuntimeError with these words.
     if any(isinstance(cause, MemoryError) for cause in causes) or "can't allocate memory" in words:
         return MissingError("this machine has not enough memory for it; take smaller batches, or a larger machine")
     return None
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and its causes; chains may be circular."""
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -146,11 +154,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _check_parent(out_dir: Path) -> None:
-    """Refuse a folder that could not be made, before anything is computed for it."""
+    """Raise if a folder could not be created, before anything is computed for it."""
     above = next(folder for folder in out_dir.parents if folder.exists())
     if not above.is_dir():
         raise OutputError(f"{above} is a file, so {out_dir} cannot be made in it; name another folder")
-    try:  # permissions do not say it all: a file system may be read-only, full, or not a real one
+    try:  # really make one: permissions do not show that a file system is read-only, full, or virtual as /proc
         Path(tempfile.mkdtemp(prefix=".potstill-", dir=above)).rmdir()
     except OSError as error:
         raise machine_failure(error, above) or OutputError(
@@ -159,9 +167,12 @@ def _check_parent(out_dir: Path) -> None:
 
 
 def _replace(out_dir: Path, building: Path) -> None:
+    """Rename `building` to `out_dir`, and an older folder out of the way first."""
     if not out_dir.exists():
         building.rename(out_dir)
         return
+    # rename(2) replaces no folder with content. A crash between the two renames leaves `.old-`, which
+    # `_remove_leftovers` brings back.
     old = out_dir.parent / f".{out_dir.name}.old-{os.getpid()}"
     out_dir.rename(old)
     building.rename(out_dir)
@@ -169,7 +180,7 @@ def _replace(out_dir: Path, building: Path) -> None:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Have the content of a file, or the names in a folder, on the disk before going on."""
+    """Flush the content of a file, or the entries of a folder, to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with suppress(OSError):  # some file systems cannot flush a folder
@@ -179,7 +190,7 @@ def flush_to_disk(path: Path) -> None:
 
 
 def _remove_leftovers(out_dir: Path) -> None:
-    """Clear what runs that died have left, and bring back a folder that died between its two renames."""
+    """Remove what dead runs have left, and restore an old folder whose run died between its two renames."""
     for left in sorted(out_dir.parent.glob(f".{escape(out_dir.name)}.*-*")):
         kind, _, pid = left.name.removeprefix(f".{out_dir.name}.").partition("-")
         if kind not in {"tmp", "old"} or not pid.isdigit() or _is_alive(int(pid)):
@@ -191,39 +202,40 @@ def _remove_leftovers(out_dir: Path) -> None:
 
 
 def _is_alive(pid: int) -> bool:
-    if pid == os.getpid():
+    """Return whether another process has this id; signal 0 sends nothing."""
+    if pid == os.getpid():  # a leftover of an earlier process whose id this one was given
         return False
     try:
         os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
+    except (ProcessLookupError, OverflowError):  # OverflowError: no process id is so large
         return False
-    except PermissionError:
+    except PermissionError:  # alive, and another user's
         return True
     return True
 
 
 Entry: TypeAlias = dict[str, Any]
-"""What a line of a journal holds, as JSON."""
+"""The JSON object of one line of a journal."""
 
 
 class Journal:
-    """An append-only file of JSON objects, one a line, by which a run that was interrupted goes on.
+    """An append-only file of JSON objects, one per line, from which an interrupted run resumes.
 
-    The first line, the header, says of which run the file is: its models, data and settings, as plain JSON. Each other
-    line is an entry. Made by `open_journal`, or by `read_journal` to look at it only.
+    The first line, the header, identifies the run: its models, data and settings, as plain JSON. Every other line is an
+    entry. Opened by `open_journal`, or by `read_journal` for reading alone.
 
-    What holds after a crash:
+    Guarantees after a crash:
 
-    - A process that dies leaves at most a torn last line, which is dropped when the file is opened again. Where the
-      system takes only a part of a line, as where a disk is nearly full, the part is taken back at once. So every entry
-      that is read is whole; a damaged line before the last is refused.
-    - An entry outlives the process when `append` returns. It outlives the machine with `flush=True`, or after `close`.
+    - A process that dies leaves at most a torn last line, which is dropped when the file is opened again. If the system
+      takes only a part of a line, as on a disk that is nearly full, that part is cut off again at once. So every entry
+      that is read is whole; a damaged line before the last is an error.
+    - An entry survives the process once `append` returns. It survives a power cut with `flush=True`, or after `close`.
       Whatever an entry vouches for, such as rows in a file beside it, must be flushed before the entry is appended.
-    - Only one process at a time has the file open for writing (flock); another is refused.
+    - One process at a time has the file open for writing (flock); a second one gets an error.
     """
 
     def __init__(self, file: Path, lines: Sequence[tuple[Entry, int]], *, descriptor: int | None) -> None:
-        """Hold the lines of the file, each with the size of the file up to its end; None can be read only."""
+        """Take (content, offset of its end in bytes) of each line; a descriptor of None makes the journal read-only."""
         self.file = file
         self.header: Mapping[str, Any] = lines[0][0]
         self.entries = [entry for entry, _ in lines[1:]]
@@ -231,16 +243,16 @@ class Journal:
         self._descriptor = descriptor
 
     def append(self, entry: Mapping[str, object], *, flush: bool = False) -> Entry:
-        """Add an entry, and return it as it will be read again (tuples are lists).
+        """Append an entry, and return it as a later run will read it (tuples become lists).
 
         Args:
             entry: plain JSON.
-            flush: return only when it is on the disk.
+            flush: whether to return only once it is on the disk.
 
         Raises:
-            ValueError: if it is no JSON, such as NaN; nothing is written.
+            ValueError: if it holds what JSON has not, such as NaN; nothing is written.
             OutputError: if the journal is closed.
-            OSError: if the disk takes no more; the file is as it was.
+            OSError: if the disk is full; the file is unchanged.
         """
         if self._descriptor is None:
             raise OutputError(f"{self.file} is closed: nothing more can be written to it")
@@ -253,17 +265,19 @@ class Journal:
         return self.entries[-1]
 
     def keep_first(self, count: int) -> None:
-        """Drop all entries but the first `count`, such as those whose rows have not come to the disk."""
+        """Drop all entries but the first `count`, such as those whose rows did not reach the disk."""
         if self._descriptor is None:
             raise OutputError(f"{self.file} is closed: nothing more can be written to it")
         if count < len(self.entries):
+            # `_ends[0]` is the header's, so `_ends[count]` is where the last entry that is kept ends.
             os.ftruncate(self._descriptor, self._ends[count])
             del self.entries[count:], self._ends[count + 1 :]
 
     def close(self) -> None:
-        """Put everything on the disk and let go of the file, which may then be copied or removed; entries stay."""
+        """Flush and close the file, which may then be copied or removed; `entries` stay readable."""
         if self._descriptor is None:
             return
+        # First of all, so that a second close after a failed flush does not close somebody else's descriptor.
         descriptor, self._descriptor = self._descriptor, None
         try:
             os.fsync(descriptor)
@@ -279,24 +293,27 @@ def open_journal(
     name: str | None = None,
     remedy: str = "go on with the same, or begin anew elsewhere",
 ) -> Journal:
-    """Open a journal to go on with it, or begin one.
+    """Open a journal to resume it, or create one.
 
     Args:
-        file: in a folder that is there.
-        header: plain JSON, the same for every run that may go on with the file.
-        resume: whether to go on with what is there; otherwise it is emptied.
-        name: what messages call it; None is the path.
-        remedy: what a message advises if the file is of another run, or damaged.
+        file: the path; its folder must exist.
+        header: plain JSON that identifies the run; a file with another header is not resumed.
+        resume: whether to keep the entries that are there; otherwise the file is emptied.
+        name: its name in messages; None is the path.
+        remedy: the advice in messages if the file belongs to another run or is damaged.
 
     Raises:
-        OutputError: if the file is of another run, is damaged, or another process writes it.
+        OutputError: if the file belongs to another run, is damaged, or is being written by another process.
     """
     name = name or str(file)
     wanted = json.loads(_json_line(header))
+    # O_APPEND: after a truncation the next write still goes to the end of the file.
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         try:
+            # The kernel drops the lock with the process, however it dies, so none is ever stale.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Between open and lock its last owner may have removed or replaced the file: compare inodes.
             is_ours = file.exists() and file.stat().st_ino == os.fstat(descriptor).st_ino
         except BlockingIOError:
             is_ours = False
@@ -307,6 +324,7 @@ def open_journal(
             found = lines[0][0]
             changed = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
             raise OutputError(f"{name} was begun with another {', '.join(changed)}; {remedy}")
+        # Cut a torn last line off, or the next entry would be written behind it.
         os.ftruncate(descriptor, lines[-1][1] if lines else 0)
         if not lines:
             line = _json_line(wanted)
@@ -319,7 +337,7 @@ def open_journal(
 
 
 def read_journal(file: Path) -> Journal:
-    """Read a journal without locking it; nothing can be added to it.
+    """Read a journal without locking it; nothing can be appended.
 
     Raises:
         OutputError: if the file is missing, empty, or damaged before its last line.
@@ -333,6 +351,7 @@ def read_journal(file: Path) -> Journal:
 
 
 def _json_line(content: Mapping[str, object]) -> bytes:
+    # allow_nan=False: NaN is no JSON (RFC 8259, section 6), and would make the header differ from itself.
     return (json.dumps(content, allow_nan=False, separators=(",", ":")) + "\n").encode()
 
 
@@ -347,14 +366,14 @@ def _append_line(descriptor: int, line: bytes) -> None:
 
 
 def write_all(descriptor: int, content: bytes) -> None:
-    """Write all of it: the system may take a part at a time."""
+    """Write all of `content`; one write(2) may take only a part of it."""
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
 
 
 def _read_lines(file: Path, remedy: str) -> list[tuple[Entry, int]]:
-    """Return the object of every whole line and the size of the file up to its end; a torn last line is left out."""
+    """Return (object, offset of its end in bytes) for every whole line; a torn last line is left out."""
     read: list[tuple[Entry, int]] = []
     end = 0
     lines = file.read_bytes().splitlines(keepends=True)
@@ -363,6 +382,7 @@ def _read_lines(file: Path, remedy: str) -> list[tuple[Entry, int]]:
             content = json.loads(line)
         except ValueError:
             content = None
+        # A last line without its line feed is torn even if what there is of it is JSON.
         if not line.endswith(b"\n") or not isinstance(content, dict):
             if number == len(lines):
                 break

@@ -1,8 +1,8 @@
-"""Look up a name that is no folder: what was meant, and whether the Hugging Face hub has it, within seconds.
+"""Check within seconds whether the Hugging Face hub has a model or data set, and suggest what a wrong path meant.
 
-The hub's own client tries a name for up to a minute before it says that there is no network. Whoever mistypes a folder
-would wait for that, so a name is looked up once, and briefly, before anything asks the client. Nothing here needs
-torch, transformers or datasets.
+The hub's own client retries for 28 to 68 s before it reports that there is no network (docs/log.md, "Distil"), and so
+would a mistyped folder. A name is therefore looked up here, once and briefly, before the client is asked. Nothing here
+needs torch, transformers or datasets.
 """
 
 import os
@@ -22,35 +22,37 @@ _ERRORS: dict[str, type[UsageError]] = {"model": CheckpointError, "dataset": Dat
 _WORDS = {"model": "checkpoint folder", "dataset": "file or folder"}
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".onnx", ".safetensors", ".bin")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+# For a name that does not exist the hub answers 401 to anonymous clients, so as not to reveal private repositories.
 _NOT_THERE = {401, 403, 404}
 _REQUEST_SECONDS = 3.0
-# Looking up a name server is not bound by the time of a request, and may take half a minute.
+# Seconds for the whole look-up: resolving a host name is outside the request's timeout, and may take half a minute.
 _PATIENCE_SECONDS = 5.0
 
 
 class _Answer(NamedTuple):
-    """What the hub has said of a repository: an HTTP status, or None and why nobody answered."""
+    """The hub's answer about a repository: an HTTP status, or None and the reason why there is none."""
 
     status: int | None
     reason: str
 
 
 def looks_local(name: str) -> bool:
-    """Return whether a name can only be meant as a path: a hub id is a name, or two with a slash between them."""
+    """Return whether a name cannot be a hub id, which is one name or two with a slash between them."""
+    # A data set's configuration stands behind a colon.
     path = name.partition(":")[0]
     return path.startswith(".") or not _HUB_ID.fullmatch(path)
 
 
 def check_name(name: str, kind: Kind, *, what: str | None = None) -> None:
-    """Refuse a name that is neither here nor on the hub; a name in the hub's cache is fine without a network.
+    """Raise if a name is neither a local path nor on the hub; without a network, a name in the hub's cache passes.
 
     Args:
-        name: what stands for a checkpoint or a data set.
-        kind: of the two.
-        what: what the name was given as, such as `--tokenizer`; None leaves it out.
+        name: a path or hub id.
+        kind: what it should be.
+        what: the option that it was given by, such as `--tokenizer`, for messages.
 
     Raises:
-        CheckpointError, DataError: saying what is similar nearby, and why the hub does not have it.
+        CheckpointError, DataError: by `kind`, with a similar path nearby and the reason why the hub does not have it.
     """
     path = Path(name).expanduser()
     if path.exists():
@@ -61,6 +63,7 @@ def check_name(name: str, kind: Kind, *, what: str | None = None) -> None:
         raise error(f"{missing}; {near or 'name one that is there, or a hub id'}")
     repository = name.partition(":")[0] if kind == "dataset" else name
     if _is_cached(repository, kind):
+        # Without this the client would try to refresh what is cached, and wait for the network that is not there.
         if not is_offline() and _ask(repository, kind).status is None:
             work_offline()
         return
@@ -75,7 +78,7 @@ def check_name(name: str, kind: Kind, *, what: str | None = None) -> None:
 
 
 def similar(name: str) -> str:
-    """Return "did you mean X?" for the folder or file beside a missing path that is spelt most alike, or nothing."""
+    """Return "did you mean X?" for the entry beside a missing path that is spelt most like it, or an empty string."""
     path = Path(name).expanduser()
     parts = [path, *path.parents]
     # The first part of the path that is not there is the one that is misspelt.
@@ -95,8 +98,8 @@ def similar(name: str) -> str:
 
 
 def is_offline() -> bool:
-    """Return whether the hub's client is told to use nothing but its cache."""
-    if find_spec("huggingface_hub") is None:
+    """Return whether the hub's client is set to use its cache alone (HF_HUB_OFFLINE), or is not installed."""
+    if find_spec("huggingface_hub") is None:  # no client, so nothing can be asked
         return True
     from huggingface_hub import constants
 
@@ -104,15 +107,16 @@ def is_offline() -> bool:
 
 
 def work_offline() -> None:
-    """Let the hub's client use its cache at once, instead of trying for a minute what cannot be reached."""
+    """Set the hub's client to use its cache alone in this process, so that it does not wait for the network."""
     from huggingface_hub import constants
 
+    # The variables for what is imported later and for child processes; the constant was read on import.
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     constants.HF_HUB_OFFLINE = True
 
 
 def cached_file(name: str, file: str) -> Path | None:
-    """Return where the hub's cache has a file of a model, or None."""
+    """Return the path of a model's file in the hub's cache, or None."""
     if find_spec("huggingface_hub") is None:
         return None
     from huggingface_hub import try_to_load_from_cache
@@ -121,10 +125,12 @@ def cached_file(name: str, file: str) -> Path | None:
         found = try_to_load_from_cache(name, file)
     except ValueError:  # no hub id
         return None
+    # It may also be a marker for a file that is known not to exist.
     return Path(found) if isinstance(found, str) else None
 
 
 def _is_cached(repository: str, kind: Kind) -> bool:
+    """Return whether the hub's cache, or that of `datasets`, has anything of a repository."""
     if find_spec("huggingface_hub") is None:
         return False
     from huggingface_hub import constants
@@ -134,14 +140,16 @@ def _is_cached(repository: str, kind: Kind) -> bool:
         return True
     if kind == "model":
         return False
+    # `datasets` keeps prepared tables in a cache of its own, under other names.
     home = os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets"
     return (Path(home) / repository.replace("/", "___").lower()).is_dir()
 
 
 @cache
 def _ask(repository: str, kind: Kind) -> _Answer:
-    """Ask the hub once for a repository; status None says that nobody answered."""
+    """Ask the hub for a repository, once per process; at most `_PATIENCE_SECONDS`."""
     answers: list[_Answer] = []
+    # A daemon, because a name server that does not answer would otherwise hold the process's end up.
     asking = threading.Thread(target=lambda: answers.append(_request(repository, kind)), daemon=True)
     asking.start()
     asking.join(_PATIENCE_SECONDS)

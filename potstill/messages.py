@@ -1,4 +1,4 @@
-"""How a message is worded: the nearest known name, and what another library raised as one line."""
+"""Word messages: the nearest known name for a misspelt one, and other libraries' errors as one line."""
 
 import difflib
 import typing
@@ -10,34 +10,40 @@ if typing.TYPE_CHECKING:
 
 
 def first_line(error: BaseException, *, longest: int = 300) -> str:
-    """Return the first line of an error's message, and the next where that one only announces it."""
+    """Return the first line of an error's message, with the second if the first ends in a colon.
+
+    At most `longest` characters; the error's class name if it has no message.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else type(error).__name__
-    if isinstance(error, KeyError):  # whose message is the key alone
+    if isinstance(error, KeyError):  # its message is nothing but the key
         said = f"nothing is called {said}"
     return said[:longest]
 
 
 def nearest_name(word: str, known: Iterable[str], *, cutoff: float = 0.5) -> str | None:
-    """Return the known name that is spelt most like a word, whatever its case; None if none is."""
+    """Return the known name that is spelt most like a word, ignoring case, or None.
+
+    `cutoff` is the least similarity, 0 to 1, as `difflib.get_close_matches` computes it.
+    """
     by_lower = {name.lower(): name for name in known}
     found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=cutoff)
     return by_lower[found[0]] if found else None
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """Return the end of a message about an unknown word: the known one that is most like it, or all of them."""
+    """Return the end of a message about an unknown word: the nearest known one, or the list of all."""
     found = nearest_name(word, known)
     return f"; did you mean {found!r}?" if found else f"; known are {', '.join(known)}"
 
 
 def describe_fault(fault: "ErrorDetails", model: "type[BaseModel]", *, whole: str = "it") -> str:
-    """Return one of `ValidationError.errors()` in a line: where, what is wrong, and what stands there.
+    """Return a validation error as one line: the key, what is wrong, and the value.
 
     Args:
-        fault: what pydantic says.
-        model: what was validated; an unknown key is answered with the nearest field of its section.
-        whole: what is said for the place if the fault is of all of it.
+        fault: one of pydantic's `ValidationError.errors()`.
+        model: the model that was validated; for an unknown key, the nearest field of the same section is named.
+        whole: what stands in place of the key if the fault concerns the whole model.
     """
     from pydantic import BaseModel
 
@@ -51,16 +57,18 @@ def describe_fault(fault: "ErrorDetails", model: "type[BaseModel]", *, whole: st
 
 
 def fault_message(fault: "ErrorDetails") -> str:
-    """Return what pydantic says is wrong, to stand within a sentence."""
+    """Return pydantic's message in lower case and without its prefix, to stand within a sentence."""
+    # pydantic puts this before whatever a validator of ours raised.
     message = fault["msg"].removeprefix("Value error, ")
     return f"{message[:1].lower()}{message[1:]}"
 
 
 def fields_at(model: "type[BaseModel]", location: Sequence[str | int]) -> list[str]:
-    """Return the fields of the section of a model that a location leads to."""
+    """Return the field names of the nested model that a location of pydantic leads to."""
     for part in location:
         if isinstance(part, int) or part not in model.model_fields:  # an entry of a list or mapping
             continue
+        # The model may be inside Optional, list or Annotated: search the arguments of the annotation.
         pending = [model.model_fields[part].annotation]
         while pending:
             annotation = pending.pop()

@@ -1,4 +1,4 @@
-"""The whole chain from one recipe: teacher, student, both exported, benched, claims decided.
+"""Run a whole recipe: train or take the teacher, distil, export both, bench them and decide the claims.
 
     out/
       run.json              the resolved recipe and what made it
@@ -7,8 +7,8 @@
       teacher/  student/    the bundles
       report/               report.json, report.md, report.html
 
-Every folder appears whole or not at all, so a stage is done when its folder is there. A run that was cut off goes on
-with `resume`; training goes on from its newest checkpoint.
+Every folder appears whole or not at all, so a stage is finished if its folder exists. An interrupted run continues with
+`resume`; training continues from its newest checkpoint.
 """
 
 import json
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 RUN_FILE = "run.json"
 _CHECKPOINTS = "checkpoints"
+# What each stage makes, in the order of the stages, and its folder.
 _STAGES = {
     "the teacher": f"{_CHECKPOINTS}/teacher",
     "the student": f"{_CHECKPOINTS}/student",
@@ -40,7 +41,7 @@ _STAGES = {
     "the student's bundle": "student",
     "the report": "report",
 }
-# What may differ between a run and the one that resumes it.
+# The settings that may differ between a run and the one that resumes it: they change no result.
 _NOT_THE_RECIPE = {"output_dir", "resume"}
 
 
@@ -57,13 +58,13 @@ def run(
     """Run every stage of a recipe that `out_dir` does not hold yet, and return the report.
 
     Args:
-        recipe: what to make, and of what.
-        out_dir: holds everything the run makes.
-        resume: go on with the run that `out_dir` holds.
-        overwrite: replace what `out_dir` holds.
-        progress: is told how far each stage is.
-        announce: is told the plan of a training before it starts, and its pace after the first steps.
-        tell: is told what the bench takes and what its data can show, before it starts.
+        recipe: the checked recipe.
+        out_dir: the folder for everything the run makes.
+        resume: continue the run in `out_dir`.
+        overwrite: replace what is in `out_dir`.
+        progress: called with the progress of each stage.
+        announce: called with the plan of a training before it starts, and its pace after the first steps.
+        tell: called with what the bench will take, and what its data can show, before it starts.
 
     Raises:
         OutputError: if `out_dir` has content and neither `resume` nor `overwrite` is given, or if it holds a run of
@@ -80,6 +81,7 @@ def run(
         made_by = {"command": shlex.join(["potstill", *sys.argv[1:]]), "environment": machine.describe()}
         content = {"recipe": recipe.model_dump(mode="json"), **made_by}
         write_text(run_file, json.dumps(content, indent=2) + "\n")
+    # BaseException: a Ctrl-C in the first stage must clear up as well.
     try:
         return _run_stages(recipe, out_dir, progress=progress, announce=announce, tell=tell)
     except BaseException:
@@ -91,7 +93,7 @@ def run(
 def _run_stages(
     recipe: Recipe, out_dir: Path, *, progress: Progress, announce: Announce, tell: Callable[[str], None]
 ) -> "Report":
-    """Run the stages in order; one whose folder is there is done. A stage's package is loaded when it is needed."""
+    """Run the stages in order, but those whose folder exists; each stage's package is imported when it is needed."""
     # The teacher: one that is named, else one that is trained first.
     teacher = recipe.teacher.model
     if teacher is None:
@@ -99,6 +101,7 @@ def _run_stages(
         if not Path(teacher).is_dir():
             from potstill.distill import finetune
 
+            # Always resume: whether anything may be kept was decided by `check_out`.
             finetune(recipe, Path(teacher), resume=True, progress=progress, announce=announce)
 
     # The student.
@@ -106,11 +109,12 @@ def _run_stages(
     if not student.is_dir():
         from potstill.distill import distill
 
+        # The folder of the trained teacher takes the place of `scratch`: a recipe has one of the two.
         taught_by = recipe.teacher.model_copy(update={"model": teacher, "scratch": None})
         distilled = recipe.model_copy(update={"teacher": taught_by})
         distill(distilled, student, resume=True, progress=progress, announce=announce)
 
-    # Their bundles; the teacher's, too, with the longest text and the pooling that the student was trained with.
+    # Their bundles, both with the longest text and the pooling of the student's training: one bench compares them.
     checkpoints = {"teacher": teacher, "student": str(student)}
     data, task = recipe.data, get_task(recipe.task)
     for role, checkpoint in checkpoints.items():
@@ -132,6 +136,7 @@ def _run_stages(
             checkpoint,
             out_dir / role,
             task=recipe.task,
+            # A student's checkpoint already holds the tokenizer that it was trained with.
             tokenizer=recipe.tokenizer if role == "teacher" else None,
             config=export_config(recipe, checkpoints.values()),
             calibration=calibration,
@@ -171,7 +176,7 @@ def _run_stages(
 
 
 def export_config(recipe: Recipe, checkpoints: Iterable[str]) -> ExportConfig:
-    """Return how to export: with the longest text, and the pooling, that the student was trained with."""
+    """Return the recipe's export settings with the longest text and the pooling of the student's training filled in."""
     given = recipe.export
     pooling = given.pooling or (recipe.distill.pooling if recipe.task == FEATURE_EXTRACTION.name else None)
     longest = given.max_length or fit_length(
@@ -181,12 +186,12 @@ def export_config(recipe: Recipe, checkpoints: Iterable[str]) -> ExportConfig:
 
 
 def check_out(recipe: Recipe, out_dir: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse an output folder that is in the way, or that holds a run of another recipe.
+    """Raise if the output folder has content that may not be replaced, or a run of another recipe.
 
-    A folder in which a run was begun and nothing finished is free.
+    A folder in which a run began and finished nothing counts as free.
 
     Raises:
-        OutputError: naming the ways out.
+        OutputError: with the options that would help.
     """
     run_file = out_dir / RUN_FILE
     if run_file.is_file() and _is_bare(out_dir):
@@ -214,15 +219,16 @@ def check_out(recipe: Recipe, out_dir: Path, *, resume: bool, overwrite: bool) -
 
 
 def finished(out_dir: Path) -> dict[str, Path]:
-    """Return the stages of a run that are finished, in their order: what each has made, and where it is."""
+    """Return the finished stages of a run in order: what each has made, and its folder."""
     return {what: out_dir / place for what, place in _STAGES.items() if (out_dir / place).is_dir()}
 
 
 def _is_bare(out_dir: Path) -> bool:
-    """Return whether a run was begun in a folder, and nothing of it is worth going on with."""
+    """Return whether a folder holds a run that has begun and left nothing to resume from."""
     names = {path.name for path in out_dir.iterdir()} if out_dir.is_dir() else set()
     if RUN_FILE not in names or names - {RUN_FILE, _CHECKPOINTS} or finished(out_dir):
         return False
     checkpoints = out_dir / _CHECKPOINTS
+    # Training checkpoints that are complete, and tokenised texts or teacher vectors in the folders beside them.
     kept = (*checkpoints.glob("*.training*/checkpoint-*/COMPLETE"), *checkpoints.glob("*.training-*/*/*"))
     return not any(path.is_file() for path in kept)

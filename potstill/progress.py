@@ -1,8 +1,8 @@
-"""Callbacks by which long work tells how far it is, without knowing who listens.
+"""Callbacks by which long work reports its progress.
 
-Work calls `progress(stage, done, total, note)`: `stage` names it ("distil the student"), `done` of `total` steps are
-finished (`total` 0 is an unknown number), `note` is a short text such as the current loss. The command line draws bars
-from these calls; the default everywhere is `silent`.
+Work calls `progress(stage, done, total, note)`: `stage` is its name ("distil the student"), `done` of `total` steps are
+finished (`total` 0: an unknown number), `note` is a short text such as the current loss. The command line draws bars
+from these calls; the default of every function is `silent`.
 """
 
 from collections.abc import Callable
@@ -11,12 +11,12 @@ from typing import TypeAlias
 Progress: TypeAlias = Callable[[str, int, int, str], None]
 """Called with stage, done, total and note."""
 Announce: TypeAlias = Callable[[str, dict[str, object]], None]
-"""Called with a headline and figures by name, once for each: what a training will take, and how fast it is."""
+"""Called with a headline (`head`, `plan` or `pace`) and figures by name: what a training will take, and how long."""
 
 
 def silent(stage: str, done: int, total: int, note: str) -> None:
-    """Ignore progress."""
+    """Report no progress."""
 
 
 def keep_quiet(headline: str, figures: dict[str, object]) -> None:
-    """Ignore every announcement."""
+    """Announce nothing."""

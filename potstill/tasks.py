@@ -1,4 +1,4 @@
-"""The tasks, as data: what goes in, what comes out, and by which number it is judged."""
+"""The five tasks as data: checkpoint class, usual columns, graph output, and the metrics that judge a model."""
 
 from dataclasses import dataclass
 
@@ -8,27 +8,27 @@ SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
-"""What a text classifier answers, in the words of a checkpoint's configuration (`problem_type`)."""
+"""What a text classifier answers, as `problem_type` in a checkpoint's config.json names it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One kind of question that a model answers."""
+    """A task, by the Hugging Face hub's name."""
 
     name: str
-    """The hub's name of the task, and the word on the command line."""
+    """The hub's name of the task, which `--task` takes."""
     model_class: str
-    """The transformers class that loads a checkpoint for it."""
+    """The transformers class that loads a checkpoint for the task."""
     heads: tuple[str, ...]
-    """How the names of the classes end that a checkpoint's `architectures` names."""
+    """Suffixes of the class names in a checkpoint's `architectures` that mean a head for this task."""
     text_columns: tuple[tuple[str, ...], ...]
-    """Column names that public data sets use for the text, tried in this order; two names are a pair."""
+    """Column names that public data sets use for the text, tried in order; two names are a pair."""
     label_columns: tuple[str, ...]
-    """Column names that public data sets use for the label, tried in this order; none where texts are enough."""
+    """Column names that public data sets use for the label, tried in order; empty if texts are enough."""
     output: str
-    """The name of the model's first output, which is the graph's."""
+    """The name of the model's first output, in transformers and in the ONNX graph."""
     metric: str
-    """The metric that decides where nothing else is asked for."""
+    """The metric that decides by default."""
 
     @property
     def lower_is_better(self) -> bool:
@@ -63,6 +63,7 @@ TEXT_CLASSIFICATION = Task(
     name="text-classification",
     model_class="AutoModelForSequenceClassification",
     heads=("ForSequenceClassification",),
+    # Pairs first: `sentence` beside `question` is half of a pair.
     text_columns=(*_PAIRS, *_TEXTS),
     label_columns=("label", "labels", "score", "class", "category", "sentiment", "stars", "rating", "target"),
     output="logits",
@@ -89,6 +90,7 @@ QUESTION_ANSWERING = Task(
 FILL_MASK = Task(
     name="fill-mask",
     model_class="AutoModelForMaskedLM",
+    # BERT's pre-training class holds the same masked-language head, beside one for the next sentence.
     heads=("ForMaskedLM", "ForPreTraining"),
     text_columns=_TEXTS,
     label_columns=(),
@@ -100,6 +102,7 @@ FEATURE_EXTRACTION = Task(
     model_class="AutoModel",
     heads=("Model",),
     text_columns=(*_PAIRS, ("anchor", "positive"), *_TEXTS),
+    # STS-B's `score` before `label`, which may be a class.
     label_columns=("score", "label", "similarity_score"),
     output="last_hidden_state",
     metric="spearman",
@@ -119,10 +122,10 @@ METRICS = {
     FILL_MASK.name: ("perplexity", "loss", "accuracy"),
     FEATURE_EXTRACTION.name: ("spearman", "pearson", "pearson_and_spearman"),
 }
-"""The metrics by kind (see `kind_of`), the one that decides by default first."""
+"""The metrics of each kind (see `kind_of`); the first one decides by default."""
 
 TWO_CLASS_METRICS = ("f1", "accuracy_and_f1")
-"""Of a single-label classifier, those that ask about one class and its opposite."""
+"""The metrics of single-label classifiers that need exactly two labels, of which id 1 is the positive one."""
 
 _LOWER_IS_BETTER = ("perplexity", "loss", "mse")
 
@@ -158,16 +161,16 @@ def kind_of(task: Task, problem_type: str | None = None) -> str:
 def primary_metric(
     task: Task, problem_type: str | None = None, *, asked: str | None = None, num_labels: int | None = None
 ) -> str:
-    """Return the metric that decides.
+    """Return the metric that decides which model is better.
 
     Args:
         task: one of `TASKS`.
         problem_type: as in `kind_of`.
-        asked: the metric that a recipe names; None takes the first that `METRICS` has.
-        num_labels: how many labels the model has, where it is known: F1 of the positive class needs two.
+        asked: the metric that a recipe names; None takes the first in `METRICS`.
+        num_labels: the model's number of labels, if known: F1 of the positive class needs two.
 
     Raises:
-        UsageError: if the task or problem type is not judged by `asked`.
+        UsageError: if `asked` is no metric of the task or problem type.
     """
     kind = kind_of(task, problem_type)
     if asked is None:

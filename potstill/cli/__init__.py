@@ -1,14 +1,18 @@
-"""The command line. Importing this needs no extra; running it needs `cli`.
+"""The command line. Importing this package needs no extra; running it needs `cli`.
 
-Each command is a module of its name: options, checks, one call into a package, and what is printed. Beside them:
+Each command is a module of its name: its options, its checks, one call into another package, and the printing. Beside
+them:
 
-    app        the root, which loads a command's module when it is asked for
-    options    options that several commands have
-    checks     what is refused before torch is loaded
+    app        the root command, which imports a command's module when that command is called
+    options    options that several commands have, and the recipe that they make
+    checks     checks that run before torch is imported
     render     tables, JSON and progress on the terminal
     report     a bench report on the terminal
-    stopping   what Ctrl-C, SIGTERM and a full disk leave, and how to go on
+    stopping   signals and full disks: what is kept, and the command that resumes
     glue       `evaluate --glue`
+
+Heavy imports stand inside the commands' functions, behind the checks: a wrong option costs a second, not the import of
+torch.
 """
 
 import os
@@ -18,21 +22,22 @@ from pathlib import Path
 
 __all__ = ["in_one_line", "main"]
 
-# Libraries draw bars and print advice of their own; ours is the only voice on this screen.
+# Libraries draw progress bars and print advice of their own between our lines. setdefault below: a user may want them.
 _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",
+    # Otherwise tokenizers warns at every fork after it was used with threads.
     "TOKENIZERS_PARALLELISM": "false",
-    # Since 1.29 onnxruntime reports to its maker, and this must be set before it is loaded.
+    # onnxruntime reports usage to its maker since 1.29, on Linux too, unless this is set before it is loaded.
     "ORT_DISABLE_TELEMETRY": "1",
 }
 
 
 def main() -> None:
-    """Run the command line, with one line per error and the exit code that belongs to it."""
+    """Run the command line; an error is printed as one line and ends the process with the error's exit code."""
     from potstill.cli import stopping
     from potstill.errors import PotstillError
     from potstill.extras import require
@@ -52,11 +57,12 @@ def main() -> None:
     except KeyboardInterrupt:
         code = stopping.INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        # Without this the interpreter flushes stdout at exit, and prints a traceback over the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
         known = error if isinstance(error, PotstillError) else machine_failure(error)
-        if known is None:  # a bug: the traceback is what helps
+        if known is None:  # a bug in potstill: the traceback is needed
             raise
         sys.stderr.write(f"error: {in_one_line(str(known))}{stopping.after_failure(known)}\n")
         code = known.exit_code
@@ -66,27 +72,29 @@ def main() -> None:
         if sys.stderr.isatty():  # behind the ^C
             sys.stderr.write("\n")
         sys.stderr.write(f"{stopping.after_signal()}\n")
+        # As a shell counts a process that a signal ended: 130 for SIGINT, 143 for SIGTERM.
         code = 128 + stopping.signal_number()
     sys.exit(code)
 
 
 def in_one_line(message: str) -> str:
-    """Return a message of several lines, a headline and its faults, as one."""
+    """Join the lines of a message, such as a headline and its faults, into one."""
     first, *rest = [" ".join(line.split()) for line in message.splitlines() if line.strip()] or [""]
     return f"{first} {'; '.join(rest)}" if first.endswith(":") else "; ".join([first, *rest])
 
 
 def _require_folder() -> None:
+    """Raise if the current folder has been removed."""
     from potstill.errors import UsageError
 
     try:
         Path.cwd()
-    except FileNotFoundError as error:  # torch would end the process over it, without a word of use
+    except FileNotFoundError as error:  # importing torch would end the process with a message that does not help
         raise UsageError("the folder you are in no longer exists; change to another one, as cd ~") from error
 
 
 def _warn_in_one_line() -> None:
-    """Print our own warnings as errors are printed, without the line of code that gave them."""
+    """Print potstill's own warnings as one line, without the file and line of code that raised them."""
     from potstill.errors import OtherCpuWarning
 
     usual = warnings.formatwarning

@@ -1,6 +1,7 @@
-"""The root of the command line: every command is named here, in the order of the work.
+"""The root of the command line, with the list of commands in the order in which they are used.
 
-A command's module is loaded when the command is asked for: a server need not wait for what recipes are made of.
+A command's module is imported when the command is called: the modules of all others would add 0.07 to 0.15 s to the
+start of `serve` (docs/log.md, "Serve").
 """
 
 import inspect
@@ -29,10 +30,10 @@ COMMANDS = (
     "claims",
     "doctor",
 )
-"""Each is the function of its name in the module of its name."""
+"""Each is a function of this name in the module `potstill.cli.NAME`."""
 
-# What goes into an option or argument, by the parameter's name; an option that names its own wins. Without these typer
-# would print Python's types, such as <list[str]>.
+# Placeholders of options and arguments in --help, by parameter name; an option's own `metavar` wins. Without these,
+# typer prints Python's types, such as <list[str]>.
 METAVARS = {
     "answer_column": "COLUMN",
     "api_key_file": "FILE",
@@ -87,7 +88,7 @@ METAVARS = {
     "tokenizer": "TOKENIZER",
     "verify": "REPORT",
 }
-# Where one name means something else in one command.
+# By (command, parameter), where a name means something else in one command.
 _OWN_METAVARS = {
     ("evaluate", "epochs"): "N,N,...",
     ("evaluate", "teacher"): "MODEL",
@@ -96,14 +97,14 @@ _OWN_METAVARS = {
 
 
 class _Commands(TyperGroup):
-    """The commands, each loaded from its module when it is asked for."""
+    """A group whose commands are imported from their modules when they are called."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         return list(COMMANDS)
 
     def get_command(self, ctx: typer.Context, cmd_name: str) -> TyperCommand | None:  # type: ignore[override]
         if cmd_name not in COMMANDS:
-            # typer looks here for what was meant.
+            # typer suggests the nearest of `self.commands`, so for a misspelt name all must be loaded.
             self.commands = {name: _load(name) for name in COMMANDS}
             return None
         if cmd_name not in self.commands:
@@ -112,13 +113,14 @@ class _Commands(TyperGroup):
 
 
 def _load(name: str) -> TyperCommand:
-    """Return a command, with its first sentence for the list of commands and a word for what each option takes."""
+    """Import a command and set its summary and its options' placeholders for --help."""
     function = getattr(import_module(f"potstill.cli.{name}"), name)
     alone = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=_HELP_OPTIONS)
-    # Given as such, a summary is wrapped; typer cuts off its own after 45 characters.
+    # typer cuts a summary that it takes from the docstring off after 45 characters; one that is given is wrapped.
     alone.command(name, short_help=(inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " "))(function)
     command = cast(TyperCommand, get_command(alone))
     for parameter in cast("list[TyperOption | TyperArgument]", command.params):
+        # A flag takes no value, so it has no placeholder.
         if parameter.metavar is None and not getattr(parameter, "is_flag", False):
             is_number = parameter.type_descriptor.annotation in {int, float}
             usual = METAVARS.get(str(parameter.name)) or ("N" if is_number else "VALUE")
@@ -140,17 +142,19 @@ app = typer.Typer(
 
 
 def run_app() -> int:
-    """Run the command that the process's arguments name, and return its exit code.
+    """Run the command in `sys.argv` and return its exit code.
 
     Raises:
-        UsageError: if there is no such command or option, or a value does not fit; in one line.
+        UsageError: if there is no such command or option, or a value is not valid.
         PotstillError: whatever the command raises.
     """
     try:
+        # Not standalone: typer would print errors in its own form and exit by itself.
         return get_command(app).main(prog_name="potstill", standalone_mode=False) or 0
     except typer.Abort as error:
         raise PotstillError("stopped: standard input has ended before there was an answer") from error
     except typer.TyperException as error:
+        # By name: typer (0.29) has the class in a private module.
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(error.format_message(), err=True)
             return error.exit_code
@@ -158,7 +162,7 @@ def run_app() -> int:
 
 
 def _usage(error: typer.TyperException) -> str:
-    """Return typer's complaint in our form: what is wrong, what was meant, where the options are listed."""
+    """Return typer's message in potstill's form: what is wrong, the nearest known names, and the --help to read."""
     message = str(error.format_message()).strip().removesuffix(".")
     message = message.replace(": Value error, ", ": ").replace(": Input should", ": it should")
     possible = getattr(error, "possibilities", None)

@@ -1,4 +1,7 @@
-"""`potstill bench`: measure models side by side, and decide the claims."""
+"""`potstill bench`: measure models side by side, and decide the claims.
+
+With `--verify`, cells of an earlier report are measured again; `--require` makes the exit code a gate for CI.
+"""
 
 import json
 import re
@@ -180,6 +183,7 @@ def bench(
         claims=claims,
     )
     stopping.keeps(lambda: _left(out))
+    # Read before the bench: a file that is no report is found now, and --compare may name the report to be replaced.
     older = benching.read_report(compare) if compare is not None else None
     with progress_bars() as progress:
         report = benching.bench(
@@ -201,13 +205,15 @@ def bench(
 
 
 def _require_libraries() -> None:
+    """Raise before anything is measured if a library of the extra `bench` is missing; reports are drawn last."""
     for module in ("psutil", "jinja2", "matplotlib", "scipy", "onnxruntime"):
         require(module, extra="bench")
 
 
 def _left(out: Path) -> stopping.Left:
-    """Return what an interrupted bench has measured."""
+    """Return what an interrupted bench has left; its samples are in the work folder `.NAME.bench` beside `out`."""
     work = out.resolve().with_name(f".{out.resolve().name}.bench")
+    # The work folder is removed when the report is whole.
     if not work.is_dir():
         return (
             stopping.Left(["the report in " + str(out)], done=True)
@@ -219,6 +225,7 @@ def _left(out: Path) -> stopping.Left:
 
 
 def _show(report: "Report", out: Path, *, as_json: bool) -> None:
+    """Print a report and the path of its page, or the report as JSON."""
     from potstill.cli.render import out as stdout
     from potstill.cli.report import render_report
 
@@ -230,7 +237,7 @@ def _show(report: "Report", out: Path, *, as_json: bool) -> None:
 
 
 def _compare(older: "Report", report: "Report", *, as_json: bool) -> None:
-    """Tell what changed; beside a JSON document on stderr, so that stdout stays one."""
+    """Print what changed since an older report; with `--json` on stderr, so that stdout stays one JSON document."""
     from potstill.bench.compare import compare
     from potstill.cli.render import err, print_table
 
@@ -245,7 +252,7 @@ def _compare(older: "Report", report: "Report", *, as_json: bool) -> None:
 
 
 def _require_claims(report: "Report", required: Sequence[str]) -> None:
-    """Raise `CheckError` where a claim that must pass does not: the gate of somebody's CI."""
+    """Raise `CheckError` (exit code 1) if a claim that is required does not pass."""
     from potstill.bench.claims import require as unmet
 
     failed = unmet(report.claims, required)
@@ -257,7 +264,7 @@ def _require_claims(report: "Report", required: Sequence[str]) -> None:
 
 
 def _verify(file: Path, *, seed: int, as_json: bool) -> None:
-    """Measure a sample of a report's cells again, print it, and raise `CheckError` where one does not hold."""
+    """Measure a sample of a report's cells again and print both times; raise `CheckError` if one does not hold."""
     from potstill import bench as benching
     from potstill.cli.render import print_table, progress_bars, tell
 
@@ -268,6 +275,7 @@ def _verify(file: Path, *, seed: int, as_json: bool) -> None:
     else:
         rows = [[row.what, row.old, row.new, row.outcome] for row in findings]
         print_table(f"{file}, measured again", ("cell", "then", "now", ""), rows)
+        # Many cells share a reason, such as another machine: print each once.
         for note in dict.fromkeys(row.note for row in findings if row.outcome == "not compared"):
             tell(f"not compared: {note}")
     broken = [row.what for row in findings if not row.holds]
@@ -283,7 +291,7 @@ _FLAGS = {
     "rounds": "--rounds",
     "threads": "--threads",
 }
-"""What the fields of `BenchConfig` are called here; the others are given by `--set`."""
+"""The options that set fields of `BenchConfig`; the other fields are given by `--set`."""
 _QUICK = {"cold_starts": 0, "throughput_batch_sizes": [], "thread_scaling": False, "compressed": False}
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
@@ -291,7 +299,8 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 def _parse_config(
     flags: Mapping[str, object], *, quick: bool, budget: str | None, settings: Sequence[str]
 ) -> BenchConfig:
-    """Return what is measured, from the flags that were given and `--set`, checked as a recipe's section is."""
+    """Return the validated settings of the options that were given and of `--set`, which wins."""
+    # Options that were left out are empty or None and take the defaults of `BenchConfig`.
     values = (_QUICK if quick else {}) | {field: value for field, value in flags.items() if value}
     if budget is not None:
         values["budget_s"] = parse_seconds(budget)
@@ -302,10 +311,10 @@ def _parse_config(
 
 
 def parse_seconds(text: str) -> float:
-    """Read `90`, `90s`, `2m` or `1.5h` as seconds.
+    """Parse a time such as `90`, `90s`, `2m` or `1.5h` into seconds.
 
     Raises:
-        UsageError: if it is none of these, or no time at all.
+        UsageError: if it is not of this form, or zero.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
     if not found or float(found[1]) == 0:

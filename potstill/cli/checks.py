@@ -1,8 +1,8 @@
-"""What is checked before torch is loaded: names, folders, tasks, layers, lengths, splits, columns.
+"""Checks that commands make before torch is imported: names, folders, tasks, layers, lengths, splits, columns.
 
-Every command asks here first, so that a typing error costs a second and not the minutes of loading a model. The
-packages behind check the same and more once they have the model; nothing is refused here that they would take.
-Nothing here loads torch, transformers or onnx.
+A typing error then costs a second and not the minutes of loading a model. The packages behind check the same and more
+once they have the model; nothing is refused here that they would accept. Nothing here imports torch, transformers or
+onnx.
 """
 
 import shlex
@@ -40,22 +40,24 @@ from potstill.tasks import (
     primary_metric,
 )
 
-# Files up to this size are read as they will be read later; that takes a second at most.
+# Data up to this size is read here as it will be read later, which takes a second at most; larger data is not read.
 _READ_AT_ONCE_BYTES = 32 * 2**20
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+# Running text may also be .txt, one text per line.
 _DATA_SUFFIXES = (*SUFFIXES, ".txt")
-# ---- models
+
+# Models
 
 
 def find_checkpoint(name: str, *, what: str | None = None) -> Folder:
-    """Return what a checkpoint's small files say; those of a hub id are fetched.
+    """Return a checkpoint's description from its small files, which are fetched for a hub id; no weights are read.
 
     Args:
         name: a folder or hub id.
-        what: what it was given as, such as `--set student.model`; None for the command's own model.
+        what: the option that it was given by, such as `--set student.model`; None for the command's own model.
 
     Raises:
-        CheckpointError: if it is neither here nor on the hub, or no checkpoint that potstill can use.
+        CheckpointError: if it is neither a folder nor on the hub, or no checkpoint that potstill can use.
     """
     prefix = f"{what}: " if what else ""
     if not name.strip():
@@ -79,16 +81,17 @@ def _has_weights(folder: Path) -> bool:
 
 
 def check_head(folder: Folder | None, task: Task, *, data: str | None = None) -> None:
-    """Refuse a checkpoint whose head is for another task, or that has none where the task needs a trained one.
+    """Raise if a checkpoint has a head for another task, or none where the task needs a trained one.
 
     Args:
         folder: the checkpoint; None for one that is yet to be trained.
-        task: what it is to answer.
-        data: what it could be fine-tuned on, for the command that the message prints.
+        task: the task that it will be used for.
+        data: data that it could be fine-tuned on, for the command in the message.
 
     Raises:
-        CheckpointError: naming the two, and the ways out.
+        CheckpointError: with both tasks, and the command that would help.
     """
+    # Any encoder gives sentence vectors, whatever head stands on it.
     if folder is None or folder.task in (None, task) or task is FEATURE_EXTRACTION:
         return
     out = f"{Path(folder.name).name}-{task.name}"
@@ -109,10 +112,10 @@ def check_head(folder: Folder | None, task: Task, *, data: str | None = None) ->
 
 
 def check_task(name: str | None) -> Task:
-    """Return a task by the name that `--task` was given.
+    """Return the task that `--task` names; None is text-classification.
 
     Raises:
-        UsageError: if there is none of that name.
+        UsageError: if there is no such task, with the one that other libraries call so.
     """
     try:
         return get_task(name or TEXT_CLASSIFICATION.name)
@@ -122,7 +125,7 @@ def check_task(name: str | None) -> Task:
         raise UsageError(f"--task {name!r} is not known{meant}; it is {_either(TASKS)}") from error
 
 
-# What tasks are called elsewhere.
+# The names of tasks in other libraries, for "did you mean".
 _OTHER_NAMES = {
     "text-classification": [
         "classification",
@@ -145,7 +148,7 @@ def _either(words: Iterable[str]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-# ---- data
+# Data
 
 
 def check_data(
@@ -159,20 +162,20 @@ def check_data(
     problem_type: str | None = None,
     needs_labels: bool = True,
 ) -> None:
-    """Refuse data that cannot be read: a name that is nowhere, a split without a file, a missing column, a broken row.
+    """Raise if data cannot be read: it does not exist, or a split, a column or a row is missing or broken.
 
     Args:
-        name: as on the command line.
-        splits: those that the command reads; of two the first is learned from, and the second scored.
-        task: says which columns there must be.
-        text_columns: as asked for; None looks for the usual names.
-        label_column: likewise.
-        label_names: the model's labels, where they are known.
+        name: as given to `--data`.
+        splits: the splits that the command reads; of two, the first is for training and the second for scoring.
+        task: decides which columns there must be.
+        text_columns: as in `potstill.data.load_examples`, and so are the next three.
+        label_column: the column of the label.
+        label_names: the model's labels, if known.
         problem_type: of a text classifier.
-        needs_labels: whether texts alone are not enough.
+        needs_labels: whether the command needs labels as well as texts.
 
     Raises:
-        DataError: as the reader of the data says it.
+        DataError: as the data's reader raises it.
     """
     from potstill.data import PYTHON_DOCS, load_examples, load_splits, load_texts
 
@@ -183,14 +186,15 @@ def check_data(
     check_name(name, "dataset")
     path = Path(name).expanduser()
     if not path.exists():
-        return  # on the hub, or in its cache
+        return  # on the hub or in its cache: reading it would download it
     if task in (FILL_MASK, FEATURE_EXTRACTION):
-        # Running text may be of any size and is read as a stream, by rules of its own: here only whether it is there.
+        # Running text may be of any size, and the corpus reader streams it by rules of its own: only look for files.
         for split in splits:
             find_files(name, parse_split(split)[0], _DATA_SUFFIXES)
         return
     if not _is_read_at_once(path):
         return
+    # The real loaders, with their results thrown away: checks of our own would come to differ from them.
     reading: dict[str, Any] = {"task": task, "text_columns": text_columns}
     labelled: dict[str, Any] = reading | {
         "label_column": label_column,
@@ -208,21 +212,21 @@ def check_data(
 
 
 def _is_read_at_once(path: Path) -> bool:
-    """Return whether a file or folder is read within a second, with what is installed."""
+    """Return whether data is small enough to be read here, and needs no library that is missing."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.suffix in _DATA_SUFFIXES]
     needs_arrow = any(file.suffix in {".parquet", ".arrow"} for file in files)
     small = sum(file.stat().st_size for file in files) <= _READ_AT_ONCE_BYTES
     return small and (not needs_arrow or find_spec("pyarrow") is not None)
 
 
-# ---- outputs
+# Outputs
 
 
 def check_output_file(file: Path, *, option: str, suffixes: Sequence[str] = ()) -> None:
-    """Refuse a file that could not be written.
+    """Raise if an output file could not be written.
 
     Raises:
-        UsageError: if its name ends in none of the suffixes.
+        UsageError: if its name ends in none of `suffixes`.
         OutputError: if it is a folder, or its folder does not exist.
     """
     if suffixes and file.suffix not in suffixes:
@@ -233,21 +237,21 @@ def check_output_file(file: Path, *, option: str, suffixes: Sequence[str] = ()) 
         raise OutputError(f"{option}: there is no folder {file.parent} to write {file.name} to; make it first")
 
 
-# ---- whole commands
+# Whole commands
 
 
 def check_training(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping[str, str], teaches: bool) -> None:
-    """Refuse what `distill` (which has a teacher) or `finetune` (which makes one) could not do.
+    """Check the recipe of `distill`, which has a teacher, or of `finetune`, which makes one.
 
     Args:
-        recipe: what is asked for.
+        recipe: the resolved recipe.
         out: the folder to write.
         overwrite: whether it may be replaced.
-        flags: how the recipe's keys are given on this command line; others are given by `--set`.
-        teaches: whether the recipe's teacher must be fine-tuned already.
+        flags: the options that the recipe's keys have on this command line, for messages.
+        teaches: whether the recipe's model teaches (`distill`), and so must be fine-tuned already.
 
     Raises:
-        PotstillError: with the first thing that is wrong.
+        PotstillError: with the first fault.
     """
     check_free(out, overwrite=overwrite)
     task = get_task(recipe.task)
@@ -261,6 +265,7 @@ def check_training(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping
             "a sentence encoder is not fine-tuned on labels; distil one with `potstill distill` --task "
             "feature-extraction --method embedding"
         )
+    # Only a length that was asked for: the default is cut to what the model reads.
     if folder is not None and "max_length" in recipe.model_fields_set:
         folder.check_length(recipe.max_length, option="--set max_length")
     if teaches and recipe.student.model is not None:
@@ -272,6 +277,7 @@ def check_training(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping
     for tracker in recipe.distill.trackers:
         if find_spec(tracker) is None:
             raise MissingExtraError(f"{tracker} is not installed and this needs it: pip install 'potstill[trackers]'")
+    # `finetune` gives the model a new head, so the labels of its old one say nothing about the data.
     trained = folder if teaches else None
     if recipe.metric is not None:
         problem = trained.problem_type if trained else recipe.data.problem_type
@@ -280,7 +286,7 @@ def check_training(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping
 
 
 def _check_embedding(recipe: Recipe, teacher: Folder | None, *, option: str) -> None:
-    """Refuse a teacher or student whose vectors are not known; the student's pooling is its own where it has one."""
+    """For method `embedding`, raise if the sentence-transformers modules of teacher or student are not supported."""
     if recipe.distill.method != "embedding":
         return
     if teacher is not None:
@@ -290,7 +296,7 @@ def _check_embedding(recipe: Recipe, teacher: Folder | None, *, option: str) -> 
 
 
 def _check_export_of_vectors(recipe: Recipe, teacher: Folder | None) -> None:
-    """Refuse to export a student's vectors otherwise than they will have been trained, before they are."""
+    """Raise if `export` would pool or normalise vectors in another way than the student will be trained with."""
     is_here = teacher is not None and Path(teacher.name).expanduser().is_dir()
     if recipe.distill.method != "embedding" or not is_here or recipe.student.model is not None:
         return
@@ -309,12 +315,12 @@ def _check_export_of_vectors(recipe: Recipe, teacher: Folder | None) -> None:
 
 
 def _check_recipe_data(recipe: Recipe, task: Task, *, trained: Folder | None) -> None:
-    """Check the two splits of a recipe's data as `check_data` does.
+    """Check both splits of a recipe's data with `check_data`.
 
     Args:
-        recipe: names the data.
-        task: says which columns there must be.
-        trained: a model whose labels the data must have; None where it is trained on them first.
+        recipe: names the data and its columns.
+        task: decides which columns there must be.
+        trained: a model whose labels the data must have; None if one is first trained on that data.
     """
     data = recipe.data
     label_names, problem = (trained.labels, trained.problem_type) if trained else (None, data.problem_type)
@@ -331,10 +337,10 @@ def _check_recipe_data(recipe: Recipe, task: Task, *, trained: Folder | None) ->
 
 
 def check_student(recipe: Recipe, folder: Folder | None, *, flags: Mapping[str, str]) -> None:
-    """Refuse a student that cannot be cut from a teacher, which may be one that the recipe trains.
+    """Raise if the student cannot be cut from the teacher: a checkpoint (`folder`), or one that the recipe trains.
 
     Raises:
-        CheckpointError: with the layers that there are, or the family that fits.
+        CheckpointError: with the layers that the teacher has, or the family that fits.
     """
     if recipe.student.model is not None:
         return
@@ -348,6 +354,7 @@ def check_student(recipe: Recipe, folder: Folder | None, *, flags: Mapping[str, 
                 f"{given}{asked}: a student of {asked} layers cannot be cut from a teacher with {total}; "
                 f"ask for 1 to {total}"
             )
+        # The recipe has checked that listed layers rise.
         if isinstance(asked, list) and asked[-1] >= total:
             raise CheckpointError(
                 f"{given}{','.join(map(str, asked))}: the teacher has the layers 0 to {total - 1}; name some of them"
@@ -366,10 +373,10 @@ def check_student(recipe: Recipe, folder: Folder | None, *, flags: Mapping[str, 
 
 
 def check_init(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping[str, str]) -> None:
-    """Refuse what `init` could not do.
+    """Check the recipe that `init` cuts a student by.
 
     Raises:
-        PotstillError: with the first thing that is wrong.
+        PotstillError: with the first fault.
     """
     check_free(out, overwrite=overwrite)
     assert recipe.teacher.model is not None
@@ -383,7 +390,7 @@ def check_init(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping[str
 
 
 def check_tokenizer(name: str, *, what: str = "--tokenizer") -> None:
-    """Refuse a tokenizer that is neither a folder with one nor a hub id.
+    """Raise if a name is neither a folder with a tokenizer nor a hub id.
 
     Raises:
         CheckpointError: if it is neither.
@@ -421,10 +428,10 @@ def check_export(
     config: ExportConfig,
     overwrite: bool,
 ) -> None:
-    """Refuse what `export` could not do; the arguments are its options, and its checked settings.
+    """Check the options of `export`, which are the arguments, and its validated settings.
 
     Raises:
-        PotstillError: with the first thing that is wrong.
+        PotstillError: with the first fault.
     """
     asked = check_task(task)
     check_free(out, overwrite=overwrite)
@@ -451,19 +458,19 @@ def check_export(
 def check_vectors(
     folder: Folder, *, pooling: str | None, normalize: bool | None = None, option: str = "--pooling"
 ) -> None:
-    """Refuse a sentence encoder with unknown modules, and to make other vectors than its folder describes.
+    """Raise if a sentence encoder has modules that are not supported, or describes other vectors than those asked for.
 
-    The modules of a hub id are fetched and looked at when it is loaded.
+    Only local folders are checked; the modules of a hub id are fetched and checked when it is loaded.
 
     Args:
-        folder: the encoder's.
-        pooling: what is asked for, if anything.
-        normalize: likewise.
-        option: how pooling is asked for.
+        folder: the encoder.
+        pooling: the pooling that was asked for, or None.
+        normalize: whether vectors of length 1 were asked for, or None.
+        option: the option that names the pooling.
 
     Raises:
-        CheckpointError: naming the file that is not known.
-        UsageError: naming the file that says otherwise.
+        CheckpointError: with the module's file that is not supported.
+        UsageError: with the file that says otherwise.
     """
     if Path(folder.name).expanduser().is_dir():
         found = folder.sentence_transformers()
@@ -472,10 +479,10 @@ def check_vectors(
 
 
 def find_exportable(name: str) -> Folder | Path:
-    """Return a checkpoint, or the ONNX file or the folder with one that somebody else has made.
+    """Return a checkpoint's description, or the path of an ONNX file, of a folder with one, or of a bundle.
 
     Raises:
-        CheckpointError: if it is none of them.
+        CheckpointError: if the name is none of them.
     """
     path = Path(name).expanduser()
     if path.suffix == ".onnx" and not path.is_dir():
@@ -505,10 +512,10 @@ def check_evaluate(
     confusion: Path | None,
     predictions: Path | None,
 ) -> None:
-    """Refuse what `evaluate` could not do, whether it scores a bundle or a checkpoint; arguments as its options.
+    """Check the options of `evaluate`, which are the arguments, for a bundle or a checkpoint.
 
     Raises:
-        PotstillError: with the first thing that is wrong.
+        PotstillError: with the first fault.
     """
     if confusion is not None:
         check_output_file(confusion, option="--confusion", suffixes=(".png", ".svg"))
@@ -517,6 +524,7 @@ def check_evaluate(
     if (Path(model).expanduser() / MANIFEST_NAME).is_file():
         from potstill.bundle import read_bundle
 
+        # Not verified: the files are hashed when the bundle is loaded.
         manifest = read_bundle(Path(model), verify=False).manifest
         known, problem = get_task(manifest.task), manifest.problem_type
         check_precisions(model, manifest.models, precisions)
@@ -542,6 +550,7 @@ def check_evaluate(
     if max_length is not None:
         folder.check_length(max_length, option="--max-length")
     problem = folder.problem_type if known is TEXT_CLASSIFICATION else None
+    # transformers gives a regression a label too (LABEL_0), which names nothing in the data.
     labelled = known in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION) and problem != REGRESSION
     if metric is not None:
         primary_metric(known, problem, asked=metric)
@@ -558,7 +567,7 @@ def check_evaluate(
 
 
 def _check_evaluate_task(known: Task, *, pooling: str | None, confusion: Path | None, predictions: Path | None) -> None:
-    """Refuse options of `evaluate` that mean nothing for a checkpoint's task."""
+    """Raise for options of `evaluate` that have no meaning for the checkpoint's task."""
     if pooling not in {None, "mean", "cls"}:
         raise UsageError(f"--pooling {pooling}: there is no such pooling; it is mean or cls")
     if pooling is not None and known is not FEATURE_EXTRACTION:
@@ -570,10 +579,10 @@ def _check_evaluate_task(known: Task, *, pooling: str | None, confusion: Path | 
 
 
 def check_precisions(bundle: str, have: Iterable[str], asked: Iterable[str]) -> None:
-    """Refuse a precision that a bundle has no file of.
+    """Raise if a bundle has no file of a precision.
 
     Raises:
-        UsageError: with those that it has.
+        UsageError: with the precisions that it has.
     """
     have = list(have)
     for precision in asked:
@@ -591,10 +600,10 @@ def check_glue(
     reference: Path | None,
     resume: bool,
 ) -> None:
-    """Refuse what `evaluate --glue` could not do; arguments as its options.
+    """Check the options of `evaluate --glue`, which are the arguments.
 
     Raises:
-        PotstillError: with the first thing that is wrong.
+        PotstillError: with the first fault.
     """
     if teacher is not None and reference is not None:
         raise UsageError("a teacher and a reference are two rows to compare with; give one of them")
@@ -615,10 +624,10 @@ def check_glue(
 
 
 def check_run(recipe: Recipe) -> None:
-    """Refuse what the chain of a recipe could not do; its output folder is checked by the chain itself.
+    """Check the recipe of `run`, apart from its output folder, which `pipeline.check_out` checks.
 
     Raises:
-        PotstillError: with the first thing that is wrong.
+        PotstillError: with the first fault.
     """
     task = get_task(recipe.task)
     folder = find_checkpoint(recipe.teacher.model, what="teacher.model") if recipe.teacher.model is not None else None
@@ -648,15 +657,15 @@ def check_bench(
     resume: bool,
     overwrite: bool,
 ) -> None:
-    """Refuse what `bench` could not do; the arguments are its options.
+    """Check the options of `bench`, which are the arguments.
 
     Raises:
-        PotstillError: with the first thing that is wrong.
+        PotstillError: with the first fault.
     """
     from potstill.bench import name_models
 
     named = name_models(models)
-    # Whether an interrupted bench may go on there, the bench itself decides.
+    # With a work folder of an interrupted bench there, the bench itself decides whether it may resume.
     work = out.resolve().with_name(f".{out.resolve().name}.bench")
     if not work.exists() and not resume:
         check_free(out, overwrite=overwrite)
@@ -693,18 +702,18 @@ def _check_bench_model(place: str, *, precisions: Sequence[str]) -> None:
 
 
 def check_predict(bundle: Path, file: str, out: str, *, precision: str | None, resume: bool, overwrite: bool) -> None:
-    """Refuse what `predict` could not do.
+    """Check the options of `predict`.
 
     Args:
-        bundle: the folder.
-        file: the input, or `-`.
-        out: the output, or `-`.
-        precision: which of the bundle's files answers; None is for the bundle to choose.
-        resume: whether a run goes on.
+        bundle: the bundle's folder.
+        file: the input file, or `-` for standard input.
+        out: the output file, or `-` for standard output.
+        precision: which of the bundle's files answers; None leaves it to the bundle.
+        resume: whether an earlier run is continued.
         overwrite: whether the output may be replaced.
 
     Raises:
-        PotstillError: with the first thing that is wrong.
+        PotstillError: with the first fault.
     """
     from potstill.bundle import read_bundle
 
@@ -716,6 +725,7 @@ def check_predict(bundle: Path, file: str, out: str, *, precision: str | None, r
     if out != "-":
         path = Path(out).expanduser()
         check_output_file(path, option="--out", suffixes=(".jsonl", ".csv", ".parquet"))
+        # With a journal beside it, an existing output is one of this run, which may resume or be done already.
         was_begun = path.with_name(f".{path.name}.journal").exists()
         if path.exists() and not (overwrite or was_begun):
             raise OutputError(f"{out} is there already; pass --overwrite to replace it, or name another file")

@@ -1,4 +1,4 @@
-"""`potstill claims`: what is claimed, how each claim is defined here, and what a claim of one's own can measure."""
+"""`potstill claims`: print the claims, their definitions, and the metrics that claims of one's own can use."""
 
 import textwrap
 from pathlib import Path
@@ -83,10 +83,12 @@ def _print_claim(claim: "Claim") -> None:
 
 
 def _where(claim: "Claim") -> str:
+    """Return the conditions of a claim as the end of a line, or an empty string."""
     named = [f"{name} {value}" for name, value in claim.where.model_dump().items() if value is not None]
     return f", {', '.join(named)}" if named else ""
 
 
 def _wrapped(text: str, *, first: str, rest: str) -> str:
-    text = text.replace(" %", "\u00a0%")  # no line breaks there
+    """Wrap a text, with `first` before its first line and `rest` before the others."""
+    text = text.replace(" %", "\u00a0%")  # a no-break space keeps a number and its % on one line
     return textwrap.fill(text, _WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)

@@ -1,4 +1,4 @@
-"""`potstill distill`: make a student from a teacher."""
+"""`potstill distill`: make a student from a teacher; also what `finetune` and `run` print of a training."""
 
 import shlex
 import sys
@@ -71,6 +71,7 @@ def distill(
         "student.layers": parse_layers(layers),
         "student.family": family,
         "distill.epochs": epochs,
+        # None means not given: a flag that was left out must not override a recipe's `controls: true`.
         "distill.controls": controls or None,
     }
     resolved = resolve(recipe, flags=flags, settings=settings)
@@ -97,10 +98,11 @@ def distill(
 
 
 def data_options(recipe: Recipe) -> list[str]:
-    """Return the options with which an export fits and judges int8 on the data that the student learned from."""
+    """Return the options of `export` that fit and judge int8 on the data that the student was trained on."""
     data = recipe.data
     if recipe.task not in METHODS["task"].tasks:
         return []  # running text has no labels to judge on
+    # `export` holds the same tenth out by itself, so train/rest and train/held-out need not be named.
     words = ["--data", data.name]
     if data.train_split != "train" and parse_split(data.train_split) != ("train", REST):
         words += ["--split", data.train_split]
@@ -112,18 +114,18 @@ def data_options(recipe: Recipe) -> list[str]:
 
 
 def announce(headline: str, figures: Mapping[str, object]) -> None:
-    """Say on stderr what a training will take, and, after the first steps, how long."""
+    """Print a training's announcements on stderr: what it will take and, after the first steps, how long."""
     lines = {"head": _head_lines, "plan": _plan_lines, "pace": _pace_lines}[headline](figures)
     sys.stderr.write("".join(f"{line}\n" for line in lines))
 
 
 def print_student(folder: Path, report: dict[str, Any], *, data: Sequence[str] = ()) -> None:
-    """Print what a distillation made, next to its teacher and, if they were trained, its controls.
+    """Print a student beside its teacher and its controls, and the export command that comes next.
 
     Args:
-        folder: of the student.
-        report: as `distill` returns it.
-        data: the options of the next command that name the same data and columns; int8 is fitted to and judged on it.
+        folder: the student's folder.
+        report: as `potstill.distill.distill` returns it.
+        data: the options of `export` that name the same data and columns.
     """
     from potstill.cli.render import print_pairs, print_table
 
@@ -152,6 +154,7 @@ def print_student(folder: Path, report: dict[str, Any], *, data: Sequence[str] =
         alone = report["controls"].get("no_teacher")
         if alone is not None:
             ours, theirs = new["scores"][metric], alone["scores"][metric]
+            # Equal counts as no gain: the teacher has cost its forward passes.
             if ours >= theirs if lower_is_better(metric) else ours <= theirs:
                 sys.stderr.write(
                     "warning: without its teacher the same student is as good or better: "
@@ -160,20 +163,21 @@ def print_student(folder: Path, report: dict[str, Any], *, data: Sequence[str] =
 
 
 def print_next(words: Sequence[str], trained: dict[str, Any]) -> None:
-    """Print the command that comes next in one line, so that it runs as printed; or why there is nothing to go on with.
+    """Print the next command, or a warning if the model is no better than an answer that ignores the text.
 
     Args:
-        words: of the command.
+        words: the command and its arguments.
         trained: the report's part about the model that was trained.
     """
     sentence = (trained.get("against_trivial") or {}).get("sentence")
     if sentence is None:
+        # Unwrapped, unlike what rich prints: the command must run when it is copied.
         sys.stdout.write(f"next  {shlex.join(words)}\n")
     else:
         sys.stdout.write(f"warning  {sentence}; look at the labels and the columns, train longer or on more data\n")
 
 
-# Names of labels that are listed before an ellipsis: of the data, and of an old and a new head.
+# How many label names are printed before an ellipsis: of the data, and of an old and a new head side by side.
 _LABELS_OF_DATA, _LABELS_OF_HEAD = 12, 6
 _PROBLEMS = {
     "single_label_classification": "one label for each text",
@@ -188,7 +192,7 @@ _CONTROLS = {
 
 
 def _head_lines(figures: Mapping[str, Any]) -> list[str]:
-    """Say that the model's own head is for other labels and is not used."""
+    """Return the line that says that the model's own head is for other labels and is not used."""
     before, after = (
         f"{len(names)} labels ({_shorten(names, _LABELS_OF_HEAD)})" for names in (figures["before"], figures["after"])
     )
@@ -196,7 +200,7 @@ def _head_lines(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _plan_lines(figures: Mapping[str, Any]) -> list[str]:
-    """Say what is trained, on what, and what it takes."""
+    """Return the lines about what is trained, on what, and the steps and memory that it takes."""
     teacher, student = figures["teacher_parameters"], f"{figures['student_parameters']:,}"
     return [
         *_data_lines(figures["data"]),
@@ -209,7 +213,7 @@ def _plan_lines(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _pace_lines(figures: Mapping[str, Any]) -> list[str]:
-    """Say how long the training will take, by its first steps."""
+    """Return the line with the time that the training will take, estimated from its first steps."""
     from potstill.cli.render import duration
 
     left, step = duration(figures["seconds_left"]), figures["seconds_per_step"]
@@ -217,7 +221,7 @@ def _pace_lines(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _data_lines(about: Mapping[str, Any]) -> list[str]:
-    """Say what the data is, as it was read or found out: a user sees here what is wrong with it."""
+    """Return the lines about the data as it was read, by which a user sees a wrong column or label before training."""
     problem = _PROBLEMS.get(about.get("problem_type") or "")
     lines = [f"task        {about['task']}" + (f", {problem}" if problem else "")]
     columns = {"text": about.get("text_columns"), "label": about.get("label_columns")}
@@ -238,7 +242,7 @@ def _data_lines(about: Mapping[str, Any]) -> list[str]:
         lines.append("held out    a tenth of the texts, the same ones in every command: --split held-out scores them")
     if about.get("shared_texts"):
         lines.append(f"warning: {about['shared_texts']:,} of the texts to score on are among those to learn from")
-    # How the labels were read stands behind them already.
+    # A note that ends in how labels were read repeats what the line of labels says.
     return lines + [f"warning: {note}" for note in about.get("notes", ()) if not note.endswith(read)]
 
 

@@ -1,4 +1,4 @@
-"""`potstill doctor`: what this machine can do."""
+"""`potstill doctor`: print cores, memory, CPU features, the GPU, and the extras that are installed."""
 
 from importlib import metadata
 from importlib.util import find_spec
@@ -58,6 +58,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
 
 def _gpu() -> str:
+    """Return the names of the GPUs that torch can use, or why there is none."""
     if find_spec("torch") is None:
         return "unknown: torch is not installed"
     import torch
@@ -69,8 +70,10 @@ def _gpu() -> str:
 
 
 def _warnings() -> list[str]:
+    """Return faults of the installation that no import error shows."""
     found: list[Any] = []
     installed = {distribution.name.lower() for distribution in metadata.distributions() if distribution.name}
+    # Both packages write the same folder `onnxruntime`; which of them is imported depends on the order of installation.
     if {"onnxruntime", "onnxruntime-gpu"} <= installed:
         found.append("onnxruntime and onnxruntime-gpu are both installed and overwrite each other; uninstall one")
     return found

@@ -1,4 +1,4 @@
-"""`potstill evaluate`: the quality of one checkpoint or bundle, or of an encoder on GLUE."""
+"""`potstill evaluate`: the scores of one checkpoint or bundle, or of an encoder on GLUE."""
 
 import json
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ from potstill.tasks import FILL_MASK, get_task
 if TYPE_CHECKING:
     from potstill.evaluation.summary import ModelEvaluation
 
+# Labels up to which the confusion matrix is printed.
 _LARGEST_MATRIX = 12
 _CORNER = "label \\ prediction"
 
@@ -168,7 +169,7 @@ def evaluate(
                 progress=progress,
             )
         results = {"torch": result}
-    # Of several files of a bundle, the predictions of the first are written.
+    # Taken out of the results, which are printed; of several files of a bundle, the first one's are written.
     kept = [result.pop("predictions", None) for result in results.values()]
     if predictions is not None:
         _write_lines(predictions, kept[0])
@@ -184,12 +185,15 @@ def evaluate(
 
         print_json(results)
         return
+    # One file is scored whole under the name of the default split, which then says nothing.
     whole = split == "validation" and Path(data).expanduser().is_file()
     _print_scores(f"{model} on {data if whole else f'{data} ({split})'}", results)
 
 
 def _refuse(options: Mapping[str, object], why: str) -> None:
+    """Raise for the first of the options that was given; an option that does nothing would mislead."""
     for name, value in options.items():
+        # Not by truth: 0 and an empty string are values that were given.
         if value is not None and value is not False:
             raise UsageError(f"{name} {why}")
 
@@ -202,7 +206,7 @@ def _write_lines(file: Path, rows: list[dict[str, Any]] | None) -> None:
 
 
 def _warn(results: "Mapping[str, ModelEvaluation]") -> None:
-    """Say on stderr what a score alone does not show."""
+    """Print on stderr the warnings and notes that belong to the scores."""
     for name, result in results.items():
         who = f"{name} is" if len(results) > 1 else "the model is"
         if result["warning"]:
@@ -212,6 +216,7 @@ def _warn(results: "Mapping[str, ModelEvaluation]") -> None:
                 f"warning: {name} answered {result['lost_finite']} texts with NaN or infinity, which count as wrong",
                 err=True,
             )
+    # Each precision of a bundle repeats the notes on the data: print each once.
     for note in dict.fromkeys(note for result in results.values() for note in result["notes"]):
         typer.echo(f"note: {note}", err=True)
 
@@ -231,7 +236,7 @@ def _print_scores(title: str, results: "Mapping[str, ModelEvaluation]") -> None:
 
 
 def print_classes(result: "ModelEvaluation") -> None:
-    """Print the scores of every class, and the confusion matrix where there are few of them."""
+    """Print the scores of every class, and the confusion matrix of up to `_LARGEST_MATRIX` classes."""
     from potstill.cli.render import MAX_WIDTH, print_table
 
     rows = [
@@ -248,7 +253,7 @@ def print_classes(result: "ModelEvaluation") -> None:
     if not 0 < len(names) <= _LARGEST_MATRIX:
         return
     width = max(len(_CORNER), *map(len, names)) + sum(len(name) + 2 for name in names)
-    # Names that do not fit above the columns stand once, numbered, before the rows.
+    # Names too wide for the columns are numbered: numbers above the columns, number and name before the rows.
     heads = names if width <= MAX_WIDTH else [str(number) for number in range(len(names))]
     labels = names if heads is names else [f"{number}  {name}" for number, name in enumerate(names)]
     cells = [[label, *row] for label, row in zip(labels, result["confusion_matrix"], strict=True)]
@@ -264,7 +269,7 @@ def _score_bundle(
     metric: str | None,
     keep_predictions: bool,
 ) -> "Mapping[str, ModelEvaluation]":
-    """Return the result of each precision."""
+    """Score files of a bundle on labelled texts with the code that serves it; results by precision."""
     for module in ("onnxruntime", "tokenizers"):
         require(module, extra="serve")
     from potstill.bench import evaluate_bundle

@@ -125,6 +125,7 @@ def export(
         "rounds": rounds,
     }
     names = {f"export.{name}": f"--{name.replace('_', '-')}" for name in flags} | {"export.precisions": "--precision"}
+    # None means not given: the defaults stand in `ExportConfig` alone.
     given = {name: value for name, value in flags.items() if value is not None}
     config = parse_section(ExportConfig, given, flags=names)
     check_export(
@@ -157,6 +158,7 @@ def export(
             judged_split=judged_split,
             text_columns=text_column,
             label_column=label_column,
+            # If there are no labels to judge on, texts behind those that int8 is fitted to are used.
             limit=config.calibration_texts + config.judged_texts,
         )
     with progress_bars() as progress:
@@ -184,6 +186,7 @@ def export(
 
 
 def _warn_of_slow(manifest: Manifest) -> None:
+    """Warn of files that are not faster than fp32 on this machine, or could not be measured."""
     for name, record in manifest.models.items():
         speed = record.speed
         if speed is None:
@@ -208,7 +211,7 @@ def _read_data(
     label_column: str | None,
     limit: int,
 ) -> tuple[list[Text], Examples | None]:
-    """Return the texts that int8 is fitted to, and the examples that it is judged on if there is such a split."""
+    """Return the texts to calibrate int8 with, and the labelled examples that judge it, or None without labels."""
     from potstill.export import peek
 
     task, label_names, problem_type = peek(checkpoint, task=task_name)

@@ -1,4 +1,4 @@
-"""`potstill finetune`: make a teacher of an encoder."""
+"""`potstill finetune`: train an encoder on labels, as a teacher to distil from."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ from potstill.data import guess_task
 from potstill.extras import require
 from potstill.tasks import TEXT_CLASSIFICATION
 
-# What was set for the fine-tuning and holds for what comes after it.
+# Prefixes of the `--set` values that hold for the distillation of this teacher as well.
 _PASSED_ON = ("data.", "max_length=", "metric=", "tokenizer=", "seed=")
 
 
@@ -56,6 +56,7 @@ def finetune(
 
     Example: potstill finetune google-bert/bert-base-uncased --data nyu-mll/glue:mrpc --out teacher/
     """
+    # Before the recipe is built: method and metric follow from the task.
     task = task or _task_for(model, data)
     flags = {
         "teacher.model": model,
@@ -92,14 +93,14 @@ def finetune(
 
 
 def _task_for(model: str, data: str) -> str:
-    """Return what the data's columns leave no doubt about, or what the model was trained for if data can train it."""
+    """Return the task that the data's columns alone fit, else the model's own if it can be trained on labels."""
     trained = trained_task(model)
     usual = trained if trained in METHODS["task"].tasks else None
     return guess_task(data) or usual or TEXT_CLASSIFICATION.name
 
 
 def next_command(out: Path, recipe: Recipe, settings: Sequence[str]) -> list[str]:
-    """Return the command that distils the teacher on the same data, read in the same way."""
+    """Return the command that distils the new teacher on the same data, with the same columns and settings."""
     words = ["potstill", "distill", str(out), "--data", recipe.data.name]
     for column in recipe.data.text_columns or ():
         words += ["--text-column", column]
@@ -108,6 +109,7 @@ def next_command(out: Path, recipe: Recipe, settings: Sequence[str]) -> list[str
     if recipe.task not in METHODS["task"].tasks:
         words += ["--task", recipe.task, "--method", recipe.distill.method]
     for setting in settings:
+        # The teacher says its problem type itself from now on.
         if setting.strip().startswith(_PASSED_ON) and not setting.strip().startswith("data.problem_type"):
             words += ["--set", setting]
     return [*words, "--out", f"{out}-student"]

@@ -1,4 +1,4 @@
-"""`potstill evaluate --glue`: what its options are, and how its table is printed."""
+"""`potstill evaluate --glue`: its options, the call, and the printing of its table."""
 
 import sys
 from collections.abc import Mapping
@@ -47,15 +47,15 @@ def run(
     resume: bool,
     as_json: bool,
 ) -> None:
-    """Fine-tune an encoder on GLUE and print the table; arguments as the options of `evaluate --glue`.
+    """Fine-tune an encoder on GLUE and print the table; the arguments are the options of `evaluate --glue`.
 
     Raises:
-        UsageError: if --out is missing, or an option is no list of numbers.
+        UsageError: if --out is missing, or an option is not a list of numbers.
     """
     if out is None:
         raise UsageError("--glue keeps what it has finished; pass --out FOLDER")
     named = None if tasks is None else [part.strip() for part in tasks.split(",")]
-    # What is not given has the grid's own default.
+    # None takes the default of `Grid`.
     grid: dict[str, Any] = {
         "tasks": named,
         "learning_rates": _numbers("--learning-rates", learning_rates),
@@ -93,13 +93,13 @@ def run(
 
 
 def _left(out: Path) -> stopping.Left:
-    """Return how many cells of the grid are finished."""
+    """Return how many cells (task, learning rate, epochs, seed) of the grid are finished."""
     cells = [file for file in out.rglob("*.json") if "seed" in file.stem]
     return stopping.Left([f"{len(cells)} finished cells in {out}"] if cells else [], done=(out / "glue.json").is_file())
 
 
 def print_summary(summary: Mapping[str, Any]) -> None:
-    """Print the row of GLUE task by task, its averages, and how much of the reference's row is kept."""
+    """Print the score of each task, the averages with and without WNLI, and the share of the reference's scores."""
     from potstill.cli.render import print_pairs, print_table
 
     reference, kept = summary.get("reference"), summary.get("retention", {})
@@ -111,6 +111,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
         if reference:
             row += [f"{reference['scores'][task]:.4f}", f"{kept[task]:.1%}" if task in kept else ""]
         rows.append(row)
+        # MNLI has a second validation set, of other genres than its training texts.
         if "mismatched" in found:
             other = found["mismatched"]
             rows.append(["", "mismatched", *(f"{other[key]:.4f}" for key in ("median", "min", "max"))])
@@ -138,6 +139,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
 
 
 def _warn_of_failures(tasks: Mapping[str, Any]) -> None:
+    """Warn of settings of which the runs failed, so that the best was chosen among the others."""
     for task, found in tasks.items():
         for setting in found["settings"]:
             if setting["median"] is None:
@@ -148,6 +150,7 @@ def _warn_of_failures(tasks: Mapping[str, Any]) -> None:
 
 
 def _numbers(option: str, given: str | None) -> list[float] | None:
+    """Parse an option that is a list of numbers separated by commas."""
     if given is None:
         return None
     try:

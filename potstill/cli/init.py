@@ -1,4 +1,4 @@
-"""`potstill init`: an untrained student cut from a teacher."""
+"""`potstill init`: cut an untrained student from a teacher."""
 
 from pathlib import Path
 from typing import Annotated
@@ -42,6 +42,7 @@ def init(
         "student.family": family,
         "task": task,
         "distill.method": method_for(task),
+        # A recipe must name data; `init` reads none.
         "data.name": "none",
     }
     resolved = resolve(None, flags=flags, settings=settings)

@@ -1,4 +1,4 @@
-"""Options that several commands have, and what they stand for: a recipe, an output folder, a split."""
+"""Options that several commands share, and what is made of them: a recipe, an output folder, a split."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -51,24 +51,25 @@ FLAGS = {
     "student.layers": "--layers",
     "student.family": "--family",
 }
-"""What the keys of a recipe are called on the command line, where they have an option of their own."""
+"""The options and arguments that set keys of a recipe, by dotted key; all other keys are set by `--set`."""
 
 
 def column_flags(text_column: list[str] | None, label_column: str | None) -> dict[str, object]:
-    """Return the settings that the two options stand for."""
+    """Return the recipe keys that `--text-column` and `--label-column` set; None means not given."""
     return {"data.text_columns": text_column or None, "data.label_column": label_column}
 
 
 def scored_split(asked: str | None, data: str, models: Sequence[str | Path]) -> str:
-    """Return the split to score on, and say on stderr where it is not all that was named.
+    """Return the split to score on, and say on stderr if it is only a part of the data that was named.
 
-    A file that one of the models learned from, as its `distill.json` tells, and a folder with `train` alone, are
-    scored on the part that was held out; any other file is scored whole.
+    A file that one of the models was trained on, as its `distill.json` says, and a folder with `train` alone, are
+    scored on their held-out part; any other file is scored whole.
     """
     split = asked or "validation"
     _, chosen = choose_splits(data, train="train", evaluation=split)
     if chosen == split or split != "validation":
         return split
+    # A file that no model has seen is new to all of them, so every row of it may be scored.
     if Path(data).expanduser().is_file() and not any(_learned_from(model, data) for model in models):
         return split
     typer.echo(
@@ -81,7 +82,8 @@ def scored_split(asked: str | None, data: str, models: Sequence[str | Path]) -> 
 def _learned_from(model: str | Path, data: str) -> bool:
     """Return whether a checkpoint, or the one that a bundle was exported from, was trained on a file of this name.
 
-    The name alone, for the report has the path as it was given, from a folder that may be another one by now.
+    Only file names are compared: the report holds the path as it was typed, relative to a folder that may be another
+    one by now.
     """
     folder = Path(model).expanduser()
     try:
@@ -95,18 +97,20 @@ def _learned_from(model: str | Path, data: str) -> bool:
 
 
 def resolve(name: str | None, *, flags: Mapping[str, object], settings: Sequence[str] | None) -> Recipe:
-    """Build the recipe from a recipe's name (or nothing), then the flags that were given, then `--set`.
+    """Build a recipe: a named one (or none), overridden by the options that were given, then by `--set`.
 
     Raises:
-        RecipeError: with every fault, in the words of the command line.
+        RecipeError: with every fault, each under the name by which the user has set it.
     """
     given = [(key, value) for key, value in flags.items() if value is not None]
     by_set = [parse_setting(text) for text in settings or []]
-    # What comes from a recipe's file is called as it stands there, and what comes from --set as it was set.
+    # In messages a fault in a recipe file is named by its key, and one in an option or --set by what was typed.
+    # Without a recipe, a section that is missing is an option that was not given: `teacher` is called TEACHER.
     asked = [key for key, _ in given] if name else [*flags, "teacher", "data"]
     words = {key: FLAGS[key] for key in asked if key in FLAGS} | {key: f"--set {key}" for key, _ in by_set}
     if name:
         return with_splits(load_recipe(name, overrides=[*given, *by_set], flags=words))
+    # Before the recipe is built: the check knows what other libraries call a task, such as `ner`.
     task = flags.get("task")
     if task is not None:
         check_task(str(task))
@@ -114,10 +118,10 @@ def resolve(name: str | None, *, flags: Mapping[str, object], settings: Sequence
 
 
 def output_folder(out: Path | None, recipe: Recipe) -> Path:
-    """Return the folder to write: `--out`, else the recipe's.
+    """Return the folder to write: `--out`, else the recipe's `output_dir`.
 
     Raises:
-        RecipeError: if there is neither.
+        RecipeError: if neither is given.
     """
     if out is not None:
         return out
@@ -127,7 +131,7 @@ def output_folder(out: Path | None, recipe: Recipe) -> Path:
 
 
 def parse_layers(text: str | None) -> int | list[int] | None:
-    """Read `3` as a count and `0,2,4` as a list of layers.
+    """Parse `--layers`: `3` is a count and `0,2,4` a list of layers.
 
     Raises:
         RecipeError: if it is neither.

@@ -28,7 +28,7 @@ def predict(
     ] = None,
     text_column: Annotated[
         list[str] | None,
-        # The second is what the option was called before every command had the first.
+        # --column is its older name, from before every command had --text-column.
         typer.Option(
             "--text-column",
             "--column",
@@ -72,6 +72,8 @@ def predict(
         on_error=on_error,
         workers=workers,
     )
+    # A run per core with one thread each: 1200 texts per second for a MiniLM of 3 layers on two cores; 1000 with both
+    # threads in one run (docs/log.md, "Serve").
     encoder = Encoder(bundle, precision=precision, threads=1, spinning=False)
     with progress_bars() as progress:
         report = predict_file(
@@ -89,7 +91,7 @@ def predict(
 
 
 def _find_kept(out: str) -> stopping.Left:
-    """Return how many rows a stopped run has answered."""
+    """Return how many rows a stopped run has answered, by its journal beside `out`."""
     from potstill.serve.predict_file import rows_done
 
     if out == "-":

@@ -24,6 +24,7 @@ def recipes(
     """
     if name is None:
         for known in recipe_names():
+            # The first line of each recipe is a comment of the form `NAME: what it makes.`
             headline = recipe_text(known).splitlines()[0].lstrip("# ")
             typer.echo(headline)
         return

@@ -1,4 +1,4 @@
-"""Draw on the terminal: results on stdout, progress on stderr."""
+"""Print tables, JSON and progress: results on stdout, progress on stderr."""
 
 import json
 import sys
@@ -15,16 +15,18 @@ from rich.table import Table
 from potstill.progress import Progress
 
 MAX_WIDTH = 100
+"""Columns of a table at most."""
 _LINE_SECONDS = 60.0
-"""Between two lines about one stage, where there is no terminal to draw bars on."""
+"""Seconds between two progress lines if stderr is not a terminal, as in a log file."""
 
+# Without a terminal rich assumes 80 columns, which are too few for the tables.
 out = Console(width=None if sys.stdout.isatty() else MAX_WIDTH, soft_wrap=False)
 err = Console(stderr=True)
 
 
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
-    """Give a listener that draws a bar with the time left for each stage, or, off a terminal, a line a minute."""
+    """Yield a `Progress` callback that draws a bar per stage or, if stderr is no terminal, prints a line a minute."""
     if not err.is_terminal:
         yield _StageLines()
         return
@@ -48,7 +50,7 @@ def progress_bars() -> Iterator[Progress]:
 
 
 class _StageLines:
-    """Say when a stage begins and when it is done, and between them how far it is, once a minute."""
+    """A `Progress` callback that prints a line when a stage begins and ends, and one a minute between."""
 
     def __init__(self) -> None:
         self._begun: dict[str, tuple[float, int]] = {}
@@ -58,6 +60,7 @@ class _StageLines:
     def __call__(self, stage: str, done: int, total: int, note: str) -> None:
         now, noted = monotonic(), f" ({note})" if note else ""
         if stage not in self._begun:
+            # A resumed stage begins with some steps done, which must not count for the pace.
             self._begun[stage] = now, done
             self._say(f"{stage} ...", now)
         if total and done >= total:
@@ -76,22 +79,22 @@ class _StageLines:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as a person would say it."""
+    """Format seconds as whole minutes from 2 min on, else as whole seconds."""
     return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 def tell(sentence: str) -> None:
-    """Say on stderr what must be known before the waiting begins."""
+    """Print a sentence on stderr."""
     err.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_json(content: Any) -> None:
-    """Print one JSON document on stdout."""
+    """Print one JSON document on stdout, past rich, which would wrap and colour it."""
     sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def print_pairs(title: str, pairs: Mapping[str, Any]) -> None:
-    """Print a titled table of names and values."""
+    """Print a titled table of names and values; values of None are left out."""
     table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")

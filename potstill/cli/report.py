@@ -1,4 +1,4 @@
-"""Draw a bench report on the terminal: what is wrong with it, the verdicts, every contestant at a glance."""
+"""Print a bench report on the terminal: warnings, verdicts of the claims, the table of models, failures."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,15 +15,16 @@ from potstill.cli.render import MAX_WIDTH
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-# The words say it; colours only repeat it.
+# Colours only repeat the words: not every terminal, and not every reader, tells red from green.
 _STYLES = {"PASS": "bold green", "FAIL": "bold red", "INCONCLUSIVE": "bold yellow"}
-# Below this the interval behind "times as fast" leaves too little for names.
+# Columns below which the interval behind "times as fast" is left out, or names would be too narrow.
 _ROOMY = 96
+# Columns: the least for a name, and between two columns of the table.
 _SHORTEST_NAME, _GAP = 8, 2
 
 
 def render_report(report: Report, console: "Console") -> None:
-    """Draw a report, at most 100 columns wide: warnings, verdicts, contestants, failures."""
+    """Print a report at most `MAX_WIDTH` columns wide: warnings, verdicts, models, failures."""
     width = min(MAX_WIDTH, console.width)
     blocks = [_warnings(report), _verdicts(report), _overview(report, width=width), _failures(report)]
     for number, block in enumerate(block for block in blocks if block is not None):
@@ -33,7 +34,7 @@ def render_report(report: Report, console: "Console") -> None:
 
 
 def _warnings(report: Report) -> Table | None:
-    """List why the numbers are to be taken with care; None if nothing speaks against them."""
+    """Return the reasons to take the numbers with care, or None if there is none."""
     rows = []
     if not report.complete:
         missing = "; ".join(clean(name) for name in report.missing)
@@ -46,6 +47,7 @@ def _warnings(report: Report) -> Table | None:
 
 
 def _verdicts(report: Report) -> Table | None:
+    """Return the claims with their verdicts and reasons, or None without claims."""
     rows = []
     for claim in report.claims:
         line = Text(_together(f"{clean(claim.claim)}: "), style="bold")
@@ -55,6 +57,7 @@ def _verdicts(report: Report) -> Table | None:
 
 
 def _failures(report: Report) -> Table | None:
+    """Return what failed, in which stage and why, or None."""
     rows = []
     for name, stage, lost, kind, reason in tables.failures(report).groups[0][1]:
         rows.append(("failed", "bold red", Text(f"{name}, {stage}, {lost} ({kind}): {_together(reason)}")))
@@ -62,7 +65,7 @@ def _failures(report: Report) -> Table | None:
 
 
 def _listed(rows: Sequence[tuple[str, str, Text]]) -> Table | None:
-    """Put a word before each line, in its own column; None without lines."""
+    """Return a grid of (word, style, line) rows, or None without rows."""
     if not rows:
         return None
     grid = Table.grid(padding=(0, 2, 0, 0))
@@ -74,7 +77,7 @@ def _listed(rows: Sequence[tuple[str, str, Text]]) -> Table | None:
 
 
 def _overview(report: Report, *, width: int) -> "RenderableType":
-    """Draw the table of contestants; what is kept is told without its interval, which the page has."""
+    """Return the table of models; intervals that do not fit are left out here and stand on the HTML page."""
     content = tables.overview(report)
     without = {"kept"} | ({"times as fast"} if width < _ROOMY else set())
     short = {at for at, heading in enumerate(content.head) if heading in without}
@@ -82,11 +85,12 @@ def _overview(report: Report, *, width: int) -> "RenderableType":
         [_together(_short(cell) if at in short else cell) for at, cell in enumerate(row)]
         for row in content.groups[0][1]
     ]
-    # Names break, and headings between words; numbers never.
+    # Names may break anywhere and headings between words; a number that breaks would be read wrongly.
     widths = [
         max(*(len(word) for word in heading.split()), *(len(row[at]) for row in rows))
         for at, heading in enumerate(content.head)
     ]
+    # The names take what the numbers leave.
     widths[0] = max(_SHORTEST_NAME, min(widths[0], width - sum(widths[1:]) - _GAP * len(widths[1:])))
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, _GAP, 0, 0))
     for at, heading in enumerate(content.head):
@@ -97,10 +101,10 @@ def _overview(report: Report, *, width: int) -> "RenderableType":
 
 
 def _short(cell: str) -> str:
-    """Leave out the interval that stands in brackets."""
+    """Return a cell without the interval in brackets."""
     return cell.partition(" (")[0]
 
 
 def _together(text: str) -> str:
-    """Close up what no line shall break in: rich breaks at no-break spaces too, and "95 %" would be torn."""
+    """Replace no-break spaces, at which rich breaks lines all the same: the one in "95 %" is dropped."""
     return text.replace("\u00a0%", "%").replace("\u00a0", " ")

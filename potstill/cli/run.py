@@ -1,4 +1,4 @@
-"""`potstill run`: the whole chain from one recipe."""
+"""`potstill run`: a whole recipe, from teacher to bench report."""
 
 import shlex
 from pathlib import Path
@@ -66,6 +66,7 @@ def run(
         typer.echo(report.model_dump_json(by_alias=True))
         return
     render_report(report, stdout)
+    # Not verified: only the names of the files are needed.
     made = read_bundle(folder / "student", verify=False).manifest.models
     best = "int8" if "int8" in made else next(iter(made))
     lines = [f"\nReport: {folder / 'report' / 'report.html'}"]
@@ -77,7 +78,7 @@ def run(
 
 
 def left_by_run(out: Path) -> stopping.Left:
-    """Return which stages of a run are finished, and what is kept of the one that was stopped."""
+    """Return the finished stages of a run, and what is kept of the stage that was stopped."""
     stages = finished(out)
     kept = [f"{what} in {folder}" for what, folder in stages.items()]
     for role in ("teacher", "student"):
@@ -85,4 +86,5 @@ def left_by_run(out: Path) -> stopping.Left:
             kept += stopping.left_by_training(out / "checkpoints" / role).kept
     if any((out / ".report.bench").glob("*")):
         kept.append(f"what was measured, for {out / 'report'}")
+    # --overwrite again would throw away what is kept.
     return stopping.Left(kept, drops=("--overwrite",), done="the report" in stages)

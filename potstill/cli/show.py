@@ -1,4 +1,4 @@
-"""`potstill show`: what is in a bundle, a checkpoint, a run or a report."""
+"""`potstill show`: print what is in a bundle, a checkpoint, a run or a report."""
 
 import json
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from potstill.cli.options import JsonOption
 from potstill.errors import UsageError
 from potstill.hub import similar
 
-# Labels that are named before an ellipsis.
+# How many label names are printed before an ellipsis.
 _LABELS_SHOWN = 8
 
 
@@ -80,10 +80,12 @@ def _print_checkpoint(folder: Path, *, as_json: bool) -> None:
     config = _read_json(folder / "config.json")
     weights = [file for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern)]
     report = _read_json(folder / TRAINING_REPORT) if (folder / TRAINING_REPORT).is_file() else {}
+    # A distillation's report describes the student, and a fine-tuning's the model under "teacher".
     scores = report.get("student", report.get("teacher", {})).get("scores") or {}
     made_from = "fine-tuned from" if report.get("method") == "finetune" else "distilled from"
     content = {
         "architecture": ", ".join(config.get("architectures") or [str(config.get("model_type"))]),
+        # DistilBERT's configuration has names of its own for both.
         "layers": config.get("num_hidden_layers", config.get("n_layers")),
         "hidden size": config.get("hidden_size", config.get("dim")),
         "labels": some([str(label) for label in (config.get("id2label") or {}).values()]),
@@ -107,12 +109,13 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def print_bundle(folder: Path) -> None:
-    """Print a bundle's manifest; its files are verified first."""
+    """Print a bundle's manifest, after its files were verified against their SHA-256."""
     from potstill.cli.render import print_pairs, print_table
 
     bundle = read_bundle(folder)
     print_pairs(f"Bundle {folder} (every file matches its SHA-256)", _about(bundle.manifest))
     rows = [_file_row(bundle, precision, record) for precision, record in bundle.manifest.models.items()]
+    # 12 digits of the hash: enough to tell files apart; the manifest has all of them.
     head = ["file", "MB", "fused", "max |diff|", "same label", "lost", "batch flips", "speed", "sha256"]
     print_table("\nFiles; differences are on random token ids, which are harder than texts", head, rows)
     for precision, record in bundle.manifest.models.items():
@@ -124,12 +127,12 @@ def print_bundle(folder: Path) -> None:
 
 
 def some(names: list[str]) -> str:
-    """Return a few names, and how many there are in all."""
+    """Join the first few names, with the total if there are more."""
     return ", ".join(names[:_LABELS_SHOWN]) + (f", ... ({len(names)} labels)" if len(names) > _LABELS_SHOWN else "")
 
 
 def _about(manifest: Manifest) -> dict[str, str | None]:
-    """Return what there is to say of the whole bundle, by name."""
+    """Return the facts about a whole bundle by name; those that are None are not printed."""
     architecture, pooling = manifest.architecture, manifest.pooling
     kind = manifest.problem_type or manifest.task
     what = manifest.task if kind in {manifest.task, "single_label_classification"} else f"{manifest.task} ({kind})"
@@ -153,13 +156,13 @@ def _about(manifest: Manifest) -> dict[str, str | None]:
 
 
 def worthless(manifest: Manifest) -> str | None:
-    """Return what a user must be told of a model that is no better than an answer that ignores the text, if it is."""
+    """Return a warning if the fp32 model is not shown to be better than an answer that ignores the text, else None."""
     sentence = manifest.made.judged and manifest.made.judged.sentence
     return None if sentence is None else f"fp32 is {sentence}"
 
 
 def _score(judged: AgainstTrivial | None) -> str | None:
-    """Tell how good fp32 is on the texts that the other files were judged on."""
+    """Describe the score of fp32 on the texts that the other files were judged on, beside the trivial answer's."""
     if judged is None:
         return None
     low, high = judged.interval
@@ -170,6 +173,7 @@ def _score(judged: AgainstTrivial | None) -> str | None:
 
 
 def _file_row(bundle: Bundle, precision: str, record: ModelRecord) -> list[str]:
+    """Return the row of one file in the table; `-` is not measured, `?` unknown, as in files made elsewhere."""
     names = (record.file, *record.external_data)
     size_bytes = sum(bundle.manifest.files[name].size_bytes for name in names)
     fusion, parity, quality, moved = record.fusion, record.parity, record.quality, record.invariance
@@ -188,7 +192,7 @@ def _file_row(bundle: Bundle, precision: str, record: ModelRecord) -> list[str]:
 
 
 def _facts(record: ModelRecord) -> Iterator[tuple[str, str]]:
-    """Yield what there is to say of one file, by name."""
+    """Yield (name, description) of what is known of one file."""
     recipe = record.quantisation
     if record.unpadded:
         yield "padding", "left out of the products: a batch costs what its tokens cost"
@@ -204,6 +208,7 @@ def _facts(record: ModelRecord) -> Iterator[tuple[str, str]]:
         yield "in batches", _describe_invariance(record.invariance)
     if record.saturation:
         yield "other CPUs", _describe_saturation(record.saturation)
+    # A file that somebody else quantised was not raced against fp32 here.
     if recipe and not recipe.made_by:
         yield "speed", _describe_speed(record.speed)
         yield "made for", f"{', '.join(record.cpu_features) or 'a CPU of unknown features'}"
@@ -212,7 +217,7 @@ def _facts(record: ModelRecord) -> Iterator[tuple[str, str]]:
 
 
 def _describe_recipe(recipe: Quantization) -> str:
-    """Say how int8 was made."""
+    """Describe how an int8 file was quantised."""
     if recipe.made_by:
         how = "int8 weights, products of floats" if recipe.method == WEIGHT_ONLY else str(recipe.method)
         products = recipe.integer_products + recipe.float_products
@@ -229,7 +234,7 @@ def _describe_recipe(recipe: Quantization) -> str:
 
 
 def _describe_quality(quality: QualityLoss) -> str:
-    """Say what a file loses against fp32, and how sure that is."""
+    """Describe a file's loss against fp32, with its interval and verdict."""
     low, high = quality.loss_interval
     loses = f"loses {quality.loss:.2%}" if quality.loss >= 0 else f"gains {-quality.loss:.2%}"
     text = (
@@ -247,7 +252,7 @@ def _describe_quality(quality: QualityLoss) -> str:
 
 
 def _describe_invariance(moved: BatchInvariance) -> str:
-    """Say whether answers change with the batch that a text is in."""
+    """Describe how far answers change with the batch that a text is in."""
     flips = "" if moved.flips is None else f", {moved.flips} flips"
     sizes = " and ".join(moved.batches)
     same = "the same answer alone and in batches" if moved.invariant else "another answer in a batch than alone"
@@ -255,7 +260,7 @@ def _describe_invariance(moved: BatchInvariance) -> str:
 
 
 def _describe_saturation(found: Saturation) -> str:
-    """Say what 8-bit products do on a CPU without VNNI, where sums of 16 bits overflow."""
+    """Describe what 8-bit products do on a CPU without VNNI, whose 16-bit sums overflow."""
     share = f"{found.share:.2g} of the sums" if found.share else "none of the sums"
     if found.breaks_without_vnni:
         return f"without VNNI {share} overflow and spoil {found.worst}: export again on such a machine"
@@ -263,7 +268,7 @@ def _describe_saturation(found: Saturation) -> str:
 
 
 def _describe_speed(speed: Speed | None) -> str:
-    """Say how fast int8 is beside fp32."""
+    """Describe the speed of int8 relative to fp32, with its interval and the times of each cell."""
     if speed is None:
         return "not measured"
     if speed.ratio is None or speed.interval is None:
@@ -279,7 +284,7 @@ def _describe_speed(speed: Speed | None) -> str:
 
 
 def _print_tuning(tuning: Tuning) -> None:
-    """Print the recipes that were tried on this machine, and which one was kept."""
+    """Print the quantisation recipes that `--tune` tried, and which one was kept."""
     from potstill.cli.render import print_table
 
     rows = []

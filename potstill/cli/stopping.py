@@ -1,6 +1,7 @@
-"""What a stop leaves: Ctrl-C, SIGTERM and a full disk tell what is kept, and the command that goes on.
+"""Handle Ctrl-C, SIGTERM and full disks: say what is kept of the work, and the command that resumes it.
 
-A long command says with `keeps` how to find out what it has finished; nothing is looked at before it is asked for.
+A long command registers with `keeps` a function that finds out what it has finished; it is called only if the command
+is stopped.
 """
 
 import os
@@ -15,19 +16,20 @@ from types import FrameType
 from potstill.errors import DiskError, PotstillError
 
 INTERRUPTED = 128 + signal.SIGINT
-"""What typer returns for a KeyboardInterrupt, whichever signal it came from."""
+"""The exit code that typer returns for a KeyboardInterrupt, which `install` raises for SIGTERM as well."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What a command that was stopped has left.
+    """What a stopped command has left on disk.
 
     Attributes:
-        kept: what is finished and used again, such as "the checkpoint of step 40 in student.training".
-        resumes: whether `--resume` goes on with it.
-        drops: options that must not be given again.
-        done: whether the command had already made everything.
+        kept: descriptions of what is finished and will be reused, such as "the checkpoint of step 40 in
+            student.training".
+        resumes: whether the command with `--resume` continues from there.
+        drops: options of the command that must be left out then, such as `--overwrite`.
+        done: whether the command had already finished its output.
     """
 
     kept: Sequence[str] = ()
@@ -36,15 +38,16 @@ class Left:
     done: bool = False
 
 
+# Globals, because a signal handler and the error handler of `main` have no other way to the running command.
 _find: Callable[[], Left] | None = None
 _signal_number: int = signal.SIGINT
 
 
 def install() -> Callable[[], None]:
-    """Let Ctrl-C and SIGTERM end a command alike: files are closed, half-made folders vanish, what is kept is told.
+    """Make SIGINT and SIGTERM raise KeyboardInterrupt: `finally` blocks then close files and remove half-made folders.
 
     Returns:
-        What puts the earlier handlers back.
+        A function that restores the earlier handlers.
     """
     global _find, _signal_number
     _find, _signal_number = None, signal.SIGINT
@@ -53,12 +56,14 @@ def install() -> Callable[[], None]:
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         global _signal_number
-        if os.getpid() != ours or asked:  # a process that this one has forked, or somebody who will not wait
+        # A forked child has inherited this handler and must not run its parent's clean-up; and whoever presses Ctrl-C
+        # twice will not wait for it.
+        if os.getpid() != ours or asked:
             os._exit(128 + number)
         asked, _signal_number = True, number
         raise KeyboardInterrupt
 
-    # A signal that is ignored, as by nohup, stays ignored.
+    # A signal that the parent has set to be ignored stays ignored, as SIGINT in a script's background jobs.
     before = {number: signal.getsignal(number) for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
     for number in before:
         signal.signal(number, stop)
@@ -71,7 +76,7 @@ def install() -> Callable[[], None]:
 
 
 def keeps(find: Callable[[], Left]) -> None:
-    """Say how to find out what the command that runs has finished."""
+    """Register the function that finds out what the running command has finished."""
     global _find
     _find = find
 
@@ -82,7 +87,7 @@ def signal_number() -> int:
 
 
 def after_signal() -> str:
-    """Return the line that a stopped command ends with."""
+    """Return the line that a command prints when a signal has stopped it."""
     if _find is None:
         return "stopped; nothing was begun"
     left = _find()
@@ -94,7 +99,7 @@ def after_signal() -> str:
 
 
 def after_failure(error: PotstillError) -> str:
-    """Return what follows an error that is not of the user's making: what is kept, and how to go on."""
+    """Return the end of the message of a full disk: what is kept and how to resume; empty for any other error."""
     if not isinstance(error, DiskError) or _find is None:
         return ""
     left = _find()
@@ -106,7 +111,7 @@ def after_failure(error: PotstillError) -> str:
 
 
 def _command(left: Left | None = None) -> str:
-    """Return the command as it was typed, with `--resume` where that goes on."""
+    """Return the command as it was typed, with `--resume` added if that continues from what is left."""
     words = [word for word in sys.argv[1:] if left is None or word not in left.drops]
     if left is not None and left.resumes and "--resume" not in words:
         words.append("--resume")
@@ -114,7 +119,7 @@ def _command(left: Left | None = None) -> str:
 
 
 def left_by_training(out: Path) -> Left:
-    """Return what `distill` or `finetune` leaves when it is stopped on the way to `out`."""
+    """Return what a stopped `distill` or `finetune` has left in the work folders beside `out`."""
     work = out.with_name(f"{out.name}.training")
     kept = [
         f"the checkpoint of step {max(steps)} in {folder}"
@@ -129,5 +134,5 @@ def left_by_training(out: Path) -> Left:
 
 
 def left_by_nothing() -> Left:
-    """Return what a command leaves whose output appears whole or not at all: nothing."""
+    """Return nothing kept: for commands whose output appears whole or not at all."""
     return Left()

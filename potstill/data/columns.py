@@ -6,10 +6,11 @@ from potstill.data.read import Row
 from potstill.errors import AbsentError, DataError
 from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, TEXT_CLASSIFICATION, Task
 
-# What tells rows apart and is no label.
+# Columns that number the rows and are never labels; pandas writes its index as "" or "Unnamed: 0".
 _NUMBERING = ("", "id", "idx", "index", "guid", "uid")
+# As numbers, as csv text, and as pandas writes a column with gaps; True and False equal 1 and 0.
 _FLAGS = (0, 1, "0", "1", "0.0", "1.0")
-# Older recipes and callers say so; it must not hide another task's usual names.
+# Older recipes and callers pass this default by name; it must not keep the task's usual names from being tried.
 _DEFAULT_LABEL_COLUMN = "label"
 
 TEXT_REMEDY = "name it with --text-column (twice for pairs)"
@@ -17,15 +18,16 @@ LABEL_REMEDY = "name it with --label-column"
 
 
 def split_names(asked: Sequence[str], have: Sequence[str]) -> list[str]:
-    """Return the columns that are asked for; `a,b` is two unless there is a column of that name."""
+    """Split requested names at commas; `a,b` stays one name if a column is called so."""
     return [part for name in asked for part in ([name] if name in have else name.split(","))]
 
 
 def find_column(name: str, have: Sequence[str]) -> str | None:
-    """Return the column of this name; `Review` is found as `review` if nothing else is."""
+    """Return the column with this name, else the only one that differs just in case and outer spaces, else None."""
     if name in have:
         return name
     alike = [column for column in have if column.strip().lower() == name.lower()]
+    # `Text` and `TEXT` in one table are ambiguous: neither is taken.
     return alike[0] if len(alike) == 1 else None
 
 
@@ -40,14 +42,15 @@ def pick_text_columns(
     """Return the column of the text, or the two of a pair.
 
     Args:
-        have: the columns that there are.
-        task: says which names are usual.
-        asked: what was asked for; None takes the first usual names that are there.
-        origin: named in messages.
-        usual: instead of the task's; two names are a pair.
+        have: the data's columns.
+        task: its `text_columns` are the usual names.
+        asked: the requested names; None takes the first usual names that the data has.
+        origin: the data's name in messages.
+        usual: candidates that replace the task's; a tuple of two names is a pair.
 
     Raises:
-        DataError: if what is asked for is not there or too much, or no column has a usual name.
+        DataError: if a requested column is missing, there are more or fewer than the task takes, or no column has a
+            usual name.
     """
     listed = ", ".join(have) or "none"
     usual = usual or task.text_columns
@@ -63,6 +66,7 @@ def pick_text_columns(
         if missing:
             raise DataError(f"{origin} has no column {missing[0]!r}; it has {listed}; {TEXT_REMEDY}")
         return tuple(names)
+    # The usual names list pairs first: `sentence` beside `question` is half of a pair, not a text of its own.
     for columns in usual:
         found = [find_column(name, have) for name in columns]
         if all(name is not None for name in found):
@@ -82,16 +86,18 @@ def pick_label_columns(
     """Return the column of the label, several if each label has one of its own, or None where the task needs none.
 
     Args:
-        rows: of all splits.
-        task: says which names are usual.
-        asked: what was asked for, several parted by commas.
-        text_columns: these are no labels.
-        known: the model's labels; columns of all their names are theirs.
-        origin: named in messages.
+        rows: the rows of all splits.
+        task: its `label_columns` are the usual names.
+        asked: the requested name, or several separated by commas; None looks for the usual names.
+        text_columns: the columns of the text, which are never labels.
+        known: the model's labels; if every one of them is a column, those columns are the labels.
+        origin: the data's name in messages.
 
     Raises:
-        DataError: if there is none where the task needs one.
+        AbsentError: if the task needs a label, none was asked for, and no column has a usual name.
+        DataError: if a requested column is missing.
     """
+    # A single text has nothing to be similar to; only pairs can carry a score.
     if task == FILL_MASK or (task == FEATURE_EXTRACTION and len(text_columns) == 1):
         return None
     have = [column for column in rows[0] if column not in text_columns]
@@ -112,13 +118,14 @@ def pick_label_columns(
         map(repr, dict.fromkeys([*([asked] if asked else []), *(task.label_columns if is_open else ())]))
     )
     several = "; several, as toxic,insult, if each label has its own" if task == TEXT_CLASSIFICATION else ""
+    # Callers that can do without labels catch AbsentError: `export` then judges int8 against fp32 alone.
     raise (DataError if asked else AbsentError)(
         f"{origin} has no column {tried}; it has {', '.join(rows[0]) or 'none'}; {LABEL_REMEDY}{several}"
     )
 
 
 def _flag_columns(rows: Sequence[Row], have: Sequence[str], known: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Return the columns that hold nothing but 0 and 1, one per label: the model's, or all but a numbering."""
+    """Return one column of 0 and 1 per label: those named like the model's labels, else all that do not number rows."""
     if known and len(known) > 1 and all(name in have for name in known):
         return tuple(known)
     columns = [column for column in have if column.lower() not in _NUMBERING and not column.startswith("Unnamed")]
@@ -133,10 +140,10 @@ def _is_flag(value: object) -> bool:
 
 
 def cell_of(row: Row, column: str, number: int, remedy: str) -> object:
-    """Return what a row holds in a column.
+    """Return the value of a row in a column; `number` and `remedy` are for the message.
 
     Raises:
-        DataError: if it has no such column.
+        DataError: if the row lacks the column, as a line of jsonl may.
     """
     if column not in row:
         raise DataError(f"row {number} has no column {column!r}; it has {', '.join(row)}; {remedy}")

@@ -1,4 +1,8 @@
-"""Labelled texts from the hub, from local files, or from the documentation that Python carries."""
+"""Labelled texts from the hub, from local files, or from the documentation that Python carries.
+
+What columns and labels mean is decided on all rows of all splits together, before rows are held out or a limit is
+applied, so label ids never depend on how much of the data is used.
+"""
 
 import hashlib
 import json
@@ -25,36 +29,36 @@ Text: TypeAlias = str | tuple[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examples:
-    """One split of a data set: texts with what a model should answer."""
+    """One split of a data set: N texts and the answers that a model should give."""
 
     name: str
     split: str
     texts: list[Any]
-    """A string or a pair of strings each; a list of words for token-classification; (question, context) for
-    question-answering."""
+    """For each example a string or a pair of strings; a list of words for token-classification, and (question, context)
+    for question-answering."""
     labels: Any
     """By task and problem type, for N examples:
 
     - a single label: int64 ids of shape (N,)
-    - several labels: float64 of shape (N, labels), 1 for those that the text has and 0 elsewhere
+    - several labels: float64 of shape (N, num_labels), 1 for each label that applies and 0 elsewhere
     - regression, and feature-extraction where pairs have a score: float64 of shape (N,)
     - token-classification: a list of int64 ids of shape (words,)
     - question-answering: a list of `{"text": [...], "answer_start": [...]}`, both empty where there is no answer
     - None where texts are all there is: fill-mask, and feature-extraction without a score
     """
     label_names: tuple[str, ...]
-    """LabelNames by label id; the ids in decimal where the data gives no names; empty where labels are not ids."""
+    """Names by label id; the ids in decimal where the data gives no names; empty where labels are not ids."""
     sha256: str
-    """Over texts and labels in their order: the same hash is the same test."""
+    """SHA-256 over texts and labels in order; equal hashes mean the same test, whatever the file format."""
     problem_type: str | None = None
-    """Of a text classifier's labels: what was asked for, or what they are."""
+    """For text classifiers, one of `potstill.tasks.PROBLEM_TYPES`: as asked for, else inferred from the labels."""
     text_columns: tuple[str, ...] = ()
     label_columns: tuple[str, ...] = ()
-    """None where no label was read, several where each label has one of its own."""
+    """Empty where no label was read; one column per label if there are several."""
     labels_read: str = ""
-    """How cells became ids: by name, by position, as they occur."""
+    """How cells were mapped to ids, in words: by name, by position, as they occur."""
     notes: tuple[str, ...] = ()
-    """What a user should know of how the data was read."""
+    """Remarks for the user on how the data was read, such as rows left out."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -62,12 +66,12 @@ class Examples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Splits:
-    """What a model learns from and what it is scored on, read by the same rules."""
+    """A training and an evaluation split, read by the same rules."""
 
     train: Examples
     evaluation: Examples
     shared: int
-    """How many of the evaluation's texts stand in the training as well."""
+    """Number of evaluation texts that are training texts, too."""
 
 
 def load_examples(
@@ -126,7 +130,7 @@ def load_splits(
     label_names: Sequence[str] | None = None,
     problem_type: str | None = None,
 ) -> Splits:
-    """Load what a model learns from and what it is scored on; labels mean the same in both.
+    """Load a training and an evaluation split whose label ids mean the same.
 
     Args:
         name: as in `load_examples`.
@@ -139,7 +143,7 @@ def load_splits(
         problem_type: as in `load_examples`.
 
     Raises:
-        DataError: as `load_examples`, or if there is nothing to tell apart, or every text to score on was learned.
+        DataError: as `load_examples`, or if all labels are equal, or every evaluation text is a training text.
     """
     ours, theirs = _load(
         name,
@@ -150,6 +154,7 @@ def load_splits(
         label_names=label_names,
         problem_type=problem_type,
     )
+    # Cross-entropy over one class is always 0: such a training would end with a perfect score.
     if not label_names and ours.problem_type == SINGLE_LABEL and len(ours.label_names) < 2:
         raise DataError(
             f"every label in column {ours.label_columns[0]!r} of {name} is {ours.label_names[0]}: there is nothing to "
@@ -161,6 +166,7 @@ def load_splits(
         theirs = replace(theirs, notes=(*theirs.notes, *note))
     learned = set(map(_key_of, ours.texts))
     shared = sum(_key_of(text) in learned for text in theirs.texts)
+    # Some overlap is normal, in GLUE as well (16 of CoLA's 1,043 validation texts, docs/log.md): only counted.
     if shared == len(theirs):
         raise DataError(
             f"every text of {name} ({theirs.split}) is in {ours.split} as well, so a score would say nothing; take "
@@ -172,7 +178,7 @@ def load_splits(
 def load_texts(
     name: str, *, split: str, task: Task, text_columns: Sequence[str] | None = None, limit: int | None = None
 ) -> list[Any]:
-    """Load the texts of a split as `load_examples` does, labelled or not."""
+    """Load the texts of a split as `load_examples` does, without looking for labels."""
     rows, _ = read_split(name, split)
     origin = f"{name} ({split})"
     columns = pick_text_columns(list(rows[0]), task=task, asked=text_columns, origin=origin)
@@ -181,9 +187,9 @@ def load_texts(
 
 
 def guess_task(name: str) -> str | None:
-    """Return the task that local data can only be for: words with tags, or questions with contexts and answers.
+    """Return the only task that the columns of local data fit: words with tags, or questions, contexts and answers.
 
-    None where the columns leave a choice, and for hub ids, of which nothing is known before they are loaded.
+    Returns None if the columns leave a choice, and for hub ids, whose columns are unknown before they are loaded.
 
     Raises:
         DataError: if the first row cannot be read.
@@ -208,7 +214,7 @@ def _load(
     label_names: Sequence[str] | None,
     problem_type: str | None,
 ) -> list[Examples]:
-    """Load splits together: what their columns and labels mean is decided on all rows of all of them."""
+    """Load splits together, with columns and label ids decided on all rows of all of them."""
     origins = [f"{name} ({split})" for split, _ in splits]
     known = tuple(label_names) if label_names else None
     tables, own_names = _read_tables(name, [split for split, _ in splits])
@@ -232,11 +238,12 @@ def _load(
         own = own_names.get(label_columns[0]) if len(label_columns) == 1 else None
         if own is None and kind == SINGLE_LABEL and len(label_columns) == 1:
             of_all_splits = [row for rows in numbered for _, row in rows]
+            # A model's own labels may be more than occur here; the labels of a new head may have no gaps.
             own = names_beside(of_all_splits, label_columns[0], fill=known is not None)
         reader = LabelReader(task, label_columns, known=known, own=own, problem_type=problem_type)
         numbered = [reader.without_unlabelled(rows, origin) for rows, origin in zip(numbered, origins, strict=True)]
         everything = [row for rows in numbered for row in rows]
-        # Only tags and answers are held against the texts that they are of.
+        # Tags are counted against words, and answers looked up in contexts; other tasks need no texts here.
         is_checked = task in (TOKEN_CLASSIFICATION, QUESTION_ANSWERING)
         reader.decide(everything, _texts(everything, kind=kind, columns=columns) if is_checked else (), columns)
     found = []
@@ -262,7 +269,7 @@ def _load(
 
 
 def _read_tables(name: str, splits: Sequence[str]) -> tuple[list[list[Row]], LabelNames]:
-    """Read each split once, however many parts of it are asked for."""
+    """Read each split once, even if two parts of it are asked for, and merge the label names of all."""
     read: dict[str, tuple[list[Row], LabelNames]] = {}
     names: dict[str, Sequence[str]] = {}
     for split in splits:
@@ -279,7 +286,8 @@ def _read_tables(name: str, splits: Sequence[str]) -> tuple[list[list[Row]], Lab
 
 
 def _numbered(rows: Sequence[Row], *, kind: str, column: str, origin: str) -> list[NumberedRow]:
-    """Return the rows with their numbers; running text's empty lines are no rows."""
+    """Number the rows from 1; for running text and tagged words, drop those whose text is empty."""
+    # Numbered before empty rows are dropped: messages must name the row as the file has it.
     numbered: list[NumberedRow] = list(enumerate(rows, 1))
     if kind in (FILL_MASK.name, TOKEN_CLASSIFICATION.name):
         numbered = [
@@ -295,14 +303,15 @@ def _numbered(rows: Sequence[Row], *, kind: str, column: str, origin: str) -> li
 def _part(
     rows: Sequence[NumberedRow], *, split: str, kind: str, columns: Sequence[str], limit: int | None, origin: str
 ) -> tuple[list[NumberedRow], list[Any]]:
-    """Return the rows that a split is made of, and their texts."""
+    """Return the rows of a split, or of a part of it such as `train/held-out`, and their texts."""
     _, part = parse_split(split)
     if part is None:
         kept = list(rows[:limit])
         return kept, _texts(kept, kind=kind, columns=columns)
     texts = _texts(rows, kind=kind, columns=columns)
-    # Questions about one text stay together: its other questions say much about the answers.
+    # Hash the context, not the question: other questions about a context seen in training give its answers away.
     asks = kind == QUESTION_ANSWERING.name
+    # The limit applies within the part; a limit on the rows before would change which texts are held out.
     places = select_part([_key_of(text[1] if asks else text) for text in texts], part, origin=origin)[:limit]
     return [rows[place] for place in places], [texts[place] for place in places]
 
@@ -312,7 +321,7 @@ def _key_of(text: object) -> str:
 
 
 def _texts(rows: Sequence[NumberedRow], *, kind: str, columns: Sequence[str]) -> list[Any]:
-    """Return the text of each row, or the pair, or the list of words; see `Examples.texts`."""
+    """Return the text of each row, its pair of texts, or its list of words, as in `Examples.texts`."""
     found: list[Any] = []
     for number, row in rows:
         parts = [cell_of(row, column, number, TEXT_REMEDY) for column in columns]
@@ -330,7 +339,9 @@ def _texts(rows: Sequence[NumberedRow], *, kind: str, columns: Sequence[str]) ->
 
 
 def _digest(texts: Sequence[object], found: Any) -> str:
+    """Hash values, not files, so that a csv and a parquet file of the same rows have the same hash."""
     listed = [ids.tolist() for ids in found] if isinstance(found, list) and hasattr(found[0], "tolist") else found
+    # ASCII escapes, because JSON may hold lone surrogates, which UTF-8 cannot encode.
     content = json.dumps(
         [texts, found.tolist() if hasattr(found, "tolist") else listed], ensure_ascii=True, separators=(",", ":")
     )

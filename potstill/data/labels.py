@@ -1,7 +1,8 @@
-"""What a column of labels holds, as numbers: ids, amounts, sets of labels, tags of words, or answers in a text.
+"""Read columns of labels as numbers: ids, amounts, sets of labels, tags of words, or answer spans.
 
-`LabelReader` decides once, for all splits together, what the labels are, and then reads each split. The functions
-below it take cells, pairs of a row's number (from 1, for messages) and its value, and the column's name.
+`LabelReader` decides once, for all splits together, what the labels are, and then reads each split. `name_labels` has
+the rule by which names and whole numbers become ids. The functions below it take `Cells`: pairs of a row's number (from
+1, for messages) and the cell's value.
 """
 
 import ast
@@ -33,25 +34,30 @@ NumberedRow: TypeAlias = tuple[int, Row]
 Cells: TypeAlias = Sequence[tuple[int, object]]
 ListCells: TypeAlias = Sequence[tuple[int, list[Any]]]
 
-# More labels than this, none named and most of them seen once, are a row's own id or another text.
+# With more values than this, none of them named, a column in which most values occur once is refused: it holds row ids
+# or texts. Columns of more labels that repeat are taken.
 MAX_UNNAMED_LABELS = 100
-# What marks a text without a label: GLUE's test splits and SNLI's undecided pairs, and the ignored index of torch.
+# Marks of a text without a label: -1 in GLUE's test splits and SNLI's undecided pairs, -100 the index torch ignores.
 UNLABELLED = ("-1", "-100")
 
-# Python refuses to read longer numbers from text, and no label counts as far. Spreadsheets and pandas write 1 as 1.0.
+# At most 1,000 digits: int() and str() raise ValueError beyond 4,300. Spreadsheets and pandas write 1 as 1.0.
 _INTEGER = re.compile(r"\s*(-?(?:0|[1-9]\d{0,999}))(?:\.0+)?\s*")
 _LONGEST_INTEGER = 10**1000
+# The names that transformers makes up for labels (`LABEL_0`) where a configuration names none.
 _GENERIC = re.compile(r"label_(\d+)", re.IGNORECASE)
 _BOOLS = ("false", "true")
 _OUTSIDE = "O"
-# What the name of a column has behind that of the ids which it names, as in SetFit's data sets.
+# Suffixes of a column with the names of another column's ids: `label_text` beside `label`, as in SetFit's data sets.
 _NAME_ENDINGS = ("_text", "_name", "_names", "_str")
-# The shortest beginning that stands for a name: `neg` for negative.
+# Characters that an abbreviation of a label needs, such as `neg` for `negative`; one or two would match by chance.
 _SHORTEST_STEM = 3
 
 
 class LabelReader:
-    """What the labels of one or several columns are, decided once for all splits, and then read from each."""
+    """Read the labels of one or several columns, by rules that are decided once on the rows of all splits.
+
+    Call `without_unlabelled` on each split, `decide` on the rows that are left of all splits, then `read` on each.
+    """
 
     def __init__(
         self,
@@ -62,21 +68,21 @@ class LabelReader:
         own: Sequence[str] | None,
         problem_type: str | None,
     ) -> None:
-        """Remember what is known before any row is read.
+        """Take what is known before any row is read.
 
         Args:
-            task: says what a label is.
-            columns: the label's, or one for each label.
-            known: the model's labels in their order; None if a new head is to have those of the data.
-            own: the names that the data set itself gives to ids.
-            problem_type: what a text classifier answers; None leaves it to the values.
+            task: decides what a label is: an id, an amount, a list of tags, or an answer.
+            columns: the column of the label, or one column of 0 and 1 per label.
+            known: the model's labels in id order; None if a new head takes those of the data.
+            own: the names that the data set itself gives to its ids.
+            problem_type: one of `PROBLEM_TYPES` for a text classifier; None infers it from the values.
         """
         self.names: tuple[str, ...] = ()
         """The labels by id, once `decide` has been called; empty where labels are not ids."""
         self.how = ""
-        """How cells became ids, in words."""
+        """How cells were mapped to ids, in words."""
         self.notes: list[str] = []
-        """What a user should know of how they were read."""
+        """Remarks for the user on how labels were read."""
         self.problem_type = problem_type
         self._task, self._columns, self._known, self._own = task, columns, known, own
         self._column = ", ".join(columns)
@@ -87,10 +93,11 @@ class LabelReader:
         return kind_of(self._task, self.problem_type)
 
     def without_unlabelled(self, rows: list[NumberedRow], origin: str) -> list[NumberedRow]:
-        """Leave out the rows that say they have no label (-1), and note it.
+        """Leave out the rows whose label is -1 or -100, which means none, and add a note.
 
         Raises:
-            DataError: if no row has one, or -1 may be one of the model's labels.
+            AbsentError: if no row has a label.
+            DataError: if -1 may be one of the model's labels.
         """
         if self._kind != SINGLE_LABEL or len(self._columns) > 1:
             return rows
@@ -104,6 +111,7 @@ class LabelReader:
         if not bare or not names:
             return rows
         seen = {spell(row[1].get(self._column), row[0], self._column) for row in rows}
+        # Labels -1 and 1 for a model of two: -1 is as likely to be a class as to mean no label, so nothing is guessed.
         if self._known and not self._own and "-1" in seen and len(seen) == len(self._known):
             raise DataError(
                 f"column {self._column!r} of {origin} holds {', '.join(sorted(seen, key=str))}: -1 marks a text "
@@ -115,12 +123,12 @@ class LabelReader:
         return [row for row in rows if row[0] not in left_out]
 
     def decide(self, rows: Sequence[NumberedRow], texts: Sequence[Any], text_columns: Sequence[str]) -> None:
-        """Find out what the labels are, from the rows of all splits; every row is checked here.
+        """Decide what the labels are from the rows of all splits, and check every row.
 
         Args:
-            rows: with their numbers.
-            texts: those of the rows, for tags and answers; other tasks need none.
-            text_columns: named in messages.
+            rows: the numbered rows of all splits.
+            texts: their texts, for tags and answers; empty for other tasks.
+            text_columns: the columns of the text, for messages.
 
         Raises:
             DataError: if a cell is no label, or the labels are not those of the model.
@@ -128,6 +136,7 @@ class LabelReader:
         cells, column = self._cells(rows), self._column
         if self._task == TEXT_CLASSIFICATION and self.problem_type is None:
             inferred = MULTI_LABEL if len(self._columns) > 1 else _infer_problem_type(cells)
+            # A model that is trained already says itself what it answers; only a new head is shaped by the values.
             self.problem_type = SINGLE_LABEL if self._known else inferred
             if self._known and inferred == MULTI_LABEL:
                 raise DataError(
@@ -136,6 +145,7 @@ class LabelReader:
                     'config.json must say "problem_type": "multi_label_classification"'
                 )
         if self._kind in (REGRESSION, FEATURE_EXTRACTION.name):
+            # Called for its checks alone, as the next one is: a bad cell stops here, before any split is returned.
             _amounts(cells, column)
             self.how = "amounts"
         elif self._kind == QUESTION_ANSWERING.name:
@@ -146,7 +156,8 @@ class LabelReader:
             tags = as_lists(cells, column, what="tags")
             _check_tags(tags, texts, column=column, words_column=text_columns[0])
             naming = name_labels(_flatten(tags), column=column, known=self._known, own=self._own, word="tag")
-            if not (self._known or self._own) and _OUTSIDE in naming.names:  # among those that occur it comes first
+            # O gets id 0, as in CoNLL-2003; sorted as a name it would stand behind the B- and I- tags.
+            if not (self._known or self._own) and _OUTSIDE in naming.names:
                 names = (_OUTSIDE, *(name for name in naming.names if name != _OUTSIDE))
                 naming = Naming(names=names, ids={name: place for place, name in enumerate(names)}, how=naming.how)
             self._take(naming)
@@ -154,8 +165,9 @@ class LabelReader:
             self._take(name_labels(cells, column=column, known=self._known, own=self._own))
 
     def _decide_sets(self, cells: ListCells) -> None:
-        """Decide what lists of labels mean: of names or ids, or of a 0 or 1 for each label."""
+        """Decide whether lists of labels hold names, ids, or one 0 or 1 per label."""
         if len(self._columns) > 1:
+            # The head's names are looked up among the model's like cells of row 1.
             columns = [(1, name) for name in self._columns]
             naming = name_labels(columns, column=self._column, known=self._known, own=None)
             if not self._known:
@@ -163,7 +175,7 @@ class LabelReader:
                 naming = Naming(names=tuple(self._columns), ids=places, how="a column each")
             self._take(naming)
             return
-        # Ids of named labels are never flags; lists of 0 and 1, as many as there are labels, are.
+        # [0, 1] may be two ids or two flags: flags if every list has one entry per label and the data names no ids.
         lengths = {len(value) for _, value in cells}
         width = lengths.pop() if len(lengths) == 1 and not self._own else 0
         is_width_of_model = not self._known or width == len(self._known)
@@ -179,13 +191,13 @@ class LabelReader:
 
     def _take(self, naming: "Naming") -> None:
         self._naming, self.names, self.how = naming, naming.names, naming.how
-        # Plain positions of a model whose labels have names are what most data sets have; all else is worth a word.
+        # Ids that are the model's positions are what most data sets hold and need no note; any other mapping does.
         are_numbers = all(name.lstrip("-").isdigit() for name in naming.names)
         if "(" in naming.how and (naming.how.startswith("by name") or self._own or are_numbers):
             self.notes.append(f"labels in column {self._column!r} are read {naming.how}")
 
     def read(self, rows: Sequence[NumberedRow], texts: Sequence[Any]) -> Any:
-        """Return the labels of some rows, as `potstill.data.Examples.labels` has them."""
+        """Return the labels of some rows in the form that `potstill.data.Examples.labels` describes."""
         cells, column, naming = self._cells(rows), self._column, self._naming
         if self._kind in (REGRESSION, FEATURE_EXTRACTION.name):
             return _amounts(cells, column)
@@ -196,18 +208,20 @@ class LabelReader:
             if naming is None:
                 return np.array([value for _, value in sets], dtype=np.float64)
             found = np.zeros((len(sets), len(naming.names)))
+            # One assignment for all rows; a label that a row names twice is still 1.
             at = np.repeat(np.arange(len(sets)), [len(value) for _, value in sets])
             found[at, naming.to_ids(_flatten(sets), column)] = 1.0
             return found
         assert naming is not None
         if self._kind == TOKEN_CLASSIFICATION.name:
             tags = as_lists(cells, column, what="tags")
+            # All tags are looked up in one array, which is then cut where rows end.
             ends = np.cumsum([len(value) for _, value in tags])[:-1]
             return np.split(naming.to_ids(_flatten(tags), column), ends)
         return naming.to_ids(cells, column)
 
     def _cells(self, rows: Sequence[NumberedRow]) -> Cells:
-        """Return what the rows hold; of a column per label the names of those that are 1."""
+        """Return each row's cell; with one column per label, the list of the columns that hold 1."""
         if len(self._columns) == 1:
             return [(number, cell_of(row, self._column, number, LABEL_REMEDY)) for number, row in rows]
         return [
@@ -225,14 +239,14 @@ class LabelReader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Naming:
-    """How the cells of a column become ids."""
+    """A mapping from the cells of a column to label ids."""
 
     names: tuple[str, ...]
     """The labels by id."""
     ids: Mapping[str, int]
-    """By what a cell holds, as `spell` spells it."""
+    """Ids by a cell's content, as `spell` writes it."""
     how: str
-    """In words, for whoever wants to know: by name, by position, as they occur."""
+    """The rule that was used, in words: by name, by position, as they occur."""
 
     def to_ids(self, cells: Cells, column: str) -> NDArray[np.int64]:
         """Return the id of each cell, int64 of shape (cells,)."""
@@ -242,21 +256,23 @@ class Naming:
 def name_labels(
     cells: Cells, *, column: str, known: Sequence[str] | None, own: Sequence[str] | None, word: str = "label"
 ) -> Naming:
-    """Decide what the cells of a column mean, for all splits together.
+    """Decide which label id each different cell of a column stands for, over all splits together.
 
-    One rule, whatever the format: what stands in a cell is a name if the model (or the data set, which knows the names
-    of its own ids) has names that are all it takes; otherwise it is a position, if whole numbers can be. The data
-    set's names are looked up among the model's, never their positions. What fits neither is refused.
+    The same rule for every file format. Cells are names if each matches one of the model's labels; otherwise they are
+    positions among the model's labels, if all are whole numbers in range; otherwise they are refused. Where the data
+    set names its own ids, a cell is first replaced by that name, and its number never counts as the model's position
+    unless the model's names say nothing (`LABEL_0`).
 
     Args:
-        cells: names or whole numbers, in text or not, or bools.
-        column: named in messages.
-        known: the model's labels in their order; None if a new head is to have those of the data.
-        own: the names that the data set itself gives to ids.
+        cells: names, whole numbers (as numbers or text), or bools.
+        column: the column's name, for messages.
+        known: the model's labels in id order; None if a new head takes those of the data.
+        own: the names that the data set itself gives to its ids.
         word: what messages call a label.
 
     Raises:
-        DataError: with both lists, if the labels differ and no rule maps them; or if there are too many to be labels.
+        DataError: if cells match neither names nor positions (the message has both lists), or are too many to be
+            labels.
     """
     first_rows: dict[str, tuple[int, object]] = {}
     for row, value in cells:
@@ -277,6 +293,7 @@ def name_labels(
             ids={text: names.index(name) for text, name in spelt.items()},
             how="as the data names them" if own else "as they occur",
         )
+    # Names before positions: a model of stars called "1" to "5" must not read 1 as its second label.
     by_name = match_names(found, known, own=own)
     if by_name is not None:
         others = [f"{name} is {known[place]}" for name, place in by_name.items() if name != known[place]]
@@ -290,11 +307,12 @@ def name_labels(
 
 
 def spell(value: object, row: int, column: str, word: str = "label") -> str:
-    """Return what a cell holds as text, so that 1, 1.0, "1" and "1.0" are the same label, and True is true.
+    """Return a cell as text, so that 1, 1.0, "1" and "1.0" are the same label, and True, "True" and "true" are.
 
     Raises:
-        DataError: if it can be no label.
+        DataError: if it is not a string, a bool or a whole number.
     """
+    # First of all, because a bool is an int, too.
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
@@ -316,15 +334,15 @@ def spell(value: object, row: int, column: str, word: str = "label") -> str:
 
 
 def names_beside(rows: Sequence[Row], column: str, *, fill: bool) -> tuple[str, ...] | None:
-    """Return the names of a column's ids that stand in a column beside it, such as `label_text` beside `label`.
+    """Return names by label id, as a column such as `label_text` beside `label` gives them.
 
     Args:
-        rows: of all splits.
-        column: the label's.
-        fill: give ids that do not occur their number as a name; otherwise all must occur.
+        rows: the rows of all splits.
+        column: the column of the label ids.
+        fill: name ids that do not occur by their number; otherwise every id from 0 must occur.
 
     Returns:
-        Names by id; None if there is no such column, or it does not give every id one name of its own.
+        Names by id; None if there is no such column, or it does not give each id exactly one name of its own.
     """
     beside = next((name for name in (f"{column}{end}" for end in _NAME_ENDINGS) if name in rows[0]), None)
     if beside is None:
@@ -340,6 +358,7 @@ def names_beside(rows: Sequence[Row], column: str, *, fill: bool) -> tuple[str, 
         if found.setdefault(int(number[1]), name.strip()) != name.strip():
             return None
     count = max(found, default=-1) + 1
+    # The bound matters: one id of 10**9 would otherwise make a list of as many names.
     is_whole = len(found) == count or (fill and count <= MAX_UNNAMED_LABELS)
     if not found or min(found) < 0 or len(set(found.values())) < len(found) or not is_whole:
         return None
@@ -347,7 +366,7 @@ def names_beside(rows: Sequence[Row], column: str, *, fill: bool) -> tuple[str, 
 
 
 def _is_unlabelled(value: object, names: Sequence[str]) -> bool:
-    """Return whether a cell says that its text has no label: -1, where no label is called so."""
+    """Return whether a cell marks a text without a label (-1 or -100) and no label has that name."""
     number = _INTEGER.fullmatch(str(value)) if isinstance(value, int | float | str) else None
     return number is not None and number[1] in UNLABELLED and number[1] not in names
 
@@ -355,16 +374,20 @@ def _is_unlabelled(value: object, names: Sequence[str]) -> bool:
 def match_names(
     found: Sequence[str], known: Sequence[str], *, own: Sequence[str] | None = None
 ) -> dict[str, int] | None:
-    """Return the place of each name among the known ones, or None if one has none.
+    """Return the index in `known` of each found name, or None if the names cannot be matched one to one.
 
-    Names are the same exactly, or but for case, spaces and hyphens; or if both sides have as many and each is the
-    beginning of just one on the other side (neg and pos, NEGATIVE and POSITIVE).
+    Tried in this order: equal names; names equal but for case, spaces, hyphens and underscores; abbreviations (neg and
+    pos for NEGATIVE and POSITIVE), if both sides have equally many names and each abbreviates exactly one of the other.
+    `own` is all names that the data set has, of which `found` may be a part.
     """
+    # Exact names first: "us" and "US" may be two labels.
     for same in (str.__eq__, lambda one, other: _normalized(one) == _normalized(other)):
         places = {name: [place for place, other in enumerate(known) if same(name, other)] for name in found}
         if all(len(each) == 1 for each in places.values()):
             result = {name: each[0] for name, each in places.items()}
+            # Two names of the data for one label of the model would merge classes.
             return result if len(set(result.values())) == len(result) else None
+    # Abbreviations are weak evidence, so all labels of both sides must pair up, even those that no row has.
     everything = list(dict.fromkeys(own or found))
     stems = {name: [place for place, other in enumerate(known) if _abbreviates(name, other)] for name in everything}
     taken = [each[0] for each in stems.values() if len(each) == 1]
@@ -374,20 +397,21 @@ def match_names(
 
 
 def _normalized(name: str) -> str:
-    """Return a name without case, and with one underscore for spaces and hyphens."""
+    """Return a name casefolded, with one underscore for each run of spaces, hyphens and underscores."""
     return re.sub(r"[\s_-]+", "_", name.strip()).casefold()
 
 
 def _abbreviates(one: str, other: str) -> bool:
     """Return whether the shorter name is the beginning of the longer one, as neg is of negative."""
     short, long = sorted((_normalized(one), _normalized(other)), key=len)
+    # `label_1` does not abbreviate `label_10`: with a number at the end the longer one is another label.
     return len(short) >= _SHORTEST_STEM and long.startswith(short) and not long[-1].isdigit()
 
 
 def _own_name(
     text: str, own: Sequence[str], first_rows: Mapping[str, tuple[int, object]], *, column: str, word: str
 ) -> str:
-    """Return the name that the data set gives to a cell: numbers are its ids, texts its names."""
+    """Return the data set's own name of a cell, which holds that name or its id."""
     row, value = first_rows[text]
     if text in own and isinstance(value, str):
         return text
@@ -400,9 +424,9 @@ def _own_name(
 
 
 def _positions(spelt: Mapping[str, str], known: Sequence[str], *, own: Sequence[str] | None) -> dict[str, int] | None:
-    """Return positions where names say nothing: of bare numbers, or where one side's names are only numbers."""
+    """Return each cell's position in `known`; None if a cell is no position there, or names contradict positions."""
     if own:
-        # Numbers that stand in another order than their ids say something, and it is not this.
+        # If the data names its ids by numbers in another order (id 0 is called "3"), positions would contradict them.
         numbers = [int(name) for name in own if _INTEGER.fullmatch(name)]
         silent = _are_generic(known) or (len(numbers) == len(own) and numbers == sorted(numbers))
         return {text: own.index(name) for text, name in spelt.items()} if silent and len(own) == len(known) else None
@@ -413,7 +437,7 @@ def _positions(spelt: Mapping[str, str], known: Sequence[str], *, own: Sequence[
 
 
 def _are_generic(names: Sequence[str]) -> bool:
-    """Return whether names are those that transformers makes up, or the positions themselves."""
+    """Return whether names say nothing: `LABEL_0`, `LABEL_1`, ... or the positions themselves."""
     return all(
         name == str(place) or ((made := _GENERIC.fullmatch(name)) is not None and int(made[1]) == place)
         for place, name in enumerate(names)
@@ -429,13 +453,13 @@ def _unknown_label(
     column: str,
     word: str,
 ) -> DataError:
-    """Return the error that names the first label which the model lacks, and both lists."""
+    """Return an error with the first label that the model lacks, and the labels of both sides."""
     lacking = [
         text
         for text, name in spelt.items()
         if match_names([name], known, own=own) is None and (own or _positions({text: text}, known, own=None) is None)
     ]
-    # Each may be there alone, as a number and a truth are, and together they make no sense.
+    # Each cell may be readable alone and only their mixture not, such as 0 beside true: then a cell that is no number.
     lacking += [text for text in spelt if not _INTEGER.fullmatch(text)] or list(spelt)
     row, value = first_rows[lacking[0]]
     ours = own or _in_order(list(spelt.values()))
@@ -448,7 +472,7 @@ def _unknown_label(
 
 
 def _in_order(names: Sequence[str]) -> tuple[str, ...]:
-    """Sort numbers as numbers, names as names."""
+    """Sort whole numbers by value and anything else as text."""
     if all(_INTEGER.fullmatch(name) for name in names):
         return tuple(sorted(names, key=int))
     return tuple(sorted(names))
@@ -459,7 +483,7 @@ def _list(names: Sequence[str]) -> str:
 
 
 def _amounts(cells: Cells, column: str) -> NDArray[np.float64]:
-    """Return one amount per row, float64 of shape (rows,).
+    """Return one finite number per row, float64 of shape (rows,).
 
     Raises:
         DataError: if a cell is not a finite number.
@@ -474,21 +498,21 @@ def _amounts(cells: Cells, column: str) -> NDArray[np.float64]:
 
 
 def _as_number(value: object) -> float | None:
-    """Return a cell as a finite number; None if it is none."""
+    """Return a cell as a finite float, or None if it is not one; bools are not numbers here."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
         number = float(value)
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError):  # OverflowError: an int beyond the largest float
         return None
     return number if math.isfinite(number) else None
 
 
 def as_lists(cells: Cells, column: str, *, what: str) -> ListCells:
-    """Return cells that are lists; a csv has them as the text of one, `[0, 1]` or `['joy']`.
+    """Return cells as lists; csv holds them as text such as `[0, 1]` or `['joy']`.
 
     Raises:
-        DataError: if a cell is none.
+        DataError: if a cell is not a list.
     """
     found = []
     for row, value in cells:
@@ -500,7 +524,7 @@ def as_lists(cells: Cells, column: str, *, what: str) -> ListCells:
 
 
 def read_list(value: object) -> object:
-    """Return a list that a csv had to write as text, anything else as it is."""
+    """Return the list that a string such as `[0, 1]` writes as a Python literal, and anything else unchanged."""
     if not isinstance(value, str) or not (value.strip().startswith("[") and value.strip().endswith("]")):
         return value
     try:
@@ -510,10 +534,10 @@ def read_list(value: object) -> object:
 
 
 def _flag(value: object, row: int, column: str) -> bool:
-    """Return whether a cell of a column of one label says that the text has it.
+    """Return whether a cell of a one-label column is 1 or true.
 
     Raises:
-        DataError: if it is neither 0 nor 1.
+        DataError: if it is neither 0, 1, true nor false.
     """
     spelt = spell(value, row, column) if isinstance(value, bool | int | float | str) else ""
     if spelt not in ("0", "1", *_BOOLS):
@@ -522,15 +546,15 @@ def _flag(value: object, row: int, column: str) -> bool:
 
 
 def _flatten(cells: ListCells) -> Cells:
-    """Return every entry of cells that are lists, with its row."""
+    """Return every entry of list cells, each with its row's number."""
     return [(row, entry) for row, value in cells for entry in value]
 
 
 def _check_tags(cells: ListCells, words: Sequence[Sequence[str]], *, column: str, words_column: str) -> None:
-    """Check that every word has one tag.
+    """Check that every word has exactly one tag.
 
     Raises:
-        DataError: if a row has more or fewer tags than words, or a tag that marks a word to be ignored.
+        DataError: if a row has more or fewer tags than words, or the tag -100, which losses of torch ignore.
     """
     for (row, value), spoken in zip(cells, words, strict=True):
         if len(value) != len(spoken):
@@ -546,7 +570,7 @@ def _check_tags(cells: ListCells, words: Sequence[Sequence[str]], *, column: str
 
 
 def _infer_problem_type(cells: Cells) -> str:
-    """Return what labels of a text classifier are, where nobody says: lists are several, fractions are amounts."""
+    """Infer a text classifier's problem type: lists are several labels, fractions a regression, all else one label."""
     values = [value for _, value in cells]
     if all(isinstance(read_list(value), list) for value in values):
         return MULTI_LABEL
@@ -558,15 +582,15 @@ def _infer_problem_type(cells: Cells) -> str:
 
 
 def _answer_spans(cells: Cells, texts: Sequence[tuple[str, str]], column: str) -> list[dict[str, list[Any]]]:
-    """Return for every row its accepted answers, `{"text": [...], "answer_start": [...]}`; empty is unanswerable.
+    """Return the accepted answers of each row as `{"text": [...], "answer_start": [...]}`, empty if unanswerable.
 
     Args:
-        cells: SQuAD's answers, such an object or a list of `{"text": ..., "answer_start": ...}`.
-        texts: question and context; answers stand in the context, counted in characters.
-        column: named in messages.
+        cells: such objects, or lists of `{"text": ..., "answer_start": ...}`, as SQuAD has them.
+        texts: (question, context) of each row; `answer_start` counts characters of the context.
+        column: the column's name, for messages.
 
     Raises:
-        DataError: if a cell has another shape, or an answer does not stand where it says.
+        DataError: if a cell has another shape, or the context does not hold an answer at its start.
     """
     return [_read_answers(value, row, context, column) for (row, value), (_, context) in zip(cells, texts, strict=True)]
 
@@ -581,10 +605,12 @@ def _read_answers(value: object, row: int, context: str, column: str) -> dict[st
             '{"text": ["Rome"], "answer_start": [7]} with as many starts as texts'
         )
     for text, start in zip(texts, starts, strict=True):
+        # `start` must be no bool, which is an int as well.
         if not isinstance(text, str) or not isinstance(start, int) or isinstance(start, bool):
             raise DataError(
                 f"row {row}: answer {_show(text)} at {_show(start)} is not a text and a count of characters"
             )
+        # A start counted in bytes, or in another normal form of the text, is found here and not as a low score.
         if start < 0 or context[start : start + len(text)] != text:
             stands = _show(context[start : start + len(text)]) if start >= 0 else "nothing"
             raise DataError(f"row {row}: answer {_show(text)} should start at character {start}, where {stands} stands")

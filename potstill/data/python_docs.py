@@ -1,9 +1,9 @@
-"""The embedded data set: the documentation that every Python carries.
+"""The embedded data set `python-docs`: paragraphs of the documentation that every Python carries.
 
-The task is to tell from one paragraph of documentation which chapter of the library it belongs to. The text is
-read from `pydoc_data.topics` (the language reference) and from the docstrings of the standard library's source
-files, parsed without importing them. A document is a module or a topic, and whole documents go to one split or the
-other: the paragraphs of a module share names that would give the answer away.
+The task is to classify one paragraph by the chapter of the library reference that it belongs to. Texts are read from
+`pydoc_data.topics` (the language reference) and from the docstrings of the standard library's source files, which are
+parsed and never imported. Whole documents (a module or a topic) go to one split or the other: the paragraphs of a
+module share names that would give the answer away.
 """
 
 import ast
@@ -47,7 +47,7 @@ CHAPTERS = tuple(sorted(MODULES))
 CHAPTER_OF = {module: chapter for chapter, modules in MODULES.items() for module in modules.split()}
 
 _SHORTEST = 40  # characters; less is a heading or a signature
-_HELD_OUT = 5  # every fifth document, by its hash, is held out
+_HELD_OUT = 5  # one in five documents, by a hash of its name, is in `validation`
 
 
 def read_python_docs(split: str) -> list[tuple[str, str]]:
@@ -69,13 +69,15 @@ def is_held_out(document: str) -> bool:
 
 @cache
 def paragraphs() -> tuple[tuple[str, str, str], ...]:
-    """Return (document, paragraph, chapter), each paragraph once, however many documents repeat it."""
+    """Return (document, paragraph, chapter) in a fixed order; a paragraph in several documents counts for the first."""
     found: dict[str, tuple[str, str, str]] = {}
     for document, chapter, text in _documents():
         for block in re.split(r"\n\s*\n", text):
             paragraph = " ".join(block.split())
             letters = sum(character.isalpha() for character in paragraph)
+            # Mostly letters: tables and code examples are not prose.
             if len(paragraph) >= _SHORTEST and letters > 0.6 * len(paragraph):
+                # Each paragraph once: a second document with it could be in the other split.
                 found.setdefault(paragraph.lower(), (document, paragraph, chapter))
     if not found:
         raise DataError("this Python carries no documentation (no source files of its library); use another data set")
@@ -83,7 +85,7 @@ def paragraphs() -> tuple[tuple[str, str, str], ...]:
 
 
 def _documents() -> Iterator[tuple[str, str, str]]:
-    """Yield (document, chapter, text)."""
+    """Yield (document, chapter, text), sorted by name: the order of a directory differs between disks."""
     from pydoc_data.topics import topics
 
     for topic in sorted(topics):
@@ -99,6 +101,7 @@ def _documents() -> Iterator[tuple[str, str, str]]:
 
 
 def _docstrings(file: Path) -> Iterator[str]:
+    """Yield the docstrings of a source file by its syntax tree, so that none of its code runs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old escapes in the library's own sources
         try:

@@ -1,11 +1,11 @@
-"""Read data files row by row, whatever their format, encoding and dialect, for every command; no row is lost.
+"""Read data files row by row, whatever their format, encoding and dialect; no row is dropped silently.
 
-jsonl and json (also SQuAD's nesting, `{"data": [...]}` and pandas' `split`), csv and tsv with any of the usual
-delimiters, parquet, and arrow as `datasets` writes it. What a file does not say of itself (the delimiter, whether a
-tsv quotes its cells) is taken from its content; where two readings are possible, the one that keeps every line.
+Formats: jsonl and json (also SQuAD's nesting, `{"data": [...]}` and pandas' `split`), csv and tsv with any of the usual
+delimiters, parquet, and arrow as `datasets` writes it. What a file does not declare (the delimiter, whether a tsv
+quotes its cells) is found from its content; if two readings are possible, the one that keeps every line wins.
 
-A `DataFile` gives `Record`s: a row's values, or what is wrong with it, and the place where the next row begins, from
-which another process can go on. `read_rows` is for those who want every row or an error.
+`open_data_file` returns a `DataFile`, which yields `Record`s: a row's values, or what is wrong with it, and the place
+where the next row begins, from which another process can resume. `read_rows` yields every row or raises.
 """
 
 import codecs
@@ -25,30 +25,30 @@ from potstill.messages import first_line
 
 Row: TypeAlias = dict[str, Any]
 """A row's values by column."""
-# pyarrow comes without types.
+# pyarrow.RecordBatch and pyarrow.Schema: pyarrow is optional, and comes without types.
 Batch: TypeAlias = Any
 Schema: TypeAlias = Any
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 LONGEST_LINE = 16 * 2**20
-"""Bytes of one line that are read where rows come from strangers; a row is held in memory."""
+"""Bytes of the longest line that is read with `strict`, for files of unknown origin: a row is held in memory."""
 
 _DELIMITERS = (",", ";", "\t", "|")
-# Records that must agree on a delimiter before it is believed.
+# The number of records at the head of a file that must have equally many cells for a delimiter to be accepted.
 _LOOKED_AT = 1000
-# Longer than any cell that a reader could mean; Python's own limit (128 KiB) is shorter than some articles.
+# The largest C long of every platform; the csv module's default, 128 KiB, is shorter than some articles.
 _LONGEST_CELL = 2**31 - 1
-# Rows of parquet that are decoded at once.
+# Rows of parquet that are decoded to Python objects at once: a row group may hold a million.
 _ROWS_AT_ONCE = 256
 _READ_BUFFER_BYTES = 2**20
 _NOT_UTF8 = "is not UTF-8; convert the file first (iconv -f latin1 -t utf-8, if that is what it is)"
-# The white space of JSON: a line of nothing else is no row.
+# The white space of JSON (RFC 8259, section 2); strip() alone would also take \v and \f, which are an error in JSON.
 _BLANK = b" \t\r\n"
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class Place(NamedTuple):
-    """Where reading goes on: bytes (rows, of parquet) from the beginning, and lines read so far."""
+    """Where reading resumes: an offset in bytes (in rows, if a format has no lines), and the count of lines before."""
 
     offset: int = 0
     line: int = 0
@@ -59,34 +59,34 @@ BEGIN = Place()
 
 @dataclass(slots=True, kw_only=True)
 class Record:
-    """One row of a file, or why it cannot be read."""
+    """One row of a file, or the reason why it cannot be read."""
 
     number: int
-    """Its line, the first is 1; the row's number where a file has no lines."""
+    """The line that it begins with, from 1; the row's number in formats without lines."""
     after: Place
     """Where the next row begins."""
     weight: int
-    """About how many bytes it takes."""
+    """About how many bytes of memory it takes, for callers that bound what they hold; 0 if unknown."""
     values: Row | None
     """None if it could not be read."""
     problem: str | None = None
-    """What is wrong with it, without what it holds."""
+    """What is wrong with the row; never quotes its content, which may be private."""
     raw: bytes | None = None
-    """The JSON object as it stood in the file."""
+    """The JSON object as the bytes of the file, to be written out unchanged."""
     batch: Batch = None
-    """Of parquet, the pyarrow.RecordBatch that holds it, at `index`."""
+    """For parquet, the pyarrow.RecordBatch that holds the row at `index`."""
     index: int = 0
 
 
 class DataFile(Protocol):
-    """A data file, made by `open_data_file`."""
+    """An opened data file, as `open_data_file` returns it."""
 
     name: str
-    """What messages call it."""
+    """Its name in messages."""
     unit: str
     """What `Record.number` counts: line or row."""
     size: int
-    """The offset at its end; 0 if that is not known."""
+    """The `Place.offset` of its end; 0 if that is not known."""
     is_stream: bool
     """Whether it can be read only once."""
 
@@ -97,12 +97,12 @@ class DataFile(Protocol):
     def records(
         self, start: Place = BEGIN, *, columns: Sequence[str] | None = None, decoded: Sequence[str] | None = None
     ) -> Iterator[Record]:
-        """Give every row from a place on; blank lines are none.
+        """Yield every row from a place on; blank lines are not rows.
 
         Args:
-            start: the beginning, or the `after` of a record.
-            columns: of parquet and arrow only these are read; None is all.
-            decoded: of parquet and arrow only these are in `Record.values`; None is all that are read.
+            start: `BEGIN`, or the `after` of a record.
+            columns: for parquet and arrow, the columns to read; None reads all.
+            decoded: for parquet and arrow, the columns in `Record.values`; None has all that are read.
 
         Raises:
             DataError: where it is not certain where a row ends, so that rows could be lost.
@@ -110,16 +110,16 @@ class DataFile(Protocol):
 
 
 def open_data_file(file: Path, *, strict: bool = False) -> DataFile:
-    """Open a file whose suffix says the format.
+    """Open a data file in the format of its suffix.
 
     Args:
-        file: one of `SUFFIXES`.
-        strict: refuse what cannot be written out again as it stood, or not be held in memory: UTF-16, NaN in JSON, and
-            lines over `LONGEST_LINE`.
+        file: its name ends in one of `SUFFIXES`.
+        strict: refuse what cannot be written out again unchanged or be held in memory: UTF-16, NaN in JSON, and lines
+            over `LONGEST_LINE`.
 
     Raises:
-        DataError: if it is of another kind, or damaged so that no row can be read.
-        MissingExtraError: if parquet or arrow is to be read without pyarrow.
+        DataError: if the suffix is another one, or the file is damaged so that no row can be read.
+        MissingExtraError: if it is parquet or arrow and pyarrow is not installed.
     """
     match file.suffix:
         case ".jsonl":
@@ -136,15 +136,15 @@ def open_data_file(file: Path, *, strict: bool = False) -> DataFile:
 
 
 def read_rows(file: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Row]]:
-    """Yield the rows of a file with their numbers: lines, or rows where there are none; both from 1.
+    """Yield (number, row) for every row of a file; numbers are lines, or rows in formats without lines, from 1.
 
     Args:
-        file: its suffix says the format.
-        columns: of parquet and arrow only these are read; None is all.
+        file: its name ends in one of `SUFFIXES`.
+        columns: for parquet and arrow, the columns to read; None reads all.
 
     Raises:
-        DataError: naming the line or row, at the first that cannot be read.
-        MissingExtraError: if parquet or arrow is to be read without pyarrow.
+        DataError: at the first row that cannot be read, with its number.
+        MissingExtraError: if it is parquet or arrow and pyarrow is not installed.
     """
     opened = open_data_file(file)
     for record in opened.records(columns=columns):
@@ -157,20 +157,21 @@ def read_rows(file: Path, columns: Sequence[str] | None = None) -> Iterator[tupl
 
 
 def text_lines(file: Path, *, errors: str = "strict") -> Iterator[str]:
-    """Yield the lines of a text file with their ends; only line feeds end one.
+    """Yield the lines of a text file with their line ends; only a line feed ends a line.
 
-    UTF-8 with or without the byte-order mark that spreadsheets write, or UTF-16 with its own.
+    The text is UTF-8, with or without the byte-order mark that spreadsheets write, or UTF-16 with a byte-order mark.
 
     Args:
-        file: to read.
-        errors: `replace` reads what is no text of this encoding as U+FFFD.
+        file: the file to read.
+        errors: `strict`, or `replace` to read invalid bytes as U+FFFD.
 
     Raises:
-        DataError: at the first line that is no text of this encoding.
+        DataError: at the first line that is not in this encoding.
     """
     if _is_utf16(file):
         yield from _utf16_lines(file, errors)
         return
+    # As bytes: text mode would end lines at a lone carriage return as well, and move every number behind it.
     with file.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             try:
@@ -194,17 +195,17 @@ def _utf16_lines(file: Path, errors: str) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class _TooLong:
-    """A line that was read past."""
+    """Stands for a line over the limit, which was skipped without being kept."""
 
     quotes: int
-    """How many quotation marks it has."""
+    """Its number of quotation marks, by which a csv record is known to end with it or not."""
 
 
 _Line: TypeAlias = bytes | _TooLong
 
 
 class _LineFile:
-    """The lines of a file as UTF-8, each with the place behind it."""
+    """The lines of a file or stream as UTF-8 bytes, each with the place behind it."""
 
     unit = "line"
 
@@ -221,8 +222,9 @@ class _LineFile:
             )
 
     def lines(self, start: Place) -> Iterator[tuple[_Line, Place]]:
-        """Give each line from a place on, without the byte-order mark."""
-        if self._is_utf16 and self._file is not None:  # places are in UTF-8 here: nobody goes on with such a file
+        """Yield each line from a place on, without the byte-order mark."""
+        if self._is_utf16 and self._file is not None:
+            # Offsets count UTF-8 and lead nowhere in this file, so reading resumes by lines.
             place = Place()
             for line in _utf16_lines(self._file, "strict"):
                 content = line.encode("utf-8", "surrogatepass")
@@ -238,12 +240,14 @@ class _LineFile:
 
     def _lines_of(self, stream: BinaryIO, start: Place) -> Iterator[tuple[_Line, Place]]:
         offset, number = start
+        # One byte over the limit tells a line that is too long from one that fits exactly.
         limit = -1 if self._longest is None else self._longest + 1
         while line := stream.readline(limit):
             offset, number = offset + len(line), number + 1
             if self._longest is None or len(line) <= self._longest or line.endswith(b"\n"):
                 yield line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, Place(offset, number)
                 continue
+            # The rest is read in pieces and thrown away: a file without line feeds must not fill the memory.
             quotes, rest = line.count(b'"'), line
             while not rest.endswith(b"\n") and (rest := stream.readline(self._longest)):
                 offset += len(rest)
@@ -251,7 +255,7 @@ class _LineFile:
             yield _TooLong(quotes), Place(offset, number)
 
     def too_long(self) -> str:
-        """Return what is said of a line that was read past."""
+        """Return the problem of a line over the limit."""
         return f"is over {self._longest} bytes"
 
 
@@ -259,22 +263,23 @@ class _LineFile:
 
 
 class JsonLinesFile(_LineFile):
-    """One JSON object per line, of a file or of a stream that is open already and cannot be read twice."""
+    """One JSON object per line, from a file or from an open stream such as standard input."""
 
     columns = None
 
     def __init__(self, file: Path | None, stream: BinaryIO | None = None, *, strict: bool = False) -> None:
-        """Open the file, see `open_data_file`."""
+        """Take a file, or None and an open stream; `strict` as in `open_data_file`."""
         super().__init__(file, stream, strict=strict)
         self._decode = json.JSONDecoder(parse_constant=_refuse_constant if strict else None).decode
 
     def records(
         self, start: Place = BEGIN, *, columns: Sequence[str] | None = None, decoded: Sequence[str] | None = None
     ) -> Iterator[Record]:
-        """Give every row from a place on."""
+        """Yield every row from a place on."""
         begin = start
         for line, place in self.lines(start):
             if isinstance(line, _TooLong):
+                # The line was thrown away, so the record itself takes next to nothing.
                 weight = min(place.offset - begin.offset, 64)
                 yield Record(number=place.line, after=place, weight=weight, values=None, problem=self.too_long())
             elif text := line.strip(_BLANK):
@@ -284,7 +289,7 @@ class JsonLinesFile(_LineFile):
             begin = place
 
     def _parse(self, line: bytes) -> tuple[Row | None, str | None]:
-        """Return the object of a line, or what is wrong without what it holds, which Python's messages may quote."""
+        """Return the object of a line and None, or None and what is wrong, which never quotes the line."""
         try:
             content = self._decode(line.decode())
         except UnicodeDecodeError:
@@ -293,6 +298,7 @@ class JsonLinesFile(_LineFile):
             return None, f"is not JSON: {error.msg} at character {error.pos + 1}"
         except _ConstantError as error:
             return None, f"is not JSON: {error}"
+        # An integer over 4,300 digits is a plain ValueError, whose message is left out: it may quote the content.
         except (ValueError, RecursionError):
             return None, "is not JSON: nested too deep, or a number too long"
         if isinstance(content, dict):
@@ -302,7 +308,7 @@ class JsonLinesFile(_LineFile):
 
 
 class _ConstantError(ValueError):
-    """NaN and its like, which JSON does not have."""
+    """NaN, Infinity or -Infinity, which Python's reader takes and RFC 8259 does not have."""
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -310,7 +316,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 class _RowsFile:
-    """Rows that are read some other way, numbered from 1."""
+    """Rows from any function that returns them, numbered from 1; resuming reads and skips."""
 
     unit = "row"
     is_stream = False
@@ -324,13 +330,14 @@ class _RowsFile:
     def records(
         self, start: Place = BEGIN, *, columns: Sequence[str] | None = None, decoded: Sequence[str] | None = None
     ) -> Iterator[Record]:
-        """Give every row from a place on."""
+        """Yield every row from a place on."""
         for number, row in enumerate(self._read(decoded or columns), 1):
             if number > start.offset:
                 yield Record(number=number, after=Place(number, number), weight=0, values=row)
 
 
 def _open_json(file: Path) -> DataFile:
+    """Open an array of objects, one wrapped in an object, pandas' `split`, SQuAD's nesting, or one object per line."""
     content = "".join(text_lines(file))
     try:
         document = json.loads(content)
@@ -374,10 +381,11 @@ def _is_table(value: object) -> bool:
 
 
 def _squad_rows(articles: Sequence[Row], file: Path) -> Iterator[Row]:
-    """Flatten SQuAD's own files: articles with paragraphs, each a context with questions."""
+    """Yield one row per question of SQuAD's own files: articles with paragraphs, each a context with questions."""
     try:
         for title, paragraph in ((each.get("title"), part) for each in articles for part in each["paragraphs"]):
             for asked in paragraph["qas"]:
+                # SQuAD 2.0: an impossible question has `plausible_answers`, which do not count.
                 answers = [] if asked.get("is_impossible") else asked.get("answers") or []
                 yield {
                     "id": asked.get("id"),
@@ -397,16 +405,16 @@ def _squad_rows(articles: Sequence[Row], file: Path) -> Iterator[Row]:
 
 
 class Dialect(NamedTuple):
-    """How a table's cells are parted."""
+    """How a table separates and quotes its cells."""
 
     delimiter: str
     has_quotes: bool
-    """Whether a quotation mark may hold delimiters and line breaks, as csv has it."""
+    """Whether quotation marks enclose cells with delimiters and line breaks (RFC 4180), or are plain text."""
 
     def reader(self, lines: Iterable[str]) -> "Iterator[list[str]]":
-        """Return Python's reader of these lines.
+        """Return a strict csv reader of these lines.
 
-        It is strict: otherwise a quotation mark that is never closed swallows the rows behind it without a word.
+        Without `strict`, a quotation mark that is never closed silently swallows the rows behind it.
         """
         if not self.has_quotes:
             return csv.reader(lines, delimiter=self.delimiter, quoting=csv.QUOTE_NONE, strict=True)
@@ -414,13 +422,13 @@ class Dialect(NamedTuple):
 
 
 class SeparatedFile(_LineFile):
-    """csv or tsv: a head of columns, and a record per row; a file that is empty has no columns."""
+    """A csv or tsv file with a header; an empty file has no columns."""
 
     def __init__(self, file: Path, *, strict: bool = False) -> None:
-        """Find the dialect and read the head.
+        """Find the dialect and read the header.
 
         Raises:
-            DataError: if the head cannot be read, names a column twice, or is of another encoding.
+            DataError: if the header cannot be read, names a column twice, or is in another encoding.
         """
         super().__init__(file, strict=strict)
         self._dialect = find_dialect(file)
@@ -432,6 +440,7 @@ class SeparatedFile(_LineFile):
         cells, problem, begin, self._begin = next(self._cells(Place()), ([], None, Place(), Place()))
         if problem:
             raise DataError(f"{file} line {begin.line + 1} {problem}")
+        # ASCII text in UTF-16 or UTF-32 without a mark is valid UTF-8: every other byte is NUL.
         if any("\0" in name for name in cells):
             raise DataError(
                 f"{file} line {begin.line + 1}: the head holds NUL, so this is no UTF-8 but UTF-16 or UTF-32; convert "
@@ -447,14 +456,14 @@ class SeparatedFile(_LineFile):
     def records(
         self, start: Place = BEGIN, *, columns: Sequence[str] | None = None, decoded: Sequence[str] | None = None
     ) -> Iterator[Record]:
-        """Give every row from a place on; the beginning is behind the head."""
+        """Yield every row from a place on; `BEGIN` is the first row behind the header."""
         for cells, problem, begin, after in self._cells(start if start.offset else self._begin):
             if problem is None and len(cells) != len(self.columns):
                 problem = (
                     f"has {len(cells)} columns, the head has {len(self.columns)}; quote cells that hold "
                     f"{self._dialect.delimiter!r}"
                 )
-                if after.line - begin.line > 1:  # a stray quotation mark makes one row of several
+                if after.line - begin.line > 1:  # a stray quotation mark may have made one row of several
                     raise self._uncertain(begin, problem)
             yield Record(
                 number=begin.line + 1,
@@ -465,27 +474,29 @@ class SeparatedFile(_LineFile):
             )
 
     def _cells(self, start: Place) -> Iterator[tuple[list[str], str | None, Place, Place]]:
-        """Give the cells of each record, what is wrong with it, and the places before and behind it.
+        """Yield the cells of each record, what is wrong with it or None, and the places before and behind it.
 
         Raises:
-            DataError: where a record cannot be read and it is not certain where it ends.
+            DataError: if a record cannot be read and it is uncertain where it ends.
         """
         feed = _Feed(self.lines(start), start, has_quotes=self._dialect.has_quotes, too_long=self.too_long())
         reader = self._dialect.reader(feed)
         while True:
             begin = feed.begin()
             try:
+                # Around each row and not the loop: the limit is the process's, and must be back while a row is used.
                 with _long_cells(self._longest or _LONGEST_CELL):
                     cells = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
                 cells = []
-                # Python's own words for it speak of how a file is opened.
+                # Python's message advises how to open the file, which is no advice for a user.
                 why = "a carriage return without a line feed" if "new-line" in str(error) else error
                 feed.spoil(f"is not {self._kind}: {why}; {self._remedy}")
             if feed.problem and feed.is_spoilt and not feed.ends_for_sure:
                 raise self._uncertain(begin, feed.problem)
+            # An empty list without a problem is a blank line.
             if cells or feed.problem:
                 yield cells, feed.problem, begin, feed.place
 
@@ -497,37 +508,39 @@ class SeparatedFile(_LineFile):
 
 
 class _Feed:
-    """Hand lines to a csv reader, which takes as many as a record has, and keep where it is.
+    """An iterator of lines for a csv reader that notes what the reader takes for one record.
+
+    A csv reader pulls as many lines as a quoted record has, so that only its input knows where in the file it is.
 
     Args:
-        lines: from `_LineFile.lines`.
-        start: where they begin.
-        has_quotes: whether a quotation mark may hold a line break.
-        too_long: what is said of a line that was read past.
+        lines: the lines and places of `_LineFile.lines`.
+        start: the place before the first line.
+        has_quotes: whether quotation marks may enclose a line break.
+        too_long: the problem of a line over the limit.
     """
 
     def __init__(self, lines: Iterator[tuple[_Line, Place]], start: Place, *, has_quotes: bool, too_long: str) -> None:
         self._lines, self.place, self._has_quotes, self._too_long = lines, start, has_quotes, too_long
         self.problem: str | None = None
-        """What is wrong with the record."""
+        """What is wrong with the current record, or None."""
         self.is_spoilt = False
-        """Whether the reader has not seen it as it is, or could not read it."""
+        """Whether the csv reader failed on the current record, or was given something else in place of a line."""
         self._count = self._quotes = 0
         self._ended = False
 
     def begin(self) -> Place:
-        """Begin a record, and return where."""
+        """Start a new record and return the place where it begins."""
         self.problem, self.is_spoilt = None, False
         self._count = self._quotes = 0
         return self.place
 
     def spoil(self, problem: str) -> None:
-        """Note that the record cannot be read; the first reason stands."""
+        """Note that the current record cannot be read; the first problem is kept."""
         self.problem, self.is_spoilt = self.problem or problem, True
 
     @property
     def ends_for_sure(self) -> bool:
-        """Return whether the record ends with the line that it began with, quotation marks being what they may."""
+        """Return whether the record certainly is one line: its quotation marks balance, or the file ends with it."""
         return self._count == 1 and (self._quotes % 2 == 0 or self._ended)
 
     def __iter__(self) -> "_Feed":
@@ -543,18 +556,20 @@ class _Feed:
         if self._has_quotes:
             self._quotes += line.quotes if isinstance(line, _TooLong) else line.count(b'"')
         if isinstance(line, _TooLong):
+            # A blank line in its place keeps the reader going behind it.
             self.spoil(self._too_long)
             return "\n"
         try:
             return line.decode()
         except UnicodeDecodeError:
+            # Not spoilt: delimiters and quotes are ASCII, so U+FFFD in a cell moves no end of a row.
             self.problem = self.problem or _NOT_UTF8
             return line.decode(errors="replace")
 
 
 @contextmanager
 def _long_cells(longest: int = _LONGEST_CELL) -> Iterator[None]:
-    """Lift Python's limit on a cell, which is one for all readers of this process."""
+    """Raise the csv module's limit on a cell, which holds for the whole process, and put it back."""
     usual = csv.field_size_limit(longest)
     try:
         yield
@@ -563,7 +578,10 @@ def _long_cells(longest: int = _LONGEST_CELL) -> Iterator[None]:
 
 
 def find_dialect(file: Path) -> Dialect:
-    """Return the delimiter that gives every record as many cells as the head, the suffix's own first; and quoting."""
+    """Return the first dialect in which all records have as many cells as the header; the suffix's own is tried first.
+
+    If there is none, or there is one column alone, it is the suffix's own.
+    """
     usual = "\t" if file.suffix == ".tsv" else ","
     dialects = []
     for delimiter in (usual, *(other for other in _DELIMITERS if other != usual)):
@@ -575,7 +593,7 @@ def find_dialect(file: Path) -> Dialect:
 
 
 def _widths(file: Path, dialect: Dialect, *, most: int | None = None) -> list[int] | None:
-    """Return how many cells the first records have; None if they cannot be read so."""
+    """Return the number of cells of each of the first `most` records, or None if the dialect cannot read them."""
     try:
         with _long_cells():
             records = filter(None, dialect.reader(text_lines(file, errors="replace")))
@@ -587,9 +605,10 @@ def _widths(file: Path, dialect: Dialect, *, most: int | None = None) -> list[in
 def _quotes_cells(file: Path) -> bool:
     """Return whether a tab-separated file quotes its cells as csv does.
 
-    GLUE's own files quote nothing: a lone quotation mark in them is text. Others, as pandas and spreadsheets write
-    them, quote what holds tabs, line breaks or quotation marks. A file is read as quoted if its lines alone make no
-    table, or if the quotes show that they are no text: doubled ones inside, in the head, or around all of a column.
+    GLUE's own files quote nothing: a quotation mark in them is text. pandas and spreadsheets quote cells with tabs,
+    line breaks or quotation marks. A file counts as quoted if its lines as they are do not all have as many cells as
+    the header, or if its quotes cannot be text: doubled ones inside a quoted cell, quotes in the header, or quotes
+    around every cell of a column.
     """
     lines = (line.rstrip("\r\n").split("\t") for line in text_lines(file, errors="replace"))
     head = next(lines, [])
@@ -607,12 +626,14 @@ def _quotes_cells(file: Path) -> bool:
             opened |= cell.startswith('"')
             doubled |= quoted and '""' in cell[1:-1]
             bare[place] = bare.get(place, False) or not quoted
+    # Without a cell that begins with a quotation mark, both readings are the same.
     if not opened:
         return False
     whole_column = count > 0 and not all(bare.values())
     widths = _widths(file, Dialect("\t", has_quotes=True))
     if widths is None or (set(widths) != {len(head)} and is_table):
         return False
+    # The quoted reading must keep one record per line, or it has swallowed some.
     return not is_table or ((in_head or doubled or whole_column) and len(widths) == count + 1)
 
 
@@ -624,13 +645,13 @@ def _is_quoted(cell: str) -> bool:
 
 
 class ParquetFile:
-    """A parquet file, read a few rows at a time."""
+    """A parquet file, decoded a few rows at a time."""
 
     unit = "row"
     is_stream = False
 
     def __init__(self, file: Path) -> None:
-        """Read the file's schema.
+        """Read the file's schema and number of rows.
 
         Raises:
             DataError: if it is not parquet, or names a column twice.
@@ -646,8 +667,9 @@ class ParquetFile:
     def records(
         self, start: Place = BEGIN, *, columns: Sequence[str] | None = None, decoded: Sequence[str] | None = None
     ) -> Iterator[Record]:
-        """Give every row from a place on."""
+        """Yield every row from a place on."""
         with self._open() as opened:
+            # Row groups before the start are skipped by the footer's counts, without being read.
             number, groups = 0, list[int]()
             for group in range(opened.metadata.num_row_groups):
                 rows = opened.metadata.row_group(group).num_rows
@@ -668,13 +690,14 @@ class ParquetFile:
 
     def _open(self) -> Any:
         try:
+            # pre_buffer, pyarrow's default, reads ahead; its documentation turns it off where memory counts most.
             return pyarrow("pyarrow.parquet").ParquetFile(self._file, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False)
         except (ValueError, OSError) as error:
             raise DataError(f"{self._file} is not a parquet file: {first_line(error)}") from error
 
 
 def _records_of(batch: Batch, before: int, *, skip: int, decoded: Sequence[str] | None) -> Iterator[Record]:
-    """Give the rows of a batch, which has `before` rows before it, without the first few."""
+    """Yield the rows of a batch but the first `skip`; `before` rows of the file come before the batch."""
     weight = 1 + batch.nbytes // max(1, batch.num_rows)
     rows = (batch if decoded is None else batch.select(decoded)).to_pylist()
     for index, values in enumerate(rows[skip:], skip):
@@ -698,6 +721,7 @@ def pyarrow(module: str = "pyarrow") -> ModuleType:
 def _arrow_rows(file: Path, columns: Sequence[str] | None) -> Iterator[Row]:
     try:
         reader = _ipc_reader(file)
+        # Only the reader of the stream format has this method; the other is indexed by batch.
         is_stream = hasattr(reader, "read_next_batch")
         for batch in reader if is_stream else map(reader.get_batch, range(reader.num_record_batches)):
             yield from (batch.select(columns) if columns else batch).to_pylist()
@@ -707,6 +731,7 @@ def _arrow_rows(file: Path, columns: Sequence[str] | None) -> Iterator[Row]:
 
 def _ipc_reader(file: Path) -> Any:
     ipc, source = pyarrow("pyarrow.ipc"), pyarrow().memory_map(str(file))
+    # `datasets` writes the stream format; pyarrow and others write files, which have an index at their end.
     try:
         return ipc.open_stream(source)
     except ValueError:
@@ -718,7 +743,7 @@ def arrow_schema(file: Path) -> Schema:
     """Return the pyarrow.Schema of a parquet or arrow file.
 
     Raises:
-        DataError: if it is none.
+        DataError: if the file is neither.
     """
     is_parquet = file.suffix == ".parquet"
     try:

@@ -1,8 +1,8 @@
 """Rows of a split, from the hub, from local files, or from the documentation that Python carries.
 
-A split is a name such as `train`, or a part of one: `train/held-out` and `train/rest` are two parts that have no text
-in common, `held-out` is short for the first. Which text is held out is decided by a hash of the text alone, so that
-every command, whatever its seed, agrees on what no model has learned from.
+A split is a name such as `train`, or a part of one: `train/held-out` and `train/rest` have no text in common;
+`held-out` and `rest` alone are short for these. A hash of each text decides whether it is held out, so that every
+command, whatever its seed and the order of rows, agrees on which texts no model was trained on.
 """
 
 import hashlib
@@ -24,18 +24,21 @@ LabelNames: TypeAlias = Mapping[str, Sequence[str]]
 PYTHON_DOCS = "python-docs"
 HELD_OUT, REST = "held-out", "rest"
 HELD_OUT_SHARE = 0.1
-# A file is all of these: what commands ask for where nobody names a split.
+"""The share of the different texts that is held out."""
+# The defaults of the commands: a single file stands for each of them; any other name would be a typing error.
 _SPLITS_OF_A_FILE = ("train", "validation", "test")
 
+# Fixed for ever: with a recipe's seed, a student of another seed would be scored on its teacher's training texts.
 _FIXED_SEED = b"potstill held-out 42"
 _HASH_BITS = 64
 
 
 def read_split(name: str, split: str) -> tuple[list[Row], LabelNames]:
-    """Return the rows of a whole split, and by column the label names that the data set itself has.
+    """Return all rows of a split (of `train` for `train/rest`), and by column the label names that the data set has.
 
     Raises:
-        DataError: if there is no such data set or split, a file is broken, or it has no rows.
+        AbsentError: if the data set has no such split.
+        DataError: if there is no such data set, a file is broken, or it has no rows.
         MissingExtraError: if a hub id or parquet file needs a library that is not installed.
     """
     base, _ = parse_split(split)
@@ -49,7 +52,7 @@ def read_split(name: str, split: str) -> tuple[list[Row], LabelNames]:
 
 
 def first_row(name: str, split: str = "train") -> Row | None:
-    """Return the first row of a local split; None of a hub id, of `python-docs`, and where there is no such split.
+    """Return the first row of a local split, or None for hub ids, `python-docs`, and splits that do not exist.
 
     Raises:
         DataError: if the path does not exist, or the row cannot be read.
@@ -65,7 +68,7 @@ def first_row(name: str, split: str = "train") -> Row | None:
 
 
 def parse_split(split: str) -> tuple[str, str | None]:
-    """Return the name of a split, and which part of it is meant: `held-out`, `rest`, or None for all of it."""
+    """Return a split's name and its part: `held-out`, `rest`, or None for all of it."""
     if split in (HELD_OUT, REST):
         return "train", split
     base, slash, part = split.rpartition("/")
@@ -73,10 +76,10 @@ def parse_split(split: str) -> tuple[str, str | None]:
 
 
 def choose_splits(name: str, *, train: str, evaluation: str) -> tuple[str, str]:
-    """Return the splits to learn from and to score on, so that nothing is scored on what was learned.
+    """Return the splits to train on and to score on, so that no score is taken on training rows.
 
-    Where they would be the same rows (one file, one split named twice, a folder with nothing but `train`), a part of
-    the texts is held out: `train/rest` and `train/held-out`.
+    If the two asked for are the same rows (one file, one split named twice, a folder with nothing but `train`), a tenth
+    of the texts is held out: `train/rest` and `train/held-out`.
     """
     if Path(name).expanduser().is_file():
         for split in (train, evaluation):
@@ -88,7 +91,7 @@ def choose_splits(name: str, *, train: str, evaluation: str) -> tuple[str, str]:
 
 
 def _are_same_rows(name: str, train: str, evaluation: str) -> bool:
-    """Return whether the two splits would be the same rows, or there is nothing but the first."""
+    """Return whether the two splits would be the same rows, or a folder has files of the first alone."""
     path = Path(name).expanduser()
     if path.is_file() or train == evaluation:
         return True
@@ -96,20 +99,21 @@ def _are_same_rows(name: str, train: str, evaluation: str) -> bool:
         return False
     suffixes = (*SUFFIXES, ".txt")
     learned, scored = (_files_of_split(path, split, suffixes) for split in (train, evaluation))
+    # With further files, a missing evaluation split is more likely a wrong name, which the reader then reports.
     others = set(_data_files(path, SUFFIXES)) - set(learned)
     return len(learned) > 0 and not scored and not others
 
 
 def select_part(keys: Sequence[str], part: str | None, *, origin: str) -> list[int]:
-    """Return the places of the texts that belong to a part: a tenth of the different texts is held out.
+    """Return the indices of the texts that belong to a part; a tenth of the different texts is held out.
 
     Args:
-        keys: what tells texts apart; equal ones are in the same part.
+        keys: one string per text; texts with equal keys are in the same part.
         part: as `parse_split` returns it.
-        origin: named in messages.
+        origin: the data's name in messages.
 
     Raises:
-        DataError: if there are not two different texts to part.
+        DataError: if there are not two different texts.
     """
     if part is None:
         return list(range(len(keys)))
@@ -119,17 +123,20 @@ def select_part(keys: Sequence[str], part: str | None, *, origin: str) -> list[i
             f"{origin} has one text alone, so none can be held out to score on; give a folder with train and "
             "validation files"
         )
+    # The tenth with the smallest hashes, exactly; a threshold could leave a small file without any.
     count = max(1, round(HELD_OUT_SHARE * len(numbers)))
     held_out = set(sorted(numbers, key=lambda key: (numbers[key], key))[:count])
     return [place for place, key in enumerate(keys) if (key in held_out) == (part == HELD_OUT)]
 
 
 def is_held_out(text: str) -> bool:
-    """Return whether a text of a stream is held out: about a tenth of all are."""
+    """Return whether a text of a stream is held out, by a threshold on its hash: about a tenth of all are."""
     return _number_of(text) < HELD_OUT_SHARE * (1 << _HASH_BITS)
 
 
 def _number_of(key: str) -> int:
+    """Hash a text to a uniform integer below 2**64, the same on every machine (unlike Python's own `hash`)."""
+    # JSON may hold lone surrogates, which plain UTF-8 refuses.
     content = key.encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(content, key=_FIXED_SEED, digest_size=_HASH_BITS // 8).digest())
 
@@ -138,13 +145,14 @@ def _number_of(key: str) -> int:
 
 
 def find_files(name: str, split: str, suffixes: Sequence[str] = SUFFIXES) -> list[Path] | None:
-    """Return the files of a split in their order, or None where `name` is no path but a hub id or `python-docs`.
+    """Return the files of a split in order, or None if `name` is a hub id or `python-docs`.
 
-    A file is itself, whichever usual split is asked for. In a folder, or its folder `data`, they are `SPLIT.suffix`,
-    the shards `SPLIT-*.suffix`, or what the folder SPLIT holds.
+    A single file stands for `train`, `validation` and `test` alike. In a folder, a split is `SPLIT.suffix`, the shards
+    `SPLIT-*.suffix` (either also in `data/`), or what the folder SPLIT holds.
 
     Raises:
-        DataError: if the path does not exist, the file or folder has no such split, or has it in two formats.
+        AbsentError: if the folder has no such split.
+        DataError: if the path does not exist, a file cannot have such a split, or the folder has it in two formats.
     """
     path = Path(name).expanduser()
     if name == PYTHON_DOCS:
@@ -162,6 +170,7 @@ def find_files(name: str, split: str, suffixes: Sequence[str] = SUFFIXES) -> lis
             return found
         have = ", ".join(str(file.relative_to(path)) for file in _data_files(path, suffixes)) or "no data files"
         raise AbsentError(f"{path} has no {split} split ({split}{{{','.join(suffixes)}}}); it has {have}")
+    # A hub id has one slash at most and no suffix of data; anything else was meant as a path.
     if name.startswith((".", "/", "~")) or path.suffix in suffixes or name.count("/") > 1:
         raise DataError(
             f"there is no file or folder {name}; name a data folder, a file, or a hub id such as nyu-mll/glue:sst2"
@@ -170,9 +179,10 @@ def find_files(name: str, split: str, suffixes: Sequence[str] = SUFFIXES) -> lis
 
 
 def _files_of_split(folder: Path, split: str, suffixes: Sequence[str]) -> list[Path]:
+    """Return the files of the first pattern that matches; shards sort by name, as `datasets` numbers them."""
     for pattern in (f"{split}{{}}", f"{split}-*{{}}", f"{split}/*{{}}", f"data/{split}{{}}", f"data/{split}-*{{}}"):
         found = {suffix: sorted(folder.glob(pattern.format(suffix))) for suffix in suffixes}
-        # A loader's own notes, not rows: state.json and dataset_info.json lie beside the shards of `save_to_disk`.
+        # json in a split's folder is not rows: `save_to_disk` puts state.json and dataset_info.json beside the shards.
         found = {
             suffix: files for suffix, files in found.items() if files and (suffix != ".json" or "/*" not in pattern)
         }
@@ -185,7 +195,7 @@ def _files_of_split(folder: Path, split: str, suffixes: Sequence[str]) -> list[P
 
 
 def _data_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Return what looks like data in a folder and the folders in it."""
+    """Return the data files in a folder and in its immediate subfolders, for messages and to tell single splits."""
     notes = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
     places = (folder, *(path for path in sorted(folder.iterdir()) if path.is_dir()))
     files = [file for place in places for file in sorted(place.iterdir())]
@@ -228,7 +238,7 @@ def _read_hub(name: str, split: str) -> tuple[list[Row], LabelNames]:
 
 
 def hub_label_names(feature: object) -> Sequence[str] | None:
-    """Return the names of a column of labels, or of lists of labels."""
+    """Return the names of a `datasets` feature that is a ClassLabel or a list of them, or None."""
     names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
     return tuple(names) if names else None
 
@@ -237,7 +247,10 @@ def hub_label_names(feature: object) -> Sequence[str] | None:
 
 
 def label_names(file: Path) -> dict[str, tuple[str, ...]]:
-    """Return by column the names of its label ids, as `datasets` writes them into parquet, arrow and a README.
+    """Return label names by column, as `datasets` writes them into a file's metadata or into files beside it.
+
+    The sources, of which the first that names any label wins: the metadata of parquet and arrow, `dataset_info.json`,
+    `dataset_infos.json`, and the dataset card (`README.md`).
 
     Raises:
         DataError: if a parquet or arrow file cannot be read.
@@ -269,7 +282,7 @@ def _parsed(content: bytes) -> dict[str, Any]:
 
 
 def _where_agreed(found: Iterable[LabelNames]) -> dict[str, tuple[str, ...]]:
-    """Return the names of columns on which all configurations of a data set agree."""
+    """Return the label names of the columns on which all configurations agree: which one a file is of is unknown."""
     by_column: dict[str, set[tuple[str, ...]]] = {}
     for each in found:
         for column, names in each.items():
@@ -278,7 +291,7 @@ def _where_agreed(found: Iterable[LabelNames]) -> dict[str, tuple[str, ...]]:
 
 
 def _names_in_info(info: object) -> dict[str, tuple[str, ...]]:
-    """Read the features of a `DatasetInfo` as JSON."""
+    """Return label names by column from the JSON of a `datasets.DatasetInfo`."""
     features = info.get("features") if isinstance(info, dict) else None
     if not isinstance(features, dict):
         return {}
@@ -286,6 +299,7 @@ def _names_in_info(info: object) -> dict[str, tuple[str, ...]]:
 
 
 def _class_names(feature: object) -> tuple[str, ...] | None:
+    """Return the names of a ClassLabel in JSON, or of one in a list, which versions of `datasets` write differently."""
     if isinstance(feature, list) and len(feature) == 1:
         return _class_names(feature[0])
     if not isinstance(feature, dict):
@@ -296,7 +310,7 @@ def _class_names(feature: object) -> tuple[str, ...] | None:
 
 
 def _names_in_card(file: Path) -> dict[str, tuple[str, ...]]:
-    """Read `dataset_info` of the YAML in front of a dataset card, where all configurations agree on a column."""
+    """Return label names by column from `dataset_info` in the YAML header of a dataset card."""
     if not file.is_file():
         return {}
     text = file.read_text(encoding="utf-8", errors="replace")
@@ -322,7 +336,7 @@ def _names_in_card(file: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _card_names(feature: object) -> tuple[str, ...] | None:
-    """Read `{dtype: {class_label: {names: {"0": ...}}}}`, or the same under `sequence` or `list`."""
+    """Return the names in `{dtype: {class_label: {names: {"0": ...}}}}`, or in the same under `sequence` or `list`."""
     if not isinstance(feature, dict):
         return None
     for key in ("dtype", "sequence", "list"):
@@ -330,6 +344,7 @@ def _card_names(feature: object) -> tuple[str, ...] | None:
         if isinstance(inner, dict):
             names = (inner.get("class_label") or {}).get("names")
             if isinstance(names, dict):
+                # YAML keeps the ids as text: "10" would sort before "2".
                 return tuple(str(names[number]) for number in sorted(names, key=int))
             if isinstance(names, list):
                 return tuple(map(str, names))
