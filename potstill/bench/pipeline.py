@@ -180,7 +180,7 @@ def _run(
     deadline = None
     if budget_s is not None:
         # Chosen once: a resumed bench has less time left, but must go on with the same loads.
-        fitting = Fit(**journal.once(("fit",), lambda: asdict(fitting) if fitting is not None else None))
+        fitting = Fit(**journal.once(("fit",), lambda: asdict(fitting or fit(bench, budget_s, elapsed_s=0.0))))
         bench = reduce(bench, fitting)
         end = time.perf_counter() + budget_s - spent_s - (time.monotonic() - began)
         deadline = Deadline(end, time.perf_counter, fitting.reserved_s, fitting.starts_s)

@@ -160,7 +160,7 @@ def add_flops(bench: ResolvedBench, row: Latency, peaks: Peaks | None) -> Latenc
     flops = float(np.interp(row.load.num_tokens, list(per_token), list(per_token.values())))
     rate = flops * row.load.num_tokens * row.load.batch_size / (row.p50_ms / 1e3)
     peak = None
-    if peaks is not None and configuration.runner.endswith("cpu"):
+    if peaks is not None and configuration.on_processor:
         by_precision = {"fp32": peaks.fp32_flops_per_s, "fp16": peaks.fp16_flops_per_s, "bf16": peaks.bf16_flops_per_s}
         is_int8 = configuration.precision.startswith("int8")
         peak = peaks.int8_ops_per_s if is_int8 else by_precision.get(configuration.precision)

@@ -187,7 +187,7 @@ def count_parameters(model: torch.nn.Module) -> int:
 
 def hash_checkpoint(name: str) -> str | None:
     """Return one SHA-256 over names and contents of a checkpoint folder's files; None for a hub id."""
-    folder = Path(name)
+    folder = Path(name).expanduser()
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()

@@ -144,10 +144,11 @@ def evaluate(
     }
     keep = predictions is not None
     results: Mapping[str, ModelEvaluation]
-    if (Path(model) / MANIFEST_NAME).exists():
+    folder = Path(model).expanduser()
+    if (folder / MANIFEST_NAME).exists():
         only_checkpoints = {"--task": task, "--pooling": pooling, "--max-length": max_length, "--confusion": confusion}
         _refuse(only_checkpoints, "is for checkpoints, and this is a bundle; leave the option out")
-        results = _score_bundle(Path(model), data, reading, precisions=precision, metric=metric, keep_predictions=keep)
+        results = _score_bundle(folder, data, reading, precisions=precision, metric=metric, keep_predictions=keep)
     else:
         _refuse({"--precision": precision}, "chooses a bundle's file, and this is a checkpoint; leave the option out")
         require("torch", extra="distill")

@@ -6,7 +6,9 @@ import pytest
 
 from potstill.bench.measure import energy
 from potstill.bench.measure.samples import Round
-from potstill.bench.report_schema import Load
+from potstill.bench.report import tables
+from potstill.bench.report_schema import Energy, Load
+from tests.bench.made import made_report
 
 
 def zone(root, name, *, label="package-0", microjoules=0, highest=999_999):
@@ -115,3 +117,13 @@ def test_no_wall_clock_no_watts():
         energy.summarise_energy([one], Load(num_tokens=1), texts_per_call=1, rng=np.random.default_rng(0))[0]["watts"]
         is None
     )
+
+
+def test_the_reports_table_names_loads_as_every_other_table():
+    load = Load(kind="grid", batch_size=8, num_tokens=128)
+    used = [Round(1, n, {"a": [1.0]}, {"a": 0.1}, {"a": 0.1}, joules={"a": 2.0}) for n in range(3)]
+    rows = energy.summarise_energy(used, load, texts_per_call=8, rng=np.random.default_rng(0))
+    report = made_report().model_copy(update={"energy": Energy(source="rapl", rows=rows)})
+    table = tables.energy(report)
+    assert str(load) == "8×128" in str(table.groups)
+    assert "kind" not in str(table.groups)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from potstill.data import load_examples, load_texts, splits
+from potstill.data.labels import read_list
 from potstill.errors import DataError, UsageError
 from potstill.tasks import (
     FEATURE_EXTRACTION,
@@ -427,3 +428,8 @@ def test_amounts_do_not_look_for_names(monkeypatch):
     hub(monkeypatch, [{**PAIR, "label": 3}], label=SimpleNamespace(names=["a", "b"]))
     found = load_examples("stsb", split="train", task=TEXT_CLASSIFICATION, problem_type=REGRESSION)
     assert (found.labels.tolist(), found.label_names) == ([3.0], ())
+
+
+@pytest.mark.parametrize("cell", ["[{[]}]", "[1, 2", "[1 2]", "[__import__('os')]", "[" * 500 + "]" * 500])
+def test_a_cell_that_only_looks_like_a_list_is_a_text(cell):
+    assert read_list(cell) == cell

@@ -86,7 +86,7 @@ class BenchRun:
 
     def racing_processes(self) -> dict[str, list[Command]]:
         """Return the setup commands of all that take turns: `measured_processes`, and on a CPU the bare product."""
-        on_processor = [each for each in self.bench.configurations if each.runner.endswith("-cpu")]
+        on_processor = [each for each in self.bench.configurations if each.on_processor]
         if not self.bench.config.peak or not on_processor:
             return self.measured_processes()
         return self.measured_processes() | {PEAK: [{"do": "products", "threads": on_processor[0].threads}]}

@@ -477,7 +477,7 @@ def energy(report: Report) -> Table:
         "contestant": lambda row: (
             contestant_name(report, str(row.get("key", ""))) + (_MARK if row.get("disturbed") else "")
         ),
-        "load": lambda row: clean(str(row.get("load", ""))),
+        "load": lambda row: clean(str(Load.model_validate(row["load"]))),
         "joules per text": measure("joules_per_text"),
         "watts": measure("watts"),
     }

@@ -128,7 +128,7 @@ def answer_loss_sum(ours: ModelOutput, theirs: ModelOutput, batch: Batch, proble
 def _span_logits(output: ModelOutput, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the logits of start and end, each (B, T) in float32, very low at padding."""
     padding = batch["attention_mask"] == 0
-    # Not -inf: in the KL, 0 · (-inf + inf) would be NaN. Half, so that subtracting the row's highest stays finite.
-    lowest = torch.finfo(torch.float32).min / 2
+    # Not -inf: in the KL, 0 · (-inf + inf) would be NaN. Nor the lowest number, which a temperature below 1 divides.
+    lowest = -1e30
     start, end = (logits.float().masked_fill(padding, lowest) for logits in (output.start_logits, output.end_logits))
     return start, end

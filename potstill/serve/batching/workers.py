@@ -283,9 +283,10 @@ class WorkerPool:
                     ready.append(row.request)
             for request in requests:
                 request.infer_s += seconds
-            if ready and self._decode_s > _QUICK_DECODE_S and self._queue.has_rows():
+            # Only to a text thread that sleeps: one that tokenises a long text would let these wait for its end.
+            is_slow = ready and self._decode_s > _QUICK_DECODE_S and self._queue.has_rows()
+            if is_slow and self._wake(runner=False):
                 self._to_decode.extend(ready)
-                self._wake(runner=False)
                 ready = []
         if ready:
             self._decode(ready)

@@ -713,7 +713,7 @@ def _wanted(outputs: Sequence[Any] | None, mode: Mode, *, binary: bool) -> dict[
         return dict.fromkeys(mode.outputs, binary)
     gives = f"these inputs give {', '.join(mode.outputs)}"
     if len(outputs) > len(mode.outputs):
-        raise invalid(f"there are {len(outputs)} outputs parsed for; {gives}")
+        raise invalid(f"there are {len(outputs)} outputs asked for; {gives}")
     wanted: dict[str, bool] = {}
     for index, value in enumerate(outputs):
         where = f"outputs[{index}]"
