@@ -17,9 +17,10 @@ from potstill.data import Examples, Splits, load_examples, load_splits
 from potstill.distill.augmentation import augment
 from potstill.distill.batches import Collator, count_shared, hash_rows, make_collator, make_mlm_collator, tokenize
 from potstill.distill.corpus import load_corpus, token_counts
-from potstill.distill.evaluation import Evaluation, Model, Scores, evaluate_words, problem_type_of
+from potstill.distill.evaluation import Evaluation
 from potstill.distill.packing import check_packable
 from potstill.distill.teacher_embeddings import add_teacher_vectors, load_single_texts, teacher_head
+from potstill.distill.torch_session import Model, Scores, evaluate_words, problem_type_of
 from potstill.errors import DataError, RecipeError
 from potstill.evaluation.trivial import trivial_scores, uniform_scores
 from potstill.progress import Progress

@@ -13,7 +13,7 @@ from potstill.checkpoint import Checkpoint, hash_checkpoint, read_folder
 from potstill.checkpoint.model import SentenceHead, find_sentence_transformers, load_head
 from potstill.data import Examples, load_texts
 from potstill.distill.batches import TEACHER_VECTORS, tokenize
-from potstill.distill.evaluation import embed_texts
+from potstill.distill.torch_session import embed_texts
 from potstill.files import new_folder
 from potstill.progress import Progress
 from potstill.tasks import FEATURE_EXTRACTION

@@ -14,7 +14,6 @@ import torch
 from transformers import PreTrainedModel
 
 from potstill.config import Recipe
-from potstill.distill.evaluation import problem_type_of
 from potstill.distill.methods.distilbert import TripleLoss
 from potstill.distill.methods.embedding import EmbeddingDistillation, student_head
 from potstill.distill.methods.minilmv2 import MiniLMv2
@@ -23,6 +22,7 @@ from potstill.distill.methods.objective import Objective
 from potstill.distill.methods.task import TaskDistillation
 from potstill.distill.methods.tinybert import TinyBert, check_layer_map, uniform_layer_map
 from potstill.distill.teacher_embeddings import teacher_head
+from potstill.distill.torch_session import problem_type_of
 from potstill.errors import CheckpointError
 from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, get_task, kind_of
 

@@ -29,7 +29,7 @@ _SIZES = (1, 2, 4, 8, 16)
 # Tokens of a text that counts as long before any request has come.
 LONG_TOKENS = 64
 # A batch may take so many times as long as a long text alone: the next request has to wait for it.
-_LONGEST_BATCH = 2.5
+_LONGEST_BATCH = 1.75
 # Texts differ in length: where padding is computed like text, rows of a length fill so many times their tokens.
 _SLACK = 1.5
 
@@ -273,7 +273,7 @@ def measure(
         samples=samples,
         batch_tokens=budget,
         padded_tokens=padded,
-        batch_s=cost.seconds(max(2, budget // common), common) if budget > 1 else 0.0,
+        batch_s=cost.seconds(max(2, round(budget / common)), common) if budget > 1 else 0.0,
         why=alone or (f"batches of up to {budget} tokens pay" if budget > 1 else "no batch is faster than texts alone"),
         batching_gain=max(single[sample.length] * sample.rows / sample.seconds for sample in samples),
         largest_run=(budget // short, short) if budget > max_length else (1, max_length),

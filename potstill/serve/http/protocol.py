@@ -361,6 +361,7 @@ class HttpProtocol(HttpToolsProtocol):
         No exception escapes: uvicorn would log it with its message, which may quote a client's text.
         """
         self.task = asyncio.current_task()
+        transport: _LingeringTransport = self.transport  # type: ignore[assignment]
 
         async def send_and_close(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -369,7 +370,11 @@ class HttpProtocol(HttpToolsProtocol):
                 # could tell a body from the next request.
                 if is_last or cycle.waiting_for_100_continue:
                     cycle.keep_alive = False
-            await send(message)
+                transport.hold_next()
+                await send(message)
+            else:
+                await send(message)
+                transport.flush()  # a HEAD request's answer has no body
 
         try:
             if self.error is None or cycle is not self.cycle:
@@ -438,16 +443,38 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 class _LingeringTransport:
-    """A transport whose `close` ends the sending side only, and waits for the client to end its own.
+    """A transport whose `close` ends the sending side only, and that sends a head together with its body.
 
-    RFC 9112, section 9.6. `HttpProtocol.closing` sets the deadline of that wait.
+    After `close` the client has its time to end its own side: RFC 9112, section 9.6. `HttpProtocol.closing` sets the
+    deadline of that wait.
+
+    uvicorn writes the head and the body of an answer one by one. Each write is a system call that wakes the client, and
+    under overload, where most answers are refusals, they took half of the event loop's time (docs/log.md).
     """
 
     def __init__(self, transport: asyncio.Transport, protocol: HttpProtocol) -> None:
         self._transport = transport
         self._protocol = protocol
         self._closed = False
-        self.write = transport.write
+        self._holds_next = False
+        self._held = b""
+
+    def hold_next(self) -> None:
+        """Keep what is written next until something else is, or until `flush` or `close`."""
+        self._holds_next = True
+
+    def write(self, data: bytes) -> None:
+        if self._holds_next:
+            self._holds_next = False
+            self._held += data
+        else:
+            data, self._held = self._held + data, b""
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        self._holds_next = False
+        if self._held:
+            self.write(b"")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -458,6 +485,7 @@ class _LingeringTransport:
     def close(self) -> None:
         if self.is_closing():
             return
+        self.flush()
         self._closed = True
         self._protocol.closing()
         if self._protocol.is_evicted or not self._transport.can_write_eof():  # TLS has no half-closed state

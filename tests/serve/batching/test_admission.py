@@ -128,10 +128,10 @@ def test_bursts_at_a_normal_load_are_absorbed():
     assert normal.refused == 0
 
 
-def test_what_came_before_the_first_refusal_of_a_flood_waits_for_three_batches_at_most():
-    batch_s = DISTILBERT.seconds(5, 32)
-    flood = Machine(cost=DISTILBERT, budget=190, runners=2, batch_s=batch_s).load(1700, duration=20)
-    assert flood.p(99) <= 3 * batch_s
+def test_what_came_before_the_first_refusal_of_a_flood_waits_for_little_more_than_three_batches():
+    batch_s = DISTILBERT.seconds(4, 32)
+    flood = Machine(cost=DISTILBERT, budget=128, runners=2, batch_s=batch_s).load(1700, duration=20)
+    assert flood.p(99) <= 3.25 * batch_s
 
 
 def test_a_file_without_padding_answers_more_and_sooner():

@@ -127,8 +127,8 @@ def test_whoever_else_sends_what_an_idle_runner_refuses_nothing_and_a_polite_cli
     polite = Client(lambda _: [5], rate=5.0, evenly=True, name="polite")
     machine = Machine(cost=cost, budget=256, padded=700, runners=runners, batch_s=cost.seconds(8, 32), slower=slower)
     machine.serve([polite, *others], duration=3.0)  # which checks the idle runners
-    # In a flood of others from everywhere a few may be refused: one in 2,500 here.
-    assert len(polite.outcome.seconds) >= 0.8 * polite.outcome.offered
+    # In a flood of others from everywhere a few may be refused: of 15 requests up to four in rare examples.
+    assert len(polite.outcome.seconds) >= 0.7 * polite.outcome.offered
     # The longest run, then a share of three clients with texts of its size and of as many sizes as there are clients.
     assert polite.outcome.p(100) <= slower * 1.6 * (cost.seconds(1, 512) + 30 * cost.seconds(1, 64))
     for client in others:
