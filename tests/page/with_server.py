@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,12 +32,18 @@ def encoders(folder):
     return {name: Encoder(found, threads=1) for name, found in folders.items()}
 
 
-def start(app):
-    """Serve in a thread; return the address."""
+@contextmanager
+def serving(app):
+    """Serve in a thread within a block, which gets the address."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
-    threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True).start()
-    return f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    finally:
+        server.should_exit = True  # a loop that still runs when the interpreter ends takes it down with a SIGSEGV
+        thread.join()
 
 
 def _made(folder):
@@ -47,8 +54,9 @@ def _made(folder):
 def main(command):
     with tempfile.TemporaryDirectory() as folder:
         models = encoders(Path(folder))
-        locked = create_app(FakeEngine(**models), api_keys=[KEY])
-        return subprocess.run([*command, start(create_app(FakeEngine(**models))), start(locked), KEY]).returncode
+        apps = (create_app(FakeEngine(**models)), create_app(FakeEngine(**models), api_keys=[KEY]))
+        with serving(apps[0]) as open_url, serving(apps[1]) as locked_url:
+            return subprocess.run([*command, open_url, locked_url, KEY]).returncode
 
 
 if __name__ == "__main__":
