@@ -616,6 +616,7 @@ def read_bundle(folder: Path, *, verify: bool = True) -> Bundle:
         TamperedError: if a file is missing, is a link out of the folder, has other bytes than the manifest says, would
             make onnxruntime open another file, or is not of the precision that the manifest says.
     """
+    folder = folder.expanduser()
     manifest_file = folder / MANIFEST_NAME
     if not folder.is_dir():
         raise BundleError(

@@ -679,7 +679,7 @@ def recipe_text(name: str) -> str:
     """
     if name in recipe_names():
         return resources.files("potstill").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8")
-    file = Path(name)
+    file = Path(name).expanduser()
     if file.is_file():
         try:
             return file.read_text(encoding="utf-8")

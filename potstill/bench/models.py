@@ -214,7 +214,7 @@ def list_comparisons(
 
 
 def _is_bundle(place: str) -> bool:
-    folder = Path(place)
+    folder = Path(place).expanduser()
     if (folder / MANIFEST_NAME).exists():
         return True
     # A path to nothing is a mistake; anything else that is not here is taken for an id of the hub.

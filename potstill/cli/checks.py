@@ -525,7 +525,7 @@ def check_evaluate(
         from potstill.bundle import read_bundle
 
         # Not verified: the files are hashed when the bundle is loaded.
-        manifest = read_bundle(Path(model).expanduser(), verify=False).manifest
+        manifest = read_bundle(Path(model), verify=False).manifest
         known, problem = get_task(manifest.task), manifest.problem_type
         check_precisions(model, manifest.models, precisions)
         primary_metric(known, problem, asked=metric, num_labels=len(manifest.labels) or None)

@@ -105,18 +105,15 @@ def distill(
 
     student, layers_kept = _make_student(recipe, teacher, training_data)
     objective = make_objective(recipe, teacher=teacher.model, student=student.model)
-    run = TrainingRun(
-        config=recipe.distill,
-        metric=training_data.metric,
-        maximise=training_data.maximise,
-        seed=recipe.seed,
+    run = _training_run(
+        recipe,
+        training_data,
+        stage="distil the student",
+        models=(teacher.name, recipe.student.model),
         work_dir=work_dir,
         resume=resume,
-        stage="distil the student",
         progress=progress,
         announce=announce,
-        about=training_data.about | {"task": recipe.task},
-        identity=_identity(recipe, training_data, models=(teacher.name, recipe.student.model)),
     )
     # Copied before training, which changes the student in place.
     untrained = copy.deepcopy(student.model) if recipe.distill.controls else None
@@ -186,18 +183,15 @@ def finetune(
     with processes.main_process_first():
         training_data = load_training_data(recipe, teacher, work_dir=work_dir, progress=progress)
     objective = make_labels_objective(recipe, teacher.model)
-    run = TrainingRun(
-        config=recipe.distill,
-        metric=training_data.metric,
-        maximise=training_data.maximise,
-        seed=recipe.seed,
+    run = _training_run(
+        recipe,
+        training_data,
+        stage="train the teacher",
+        models=(recipe.teacher.model,),
         work_dir=work_dir,
         resume=resume,
-        stage="train the teacher",
         progress=progress,
         announce=announce,
-        about=training_data.about | {"task": recipe.task},
-        identity=_identity(recipe, training_data, models=(recipe.teacher.model,)),
     )
     result = train(
         teacher.model,
@@ -275,6 +269,32 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     content: dict[str, Any] = recipe.model_dump(mode="json", exclude={"export", "bench", "output_dir", "resume"})
     del content["data"]["num_proc"], content["distill"]["trackers"]
     return content
+
+
+def _training_run(
+    recipe: Recipe,
+    training_data: TrainingData,
+    *,
+    stage: str,
+    models: Sequence[str | None],
+    work_dir: Path,
+    resume: bool,
+    progress: Progress,
+    announce: Announce,
+) -> TrainingRun:
+    return TrainingRun(
+        config=recipe.distill,
+        metric=training_data.metric,
+        maximise=training_data.maximise,
+        seed=recipe.seed,
+        work_dir=work_dir,
+        resume=resume,
+        stage=stage,
+        progress=progress,
+        announce=announce,
+        about=training_data.about | {"task": recipe.task},
+        identity=_identity(recipe, training_data, models=models),
+    )
 
 
 def _identity(recipe: Recipe, training_data: TrainingData, *, models: Sequence[str | None]) -> dict[str, object]:

@@ -84,7 +84,7 @@ def find_onnx_source(source: str | Path, *, task: str | None = None) -> OnnxSour
         BundleError: if it is no ONNX file.
         UsageError: if `task` is not known.
     """
-    file = _find_file(Path(source))
+    file = _find_file(Path(source).expanduser())
     if file is None:
         return None
     folder = _find_folder(file)

@@ -169,7 +169,7 @@ def predict_file(
 def _open_source(source: str | Path) -> DataFile:
     if str(source) == STANDARD:
         return JsonLinesFile(None, sys.stdin.buffer, strict=True)
-    file = Path(source)
+    file = Path(source).expanduser()
     if not file.is_file():
         raise DataError(f"there is no file {file}")
     if file.suffix not in _READ:
@@ -243,7 +243,7 @@ class _Run:
 
     def identity(self, output: Output, source: str | Path) -> dict[str, object]:
         """Return the facts that must be equal for a run to be resumed."""
-        facts = None if str(source) == STANDARD else Path(source).stat()
+        facts = None if str(source) == STANDARD else Path(source).expanduser().stat()
         return {
             "schema": _SCHEMA,
             # Not a hash, which would read the whole input before the first row.

@@ -4,6 +4,7 @@ Shapes: `B` texts, `T` tokens, `C` classes, `H` hidden width. Losses are sums ov
 average over a whole step; divided by the count they grow neither with batch, length nor vocabulary.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -16,7 +17,7 @@ from potstill.checkpoint.model import SentenceEncoder
 Batch = Mapping[str, Tensor]
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """The base of every method; it may hold learned projections, which train with the student.
 
     A loss is made of named parts. Each part is a sum over its units (texts, tokens, positions) and knows how many
@@ -39,14 +40,15 @@ class Objective(nn.Module):
         """
         return self.part_weights
 
+    @abstractmethod
     def count(self, batch: Batch) -> dict[str, int]:
         """Return how many units each part has in this micro-batch, read from tensors on the CPU."""
-        raise NotImplementedError
 
     def as_used(self, student: PreTrainedModel) -> PreTrainedModel | SentenceEncoder:
         """Return the student as it is scored and published: with what the method trains for it beside it."""
         return student
 
+    @abstractmethod
     def forward(
         self, student: PreTrainedModel, teacher: PreTrainedModel, batch: Batch, scales: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -58,7 +60,6 @@ class Objective(nn.Module):
             batch: tensors on the models' device, see `batches`.
             scales: the weight of each part divided by its count over the whole step.
         """
-        raise NotImplementedError
 
 
 def weighted_sum(sums: dict[str, Tensor], scales: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:

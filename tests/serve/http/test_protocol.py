@@ -117,6 +117,14 @@ def test_answers_are_framed_as_method_version_and_status_ask(server):
     assert (none.status, "content-length" in none.headers, b"plain" in after.body) == (204, False, True)
 
 
+def test_head_and_body_leave_together(server):
+    """Two writes would be two system calls and two wake-ups of the client; what leaves as one write comes as one."""
+    with server.connect() as client:
+        for _ in range(50):
+            client.sendall(get(b"/health/live"))
+            assert client.recv(65536).endswith(b"alive")
+
+
 def test_every_answer_has_a_date(server):
     assert server.ask(get()).headers["date"].endswith(" gmt")
     assert server.ask(b"nonsense\r\n\r\n").headers["date"].endswith(" gmt")
