@@ -80,10 +80,13 @@ def test_threads_are_those_asked_for(monkeypatch):
     assert found["fp32"] == found["int8"] == 2 * 512 * 3072 * 768
 
 
-def share(p50_ms, *, peak=1e12, disturbed=None):
+def share(p50_ms, *, peak=1e12, disturbed=None, runner="onnxruntime-cpu"):
     """Return the share of the peak of a row with 10 GFLOP a call."""
     facts = SimpleNamespace(flops_per_token={100: 1e8})
-    bench = SimpleNamespace(configurations=[configuration("t/fp32")], models={"t": SimpleNamespace(facts=facts)})
+    bench = SimpleNamespace(
+        configurations=[configuration("t/fp32", runner=runner)],
+        models={"t": SimpleNamespace(facts=facts)},
+    )
     row = Latency(
         key="t/fp32", load=Load(num_tokens=100), mean_tokens=100, samples=20, p50_ms=p50_ms, disturbed=disturbed
     )
@@ -97,6 +100,13 @@ def test_a_share_of_the_peak_is_never_above_1():
     assert share(10.0) == pytest.approx(1.0)
     # 2.86 times what the bare product reached: one of the two is no measure.
     assert share(3.5) is None
+
+
+@pytest.mark.parametrize(
+    ("runner", "found"), [("torch-cpu-compiled", 0.5), ("openvino-cpu", 0.5), ("torch-cuda", None)]
+)
+def test_only_what_runs_on_the_processor_has_a_share_of_its_peak(runner, found):
+    assert share(20.0, runner=runner) == found
 
 
 def test_a_disturbed_row_has_no_share_of_the_peak():

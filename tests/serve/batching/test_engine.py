@@ -144,15 +144,15 @@ def test_a_long_text_in_tokenising_does_not_hold_up_short_ones(encoder):
     asyncio.run(main())
 
 
-def test_answers_that_take_long_to_decode_do_not_wait_for_a_long_text_in_tokenising(encoder):
+def test_answers_that_take_long_to_decode_do_not_wait_for_a_long_text_in_tokenising(int8_encoder):
     release = threading.Event()
 
     def long():
         assert release.wait(30)
-        return encoder.prepare(["good"])
+        return int8_encoder.prepare(["good"])
 
     def slowly_decoded():
-        features = encoder.prepare(["good"])
+        features = int8_encoder.prepare(["good"])
 
         def decode(outputs):
             time.sleep(0.02)
@@ -161,9 +161,9 @@ def test_answers_that_take_long_to_decode_do_not_wait_for_a_long_text_in_tokenis
         return features._replace(decode=decode)
 
     async def main():
-        async with running(encoder, text_threads=1) as engine:
+        async with running(int8_encoder, text_threads=1) as engine:
             waiting = asyncio.ensure_future(engine.answer("m", long, characters=[100_000]))
-            # The first tells that decoding is slow; of those that wait behind it each could be handed over.
+            # Each runs alone, so others wait while one is decoded; the first tells that decoding is slow.
             for _ in range(2):
                 short = [engine.answer("m", slowly_decoded, characters=[4]) for _ in range(8)]
                 assert all(answered.answers for answered in await asyncio.wait_for(asyncio.gather(*short), 10))

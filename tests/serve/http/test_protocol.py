@@ -6,6 +6,7 @@ from time import monotonic, sleep
 
 import pytest
 
+from potstill.serve.http.protocol import HttpProtocol
 from potstill.serve.limits import Limits
 from tests.serve.http.harness import Echo, get, is_closed, post, read_answers, serving
 
@@ -117,12 +118,37 @@ def test_answers_are_framed_as_method_version_and_status_ask(server):
     assert (none.status, "content-length" in none.headers, b"plain" in after.body) == (204, False, True)
 
 
-def test_head_and_body_leave_together(server):
-    """Two writes would be two system calls and two wake-ups of the client; what leaves as one write comes as one."""
+class Writes:
+    """A transport that notes what is written to it."""
+
+    def __init__(self, transport, noted):
+        self._transport, self._noted = transport, noted
+
+    def __getattr__(self, name):
+        return getattr(self._transport, name)
+
+    def write(self, data):
+        self._noted.append(bytes(data))
+        self._transport.write(data)
+
+
+def test_head_and_body_leave_together(server, monkeypatch):
+    """Each write is a system call that wakes the client."""
+    noted, original = [], HttpProtocol.connection_made
+    monkeypatch.setattr(
+        HttpProtocol, "connection_made", lambda self, transport: original(self, Writes(transport, noted))
+    )
     with server.connect() as client:
-        for _ in range(50):
+        for _ in range(3):
             client.sendall(get(b"/health/live"))
-            assert client.recv(65536).endswith(b"alive")
+            assert read_answers(client)[0].body == b"alive"
+    assert [(write[:12], write[-5:]) for write in noted] == [(b"HTTP/1.1 200", b"alive")] * 3
+
+
+def test_a_head_without_a_body_leaves_at_once(server):
+    assert (
+        server.ask(b"HEAD /big HTTP/1.1\r\nHost: x\r\n\r\n", methods=["HEAD"]).headers["content-length"] == "20000000"
+    )
 
 
 def test_every_answer_has_a_date(server):
