@@ -5,7 +5,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow
 from datasets import Dataset, load_from_disk
 
@@ -64,10 +63,9 @@ def add_teacher_vectors(
         )
         unlabelled = Examples(name="", split="", texts=list(texts), labels=None, label_names=(), sha256="")
         rows = tokenize(unlabelled, teacher.tokenizer, max_length=max_length)
-        # From one flat array: lists of Python numbers would take many times the vectors' memory.
-        column = pyarrow.ListArray.from_arrays(
-            np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1], pyarrow.array(vectors.reshape(-1))
-        )
+        # From one flat array: lists of Python numbers would take many times the vectors' memory. Of a fixed size: the
+        # int32 offsets of other lists wrap beyond 2^31 numbers, which is 5.6 million vectors of 384.
+        column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.reshape(-1)), vectors.shape[1])
         with new_folder(folder, overwrite=True) as building:
             rows.add_column(TEACHER_VECTORS, column).save_to_disk(str(building))
     return load_from_disk(str(folder))
