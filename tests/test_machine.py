@@ -132,7 +132,7 @@ def test_the_description_survives_json():
     assert described["cpu_features"] == sorted(described["cpu_features"])
 
 
-.mark.parametrize(
+@pytest.mark.parametrize(
     ("argv", "said"),
     [
         (["/usr/bin/potstill", "export", "my model", "--out", "out"], "potstill export 'my model' --out out"),

@@ -188,7 +188,7 @@ def count_parameters(model: torch.nn.Module) -> int:
 
 
 def hash_checkpoint(name: str) -> str | None:
-    """Return one SHA-256 over names and contents of the files of a folder that decide its answers; None for a hub id."""
+    """Return one SHA-256 over names and contents of the files that decide a folder's answers; None for a hub id."""
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return None

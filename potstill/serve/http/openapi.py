@@ -5,7 +5,7 @@ say that shape, datatype and data of a tensor agree, so a request of the Open In
 may still get a 400, 413 or 422.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from pydantic import BaseModel, TypeAdapter
