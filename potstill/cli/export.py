@@ -59,6 +59,13 @@ Unpad = Annotated[
         show_default="yes, with --attention fused",
     ),
 ]
+WholeLastLayer = Annotated[
+    bool,
+    typer.Option(
+        "--no-first-token-only",
+        help="Compute the last layer for every token, even if the head reads the first alone.",
+    ),
+]
 AllowUnfused = Annotated[bool | None, typer.Option("--allow-unfused", help="Take a graph without fused attention.")]
 MaxLoss = Annotated[
     float | None, typer.Option(help="What int8 may lose, as a share of the score.", show_default="0.01")
@@ -93,6 +100,7 @@ def export(
     attention: Attention = None,
     opset: Opset = None,
     unpad: Unpad = None,
+    whole_last_layer: WholeLastLayer = False,
     allow_unfused: AllowUnfused = None,
     max_loss: MaxLoss = None,
     max_fp32_layers: MaxFp32Layers = None,
@@ -116,6 +124,7 @@ def export(
         "attention": attention,
         "opset": opset,
         "unpad": unpad,
+        "first_token_only": False if whole_last_layer else None,
         "allow_unfused": allow_unfused,
         "max_loss": max_loss,
         "max_fp32_layers": max_fp32_layers,
