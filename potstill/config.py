@@ -241,12 +241,16 @@ class TeacherConfig(Section):
 
 
 class StudentConfig(Section):
-    """The model that is made: a checkpoint of its own, or cut from the teacher."""
+    """The model that is made: cut from the teacher, or from a checkpoint of its own."""
 
     model: str | None = None
-    """A hub id or a checkpoint folder; None cuts the student from the teacher."""
+    """A hub id or a checkpoint folder to start from, such as an encoder that was never fine-tuned, which gets a new
+    head for the task; None starts from the teacher."""
+    start: Literal["copied", "random"] = "copied"
+    """Whether the student has the weights of what it is cut from, or its shape alone and random weights."""
     layers: int | list[int] | None = None
-    """How many teacher layers to keep (spread evenly from the first), or which ones; None keeps half."""
+    """How many layers to keep (spread evenly from the first), or which ones; None keeps half of the teacher's, and all
+    of `model`."""
     best_of: bool = False
     """Try several choices of so many layers on a few batches, and keep the one that scores best untrained."""
     family: Literal["same", "distilbert", "mobilebert"] = "same"
@@ -272,13 +276,11 @@ class StudentConfig(Section):
         return layers
 
     @model_validator(mode="after")
-    def _not_both(self) -> Self:
-        cuts = ("layers", "best_of", "hidden_size", "num_heads", "intermediate_size")
-        cut = next((key for key in cuts if getattr(self, key)), None)
-        if self.model is not None and cut:
-            raise ValueError(f"{cut} cuts a student from the teacher; with model there is nothing to cut")
+    def _consistent(self) -> Self:
         if self.best_of and not isinstance(self.layers, int):
             raise ValueError("best_of needs a count of layers to choose, such as layers=3")
+        if self.best_of and self.start == "random":
+            raise ValueError("best_of scores what layers know before training, and random ones know nothing")
         if self.hidden_size is None and (self.num_heads or self.intermediate_size):
             raise ValueError("num_heads and intermediate_size shape a narrower student; set hidden_size as well")
         return self

@@ -191,9 +191,9 @@ def test_other_layers_are_refused_with_the_value_shown(layers, fault):
     assert faults(SMALLEST, ("student.layers", layers)) == [f"student.layers: {fault} (it is {layers!r})"]
 
 
-def test_a_student_of_its_own_is_not_cut():
-    found = faults(SMALLEST, ("student.model", "small"), ("student.layers", 3))
-    assert found == ["student: layers cuts a student from the teacher; with model there is nothing to cut"]
+def test_the_best_of_random_layers_is_refused():
+    found = faults(SMALLEST, ("student.layers", 3), ("student.best_of", True), ("student.start", "random"))
+    assert found == ["student: best_of scores what layers know before training, and random ones know nothing"]
 
 
 def test_a_distillation_without_any_loss_is_refused():
@@ -435,7 +435,7 @@ class TestMethods:
         [
             ({"student.best_of": True}, "best_of needs a count"),
             ({"student.num_heads": 2}, "set hidden_size as well"),
-            ({"student.model": "m", "student.hidden_size": 8}, "hidden_size cuts a student"),
+            ({"student.model": "m", "student.num_heads": 8}, "num_heads and intermediate_size shape"),
         ],
     )
     def test_a_student_that_is_told_two_things_is_refused(self, settings, told):

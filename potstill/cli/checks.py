@@ -268,8 +268,6 @@ def check_training(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping
     # Only a length that was asked for: the default is cut to what the model reads.
     if folder is not None and "max_length" in recipe.model_fields_set:
         folder.check_length(recipe.max_length, option="--set max_length")
-    if teaches and recipe.student.model is not None:
-        find_checkpoint(recipe.student.model, what="student.model")
     if recipe.tokenizer is not None:
         check_tokenizer(recipe.tokenizer, what="--set tokenizer")
     if recipe.distill.augment_model is not None:
@@ -337,31 +335,40 @@ def _check_recipe_data(recipe: Recipe, task: Task, *, trained: Folder | None) ->
 
 
 def check_student(recipe: Recipe, folder: Folder | None, *, flags: Mapping[str, str]) -> None:
-    """Raise if the student cannot be cut from the teacher: a checkpoint (`folder`), or one that the recipe trains.
+    """Raise if the student cannot be cut from its teacher, or from the checkpoint that `student.model` names.
+
+    Args:
+        recipe: says what to cut, and the settings of a teacher that it trains.
+        folder: the teacher's checkpoint, if there is one already.
+        flags: the options that the recipe's keys have on this command line, for messages.
 
     Raises:
-        CheckpointError: with the layers that the teacher has, or the family that fits.
+        CheckpointError: with the layers that there are, or the family that fits.
     """
-    if recipe.student.model is not None:
-        return
     scratch = recipe.teacher.scratch
     total = scratch.num_layers if scratch is not None else folder.layers if folder is not None else None
-    asked = recipe.student_layers
+    layer = recipe.distill.settings().get("teacher_layer")
+    if layer is not None and total is not None and layer >= total:
+        raise CheckpointError(f"--set distill.teacher_layer={layer}: the teacher has the layers 0 to {total - 1}")
+    who, asked = "the teacher", recipe.student_layers
+    if recipe.student.model is not None:
+        folder = find_checkpoint(recipe.student.model, what="student.model")
+        if folder.task not in (None, FEATURE_EXTRACTION, FILL_MASK):  # these have no head, or none to lose
+            check_head(folder, get_task(recipe.task))
+        total, who, asked = folder.layers, recipe.student.model, recipe.student.layers
     given = f"{flags['student.layers']} " if "student.layers" in flags else "student.layers="
     if total is not None and asked is not None:
         if isinstance(asked, int) and asked > total:
+            source = "a teacher" if who == "the teacher" else who
             raise CheckpointError(
-                f"{given}{asked}: a student of {asked} layers cannot be cut from a teacher with {total}; "
+                f"{given}{asked}: a student of {asked} layers cannot be cut from {source} with {total}; "
                 f"ask for 1 to {total}"
             )
         # The recipe has checked that listed layers rise.
         if isinstance(asked, list) and asked[-1] >= total:
             raise CheckpointError(
-                f"{given}{','.join(map(str, asked))}: the teacher has the layers 0 to {total - 1}; name some of them"
+                f"{given}{','.join(map(str, asked))}: {who} has the layers 0 to {total - 1}; name some of them"
             )
-    layer = recipe.distill.settings().get("teacher_layer")
-    if layer is not None and total is not None and layer >= total:
-        raise CheckpointError(f"--set distill.teacher_layer={layer}: the teacher has the layers 0 to {total - 1}")
     if folder is None:
         return
     if recipe.student.family == "distilbert" and folder.model_type not in {"bert", "distilbert", None}:
@@ -639,8 +646,6 @@ def check_run(recipe: Recipe) -> None:
         folder.check_length(recipe.max_length, option="--set max_length")
     if recipe.tokenizer is not None:
         check_tokenizer(recipe.tokenizer, what="tokenizer")
-    if recipe.student.model is not None:
-        find_checkpoint(recipe.student.model, what="student.model")
     _check_recipe_data(recipe, task, trained=folder)
 
 

@@ -24,6 +24,7 @@ from potstill.checkpoint import (
     hash_checkpoint,
     load_checkpoint,
     load_tokenizer,
+    read_folder,
     save_tokenizer,
 )
 from potstill.checkpoint.model import SentenceEncoder, find_sentence_transformers, write_sentence_transformers
@@ -33,13 +34,18 @@ from potstill.distill import teacher as teachers
 from potstill.distill.checkpoints import check_same_run
 from potstill.distill.data import TrainingData, load_training_data
 from potstill.distill.methods import make_labels_objective, make_objective
-from potstill.distill.student import best_layers, choose_layers, create_student
+from potstill.distill.student import best_layers, choose_layers, create_student, with_random_weights
+from potstill.distill.teacher import head_config
+from potstill.distill.torch_session import problem_type_of
 from potstill.distill.trainer import TrainingResult, TrainingRun, make_scorer, train
 from potstill.errors import CheckpointError, RecipeError
 from potstill.files import check_free, new_folder
 from potstill.progress import Announce, Progress, keep_quiet, silent
 from potstill.tasks import (
     FEATURE_EXTRACTION,
+    FILL_MASK,
+    TEXT_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
     get_task,
 )
 
@@ -330,38 +336,65 @@ def _check_teacher(scores: dict[str, float], training_data: TrainingData, recipe
 def _make_student(
     recipe: Recipe, teacher: Checkpoint, training_data: TrainingData | None
 ) -> tuple[Checkpoint, list[int] | None]:
-    """Return the student and the teacher layers that it kept, if it was cut.
+    """Return the student before training, and the layers that it kept of what it was cut from, if it was cut.
 
     Args:
         recipe: its section `student` says what to make.
-        teacher: the teacher.
+        teacher: what it is cut from, unless the recipe names another checkpoint.
         training_data: what a choice of layers is scored on; None for `init`, which has no data.
     """
-    wanted = recipe.student
+    wanted, source, layers = recipe.student, teacher, recipe.student_layers
     if wanted.model is not None:
-        student = load_checkpoint(wanted.model, get_task(recipe.task))
-        _check_same_vocabulary(student, teacher)
-        # It learns from texts as the teacher's tokenizer reads them, whose normaliser may be another.
-        return replace(student, tokenizer=teacher.tokenizer), None
-    layers = recipe.student_layers
-    if wanted.best_of:
-        layers = _choose_best_layers(recipe, teacher.model, training_data)
-    family = "mobilebert" if recipe.distill.method == "mobilebert" else wanted.family
-    model = create_student(
-        teacher.model,
-        layers=layers,
-        family=family,
-        hidden_size=wanted.hidden_size,
-        num_heads=wanted.num_heads,
-        intermediate_size=wanted.intermediate_size,
-        seed=recipe.seed,
-    )
-    kept = None if family == "mobilebert" else choose_layers(teacher.model.config.num_hidden_layers, layers)
-    return Checkpoint("student", model, teacher.tokenizer), kept
+        source, layers = _load_start(recipe, teacher), wanted.layers
+        _check_same_vocabulary(source, teacher)
+    model, kept = source.model, None
+    if wanted.model is None or layers is not None or wanted.hidden_size is not None or wanted.family != "same":
+        total = source.model.config.num_hidden_layers
+        if wanted.best_of:
+            layers = _choose_best_layers(recipe, source.model, teacher.model, training_data)
+        elif wanted.model is not None and layers is None:
+            layers = total
+        family = "mobilebert" if recipe.distill.method == "mobilebert" else wanted.family
+        kept = None if family == "mobilebert" else choose_layers(total, layers)
+        model = create_student(
+            source.model,
+            layers=layers,
+            family=family,
+            hidden_size=wanted.hidden_size,
+            num_heads=wanted.num_heads,
+            intermediate_size=wanted.intermediate_size,
+            seed=recipe.seed,
+        )
+    if wanted.start == "random":
+        model = with_random_weights(model, seed=recipe.seed)
+    # It learns from texts as the teacher's tokenizer reads them; a tokenizer of its own may normalise otherwise.
+    return Checkpoint(wanted.model or "student", model, teacher.tokenizer), kept
 
 
-def _choose_best_layers(recipe: Recipe, teacher: PreTrainedModel, training_data: TrainingData | None) -> list[int]:
-    """Return the layers whose untrained student has the lowest loss on a few batches."""
+def _load_start(recipe: Recipe, teacher: Checkpoint) -> Checkpoint:
+    """Load the checkpoint that the student starts from; an encoder without a head gets one for the teacher's labels."""
+    assert recipe.student.model is not None
+    task, trained = get_task(recipe.task), read_folder(recipe.student.model).task
+    head: dict[str, object] | None = None
+    # Trained for words, or for vectors alone: a good encoder, and no head to lose.
+    if task not in (trained, FEATURE_EXTRACTION) and trained in (None, FEATURE_EXTRACTION, FILL_MASK):
+        if recipe.student.best_of:
+            raise RecipeError(
+                f"student.best_of scores students before training, and {recipe.student.model} has no head for "
+                f"{task.name} yet, so all are as bad; name the layers"
+            )
+        is_labelled = task in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION)
+        head = head_config(teacher.label_names, problem_type_of(teacher.model)) if is_labelled else {}
+    # A new head is drawn from the recipe's seed, whatever was drawn before.
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        return load_checkpoint(recipe.student.model, task, new_head=head)
+
+
+def _choose_best_layers(
+    recipe: Recipe, source: PreTrainedModel, teacher: PreTrainedModel, training_data: TrainingData | None
+) -> list[int]:
+    """Return the layers of `source` whose untrained student has the lowest loss on a few batches."""
     count = recipe.student.layers
     if training_data is None:
         raise RecipeError("student.best_of scores students on data, and `init` has none; name the layers")
@@ -373,7 +406,7 @@ def _choose_best_layers(recipe: Recipe, teacher: PreTrainedModel, training_data:
         objective = make_objective(recipe, teacher=teacher, student=student)
         return -make_scorer(loss_alone, objective, teacher)(student)["loss"]
 
-    return best_layers(teacher, count, score, family=recipe.student.family)[0]
+    return best_layers(source, count, score, family=recipe.student.family)[0]
 
 
 def _check_same_vocabulary(student: Checkpoint, teacher: Checkpoint) -> None:
