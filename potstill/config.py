@@ -47,6 +47,8 @@ class Method:
     """Training settings whose defaults differ from those of `DistillConfig`."""
 
 
+# As in TinyBERT (arXiv 1909.10351, section 4.2).
+_AUGMENTATION = {"augment": 0, "augment_model": None, "augment_share": 0.4}
 # 15 % as in BERT (arXiv 1810.04805, section 3.1).
 _MASKING = {"mask_share": 0.15, "mask_smoothing": 0.0}
 _MASKED_LM_TRAINING = {"learning_rate": 5e-4, "batch_size": 32, "gradient_accumulation": 8, "weight_decay": 0.0}
@@ -57,7 +59,7 @@ METHODS = {
         Method(
             name="task",
             tasks=(*_CLASSIFIERS, "question-answering"),
-            settings={"temperature": 2.0, "alpha_kl": 0.45, "alpha_ce": 1.0, "alpha_cos": 0.1},
+            settings={"temperature": 2.0, "alpha_kl": 0.45, "alpha_ce": 1.0, "alpha_cos": 0.1, **_AUGMENTATION},
         ),
         # DistilBERT, arXiv 1910.01108. The loss weights are those of the released model (transformers issue 2013), the
         # optimiser's settings those of the training script.
@@ -103,9 +105,7 @@ METHODS = {
                 "alpha_attention": 1.0,
                 "alpha_prediction": 1.0,
                 "intermediate_share": 0.8,
-                "augment": 0,
-                "augment_model": None,
-                "augment_share": 0.4,
+                **_AUGMENTATION,
             },
         ),
         # MobileBERT, arXiv 2004.02984; weights of the layer terms and T = 1 as in the authors' configuration.
@@ -226,17 +226,36 @@ class ScratchConfig(Section):
 
 
 class TeacherConfig(Section):
-    """The model that is distilled."""
+    """What teaches: a model, several whose answers are averaged, or a column of the data with a model's answers."""
 
     model: str | None = None
     """A hub id or a checkpoint folder."""
     scratch: ScratchConfig | None = None
     """Train one on the spot instead."""
+    column: str | None = None
+    """Take the answers from this column of the data instead: probabilities, labels, or vectors (docs/data.md)."""
+    others: list[str] = []
+    """Further models, whose probabilities are averaged with the model's. Labels are matched by name, and each reads
+    with its own tokenizer."""
+    answers: Literal["live", "stored"] | None = None
+    """Ask the model at every step, or once before the training, which costs less from the second pass on, and lets it
+    have another tokenizer than the student. None asks at every step, but several models once."""
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether all answers are there before the training."""
+        return self.column is not None or bool(self.others) or self.answers == "stored"
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        if (self.model is None) == (self.scratch is None):
-            raise ValueError("give either model (a hub id or a checkpoint folder) or scratch")
+        if [self.model, self.scratch, self.column].count(None) != 2:
+            raise ValueError("give one of model (a hub id or a checkpoint folder), scratch, and column")
+        if self.others and self.column is not None:
+            raise ValueError(
+                "others are averaged with a model, and a column takes the place of models; give one of both"
+            )
+        if self.answers == "live" and self.is_stored:
+            raise ValueError("answers of a column or of several models are stored, not live; leave answers out")
         return self
 
 
@@ -304,6 +323,10 @@ class DataConfig(Section):
     """Read a hub data set as a stream and keep only max_train_examples rows of it."""
     num_proc: PositiveInt | None = None
     """Processes that tokenise running text; None takes the cores that this process may use."""
+    labels: list[str] | None = Field(default=None, min_length=2)
+    """The labels in the order of their ids, if neither a model nor the data names them."""
+    unlabelled: str | None = None
+    """A further data set, from whose texts the student learns what its teacher answers."""
     train_split: str = "train"
     eval_split: str = "validation"
     max_train_examples: PositiveInt | None = None
@@ -356,7 +379,7 @@ class DistillConfig(Section):
     intermediate_share: Share | None = None
     """For `tinybert` on a classifier: the share of the training before the answers are learned."""
     augment: int | None = Field(default=None, ge=0)
-    """For `tinybert` on a classifier: how many altered copies of each text are added to the data."""
+    """How many altered copies of each text are added to the data, for the teacher to answer; they get no label."""
     augment_model: str | None = None
     """The masked-language model that proposes other words."""
     augment_share: Share | None = None
@@ -551,6 +574,46 @@ class Recipe(Section):
     resume: bool = False
     """Go on with what output_dir holds of the same recipe; `--resume` on the command line."""
 
+    # Before fields are checked, since the method's own default does not say that nobody asked for it.
+    @model_validator(mode="before")
+    @classmethod
+    def _stored_answers_have_no_states(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        teacher, settings = values.get("teacher"), values.get("distill", {})
+        if not isinstance(teacher, Mapping) or not isinstance(settings, Mapping):
+            return values
+        stored = teacher.get("column") or teacher.get("others") or teacher.get("answers") == "stored"
+        if not stored or settings.get("method", "task") != "task" or settings.get("alpha_cos") is not None:
+            return values
+        return {**values, "distill": {**settings, "alpha_cos": 0.0}}
+
+    @model_validator(mode="after")
+    def _answers_fit(self) -> Self:
+        teacher, method = self.teacher, self.distill.method
+        if teacher.column is not None and self.student.model is None:
+            raise ValueError("a column of answers has no layers to cut a student from; set student.model to an encoder")
+        if self.distill.augment and teacher.column is not None:
+            raise ValueError("augment makes new texts, of which a column says nothing; it takes a teacher.model")
+        if self.distill.augment and self.task not in ("text-classification", "fill-mask", "feature-extraction"):
+            raise ValueError(
+                f"augment alters plain texts and pairs, whose words have no place of their own, not {self.task}"
+            )
+        if teacher.is_stored and method != "task" and not (method == "embedding" and teacher.column is not None):
+            given = "column" if teacher.column is not None else "others" if teacher.others else "answers=stored"
+            raise ValueError(f"method {method} learns from inside its teacher, so teacher.{given} is for method task")
+        if teacher.is_stored and self.distill.alpha_cos and method == "task":
+            raise ValueError("alpha_cos compares hidden states, and stored answers have none; leave it out")
+        is_labelled = self.task in _CLASSIFIERS and method in ("task", "tinybert")
+        if self.task == "question-answering" and teacher.is_stored:
+            raise ValueError(
+                "an answer is a place among one tokenizer's tokens, so a teacher of questions is asked live"
+            )
+        if self.data.unlabelled is not None and not is_labelled:
+            why = "questions need their answers" if self.task == "question-answering" else f"{method} reads no labels"
+            raise ValueError(f"data.unlabelled is for classifiers and tags; {why}")
+        return self
+
     @model_validator(mode="after")
     def _method_fits_task(self) -> Self:
         method = METHODS[self.distill.method]
@@ -620,9 +683,12 @@ def build_recipe(
 
 def _infer_task(values: Mapping[str, object]) -> str | None:
     """Return the teacher's own task if the method has it, else the method's only task; None takes the default."""
-    teacher, settings = (part if isinstance(part := values.get(key), Mapping) else {} for key in ("teacher", "distill"))
+    teacher, student, settings = (
+        part if isinstance(part := values.get(key), Mapping) else {} for key in ("teacher", "student", "distill")
+    )
     method = METHODS.get(settings.get("method") or "task")
-    model = teacher.get("model")
+    # Without a model that teaches, the one to start from says it.
+    model = teacher.get("model") or (student.get("model") if teacher.get("column") else None)
     trained = trained_task(model) if isinstance(model, str) else None
     if method is None:
         return None

@@ -15,6 +15,7 @@ from potstill.bundle import MANIFEST_NAME
 from potstill.checkpoint import Folder, read_folder
 from potstill.checkpoint.sentence_transformers import check_pooling
 from potstill.config import ExportConfig, Recipe
+from potstill.data import Extra
 from potstill.data.read import SUFFIXES
 from potstill.data.splits import find_files, parse_split
 from potstill.errors import (
@@ -161,6 +162,7 @@ def check_data(
     label_names: Sequence[str] | None = None,
     problem_type: str | None = None,
     needs_labels: bool = True,
+    extra: Extra | None = None,
 ) -> None:
     """Raise if data cannot be read: it does not exist, or a split, a column or a row is missing or broken.
 
@@ -173,6 +175,7 @@ def check_data(
         label_names: the model's labels, if known.
         problem_type: of a text classifier.
         needs_labels: whether the command needs labels as well as texts.
+        extra: what a teacher's student learns from beside labels; it is read here, whatever its size.
 
     Raises:
         DataError: as the data's reader raises it.
@@ -202,7 +205,7 @@ def check_data(
         "problem_type": problem_type,
     }
     if needs_labels and len(splits) == 2:
-        load_splits(name, train=(splits[0], None), evaluation=(splits[1], None), **labelled)
+        load_splits(name, train=(splits[0], None), evaluation=(splits[1], None), extra=extra, **labelled)
         return
     for split in splits:
         if needs_labels:
@@ -257,7 +260,7 @@ def check_training(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping
     task = get_task(recipe.task)
     folder = find_checkpoint(recipe.teacher.model) if recipe.teacher.model is not None else None
     if teaches:
-        check_head(folder, task, data=recipe.data.name)
+        _check_teachers(recipe, folder, what="--teacher")
         check_student(recipe, folder, flags=flags)
         _check_embedding(recipe, folder, option="--set distill.pooling")
     elif task is FEATURE_EXTRACTION:
@@ -266,7 +269,7 @@ def check_training(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping
             "feature-extraction --method embedding"
         )
     # Only a length that was asked for: the default is cut to what the model reads.
-    if folder is not None and "max_length" in recipe.model_fields_set:
+    if folder is not None and "max_length" in recipe.model_fields_set and not recipe.teacher.is_stored:
         folder.check_length(recipe.max_length, option="--set max_length")
     if recipe.tokenizer is not None:
         check_tokenizer(recipe.tokenizer, what="--set tokenizer")
@@ -276,11 +279,28 @@ def check_training(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping
         if find_spec(tracker) is None:
             raise MissingExtraError(f"{tracker} is not installed and this needs it: pip install 'potstill[trackers]'")
     # `finetune` gives the model a new head, so the labels of its old one say nothing about the data.
-    trained = folder if teaches else None
+    trained = _labelled_by(recipe, folder) if teaches else None
     if recipe.metric is not None:
         problem = trained.problem_type if trained else recipe.data.problem_type
         primary_metric(task, problem if task is TEXT_CLASSIFICATION else None, asked=recipe.metric)
-    _check_recipe_data(recipe, task, trained=trained)
+    _check_recipe_data(recipe, task, trained=trained, is_taught=teaches)
+
+
+def _check_teachers(recipe: Recipe, teacher: Folder | None, *, what: str) -> None:
+    """Raise unless the teacher, and those that it is averaged with, are fine-tuned for the recipe's task."""
+    task = get_task(recipe.task)
+    check_head(teacher, task, data=recipe.data.name)
+    for name in recipe.teacher.others:
+        check_head(find_checkpoint(name, what=what), task, data=recipe.data.name)
+
+
+def _labelled_by(recipe: Recipe, teacher: Folder | None) -> Folder | None:
+    """Return the model whose labels the data must have: a student's own if answers are stored, else the teacher."""
+    if recipe.teacher.is_stored and recipe.student.model is not None:
+        start = find_checkpoint(recipe.student.model, what="student.model")
+        if start.task is get_task(recipe.task):
+            return start
+    return teacher
 
 
 def _check_embedding(recipe: Recipe, teacher: Folder | None, *, option: str) -> None:
@@ -312,16 +332,17 @@ def _check_export_of_vectors(recipe: Recipe, teacher: Folder | None) -> None:
         )
 
 
-def _check_recipe_data(recipe: Recipe, task: Task, *, trained: Folder | None) -> None:
+def _check_recipe_data(recipe: Recipe, task: Task, *, trained: Folder | None, is_taught: bool = False) -> None:
     """Check both splits of a recipe's data with `check_data`.
 
     Args:
         recipe: names the data and its columns.
         task: decides which columns there must be.
         trained: a model whose labels the data must have; None if one is first trained on that data.
+        is_taught: whether there is a teacher, with which texts need no label.
     """
     data = recipe.data
-    label_names, problem = (trained.labels, trained.problem_type) if trained else (None, data.problem_type)
+    label_names, problem = (trained.labels, trained.problem_type) if trained else (data.labels, data.problem_type)
     check_data(
         data.name,
         (data.train_split, data.eval_split),
@@ -331,7 +352,23 @@ def _check_recipe_data(recipe: Recipe, task: Task, *, trained: Folder | None) ->
         label_names=label_names if problem != REGRESSION else None,
         problem_type=problem if task is TEXT_CLASSIFICATION else None,
         needs_labels=task not in (FILL_MASK, FEATURE_EXTRACTION),
+        extra=_check_extra(recipe) if is_taught else None,
     )
+
+
+def _check_extra(recipe: Recipe) -> Extra:
+    """Return what the student learns from beside labels, as far as it may be read here.
+
+    Raises:
+        DataError: if the texts without labels are not there.
+    """
+    further, answers = recipe.data.unlabelled, recipe.teacher.column
+    if further is None:
+        return Extra(answers=answers)
+    check_name(further, "dataset", what="--unlabelled")
+    files = find_files(further, "train", _DATA_SUFFIXES)
+    is_read = files is not None and _is_read_at_once(Path(further).expanduser())
+    return Extra(unlabelled=further if is_read else None, answers=answers)
 
 
 def check_student(recipe: Recipe, folder: Folder | None, *, flags: Mapping[str, str]) -> None:
@@ -637,8 +674,13 @@ def check_run(recipe: Recipe) -> None:
         PotstillError: with the first fault.
     """
     task = get_task(recipe.task)
+    if recipe.teacher.column is not None:
+        raise RecipeError(
+            "`run` holds a student against its teacher, and teacher.column has no model; use `potstill distill`, then "
+            "export and bench the student"
+        )
     folder = find_checkpoint(recipe.teacher.model, what="teacher.model") if recipe.teacher.model is not None else None
-    check_head(folder, task, data=recipe.data.name)
+    _check_teachers(recipe, folder, what="teacher.others")
     check_student(recipe, folder, flags={})
     _check_embedding(recipe, folder, option="distill.pooling")
     _check_export_of_vectors(recipe, folder)
@@ -646,7 +688,7 @@ def check_run(recipe: Recipe) -> None:
         folder.check_length(recipe.max_length, option="--set max_length")
     if recipe.tokenizer is not None:
         check_tokenizer(recipe.tokenizer, what="tokenizer")
-    _check_recipe_data(recipe, task, trained=folder)
+    _check_recipe_data(recipe, task, trained=_labelled_by(recipe, folder), is_taught=True)
 
 
 def check_bench(

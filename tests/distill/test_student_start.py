@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
-from potstill.cli.checks import check_student
 from potstill.checkpoint import read_folder
+from potstill.cli.checks import check_student
 from potstill.config import build_recipe
 from potstill.distill import distill, init_student
 from potstill.errors import CheckpointError, RecipeError
