@@ -234,28 +234,28 @@ class TeacherConfig(Section):
     """Train one on the spot instead."""
     column: str | None = None
     """Take the answers from this column of the data instead: probabilities, labels, or vectors (docs/data.md)."""
-    others: list[str] = []
+    ensemble: list[str] = []
     """Further models, whose probabilities are averaged with the model's. Labels are matched by name, and each reads
     with its own tokenizer."""
-    answers: Literal["live", "stored"] | None = None
-    """Ask the model at every step, or once before the training, which costs less from the second pass on, and lets it
-    have another tokenizer than the student. None asks at every step, but several models once."""
+    stored: bool | None = None
+    """Ask the model once, before the training, and not at every step: that costs less from the second pass on, and lets
+    it have another tokenizer than the student. None does so with several models alone."""
 
     @property
     def is_stored(self) -> bool:
         """Whether all answers are there before the training."""
-        return self.column is not None or bool(self.others) or self.answers == "stored"
+        return self.column is not None or bool(self.ensemble) or self.stored is True
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         if [self.model, self.scratch, self.column].count(None) != 2:
-            raise ValueError("give one of model (a hub id or a checkpoint folder), scratch, and column")
-        if self.others and self.column is not None:
+            raise ValueError("give one of model (a hub id or a checkpoint folder), scratch or column")
+        if self.ensemble and self.column is not None:
             raise ValueError(
-                "others are averaged with a model, and a column takes the place of models; give one of both"
+                "an ensemble is averaged with a model, and a column takes the place of models; give one of both"
             )
-        if self.answers == "live" and self.is_stored:
-            raise ValueError("answers of a column or of several models are stored, not live; leave answers out")
+        if self.stored is False and self.is_stored:
+            raise ValueError("the answers of a column, or of several models, are always stored; leave stored out")
         return self
 
 
@@ -265,8 +265,6 @@ class StudentConfig(Section):
     model: str | None = None
     """A hub id or a checkpoint folder to start from, such as an encoder that was never fine-tuned, which gets a new
     head for the task; None starts from the teacher."""
-    start: Literal["copied", "random"] = "copied"
-    """Whether the student has the weights of what it is cut from, or its shape alone and random weights."""
     layers: int | list[int] | None = None
     """How many layers to keep (spread evenly from the first), or which ones; None keeps half of the teacher's, and all
     of `model`."""
@@ -280,6 +278,8 @@ class StudentConfig(Section):
     """Attention heads of a narrower student; None keeps the width of a head."""
     intermediate_size: PositiveInt | None = None
     """Width of a narrower student's feed-forward layers; None scales it with hidden_size."""
+    start: Literal["copied", "random"] = "copied"
+    """Whether the student has the weights of what it is cut from, or its shape alone and random weights."""
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -583,7 +583,7 @@ class Recipe(Section):
         teacher, settings = values.get("teacher"), values.get("distill", {})
         if not isinstance(teacher, Mapping) or not isinstance(settings, Mapping):
             return values
-        stored = teacher.get("column") or teacher.get("others") or teacher.get("answers") == "stored"
+        stored = teacher.get("column") or teacher.get("ensemble") or teacher.get("stored")
         if not stored or settings.get("method", "task") != "task" or settings.get("alpha_cos") is not None:
             return values
         return {**values, "distill": {**settings, "alpha_cos": 0.0}}
@@ -600,7 +600,7 @@ class Recipe(Section):
                 f"augment alters plain texts and pairs, whose words have no place of their own, not {self.task}"
             )
         if teacher.is_stored and method != "task" and not (method == "embedding" and teacher.column is not None):
-            given = "column" if teacher.column is not None else "others" if teacher.others else "answers=stored"
+            given = "column" if teacher.column is not None else "ensemble" if teacher.ensemble else "stored"
             raise ValueError(f"method {method} learns from inside its teacher, so teacher.{given} is for method task")
         if teacher.is_stored and self.distill.alpha_cos and method == "task":
             raise ValueError("alpha_cos compares hidden states, and stored answers have none; leave it out")

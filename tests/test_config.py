@@ -128,7 +128,7 @@ def test_all_faults_are_told_at_once():
         "distill.temperature: input should be greater than 0 (it is 0)",
         "sed: unknown key; did you mean 'seed'?",
         "student.layers: a student needs at least 1 layer (it is 0)",
-        "teacher.layers: unknown key; known are model, scratch",
+        "teacher.layers: unknown key; known are model, scratch, column, ensemble, stored",
     ]
 
 
@@ -153,13 +153,15 @@ def test_an_unknown_key_inside_scratch_is_answered_with_the_nearest_of_scratch()
 
 
 def test_an_unknown_key_like_nothing_is_answered_with_all():
-    assert faults(SMALLEST, ("teacher.xyz", 1)) == ["teacher.xyz: unknown key; known are model, scratch"]
+    assert faults(SMALLEST, ("teacher.xyz", 1)) == [
+        "teacher.xyz: unknown key; known are model, scratch, column, ensemble, stored"
+    ]
 
 
 @pytest.mark.parametrize("teacher", [{}, {"model": "a", "scratch": {}}], ids=["neither", "both"])
 def test_a_teacher_is_a_model_or_from_scratch_and_never_both(teacher):
     assert faults({**SMALLEST, "teacher": teacher}) == [
-        "teacher: give either model (a hub id or a checkpoint folder) or scratch"
+        "teacher: give one of model (a hub id or a checkpoint folder), scratch or column"
     ]
 
 

@@ -290,7 +290,7 @@ def _check_teachers(recipe: Recipe, teacher: Folder | None, *, what: str) -> Non
     """Raise unless the teacher, and those that it is averaged with, are fine-tuned for the recipe's task."""
     task = get_task(recipe.task)
     check_head(teacher, task, data=recipe.data.name)
-    for name in recipe.teacher.others:
+    for name in recipe.teacher.ensemble:
         check_head(find_checkpoint(name, what=what), task, data=recipe.data.name)
 
 
@@ -680,7 +680,7 @@ def check_run(recipe: Recipe) -> None:
             "export and bench the student"
         )
     folder = find_checkpoint(recipe.teacher.model, what="teacher.model") if recipe.teacher.model is not None else None
-    _check_teachers(recipe, folder, what="teacher.others")
+    _check_teachers(recipe, folder, what="teacher.ensemble")
     check_student(recipe, folder, flags={})
     _check_embedding(recipe, folder, option="distill.pooling")
     _check_export_of_vectors(recipe, folder)

@@ -88,7 +88,7 @@ def distill(
         teacher = others.pop(0)
     flags = {
         "teacher.model": teacher,
-        "teacher.others": others or None,
+        "teacher.ensemble": others or None,
         "teacher.column": teacher_column,
         "data.name": data,
         "data.unlabelled": unlabelled,

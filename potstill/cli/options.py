@@ -40,7 +40,7 @@ EpochsOption = Annotated[float | None, typer.Option(help="Passes over the data."
 FLAGS = {
     "teacher": "TEACHER",
     "teacher.model": "TEACHER",
-    "teacher.others": "--teacher",
+    "teacher.ensemble": "--teacher",
     "teacher.column": "--teacher-column",
     "data": "--data",
     "data.name": "--data",

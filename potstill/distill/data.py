@@ -195,7 +195,7 @@ def _taught_by(recipe: Recipe) -> str:
     teacher = recipe.teacher
     if teacher.column is not None:
         return f"column {teacher.column!r} of the data"
-    names = [str(teacher.model), *teacher.others]
+    names = [str(teacher.model), *teacher.ensemble]
     if len(names) > 1:
         return f"{', '.join(names[:-1])} and {names[-1]}, averaged, each asked once"
     return f"{names[0]}, asked " + ("once" if teacher.is_stored else "at every step")

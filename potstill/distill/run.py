@@ -147,7 +147,7 @@ def distill(
         "scores": teacher_scores
     }
     if len(teachers) > 1:
-        report["teacher"]["others"] = [_describe(checkpoint) for checkpoint in teachers[1:]]
+        report["teacher"]["ensemble"] = [_describe(checkpoint) for checkpoint in teachers[1:]]
     report["student"] = _describe(student) | {
         "layers_kept": layers_kept,
         "scores": result.metrics,
@@ -334,7 +334,7 @@ def _load_teachers(recipe: Recipe) -> list[Checkpoint]:
         raise CheckpointError("name a teacher: teacher.model is a hub id or a checkpoint folder")
     task, models = get_task(recipe.task), [] if teacher.model is None else [teacher.model]
     first = [load_checkpoint(name, task, tokenizer=recipe.tokenizer) for name in models]
-    return first + [load_checkpoint(name, task) for name in teacher.others]
+    return first + [load_checkpoint(name, task) for name in teacher.ensemble]
 
 
 def _check_teacher(scores: dict[str, float], training_data: TrainingData, recipe: Recipe) -> None:
@@ -462,7 +462,7 @@ def _check_same_vocabulary(student: Checkpoint, teacher: Checkpoint, *, method: 
             f"the vocabularies differ: {student.name} has {ours.vocab_size} entries, {teacher.name} "
             f"{theirs.vocab_size}, or numbers them in another way; distillation compares tokens one by one, so take a "
             "student with the teacher's tokenizer"
-            + ("" if method != "task" else ", or set teacher.answers=stored, with which each reads on its own")
+            + ("" if method != "task" else ", or set teacher.stored=true, with which each reads on its own")
         )
     if getattr(ours, "num_labels", None) != getattr(theirs, "num_labels", None):
         raise CheckpointError(

@@ -52,7 +52,8 @@ class TestAugmentation:
         made = byte_pairs()
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, mask_token="<mask>", pad_token="<pad>")
         vocabulary = made.get_vocab()
-        whole = sorted((token for token in vocabulary if token[0] == "Ġ" and token[1:].isalpha()), key=len)[-4:]
+        marked = sorted((token for token in vocabulary if token[0] == "Ġ" and token[1:].isalpha()), key=len)
+        whole = [token for token in marked if tokenizer.tokenize(f"a {token[1:]}")[-1] == token][-4:]
         inner = next(token for token in vocabulary if token.isalpha() and "Ġ" not in token and len(token) > 2)
         model = build("Roberta", vocab_size=len(made.get_vocab()))
         with torch.no_grad():

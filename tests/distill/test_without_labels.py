@@ -180,8 +180,8 @@ def test_without_any_label_the_score_is_the_distance_from_the_teacher(recipe, tm
         [{"sentence": text} for text, _ in sentences(64, seed=4)],
         [{"sentence": text} for text, _ in sentences(32, seed=5)],
     )
-    for name, stored in (("live", None), ("stored", "stored")):
-        keys = {"data.name": bare, "teacher.answers": stored, "distill.controls": True, "distill.alpha_cos": 0.0}
+    for name, stored in (("live", None), ("stored", True)):
+        keys = {"data.name": bare, "teacher.stored": stored, "distill.controls": True, "distill.alpha_cos": 0.0}
         report = distill(recipe(**keys), tmp_path / name)
         assert (report["metric"], report["data"]["scored_by"]) == ("loss", "loss")
         assert report["data"]["labelled_examples"] == 0
@@ -192,7 +192,7 @@ def test_without_any_label_the_score_is_the_distance_from_the_teacher(recipe, tm
 def test_a_teacher_that_is_asked_once_teaches_what_it_teaches_at_every_step(recipe, tmp_path):
     keys = {"distill.alpha_cos": 0.0, "distill.max_steps": 6, "distill.dtype": "float32"}
     live = distill(recipe(**keys), tmp_path / "live")
-    stored = distill(recipe(**keys, **{"teacher.answers": "stored"}), tmp_path / "stored")
+    stored = distill(recipe(**keys, **{"teacher.stored": True}), tmp_path / "stored")
     # bit for bit they cannot be: the teacher's batches are others
     losses = [[entry["loss"] for entry in one["history"] if "loss" in entry] for one in (live, stored)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
@@ -243,11 +243,11 @@ def test_several_teachers_are_averaged_by_the_names_of_their_labels(tiny_teacher
 
 
 def test_a_student_of_two_teachers_with_two_tokenizers(recipe, second, tmp_path):
-    report = distill(recipe(**{"teacher.others": [str(second)]}), tmp_path / "student")
+    report = distill(recipe(**{"teacher.ensemble": [str(second)]}), tmp_path / "student")
     assert report["student"]["scores"]["accuracy"] >= 0.9
-    assert [one["name"] for one in report["teacher"]["others"]] == [str(second)]
+    assert [one["name"] for one in report["teacher"]["ensemble"]] == [str(second)]
     assert report["data"]["taught_by"].endswith("averaged, each asked once")
-    with pytest.raises(CheckpointError, match=r"vocabularies differ.*teacher\.answers=stored"):
+    with pytest.raises(CheckpointError, match=r"vocabularies differ.*teacher\.stored=true"):
         distill(recipe(**{"teacher.model": str(second), "student.model": recipe().teacher.model}), tmp_path / "other")
 
 
@@ -258,7 +258,7 @@ def test_a_teacher_with_other_labels_is_refused_with_both_lists(recipe, second, 
     model.config.label2id = {"sea": 0, "desert": 1}
     model.save_pretrained(tmp_path / "third")
     with pytest.raises(CheckpointError, match="has the labels sea, desert, and the student mountain, sea"):
-        distill(recipe(**{"teacher.others": [str(tmp_path / "third")]}), tmp_path / "student")
+        distill(recipe(**{"teacher.ensemble": [str(tmp_path / "third")]}), tmp_path / "student")
 
 
 def test_what_predict_writes_teaches_a_student_without_its_model(recipe, tiny_bundle, tiny_teacher, tmp_path):
@@ -392,10 +392,10 @@ def test_the_held_out_loss_needs_no_model_where_answers_are_stored(tiny_teacher,
     [
         ({"teacher.column": "llm"}, "give one of model"),
         ({"teacher.model": None, "teacher.column": "llm", "student.model": None}, "set student.model to an encoder"),
-        ({"teacher.others": ["b"], "teacher.answers": "live"}, "are stored, not live"),
-        ({"teacher.answers": "stored", "distill.alpha_cos": 0.1}, "stored answers have none; leave it out"),
-        ({"teacher.others": ["b"], "distill.method": "tinybert"}, "method tinybert learns from inside its teacher"),
-        ({"teacher.others": ["b"], "task": "question-answering"}, "a teacher of questions is asked live"),
+        ({"teacher.ensemble": ["b"], "teacher.stored": False}, "are always stored"),
+        ({"teacher.stored": True, "distill.alpha_cos": 0.1}, "stored answers have none; leave it out"),
+        ({"teacher.ensemble": ["b"], "distill.method": "tinybert"}, "method tinybert learns from inside its teacher"),
+        ({"teacher.ensemble": ["b"], "task": "question-answering"}, "a teacher of questions is asked live"),
         ({"data.unlabelled": "more", "task": "question-answering"}, "questions need their answers"),
         ({"distill.augment": 1, "task": "token-classification"}, "augment alters plain texts and pairs"),
     ],
@@ -407,5 +407,5 @@ def test_settings_that_do_not_fit_are_refused_in_one_line(recipe, settings, said
 
 
 def test_a_stored_teacher_has_no_cosine_unless_one_asks_for_it(recipe):
-    assert recipe(**{"teacher.others": ["b"]}).distill.alpha_cos == 0
+    assert recipe(**{"teacher.ensemble": ["b"]}).distill.alpha_cos == 0
     assert recipe().distill.alpha_cos == 0.1
