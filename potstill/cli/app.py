@@ -64,6 +64,7 @@ METAVARS = {
     "metric": "METRIC",
     "model": "MODEL",
     "models": "MODEL",
+    "more_teachers": "MODEL",
     "name": "NAME",
     "num_tokens": "N",
     "on_error": "fail|skip",
@@ -80,12 +81,15 @@ METAVARS = {
     "settings": "KEY=VALUE",
     "shadow": "NAME",
     "split": "SPLIT",
+    "student": "MODEL",
     "suite": "FILE.yaml",
     "task": "TASK",
     "tasks": "TASK,TASK,...",
     "teacher": "TEACHER",
+    "teacher_column": "COLUMN",
     "text_column": "COLUMN",
     "tokenizer": "TOKENIZER",
+    "unlabelled": "DATA",
     "verify": "REPORT",
 }
 # By (command, parameter), where a name means something else in one command.

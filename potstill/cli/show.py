@@ -1,7 +1,7 @@
 """`potstill show`: print what is in a bundle, a checkpoint, a run or a report."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,6 +82,7 @@ def _print_checkpoint(folder: Path, *, as_json: bool) -> None:
     report = _read_json(folder / TRAINING_REPORT) if (folder / TRAINING_REPORT).is_file() else {}
     # A distillation's report describes the student, and a fine-tuning's the model under "teacher".
     scores = report.get("student", report.get("teacher", {})).get("scores") or {}
+    learned = report.get("data", {})
     made_from = "fine-tuned from" if report.get("method") == "finetune" else "distilled from"
     content = {
         "architecture": ", ".join(config.get("architectures") or [str(config.get("model_type"))]),
@@ -91,6 +92,8 @@ def _print_checkpoint(folder: Path, *, as_json: bool) -> None:
         "labels": some([str(label) for label in (config.get("id2label") or {}).values()]),
         "weights": f"{sum(file.stat().st_size for file in weights) / 1e6:.1f} MB",
         made_from: report.get("teacher", {}).get("name"),
+        "taught by": learned.get("taught_by"),
+        "learned from": _learned_from(learned),
         "scores": ", ".join(f"{name} {value:.4f}" for name, value in scores.items()) or None,
         "steps": report.get("steps"),
     }
@@ -98,6 +101,14 @@ def _print_checkpoint(folder: Path, *, as_json: bool) -> None:
         print_json(content | {"distill": report or None})
     else:
         print_pairs(f"Checkpoint {folder}", content)
+
+
+def _learned_from(learned: Mapping[str, Any]) -> str | None:
+    """Return how many rows a checkpoint was trained on, and how many of them had a label if not all had."""
+    rows, labelled = learned.get("train_examples"), learned.get("labelled_examples")
+    if rows is None:
+        return None
+    return f"{rows:,} rows" + (f", {labelled:,} with a label" if labelled not in (None, rows) else "")
 
 
 def _read_json(file: Path) -> dict[str, Any]:
