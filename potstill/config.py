@@ -452,6 +452,9 @@ class ExportConfig(Section):
     # 1 % is strict without labels: docs/log.md, "Export".
     max_loss: float = Field(default=0.01, gt=0, lt=1)
     """The share of the score, or without labels of the answers, that a quantised file may lose."""
+    max_label_loss: float | None = Field(default=None, gt=0, le=1)
+    """By how much the recall of any label, or type of entity, may fall in a quantised file: 0.05 is 5 points, and 1
+    refuses nothing. Only a fall beyond chance is refused. None takes five times max_loss."""
     max_fp32_layers: int = Field(default=4, ge=0)
     """How many layers may go back to fp32 to hold that."""
     tune: bool = False
@@ -472,6 +475,12 @@ class ExportConfig(Section):
                 "rounds is 1, and an interval needs 2 turns of each file; set 2 or more, or 0 for no speeds"
             )
         return self
+
+    @property
+    def label_loss(self) -> float:
+        """By how much the recall of any label may fall: its own setting, else what goes with max_loss."""
+        # Of nine labels of one size, one that loses 5 points costs the score half a point.
+        return min(1.0, 5 * self.max_loss) if self.max_label_loss is None else self.max_label_loss
 
 
 class BenchConfig(Section):

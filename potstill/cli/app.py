@@ -59,6 +59,7 @@ METAVARS = {
     "label_column": "COLUMN",
     "layers": "N|N,N,...",
     "learning_rates": "RATE,RATE,...",
+    "max_label_loss": "SHARE",
     "max_loss": "SHARE",
     "method": "METHOD",
     "metric": "METRIC",

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from potstill.bundle import MANIFEST_NAME
+from potstill.bundle import LABELLED_TASKS, MANIFEST_NAME
 from potstill.checkpoint import Folder, read_folder
 from potstill.checkpoint.sentence_transformers import check_pooling
 from potstill.config import ExportConfig, Recipe
@@ -448,6 +448,8 @@ def check_export(
             raise UsageError(f"--pooling makes one vector of a text; {asked.name} has none, so leave it out")
         if asked is FEATURE_EXTRACTION:
             check_vectors(found, pooling=config.pooling, normalize=config.normalize)
+    if config.max_label_loss is not None and asked.name not in LABELLED_TASKS:
+        raise UsageError(f"--max-label-loss holds each label's recall, and {asked.name} has no labels; leave it out")
     if data is not None:
         # Labels may be missing here: int8 is then judged without them.
         check_data(data, [split], task=asked, text_columns=text_column, needs_labels=False)

@@ -63,6 +63,13 @@ AllowUnfused = Annotated[bool | None, typer.Option("--allow-unfused", help="Take
 MaxLoss = Annotated[
     float | None, typer.Option(help="What int8 may lose, as a share of the score.", show_default="0.01")
 ]
+MaxLabelLoss = Annotated[
+    float | None,
+    typer.Option(
+        help="By how much int8's recall of any label may fall, as a share: 0.05 is 5 points.",
+        show_default="5 times --max-loss",
+    ),
+]
 MaxFp32Layers = Annotated[
     int | None, typer.Option(help="How many layers may go back to fp32 for that.", show_default="4")
 ]
@@ -95,6 +102,7 @@ def export(
     unpad: Unpad = None,
     allow_unfused: AllowUnfused = None,
     max_loss: MaxLoss = None,
+    max_label_loss: MaxLabelLoss = None,
     max_fp32_layers: MaxFp32Layers = None,
     calibration_texts: CalibrationTexts = None,
     judged_texts: JudgedTexts = None,
@@ -118,6 +126,7 @@ def export(
         "unpad": unpad,
         "allow_unfused": allow_unfused,
         "max_loss": max_loss,
+        "max_label_loss": max_label_loss,
         "max_fp32_layers": max_fp32_layers,
         "calibration_texts": calibration_texts,
         "judged_texts": judged_texts,

@@ -204,6 +204,7 @@ def _facts(record: ModelRecord) -> Iterator[tuple[str, str]]:
         yield "left in fp32", ", ".join(recipe.fp32_layers)
     if record.quality:
         yield "quality", _describe_quality(record.quality)
+        yield from _label_facts(record.quality)
     if record.invariance:
         yield "in batches", _describe_invariance(record.invariance)
     if record.saturation:
@@ -249,6 +250,23 @@ def _describe_quality(quality: QualityLoss) -> str:
     if quality.texts_needed:
         text += f"; {quality.texts_needed} texts would decide"
     return text
+
+
+def _label_facts(quality: QualityLoss) -> Iterator[tuple[str, str]]:
+    """Yield the verdicts on the labels, and the one whose recall falls most against fp32's; nothing without labels."""
+    worst = quality.worst_label
+    if worst is None or quality.max_label_loss is None:
+        return
+    low, high = worst.loss_interval
+    falls = f"falls by {100 * worst.loss:.1f} points" if worst.loss >= 0 else f"gains {-100 * worst.loss:.1f} points"
+    verdicts = [row.verdict for row in quality.labels]
+    tally = ", ".join(f"{verdicts.count(word)} {word}" for word in ("PASS", "INCONCLUSIVE", "FAIL") if word in verdicts)
+    yield (
+        "labels",
+        f"{tally}; {100 * quality.max_label_loss:g} points of a label's recall may be lost; the worst of "
+        f"{len(verdicts)}, {worst.label}, {falls} (95 % interval of all together {100 * low:.1f} to {100 * high:.1f}), "
+        f"from {worst.reference:.4f} to {worst.candidate:.4f} of {worst.support}",
+    )
 
 
 def _describe_invariance(moved: BatchInvariance) -> str:
@@ -303,5 +321,6 @@ def _print_tuning(tuning: Tuning) -> None:
     cells = [f"{cell} ms" for cell in (tuning.candidates[0].ms if tuning.candidates else ())]
     title = f"\nTuned on {tuning.cpu}, {tuning.threads} threads"
     if tuning.disturbed:
-        title += f"; no times, the machine was busy: {tuning.disturbed}"
+        lost = "some times are missing" if any(candidate.ratio for candidate in tuning.candidates) else "no times"
+        title += f"; {lost}, the machine was busy: {tuning.disturbed}"
     print_table(title, ["recipe", "times as fast", "95 % interval", *cells, ""], rows)
