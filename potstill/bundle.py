@@ -90,6 +90,10 @@ class Fusion(Evidence):
     nodes: int = 0
     shape_nodes: int = 0
     """Nodes that compute with sizes and constants only."""
+    opset: int | None = None
+    """The ONNX operator set that a runtime must know."""
+    onnxruntime_operators: list[str] = []
+    """Operators outside of the standard, com.microsoft's, that it must know as well."""
 
 
 class ParityCell(Evidence):
@@ -270,6 +274,8 @@ class Quantization(Evidence):
     made_by: str | None = None
     """Set for a file that was quantised before potstill saw it."""
     weight_bits: int = 8
+    embedding_bits: int = 8
+    """Of the table of words."""
     per_channel: bool | None = None
     smoothing: float | None = None
     attention: str = "float"

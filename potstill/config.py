@@ -445,6 +445,8 @@ class ExportConfig(Section):
     """One vector per text within a feature extractor's graph; None does what a sentence-transformers folder says."""
     normalize: bool | None = None
     """Whether that vector has length 1; None does what the folder says, and elsewhere yes."""
+    embedding_bits: Literal[4, 8] = 8
+    """Bits of an int8 file's table of words. 4 takes half the bytes: blocks of 32 numbers with a scale each."""
     calibration_texts: int = Field(default=256, ge=0)
     """How many texts int8 may see to balance outliers and, if static, to fix its scales; 0 quantises blindly."""
     judged_texts: int = Field(default=1000, ge=1)
@@ -465,6 +467,11 @@ class ExportConfig(Section):
             raise ValueError(f"attention onnx is standard from opset 23 on, and opset is {self.opset}; leave it out")
         if "int8-static" in self.precisions and not self.calibration_texts:
             raise ValueError("int8-static needs texts to fix its scales; set calibration_texts above 0")
+        if self.embedding_bits == 4 and not {"int8", "int8-static"} & set(self.precisions):
+            raise ValueError(
+                f"embedding_bits is 4, which is of int8 files, and precisions are {', '.join(self.precisions)}; "
+                "add int8 or int8-static, or leave it out"
+            )
         if self.tune and self.rounds < 2:
             raise ValueError("tune compares speeds, so rounds must be at least 2")
         if self.rounds == 1:
@@ -560,6 +567,8 @@ class Recipe(Section):
             )
         if method.name == "mobilebert" and self.student.model is None and self.student.family == "distilbert":
             raise ValueError("method mobilebert makes a MobileBERT student; leave student.family out")
+        if self.task == "fill-mask" and self.export.embedding_bits == 4:
+            raise ValueError("export.embedding_bits is 4, and fill-mask needs the table of words in 8; leave it out")
         return self
 
     @property

@@ -444,6 +444,8 @@ def check_export(
         found.check_encoder()
         if config.max_length is not None:
             found.check_length(config.max_length, option="--max-length")
+        if config.embedding_bits == 4 and asked is FILL_MASK and found.config.get("tie_word_embeddings", True):
+            raise UsageError("--embedding-bits is 4, and fill-mask needs the table of words in 8; leave it out")
         if config.pooling is not None and asked is not FEATURE_EXTRACTION:
             raise UsageError(f"--pooling makes one vector of a text; {asked.name} has none, so leave it out")
         if asked is FEATURE_EXTRACTION:

@@ -13,6 +13,7 @@ from potstill.bundle import (
     AgainstTrivial,
     BatchInvariance,
     Bundle,
+    Fusion,
     Manifest,
     ModelRecord,
     QualityLoss,
@@ -196,6 +197,7 @@ def _facts(record: ModelRecord) -> Iterator[tuple[str, str]]:
     recipe = record.quantisation
     if record.unpadded:
         yield "padding", "left out of the products: a batch costs what its tokens cost"
+    yield "read by", _describe_readers(record.fusion)
     if record.parity.left_out:
         yield "not compared", record.parity.left_out
     if recipe:
@@ -216,6 +218,15 @@ def _facts(record: ModelRecord) -> Iterator[tuple[str, str]]:
         yield "checked on", f"{record.parity.checked_on}; GPU: {record.parity.gpu}"
 
 
+def _describe_readers(found: Fusion) -> str:
+    """Describe what a runtime must know to read a file."""
+    if found.opset is None:  # made by an older potstill
+        return "not said; `potstill serve` tries"
+    own = found.onnxruntime_operators
+    beside = f" and onnxruntime's {', '.join(own)}" if own else ""
+    return f"runtimes that know opset {found.opset}{beside}, see docs/interop.md"
+
+
 def _describe_recipe(recipe: Quantization) -> str:
     """Describe how an int8 file was quantised."""
     if recipe.made_by:
@@ -225,6 +236,7 @@ def _describe_recipe(recipe: Quantization) -> str:
     parts = [
         str(recipe.method),
         f"{recipe.weight_bits}-bit weights with one scale per " + ("column" if recipe.per_channel else "matrix"),
+        "words in 4 bits" if recipe.embedding_bits == 4 else "",
         f"outliers smoothed ({recipe.smoothing})" if recipe.smoothing else "outliers left",
         f"fitted to {recipe.texts}" if recipe.texts else "",
         f"attention {recipe.attention}" if recipe.attention != "float" else "",

@@ -90,6 +90,9 @@ BAD = [
     (("export", "teacher", *OUT, "--opset", "12"), "--opset 12: input should be greater than or equal to 18"),
     (("export", "teacher", *OUT, "--pooling", "median"), "--pooling median: input should be 'mean'"),
     (("export", "teacher", *OUT, "--pooling", "mean"), "--pooling makes one vector of a text"),
+    (("export", "teacher", *OUT, "--embedding-bits", "3"), "--embedding-bits 3: input should be 4 or 8"),
+    (("export", "teacher", *OUT, "--embedding-bits", "4", "--precision", "fp32"), "add int8 or int8-static"),
+    (("export", "masked", *OUT, "--embedding-bits", "4"), "fill-mask needs the table of words in 8; leave it out"),
     (("export", "teacher", *OUT, "--max-loss", "-1"), "--max-loss -1.0: input should be greater than 0"),
     (("evaluate", "teacher", "--data", "data", "--task", "ner"), "did you mean token-classification?"),
     (("evaluate", "teacher", "--data", "data", "--metric", "f3"), "metric 'f3' does not judge"),
@@ -167,6 +170,7 @@ def make_place(folder):
     labels = {"id2label": {"0": "negative", "1": "positive"}, "max_position_embeddings": 512}
     write_checkpoint(folder / "teacher", architecture="BertForSequenceClassification", **labels)
     write_checkpoint(folder / "encoder", architecture="BertModel")
+    write_checkpoint(folder / "masked", architecture="BertForMaskedLM")
     roberta = labels | {"model_type": "roberta", "max_position_embeddings": 66, "pad_token_id": 1}
     write_checkpoint(folder / "roberta", architecture="RobertaForSequenceClassification", **roberta)
     write_checkpoint(folder / "junk", architecture="BertModel")
