@@ -4,9 +4,9 @@
     python tests/interop/trimmed.py read DIR                 # in an environment of other tools
     node with_trimmed.mjs DIR
 
-`make` trims each checkpoint to the training split of DATA, writes it to DIR/NAME, and checks it on the texts of TEXTS (a
-data folder of another domain), emoji, Chinese and Arabic characters: nothing is unknown that was not, and where all
-pieces stay the answers are equal to 1e-6. DIR/NAME.json holds texts and ids, which the others compare.
+`make` trims each checkpoint to the training split of DATA, writes it to DIR/NAME, and checks it on the texts of TEXTS,
+a data folder of another domain, on emoji, and on Chinese and Arabic characters: nothing is unknown that was not, and
+where all pieces stay the answers are equal to 1e-6. DIR/NAME.json holds texts and ids, which the others compare.
 """
 
 import json
