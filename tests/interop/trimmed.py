@@ -93,9 +93,8 @@ def read(out: Path) -> bool:
             found = [tokenizer(text, truncation=False, verbose=False)["input_ids"] for text in content["texts"]]
             wrong = sum(ids != expected for ids, expected in zip(found, content["ids"], strict=True))
             fits.append(wrong == 0)
-            print(
-                f"{who}: {file.stem}: {wrong} of {len(found):,} texts read otherwise {'ok' if not wrong else 'MISMATCH'}"
-            )
+            verdict = "MISMATCH" if wrong else "ok"
+            print(f"{who}: {file.stem}: {wrong} of {len(found):,} texts read otherwise {verdict}")
     return bool(fits) and all(fits)
 
 
