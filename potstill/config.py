@@ -6,6 +6,7 @@ line's flags, and `--set a.b=c`. All faults are reported at once; for an unknown
 The defaults of a method and of a preset lie between the sections' own and the recipe file: see `with_defaults`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -240,6 +241,21 @@ class TeacherConfig(Section):
         return self
 
 
+def parse_vocabulary(asked: object) -> tuple[int | None, int | None]:
+    """Return the size that a vocabulary is trimmed to, and the least count of a piece; both None for `task`.
+
+    Raises:
+        ValueError: if it is none of `task`, a size, and `min-count=N`.
+    """
+    found = re.fullmatch(r"(?:(min-count)=)?([1-9]\d*)", str(asked))
+    if found is None and asked != "task":
+        raise ValueError("must be task, a size such as 9000, or min-count=5 for the pieces that occur 5 times or more")
+    if found is None:
+        return None, None
+    number = int(found[2])
+    return (None, number) if found[1] else (number, None)
+
+
 class StudentConfig(Section):
     """The model that is made: a checkpoint of its own, or cut from the teacher."""
 
@@ -257,6 +273,20 @@ class StudentConfig(Section):
     """Attention heads of a narrower student; None keeps the width of a head."""
     intermediate_size: PositiveInt | None = None
     """Width of a narrower student's feed-forward layers; None scales it with hidden_size."""
+
+    vocabulary: int | str | None = None
+    """Trim the vocabulary to the training texts: `task` (their tokens become 5 % more at most), a size such as 9000, or
+    `min-count=5` for the pieces that occur so often; None keeps all of it."""
+    other_data: str | None = None
+    """Texts of another domain, to tell what a trimmed vocabulary costs there; None is Python's documentation."""
+
+    @field_validator("vocabulary", mode="before")
+    @classmethod
+    def _known_vocabulary(cls, vocabulary: Any) -> Any:
+        if vocabulary is None:
+            return None
+        size, _ = parse_vocabulary(vocabulary)
+        return vocabulary if size is None else size
 
     @field_validator("layers", mode="before")
     @classmethod

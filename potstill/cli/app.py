@@ -19,6 +19,7 @@ COMMANDS = (
     "run",
     "distill",
     "finetune",
+    "trim",
     "export",
     "bench",
     "serve",
@@ -67,6 +68,7 @@ METAVARS = {
     "name": "NAME",
     "num_tokens": "N",
     "on_error": "fail|skip",
+    "other_data": "DATA",
     "out": "FOLDER",
     "parameters": "JSON",
     "pooling": "POOLING",
@@ -87,6 +89,7 @@ METAVARS = {
     "text_column": "COLUMN",
     "tokenizer": "TOKENIZER",
     "verify": "REPORT",
+    "vocabulary": "task|N|min-count=N",
 }
 # By (command, parameter), where a name means something else in one command.
 _OWN_METAVARS = {
