@@ -92,6 +92,10 @@ class Fusion(Evidence):
     nodes: int = 0
     shape_nodes: int = 0
     """Nodes that compute with sizes and constants only."""
+    opset: int | None = None
+    """The ONNX operator set that a runtime must know."""
+    onnxruntime_operators: list[str] = []
+    """Operators outside of the standard, com.microsoft's, that it must know as well."""
 
 
 class ParityCell(Evidence):
@@ -302,6 +306,8 @@ class Quantization(Evidence):
     made_by: str | None = None
     """Set for a file that was quantised before potstill saw it."""
     weight_bits: int = 8
+    embedding_bits: int = 8
+    """Of the table of words."""
     per_channel: bool | None = None
     smoothing: float | None = None
     attention: str = "float"
@@ -369,6 +375,37 @@ class Architecture(Evidence):
     max_position_embeddings: int | None = None
 
 
+class TokensPerText(Evidence):
+    """How many tokens some texts have before and after a vocabulary was trimmed, special tokens left out."""
+
+    texts: str = ""
+    """Data set and split."""
+    num_texts: int = 0
+    before: float = nan
+    """Tokens per text by the whole vocabulary."""
+    after: float = nan
+
+    @property
+    def more(self) -> float:
+        """How many more tokens there are, as a share of those before."""
+        return self.after / self.before - 1
+
+
+class TrimmedVocabulary(Evidence):
+    """What trimming a vocabulary saved, and what it costs."""
+
+    asked: str = ""
+    """`task`, a size, or `min-count=N`."""
+    rows: int = 0
+    """Of the word embeddings."""
+    rows_before: int = 0
+    parameters_saved: int = 0
+    counted_on: str = ""
+    """The texts whose pieces decided which stay."""
+    tokens_per_text: list[TokensPerText] = []
+    """On texts of the task first, then on those of another domain."""
+
+
 class SourceRecord(Evidence):
     """What the bundle was made from."""
 
@@ -379,6 +416,8 @@ class SourceRecord(Evidence):
     """`checkpoint` or `onnx`."""
     notes: list[str] = []
     """What a user must know to get the checkpoint's own answers."""
+    vocabulary: TrimmedVocabulary | None = None
+    """Set where the checkpoint's vocabulary is a part of that of the model it comes from."""
 
 
 class AgainstTrivial(Evidence):

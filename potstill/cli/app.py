@@ -19,6 +19,7 @@ COMMANDS = (
     "run",
     "distill",
     "finetune",
+    "trim",
     "export",
     "bench",
     "serve",
@@ -68,6 +69,7 @@ METAVARS = {
     "name": "NAME",
     "num_tokens": "N",
     "on_error": "fail|skip",
+    "other_data": "DATA",
     "out": "FOLDER",
     "parameters": "JSON",
     "pooling": "POOLING",
@@ -88,6 +90,7 @@ METAVARS = {
     "text_column": "COLUMN",
     "tokenizer": "TOKENIZER",
     "verify": "REPORT",
+    "vocabulary": "task|N|min-count=N",
 }
 # By (command, parameter), where a name means something else in one command.
 _OWN_METAVARS = {

@@ -60,6 +60,7 @@ Unpad = Annotated[
     ),
 ]
 AllowUnfused = Annotated[bool | None, typer.Option("--allow-unfused", help="Take a graph without fused attention.")]
+EmbeddingBits = Annotated[int | None, typer.Option(help="4 halves the table of words of int8 files.", show_default="8")]
 MaxLoss = Annotated[
     float | None, typer.Option(help="What int8 may lose, as a share of the score.", show_default="0.01")
 ]
@@ -101,6 +102,7 @@ def export(
     opset: Opset = None,
     unpad: Unpad = None,
     allow_unfused: AllowUnfused = None,
+    embedding_bits: EmbeddingBits = None,
     max_loss: MaxLoss = None,
     max_label_loss: MaxLabelLoss = None,
     max_fp32_layers: MaxFp32Layers = None,
@@ -125,6 +127,7 @@ def export(
         "opset": opset,
         "unpad": unpad,
         "allow_unfused": allow_unfused,
+        "embedding_bits": embedding_bits,
         "max_loss": max_loss,
         "max_label_loss": max_label_loss,
         "max_fp32_layers": max_fp32_layers,

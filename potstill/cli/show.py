@@ -13,16 +13,19 @@ from potstill.bundle import (
     AgainstTrivial,
     BatchInvariance,
     Bundle,
+    Fusion,
     Manifest,
     ModelRecord,
     QualityLoss,
     Quantization,
     Saturation,
     Speed,
+    TrimmedVocabulary,
     Tuning,
     read_bundle,
 )
 from potstill.checkpoint import TRAINING_REPORT
+from potstill.checkpoint.folder import read_trimming
 from potstill.cli.options import JsonOption
 from potstill.errors import UsageError
 from potstill.hub import similar
@@ -83,6 +86,7 @@ def _print_checkpoint(folder: Path, *, as_json: bool) -> None:
     # A distillation's report describes the student, and a fine-tuning's the model under "teacher".
     scores = report.get("student", report.get("teacher", {})).get("scores") or {}
     made_from = "fine-tuned from" if report.get("method") == "finetune" else "distilled from"
+    trimmed = read_trimming(folder)
     content = {
         "architecture": ", ".join(config.get("architectures") or [str(config.get("model_type"))]),
         # DistilBERT's configuration has names of its own for both.
@@ -90,6 +94,8 @@ def _print_checkpoint(folder: Path, *, as_json: bool) -> None:
         "hidden size": config.get("hidden_size", config.get("dim")),
         "labels": some([str(label) for label in (config.get("id2label") or {}).values()]),
         "weights": f"{sum(file.stat().st_size for file in weights) / 1e6:.1f} MB",
+        "vocabulary": describe_trimming(trimmed) if trimmed else None,
+        "trimmed from": report.get("trimmed_from", {}).get("name"),
         made_from: report.get("teacher", {}).get("name"),
         "scores": ", ".join(f"{name} {value:.4f}" for name, value in scores.items()) or None,
         "steps": report.get("steps"),
@@ -147,12 +153,22 @@ def _about(manifest: Manifest) -> dict[str, str | None]:
         "tokenizer": f"the ids of the checkpoint's on {tokens.texts} texts, {tokens.nasty} of them nasty"
         if tokens.texts
         else None,
+        "vocabulary": describe_trimming(source.vocabulary) if source.vocabulary else None,
         "made from": f"{source.name}" + (f" (sha256 {source.sha256[:12]})" if source.sha256 else ""),
         "made on": f"{manifest.made.created}, {manifest.made.cpu}",
         "by": manifest.made.command,
         "score": _score(manifest.made.judged),
         "warning": worthless(manifest),
     }
+
+
+def describe_trimming(vocabulary: TrimmedVocabulary) -> str:
+    """Describe what trimming a vocabulary saved, and what it costs in tokens."""
+    costs = ", ".join(f"{texts.more:+.1%} on {texts.texts}" for texts in vocabulary.tokens_per_text)
+    return (
+        f"{vocabulary.rows:,} of {vocabulary.rows_before:,} pieces, {vocabulary.parameters_saved:,} parameters fewer; "
+        f"tokens a text {costs}"
+    )
 
 
 def worthless(manifest: Manifest) -> str | None:
@@ -196,6 +212,7 @@ def _facts(record: ModelRecord) -> Iterator[tuple[str, str]]:
     recipe = record.quantisation
     if record.unpadded:
         yield "padding", "left out of the products: a batch costs what its tokens cost"
+    yield "read by", _describe_readers(record.fusion)
     if record.parity.left_out:
         yield "not compared", record.parity.left_out
     if recipe:
@@ -217,6 +234,15 @@ def _facts(record: ModelRecord) -> Iterator[tuple[str, str]]:
         yield "checked on", f"{record.parity.checked_on}; GPU: {record.parity.gpu}"
 
 
+def _describe_readers(found: Fusion) -> str:
+    """Describe what a runtime must know to read a file."""
+    if found.opset is None:  # made by an older potstill
+        return "not said; `potstill serve` tries"
+    own = found.onnxruntime_operators
+    beside = f" and onnxruntime's {', '.join(own)}" if own else ""
+    return f"runtimes that know opset {found.opset}{beside}, see docs/interop.md"
+
+
 def _describe_recipe(recipe: Quantization) -> str:
     """Describe how an int8 file was quantised."""
     if recipe.made_by:
@@ -226,6 +252,7 @@ def _describe_recipe(recipe: Quantization) -> str:
     parts = [
         str(recipe.method),
         f"{recipe.weight_bits}-bit weights with one scale per " + ("column" if recipe.per_channel else "matrix"),
+        "words in 4 bits" if recipe.embedding_bits == 4 else "",
         f"outliers smoothed ({recipe.smoothing})" if recipe.smoothing else "outliers left",
         f"fitted to {recipe.texts}" if recipe.texts else "",
         f"attention {recipe.attention}" if recipe.attention != "float" else "",

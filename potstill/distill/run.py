@@ -35,6 +35,7 @@ from potstill.distill.data import TrainingData, load_training_data
 from potstill.distill.methods import make_labels_objective, make_objective
 from potstill.distill.student import best_layers, choose_layers, create_student
 from potstill.distill.trainer import TrainingResult, TrainingRun, make_scorer, train
+from potstill.distill.trimming import Trimming, plan_for_recipe
 from potstill.errors import CheckpointError, RecipeError
 from potstill.files import check_free, new_folder
 from potstill.progress import Announce, Progress, keep_quiet, silent
@@ -91,19 +92,30 @@ def distill(
     if resume:  # what can be known before anything is loaded; `train` compares the rest
         check_same_run(work_dir, _settings(recipe))
 
-    teacher = _load_teacher(recipe)
+    whole = _load_teacher(recipe)
+    whole.model.to(processes.device)
+    # Student and teacher read the same ids, so with fewer of them the teacher that trains has fewer, too.
+    trimming = plan_for_recipe(recipe, whole) if recipe.student.vocabulary is not None else None
+    teacher = whole if trimming is None else trimming.trim(whole)
     teacher.model.to(processes.device)
+    if trimming is not None:
+        announce("vocabulary", trimming.record.model_dump(mode="json"))
     # The main process fills the caches of tokens and vectors; the others find them.
     with processes.main_process_first():
-        training_data = load_training_data(recipe, teacher, work_dir=work_dir, progress=progress)
-    teacher_scores = {}
+        training_data = load_training_data(recipe, teacher, whole=whole, work_dir=work_dir, progress=progress)
+    teacher_scores, trimmed_scores = {}, None
     if training_data.score is not None:
         head = training_data.teacher_head
-        scored = teacher.model if head is None else SentenceEncoder(teacher.model, head.to(teacher.model.device))
-        teacher_scores = training_data.score(scored, "teacher")
-        _check_teacher(teacher_scores, training_data, recipe)
 
-    student, layers_kept = _make_student(recipe, teacher, training_data)
+        def as_used(model: PreTrainedModel) -> PreTrainedModel | SentenceEncoder:
+            return model if head is None else SentenceEncoder(model, head.to(model.device))
+
+        teacher_scores = (training_data.score_whole or training_data.score)(as_used(whole.model), "teacher")
+        _check_teacher(teacher_scores, training_data, recipe)
+        if trimming is not None:
+            trimmed_scores = training_data.score(as_used(teacher.model), "trimmed teacher")
+
+    student, layers_kept = _make_student(recipe, teacher, training_data, trimming=trimming)
     objective = make_objective(recipe, teacher=teacher.model, student=student.model)
     run = _training_run(
         recipe,
@@ -130,7 +142,10 @@ def distill(
     # An embedding student is scored and published with the head that its objective trained.
     used = objective.as_used(student.model)
     report = _report(recipe, training_data, result)
-    report["teacher"] = _describe(teacher) | {"scores": teacher_scores}
+    report["teacher"] = _describe(whole) | {"scores": teacher_scores}
+    if trimming is not None:
+        report["vocabulary"] = trimming.record.model_dump(mode="json")
+        report["teacher"]["trimmed_scores"] = trimmed_scores
     report["student"] = _describe(student) | {
         "layers_kept": layers_kept,
         "scores": result.metrics,
@@ -328,19 +343,21 @@ def _check_teacher(scores: dict[str, float], training_data: TrainingData, recipe
 
 
 def _make_student(
-    recipe: Recipe, teacher: Checkpoint, training_data: TrainingData | None
+    recipe: Recipe, teacher: Checkpoint, training_data: TrainingData | None, *, trimming: Trimming | None = None
 ) -> tuple[Checkpoint, list[int] | None]:
     """Return the student and the teacher layers that it kept, if it was cut.
 
     Args:
         recipe: its section `student` says what to make.
-        teacher: the teacher.
+        teacher: the teacher, trimmed already.
         training_data: what a choice of layers is scored on; None for `init`, which has no data.
+        trimming: how the teacher's vocabulary was trimmed, and that of a student of its own will be.
     """
     wanted = recipe.student
     if wanted.model is not None:
         student = load_checkpoint(wanted.model, get_task(recipe.task))
-        _check_same_vocabulary(student, teacher)
+        _check_same_vocabulary(student, teacher, rows=trimming.record.rows_before if trimming else None)
+        student = trimming.trim(student) if trimming else student
         # It learns from texts as the teacher's tokenizer reads them, whose normaliser may be another.
         return replace(student, tokenizer=teacher.tokenizer), None
     layers = recipe.student_layers
@@ -376,14 +393,15 @@ def _choose_best_layers(recipe: Recipe, teacher: PreTrainedModel, training_data:
     return best_layers(teacher, count, score, family=recipe.student.family)[0]
 
 
-def _check_same_vocabulary(student: Checkpoint, teacher: Checkpoint) -> None:
-    """Refuse a pair whose tokens or labels cannot be compared one by one."""
+def _check_same_vocabulary(student: Checkpoint, teacher: Checkpoint, *, rows: int | None) -> None:
+    """Refuse a pair whose tokens or labels cannot be compared one by one; a trimmed teacher had `rows`."""
     ours, theirs = student.model.config, teacher.model.config
     vocabulary = load_tokenizer(teacher.name).get_vocab()
-    if ours.vocab_size != theirs.vocab_size or student.tokenizer.get_vocab() != vocabulary:
+    rows = rows or theirs.vocab_size
+    if ours.vocab_size != rows or student.tokenizer.get_vocab() != vocabulary:
         raise CheckpointError(
             f"the vocabularies differ: {student.name} has {ours.vocab_size} entries, {teacher.name} "
-            f"{theirs.vocab_size}, or numbers them in another way; distillation compares tokens one by one, so take a "
+            f"{rows}, or numbers them in another way; distillation compares tokens one by one, so take a "
             "student with the teacher's tokenizer"
         )
     if getattr(ours, "num_labels", None) != getattr(theirs, "num_labels", None):

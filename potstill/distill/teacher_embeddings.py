@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 from datasets import Dataset, load_from_disk
+from transformers import PreTrainedTokenizerBase
 
 from potstill.checkpoint import Checkpoint, hash_checkpoint, read_folder
 from potstill.checkpoint.model import SentenceHead, find_sentence_transformers, load_head
@@ -37,11 +38,14 @@ def add_teacher_vectors(
     teacher: Checkpoint,
     head: SentenceHead,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     max_length: int,
     cache_dir: Path,
     progress: Progress,
 ) -> Dataset:
     """Return tokenised rows with the teacher's vector of each text, memory-mapped from `cache_dir`.
+
+    The rows are made by `tokenizer`, which may have fewer pieces than the teacher's own, by which they are made else.
 
     The teacher reads no more of a text than its folder says, whatever the student reads. The cache is found again for
     the same texts, teacher, length and pooling. A teacher from the hub, which has no folder to hash, is known by its
@@ -50,7 +54,10 @@ def add_teacher_vectors(
     # By content: a folder that was trained again has the same name and other vectors.
     who = hash_checkpoint(teacher.name) or teacher.name
     longest = min(max_length, read_folder(teacher.name).max_seq_length or max_length)
-    settings = json.dumps([who, max_length, longest, head.pooling, len(head.layers), list(texts)])
+    tokenizer = tokenizer or teacher.tokenizer
+    # The teacher's own is told by its checkpoint, another one by its pieces.
+    pieces = [] if tokenizer is teacher.tokenizer else [sorted(tokenizer.get_vocab())]
+    settings = json.dumps([who, max_length, longest, head.pooling, len(head.layers), list(texts), *pieces])
     folder = cache_dir / hashlib.sha256(settings.encode()).hexdigest()[:24]
     if not folder.is_dir():
         vectors = embed_texts(
@@ -63,7 +70,7 @@ def add_teacher_vectors(
             who="teacher's vectors",
         )
         unlabelled = Examples(name="", split="", texts=list(texts), labels=None, label_names=(), sha256="")
-        rows = tokenize(unlabelled, teacher.tokenizer, max_length=max_length)
+        rows = tokenize(unlabelled, tokenizer, max_length=max_length)
         # From one flat array: lists of Python numbers would take many times the vectors' memory.
         column = pyarrow.ListArray.from_arrays(
             np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1], pyarrow.array(vectors.reshape(-1))

@@ -35,7 +35,7 @@ from potstill.export.checks import (
 from potstill.export.graph import append_head, build_graph, check_fusion, fusion_report
 from potstill.export.onnx_files import check_model, lint, load_model, rewire, save_model, without_values
 from potstill.export.quality import QualityGate, open_session
-from potstill.export.quantize import Int8Recipe, Prepared, convert_to_fp16, int8_recipe, prepare, quantize
+from potstill.export.quantize import Int8Recipe, Method, Prepared, convert_to_fp16, int8_recipe, prepare, quantize
 from potstill.export.saturation import measure_saturation
 from potstill.export.source import Source
 from potstill.export.tuning import DISABLED_OPTIMIZERS, Candidate, race_candidates, tune
@@ -171,7 +171,8 @@ class Exporter:
         Raises:
             ParityError: as `quantize_and_check`; or if no recipe holds.
         """
-        recipe = int8_recipe("static" if precision == "int8-static" else "dynamic")
+        method: Method = "static" if precision == "int8-static" else "dynamic"
+        recipe = int8_recipe(method, embedding_bits=self.config.embedding_bits)
         if not self.config.calibration_texts:
             recipe = replace(recipe, smoothing=None)  # outliers are found on calibration texts
         if not self.config.tune:
