@@ -6,6 +6,7 @@ line's flags, and `--set a.b=c`. All faults are reported at once; for an unknown
 The defaults of a method and of a preset lie between the sections' own and the recipe file: see `with_defaults`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -259,6 +260,21 @@ class TeacherConfig(Section):
         return self
 
 
+def parse_vocabulary(asked: object) -> tuple[int | None, int | None]:
+    """Return the size that a vocabulary is trimmed to, and the least count of a piece; both None for `task`.
+
+    Raises:
+        ValueError: if it is none of `task`, a size, and `min-count=N`.
+    """
+    found = re.fullmatch(r"(?:(min-count)=)?([1-9]\d*)", str(asked))
+    if found is None and asked != "task":
+        raise ValueError("must be task, a size such as 9000, or min-count=5 for the pieces that occur 5 times or more")
+    if found is None:
+        return None, None
+    number = int(found[2])
+    return (None, number) if found[1] else (number, None)
+
+
 class StudentConfig(Section):
     """The model that is made: cut from the teacher, or from a checkpoint of its own."""
 
@@ -280,6 +296,20 @@ class StudentConfig(Section):
     """Width of a narrower student's feed-forward layers; None scales it with hidden_size."""
     start: Literal["copied", "random"] = "copied"
     """Whether the student has the weights of what it is cut from, or its shape alone and random weights."""
+
+    vocabulary: int | str | None = None
+    """Trim the vocabulary to the training texts: `task` (their tokens become 5 % more at most), a size such as 9000, or
+    `min-count=5` for the pieces that occur so often; None keeps all of it."""
+    other_data: str | None = None
+    """Texts of another domain, to tell what a trimmed vocabulary costs there; None is Python's documentation."""
+
+    @field_validator("vocabulary", mode="before")
+    @classmethod
+    def _known_vocabulary(cls, vocabulary: Any) -> Any:
+        if vocabulary is None:
+            return None
+        size, _ = parse_vocabulary(vocabulary)
+        return vocabulary if size is None else size
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -470,6 +500,8 @@ class ExportConfig(Section):
     """One vector per text within a feature extractor's graph; None does what a sentence-transformers folder says."""
     normalize: bool | None = None
     """Whether that vector has length 1; None does what the folder says, and elsewhere yes."""
+    embedding_bits: Literal[4, 8] = 8
+    """Bits of an int8 file's table of words. 4 takes half the bytes: blocks of 32 numbers with a scale each."""
     calibration_texts: int = Field(default=256, ge=0)
     """How many texts int8 may see to balance outliers and, if static, to fix its scales; 0 quantises blindly."""
     judged_texts: int = Field(default=1000, ge=1)
@@ -477,6 +509,9 @@ class ExportConfig(Section):
     # 1 % is strict without labels: docs/log.md, "Export".
     max_loss: float = Field(default=0.01, gt=0, lt=1)
     """The share of the score, or without labels of the answers, that a quantised file may lose."""
+    max_label_loss: float | None = Field(default=None, gt=0, le=1)
+    """By how much the recall of any label, or type of entity, may fall in a quantised file: 0.05 is 5 points, and 1
+    refuses nothing. Only a fall beyond chance is refused. None takes five times max_loss."""
     max_fp32_layers: int = Field(default=4, ge=0)
     """How many layers may go back to fp32 to hold that."""
     tune: bool = False
@@ -490,6 +525,11 @@ class ExportConfig(Section):
             raise ValueError(f"attention onnx is standard from opset 23 on, and opset is {self.opset}; leave it out")
         if "int8-static" in self.precisions and not self.calibration_texts:
             raise ValueError("int8-static needs texts to fix its scales; set calibration_texts above 0")
+        if self.embedding_bits == 4 and not {"int8", "int8-static"} & set(self.precisions):
+            raise ValueError(
+                f"embedding_bits is 4, which is of int8 files, and precisions are {', '.join(self.precisions)}; "
+                "add int8 or int8-static, or leave it out"
+            )
         if self.tune and self.rounds < 2:
             raise ValueError("tune compares speeds, so rounds must be at least 2")
         if self.rounds == 1:
@@ -497,6 +537,12 @@ class ExportConfig(Section):
                 "rounds is 1, and an interval needs 2 turns of each file; set 2 or more, or 0 for no speeds"
             )
         return self
+
+    @property
+    def label_loss(self) -> float:
+        """By how much the recall of any label may fall: its own setting, else what goes with max_loss."""
+        # Of nine labels of one size, one that loses 5 points costs the score half a point.
+        return min(1.0, 5 * self.max_loss) if self.max_label_loss is None else self.max_label_loss
 
 
 class BenchConfig(Section):
@@ -625,6 +671,8 @@ class Recipe(Section):
             )
         if method.name == "mobilebert" and self.student.model is None and self.student.family == "distilbert":
             raise ValueError("method mobilebert makes a MobileBERT student; leave student.family out")
+        if self.task == "fill-mask" and self.export.embedding_bits == 4:
+            raise ValueError("export.embedding_bits is 4, and fill-mask needs the table of words in 8; leave it out")
         return self
 
     @property

@@ -218,6 +218,8 @@ def test_heads_must_divide_the_width():
         ({"attention": "onnx", "opset": 20}, "opset is 20"),
         ({"precisions": ["int8-static"], "calibration_texts": 0}, "needs texts to fix its scales"),
         ({"tune": True, "rounds": 1}, "rounds must be at least 2"),
+        ({"embedding_bits": 5}, "embedding_bits: input should be 4 or 8"),
+        ({"embedding_bits": 4, "precisions": ["fp32", "fp16"]}, "precisions are fp32, fp16; add int8 or int8-static"),
         ({"max_loss": 0}, "max_loss"),
     ],
 )

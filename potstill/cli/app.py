@@ -19,6 +19,7 @@ COMMANDS = (
     "run",
     "distill",
     "finetune",
+    "trim",
     "export",
     "bench",
     "serve",
@@ -59,6 +60,7 @@ METAVARS = {
     "label_column": "COLUMN",
     "layers": "N|N,N,...",
     "learning_rates": "RATE,RATE,...",
+    "max_label_loss": "SHARE",
     "max_loss": "SHARE",
     "method": "METHOD",
     "metric": "METRIC",
@@ -68,6 +70,7 @@ METAVARS = {
     "name": "NAME",
     "num_tokens": "N",
     "on_error": "fail|skip",
+    "other_data": "DATA",
     "out": "FOLDER",
     "parameters": "JSON",
     "pooling": "POOLING",
@@ -91,6 +94,7 @@ METAVARS = {
     "tokenizer": "TOKENIZER",
     "unlabelled": "DATA",
     "verify": "REPORT",
+    "vocabulary": "task|N|min-count=N",
 }
 # By (command, parameter), where a name means something else in one command.
 _OWN_METAVARS = {

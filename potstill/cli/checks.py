@@ -11,11 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from potstill.bundle import MANIFEST_NAME
+from potstill.bundle import LABELLED_TASKS, MANIFEST_NAME
 from potstill.checkpoint import Folder, read_folder
 from potstill.checkpoint.sentence_transformers import check_pooling
-from potstill.config import ExportConfig, Recipe
-from potstill.data import Extra
+from potstill.config import ExportConfig, Recipe, parse_vocabulary
+from potstill.data import Extra, choose_splits
 from potstill.data.read import SUFFIXES
 from potstill.data.splits import find_files, parse_split
 from potstill.errors import (
@@ -27,6 +27,7 @@ from potstill.errors import (
     RecipeError,
     UsageError,
 )
+from potstill.extras import require
 from potstill.files import check_free
 from potstill.hub import check_name, similar
 from potstill.tasks import (
@@ -263,6 +264,8 @@ def check_training(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping
         _check_teachers(recipe, folder, what="--teacher")
         check_student(recipe, folder, flags=flags)
         _check_embedding(recipe, folder, option="--set distill.pooling")
+        option = flags.get("student.vocabulary", "student.vocabulary")
+        check_vocabulary(None if recipe.tokenizer else folder, recipe.student.vocabulary, option=option)
     elif task is FEATURE_EXTRACTION:
         raise RecipeError(
             "a sentence encoder is not fine-tuned on labels; distil one with `potstill distill` --task "
@@ -429,8 +432,67 @@ def check_init(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping[str
     check_student(recipe, folder, flags=flags)
     if recipe.student.best_of:
         raise RecipeError("--set student.best_of scores students on data, and `init` has none; name the layers")
+    if recipe.student.vocabulary is not None:
+        raise RecipeError("a vocabulary is trimmed to data, and `init` has none; use `potstill trim`, or leave it out")
     if recipe.tokenizer is not None:
         check_tokenizer(recipe.tokenizer, what="--set tokenizer")
+
+
+def check_vocabulary(folder: Folder | None, asked: str | int | None, *, option: str) -> None:
+    """Raise if a local checkpoint's vocabulary cannot be trimmed, or not to the size that is asked for.
+
+    Raises:
+        UsageError: if the setting is none of the three.
+        CheckpointError: with the sizes that there can be, and what it is about the tokenizer.
+    """
+    if asked is None:
+        return
+    try:
+        size, _ = parse_vocabulary(asked)
+    except ValueError as error:
+        raise UsageError(f"{option} {asked}: {error}") from error
+    if folder is None or folder.tokenizer_file is None:
+        return  # its tokenizer is made when it is loaded
+    tokenizers = require("tokenizers", extra="distill")
+    from potstill.checkpoint.vocabulary import Vocabulary, special_ids
+
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(folder.tokenizer_file))
+    except Exception:  # a broken file, of which loading it will tell
+        return
+    vocabulary = Vocabulary(tokenizer, name=folder.name, special=special_ids(folder.config))
+    if size is not None:
+        try:
+            vocabulary.check_size(size)
+        except CheckpointError as error:
+            raise CheckpointError(f"{option} {asked}: {error}") from error
+
+
+def check_trim(
+    checkpoint: str,
+    out: Path,
+    *,
+    vocabulary: str,
+    data: str,
+    other_data: str | None,
+    text_column: Sequence[str] | None,
+    task: str | None,
+    overwrite: bool,
+) -> None:
+    """Check the options of `trim`, which are the arguments.
+
+    Raises:
+        PotstillError: with the first fault.
+    """
+    check_free(out, overwrite=overwrite)
+    folder = find_checkpoint(checkpoint)
+    known = check_task(task) if task is not None else folder.task or FEATURE_EXTRACTION
+    check_head(folder, known)
+    check_vocabulary(folder, vocabulary, option="--vocabulary")
+    train, _ = choose_splits(data, train="train", evaluation="validation")
+    check_data(data, [train], task=known, text_columns=text_column, needs_labels=False)
+    if other_data is not None:
+        check_data(other_data, ["validation"], task=FILL_MASK, needs_labels=False)
 
 
 def check_tokenizer(name: str, *, what: str = "--tokenizer") -> None:
@@ -488,10 +550,14 @@ def check_export(
         found.check_encoder()
         if config.max_length is not None:
             found.check_length(config.max_length, option="--max-length")
+        if config.embedding_bits == 4 and asked is FILL_MASK and found.config.get("tie_word_embeddings", True):
+            raise UsageError("--embedding-bits is 4, and fill-mask needs the table of words in 8; leave it out")
         if config.pooling is not None and asked is not FEATURE_EXTRACTION:
             raise UsageError(f"--pooling makes one vector of a text; {asked.name} has none, so leave it out")
         if asked is FEATURE_EXTRACTION:
             check_vectors(found, pooling=config.pooling, normalize=config.normalize)
+    if config.max_label_loss is not None and asked.name not in LABELLED_TASKS:
+        raise UsageError(f"--max-label-loss holds each label's recall, and {asked.name} has no labels; leave it out")
     if data is not None:
         # Labels may be missing here: int8 is then judged without them.
         check_data(data, [split], task=asked, text_columns=text_column, needs_labels=False)
@@ -682,6 +748,7 @@ def check_run(recipe: Recipe) -> None:
     folder = find_checkpoint(recipe.teacher.model, what="teacher.model") if recipe.teacher.model is not None else None
     _check_teachers(recipe, folder, what="teacher.ensemble")
     check_student(recipe, folder, flags={})
+    check_vocabulary(None if recipe.tokenizer else folder, recipe.student.vocabulary, option="student.vocabulary")
     _check_embedding(recipe, folder, option="distill.pooling")
     _check_export_of_vectors(recipe, folder)
     if folder is not None and "max_length" in recipe.model_fields_set:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from potstill.bundle import TrimmedVocabulary
 from potstill.cli import stopping
 from potstill.cli.checks import check_training
 from potstill.cli.options import (
@@ -22,6 +23,7 @@ from potstill.cli.options import (
     SetOption,
     StudentTaskOption,
     TextColumnOption,
+    VocabularyOption,
     column_flags,
     output_folder,
     parse_layers,
@@ -69,6 +71,7 @@ def distill(
     ] = None,
     layers: LayersOption = None,
     family: FamilyOption = None,
+    vocabulary: VocabularyOption = None,
     epochs: EpochsOption = None,
     controls: Annotated[
         bool, typer.Option("--controls", help="Also train the same student without its teacher, and compare.")
@@ -98,6 +101,7 @@ def distill(
         "student.model": student,
         "student.layers": parse_layers(layers),
         "student.family": family,
+        "student.vocabulary": vocabulary,
         "distill.epochs": epochs,
         # None means not given: a flag that was left out must not override a recipe's `controls: true`.
         "distill.controls": controls or None,
@@ -143,7 +147,9 @@ def data_options(recipe: Recipe) -> list[str]:
 
 def announce(headline: str, figures: Mapping[str, object]) -> None:
     """Print a training's announcements on stderr: what it will take and, after the first steps, how long."""
-    lines = {"head": _head_lines, "plan": _plan_lines, "pace": _pace_lines}[headline](figures)
+    lines = {"head": _head_lines, "vocabulary": _vocabulary_lines, "plan": _plan_lines, "pace": _pace_lines}[headline](
+        figures
+    )
     sys.stderr.write("".join(f"{line}\n" for line in lines))
 
 
@@ -156,6 +162,7 @@ def print_student(folder: Path, report: dict[str, Any], *, data: Sequence[str] =
         data: the options of `export` that name the same data and columns.
     """
     from potstill.cli.render import print_pairs, print_table
+    from potstill.cli.show import describe_trimming
 
     old, new, metric = report["teacher"], report["student"], report["metric"]
     parameters, layers = f"{new['parameters']:,}", str(new["layers"])
@@ -165,11 +172,15 @@ def print_student(folder: Path, report: dict[str, Any], *, data: Sequence[str] =
         layers += f" of {old['layers']}"
     kept = f", kept {new['layers_kept']}" if new["layers_kept"] else ""
     teacher_score = f", teacher {old['scores'][metric]:.4f}" if metric in old["scores"] else ""
+    if old.get("trimmed_scores"):
+        teacher_score += f", {old['trimmed_scores'][metric]:.4f} with the student's vocabulary"
+    trimmed = report.get("vocabulary")
     print_pairs(
         f"Student {folder}",
         {
             "parameters": parameters,
             "layers": f"{layers}{kept}",
+            "vocabulary": describe_trimming(TrimmedVocabulary.model_validate(trimmed)) if trimmed else None,
             "taught by": report["data"].get("taught_by"),
             "labels": _labels_learned(report["data"], "{} of {} texts"),
             metric: f"{new['scores'][metric]:.4f}{teacher_score} ({report['data']['examples']} examples)",
@@ -231,6 +242,21 @@ def _head_lines(figures: Mapping[str, Any]) -> list[str]:
         f"{len(names)} labels ({_shorten(names, _LABELS_OF_HEAD)})" for names in (figures["before"], figures["after"])
     )
     return [f"head        new, for {after}; the model's own is for {before} and is not used"]
+
+
+def _vocabulary_lines(figures: Mapping[str, Any]) -> list[str]:
+    """Return the lines about what trimming the vocabulary saves, and what it costs on texts of two domains."""
+    lines = [
+        f"vocabulary  {figures['rows']:,} of {figures['rows_before']:,} pieces, counted on {figures['counted_on']}: "
+        f"{figures['parameters_saved']:,} parameters fewer"
+    ]
+    for texts in figures["tokens_per_text"]:
+        more = texts["after"] / texts["before"] - 1
+        lines.append(
+            f"tokens      {texts['after']:.1f} a text of {texts['texts']}, with all pieces {texts['before']:.1f} "
+            f"({more:+.1%})"
+        )
+    return lines
 
 
 def _plan_lines(figures: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from potstill.checkpoint import Checkpoint, read_folder
 from potstill.checkpoint.model import SentenceEncoder, SentenceHead
@@ -44,6 +45,8 @@ class TrainingData:
     """Rows to take the loss on where there is no score."""
     score: Callable[[Model, str], Scores] | None
     """Returns a model's scores; takes it and its name for progress. None where only the loss can be taken."""
+    score_whole: Callable[[Model, str], Scores] | None = None
+    """As `score`, of a teacher whose vocabulary is whole, where that of the rows is trimmed."""
     evaluation: Evaluation | None = None
     """For labelled data: what `score` is made of; it also compares a model with trivial answers."""
     metric: str
@@ -79,6 +82,7 @@ def load_training_data(
     recipe: Recipe,
     reader: Checkpoint,
     *,
+    whole: Checkpoint | None = None,
     teachers: Sequence[Checkpoint] = (),
     is_taught: bool = True,
     work_dir: Path,
@@ -88,8 +92,9 @@ def load_training_data(
 
     Args:
         recipe: names data, task and method.
-        reader: its tokenizer makes the rows, and its labels are those of the data. It is the teacher, whose vectors
-            `embedding` needs as well, or if answers are stored what the student starts from.
+        reader: its tokenizer makes the rows, and its labels are those of the data. It is the teacher, or if answers are
+            stored what the student starts from.
+        whole: the teacher as its checkpoint has it, if it is trimmed: its are the vectors of `embedding`.
         teachers: those whose answers are stored in the rows.
         is_taught: whether there is a teacher, so that texts without a label can be learned from.
         work_dir: keeps tokenised text, vectors and answers for the next start.
@@ -99,18 +104,20 @@ def load_training_data(
         DataError: if the data does not fit the task.
         RecipeError: if a setting has no effect on this data.
     """
+    whole = whole or reader
     if recipe.distill.method == "embedding" and recipe.teacher.column is not None:
         return _load_given_vectors(recipe, reader, progress=progress)
     if recipe.distill.method == "embedding":
-        return _load_sentences(recipe, reader, work_dir=work_dir, progress=progress)
+        return _load_sentences(recipe, reader, whole, work_dir=work_dir, progress=progress)
     if get_task(recipe.task) in (FILL_MASK, FEATURE_EXTRACTION):
-        return _load_running_text(recipe, reader, work_dir=work_dir, progress=progress)
-    return _load_labelled(recipe, reader, teachers, is_taught=is_taught, work_dir=work_dir, progress=progress)
+        return _load_running_text(recipe, reader, whole, work_dir=work_dir, progress=progress)
+    return _load_labelled(recipe, reader, whole, teachers, is_taught=is_taught, work_dir=work_dir, progress=progress)
 
 
 def _load_labelled(
     recipe: Recipe,
     reader: Checkpoint,
+    whole: Checkpoint,
     teachers: Sequence[Checkpoint],
     *,
     is_taught: bool,
@@ -145,9 +152,12 @@ def _load_labelled(
         judged = with_labels_and_answers(eval_examples) or with_labels_and_answers(train_examples)
         teacher_scores = score_answers(judged, kind=kind, metric=metric) if judged else {}
         teacher_floor = trivial_scores(judged, kind=kind) if judged else {}
-    evaluation, eval_set = None, None
+    evaluation, by_whole, eval_set = None, None, None
     if eval_examples.labels is not None:
-        evaluation = Evaluation(reader.tokenizer, eval_examples, max_length=recipe.max_length, task=task)
+        evaluation, by_whole = (
+            Evaluation(tokenizer, eval_examples, max_length=recipe.max_length, task=task)
+            for tokenizer in (reader.tokenizer, whole.tokenizer)
+        )
     else:  # nothing to score by: what is left is how far the student is from its teacher on texts that it did not see
         metric = "loss"
         unlabelled = without_labels(eval_examples, kind=kind)
@@ -162,6 +172,7 @@ def _load_labelled(
         collate=make_collator(reader.tokenizer),
         eval_set=eval_set,
         score=(lambda model, who: evaluation.score(model, progress=progress, who=who)) if evaluation else None,
+        score_whole=(lambda model, who: by_whole.score(model, progress=progress, who=who)) if by_whole else None,
         evaluation=evaluation,
         metric=metric,
         # A teacher that does not beat this has nothing to teach (`run._check_teacher`).
@@ -201,14 +212,17 @@ def _taught_by(recipe: Recipe) -> str:
     return f"{names[0]}, asked " + ("once" if teacher.is_stored else "at every step")
 
 
-def _load_running_text(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progress: Progress) -> TrainingData:
+def _load_running_text(
+    recipe: Recipe, teacher: Checkpoint, whole: Checkpoint, *, work_dir: Path, progress: Progress
+) -> TrainingData:
     """Load unlabelled text, masked where the method learns words, and scored by perplexity then."""
     data, settings = recipe.data, recipe.distill.settings()
-    train_set, eval_set = (
+    splits = (data.train_split, data.max_train_examples), (data.eval_split, data.max_eval_examples)
+    train_set, eval_set, eval_set_of_whole = (
         load_corpus(
             data.name,
             split=split,
-            tokenizer=teacher.tokenizer,
+            tokenizer=tokenizer,
             max_length=recipe.max_length,
             text_column=data.text_columns[0] if data.text_columns else None,
             # Each held-out text is alone, so that scores do not depend on packing.
@@ -218,7 +232,11 @@ def _load_running_text(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, p
             streaming=data.streaming,
             cache_dir=work_dir.with_name(f"{work_dir.name}-text"),
         )
-        for split, limit in ((data.train_split, data.max_train_examples), (data.eval_split, data.max_eval_examples))
+        for (split, limit), tokenizer in (
+            (splits[0], teacher.tokenizer),
+            (splits[1], teacher.tokenizer),
+            (splits[1], whole.tokenizer),
+        )
     )
     if data.packing == "texts":
         check_packable(teacher.model.config)
@@ -250,9 +268,12 @@ def _load_running_text(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, p
         )
     share, smoothing, vocabulary = settings["mask_share"], settings["mask_smoothing"], teacher.model.config.vocab_size
 
-    def score(model: Model, who: str) -> Scores:
-        assert not isinstance(model, SentenceEncoder)
-        return evaluate_words(model, teacher.tokenizer, eval_set, mask_share=share, progress=progress, who=who)
+    def scorer(tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> Callable[[Model, str], Scores]:
+        def score(model: Model, who: str) -> Scores:
+            assert not isinstance(model, SentenceEncoder)
+            return evaluate_words(model, tokenizer, rows, mask_share=share, progress=progress, who=who)
+
+        return score
 
     return TrainingData(
         train_set=train_set,
@@ -266,21 +287,25 @@ def _load_running_text(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, p
             kl_positions=settings.get("kl_positions", "masked"),
         ),
         eval_set=eval_set,
-        score=score,
+        score=scorer(teacher.tokenizer, eval_set),
+        score_whole=scorer(whole.tokenizer, eval_set_of_whole),
         metric=primary_metric(FILL_MASK, asked=recipe.metric),
         floor=uniform_scores(vocabulary),
         about=about,
     )
 
 
-def _load_sentences(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progress: Progress) -> TrainingData:
+def _load_sentences(
+    recipe: Recipe, teacher: Checkpoint, whole: Checkpoint, *, work_dir: Path, progress: Progress
+) -> TrainingData:
     """Load single texts with the teacher's vectors, scored by the similarity of pairs if the data has scores."""
     data, head = recipe.data, teacher_head(teacher.name, recipe.distill.pooling)
     train_set, eval_set = (
         add_teacher_vectors(
             load_single_texts(data.name, split=split, text_columns=data.text_columns, limit=limit),
-            teacher,
+            whole,
             head,
+            tokenizer=teacher.tokenizer,
             max_length=recipe.max_length,
             cache_dir=work_dir.with_name(f"{work_dir.name}-vectors"),
             progress=progress,
@@ -295,14 +320,18 @@ def _load_sentences(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, prog
         label_column=data.label_column,
         limit=data.max_eval_examples,
     )
-    evaluation = None
+    evaluation = by_whole = None
     if examples.labels is not None:
-        evaluation = Evaluation(teacher.tokenizer, examples, max_length=recipe.max_length, task=FEATURE_EXTRACTION)
+        evaluation, by_whole = (
+            Evaluation(tokenizer, examples, max_length=recipe.max_length, task=FEATURE_EXTRACTION)
+            for tokenizer in (teacher.tokenizer, whole.tokenizer)
+        )
     return TrainingData(
         train_set=train_set,
         collate=make_collator(teacher.tokenizer),
         eval_set=eval_set,
         score=(lambda model, who: evaluation.score(model, progress=progress, who=who)) if evaluation else None,
+        score_whole=(lambda model, who: by_whole.score(model, progress=progress, who=who)) if by_whole else None,
         evaluation=evaluation,
         teacher_head=head,
         metric=primary_metric(FEATURE_EXTRACTION, asked=recipe.metric) if evaluation else "loss",

@@ -37,6 +37,7 @@ from potstill.distill.student import best_layers, choose_layers, create_student,
 from potstill.distill.teacher import head_config, load_to_finetune, scratch_teacher, training_config
 from potstill.distill.torch_session import problem_type_of
 from potstill.distill.trainer import TrainingResult, TrainingRun, make_scorer, train
+from potstill.distill.trimming import plan_for_recipe
 from potstill.errors import CheckpointError, RecipeError
 from potstill.files import check_free, new_folder
 from potstill.progress import Announce, Progress, keep_quiet, silent
@@ -101,18 +102,24 @@ def distill(
     for checkpoint in teachers:
         checkpoint.model.to(processes.device)
     start = _load_start(recipe, teachers[0] if teachers else None)
-    # At every step teacher and student read the same ids; a teacher whose answers are stored reads on its own.
-    live = None if recipe.teacher.is_stored else teachers[0]
+    # Teacher and student read the same ids, unless the teacher's answers are stored, for which it reads on its own. So
+    # a teacher that is asked at every step gets its student's smaller vocabulary, too.
+    whole = start if recipe.teacher.is_stored else teachers[0]
+    trimming = plan_for_recipe(recipe, whole) if recipe.student.vocabulary is not None else None
+    reader = whole
+    if trimming is not None:
+        announce("vocabulary", trimming.record.model_dump(mode="json"))
+        reader = trimming.trim(whole)
+        start = reader if start is whole else trimming.trim(start)
+    live = None if recipe.teacher.is_stored else reader
+    if live is not None:
+        live.model.to(processes.device)
     # The main process fills the caches of tokens, vectors and answers; the others find them.
     with processes.main_process_first():
         training_data = load_training_data(
-            recipe, live or start, teachers=() if live else teachers, work_dir=work_dir, progress=progress
+            recipe, reader, whole=whole, teachers=() if live else teachers, work_dir=work_dir, progress=progress
         )
-    teacher_scores = training_data.teacher_scores or {}
-    if live is not None and training_data.score is not None:
-        head = training_data.teacher_head
-        scored = live.model if head is None else SentenceEncoder(live.model, head.to(live.model.device))
-        teacher_scores = training_data.score(scored, "teacher")
+    teacher_scores, trimmed_scores = _score_teacher(training_data, whole, live)
     _check_teacher(teacher_scores, training_data, recipe)
 
     student, layers_kept = _make_student(recipe, start, live, training_data)
@@ -143,11 +150,12 @@ def distill(
     # An embedding student is scored and published with the head that its objective trained.
     used = objective.as_used(student.model)
     report = _report(recipe, training_data, result)
-    report["teacher"] = (_describe(teachers[0]) if teachers else {"column": recipe.teacher.column}) | {
-        "scores": teacher_scores
-    }
-    if len(teachers) > 1:
-        report["teacher"]["ensemble"] = [_describe(checkpoint) for checkpoint in teachers[1:]]
+    described = [_describe(checkpoint) for checkpoint in teachers]
+    report["teacher"] = {"column": recipe.teacher.column} if not described else described[0]
+    report["teacher"] |= {"scores": teacher_scores} | ({"ensemble": described[1:]} if described[1:] else {})
+    if trimming is not None:
+        report["vocabulary"] = trimming.record.model_dump(mode="json")
+        report["teacher"]["trimmed_scores"] = trimmed_scores
     report["student"] = _describe(student) | {
         "layers_kept": layers_kept,
         "scores": result.metrics,
@@ -335,6 +343,27 @@ def _load_teachers(recipe: Recipe) -> list[Checkpoint]:
     task, models = get_task(recipe.task), [] if teacher.model is None else [teacher.model]
     first = [load_checkpoint(name, task, tokenizer=recipe.tokenizer) for name in models]
     return first + [load_checkpoint(name, task) for name in teacher.ensemble]
+
+
+def _score_teacher(
+    training_data: TrainingData, whole: Checkpoint, live: Checkpoint | None
+) -> tuple[dict[str, float], dict[str, float] | None]:
+    """Return a teacher's scores, and those with the student's smaller vocabulary, if it has one.
+
+    Args:
+        training_data: what it is scored on; has the scores of stored answers.
+        whole: the teacher as its checkpoint has it.
+        live: the teacher that is asked at every step; None if answers are stored.
+    """
+    if live is None or training_data.score is None:
+        return training_data.teacher_scores or {}, None
+    head = training_data.teacher_head
+
+    def as_used(model: PreTrainedModel) -> PreTrainedModel | SentenceEncoder:
+        return model if head is None else SentenceEncoder(model, head.to(model.device))
+
+    scores = (training_data.score_whole or training_data.score)(as_used(whole.model), "teacher")
+    return scores, None if live is whole else training_data.score(as_used(live.model), "trimmed teacher")
 
 
 def _check_teacher(scores: dict[str, float], training_data: TrainingData, recipe: Recipe) -> None:

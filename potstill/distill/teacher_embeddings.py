@@ -42,11 +42,14 @@ def add_teacher_vectors(
     teacher: Checkpoint,
     head: SentenceHead,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     max_length: int,
     cache_dir: Path,
     progress: Progress,
 ) -> Dataset:
     """Return tokenised rows with the teacher's vector of each text, memory-mapped from `cache_dir`.
+
+    The rows are made by `tokenizer`, which may have fewer pieces than the teacher's own, by which they are made else.
 
     The teacher reads no more of a text than its folder says, whatever the student reads. The cache is found again for
     the same texts, teacher, length and pooling. A teacher from the hub, which has no folder to hash, is known by its
@@ -55,7 +58,10 @@ def add_teacher_vectors(
     # By content: a folder that was trained again has the same name and other vectors.
     who = hash_checkpoint(teacher.name) or teacher.name
     longest = min(max_length, read_folder(teacher.name).max_seq_length or max_length)
-    settings = json.dumps([who, max_length, longest, head.pooling, len(head.layers), list(texts)])
+    tokenizer = tokenizer or teacher.tokenizer
+    # The teacher's own is told by its checkpoint, another one by its pieces.
+    pieces = [] if tokenizer is teacher.tokenizer else [sorted(tokenizer.get_vocab())]
+    settings = json.dumps([who, max_length, longest, head.pooling, len(head.layers), list(texts), *pieces])
     folder = cache_dir / hashlib.sha256(settings.encode()).hexdigest()[:24]
     if not folder.is_dir():
         vectors = embed_texts(
@@ -67,7 +73,7 @@ def add_teacher_vectors(
             progress=progress,
             who="teacher's vectors",
         )
-        rows = with_vectors(texts, vectors, teacher.tokenizer, max_length=max_length)
+        rows = with_vectors(texts, vectors, tokenizer, max_length=max_length)
         with new_folder(folder, overwrite=True) as building:
             rows.save_to_disk(str(building))
     return load_from_disk(str(folder))
