@@ -73,6 +73,7 @@ def export_bundle(
         max_length=config.max_length,
         pooling=config.pooling,
         normalize=config.normalize,
+        token_vectors=config.token_vectors,
     )
     with new_folder(out_dir, overwrite=overwrite) as folder:
         source.write_files(folder)
