@@ -40,6 +40,7 @@ from potstill.distill.evaluation import Evaluation
 from potstill.metrics import softmax
 from potstill.tasks import TEXT_CLASSIFICATION
 
+MARKS = ("<!-- when_to_distil.py --table -->\n", "<!-- end -->\n")
 SEEDS = (1, 2, 3)
 LABELS = ("all", 1000, 100)
 STARTS = ("teacher", "encoder", "random")
@@ -249,6 +250,14 @@ def table(runs):
     return "\n".join(lines) + "\n"
 
 
+def write_table(file, text):
+    """Write the table between its marks if the file has them, as docs/when-to-distil.md, else alone."""
+    before = file.read_text(encoding="utf-8") if file.is_file() else ""
+    if MARKS[0] in before:
+        text = before.partition(MARKS[0])[0] + MARKS[0] + text + MARKS[1] + before.partition(MARKS[1])[2]
+    file.write_text(text, encoding="utf-8")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("teacher")
@@ -271,8 +280,10 @@ def main():
         with asked.journal.open("a", encoding="utf-8") as journal:
             journal.write(json.dumps(line) + "\n")
         if asked.table is not None:
-            asked.table.write_text(table(read_journal(asked.journal)), encoding="utf-8")
+            write_table(asked.table, table(read_journal(asked.journal)))
         print(*cell, f"{line['accuracy']:.4f} in {line['seconds']:.0f} s", flush=True)
+    if asked.table is not None:
+        write_table(asked.table, table(read_journal(asked.journal)))
     print(table(read_journal(asked.journal)))
 
 
