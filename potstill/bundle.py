@@ -39,6 +39,8 @@ MANIFEST_NAME = "potstill.json"
 SCHEMA_VERSION = 2
 LABELLED_TASKS = ("text-classification", "token-classification")
 Precision = Literal["fp32", "fp16", "int8", "int8-static"]
+EngineName = Literal["onnxruntime", "openvino"]
+"""What can run the files of a bundle; the files are the same."""
 # The hub's names, by which transformers.js finds fp32, fp16 and int8.
 MODEL_FILES: dict[str, str] = {
     "fp32": "onnx/model.onnx",
@@ -315,6 +317,16 @@ class Tuning(Evidence):
     """What kept the machine too busy to time anything."""
 
 
+class EngineCheck(Evidence):
+    """A file's answers on another engine, held against those of fp32 in onnxruntime (`export --check-engine`)."""
+
+    version: str | None = None
+    """The engine's."""
+    parity: Parity = Parity()
+    quality: QualityLoss | None = None
+    invariance: BatchInvariance | None = None
+
+
 class TokenizerParity(Evidence):
     """The bundle's tokenizer held against the checkpoint's file, id by id."""
 
@@ -433,6 +445,8 @@ class ModelRecord(_Record):
     """None for a file without int8."""
     speed: Speed | None = None
     tuning: Tuning | None = None
+    engines: dict[EngineName, EngineCheck] = {}
+    """Other engines that it was checked on."""
 
 
 class Manifest(_Record):

@@ -458,6 +458,8 @@ class ExportConfig(Section):
     """Try the recipes that matter on this machine and keep the fastest that holds."""
     rounds: int = Field(default=5, ge=0)
     """Turns that fp32 and int8 take to be compared in speed; 0 leaves it unmeasured."""
+    check_engines: list[Literal["openvino"]] = []
+    """Other engines on which every file must hold as well; onnxruntime is always one."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -8,7 +8,7 @@ from potstill import machine
 from potstill.cli.options import JsonOption
 from potstill.extras import EXTRAS
 
-_SHOWN = ("serve", "bench", "distill", "export")
+_SHOWN = ("serve", "bench", "distill", "export", "openvino")
 
 
 def doctor(as_json: JsonOption = False) -> None:
