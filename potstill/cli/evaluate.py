@@ -33,7 +33,9 @@ def evaluate(
     ] = None,
     engine: Annotated[
         EngineName | None,
-        typer.Option(help="What runs a bundle: onnxruntime, or openvino.", show_default="onnxruntime"),
+        typer.Option(
+            metavar="ENGINE", help="What runs a bundle: onnxruntime, or openvino.", show_default="onnxruntime"
+        ),
     ] = None,
     label_column: LabelColumnOption = None,
     text_column: TextColumnOption = None,

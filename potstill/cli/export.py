@@ -74,7 +74,7 @@ Tune = Annotated[
 Rounds = Annotated[int | None, typer.Option(help="Turns of each file when speeds are compared.", show_default="5")]
 CheckEngine = Annotated[
     list[str] | None,
-    typer.Option(help="openvino: every file must hold on that engine, too.", show_default="none"),
+    typer.Option(metavar="ENGINE", help="openvino: every file must hold on that engine, too.", show_default="none"),
 ]
 Tokenizer = Annotated[
     str | None, typer.Option(help="Hub id or folder of the tokenizer.", show_default="the model's own")

@@ -25,7 +25,10 @@ PrecisionOption = Annotated[
 ]
 EngineOption = Annotated[
     EngineName,
-    typer.Option(help="What runs the files: onnxruntime, or openvino (extra of that name), faster for int8-static."),
+    typer.Option(
+        metavar="ENGINE",
+        help="What runs the files: onnxruntime, or openvino (extra of that name), faster for int8-static.",
+    ),
 ]
 HostOption = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")]
 PortOption = Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)]

@@ -65,6 +65,13 @@ class OpenVinoSession:
         }
         # The model is let go of with the bytes behind it when this returns; the compiled one has weights of its own.
         read = _read(model, self.model_file)
+        # Before it is compiled, which merges an output's name with those of other tensors.
+        self.inputs = tuple(port.any_name for port in read.inputs)
+        self.outputs = tuple(port.any_name for port in read.outputs)
+        self.output_widths: dict[str, int | None] = {
+            port.any_name: None if port.partial_shape[-1].is_dynamic else port.partial_shape[-1].get_length()
+            for port in read.outputs
+        }
         self._rows_of_tables = _sizes_of_tables(read)
         try:
             _round_up_the_list_of_tokens(read)
@@ -76,12 +83,6 @@ class OpenVinoSession:
             given = given.get_type_name() if hasattr(given, "get_type_name") else given
             if given != settings[name]:
                 raise CheckError(f"{self.model_file}: OpenVINO takes {name} {given}, not {settings[name]} as asked")
-        self.inputs = tuple(port.any_name for port in self._compiled.inputs)
-        self.outputs = tuple(port.any_name for port in self._compiled.outputs)
-        self.output_widths: dict[str, int | None] = {
-            port.any_name: None if port.partial_shape[-1].is_dynamic else port.partial_shape[-1].get_length()
-            for port in self._compiled.outputs
-        }
         # A request is a run's inputs and outputs; each thread takes one that no other thread has.
         self._idle: deque[Any] = deque()
 
@@ -108,18 +109,23 @@ class OpenVinoSession:
         given = {name: feeds[name] for name in self.inputs}
         try:
             if stop is None:
-                results = request.infer(given, share_inputs=True)
+                request.infer(given, share_inputs=True, share_outputs=True)
             else:
+                # Of a run in the caller's own thread, `cancel` is not heeded.
                 with stop.calling(request.cancel):
                     if stop.is_set:
                         raise CheckError(f"{self.model_file} failed to run: it was stopped")
-                    results = request.infer(given, share_inputs=True)
+                    request.start_async(given, share_inputs=True)
+                    if stop.is_set:  # since then, when there was nothing to cancel
+                        request.cancel()
+                    request.wait()
+            # Copied, because the next run writes into the same memory.
+            return {name: request.get_output_tensor(at).data.copy() for at, name in enumerate(self.outputs)}
         except RuntimeError as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise CheckError(f"{self.model_file} failed to run: {lines[-1].strip()[:300]}") from error
         finally:
             self._idle.append(request)
-        return dict(zip(self.outputs, results.to_tuple(), strict=True))
 
 
 def _read(model: Path | ModelContent, file: Path) -> Any:
@@ -131,7 +137,7 @@ def _read(model: Path | ModelContent, file: Path) -> Any:
     core = openvino.Core()
     try:
         if isinstance(model, ModelContent) and model.weights:
-            # It opens files of weights by itself, so it gets copies of the checked bytes in a folder of this user alone.
+            # It opens files of weights by itself, so it gets copies of the checked bytes in a folder of this user.
             with TemporaryDirectory() as folder:
                 for name, content in {file.name: model.model, **model.weights}.items():
                     (Path(folder) / name).write_bytes(content)
