@@ -1,6 +1,7 @@
 """Load what is exported, a checkpoint or an ONNX file of another tool, as one type, `Source`."""
 
 import gc
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +171,8 @@ class Source:
         if self.tokenizer.pad_token_id is None:
             raise CheckpointError(f"the tokenizer of {self.name} has no padding token; give it one, and export again")
         self.config.save_pretrained(folder)
+        if self.labels:
+            self._name_labels(folder / "config.json")
         # After config.json, by which transformers chooses the tokenizer class that is tried there.
         save_tokenizer(self.tokenizer, folder)
         if self.head is not None:
@@ -178,6 +181,17 @@ class Source:
                 self.head, folder, width=self.config.hidden_size, max_length=self.max_length, prompts=prompts
             )
         (folder / "onnx").mkdir()
+
+    def _name_labels(self, file: Path) -> None:
+        """Write `id2label` where transformers leaves it out: LABEL_0 and LABEL_1, its defaults.
+
+        Other tools do not know these: infinity takes a classifier without names for a reranker.
+        """
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if "id2label" not in content:
+            content["id2label"] = {str(number): name for number, name in enumerate(self.labels)}
+            content["label2id"] = {name: number for number, name in enumerate(self.labels)}
+            file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def release_model(self) -> None:
         """Free the torch model's weights; functions from `reference` must not be called any more."""

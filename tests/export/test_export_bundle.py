@@ -165,7 +165,7 @@ def test_the_bundle_opens_in_plain_onnxruntime_and_tokenizers(full_bundle, tiny_
 
 
 TASKS = {
-    "token-classification": (BertForTokenClassification, {"num_labels": 3}, ["logits"]),
+    "token-classification": (BertForTokenClassification, {"num_labels": 2}, ["logits"]),
     "question-answering": (BertForQuestionAnswering, {}, ["start_logits", "end_logits"]),
     "fill-mask": (BertForMaskedLM, {}, ["logits"]),
     "feature-extraction": (BertModel, {}, ["last_hidden_state", "sentence_embedding"]),
@@ -199,6 +199,9 @@ def test_every_task_is_exported_and_answers_like_torch(task, random_models, tmp_
     manifest = export(random_models / task, tmp_path / "bundle", task=task, max_loss=0.6, **pooling)
     assert manifest.outputs == TASKS[task][2]
     assert manifest.models["int8"].quality.basis == "agreement"
+    # transformers leaves its default names out of config.json, and other tools then see no labels.
+    written = json.loads((tmp_path / "bundle" / "config.json").read_text()).get("id2label", {})
+    assert list(written.values()) == manifest.labels
     checkpoint = load_checkpoint(str(random_models / task), get_task(task))
     texts = [("we saw", "a wave on the shore"), ("sail", "gull " * 80)] if task == "question-answering" else TEXTS
     answers = Encoder(tmp_path / "bundle").outputs(texts, batch_size=2)
