@@ -172,7 +172,7 @@ def describe_recalls(found: LabelHits, drawn: Floats | None) -> tuple[list[Label
         joint.append(all_together)
     if not rows:
         return rows, None
-    worst = min(rows, key=lambda row: row.recall)
+    worst = min(rows, key=lambda row: (row.recall, -row.support))
     ends = min(low for low, _ in joint), min(high for _, high in joint)
     return rows, worst.model_copy(update={"interval": ends})
 
