@@ -195,7 +195,8 @@ def describe_differences(before: LabelHits, after: LabelHits, drawn: Floats) -> 
         drawn: the recalls of the second minus those of the first, of the same draws of the texts.
     """
     return [
-        LabelDifference(label=label, difference=-loss, interval=(-high, -low))
+        # 0.0 - x, because -0.0 would be written with its sign.
+        LabelDifference(label=label, difference=0.0 - loss, interval=(0.0 - high, 0.0 - low))
         for label, _, _, _, loss, (low, high) in _losses(before, after, -drawn, z=Z)
     ]
 
