@@ -115,6 +115,11 @@ def distill(
         if trimming is not None:
             trimmed_scores = training_data.score(as_used(teacher.model), "trimmed teacher")
 
+    teacher_report = _describe(whole) | {"scores": teacher_scores}
+    if trimming is not None:
+        teacher_report["trimmed_scores"] = trimmed_scores
+        del whole  # its weights are copied, and not needed any more
+
     student, layers_kept = _make_student(recipe, teacher, training_data, trimming=trimming)
     objective = make_objective(recipe, teacher=teacher.model, student=student.model)
     run = _training_run(
@@ -142,10 +147,9 @@ def distill(
     # An embedding student is scored and published with the head that its objective trained.
     used = objective.as_used(student.model)
     report = _report(recipe, training_data, result)
-    report["teacher"] = _describe(whole) | {"scores": teacher_scores}
+    report["teacher"] = teacher_report
     if trimming is not None:
         report["vocabulary"] = trimming.record.model_dump(mode="json")
-        report["teacher"]["trimmed_scores"] = trimmed_scores
     report["student"] = _describe(student) | {
         "layers_kept": layers_kept,
         "scores": result.metrics,
@@ -282,7 +286,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that decide the weights of a training."""
     # A resumed run may export, bench or track differently; none of that moves a weight.
     content: dict[str, Any] = recipe.model_dump(mode="json", exclude={"export", "bench", "output_dir", "resume"})
-    del content["data"]["num_proc"], content["distill"]["trackers"]
+    del content["data"]["num_proc"], content["distill"]["trackers"], content["student"]["other_data"]
     return content
 
 
