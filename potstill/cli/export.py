@@ -60,8 +60,16 @@ Unpad = Annotated[
     ),
 ]
 AllowUnfused = Annotated[bool | None, typer.Option("--allow-unfused", help="Take a graph without fused attention.")]
+EmbeddingBits = Annotated[int | None, typer.Option(help="4 halves the table of words of int8 files.", show_default="8")]
 MaxLoss = Annotated[
     float | None, typer.Option(help="What int8 may lose, as a share of the score.", show_default="0.01")
+]
+MaxLabelLoss = Annotated[
+    float | None,
+    typer.Option(
+        help="By how much int8's recall of any label may fall, as a share: 0.05 is 5 points.",
+        show_default="5 times --max-loss",
+    ),
 ]
 MaxFp32Layers = Annotated[
     int | None, typer.Option(help="How many layers may go back to fp32 for that.", show_default="4")
@@ -94,7 +102,9 @@ def export(
     opset: Opset = None,
     unpad: Unpad = None,
     allow_unfused: AllowUnfused = None,
+    embedding_bits: EmbeddingBits = None,
     max_loss: MaxLoss = None,
+    max_label_loss: MaxLabelLoss = None,
     max_fp32_layers: MaxFp32Layers = None,
     calibration_texts: CalibrationTexts = None,
     judged_texts: JudgedTexts = None,
@@ -117,7 +127,9 @@ def export(
         "opset": opset,
         "unpad": unpad,
         "allow_unfused": allow_unfused,
+        "embedding_bits": embedding_bits,
         "max_loss": max_loss,
+        "max_label_loss": max_label_loss,
         "max_fp32_layers": max_fp32_layers,
         "calibration_texts": calibration_texts,
         "judged_texts": judged_texts,

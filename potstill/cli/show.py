@@ -1,7 +1,7 @@
 """`potstill show`: print what is in a bundle, a checkpoint, a run or a report."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ from potstill.bundle import (
     AgainstTrivial,
     BatchInvariance,
     Bundle,
+    Fusion,
     Manifest,
     ModelRecord,
     QualityLoss,
@@ -84,6 +85,7 @@ def _print_checkpoint(folder: Path, *, as_json: bool) -> None:
     report = _read_json(folder / TRAINING_REPORT) if (folder / TRAINING_REPORT).is_file() else {}
     # A distillation's report describes the student, and a fine-tuning's the model under "teacher".
     scores = report.get("student", report.get("teacher", {})).get("scores") or {}
+    learned = report.get("data", {})
     made_from = "fine-tuned from" if report.get("method") == "finetune" else "distilled from"
     trimmed = read_trimming(folder)
     content = {
@@ -96,6 +98,8 @@ def _print_checkpoint(folder: Path, *, as_json: bool) -> None:
         "vocabulary": describe_trimming(trimmed) if trimmed else None,
         "trimmed from": report.get("trimmed_from", {}).get("name"),
         made_from: report.get("teacher", {}).get("name"),
+        "taught by": learned.get("taught_by"),
+        "learned from": _learned_from(learned),
         "scores": ", ".join(f"{name} {value:.4f}" for name, value in scores.items()) or None,
         "steps": report.get("steps"),
     }
@@ -103,6 +107,14 @@ def _print_checkpoint(folder: Path, *, as_json: bool) -> None:
         print_json(content | {"distill": report or None})
     else:
         print_pairs(f"Checkpoint {folder}", content)
+
+
+def _learned_from(learned: Mapping[str, Any]) -> str | None:
+    """Return how many rows a checkpoint was trained on, and how many of them had a label if not all had."""
+    rows, labelled = learned.get("train_examples"), learned.get("labelled_examples")
+    if rows is None:
+        return None
+    return f"{rows:,} rows" + (f", {labelled:,} with a label" if labelled not in (None, rows) else "")
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -211,6 +223,7 @@ def _facts(record: ModelRecord) -> Iterator[tuple[str, str]]:
     recipe = record.quantisation
     if record.unpadded:
         yield "padding", "left out of the products: a batch costs what its tokens cost"
+    yield "read by", _describe_readers(record.fusion)
     if record.parity.left_out:
         yield "not compared", record.parity.left_out
     if recipe:
@@ -219,6 +232,7 @@ def _facts(record: ModelRecord) -> Iterator[tuple[str, str]]:
         yield "left in fp32", ", ".join(recipe.fp32_layers)
     if record.quality:
         yield "quality", _describe_quality(record.quality)
+        yield from _label_facts(record.quality)
     if record.invariance:
         yield "in batches", _describe_invariance(record.invariance)
     if record.saturation:
@@ -231,6 +245,15 @@ def _facts(record: ModelRecord) -> Iterator[tuple[str, str]]:
         yield "checked on", f"{record.parity.checked_on}; GPU: {record.parity.gpu}"
 
 
+def _describe_readers(found: Fusion) -> str:
+    """Describe what a runtime must know to read a file."""
+    if found.opset is None:  # made by an older potstill
+        return "not said; `potstill serve` tries"
+    own = found.onnxruntime_operators
+    beside = f" and onnxruntime's {', '.join(own)}" if own else ""
+    return f"runtimes that know opset {found.opset}{beside}, see docs/interop.md"
+
+
 def _describe_recipe(recipe: Quantization) -> str:
     """Describe how an int8 file was quantised."""
     if recipe.made_by:
@@ -240,6 +263,7 @@ def _describe_recipe(recipe: Quantization) -> str:
     parts = [
         str(recipe.method),
         f"{recipe.weight_bits}-bit weights with one scale per " + ("column" if recipe.per_channel else "matrix"),
+        "words in 4 bits" if recipe.embedding_bits == 4 else "",
         f"outliers smoothed ({recipe.smoothing})" if recipe.smoothing else "outliers left",
         f"fitted to {recipe.texts}" if recipe.texts else "",
         f"attention {recipe.attention}" if recipe.attention != "float" else "",
@@ -264,6 +288,23 @@ def _describe_quality(quality: QualityLoss) -> str:
     if quality.texts_needed:
         text += f"; {quality.texts_needed} texts would decide"
     return text
+
+
+def _label_facts(quality: QualityLoss) -> Iterator[tuple[str, str]]:
+    """Yield the verdicts on the labels, and the one whose recall falls most against fp32's; nothing without labels."""
+    worst = quality.worst_label
+    if worst is None or quality.max_label_loss is None:
+        return
+    low, high = worst.loss_interval
+    falls = f"falls by {100 * worst.loss:.1f} points" if worst.loss >= 0 else f"gains {-100 * worst.loss:.1f} points"
+    verdicts = [row.verdict for row in quality.labels]
+    tally = ", ".join(f"{verdicts.count(word)} {word}" for word in ("PASS", "INCONCLUSIVE", "FAIL") if word in verdicts)
+    yield (
+        "labels",
+        f"{tally}; {100 * quality.max_label_loss:g} points of a label's recall may be lost; the worst of "
+        f"{len(verdicts)}, {worst.label}, {falls} (95 % interval of all together {100 * low:.1f} to {100 * high:.1f}), "
+        f"from {worst.reference:.4f} to {worst.candidate:.4f} of {worst.support}",
+    )
 
 
 def _describe_invariance(moved: BatchInvariance) -> str:
@@ -318,5 +359,6 @@ def _print_tuning(tuning: Tuning) -> None:
     cells = [f"{cell} ms" for cell in (tuning.candidates[0].ms if tuning.candidates else ())]
     title = f"\nTuned on {tuning.cpu}, {tuning.threads} threads"
     if tuning.disturbed:
-        title += f"; no times, the machine was busy: {tuning.disturbed}"
+        lost = "some times are missing" if any(candidate.ratio for candidate in tuning.candidates) else "no times"
+        title += f"; {lost}, the machine was busy: {tuning.disturbed}"
     print_table(title, ["recipe", "times as fast", "95 % interval", *cells, ""], rows)

@@ -25,6 +25,8 @@ import onnxruntime
 _CPU = "CPUExecutionProvider"
 # Operators that multiply matrices, in ONNX and in onnxruntime's own domain (com.microsoft: FusedMatMul, Attention...).
 _PRODUCT = re.compile("MatMul|Gemm|Attention")
+# What onnxruntime says of an operator, an operator set or a type that it does not know.
+_UNKNOWN = re.compile("not a registered function|No Op registered|under development|Could not find an implementation")
 # onnxruntime's log severities (3 error, 4 fatal); what it logs goes to stderr, past Python's logging.
 _ERRORS_ONLY = 3
 _NOTHING = 4
@@ -174,9 +176,15 @@ def _load(
             enable_fallback=0,  # the fallback prints on stdout and tries other providers
         )
     except Exception as error:  # onnxruntime's errors have no common base but this
+        reason = first_line(error)
+        # A file of a newer operator set, or with an operator or a type of numbers that this build does not have.
+        help_ = (
+            "install a newer onnxruntime, or export the checkpoint again with an older --opset and 8 --embedding-bits"
+            if _UNKNOWN.search(str(error))
+            else "export the checkpoint again"
+        )
         raise BundleError(
-            f"{file} cannot be loaded by onnxruntime {onnxruntime.__version__}: {first_line(error)}; "
-            "export the checkpoint again"
+            f"{file} cannot be loaded by onnxruntime {onnxruntime.__version__}: {reason}; {help_}"
         ) from error
     # InferenceSession keeps the bytes for the fallback, which is off: the model would stay in memory twice.
     session._model_bytes = None

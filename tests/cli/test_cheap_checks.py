@@ -24,6 +24,13 @@ BAD = [
     (("distill", "teacher", "--data", "data.csv", *OUT), "there is no file or folder data.csv"),
     (("distill", "teacher", *TRAIN, "--set", "tokenizer=tokeniser"), "--set tokenizer: there is no"),
     (("distill", "teacher", *TRAIN, "--set", "student.model=studnt"), "student.model: there is no"),
+    (("distill", "teacher", *TRAIN, "--student", "studnt"), "student.model: there is no"),
+    (("distill", "teacher", *TRAIN, "--teacher", "techer"), "--teacher: there is no", "did you mean teacher?"),
+    (("distill", "teacher", *TRAIN, "--unlabelled", "dta"), "there is no file or folder dta here"),
+    (("distill", *TRAIN, "--teacher-column", "llm"), "a column of answers has no layers to cut a student from"),
+    (("distill", "--student", "teacher", *TRAIN, "--teacher-column", "llm"), "data has no column 'llm'"),
+    (("distill", "teacher", *TRAIN, "--teacher-column", "llm"), "give one of model"),
+    (("distill", "teacher", *TRAIN, "--student", "teacher", "--layers", "9"), "cannot be cut from teacher with 6"),
     (("finetune", "techer", *TRAIN), "did you mean teacher?"),
     (("finetune", "teacher", "--data", "dta", *OUT), "did you mean data?"),
     (("init", "techer", *OUT), "did you mean teacher?"),
@@ -90,6 +97,9 @@ BAD = [
     (("export", "teacher", *OUT, "--opset", "12"), "--opset 12: input should be greater than or equal to 18"),
     (("export", "teacher", *OUT, "--pooling", "median"), "--pooling median: input should be 'mean'"),
     (("export", "teacher", *OUT, "--pooling", "mean"), "--pooling makes one vector of a text"),
+    (("export", "teacher", *OUT, "--embedding-bits", "3"), "--embedding-bits 3: input should be 4 or 8"),
+    (("export", "teacher", *OUT, "--embedding-bits", "4", "--precision", "fp32"), "add int8 or int8-static"),
+    (("export", "masked", *OUT, "--embedding-bits", "4"), "fill-mask needs the table of words in 8; leave it out"),
     (("export", "teacher", *OUT, "--max-loss", "-1"), "--max-loss -1.0: input should be greater than 0"),
     (("evaluate", "teacher", "--data", "data", "--task", "ner"), "did you mean token-classification?"),
     (("evaluate", "teacher", "--data", "data", "--metric", "f3"), "metric 'f3' does not judge"),
@@ -180,6 +190,7 @@ def make_place(folder):
     labels = {"id2label": {"0": "negative", "1": "positive"}, "max_position_embeddings": 512}
     write_checkpoint(folder / "teacher", architecture="BertForSequenceClassification", **labels)
     write_checkpoint(folder / "encoder", architecture="BertModel")
+    write_checkpoint(folder / "masked", architecture="BertForMaskedLM")
     roberta = labels | {"model_type": "roberta", "max_position_embeddings": 66, "pad_token_id": 1}
     write_checkpoint(folder / "roberta", architecture="RobertaForSequenceClassification", **roberta)
     for name, kind in (("pieces", "WordPiece"), ("words", "WordLevel")):
