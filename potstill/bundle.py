@@ -48,6 +48,8 @@ MODEL_FILES: dict[str, str] = {
 }
 WEIGHT_ONLY = "weight-only"
 """`quantisation.method` of an int8 file whose weights are stored as integers but multiplied as floats."""
+RECOMMENDED: tuple[Precision, ...] = ("int8", "int8-static", "fp32", "fp16")
+"""What to serve on a CPU where nobody chose: the first of these that a bundle has. All of them passed their gates."""
 LONGEST_TEXT = 2**20
 """The largest `max_length` of a manifest, in tokens; a tokenizer allocates arrays of this length when it is loaded."""
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -159,6 +161,23 @@ class LabelledLoss(Evidence):
     relative_loss_interval: tuple[float, float] | None = None
 
 
+class LabelLoss(Evidence):
+    """How far the recall of one label, or of one type of entity, falls against fp32's."""
+
+    label: str = ""
+    support: int = 0
+    """How many there are: by the labels of the texts, or without labels by fp32's answers."""
+    reference: float = nan
+    """fp32's recall; 1 without labels."""
+    candidate: float = nan
+    loss: float = nan
+    """reference - candidate: 0.05 is 5 points."""
+    loss_interval: tuple[float, float] = (nan, nan)
+    """95 % for all labels together."""
+    verdict: str = ""
+    """FAIL where the whole interval lies above `max_label_loss`, PASS where all of it is within."""
+
+
 class QualityLoss(Evidence):
     """What a file loses against fp32 on real texts."""
 
@@ -178,8 +197,17 @@ class QualityLoss(Evidence):
     """The metric that the verdict rests on, or `agreement`."""
     agreement: Agreement | None = None
     labelled: LabelledLoss | None = None
+    max_label_loss: float | None = None
+    """By how much the recall of any label may fall."""
+    labels: list[LabelLoss] = []
+    """Of every label that occurs, of classifiers; one that FAILs makes the whole FAIL."""
     on: str | None = None
     """Where the texts are from."""
+
+    @property
+    def worst_label(self) -> LabelLoss | None:
+        """The label whose recall surely falls most: the one with the highest lower end of its interval."""
+        return max(self.labels, key=lambda row: row.loss_interval, default=None)
 
 
 class BatchDrift(Evidence):
@@ -264,6 +292,10 @@ class FallbackStep(Evidence):
     loss: float = nan
     loss_interval: tuple[float, float] = (nan, nan)
     verdict: str = ""
+    label: str | None = None
+    """The label whose recall surely falls most."""
+    label_loss: float | None = None
+    label_verdict: str | None = None
 
 
 class Quantization(Evidence):
@@ -461,6 +493,8 @@ class ModelRecord(_Record):
     activation scale for the whole batch, so its answers are not (microsoft/onnxruntime#10111)."""
     unpadded: bool = False
     """Whether its products leave padding out, so that a batch costs what its tokens cost and not its longest text."""
+    first_token_only: bool = False
+    """Whether its last layer is computed for the first token alone, because the head reads no other."""
     disabled_optimizers: list[str] = []
     """onnxruntime graph optimisers that the session switches off for this file, because measuring said so."""
     fusion: Fusion = Fusion()

@@ -11,11 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from potstill.bundle import MANIFEST_NAME
+from potstill.bundle import LABELLED_TASKS, MANIFEST_NAME
 from potstill.checkpoint import Folder, read_folder
 from potstill.checkpoint.sentence_transformers import check_pooling
 from potstill.config import ExportConfig, Recipe, parse_vocabulary
-from potstill.data import choose_splits
+from potstill.data import Extra, choose_splits
 from potstill.data.read import SUFFIXES
 from potstill.data.splits import find_files, parse_split
 from potstill.errors import (
@@ -163,6 +163,7 @@ def check_data(
     label_names: Sequence[str] | None = None,
     problem_type: str | None = None,
     needs_labels: bool = True,
+    extra: Extra | None = None,
 ) -> None:
     """Raise if data cannot be read: it does not exist, or a split, a column or a row is missing or broken.
 
@@ -175,6 +176,7 @@ def check_data(
         label_names: the model's labels, if known.
         problem_type: of a text classifier.
         needs_labels: whether the command needs labels as well as texts.
+        extra: what a teacher's student learns from beside labels; it is read here, whatever its size.
 
     Raises:
         DataError: as the data's reader raises it.
@@ -204,7 +206,7 @@ def check_data(
         "problem_type": problem_type,
     }
     if needs_labels and len(splits) == 2:
-        load_splits(name, train=(splits[0], None), evaluation=(splits[1], None), **labelled)
+        load_splits(name, train=(splits[0], None), evaluation=(splits[1], None), extra=extra, **labelled)
         return
     for split in splits:
         if needs_labels:
@@ -259,7 +261,7 @@ def check_training(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping
     task = get_task(recipe.task)
     folder = find_checkpoint(recipe.teacher.model) if recipe.teacher.model is not None else None
     if teaches:
-        check_head(folder, task, data=recipe.data.name)
+        _check_teachers(recipe, folder, what="--teacher")
         check_student(recipe, folder, flags=flags)
         _check_embedding(recipe, folder, option="--set distill.pooling")
         option = flags.get("student.vocabulary", "student.vocabulary")
@@ -270,10 +272,8 @@ def check_training(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping
             "feature-extraction --method embedding"
         )
     # Only a length that was asked for: the default is cut to what the model reads.
-    if folder is not None and "max_length" in recipe.model_fields_set:
+    if folder is not None and "max_length" in recipe.model_fields_set and not recipe.teacher.is_stored:
         folder.check_length(recipe.max_length, option="--set max_length")
-    if teaches and recipe.student.model is not None:
-        find_checkpoint(recipe.student.model, what="student.model")
     if recipe.tokenizer is not None:
         check_tokenizer(recipe.tokenizer, what="--set tokenizer")
     if recipe.distill.augment_model is not None:
@@ -282,11 +282,28 @@ def check_training(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping
         if find_spec(tracker) is None:
             raise MissingExtraError(f"{tracker} is not installed and this needs it: pip install 'potstill[trackers]'")
     # `finetune` gives the model a new head, so the labels of its old one say nothing about the data.
-    trained = folder if teaches else None
+    trained = _labelled_by(recipe, folder) if teaches else None
     if recipe.metric is not None:
         problem = trained.problem_type if trained else recipe.data.problem_type
         primary_metric(task, problem if task is TEXT_CLASSIFICATION else None, asked=recipe.metric)
-    _check_recipe_data(recipe, task, trained=trained)
+    _check_recipe_data(recipe, task, trained=trained, is_taught=teaches)
+
+
+def _check_teachers(recipe: Recipe, teacher: Folder | None, *, what: str) -> None:
+    """Raise unless the teacher, and those that it is averaged with, are fine-tuned for the recipe's task."""
+    task = get_task(recipe.task)
+    check_head(teacher, task, data=recipe.data.name)
+    for name in recipe.teacher.ensemble:
+        check_head(find_checkpoint(name, what=what), task, data=recipe.data.name)
+
+
+def _labelled_by(recipe: Recipe, teacher: Folder | None) -> Folder | None:
+    """Return the model whose labels the data must have: a student's own if answers are stored, else the teacher."""
+    if recipe.teacher.is_stored and recipe.student.model is not None:
+        start = find_checkpoint(recipe.student.model, what="student.model")
+        if start.task is get_task(recipe.task):
+            return start
+    return teacher
 
 
 def _check_embedding(recipe: Recipe, teacher: Folder | None, *, option: str) -> None:
@@ -318,16 +335,17 @@ def _check_export_of_vectors(recipe: Recipe, teacher: Folder | None) -> None:
         )
 
 
-def _check_recipe_data(recipe: Recipe, task: Task, *, trained: Folder | None) -> None:
+def _check_recipe_data(recipe: Recipe, task: Task, *, trained: Folder | None, is_taught: bool = False) -> None:
     """Check both splits of a recipe's data with `check_data`.
 
     Args:
         recipe: names the data and its columns.
         task: decides which columns there must be.
         trained: a model whose labels the data must have; None if one is first trained on that data.
+        is_taught: whether there is a teacher, with which texts need no label.
     """
     data = recipe.data
-    label_names, problem = (trained.labels, trained.problem_type) if trained else (None, data.problem_type)
+    label_names, problem = (trained.labels, trained.problem_type) if trained else (data.labels, data.problem_type)
     check_data(
         data.name,
         (data.train_split, data.eval_split),
@@ -337,35 +355,60 @@ def _check_recipe_data(recipe: Recipe, task: Task, *, trained: Folder | None) ->
         label_names=label_names if problem != REGRESSION else None,
         problem_type=problem if task is TEXT_CLASSIFICATION else None,
         needs_labels=task not in (FILL_MASK, FEATURE_EXTRACTION),
+        extra=_check_extra(recipe) if is_taught else None,
     )
 
 
-def check_student(recipe: Recipe, folder: Folder | None, *, flags: Mapping[str, str]) -> None:
-    """Raise if the student cannot be cut from the teacher: a checkpoint (`folder`), or one that the recipe trains.
+def _check_extra(recipe: Recipe) -> Extra:
+    """Return what the student learns from beside labels, as far as it may be read here.
 
     Raises:
-        CheckpointError: with the layers that the teacher has, or the family that fits.
+        DataError: if the texts without labels are not there.
     """
-    if recipe.student.model is not None:
-        return
+    further, answers = recipe.data.unlabelled, recipe.teacher.column
+    if further is None:
+        return Extra(answers=answers)
+    check_name(further, "dataset", what="--unlabelled")
+    files = find_files(further, "train", _DATA_SUFFIXES)
+    is_read = files is not None and _is_read_at_once(Path(further).expanduser())
+    return Extra(unlabelled=further if is_read else None, answers=answers)
+
+
+def check_student(recipe: Recipe, folder: Folder | None, *, flags: Mapping[str, str]) -> None:
+    """Raise if the student cannot be cut from its teacher, or from the checkpoint that `student.model` names.
+
+    Args:
+        recipe: says what to cut, and the settings of a teacher that it trains.
+        folder: the teacher's checkpoint, if there is one already.
+        flags: the options that the recipe's keys have on this command line, for messages.
+
+    Raises:
+        CheckpointError: with the layers that there are, or the family that fits.
+    """
     scratch = recipe.teacher.scratch
     total = scratch.num_layers if scratch is not None else folder.layers if folder is not None else None
-    asked = recipe.student_layers
+    layer = recipe.distill.settings().get("teacher_layer")
+    if layer is not None and total is not None and layer >= total:
+        raise CheckpointError(f"--set distill.teacher_layer={layer}: the teacher has the layers 0 to {total - 1}")
+    who, asked = "the teacher", recipe.student_layers
+    if recipe.student.model is not None:
+        folder = find_checkpoint(recipe.student.model, what="student.model")
+        if folder.task not in (None, FEATURE_EXTRACTION, FILL_MASK):  # these have no head, or none to lose
+            check_head(folder, get_task(recipe.task))
+        total, who, asked = folder.layers, recipe.student.model, recipe.student.layers
     given = f"{flags['student.layers']} " if "student.layers" in flags else "student.layers="
     if total is not None and asked is not None:
         if isinstance(asked, int) and asked > total:
+            source = "a teacher" if who == "the teacher" else who
             raise CheckpointError(
-                f"{given}{asked}: a student of {asked} layers cannot be cut from a teacher with {total}; "
+                f"{given}{asked}: a student of {asked} layers cannot be cut from {source} with {total}; "
                 f"ask for 1 to {total}"
             )
         # The recipe has checked that listed layers rise.
         if isinstance(asked, list) and asked[-1] >= total:
             raise CheckpointError(
-                f"{given}{','.join(map(str, asked))}: the teacher has the layers 0 to {total - 1}; name some of them"
+                f"{given}{','.join(map(str, asked))}: {who} has the layers 0 to {total - 1}; name some of them"
             )
-    layer = recipe.distill.settings().get("teacher_layer")
-    if layer is not None and total is not None and layer >= total:
-        raise CheckpointError(f"--set distill.teacher_layer={layer}: the teacher has the layers 0 to {total - 1}")
     if folder is None:
         return
     if recipe.student.family == "distilbert" and folder.model_type not in {"bert", "distilbert", None}:
@@ -513,6 +556,8 @@ def check_export(
             raise UsageError(f"--pooling makes one vector of a text; {asked.name} has none, so leave it out")
         if asked is FEATURE_EXTRACTION:
             check_vectors(found, pooling=config.pooling, normalize=config.normalize)
+    if config.max_label_loss is not None and asked.name not in LABELLED_TASKS:
+        raise UsageError(f"--max-label-loss holds each label's recall, and {asked.name} has no labels; leave it out")
     if data is not None:
         # Labels may be missing here: int8 is then judged without them.
         check_data(data, [split], task=asked, text_columns=text_column, needs_labels=False)
@@ -695,8 +740,13 @@ def check_run(recipe: Recipe) -> None:
         PotstillError: with the first fault.
     """
     task = get_task(recipe.task)
+    if recipe.teacher.column is not None:
+        raise RecipeError(
+            "`run` holds a student against its teacher, and teacher.column has no model; use `potstill distill`, then "
+            "export and bench the student"
+        )
     folder = find_checkpoint(recipe.teacher.model, what="teacher.model") if recipe.teacher.model is not None else None
-    check_head(folder, task, data=recipe.data.name)
+    _check_teachers(recipe, folder, what="teacher.ensemble")
     check_student(recipe, folder, flags={})
     check_vocabulary(None if recipe.tokenizer else folder, recipe.student.vocabulary, option="student.vocabulary")
     _check_embedding(recipe, folder, option="distill.pooling")
@@ -705,9 +755,7 @@ def check_run(recipe: Recipe) -> None:
         folder.check_length(recipe.max_length, option="--set max_length")
     if recipe.tokenizer is not None:
         check_tokenizer(recipe.tokenizer, what="tokenizer")
-    if recipe.student.model is not None:
-        find_checkpoint(recipe.student.model, what="student.model")
-    _check_recipe_data(recipe, task, trained=folder)
+    _check_recipe_data(recipe, task, trained=_labelled_by(recipe, folder), is_taught=True)
 
 
 def check_bench(

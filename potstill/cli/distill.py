@@ -43,6 +43,27 @@ def distill(
     text_column: TextColumnOption = None,
     label_column: LabelColumnOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the student's checkpoint.", show_default=False)] = None,
+    unlabelled: Annotated[
+        str | None,
+        typer.Option(
+            help="Further texts, for the teacher to answer: as --data; no labels are read.", show_default=False
+        ),
+    ] = None,
+    more_teachers: Annotated[
+        list[str] | None,
+        typer.Option("--teacher", help="A further teacher, averaged with TEACHER; repeatable.", show_default=False),
+    ] = None,
+    teacher_column: Annotated[
+        str | None,
+        typer.Option(
+            help="No TEACHER, but the data's column with its answers: probabilities, labels, or vectors.",
+            show_default=False,
+        ),
+    ] = None,
+    student: Annotated[
+        str | None,
+        typer.Option(help="Hub id or checkpoint folder to cut the student from.", show_default="TEACHER"),
+    ] = None,
     task: StudentTaskOption = None,
     method: Annotated[
         str | None,
@@ -65,12 +86,19 @@ def distill(
 
     Example: potstill distill textattack/bert-base-uncased-SST-2 --data nyu-mll/glue:sst2 --layers 6 --out student/
     """
+    others = list(more_teachers or ())
+    if teacher is None and recipe is None and others:
+        teacher = others.pop(0)
     flags = {
         "teacher.model": teacher,
+        "teacher.ensemble": others or None,
+        "teacher.column": teacher_column,
         "data.name": data,
+        "data.unlabelled": unlabelled,
         **column_flags(text_column, label_column),
         "task": task,
         "distill.method": method,
+        "student.model": student,
         "student.layers": parse_layers(layers),
         "student.family": family,
         "student.vocabulary": vocabulary,
@@ -137,7 +165,11 @@ def print_student(folder: Path, report: dict[str, Any], *, data: Sequence[str] =
     from potstill.cli.show import describe_trimming
 
     old, new, metric = report["teacher"], report["student"], report["metric"]
-    fewer = 1 - new["parameters"] / old["parameters"]
+    parameters, layers = f"{new['parameters']:,}", str(new["layers"])
+    if "parameters" in old:  # a column of answers has none
+        fewer = 1 - new["parameters"] / old["parameters"]
+        parameters += f" of {old['parameters']:,} ({fewer:.1%} fewer)"
+        layers += f" of {old['layers']}"
     kept = f", kept {new['layers_kept']}" if new["layers_kept"] else ""
     teacher_score = f", teacher {old['scores'][metric]:.4f}" if metric in old["scores"] else ""
     if old.get("trimmed_scores"):
@@ -146,9 +178,11 @@ def print_student(folder: Path, report: dict[str, Any], *, data: Sequence[str] =
     print_pairs(
         f"Student {folder}",
         {
-            "parameters": f"{new['parameters']:,} of {old['parameters']:,} ({fewer:.1%} fewer)",
-            "layers": f"{new['layers']} of {old['layers']}{kept}",
+            "parameters": parameters,
+            "layers": f"{layers}{kept}",
             "vocabulary": describe_trimming(TrimmedVocabulary.model_validate(trimmed)) if trimmed else None,
+            "taught by": report["data"].get("taught_by"),
+            "labels": _labels_learned(report["data"], "{} of {} texts"),
             metric: f"{new['scores'][metric]:.4f}{teacher_score} ({report['data']['examples']} examples)",
             "steps": f"{report['steps']}, best at {report['best_step']}",
             "time": f"{report['seconds']:.0f} s",
@@ -260,16 +294,30 @@ def _data_lines(about: Mapping[str, Any]) -> list[str]:
         lines.append(f"labels      {len(labels)}: {_shorten(labels, _LABELS_OF_DATA)}{how}")
     if about.get("teacher_vectors"):
         lines.append(f"vectors     the teacher's: {about['teacher_vectors']}")
+    if about.get("taught_by"):
+        lines.append(f"taught by   {about['taught_by']}")
+    further = f" and {about['unlabelled']}" if about.get("unlabelled") else ""
+    labelled = _labels_learned(about, ", {} of them with a label") or ""
     lines += [
-        f"learn from  {about['train_examples']:,} of {about['name']} ({about.get('train_split')})",
+        f"learn from  {about['train_examples']:,} of {about['name']} ({about.get('train_split')}){further}{labelled}",
         f"score on    {about['examples']:,} of {about['name']} ({about['split']})",
     ]
+    if about.get("scored_by") == "loss":
+        lines.append(
+            "warning: no text to score on has a label; the score is the loss, how far the student is from its teacher"
+        )
     if about["split"].endswith(HELD_OUT):
         lines.append("held out    a tenth of the texts, the same ones in every command: --split held-out scores them")
     if about.get("shared_texts"):
         lines.append(f"warning: {about['shared_texts']:,} of the texts to score on are among those to learn from")
     # A note that ends in how labels were read repeats what the line of labels says.
     return lines + [f"warning: {note}" for note in about.get("notes", ()) if not note.endswith(read)]
+
+
+def _labels_learned(about: Mapping[str, Any], words: str) -> str | None:
+    """Return `words` with how many rows have a label, of how many; None if all have one or the method needs none."""
+    labelled, rows = about.get("labelled_examples"), about.get("train_examples")
+    return None if labelled in (None, rows) else words.format(f"{labelled:,}" if labelled else "none", f"{rows:,}")
 
 
 def _shorten(names: Sequence[str], most: int) -> str:

@@ -232,6 +232,16 @@ def _print_scores(title: str, results: "Mapping[str, ModelEvaluation]") -> None:
         for name, result in results.items()
     ]
     print_table(title, ["model", "texts", *names], rows)
+    worst = {name: row for name, result in results.items() if (row := result.get("worst_label"))}
+    if worst:
+        # Its interval is that of the lowest recall, whichever label has it.
+        cells = [
+            [name, row["label"], f"{row['recall']:.4f}", "{:.4f} to {:.4f}".format(*row["interval"]), row["support"]]
+            for name, row in worst.items()
+        ]
+        print_table(
+            "\nThe label with the lowest recall", ["model", "label", "recall", "95 % interval", "support"], cells
+        )
     if first.get("per_class"):
         print_classes(first)
 
@@ -243,13 +253,18 @@ def print_classes(result: "ModelEvaluation") -> None:
     rows = [
         [
             row["label"],
-            *(f"{share:.4f}" for share in (row["precision"], row["recall"], row["f1"])),
+            f"{row['precision']:.4f}",
+            f"{row['recall']:.4f}",
+            "-" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}",
+            f"{row['f1']:.4f}",
             row["support"],
             row["predicted"],
         ]
         for row in result["per_class"]
+        for ends in [row.get("recall_interval")]
     ]
-    print_table("\nPer class", ["label", "precision", "recall", "f1", "support", "predicted"], rows)
+    head = ["label", "precision", "recall", "95 % interval", "f1", "support", "predicted"]
+    print_table("\nPer class", head, rows)
     names = result.get("labels", [])
     if not 0 < len(names) <= _LARGEST_MATRIX:
         return

@@ -59,10 +59,24 @@ Unpad = Annotated[
         show_default="yes, with --attention fused",
     ),
 ]
+WholeLastLayer = Annotated[
+    bool,
+    typer.Option(
+        "--no-first-token-only",
+        help="Compute the last layer for every token, even if the head reads the first alone.",
+    ),
+]
 AllowUnfused = Annotated[bool | None, typer.Option("--allow-unfused", help="Take a graph without fused attention.")]
 EmbeddingBits = Annotated[int | None, typer.Option(help="4 halves the table of words of int8 files.", show_default="8")]
 MaxLoss = Annotated[
     float | None, typer.Option(help="What int8 may lose, as a share of the score.", show_default="0.01")
+]
+MaxLabelLoss = Annotated[
+    float | None,
+    typer.Option(
+        help="By how much int8's recall of any label may fall, as a share: 0.05 is 5 points.",
+        show_default="5 times --max-loss",
+    ),
 ]
 MaxFp32Layers = Annotated[
     int | None, typer.Option(help="How many layers may go back to fp32 for that.", show_default="4")
@@ -94,9 +108,11 @@ def export(
     attention: Attention = None,
     opset: Opset = None,
     unpad: Unpad = None,
+    whole_last_layer: WholeLastLayer = False,
     allow_unfused: AllowUnfused = None,
     embedding_bits: EmbeddingBits = None,
     max_loss: MaxLoss = None,
+    max_label_loss: MaxLabelLoss = None,
     max_fp32_layers: MaxFp32Layers = None,
     calibration_texts: CalibrationTexts = None,
     judged_texts: JudgedTexts = None,
@@ -118,9 +134,11 @@ def export(
         "attention": attention,
         "opset": opset,
         "unpad": unpad,
+        "first_token_only": False if whole_last_layer else None,
         "allow_unfused": allow_unfused,
         "embedding_bits": embedding_bits,
         "max_loss": max_loss,
+        "max_label_loss": max_label_loss,
         "max_fp32_layers": max_fp32_layers,
         "calibration_texts": calibration_texts,
         "judged_texts": judged_texts,

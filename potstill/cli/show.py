@@ -1,7 +1,7 @@
 """`potstill show`: print what is in a bundle, a checkpoint, a run or a report."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,6 +85,7 @@ def _print_checkpoint(folder: Path, *, as_json: bool) -> None:
     report = _read_json(folder / TRAINING_REPORT) if (folder / TRAINING_REPORT).is_file() else {}
     # A distillation's report describes the student, and a fine-tuning's the model under "teacher".
     scores = report.get("student", report.get("teacher", {})).get("scores") or {}
+    learned = report.get("data", {})
     made_from = "fine-tuned from" if report.get("method") == "finetune" else "distilled from"
     trimmed = read_trimming(folder)
     content = {
@@ -97,6 +98,8 @@ def _print_checkpoint(folder: Path, *, as_json: bool) -> None:
         "vocabulary": describe_trimming(trimmed) if trimmed else None,
         "trimmed from": report.get("trimmed_from", {}).get("name"),
         made_from: report.get("teacher", {}).get("name"),
+        "taught by": learned.get("taught_by"),
+        "learned from": _learned_from(learned),
         "scores": ", ".join(f"{name} {value:.4f}" for name, value in scores.items()) or None,
         "steps": report.get("steps"),
     }
@@ -104,6 +107,14 @@ def _print_checkpoint(folder: Path, *, as_json: bool) -> None:
         print_json(content | {"distill": report or None})
     else:
         print_pairs(f"Checkpoint {folder}", content)
+
+
+def _learned_from(learned: Mapping[str, Any]) -> str | None:
+    """Return how many rows a checkpoint was trained on, and how many of them had a label if not all had."""
+    rows, labelled = learned.get("train_examples"), learned.get("labelled_examples")
+    if rows is None:
+        return None
+    return f"{rows:,} rows" + (f", {labelled:,} with a label" if labelled not in (None, rows) else "")
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -210,17 +221,21 @@ def _file_row(bundle: Bundle, precision: str, record: ModelRecord) -> list[str]:
 def _facts(record: ModelRecord) -> Iterator[tuple[str, str]]:
     """Yield (name, description) of what is known of one file."""
     recipe = record.quantisation
-    if record.unpadded:
-        yield "padding", "left out of the products: a batch costs what its tokens cost"
-    yield "read by", _describe_readers(record.fusion)
-    if record.parity.left_out:
-        yield "not compared", record.parity.left_out
+    last_layer = "computed for the first token alone, as the head reads no other"
+    found = {
+        "padding": "left out of the products: a batch costs what its tokens cost" if record.unpadded else None,
+        "last layer": last_layer if record.first_token_only else None,
+        "read by": _describe_readers(record.fusion),
+        "not compared": record.parity.left_out,
+    }
+    yield from ((name, what) for name, what in found.items() if what)
     if recipe:
         yield "recipe", _describe_recipe(recipe)
     if recipe and recipe.fp32_layers:
         yield "left in fp32", ", ".join(recipe.fp32_layers)
     if record.quality:
         yield "quality", _describe_quality(record.quality)
+        yield from _label_facts(record.quality)
     if record.invariance:
         yield "in batches", _describe_invariance(record.invariance)
     if record.saturation:
@@ -278,6 +293,23 @@ def _describe_quality(quality: QualityLoss) -> str:
     return text
 
 
+def _label_facts(quality: QualityLoss) -> Iterator[tuple[str, str]]:
+    """Yield the verdicts on the labels, and the one whose recall falls most against fp32's; nothing without labels."""
+    worst = quality.worst_label
+    if worst is None or quality.max_label_loss is None:
+        return
+    low, high = worst.loss_interval
+    falls = f"falls by {100 * worst.loss:.1f} points" if worst.loss >= 0 else f"gains {-100 * worst.loss:.1f} points"
+    verdicts = [row.verdict for row in quality.labels]
+    tally = ", ".join(f"{verdicts.count(word)} {word}" for word in ("PASS", "INCONCLUSIVE", "FAIL") if word in verdicts)
+    yield (
+        "labels",
+        f"{tally}; {100 * quality.max_label_loss:g} points of a label's recall may be lost; the worst of "
+        f"{len(verdicts)}, {worst.label}, {falls} (95 % interval of all together {100 * low:.1f} to {100 * high:.1f}), "
+        f"from {worst.reference:.4f} to {worst.candidate:.4f} of {worst.support}",
+    )
+
+
 def _describe_invariance(moved: BatchInvariance) -> str:
     """Describe how far answers change with the batch that a text is in."""
     flips = "" if moved.flips is None else f", {moved.flips} flips"
@@ -330,5 +362,6 @@ def _print_tuning(tuning: Tuning) -> None:
     cells = [f"{cell} ms" for cell in (tuning.candidates[0].ms if tuning.candidates else ())]
     title = f"\nTuned on {tuning.cpu}, {tuning.threads} threads"
     if tuning.disturbed:
-        title += f"; no times, the machine was busy: {tuning.disturbed}"
+        lost = "some times are missing" if any(candidate.ratio for candidate in tuning.candidates) else "no times"
+        title += f"; {lost}, the machine was busy: {tuning.disturbed}"
     print_table(title, ["recipe", "times as fast", "95 % interval", *cells, ""], rows)

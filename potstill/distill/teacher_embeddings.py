@@ -8,16 +8,20 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 from datasets import Dataset, load_from_disk
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from potstill.checkpoint import Checkpoint, hash_checkpoint, read_folder
-from potstill.checkpoint.model import SentenceHead, find_sentence_transformers, load_head
+from potstill.checkpoint.model import SentenceHead, UnitLength, find_sentence_transformers, load_head
 from potstill.data import Examples, load_texts
 from potstill.distill.batches import TEACHER_VECTORS, tokenize
 from potstill.distill.torch_session import embed_texts
 from potstill.files import new_folder
 from potstill.progress import Progress
 from potstill.tasks import FEATURE_EXTRACTION
+
+# Of the length of vectors that are said to have length 1, and may have been written with few digits.
+_LENGTH_TOLERANCE = 1e-2
 
 
 def teacher_head(name: str, pooling: str | None) -> SentenceHead:
@@ -69,12 +73,26 @@ def add_teacher_vectors(
             progress=progress,
             who="teacher's vectors",
         )
-        unlabelled = Examples(name="", split="", texts=list(texts), labels=None, label_names=(), sha256="")
-        rows = tokenize(unlabelled, tokenizer, max_length=max_length)
-        # From one flat array: lists of Python numbers would take many times the vectors' memory.
-        column = pyarrow.ListArray.from_arrays(
-            np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1], pyarrow.array(vectors.reshape(-1))
-        )
+        rows = with_vectors(texts, vectors, tokenizer, max_length=max_length)
         with new_folder(folder, overwrite=True) as building:
-            rows.add_column(TEACHER_VECTORS, column).save_to_disk(str(building))
+            rows.save_to_disk(str(building))
     return load_from_disk(str(folder))
+
+
+def with_vectors(
+    texts: Sequence[str], vectors: NDArray[np.float32], tokenizer: PreTrainedTokenizerBase, *, max_length: int
+) -> Dataset:
+    """Return tokenised rows with a vector of another model for each text, `vectors` (N, E)."""
+    unlabelled = Examples(name="", split="", texts=list(texts), labels=None, label_names=(), sha256="")
+    rows = tokenize(unlabelled, tokenizer, max_length=max_length)
+    # From one flat array: lists of Python numbers would take many times the vectors' memory.
+    column = pyarrow.ListArray.from_arrays(
+        np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1], pyarrow.array(vectors.reshape(-1))
+    )
+    return rows.add_column(TEACHER_VECTORS, column)
+
+
+def head_of_vectors(vectors: NDArray[np.float32], pooling: str | None) -> SentenceHead:
+    """Return the pooling for a student of bare vectors: as asked, else the mean; to length 1 if they have it."""
+    have_length_1 = np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=_LENGTH_TOLERANCE)
+    return SentenceHead([pooling or "mean"], [UnitLength()] if have_length_1 else [])

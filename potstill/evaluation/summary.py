@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from potstill import metrics
 from potstill.data import Examples
+from potstill.evaluation.intervals import bootstrap
+from potstill.evaluation.labels import describe_recalls, recall_statistic
 from potstill.evaluation.predictions import Predictions, predict
 from potstill.evaluation.scores import (
     Scored,
@@ -64,6 +66,8 @@ class Summary(TypedDict):
     """How many texts have an answer that is NaN or infinite, which counts as wrong."""
     per_class: NotRequired[list[metrics.ClassRow]]
     """Of classifiers; of token-classification, by type of entity."""
+    worst_label: NotRequired[dict[str, Any]]
+    """The label, or type of entity, with the lowest recall: `potstill.evaluation.results.LabelRecall`."""
     labels: NotRequired[list[str]]
     """The names of single labels, in the order of the confusion matrix."""
     confusion_matrix: NotRequired[list[list[int]]]
@@ -193,6 +197,18 @@ def summarize(
         shown, counts = confusion(None, predictions, examples)
         found["per_class"] = metrics.classification_report(examples.labels, decisions, names)
         found["labels"], found["confusion_matrix"] = shown, counts
+    if scored.labels is not None:
+        drawn = None
+        if kind == TOKEN_CLASSIFICATION.name:
+            rng = np.random.default_rng(0)
+            drawn = bootstrap(recall_statistic(scored.labels), scored.num_texts, rng=rng)
+        recalls, worst = describe_recalls(scored.labels, drawn)
+        intervals = {row.label: list(row.interval) for row in recalls}
+        for row in found["per_class"]:
+            if row["label"] in intervals:
+                row["recall_interval"] = intervals[row["label"]]
+        if worst is not None:
+            found["worst_label"] = worst.model_dump(mode="json")
     if keep_predictions:
         found["predictions"] = _list_predictions(predictions, scored, examples, kind=kind)
     return found

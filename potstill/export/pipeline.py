@@ -87,7 +87,7 @@ def export_bundle(
         tokenizer_parity = check_tokenizer_parity(
             ours, reference_tokenizer(source.tokenizer), texts.judged, max_length=source.max_length
         )
-        gate = QualityGate(source, folder, ours, texts, max_loss=config.max_loss)
+        gate = QualityGate(source, folder, ours, texts, config=config)
         exporter = Exporter(source, folder, gate=gate, config=config, say=say)
         say("trace")
         # The graph is passed on without a name here, so that `make_fp32` can free it before its session is opened.

@@ -32,6 +32,7 @@ from potstill.export.checks import (
     keep_rows,
     measure_difference,
 )
+from potstill.export.first_token import is_first_token_only, keep_first_token
 from potstill.export.graph import append_head, build_graph, check_fusion, fusion_report
 from potstill.export.onnx_files import check_model, lint, load_model, rewire, save_model, without_values
 from potstill.export.quality import QualityGate, open_session
@@ -108,6 +109,8 @@ class Exporter:
         fusion = fusion_report(graph, self.source.config)
         if is_ours and not self.config.allow_unfused:
             check_fusion(fusion)
+        if is_ours and self.config.first_token_only:
+            keep_first_token(graph)
         file, kept = self._file("fp32"), self.folder / ".reference"
         kept.mkdir()
         rows = keep_rows(self.source, kept)
@@ -133,6 +136,7 @@ class Exporter:
             cpu_features=sorted(machine.cpu_features()),
             batch_invariant=invariance.invariant,
             unpadded=unpadded,
+            first_token_only=is_first_token_only(self._padded),
             disabled_optimizers=list(DISABLED_OPTIMIZERS),
             fusion=fusion,
             parity=parity,
@@ -153,12 +157,13 @@ class Exporter:
         session = open_session(file)
         quality = self.gate.compare_with_fp32(session, batch_size=8)
         if not quality.holds:
-            raise ParityError(f"fp16 loses {quality.loss:.2%}, where {self.config.max_loss:.2%} is allowed")
+            raise ParityError(f"fp16 loses too much: {describe_loss(quality)}; nothing was published")
         parity = measure_difference(self.source, session, open_session(self._file("fp32")).run)
         return ModelRecord(
             file=MODEL_FILES["fp16"],
             external_data=self._names(written[1:]),
             cpu_features=sorted(machine.cpu_features()),
+            first_token_only=is_first_token_only(graph),
             disabled_optimizers=list(DISABLED_OPTIMIZERS),
             fusion=fusion_report(graph, self.source.config),
             parity=parity.model_copy(update={"checked_on": "CPU, through casts to float32", "gpu": "unchecked"}),
@@ -244,6 +249,7 @@ class Exporter:
             cpu_features=sorted(machine.cpu_features()),
             batch_invariant=static,
             unpadded=is_unpadded(graph),
+            first_token_only=is_first_token_only(self._prepared.model),
             disabled_optimizers=list(candidate.disabled_optimizers),
             fusion=fusion_report(graph, self.source.config),
             parity=measure_difference(self.source, session, open_session(self._file("fp32")).run),
@@ -271,8 +277,8 @@ class Exporter:
         quality = self.gate.compare_with_unoptimised(file, session, batch_size=1 if dynamic else 8)
         if not quality.holds:
             raise ParityError(
-                f"{given.file} loses {quality.loss:.2%} by onnxruntime's own optimisations, where "
-                f"{self.config.max_loss:.2%} is allowed; nothing was published"
+                f"{given.file} loses too much by onnxruntime's own optimisations: {describe_loss(quality)}; nothing "
+                "was published"
             )
         self.say(f"{precision}: compare answers in batches")
         invariance = self.gate.measure_invariance(precision, session, required=False)
@@ -358,15 +364,19 @@ def fall_back(
 
     def attempt(added: str | None) -> QualityLoss:
         quality = measure(kept)
-        steps.append(
-            FallbackStep(
-                fp32_layers=len(kept),
-                added=added,
-                loss=quality.loss,
-                loss_interval=quality.loss_interval,
-                verdict=quality.verdict,
-            )
+        step = FallbackStep(
+            fp32_layers=len(kept),
+            added=added,
+            loss=quality.loss,
+            loss_interval=quality.loss_interval,
+            verdict=quality.verdict,
         )
+        worst = quality.worst_label
+        if worst is not None:
+            # As an update: what is not set is not written into the manifest.
+            told = {"label": worst.label, "label_loss": worst.loss, "label_verdict": worst.verdict}
+            step = step.model_copy(update=told)
+        steps.append(step)
         return quality
 
     quality = attempt(None)
@@ -376,17 +386,35 @@ def fall_back(
         if quality.holds:
             break
     if not quality.holds:
-        table = [f"{'fp32 layers':>11}  {'loss':>8}  {'95 % interval':>18}  {'verdict':12}  added"]
-        for step in steps:
-            low, high = step.loss_interval
-            table.append(
-                f"{step.fp32_layers:>11}  {step.loss:>8.2%}  {f'{low:.2%} to {high:.2%}':>18}  {step.verdict:12}  "
-                f"{step.added or '-'}"
-            )
-        lines = "\n".join(table)
+        by_label = quality.loss <= quality.max_loss
+        what = "too much of a label" if by_label else f"more than the {quality.max_loss:.2%} allowed"
+        reason = f"\n{quality.reason}" if quality.reason else ""
+        limit = "--max-label-loss" if by_label else "--max-loss"
         raise ParityError(
-            f"int8 loses more than the {quality.max_loss:.2%} allowed, with up to {len(kept)} of {len(layers)} "
-            f"layers in fp32:\n{lines}\nAllow more with --max-fp32-layers or --max-loss, or calibrate on "
-            "texts that are more like the task's; nothing was published"
+            f"int8 loses {what}, with up to {len(kept)} of {len(layers)} layers in fp32:\n{_table(steps)}{reason}\n"
+            f"Allow more with --max-fp32-layers or {limit}, or calibrate on texts that are more like the task's; "
+            "nothing was published"
         )
     return kept, quality, steps
+
+
+def _table(steps: Sequence[FallbackStep]) -> str:
+    """Write a line for each attempt; of classifiers also the label whose recall falls most, in points."""
+    labelled = any(step.label is not None for step in steps)
+    label_head = f"{'label falls':>11}  " if labelled else ""
+    lines = [f"{'fp32 layers':>11}  {'loss':>8}  {'95 % interval':>18}  {label_head}{'verdict':12}  added"]
+    for step in steps:
+        low, high = step.loss_interval
+        falls = f"{'-' if step.label_loss is None else f'{100 * step.label_loss:.1f}':>11}  " if labelled else ""
+        lines.append(
+            f"{step.fp32_layers:>11}  {step.loss:>8.2%}  {f'{low:.2%} to {high:.2%}':>18}  {falls}{step.verdict:12}  "
+            f"{step.added or '-'}"
+        )
+    return "\n".join(lines)
+
+
+def describe_loss(quality: QualityLoss) -> str:
+    """Say by how much a file that does not hold exceeds what is allowed."""
+    share = f"{quality.loss:.2%}, where {quality.max_loss:.2%} is allowed"
+    reasons = [*([share] if quality.loss > quality.max_loss else []), *([quality.reason] if quality.reason else [])]
+    return "; ".join(reasons)
