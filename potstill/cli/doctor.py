@@ -80,7 +80,5 @@ def _warnings() -> list[str]:
         found.append("onnxruntime and onnxruntime-gpu are both installed and overwrite each other; uninstall one")
     runtime = machine.versions().get("onnxruntime")
     if runtime is not None and tuple(map(int, runtime.split(".")[:2])) < _FOUR_BITS_SINCE:
-        found.append(
-            f"onnxruntime {runtime} does not read words in 4 bits (--embedding-bits 4); install 1.22 or later"
-        )
+        found.append(f"onnxruntime {runtime} does not read words in 4 bits (--embedding-bits 4); install 1.22 or later")
     return found
