@@ -493,6 +493,8 @@ class ModelRecord(_Record):
     activation scale for the whole batch, so its answers are not (microsoft/onnxruntime#10111)."""
     unpadded: bool = False
     """Whether its products leave padding out, so that a batch costs what its tokens cost and not its longest text."""
+    first_token_only: bool = False
+    """Whether its last layer is computed for the first token alone, because the head reads no other."""
     disabled_optimizers: list[str] = []
     """onnxruntime graph optimisers that the session switches off for this file, because measuring said so."""
     fusion: Fusion = Fusion()

@@ -8,6 +8,8 @@ from potstill import machine
 from potstill.cli.options import JsonOption
 from potstill.extras import EXTRAS
 
+# The first version whose GatherBlockQuantized takes a table of bytes.
+_FOUR_BITS_SINCE = (1, 22)
 _SHOWN = ("serve", "bench", "distill", "export")
 
 
@@ -76,4 +78,7 @@ def _warnings() -> list[str]:
     # Both packages write the same folder `onnxruntime`; which of them is imported depends on the order of installation.
     if {"onnxruntime", "onnxruntime-gpu"} <= installed:
         found.append("onnxruntime and onnxruntime-gpu are both installed and overwrite each other; uninstall one")
+    runtime = machine.versions().get("onnxruntime")
+    if runtime is not None and tuple(map(int, runtime.split(".")[:2])) < _FOUR_BITS_SINCE:
+        found.append(f"onnxruntime {runtime} does not read words in 4 bits (--embedding-bits 4); install 1.22 or later")
     return found

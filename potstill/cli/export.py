@@ -59,6 +59,13 @@ Unpad = Annotated[
         show_default="yes, with --attention fused",
     ),
 ]
+WholeLastLayer = Annotated[
+    bool,
+    typer.Option(
+        "--no-first-token-only",
+        help="Compute the last layer for every token, even if the head reads the first alone.",
+    ),
+]
 AllowUnfused = Annotated[bool | None, typer.Option("--allow-unfused", help="Take a graph without fused attention.")]
 EmbeddingBits = Annotated[int | None, typer.Option(help="4 halves the table of words of int8 files.", show_default="8")]
 MaxLoss = Annotated[
@@ -101,6 +108,7 @@ def export(
     attention: Attention = None,
     opset: Opset = None,
     unpad: Unpad = None,
+    whole_last_layer: WholeLastLayer = False,
     allow_unfused: AllowUnfused = None,
     embedding_bits: EmbeddingBits = None,
     max_loss: MaxLoss = None,
@@ -126,6 +134,7 @@ def export(
         "attention": attention,
         "opset": opset,
         "unpad": unpad,
+        "first_token_only": False if whole_last_layer else None,
         "allow_unfused": allow_unfused,
         "embedding_bits": embedding_bits,
         "max_loss": max_loss,

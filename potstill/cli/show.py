@@ -221,11 +221,14 @@ def _file_row(bundle: Bundle, precision: str, record: ModelRecord) -> list[str]:
 def _facts(record: ModelRecord) -> Iterator[tuple[str, str]]:
     """Yield (name, description) of what is known of one file."""
     recipe = record.quantisation
-    if record.unpadded:
-        yield "padding", "left out of the products: a batch costs what its tokens cost"
-    yield "read by", _describe_readers(record.fusion)
-    if record.parity.left_out:
-        yield "not compared", record.parity.left_out
+    last_layer = "computed for the first token alone, as the head reads no other"
+    found = {
+        "padding": "left out of the products: a batch costs what its tokens cost" if record.unpadded else None,
+        "last layer": last_layer if record.first_token_only else None,
+        "read by": _describe_readers(record.fusion),
+        "not compared": record.parity.left_out,
+    }
+    yield from ((name, what) for name, what in found.items() if what)
     if recipe:
         yield "recipe", _describe_recipe(recipe)
     if recipe and recipe.fp32_layers:

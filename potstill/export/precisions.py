@@ -32,6 +32,7 @@ from potstill.export.checks import (
     keep_rows,
     measure_difference,
 )
+from potstill.export.first_token import is_first_token_only, keep_first_token
 from potstill.export.graph import append_head, build_graph, check_fusion, fusion_report
 from potstill.export.onnx_files import check_model, lint, load_model, rewire, save_model, without_values
 from potstill.export.quality import QualityGate, open_session
@@ -108,6 +109,8 @@ class Exporter:
         fusion = fusion_report(graph, self.source.config)
         if is_ours and not self.config.allow_unfused:
             check_fusion(fusion)
+        if is_ours and self.config.first_token_only:
+            keep_first_token(graph)
         file, kept = self._file("fp32"), self.folder / ".reference"
         kept.mkdir()
         rows = keep_rows(self.source, kept)
@@ -133,6 +136,7 @@ class Exporter:
             cpu_features=sorted(machine.cpu_features()),
             batch_invariant=invariance.invariant,
             unpadded=unpadded,
+            first_token_only=is_first_token_only(self._padded),
             disabled_optimizers=list(DISABLED_OPTIMIZERS),
             fusion=fusion,
             parity=parity,
@@ -159,6 +163,7 @@ class Exporter:
             file=MODEL_FILES["fp16"],
             external_data=self._names(written[1:]),
             cpu_features=sorted(machine.cpu_features()),
+            first_token_only=is_first_token_only(graph),
             disabled_optimizers=list(DISABLED_OPTIMIZERS),
             fusion=fusion_report(graph, self.source.config),
             parity=parity.model_copy(update={"checked_on": "CPU, through casts to float32", "gpu": "unchecked"}),
@@ -244,6 +249,7 @@ class Exporter:
             cpu_features=sorted(machine.cpu_features()),
             batch_invariant=static,
             unpadded=is_unpadded(graph),
+            first_token_only=is_first_token_only(self._prepared.model),
             disabled_optimizers=list(candidate.disabled_optimizers),
             fusion=fusion_report(graph, self.source.config),
             parity=measure_difference(self.source, session, open_session(self._file("fp32")).run),
