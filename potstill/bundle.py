@@ -208,8 +208,8 @@ class QualityLoss(Evidence):
 
     @property
     def worst_label(self) -> LabelLoss | None:
-        """The label whose recall surely falls most: the one with the highest lower end of its interval."""
-        return max(self.labels, key=lambda row: row.loss_interval, default=None)
+        """The label whose recall falls most, of those that fail where some do."""
+        return max(self.labels, key=lambda row: (row.verdict == "FAIL", row.loss, row.support), default=None)
 
 
 class BatchDrift(Evidence):
@@ -295,7 +295,7 @@ class FallbackStep(Evidence):
     loss_interval: tuple[float, float] = (nan, nan)
     verdict: str = ""
     label: str | None = None
-    """The label whose recall surely falls most."""
+    """The label whose recall falls most."""
     label_loss: float | None = None
     label_verdict: str | None = None
 

@@ -28,7 +28,9 @@ _CPU = "CPUExecutionProvider"
 # Operators that multiply matrices, in ONNX and in onnxruntime's own domain (com.microsoft: FusedMatMul, Attention...).
 _PRODUCT = re.compile("MatMul|Gemm|Attention")
 # What onnxruntime says of an operator, an operator set or a type that it does not know.
-_UNKNOWN = re.compile("not a registered function|No Op registered|under development|Could not find an implementation")
+_UNKNOWN = re.compile(
+    "not a registered function|No Op registered|under development|Could not find an implementation|Type Error: Type"
+)
 # onnxruntime's log severities (3 error, 4 fatal); what it logs goes to stderr, past Python's logging.
 _ERRORS_ONLY = 3
 _NOTHING = 4

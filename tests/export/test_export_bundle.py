@@ -19,9 +19,11 @@ from transformers import (
     DistilBertConfig,
     DistilBertForSequenceClassification,
 )
+from typer.testing import CliRunner
 
 from potstill.bundle import BatchInvariance, Fusion, read_bundle
 from potstill.checkpoint import load_checkpoint
+from potstill.cli.app import app
 from potstill.config import ExportConfig
 from potstill.data import Examples
 from potstill.errors import CheckpointError, OutputError, ParityError, UsageError
@@ -289,6 +291,22 @@ def test_only_the_precisions_asked_for_are_published(tiny_teacher, tmp_path):
     manifest = export(tiny_teacher, tmp_path / "bundle", precisions=["int8"])
     assert list(manifest.models) == ["int8"]
     assert [path.name for path in (tmp_path / "bundle" / "onnx").iterdir()] == ["model_int8.onnx"]
+
+
+def test_words_of_four_bits_pass_the_gates_and_are_told(tiny_teacher, full_bundle, tmp_path):
+    manifest = export(tiny_teacher, tmp_path / "bundle", precisions=["int8-static"], embedding_bits=4)
+    record = manifest.models["int8-static"]
+    assert record.quantisation.embedding_bits == manifest.made.config["embedding_bits"] == 4
+    assert record.quantisation.embeddings == "words 4 bits in blocks of 32, others int8 per row"
+    assert (record.quality.holds, record.invariance.invariant) == (True, True)
+    assert record.fusion.onnxruntime_operators == ["GatherBlockQuantized", "MultiHeadAttention"]
+    plain = read_bundle(full_bundle).manifest
+    assert plain.models["int8-static"].fusion.onnxruntime_operators == ["MultiHeadAttention"]
+    assert {record.fusion.opset for record in plain.models.values()} == {20}
+    assert manifest.files[record.file].size_bytes < plain.files[record.file].size_bytes - 1500
+    told = CliRunner().invoke(app, ["show", str(tmp_path / "bundle")], terminal_width=200).stdout
+    assert "words in 4 bits" in told
+    assert "opset 20 and onnxruntime's GatherBlockQuantized, MultiHeadAttention" in " ".join(told.split())
 
 
 def test_an_existing_onnx_file_gets_a_manifest_gates_and_int8(full_bundle, tmp_path):
