@@ -113,12 +113,12 @@ class OpenVinoSession:
             else:
                 # Of a run in the caller's own thread, `cancel` is not heeded.
                 with stop.calling(request.cancel):
-                    if stop.is_set:
-                        raise CheckError(f"{self.model_file} failed to run: it was stopped")
                     request.start_async(given, share_inputs=True)
-                    if stop.is_set:  # since then, when there was nothing to cancel
+                    if stop.is_set:  # before, when there was nothing to cancel
                         request.cancel()
                     request.wait()
+                if stop.is_set:
+                    raise CheckError(f"{self.model_file} failed to run: it was stopped")
             # Copied, because the next run writes into the same memory.
             return {name: request.get_output_tensor(at).data.copy() for at, name in enumerate(self.outputs)}
         except RuntimeError as error:
