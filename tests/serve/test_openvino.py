@@ -96,7 +96,7 @@ def test_a_stopped_run_ends_in_an_error_and_the_next_ones_are_right(openvino_enc
     expected, stop = session.run(feeds)["logits"], Stop()
     assert np.array_equal(session.run(feeds, stop)["logits"], expected)
     stop.set()
-    with pytest.raises(CheckError, match="failed to run: .*(stopped|cancel)"):
+    with pytest.raises(CheckError, match=r"failed to run: .*(stopped|cancel)"):
         session.run(feeds, stop)
     assert np.array_equal(session.run(feeds, Stop())["logits"], expected)
 
