@@ -109,6 +109,8 @@ def _potstill(bundles: Path, name: str, common: dict[str, Any]) -> dict[str, Ent
         load = common | {"file": str(bundle.model_file(precision)), "disabled_optimizers": switches}
         files = [bundle.folder / file for file in (record.file, *record.external_data)]
         entries[f"potstill-{short}"] = _entry(Path(sys.executable), "potstill", load, files=files)
+        if short in {"fp32", "int8-static"}:
+            entries[f"potstill-{short}@openvino"] = _entry(Path(sys.executable), "potstill-openvino", load, files=files)
     return entries
 
 

@@ -41,20 +41,24 @@ def main() -> None:
         export_bundles(asked.work, bundles, asked.only)
     else:
         places = Places(work=asked.work, bundles=bundles, opt_python=asked.opt_python, ov_python=asked.ov_python)
-        result = measure(places, asked.only, rounds=asked.rounds, block_s=asked.block)
+        result = measure(places, asked.only, contestants=asked.contestants, rounds=asked.rounds, block_s=asked.block)
         if asked.out is not None:
             asked.out.parent.mkdir(parents=True, exist_ok=True)
             write_text(asked.out, json.dumps(result, indent=1) + "\n")
         print(markdown(result))
 
 
-def measure(places: Places, architectures: list[str], *, rounds: int, block_s: float) -> dict[str, object]:
+def measure(
+    places: Places, architectures: list[str], *, contestants: list[str] | None, rounds: int, block_s: float
+) -> dict[str, object]:
     """Race every architecture and return the result."""
     threads, environment = machine.available_cores(), machine.describe()
     races, sizes, described = {}, {}, {}
     for name in architectures:
         print(name, file=sys.stderr, flush=True)
         entries = list_entries(name, places, threads=threads)
+        if contestants:
+            entries = {each: entries[each] for each in contestants}
         checked = check_answers(entries, seed=SEED)
         races[name] = run_race(entries, checked, cells=GRID, rounds=rounds, block_s=block_s, seed=SEED)
         sizes[name] = {each: entry.size_bytes for each, entry in entries.items() if entry.files}
@@ -84,6 +88,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--opt-python", type=Path, default=Path("opt/bin/python"), help="with optimum-onnx")
     parser.add_argument("--ov-python", type=Path, default=Path("ov/bin/python"), help="with openvino and nncf")
     parser.add_argument("--only", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
+    parser.add_argument("--contestants", nargs="+", help="only these; all unless given")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant per cell")
     parser.add_argument("--block", type=float, default=0.2, help="seconds that a turn lasts at least")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
