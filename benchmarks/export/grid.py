@@ -58,7 +58,7 @@ def main() -> None:
         trained = [TRAINED] if asked.data is not None else []
         export_bundles(asked.work, bundles, [*asked.only, *trained], data=asked.data, without=without)
     elif asked.do == "accuracy":
-        entries = list_entries(TRAINED, places, threads=machine.available_cores(), without=without)
+        entries = list_entries(TRAINED, places, threads=1, without=without)
         found = measure_accuracy(entries, asked.work / TRAINED / "judged.npz", seed=SEED)
         write_text(accuracy_file(asked.work), json.dumps(found, indent=1) + "\n")
     else:
