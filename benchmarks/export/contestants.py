@@ -14,7 +14,7 @@ from potstill.timing import RaceEntry
 
 WORKER = str(Path(__file__).with_name("worker.py"))
 # The same file once more in the newest release of onnxruntime, after the name of the contestant in the pinned one.
-NEWEST = "-newest"
+NEWEST = "@newest"
 _IN_NEWEST = ("optimum-int8", "potstill-fp32", "potstill-int8", "potstill-int8-static")
 
 
@@ -128,6 +128,8 @@ def _potstill(bundles: Path, name: str, common: dict[str, Any]) -> dict[str, Ent
         load = common | {"file": str(bundle.model_file(precision)), "disabled_optimizers": switches}
         files = [bundle.folder / file for file in (record.file, *record.external_data)]
         entries[f"potstill-{short}"] = _entry(Path(sys.executable), "potstill", load, files=files)
+        if short in {"fp32", "int8-static"}:
+            entries[f"potstill-{short}@openvino"] = _entry(Path(sys.executable), "potstill-openvino", load, files=files)
     return entries
 
 

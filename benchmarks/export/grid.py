@@ -76,6 +76,8 @@ def measure(places: Places, asked: argparse.Namespace, *, without: Callable[[str
     for name in asked.only:
         print(name, file=sys.stderr, flush=True)
         entries = list_entries(name, places, threads=threads, without=without)
+        if asked.contestants:
+            entries = {each: entries[each] for each in asked.contestants}
         checked = check_answers(entries, seed=SEED)
         races[name] = run_race(entries, checked, cells=GRID, rounds=asked.rounds, block_s=asked.block, seed=SEED)
         sizes[name] = {each: entry.size_bytes for each, entry in entries.items() if entry.files}
@@ -129,6 +131,7 @@ def _parse() -> argparse.Namespace:
         help="with onnxruntime's newest release",
     )
     parser.add_argument("--only", nargs="*", choices=ARCHITECTURES, default=list(ARCHITECTURES))
+    parser.add_argument("--contestants", nargs="+", help="only these; all unless given")
     parser.add_argument("--without", nargs="+", default=[], help="patterns of contestants or bundles to leave out")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant per cell")
     parser.add_argument("--block", type=float, default=0.2, help="seconds that a turn lasts at least")

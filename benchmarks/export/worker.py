@@ -1,4 +1,4 @@
-"""The process of one contestant: `python worker.py torch|onnxruntime|openvino|potstill`, in that engine's environment.
+"""The process of one contestant: `python worker.py ENGINE`, one of `LOADERS`, in that engine's environment.
 
 It answers as `potstill.timing.worker_loop` does:
 
@@ -103,11 +103,20 @@ def load_potstill(command: Mapping[str, Any]) -> Engine:
     return Engine(list(session.inputs), lambda feeds: lambda: session.run(feeds)["logits"])
 
 
+def load_potstill_openvino(command: Mapping[str, Any]) -> Engine:
+    """Open a bundle's file in the session that serves it with `--engine openvino`."""
+    from potstill.serve.openvino_session import OpenVinoSession
+
+    session = OpenVinoSession(Path(command["file"]), threads=command["threads"])
+    return Engine(list(session.inputs), lambda feeds: lambda: session.run(feeds)["logits"])
+
+
 LOADERS = {
     "torch": load_torch,
     "onnxruntime": load_onnxruntime,
     "openvino": load_openvino,
     "potstill": load_potstill,
+    "potstill-openvino": load_potstill_openvino,
 }
 
 
