@@ -39,6 +39,8 @@ MANIFEST_NAME = "potstill.json"
 SCHEMA_VERSION = 2
 LABELLED_TASKS = ("text-classification", "token-classification")
 Precision = Literal["fp32", "fp16", "int8", "int8-static"]
+EngineName = Literal["onnxruntime", "openvino"]
+"""What can run the files of a bundle; the files are the same."""
 # The hub's names, by which transformers.js finds fp32, fp16 and int8.
 MODEL_FILES: dict[str, str] = {
     "fp32": "onnx/model.onnx",
@@ -48,6 +50,8 @@ MODEL_FILES: dict[str, str] = {
 }
 WEIGHT_ONLY = "weight-only"
 """`quantisation.method` of an int8 file whose weights are stored as integers but multiplied as floats."""
+RECOMMENDED: tuple[Precision, ...] = ("int8", "int8-static", "fp32", "fp16")
+"""What to serve on a CPU where nobody chose: the first of these that a bundle has. All of them passed their gates."""
 LONGEST_TEXT = 2**20
 """The largest `max_length` of a manifest, in tokens; a tokenizer allocates arrays of this length when it is loaded."""
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -90,6 +94,10 @@ class Fusion(Evidence):
     nodes: int = 0
     shape_nodes: int = 0
     """Nodes that compute with sizes and constants only."""
+    opset: int | None = None
+    """The ONNX operator set that a runtime must know."""
+    onnxruntime_operators: list[str] = []
+    """Operators outside of the standard, com.microsoft's, that it must know as well."""
 
 
 class ParityCell(Evidence):
@@ -155,6 +163,23 @@ class LabelledLoss(Evidence):
     relative_loss_interval: tuple[float, float] | None = None
 
 
+class LabelLoss(Evidence):
+    """How far the recall of one label, or of one type of entity, falls against fp32's."""
+
+    label: str = ""
+    support: int = 0
+    """How many there are: by the labels of the texts, or without labels by fp32's answers."""
+    reference: float = nan
+    """fp32's recall; 1 without labels."""
+    candidate: float = nan
+    loss: float = nan
+    """reference - candidate: 0.05 is 5 points."""
+    loss_interval: tuple[float, float] = (nan, nan)
+    """95 % for all labels together."""
+    verdict: str = ""
+    """FAIL where the whole interval lies above `max_label_loss`, PASS where all of it is within."""
+
+
 class QualityLoss(Evidence):
     """What a file loses against fp32 on real texts."""
 
@@ -174,8 +199,17 @@ class QualityLoss(Evidence):
     """The metric that the verdict rests on, or `agreement`."""
     agreement: Agreement | None = None
     labelled: LabelledLoss | None = None
+    max_label_loss: float | None = None
+    """By how much the recall of any label may fall."""
+    labels: list[LabelLoss] = []
+    """Of every label that occurs, of classifiers; one that FAILs makes the whole FAIL."""
     on: str | None = None
     """Where the texts are from."""
+
+    @property
+    def worst_label(self) -> LabelLoss | None:
+        """The label whose recall falls most, of those that fail where some do."""
+        return max(self.labels, key=lambda row: (row.verdict == "FAIL", row.loss, row.support), default=None)
 
 
 class BatchDrift(Evidence):
@@ -260,6 +294,10 @@ class FallbackStep(Evidence):
     loss: float = nan
     loss_interval: tuple[float, float] = (nan, nan)
     verdict: str = ""
+    label: str | None = None
+    """The label whose recall falls most."""
+    label_loss: float | None = None
+    label_verdict: str | None = None
 
 
 class Quantization(Evidence):
@@ -270,6 +308,8 @@ class Quantization(Evidence):
     made_by: str | None = None
     """Set for a file that was quantised before potstill saw it."""
     weight_bits: int = 8
+    embedding_bits: int = 8
+    """Of the table of words."""
     per_channel: bool | None = None
     smoothing: float | None = None
     attention: str = "float"
@@ -315,6 +355,16 @@ class Tuning(Evidence):
     """What kept the machine too busy to time anything."""
 
 
+class EngineCheck(Evidence):
+    """A file's answers on another engine, held against those of fp32 in onnxruntime (`export --check-engine`)."""
+
+    version: str | None = None
+    """The engine's."""
+    parity: Parity = Parity()
+    quality: QualityLoss | None = None
+    invariance: BatchInvariance | None = None
+
+
 class TokenizerParity(Evidence):
     """The bundle's tokenizer held against the checkpoint's file, id by id."""
 
@@ -337,6 +387,37 @@ class Architecture(Evidence):
     max_position_embeddings: int | None = None
 
 
+class TokensPerText(Evidence):
+    """How many tokens some texts have before and after a vocabulary was trimmed, special tokens left out."""
+
+    texts: str = ""
+    """Data set and split."""
+    num_texts: int = 0
+    before: float = nan
+    """Tokens per text by the whole vocabulary."""
+    after: float = nan
+
+    @property
+    def more(self) -> float:
+        """How many more tokens there are, as a share of those before."""
+        return self.after / self.before - 1
+
+
+class TrimmedVocabulary(Evidence):
+    """What trimming a vocabulary saved, and what it costs."""
+
+    asked: str = ""
+    """`task`, a size, or `min-count=N`."""
+    rows: int = 0
+    """Of the word embeddings."""
+    rows_before: int = 0
+    parameters_saved: int = 0
+    counted_on: str = ""
+    """The texts whose pieces decided which stay."""
+    tokens_per_text: list[TokensPerText] = []
+    """On texts of the task first, then on those of another domain."""
+
+
 class SourceRecord(Evidence):
     """What the bundle was made from."""
 
@@ -347,6 +428,8 @@ class SourceRecord(Evidence):
     """`checkpoint` or `onnx`."""
     notes: list[str] = []
     """What a user must know to get the checkpoint's own answers."""
+    vocabulary: TrimmedVocabulary | None = None
+    """Set where the checkpoint's vocabulary is a part of that of the model it comes from."""
 
 
 class AgainstTrivial(Evidence):
@@ -422,6 +505,8 @@ class ModelRecord(_Record):
     activation scale for the whole batch, so its answers are not (microsoft/onnxruntime#10111)."""
     unpadded: bool = False
     """Whether its products leave padding out, so that a batch costs what its tokens cost and not its longest text."""
+    first_token_only: bool = False
+    """Whether its last layer is computed for the first token alone, because the head reads no other."""
     disabled_optimizers: list[str] = []
     """onnxruntime graph optimisers that the session switches off for this file, because measuring said so."""
     fusion: Fusion = Fusion()
@@ -433,6 +518,8 @@ class ModelRecord(_Record):
     """None for a file without int8."""
     speed: Speed | None = None
     tuning: Tuning | None = None
+    engines: dict[EngineName, EngineCheck] = {}
+    """Other engines that it was checked on."""
 
 
 class Manifest(_Record):

@@ -6,6 +6,7 @@ line's flags, and `--set a.b=c`. All faults are reported at once; for an unknown
 The defaults of a method and of a preset lie between the sections' own and the recipe file: see `with_defaults`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -47,6 +48,8 @@ class Method:
     """Training settings whose defaults differ from those of `DistillConfig`."""
 
 
+# As in TinyBERT (arXiv 1909.10351, section 4.2).
+_AUGMENTATION = {"augment": 0, "augment_model": None, "augment_share": 0.4}
 # 15 % as in BERT (arXiv 1810.04805, section 3.1).
 _MASKING = {"mask_share": 0.15, "mask_smoothing": 0.0}
 _MASKED_LM_TRAINING = {"learning_rate": 5e-4, "batch_size": 32, "gradient_accumulation": 8, "weight_decay": 0.0}
@@ -57,7 +60,7 @@ METHODS = {
         Method(
             name="task",
             tasks=(*_CLASSIFIERS, "question-answering"),
-            settings={"temperature": 2.0, "alpha_kl": 0.45, "alpha_ce": 1.0, "alpha_cos": 0.1},
+            settings={"temperature": 2.0, "alpha_kl": 0.45, "alpha_ce": 1.0, "alpha_cos": 0.1, **_AUGMENTATION},
         ),
         # DistilBERT, arXiv 1910.01108. The loss weights are those of the released model (transformers issue 2013), the
         # optimiser's settings those of the training script.
@@ -103,9 +106,7 @@ METHODS = {
                 "alpha_attention": 1.0,
                 "alpha_prediction": 1.0,
                 "intermediate_share": 0.8,
-                "augment": 0,
-                "augment_model": None,
-                "augment_share": 0.4,
+                **_AUGMENTATION,
             },
         ),
         # MobileBERT, arXiv 2004.02984; weights of the layer terms and T = 1 as in the authors' configuration.
@@ -226,27 +227,63 @@ class ScratchConfig(Section):
 
 
 class TeacherConfig(Section):
-    """The model that is distilled."""
+    """What teaches: a model, several whose answers are averaged, or a column of the data with a model's answers."""
 
     model: str | None = None
     """A hub id or a checkpoint folder."""
     scratch: ScratchConfig | None = None
     """Train one on the spot instead."""
+    column: str | None = None
+    """Take the answers from this column of the data instead: probabilities, labels, or vectors (docs/data.md)."""
+    ensemble: list[str] = []
+    """Further models, whose probabilities are averaged with the model's. Labels are matched by name, and each reads
+    with its own tokenizer."""
+    stored: bool | None = None
+    """Ask the model once, before the training, and not at every step: that costs less from the second pass on, and lets
+    it have another tokenizer than the student. None does so with several models alone."""
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether all answers are there before the training."""
+        return self.column is not None or bool(self.ensemble) or self.stored is True
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        if (self.model is None) == (self.scratch is None):
-            raise ValueError("give either model (a hub id or a checkpoint folder) or scratch")
+        if [self.model, self.scratch, self.column].count(None) != 2:
+            raise ValueError("give one of model (a hub id or a checkpoint folder), scratch or column")
+        if self.ensemble and self.column is not None:
+            raise ValueError(
+                "an ensemble is averaged with a model, and a column takes the place of models; give one of both"
+            )
+        if self.stored is False and self.is_stored:
+            raise ValueError("the answers of a column, or of several models, are always stored; leave stored out")
         return self
 
 
+def parse_vocabulary(asked: object) -> tuple[int | None, int | None]:
+    """Return the size that a vocabulary is trimmed to, and the least count of a piece; both None for `task`.
+
+    Raises:
+        ValueError: if it is none of `task`, a size, and `min-count=N`.
+    """
+    found = re.fullmatch(r"(?:(min-count)=)?([1-9]\d*)", str(asked))
+    if found is None and asked != "task":
+        raise ValueError("must be task, a size such as 9000, or min-count=5 for the pieces that occur 5 times or more")
+    if found is None:
+        return None, None
+    number = int(found[2])
+    return (None, number) if found[1] else (number, None)
+
+
 class StudentConfig(Section):
-    """The model that is made: a checkpoint of its own, or cut from the teacher."""
+    """The model that is made: cut from the teacher, or from a checkpoint of its own."""
 
     model: str | None = None
-    """A hub id or a checkpoint folder; None cuts the student from the teacher."""
+    """A hub id or a checkpoint folder to start from, such as an encoder that was never fine-tuned, which gets a new
+    head for the task; None starts from the teacher."""
     layers: int | list[int] | None = None
-    """How many teacher layers to keep (spread evenly from the first), or which ones; None keeps half."""
+    """How many layers to keep (spread evenly from the first), or which ones; None keeps half of the teacher's, and all
+    of `model`."""
     best_of: bool = False
     """Try several choices of so many layers on a few batches, and keep the one that scores best untrained."""
     family: Literal["same", "distilbert", "mobilebert"] = "same"
@@ -257,6 +294,22 @@ class StudentConfig(Section):
     """Attention heads of a narrower student; None keeps the width of a head."""
     intermediate_size: PositiveInt | None = None
     """Width of a narrower student's feed-forward layers; None scales it with hidden_size."""
+    start: Literal["copied", "random"] = "copied"
+    """Whether the student has the weights of what it is cut from, or its shape alone and random weights."""
+
+    vocabulary: int | str | None = None
+    """Trim the vocabulary to the training texts: `task` (their tokens become 5 % more at most), a size such as 9000, or
+    `min-count=5` for the pieces that occur so often; None keeps all of it."""
+    other_data: str | None = None
+    """Texts of another domain, to tell what a trimmed vocabulary costs there; None is Python's documentation."""
+
+    @field_validator("vocabulary", mode="before")
+    @classmethod
+    def _known_vocabulary(cls, vocabulary: Any) -> Any:
+        if vocabulary is None:
+            return None
+        size, _ = parse_vocabulary(vocabulary)
+        return vocabulary if size is None else size
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -272,13 +325,11 @@ class StudentConfig(Section):
         return layers
 
     @model_validator(mode="after")
-    def _not_both(self) -> Self:
-        cuts = ("layers", "best_of", "hidden_size", "num_heads", "intermediate_size")
-        cut = next((key for key in cuts if getattr(self, key)), None)
-        if self.model is not None and cut:
-            raise ValueError(f"{cut} cuts a student from the teacher; with model there is nothing to cut")
+    def _consistent(self) -> Self:
         if self.best_of and not isinstance(self.layers, int):
             raise ValueError("best_of needs a count of layers to choose, such as layers=3")
+        if self.best_of and self.start == "random":
+            raise ValueError("best_of scores what layers know before training, and random ones know nothing")
         if self.hidden_size is None and (self.num_heads or self.intermediate_size):
             raise ValueError("num_heads and intermediate_size shape a narrower student; set hidden_size as well")
         return self
@@ -292,7 +343,8 @@ class DataConfig(Section):
     text_columns: list[str] | None = Field(default=None, min_length=1, max_length=2)
     """The column of the text, or two for pairs; None looks for the usual names."""
     label_column: str | None = None
-    """The column of the label, or `a,b,c` if each label has one; None looks for the task's usual names."""
+    """The column of the label, or `a,b,c` if each label has one, or `none` if texts have no label for `distill`; None
+    looks for the task's usual names."""
     problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = None
     """What a text classifier's labels are, to fine-tune one; None takes what they look like, and a model that is
     fine-tuned knows."""
@@ -302,6 +354,10 @@ class DataConfig(Section):
     """Read a hub data set as a stream and keep only max_train_examples rows of it."""
     num_proc: PositiveInt | None = None
     """Processes that tokenise running text; None takes the cores that this process may use."""
+    labels: list[str] | None = Field(default=None, min_length=2)
+    """The labels in the order of their ids, if neither a model nor the data names them."""
+    unlabelled: str | None = None
+    """A further data set, from whose texts the student learns what its teacher answers."""
     train_split: str = "train"
     eval_split: str = "validation"
     max_train_examples: PositiveInt | None = None
@@ -354,7 +410,7 @@ class DistillConfig(Section):
     intermediate_share: Share | None = None
     """For `tinybert` on a classifier: the share of the training before the answers are learned."""
     augment: int | None = Field(default=None, ge=0)
-    """For `tinybert` on a classifier: how many altered copies of each text are added to the data."""
+    """How many altered copies of each text are added to the data, for the teacher to answer; they get no label."""
     augment_model: str | None = None
     """The masked-language model that proposes other words."""
     augment_share: Share | None = None
@@ -437,6 +493,8 @@ class ExportConfig(Section):
     unpad: bool | None = None
     """Leave padding out of the products of fp32 and int8-static, so that batches cost what their tokens cost. Not for
     engines that must know every shape beforehand; None does so with fused attention, which is onnxruntime's own."""
+    first_token_only: bool = True
+    """Where the head reads the first token alone, compute the last layer for it alone; other heads are not touched."""
     max_length: PositiveInt | None = None
     """Longest text in tokens; None takes the tokenizer's own, at most the model's positions."""
     allow_unfused: bool = False
@@ -445,6 +503,10 @@ class ExportConfig(Section):
     """One vector per text within a feature extractor's graph; None does what a sentence-transformers folder says."""
     normalize: bool | None = None
     """Whether that vector has length 1; None does what the folder says, and elsewhere yes."""
+    token_vectors: bool = True
+    """Whether a graph that makes one vector per text gives those of all tokens, too."""
+    embedding_bits: Literal[4, 8] = 8
+    """Bits of an int8 file's table of words. 4 takes half the bytes: blocks of 32 numbers with a scale each."""
     calibration_texts: int = Field(default=256, ge=0)
     """How many texts int8 may see to balance outliers and, if static, to fix its scales; 0 quantises blindly."""
     judged_texts: int = Field(default=1000, ge=1)
@@ -452,12 +514,17 @@ class ExportConfig(Section):
     # 1 % is strict without labels: docs/log.md, "Export".
     max_loss: float = Field(default=0.01, gt=0, lt=1)
     """The share of the score, or without labels of the answers, that a quantised file may lose."""
+    max_label_loss: float | None = Field(default=None, gt=0, le=1)
+    """By how much the recall of any label, or type of entity, may fall in a quantised file: 0.05 is 5 points, and 1
+    refuses nothing. Only a fall beyond chance is refused. None takes five times max_loss."""
     max_fp32_layers: int = Field(default=4, ge=0)
     """How many layers may go back to fp32 to hold that."""
     tune: bool = False
     """Try the recipes that matter on this machine and keep the fastest that holds."""
     rounds: int = Field(default=5, ge=0)
     """Turns that fp32 and int8 take to be compared in speed; 0 leaves it unmeasured."""
+    check_engines: list[Literal["openvino"]] = []
+    """Other engines on which every file must hold as well; onnxruntime is always one."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -465,6 +532,11 @@ class ExportConfig(Section):
             raise ValueError(f"attention onnx is standard from opset 23 on, and opset is {self.opset}; leave it out")
         if "int8-static" in self.precisions and not self.calibration_texts:
             raise ValueError("int8-static needs texts to fix its scales; set calibration_texts above 0")
+        if self.embedding_bits == 4 and not {"int8", "int8-static"} & set(self.precisions):
+            raise ValueError(
+                f"embedding_bits is 4, which is of int8 files, and precisions are {', '.join(self.precisions)}; "
+                "add int8 or int8-static, or leave it out"
+            )
         if self.tune and self.rounds < 2:
             raise ValueError("tune compares speeds, so rounds must be at least 2")
         if self.rounds == 1:
@@ -472,6 +544,12 @@ class ExportConfig(Section):
                 "rounds is 1, and an interval needs 2 turns of each file; set 2 or more, or 0 for no speeds"
             )
         return self
+
+    @property
+    def label_loss(self) -> float:
+        """By how much the recall of any label may fall: its own setting, else what goes with max_loss."""
+        # Of nine labels of one size, one that loses 5 points costs the score half a point.
+        return min(1.0, 5 * self.max_loss) if self.max_label_loss is None else self.max_label_loss
 
 
 class BenchConfig(Section):
@@ -549,6 +627,46 @@ class Recipe(Section):
     resume: bool = False
     """Go on with what output_dir holds of the same recipe; `--resume` on the command line."""
 
+    # Before fields are checked, since the method's own default does not say that nobody asked for it.
+    @model_validator(mode="before")
+    @classmethod
+    def _stored_answers_have_no_states(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        teacher, settings = values.get("teacher"), values.get("distill", {})
+        if not isinstance(teacher, Mapping) or not isinstance(settings, Mapping):
+            return values
+        stored = teacher.get("column") or teacher.get("ensemble") or teacher.get("stored")
+        if not stored or settings.get("method", "task") != "task" or settings.get("alpha_cos") is not None:
+            return values
+        return {**values, "distill": {**settings, "alpha_cos": 0.0}}
+
+    @model_validator(mode="after")
+    def _answers_fit(self) -> Self:
+        teacher, method = self.teacher, self.distill.method
+        if teacher.column is not None and self.student.model is None:
+            raise ValueError("a column of answers has no layers to cut a student from; set student.model to an encoder")
+        if self.distill.augment and teacher.column is not None:
+            raise ValueError("augment makes new texts, of which a column says nothing; it takes a teacher.model")
+        if self.distill.augment and self.task not in ("text-classification", "fill-mask", "feature-extraction"):
+            raise ValueError(
+                f"augment alters plain texts and pairs, whose words have no place of their own, not {self.task}"
+            )
+        if teacher.is_stored and method != "task" and not (method == "embedding" and teacher.column is not None):
+            given = "column" if teacher.column is not None else "ensemble" if teacher.ensemble else "stored"
+            raise ValueError(f"method {method} learns from inside its teacher, so teacher.{given} is for method task")
+        if teacher.is_stored and self.distill.alpha_cos and method == "task":
+            raise ValueError("alpha_cos compares hidden states, and stored answers have none; leave it out")
+        is_labelled = self.task in _CLASSIFIERS and method in ("task", "tinybert")
+        if self.task == "question-answering" and teacher.is_stored:
+            raise ValueError(
+                "an answer is a place among one tokenizer's tokens, so a teacher of questions is asked live"
+            )
+        if self.data.unlabelled is not None and not is_labelled:
+            why = "questions need their answers" if self.task == "question-answering" else f"{method} reads no labels"
+            raise ValueError(f"data.unlabelled is for classifiers and tags; {why}")
+        return self
+
     @model_validator(mode="after")
     def _method_fits_task(self) -> Self:
         method = METHODS[self.distill.method]
@@ -560,6 +678,8 @@ class Recipe(Section):
             )
         if method.name == "mobilebert" and self.student.model is None and self.student.family == "distilbert":
             raise ValueError("method mobilebert makes a MobileBERT student; leave student.family out")
+        if self.task == "fill-mask" and self.export.embedding_bits == 4:
+            raise ValueError("export.embedding_bits is 4, and fill-mask needs the table of words in 8; leave it out")
         return self
 
     @property
@@ -618,9 +738,12 @@ def build_recipe(
 
 def _infer_task(values: Mapping[str, object]) -> str | None:
     """Return the teacher's own task if the method has it, else the method's only task; None takes the default."""
-    teacher, settings = (part if isinstance(part := values.get(key), Mapping) else {} for key in ("teacher", "distill"))
+    teacher, student, settings = (
+        part if isinstance(part := values.get(key), Mapping) else {} for key in ("teacher", "student", "distill")
+    )
     method = METHODS.get(settings.get("method") or "task")
-    model = teacher.get("model")
+    # Without a model that teaches, the one to start from says it.
+    model = teacher.get("model") or (student.get("model") if teacher.get("column") else None)
     trained = trained_task(model) if isinstance(model, str) else None
     if method is None:
         return None

@@ -24,6 +24,7 @@ _PACKAGES = (
     "numpy",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "tokenizers",
     "torch",
     "transformers",

@@ -128,7 +128,7 @@ def test_all_faults_are_told_at_once():
         "distill.temperature: input should be greater than 0 (it is 0)",
         "sed: unknown key; did you mean 'seed'?",
         "student.layers: a student needs at least 1 layer (it is 0)",
-        "teacher.layers: unknown key; known are model, scratch",
+        "teacher.layers: unknown key; known are model, scratch, column, ensemble, stored",
     ]
 
 
@@ -153,13 +153,15 @@ def test_an_unknown_key_inside_scratch_is_answered_with_the_nearest_of_scratch()
 
 
 def test_an_unknown_key_like_nothing_is_answered_with_all():
-    assert faults(SMALLEST, ("teacher.xyz", 1)) == ["teacher.xyz: unknown key; known are model, scratch"]
+    assert faults(SMALLEST, ("teacher.xyz", 1)) == [
+        "teacher.xyz: unknown key; known are model, scratch, column, ensemble, stored"
+    ]
 
 
 @pytest.mark.parametrize("teacher", [{}, {"model": "a", "scratch": {}}], ids=["neither", "both"])
 def test_a_teacher_is_a_model_or_from_scratch_and_never_both(teacher):
     assert faults({**SMALLEST, "teacher": teacher}) == [
-        "teacher: give either model (a hub id or a checkpoint folder) or scratch"
+        "teacher: give one of model (a hub id or a checkpoint folder), scratch or column"
     ]
 
 
@@ -191,9 +193,9 @@ def test_other_layers_are_refused_with_the_value_shown(layers, fault):
     assert faults(SMALLEST, ("student.layers", layers)) == [f"student.layers: {fault} (it is {layers!r})"]
 
 
-def test_a_student_of_its_own_is_not_cut():
-    found = faults(SMALLEST, ("student.model", "small"), ("student.layers", 3))
-    assert found == ["student: layers cuts a student from the teacher; with model there is nothing to cut"]
+def test_the_best_of_random_layers_is_refused():
+    found = faults(SMALLEST, ("student.layers", 3), ("student.best_of", True), ("student.start", "random"))
+    assert found == ["student: best_of scores what layers know before training, and random ones know nothing"]
 
 
 def test_a_distillation_without_any_loss_is_refused():
@@ -216,6 +218,8 @@ def test_heads_must_divide_the_width():
         ({"attention": "onnx", "opset": 20}, "opset is 20"),
         ({"precisions": ["int8-static"], "calibration_texts": 0}, "needs texts to fix its scales"),
         ({"tune": True, "rounds": 1}, "rounds must be at least 2"),
+        ({"embedding_bits": 5}, "embedding_bits: input should be 4 or 8"),
+        ({"embedding_bits": 4, "precisions": ["fp32", "fp16"]}, "precisions are fp32, fp16; add int8 or int8-static"),
         ({"max_loss": 0}, "max_loss"),
     ],
 )
@@ -435,7 +439,7 @@ class TestMethods:
         [
             ({"student.best_of": True}, "best_of needs a count"),
             ({"student.num_heads": 2}, "set hidden_size as well"),
-            ({"student.model": "m", "student.hidden_size": 8}, "hidden_size cuts a student"),
+            ({"student.model": "m", "student.num_heads": 8}, "num_heads and intermediate_size shape"),
         ],
     )
     def test_a_student_that_is_told_two_things_is_refused(self, settings, told):

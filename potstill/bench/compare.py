@@ -9,11 +9,11 @@ models have no changed row in 95 of 100 cases. What was disturbed in either run 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from statistics import NormalDist
 from typing import Literal, TypeAlias
 
 from potstill.bench import report_schema, statistics
 from potstill.bench.report.formatting import number, score
+from potstill.evaluation.intervals import Z, together
 
 ChangeOutcome = Literal[
     "better",
@@ -33,8 +33,6 @@ _UNKNOWN_IS_FINE = ("governor", "turbo", "smt")
 # Six loads of one file differed in resident memory by up to 1.1 % (int8) and 0.1 % (fp32); twice that is a difference
 # where a report did not look at several processes.
 _MEMORY_FLOOR = 0.02
-_CONFIDENCE = 0.95
-_Z = NormalDist().inv_cdf((1 + _CONFIDENCE) / 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,15 +150,14 @@ def compare(old: report_schema.Report, new: report_schema.Report) -> ReportCompa
     """Compare a report with an older one, row by row."""
     machine = other_machine(old, new)
     old_tables, new_tables = _read_tables(old), _read_tables(new)
-    # The rows of sampled times: these are the tests that share the 5 % of false alarms.
+    # The rows that were sampled: these are the tests that share the 5 % of false alarms. What was counted is none.
     sampled = sum(
         place in new_tables[table.title] and bool(row.interval or new_tables[table.title][place].interval)
         for table in _TABLES
-        if table.can_be_disturbed
         for place, row in old_tables[table.title].items()
     )
     # Bonferroni: every interval is stretched by the quantile for so many tests / the usual one.
-    widened = NormalDist().inv_cdf(1 - (1 - _CONFIDENCE) / 2 / max(1, sampled)) / _Z
+    widened = together(sampled) / Z
     changes = []
     for table in _TABLES:
         before, after = old_tables[table.title], new_tables[table.title]
@@ -217,7 +214,7 @@ def _compare_rows(
     if before is None or after is None:
         return make(old=old, new=new, outcome="only in the new report" if before is None else "only in the old report")
     is_score = table.title == _SCORE
-    change, interval = _difference(before, after) if is_score else _ratio(table, before, after, widened=widened)
+    change, interval = (_difference if is_score else _ratio)(before, after, widened=widened)
     if interval is not None:
         interval = statistics.with_floors(interval, *floors)
     # One start has no spread to judge a change by.
@@ -233,21 +230,19 @@ def _compare_rows(
     return make(old=old, new=new, change=change, interval=interval if has_interval else None, outcome=outcome)
 
 
-def _difference(before: _Row, after: _Row) -> tuple[float, report_schema.Interval | None]:
+def _difference(before: _Row, after: _Row, *, widened: float) -> tuple[float, report_schema.Interval | None]:
     if before.interval is None or after.interval is None:
         return after.value - before.value, None
-    return statistics.difference((after.value, after.interval), (before.value, before.interval))
+    sides = (after.value, after.interval), (before.value, before.interval)
+    return statistics.difference(*sides, widened=widened)
 
 
-def _ratio(
-    table: _Table, before: _Row, after: _Row, *, widened: float
-) -> tuple[float | None, report_schema.Interval | None]:
+def _ratio(before: _Row, after: _Row, *, widened: float) -> tuple[float | None, report_schema.Interval | None]:
     """Return new / old with its interval; a value that was counted is taken as exact."""
     sides = [(row.value, row.interval or (row.value, row.value)) for row in (after, before)]
     if not statistics.can_be_ratio(*sides):
         return None, None
-    # Memory's interval is the span of all its processes: what widens the intervals of times would only hide a change.
-    return statistics.ratio(*sides, widened=widened if table.can_be_disturbed else 1.0)
+    return statistics.ratio(*sides, widened=widened)
 
 
 def _notes(old: report_schema.Report, new: report_schema.Report) -> Iterator[str]:

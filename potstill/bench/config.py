@@ -76,7 +76,7 @@ class Request:
         baseline: the model that all are compared with; None takes the first.
         data: what quality is scored on; without any it stays unmeasured.
         suite: a YAML file with more data sets, each with models of its own, as described above.
-        claims: a YAML file with claims in the place of the package's three; see `potstill.bench.claims.claim_file`.
+        claims: a YAML file with claims in the place of the package's own; see `potstill.bench.claims.claim_file`.
     """
 
     models: Sequence[tuple[str, str]]

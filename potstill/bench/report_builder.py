@@ -1,10 +1,9 @@
 """Compute a report from the journal of a bench, whole or interrupted, and the answers to its data sets."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-
-import numpy as np
 
 from potstill import machine
 from potstill.bench import environment
@@ -14,9 +13,9 @@ from potstill.bench.measure.results import summarise_measurements
 from potstill.bench.measure.samples import Samples
 from potstill.bench.measure.size import compressed_bytes
 from potstill.bench.models import list_comparisons
-from potstill.bench.report_schema import Contestant, Environment, Latency, Model, Peaks, Report
-from potstill.evaluation.comparison import Comparison, compare_glue, compare_models
-from potstill.evaluation.predictions import load_predictions
+from potstill.bench.report_schema import Contestant, Environment, Failure, Latency, Model, Peaks, Report, Score
+from potstill.evaluation.comparison import Comparison, asked_for_other_words, compare_glue, compare_models
+from potstill.evaluation.predictions import Predictions, load_predictions
 from potstill.progress import Progress, silent
 
 # With more waiting tasks per core than this, other processes were at work.
@@ -26,7 +25,7 @@ _BUSY_LOAD = 0.5
 def make_report(bench: ResolvedBench, journal: Samples, work: Path, *, elapsed_s: float | None = None) -> Report:
     """Compute the report of what the journal and the answers in `work` hold, whole or not."""
     measured = summarise_measurements(bench, journal)
-    compared, unanswered = _compare_quality(bench, journal, work)
+    compared, unanswered, incomparable = _compare_quality(bench, journal, work)
     found = environment.describe(threads=bench.threads, load_before=journal.get("load before"))
     if measured.peaks:
         fp32, int8 = measured.peaks.get("fp32"), measured.peaks.get("int8")
@@ -42,7 +41,10 @@ def make_report(bench: ResolvedBench, journal: Samples, work: Path, *, elapsed_s
     data = [{name: getattr(each, name) for name in DataSet.__slots__} for each in bench.data]
     keys = [each.key for each in bench.configurations]
     failures = []
-    for failure in measured.failures:  # those of a data set's own model are its configuration's at that data set
+    for failure in (
+        *measured.failures,
+        *incomparable,
+    ):  # those of a data set's own model are its configuration's at that data set
         key, dataset = split_journal_key(failure.key)
         failures.append(failure.model_copy(update={"key": key, "where": failure.where or dataset}))
     report = Report(
@@ -115,35 +117,59 @@ def describe_contestants(
     return contestants
 
 
-def _compare_quality(bench: ResolvedBench, journal: Samples, work: Path) -> tuple[list[Comparison], list[str]]:
-    """Return the quality on every data set that was answered, and what is still unanswered."""
-    compared, unanswered = [], []
+def _compare_quality(
+    bench: ResolvedBench, journal: Samples, work: Path
+) -> tuple[list[Comparison], list[str], list[Failure]]:
+    """Return the quality on every data set that was answered, what is still unanswered, and what cannot be compared."""
+    compared, unanswered, incomparable = list[Comparison](), list[str](), list[Failure]()
     for dataset in bench.datasets:
-        files = {}
+        answered: dict[str, Predictions] = {}
+        tokens: dict[str, float | None] = {}
         for each in dataset.configurations:
             key = dataset.journal_key(each.key)
             answers = journal.get("answers", key, dataset.name)
             # What has failed is not still to be answered.
             failed = any(journal.get("failure", key, *place) for place in (("load", ""), ("quality", dataset.name)))
             if answers is not None:
-                files[each.key] = work / "answers" / answers["file"]
+                answered[each.key] = load_predictions(work / "answers" / answers["file"])
+                tokens[each.key] = answers.get("mean_tokens")
             elif not failed:
                 unanswered.append(f"quality of {each.key} on {dataset.name}")
-        if files:
-            compared.append(
-                compare_models(
-                    {key: load_predictions(file) for key, file in files.items()},
-                    dataset.examples,
-                    name=dataset.name,
-                    kind=dataset.kind,
-                    metric=dataset.metric,
-                    baseline=bench.baseline.key,
-                    pairs=list_comparisons(dataset.configurations, baseline=bench.baseline.key),
-                    seed=bench.seed,
-                    resamples=bench.config.resamples,
-                )
+        for key in asked_for_other_words(answered, baseline=bench.baseline.key):
+            del answered[key]
+            reason = "its tokenizer splits words otherwise than the baseline's: asked for others, it has no score"
+            incomparable.append(Failure(key=key, stage="quality", where=dataset.name, kind="error", reason=reason))
+        if answered:
+            comparison = compare_models(
+                answered,
+                dataset.examples,
+                name=dataset.name,
+                kind=dataset.kind,
+                metric=dataset.metric,
+                baseline=bench.baseline.key,
+                pairs=list_comparisons(dataset.configurations, baseline=bench.baseline.key),
+                seed=bench.seed,
+                resamples=bench.config.resamples,
             )
-    return compared, unanswered
+            scores = [row.model_copy(update={"tokens_per_text": tokens[row.key]}) for row in comparison.quality.scores]
+            notes = [*comparison.quality.notes, *_tell_tokens(scores, baseline=bench.baseline.key)]
+            quality = comparison.quality.model_copy(update={"scores": scores, "notes": notes})
+            compared.append(replace(comparison, quality=quality))
+    return compared, unanswered, incomparable
+
+
+def _tell_tokens(scores: Sequence[Score], *, baseline: str) -> list[str]:
+    """Return a sentence for every model that writes the same texts with another number of tokens than the baseline."""
+    tokens = {row.key: row.tokens_per_text for row in scores}
+    base, told = tokens.get(baseline), dict[str, str]()
+    for key, own in tokens.items():
+        if base and own and own != base:
+            model, others = key.partition("/")[0], baseline.partition("/")[0]
+            told[model] = (
+                f"{model} reads {own / base:.2f} times as many tokens of a text as {others} ({own:.1f} against "
+                f"{base:.1f}): times at fixed lengths do not show it, those of own texts do."
+            )
+    return list(told.values())
 
 
 def add_flops(bench: ResolvedBench, row: Latency, peaks: Peaks | None) -> Latency:
@@ -153,12 +179,13 @@ def add_flops(bench: ResolvedBench, row: Latency, peaks: Peaks | None) -> Latenc
     kernels than the bare product's. It is left out, as is that of a row or a peak which the machine disturbed.
     """
     configuration = next(each for each in bench.configurations if each.key == row.key)
-    per_token = bench.models[configuration.model].facts.flops_per_token
-    if row.load.num_tokens is None or not row.p50_ms or not per_token:
+    num_tokens = row.load.num_tokens
+    if num_tokens is None or not row.p50_ms:
         return row
-    # Exact between the lengths: attention grows with the length, all else does not depend on it.
-    flops = float(np.interp(row.load.num_tokens, list(per_token), list(per_token.values())))
-    rate = flops * row.load.num_tokens * row.load.batch_size / (row.p50_ms / 1e3)
+    per_token = bench.models[configuration.model].flops_per_token(configuration, num_tokens)
+    if per_token is None:
+        return row
+    rate = per_token * num_tokens * row.load.batch_size / (row.p50_ms / 1e3)
     peak = None
     if peaks is not None and configuration.on_processor:
         by_precision = {"fp32": peaks.fp32_flops_per_s, "fp16": peaks.fp16_flops_per_s, "bf16": peaks.bf16_flops_per_s}

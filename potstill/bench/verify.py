@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from statistics import NormalDist
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -18,9 +17,8 @@ from potstill.bench import report_schema, statistics
 from potstill.bench.compare import differing_files, other_machine, other_software
 from potstill.bench.report.formatting import bounds, ms, score
 from potstill.errors import UsageError
+from potstill.evaluation.intervals import Z, together
 
-_CONFIDENCE = 0.95
-_Z = NormalDist().inv_cdf((1 + _CONFIDENCE) / 2)
 # These answer to the last bit again (onnxruntime 1.31, fp32 and int8, one and two threads, each in a new process); the
 # others may choose kernels by timing them.
 _EXACT_RUNNERS = ("onnxruntime-cpu", "torch-cpu", "openvino-cpu")
@@ -191,7 +189,7 @@ def _times(
     places = [place for place in before if place[0] in keys and place[1] in loads]
     machine, software = other_machine(report, fresh), other_software(report, fresh)
     # Bonferroni over the cells, as in `compare`.
-    widened = NormalDist().inv_cdf(1 - (1 - _CONFIDENCE) / (2 * max(1, len(places)))) / _Z
+    widened = together(len(places)) / Z
     for key, load in places:
         what, was, now = f"{key} p50 at {load}", before[key, load], after.get((key, load))
         if now is None:

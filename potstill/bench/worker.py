@@ -9,7 +9,7 @@ It reads commands from stdin and answers on stdout, one JSON object per line; a 
     {"do": "block", "load": LOAD, "seconds": 0.25, "min_calls": 6}    -> latencies_ms, cpu_s, wall_s
     {"do": "concurrent", "load": LOAD, "callers": 4, "seconds": 0.5}  -> texts, seconds, latencies_ms
     {"do": "first", "text": TEXT}                -> first_answer_ms
-    {"do": "answer", "texts": [TEXT, ...], "kind": KIND, "file": FILE}  -> texts; the answers are in FILE, an .npz
+    {"do": "answer", "texts": [TEXT, ...], "kind": KIND, "file": FILE}  -> texts, mean_tokens; answers in FILE, .npz
     {"do": "memory"}                             -> the fields of `report_schema.Memory`, without key and limit
     {"do": "products", "threads": 2}             (in the place of a load: bare matrix products)
     {"do": "product"}                            -> rates: number type -> operations per second

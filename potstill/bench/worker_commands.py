@@ -160,7 +160,8 @@ class WorkerCommands:
         )
         with Path(command["file"]).open("wb") as stream:  # a name without .npz would get it
             np.savez(stream, allow_pickle=False, **answers)
-        return {"texts": len(texts)}
+        tokens = model.tokenizer.lengths([_text(text, self._task) for text in texts])
+        return {"texts": len(texts), "mean_tokens": float(tokens.mean())}
 
     def _load_products(self, command: Command) -> Message:
         from potstill.bench.peak import MatrixProducts  # no part of a row's memory

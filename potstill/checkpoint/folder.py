@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from potstill.bundle import TrimmedVocabulary
 from potstill.checkpoint.sentence_transformers import (
     MODULES_FILE,
     SentenceTransformers,
@@ -528,6 +529,13 @@ def _check_labels(folder: Folder) -> None:
             f"{file} names {len(names)} labels ({shown}) and the head in the weights has {rows} rows; correct id2label "
             "and label2id"
         )
+
+
+def read_trimming(name: str | Path) -> TrimmedVocabulary | None:
+    """Return what trimming a checkpoint folder's vocabulary saved and costs; None where it is whole, or not known."""
+    file = Path(name).expanduser() / TRAINING_REPORT
+    found = read_json(file).get("vocabulary") if file.is_file() else None
+    return TrimmedVocabulary.model_validate(found) if isinstance(found, dict) else None
 
 
 # How long a text may be

@@ -11,10 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from potstill.bundle import MANIFEST_NAME
+from potstill.bundle import LABELLED_TASKS, MANIFEST_NAME
 from potstill.checkpoint import Folder, read_folder
 from potstill.checkpoint.sentence_transformers import check_pooling
-from potstill.config import ExportConfig, Recipe
+from potstill.config import ExportConfig, Recipe, parse_vocabulary
+from potstill.data import Extra, choose_splits
 from potstill.data.read import SUFFIXES
 from potstill.data.splits import find_files, parse_split
 from potstill.errors import (
@@ -26,6 +27,7 @@ from potstill.errors import (
     RecipeError,
     UsageError,
 )
+from potstill.extras import require
 from potstill.files import check_free
 from potstill.hub import check_name, similar
 from potstill.tasks import (
@@ -163,6 +165,7 @@ def check_data(
     label_names: Sequence[str] | None = None,
     problem_type: str | None = None,
     needs_labels: bool = True,
+    extra: Extra | None = None,
 ) -> None:
     """Raise if data cannot be read: it does not exist, or a split, a column or a row is missing or broken.
 
@@ -175,6 +178,7 @@ def check_data(
         label_names: the model's labels, if known.
         problem_type: of a text classifier.
         needs_labels: whether the command needs labels as well as texts.
+        extra: what a teacher's student learns from beside labels; it is read here, whatever its size.
 
     Raises:
         DataError: as the data's reader raises it.
@@ -204,7 +208,7 @@ def check_data(
         "problem_type": problem_type,
     }
     if needs_labels and len(splits) == 2:
-        load_splits(name, train=(splits[0], None), evaluation=(splits[1], None), **labelled)
+        load_splits(name, train=(splits[0], None), evaluation=(splits[1], None), extra=extra, **labelled)
         return
     for split in splits:
         if needs_labels:
@@ -259,19 +263,19 @@ def check_training(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping
     task = get_task(recipe.task)
     folder = find_checkpoint(recipe.teacher.model) if recipe.teacher.model is not None else None
     if teaches:
-        check_head(folder, task, data=recipe.data.name)
+        _check_teachers(recipe, folder, what="--teacher")
         check_student(recipe, folder, flags=flags)
         _check_embedding(recipe, folder, option="--set distill.pooling")
+        option = flags.get("student.vocabulary", "student.vocabulary")
+        check_vocabulary(None if recipe.tokenizer else folder, recipe.student.vocabulary, option=option)
     elif task is FEATURE_EXTRACTION:
         raise RecipeError(
             "a sentence encoder is not fine-tuned on labels; distil one with `potstill distill` --task "
             "feature-extraction --method embedding"
         )
     # Only a length that was asked for: the default is cut to what the model reads.
-    if folder is not None and "max_length" in recipe.model_fields_set:
+    if folder is not None and "max_length" in recipe.model_fields_set and not recipe.teacher.is_stored:
         folder.check_length(recipe.max_length, option="--set max_length")
-    if teaches and recipe.student.model is not None:
-        find_checkpoint(recipe.student.model, what="student.model")
     if recipe.tokenizer is not None:
         check_tokenizer(recipe.tokenizer, what="--set tokenizer")
     if recipe.distill.augment_model is not None:
@@ -280,11 +284,28 @@ def check_training(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping
         if find_spec(tracker) is None:
             raise MissingExtraError(f"{tracker} is not installed and this needs it: pip install 'potstill[trackers]'")
     # `finetune` gives the model a new head, so the labels of its old one say nothing about the data.
-    trained = folder if teaches else None
+    trained = _labelled_by(recipe, folder) if teaches else None
     if recipe.metric is not None:
         problem = trained.problem_type if trained else recipe.data.problem_type
         primary_metric(task, problem if task is TEXT_CLASSIFICATION else None, asked=recipe.metric)
-    _check_recipe_data(recipe, task, trained=trained)
+    _check_recipe_data(recipe, task, trained=trained, is_taught=teaches)
+
+
+def _check_teachers(recipe: Recipe, teacher: Folder | None, *, what: str) -> None:
+    """Raise unless the teacher, and those that it is averaged with, are fine-tuned for the recipe's task."""
+    task = get_task(recipe.task)
+    check_head(teacher, task, data=recipe.data.name)
+    for name in recipe.teacher.ensemble:
+        check_head(find_checkpoint(name, what=what), task, data=recipe.data.name)
+
+
+def _labelled_by(recipe: Recipe, teacher: Folder | None) -> Folder | None:
+    """Return the model whose labels the data must have: a student's own if answers are stored, else the teacher."""
+    if recipe.teacher.is_stored and recipe.student.model is not None:
+        start = find_checkpoint(recipe.student.model, what="student.model")
+        if start.task is get_task(recipe.task):
+            return start
+    return teacher
 
 
 def _check_embedding(recipe: Recipe, teacher: Folder | None, *, option: str) -> None:
@@ -316,16 +337,17 @@ def _check_export_of_vectors(recipe: Recipe, teacher: Folder | None) -> None:
         )
 
 
-def _check_recipe_data(recipe: Recipe, task: Task, *, trained: Folder | None) -> None:
+def _check_recipe_data(recipe: Recipe, task: Task, *, trained: Folder | None, is_taught: bool = False) -> None:
     """Check both splits of a recipe's data with `check_data`.
 
     Args:
         recipe: names the data and its columns.
         task: decides which columns there must be.
         trained: a model whose labels the data must have; None if one is first trained on that data.
+        is_taught: whether there is a teacher, with which texts need no label.
     """
     data = recipe.data
-    label_names, problem = (trained.labels, trained.problem_type) if trained else (None, data.problem_type)
+    label_names, problem = (trained.labels, trained.problem_type) if trained else (data.labels, data.problem_type)
     check_data(
         data.name,
         (data.train_split, data.eval_split),
@@ -335,35 +357,60 @@ def _check_recipe_data(recipe: Recipe, task: Task, *, trained: Folder | None) ->
         label_names=label_names if problem != REGRESSION else None,
         problem_type=problem if task is TEXT_CLASSIFICATION else None,
         needs_labels=task not in (FILL_MASK, FEATURE_EXTRACTION),
+        extra=_check_extra(recipe) if is_taught else None,
     )
 
 
-def check_student(recipe: Recipe, folder: Folder | None, *, flags: Mapping[str, str]) -> None:
-    """Raise if the student cannot be cut from the teacher: a checkpoint (`folder`), or one that the recipe trains.
+def _check_extra(recipe: Recipe) -> Extra:
+    """Return what the student learns from beside labels, as far as it may be read here.
 
     Raises:
-        CheckpointError: with the layers that the teacher has, or the family that fits.
+        DataError: if the texts without labels are not there.
     """
-    if recipe.student.model is not None:
-        return
+    further, answers = recipe.data.unlabelled, recipe.teacher.column
+    if further is None:
+        return Extra(answers=answers)
+    check_name(further, "dataset", what="--unlabelled")
+    files = find_files(further, "train", _DATA_SUFFIXES)
+    is_read = files is not None and _is_read_at_once(Path(further).expanduser())
+    return Extra(unlabelled=further if is_read else None, answers=answers)
+
+
+def check_student(recipe: Recipe, folder: Folder | None, *, flags: Mapping[str, str]) -> None:
+    """Raise if the student cannot be cut from its teacher, or from the checkpoint that `student.model` names.
+
+    Args:
+        recipe: says what to cut, and the settings of a teacher that it trains.
+        folder: the teacher's checkpoint, if there is one already.
+        flags: the options that the recipe's keys have on this command line, for messages.
+
+    Raises:
+        CheckpointError: with the layers that there are, or the family that fits.
+    """
     scratch = recipe.teacher.scratch
     total = scratch.num_layers if scratch is not None else folder.layers if folder is not None else None
-    asked = recipe.student_layers
+    layer = recipe.distill.settings().get("teacher_layer")
+    if layer is not None and total is not None and layer >= total:
+        raise CheckpointError(f"--set distill.teacher_layer={layer}: the teacher has the layers 0 to {total - 1}")
+    who, asked = "the teacher", recipe.student_layers
+    if recipe.student.model is not None:
+        folder = find_checkpoint(recipe.student.model, what="student.model")
+        if folder.task not in (None, FEATURE_EXTRACTION, FILL_MASK):  # these have no head, or none to lose
+            check_head(folder, get_task(recipe.task))
+        total, who, asked = folder.layers, recipe.student.model, recipe.student.layers
     given = f"{flags['student.layers']} " if "student.layers" in flags else "student.layers="
     if total is not None and asked is not None:
         if isinstance(asked, int) and asked > total:
+            source = "a teacher" if who == "the teacher" else who
             raise CheckpointError(
-                f"{given}{asked}: a student of {asked} layers cannot be cut from a teacher with {total}; "
+                f"{given}{asked}: a student of {asked} layers cannot be cut from {source} with {total}; "
                 f"ask for 1 to {total}"
             )
         # The recipe has checked that listed layers rise.
         if isinstance(asked, list) and asked[-1] >= total:
             raise CheckpointError(
-                f"{given}{','.join(map(str, asked))}: the teacher has the layers 0 to {total - 1}; name some of them"
+                f"{given}{','.join(map(str, asked))}: {who} has the layers 0 to {total - 1}; name some of them"
             )
-    layer = recipe.distill.settings().get("teacher_layer")
-    if layer is not None and total is not None and layer >= total:
-        raise CheckpointError(f"--set distill.teacher_layer={layer}: the teacher has the layers 0 to {total - 1}")
     if folder is None:
         return
     if recipe.student.family == "distilbert" and folder.model_type not in {"bert", "distilbert", None}:
@@ -387,8 +434,67 @@ def check_init(recipe: Recipe, out: Path, *, overwrite: bool, flags: Mapping[str
     check_student(recipe, folder, flags=flags)
     if recipe.student.best_of:
         raise RecipeError("--set student.best_of scores students on data, and `init` has none; name the layers")
+    if recipe.student.vocabulary is not None:
+        raise RecipeError("a vocabulary is trimmed to data, and `init` has none; use `potstill trim`, or leave it out")
     if recipe.tokenizer is not None:
         check_tokenizer(recipe.tokenizer, what="--set tokenizer")
+
+
+def check_vocabulary(folder: Folder | None, asked: str | int | None, *, option: str) -> None:
+    """Raise if a local checkpoint's vocabulary cannot be trimmed, or not to the size that is asked for.
+
+    Raises:
+        UsageError: if the setting is none of the three.
+        CheckpointError: with the sizes that there can be, and what it is about the tokenizer.
+    """
+    if asked is None:
+        return
+    try:
+        size, _ = parse_vocabulary(asked)
+    except ValueError as error:
+        raise UsageError(f"{option} {asked}: {error}") from error
+    if folder is None or folder.tokenizer_file is None:
+        return  # its tokenizer is made when it is loaded
+    tokenizers = require("tokenizers", extra="distill")
+    from potstill.checkpoint.vocabulary import Vocabulary, special_ids
+
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(folder.tokenizer_file))
+    except Exception:  # a broken file, of which loading it will tell
+        return
+    vocabulary = Vocabulary(tokenizer, name=folder.name, special=special_ids(folder.config))
+    if size is not None:
+        try:
+            vocabulary.check_size(size)
+        except CheckpointError as error:
+            raise CheckpointError(f"{option} {asked}: {error}") from error
+
+
+def check_trim(
+    checkpoint: str,
+    out: Path,
+    *,
+    vocabulary: str,
+    data: str,
+    other_data: str | None,
+    text_column: Sequence[str] | None,
+    task: str | None,
+    overwrite: bool,
+) -> None:
+    """Check the options of `trim`, which are the arguments.
+
+    Raises:
+        PotstillError: with the first fault.
+    """
+    check_free(out, overwrite=overwrite)
+    folder = find_checkpoint(checkpoint)
+    known = check_task(task) if task is not None else folder.task or FEATURE_EXTRACTION
+    check_head(folder, known)
+    check_vocabulary(folder, vocabulary, option="--vocabulary")
+    train, _ = choose_splits(data, train="train", evaluation="validation")
+    check_data(data, [train], task=known, text_columns=text_column, needs_labels=False)
+    if other_data is not None:
+        check_data(other_data, ["validation"], task=FILL_MASK, needs_labels=False)
 
 
 def check_tokenizer(name: str, *, what: str = "--tokenizer") -> None:
@@ -446,10 +552,15 @@ def check_export(
         found.check_encoder()
         if config.max_length is not None:
             found.check_length(config.max_length, option="--max-length")
-        if config.pooling is not None and asked is not FEATURE_EXTRACTION:
-            raise UsageError(f"--pooling makes one vector of a text; {asked.name} has none, so leave it out")
+        if config.embedding_bits == 4 and asked is FILL_MASK and found.config.get("tie_word_embeddings", True):
+            raise UsageError("--embedding-bits is 4, and fill-mask needs the table of words in 8; leave it out")
         if asked is FEATURE_EXTRACTION:
             check_vectors(found, pooling=config.pooling, normalize=config.normalize)
+        elif config.pooling is not None or not config.token_vectors:
+            option = "--no-token-vectors leaves" if config.pooling is None else "--pooling makes"
+            raise UsageError(f"{option} one vector of a text; {asked.name} has none, so leave it out")
+    if config.max_label_loss is not None and asked.name not in LABELLED_TASKS:
+        raise UsageError(f"--max-label-loss holds each label's recall, and {asked.name} has no labels; leave it out")
     if data is not None:
         # Labels may be missing here: int8 is then judged without them.
         check_data(data, [split], task=asked, text_columns=text_column, needs_labels=False)
@@ -654,18 +765,22 @@ def check_run(recipe: Recipe) -> None:
         PotstillError: with the first fault.
     """
     task = get_task(recipe.task)
+    if recipe.teacher.column is not None:
+        raise RecipeError(
+            "`run` holds a student against its teacher, and teacher.column has no model; use `potstill distill`, then "
+            "export and bench the student"
+        )
     folder = find_checkpoint(recipe.teacher.model, what="teacher.model") if recipe.teacher.model is not None else None
-    check_head(folder, task, data=recipe.data.name)
+    _check_teachers(recipe, folder, what="teacher.ensemble")
     check_student(recipe, folder, flags={})
+    check_vocabulary(None if recipe.tokenizer else folder, recipe.student.vocabulary, option="student.vocabulary")
     _check_embedding(recipe, folder, option="distill.pooling")
     _check_export_of_vectors(recipe, folder)
     if folder is not None and "max_length" in recipe.model_fields_set:
         folder.check_length(recipe.max_length, option="--set max_length")
     if recipe.tokenizer is not None:
         check_tokenizer(recipe.tokenizer, what="tokenizer")
-    if recipe.student.model is not None:
-        find_checkpoint(recipe.student.model, what="student.model")
-    _check_recipe_data(recipe, task, trained=folder)
+    _check_recipe_data(recipe, task, trained=_labelled_by(recipe, folder), is_taught=True)
 
 
 def check_bench(

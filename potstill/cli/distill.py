@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from potstill.bundle import TrimmedVocabulary
 from potstill.cli import stopping
 from potstill.cli.checks import check_training
 from potstill.cli.options import (
@@ -22,12 +23,14 @@ from potstill.cli.options import (
     SetOption,
     StudentTaskOption,
     TextColumnOption,
+    VocabularyOption,
     column_flags,
     output_folder,
     parse_layers,
     resolve,
 )
 from potstill.config import METHODS, Recipe
+from potstill.data.columns import NO_LABELS
 from potstill.data.splits import HELD_OUT, REST, parse_split
 from potstill.extras import require
 from potstill.tasks import lower_is_better
@@ -41,6 +44,27 @@ def distill(
     text_column: TextColumnOption = None,
     label_column: LabelColumnOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the student's checkpoint.", show_default=False)] = None,
+    unlabelled: Annotated[
+        str | None,
+        typer.Option(
+            help="Further texts, for the teacher to answer: as --data; no labels are read.", show_default=False
+        ),
+    ] = None,
+    more_teachers: Annotated[
+        list[str] | None,
+        typer.Option("--teacher", help="A further teacher, averaged with TEACHER; repeatable.", show_default=False),
+    ] = None,
+    teacher_column: Annotated[
+        str | None,
+        typer.Option(
+            help="No TEACHER, but the data's column with its answers: probabilities, labels, or vectors.",
+            show_default=False,
+        ),
+    ] = None,
+    student: Annotated[
+        str | None,
+        typer.Option(help="Hub id or checkpoint folder to cut the student from.", show_default="TEACHER"),
+    ] = None,
     task: StudentTaskOption = None,
     method: Annotated[
         str | None,
@@ -48,6 +72,7 @@ def distill(
     ] = None,
     layers: LayersOption = None,
     family: FamilyOption = None,
+    vocabulary: VocabularyOption = None,
     epochs: EpochsOption = None,
     controls: Annotated[
         bool, typer.Option("--controls", help="Also train the same student without its teacher, and compare.")
@@ -62,14 +87,22 @@ def distill(
 
     Example: potstill distill textattack/bert-base-uncased-SST-2 --data nyu-mll/glue:sst2 --layers 6 --out student/
     """
+    others = list(more_teachers or ())
+    if teacher is None and recipe is None and others:
+        teacher = others.pop(0)
     flags = {
         "teacher.model": teacher,
+        "teacher.ensemble": others or None,
+        "teacher.column": teacher_column,
         "data.name": data,
+        "data.unlabelled": unlabelled,
         **column_flags(text_column, label_column),
         "task": task,
         "distill.method": method,
+        "student.model": student,
         "student.layers": parse_layers(layers),
         "student.family": family,
+        "student.vocabulary": vocabulary,
         "distill.epochs": epochs,
         # None means not given: a flag that was left out must not override a recipe's `controls: true`.
         "distill.controls": controls or None,
@@ -110,12 +143,14 @@ def data_options(recipe: Recipe) -> list[str]:
         words += ["--judged-split", data.eval_split]
     for column in data.text_columns or ():
         words += ["--text-column", column]
-    return words + (["--label-column", data.label_column] if data.label_column else [])
+    return words + (["--label-column", data.label_column] if data.label_column not in (None, NO_LABELS) else [])
 
 
 def announce(headline: str, figures: Mapping[str, object]) -> None:
     """Print a training's announcements on stderr: what it will take and, after the first steps, how long."""
-    lines = {"head": _head_lines, "plan": _plan_lines, "pace": _pace_lines}[headline](figures)
+    lines = {"head": _head_lines, "vocabulary": _vocabulary_lines, "plan": _plan_lines, "pace": _pace_lines}[headline](
+        figures
+    )
     sys.stderr.write("".join(f"{line}\n" for line in lines))
 
 
@@ -128,16 +163,27 @@ def print_student(folder: Path, report: dict[str, Any], *, data: Sequence[str] =
         data: the options of `export` that name the same data and columns.
     """
     from potstill.cli.render import print_pairs, print_table
+    from potstill.cli.show import describe_trimming
 
     old, new, metric = report["teacher"], report["student"], report["metric"]
-    fewer = 1 - new["parameters"] / old["parameters"]
+    parameters, layers = f"{new['parameters']:,}", str(new["layers"])
+    if "parameters" in old:  # a column of answers has none
+        fewer = 1 - new["parameters"] / old["parameters"]
+        parameters += f" of {old['parameters']:,} ({fewer:.1%} fewer)"
+        layers += f" of {old['layers']}"
     kept = f", kept {new['layers_kept']}" if new["layers_kept"] else ""
     teacher_score = f", teacher {old['scores'][metric]:.4f}" if metric in old["scores"] else ""
+    if old.get("trimmed_scores"):
+        teacher_score += f", {old['trimmed_scores'][metric]:.4f} with the student's vocabulary"
+    trimmed = report.get("vocabulary")
     print_pairs(
         f"Student {folder}",
         {
-            "parameters": f"{new['parameters']:,} of {old['parameters']:,} ({fewer:.1%} fewer)",
-            "layers": f"{new['layers']} of {old['layers']}{kept}",
+            "parameters": parameters,
+            "layers": f"{layers}{kept}",
+            "vocabulary": describe_trimming(TrimmedVocabulary.model_validate(trimmed)) if trimmed else None,
+            "taught by": report["data"].get("taught_by"),
+            "labels": _labels_learned(report["data"], "{} of {} texts"),
             metric: f"{new['scores'][metric]:.4f}{teacher_score} ({report['data']['examples']} examples)",
             "steps": f"{report['steps']}, best at {report['best_step']}",
             "time": f"{report['seconds']:.0f} s",
@@ -199,6 +245,21 @@ def _head_lines(figures: Mapping[str, Any]) -> list[str]:
     return [f"head        new, for {after}; the model's own is for {before} and is not used"]
 
 
+def _vocabulary_lines(figures: Mapping[str, Any]) -> list[str]:
+    """Return the lines about what trimming the vocabulary saves, and what it costs on texts of two domains."""
+    lines = [
+        f"vocabulary  {figures['rows']:,} of {figures['rows_before']:,} pieces, counted on {figures['counted_on']}: "
+        f"{figures['parameters_saved']:,} parameters fewer"
+    ]
+    for texts in figures["tokens_per_text"]:
+        more = texts["after"] / texts["before"] - 1
+        lines.append(
+            f"tokens      {texts['after']:.1f} a text of {texts['texts']}, with all pieces {texts['before']:.1f} "
+            f"({more:+.1%})"
+        )
+    return lines
+
+
 def _plan_lines(figures: Mapping[str, Any]) -> list[str]:
     """Return the lines about what is trained, on what, and the steps and memory that it takes."""
     teacher, student = figures["teacher_parameters"], f"{figures['student_parameters']:,}"
@@ -234,16 +295,30 @@ def _data_lines(about: Mapping[str, Any]) -> list[str]:
         lines.append(f"labels      {len(labels)}: {_shorten(labels, _LABELS_OF_DATA)}{how}")
     if about.get("teacher_vectors"):
         lines.append(f"vectors     the teacher's: {about['teacher_vectors']}")
+    if about.get("taught_by"):
+        lines.append(f"taught by   {about['taught_by']}")
+    further = f" and {about['unlabelled']}" if about.get("unlabelled") else ""
+    labelled = _labels_learned(about, ", {} of them with a label") or ""
     lines += [
-        f"learn from  {about['train_examples']:,} of {about['name']} ({about.get('train_split')})",
+        f"learn from  {about['train_examples']:,} of {about['name']} ({about.get('train_split')}){further}{labelled}",
         f"score on    {about['examples']:,} of {about['name']} ({about['split']})",
     ]
+    if about.get("scored_by") == "loss":
+        lines.append(
+            "warning: no text to score on has a label; the score is the loss, how far the student is from its teacher"
+        )
     if about["split"].endswith(HELD_OUT):
         lines.append("held out    a tenth of the texts, the same ones in every command: --split held-out scores them")
     if about.get("shared_texts"):
         lines.append(f"warning: {about['shared_texts']:,} of the texts to score on are among those to learn from")
     # A note that ends in how labels were read repeats what the line of labels says.
     return lines + [f"warning: {note}" for note in about.get("notes", ()) if not note.endswith(read)]
+
+
+def _labels_learned(about: Mapping[str, Any], words: str) -> str | None:
+    """Return `words` with how many rows have a label, of how many; None if all have one or the method needs none."""
+    labelled, rows = about.get("labelled_examples"), about.get("train_examples")
+    return None if labelled in (None, rows) else words.format(f"{labelled:,}" if labelled else "none", f"{rows:,}")
 
 
 def _shorten(names: Sequence[str], most: int) -> str:

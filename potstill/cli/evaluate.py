@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from potstill.bundle import MANIFEST_NAME, read_bundle
+from potstill.bundle import MANIFEST_NAME, EngineName, read_bundle
 from potstill.cli import glue as glue_cli
 from potstill.cli import stopping
 from potstill.cli.checks import check_evaluate, refuse_options
@@ -29,6 +29,12 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="Which split to score.", show_default="validation")] = None,
     precision: Annotated[
         list[str] | None, typer.Option(help="Which of a bundle's files; repeatable.", show_default="all")
+    ] = None,
+    engine: Annotated[
+        EngineName | None,
+        typer.Option(
+            metavar="ENGINE", help="What runs a bundle: onnxruntime, or openvino.", show_default="onnxruntime"
+        ),
     ] = None,
     label_column: LabelColumnOption = None,
     text_column: TextColumnOption = None,
@@ -90,6 +96,7 @@ def evaluate(
     not_glue = {
         "--split": split,
         "--precision": precision,
+        "--engine": engine,
         "--label-column": label_column,
         "--text-column": text_column,
         "--task": task,
@@ -147,10 +154,13 @@ def evaluate(
     if (folder / MANIFEST_NAME).exists():
         only_checkpoints = {"--task": task, "--pooling": pooling, "--max-length": max_length, "--confusion": confusion}
         refuse_options(only_checkpoints, "is for checkpoints, and this is a bundle; leave the option out")
-        results = _score_bundle(folder, data, reading, precisions=precision, metric=metric, keep_predictions=keep)
+        results = _score_bundle(
+            folder, data, reading, precisions=precision, engine=engine, metric=metric, keep_predictions=keep
+        )
     else:
         only_bundles = {"--precision": precision}
         refuse_options(only_bundles, "chooses a bundle's file, and this is a checkpoint; leave the option out")
+        refuse_options({"--engine": engine}, "runs a bundle, and this is a checkpoint; leave the option out")
         require("torch", extra="distill")
         require("transformers", extra="distill")
         from potstill.cli.render import progress_bars
@@ -222,6 +232,16 @@ def _print_scores(title: str, results: "Mapping[str, ModelEvaluation]") -> None:
         for name, result in results.items()
     ]
     print_table(title, ["model", "texts", *names], rows)
+    worst = {name: row for name, result in results.items() if (row := result.get("worst_label"))}
+    if worst:
+        # Its interval is that of the lowest recall, whichever label has it.
+        cells = [
+            [name, row["label"], f"{row['recall']:.4f}", "{:.4f} to {:.4f}".format(*row["interval"]), row["support"]]
+            for name, row in worst.items()
+        ]
+        print_table(
+            "\nThe label with the lowest recall", ["model", "label", "recall", "95 % interval", "support"], cells
+        )
     if first.get("per_class"):
         print_classes(first)
 
@@ -233,13 +253,18 @@ def print_classes(result: "ModelEvaluation") -> None:
     rows = [
         [
             row["label"],
-            *(f"{share:.4f}" for share in (row["precision"], row["recall"], row["f1"])),
+            f"{row['precision']:.4f}",
+            f"{row['recall']:.4f}",
+            "-" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}",
+            f"{row['f1']:.4f}",
             row["support"],
             row["predicted"],
         ]
         for row in result["per_class"]
+        for ends in [row.get("recall_interval")]
     ]
-    print_table("\nPer class", ["label", "precision", "recall", "f1", "support", "predicted"], rows)
+    head = ["label", "precision", "recall", "95 % interval", "f1", "support", "predicted"]
+    print_table("\nPer class", head, rows)
     names = result.get("labels", [])
     if not 0 < len(names) <= _LARGEST_MATRIX:
         return
@@ -257,12 +282,15 @@ def _score_bundle(
     reading: dict[str, Any],
     *,
     precisions: list[str] | None,
+    engine: EngineName | None,
     metric: str | None,
     keep_predictions: bool,
 ) -> "Mapping[str, ModelEvaluation]":
     """Score files of a bundle on labelled texts with the code that serves it; results by precision."""
     for module in ("onnxruntime", "tokenizers"):
         require(module, extra="serve")
+    if engine == "openvino":
+        require("potstill.serve.openvino_session", extra=engine)
     from potstill.bench import evaluate_bundle
     from potstill.cli.render import progress_bars
     from potstill.data import load_examples
@@ -283,6 +311,7 @@ def _score_bundle(
                 folder,
                 examples,
                 precision=precision,
+                engine=engine or "onnxruntime",
                 metric=metric,
                 keep_predictions=keep_predictions,
                 progress=progress,

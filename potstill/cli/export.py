@@ -47,6 +47,9 @@ Normalize = Annotated[
         "--normalize/--no-normalize", help="Give that vector length 1.", show_default="as the folder says, else yes"
     ),
 ]
+OnlyPooled = Annotated[
+    bool, typer.Option("--no-token-vectors", help="Give a text's one vector alone, without those of its tokens.")
+]
 Attention = Annotated[
     str | None, typer.Option(help="fused (onnxruntime's) or onnx (the standard's).", show_default="fused")
 ]
@@ -59,9 +62,24 @@ Unpad = Annotated[
         show_default="yes, with --attention fused",
     ),
 ]
+WholeLastLayer = Annotated[
+    bool,
+    typer.Option(
+        "--no-first-token-only",
+        help="Compute the last layer for every token, even if the head reads the first alone.",
+    ),
+]
 AllowUnfused = Annotated[bool | None, typer.Option("--allow-unfused", help="Take a graph without fused attention.")]
+EmbeddingBits = Annotated[int | None, typer.Option(help="4 halves the table of words of int8 files.", show_default="8")]
 MaxLoss = Annotated[
     float | None, typer.Option(help="What int8 may lose, as a share of the score.", show_default="0.01")
+]
+MaxLabelLoss = Annotated[
+    float | None,
+    typer.Option(
+        help="By how much int8's recall of any label may fall, as a share: 0.05 is 5 points.",
+        show_default="5 times --max-loss",
+    ),
 ]
 MaxFp32Layers = Annotated[
     int | None, typer.Option(help="How many layers may go back to fp32 for that.", show_default="4")
@@ -72,6 +90,10 @@ Tune = Annotated[
     bool | None, typer.Option("--tune", help="Try int8 recipes on this machine, keep the fastest that holds.")
 ]
 Rounds = Annotated[int | None, typer.Option(help="Turns of each file when speeds are compared.", show_default="5")]
+CheckEngine = Annotated[
+    list[str] | None,
+    typer.Option(metavar="ENGINE", help="openvino: every file must hold on that engine, too.", show_default="none"),
+]
 Tokenizer = Annotated[
     str | None, typer.Option(help="Hub id or folder of the tokenizer.", show_default="the model's own")
 ]
@@ -90,16 +112,21 @@ def export(
     max_length: MaxLength = None,
     pooling: Pooling = None,
     normalize: Normalize = None,
+    only_pooled: OnlyPooled = False,
     attention: Attention = None,
     opset: Opset = None,
     unpad: Unpad = None,
+    whole_last_layer: WholeLastLayer = False,
     allow_unfused: AllowUnfused = None,
+    embedding_bits: EmbeddingBits = None,
     max_loss: MaxLoss = None,
+    max_label_loss: MaxLabelLoss = None,
     max_fp32_layers: MaxFp32Layers = None,
     calibration_texts: CalibrationTexts = None,
     judged_texts: JudgedTexts = None,
     tune: Tune = None,
     rounds: Rounds = None,
+    check_engine: CheckEngine = None,
     tokenizer: Tokenizer = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -113,18 +140,26 @@ def export(
         "max_length": max_length,
         "pooling": pooling,
         "normalize": normalize,
+        "token_vectors": False if only_pooled else None,
         "attention": attention,
         "opset": opset,
         "unpad": unpad,
+        "first_token_only": False if whole_last_layer else None,
         "allow_unfused": allow_unfused,
+        "embedding_bits": embedding_bits,
         "max_loss": max_loss,
+        "max_label_loss": max_label_loss,
         "max_fp32_layers": max_fp32_layers,
         "calibration_texts": calibration_texts,
         "judged_texts": judged_texts,
         "tune": tune,
         "rounds": rounds,
+        "check_engines": check_engine,
     }
-    names = {f"export.{name}": f"--{name.replace('_', '-')}" for name in flags} | {"export.precisions": "--precision"}
+    names = {f"export.{name}": f"--{name.replace('_', '-')}" for name in flags} | {
+        "export.precisions": "--precision",
+        "export.check_engines": "--check-engine",
+    }
     # None means not given: the defaults stand in `ExportConfig` alone.
     given = {name: value for name, value in flags.items() if value is not None}
     config = parse_section(ExportConfig, given, flags=names)
@@ -141,6 +176,8 @@ def export(
         overwrite=overwrite,
     )
     stopping.keeps(stopping.left_by_nothing)
+    if config.check_engines:
+        require("potstill.serve.openvino_session", extra="openvino")
     require("torch", extra="export")
     require("onnx", extra="export")
     from potstill.cli.render import print_json, progress_bars

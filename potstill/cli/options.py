@@ -35,21 +35,32 @@ LayersOption = Annotated[
     str | None, typer.Option(help="A count (3) or a list (0,2,4) of teacher layers to keep.", show_default="half")
 ]
 FamilyOption = Annotated[str | None, typer.Option(help="same, distilbert or mobilebert.", show_default="same")]
+VocabularyOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Trim the vocabulary to the data: task, a size (9000), or min-count=5 for pieces that occur so often.",
+        show_default="all of it",
+    ),
+]
 EpochsOption = Annotated[float | None, typer.Option(help="Passes over the data.", show_default="3")]
 
 FLAGS = {
     "teacher": "TEACHER",
     "teacher.model": "TEACHER",
+    "teacher.ensemble": "--teacher",
+    "teacher.column": "--teacher-column",
     "data": "--data",
     "data.name": "--data",
     "data.problem_type": "--problem-type",
     "data.text_columns": "--text-column",
     "data.label_column": "--label-column",
+    "data.unlabelled": "--unlabelled",
     "task": "--task",
     "distill.method": "--method",
     "distill.epochs": "--epochs",
     "student.layers": "--layers",
     "student.family": "--family",
+    "student.vocabulary": "--vocabulary",
 }
 """The options and arguments that set keys of a recipe, by dotted key; all other keys are set by `--set`."""
 

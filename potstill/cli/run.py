@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from potstill.bundle import read_bundle
+from potstill.bundle import RECOMMENDED, read_bundle
 from potstill.cli import stopping
 from potstill.cli.checks import check_run
 from potstill.cli.options import (
@@ -45,6 +45,8 @@ def run(
     stopping.keeps(lambda: left_by_run(folder))
     for module, extra in (("torch", "distill"), ("onnx", "export"), ("psutil", "bench")):
         require(module, extra=extra)
+    if resolved.export.check_engines:
+        require("potstill.serve.openvino_session", extra="openvino")
     from potstill.bench.report.tables import no_better
     from potstill.cli.distill import announce
     from potstill.cli.render import out as stdout
@@ -68,7 +70,7 @@ def run(
     render_report(report, stdout)
     # Not verified: only the names of the files are needed.
     made = read_bundle(folder / "student", verify=False).manifest.models
-    best = "int8" if "int8" in made else next(iter(made))
+    best = next(precision for precision in RECOMMENDED if precision in made)
     lines = [f"\nReport: {folder / 'report' / 'report.html'}"]
     if any(line.startswith("student ") for line in no_better(report)):
         lines.append("The student is not shown to be better than an answer that ignores the text, so do not serve it.")

@@ -1,7 +1,7 @@
 """`potstill show`: print what is in a bundle, a checkpoint, a run or a report."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,16 +13,19 @@ from potstill.bundle import (
     AgainstTrivial,
     BatchInvariance,
     Bundle,
+    Fusion,
     Manifest,
     ModelRecord,
     QualityLoss,
     Quantization,
     Saturation,
     Speed,
+    TrimmedVocabulary,
     Tuning,
     read_bundle,
 )
 from potstill.checkpoint import TRAINING_REPORT
+from potstill.checkpoint.folder import read_trimming
 from potstill.cli.options import JsonOption
 from potstill.errors import UsageError
 from potstill.hub import similar
@@ -82,7 +85,9 @@ def _print_checkpoint(folder: Path, *, as_json: bool) -> None:
     report = _read_json(folder / TRAINING_REPORT) if (folder / TRAINING_REPORT).is_file() else {}
     # A distillation's report describes the student, and a fine-tuning's the model under "teacher".
     scores = report.get("student", report.get("teacher", {})).get("scores") or {}
+    learned = report.get("data", {})
     made_from = "fine-tuned from" if report.get("method") == "finetune" else "distilled from"
+    trimmed = read_trimming(folder)
     content = {
         "architecture": ", ".join(config.get("architectures") or [str(config.get("model_type"))]),
         # DistilBERT's configuration has names of its own for both.
@@ -90,7 +95,11 @@ def _print_checkpoint(folder: Path, *, as_json: bool) -> None:
         "hidden size": config.get("hidden_size", config.get("dim")),
         "labels": some([str(label) for label in (config.get("id2label") or {}).values()]),
         "weights": f"{sum(file.stat().st_size for file in weights) / 1e6:.1f} MB",
+        "vocabulary": describe_trimming(trimmed) if trimmed else None,
+        "trimmed from": report.get("trimmed_from", {}).get("name"),
         made_from: report.get("teacher", {}).get("name"),
+        "taught by": learned.get("taught_by"),
+        "learned from": _learned_from(learned),
         "scores": ", ".join(f"{name} {value:.4f}" for name, value in scores.items()) or None,
         "steps": report.get("steps"),
     }
@@ -98,6 +107,14 @@ def _print_checkpoint(folder: Path, *, as_json: bool) -> None:
         print_json(content | {"distill": report or None})
     else:
         print_pairs(f"Checkpoint {folder}", content)
+
+
+def _learned_from(learned: Mapping[str, Any]) -> str | None:
+    """Return how many rows a checkpoint was trained on, and how many of them had a label if not all had."""
+    rows, labelled = learned.get("train_examples"), learned.get("labelled_examples")
+    if rows is None:
+        return None
+    return f"{rows:,} rows" + (f", {labelled:,} with a label" if labelled not in (None, rows) else "")
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -147,12 +164,22 @@ def _about(manifest: Manifest) -> dict[str, str | None]:
         "tokenizer": f"the ids of the checkpoint's on {tokens.texts} texts, {tokens.nasty} of them nasty"
         if tokens.texts
         else None,
+        "vocabulary": describe_trimming(source.vocabulary) if source.vocabulary else None,
         "made from": f"{source.name}" + (f" (sha256 {source.sha256[:12]})" if source.sha256 else ""),
         "made on": f"{manifest.made.created}, {manifest.made.cpu}",
         "by": manifest.made.command,
         "score": _score(manifest.made.judged),
         "warning": worthless(manifest),
     }
+
+
+def describe_trimming(vocabulary: TrimmedVocabulary) -> str:
+    """Describe what trimming a vocabulary saved, and what it costs in tokens."""
+    costs = ", ".join(f"{texts.more:+.1%} on {texts.texts}" for texts in vocabulary.tokens_per_text)
+    return (
+        f"{vocabulary.rows:,} of {vocabulary.rows_before:,} pieces, {vocabulary.parameters_saved:,} parameters fewer; "
+        f"tokens a text {costs}"
+    )
 
 
 def worthless(manifest: Manifest) -> str | None:
@@ -194,16 +221,21 @@ def _file_row(bundle: Bundle, precision: str, record: ModelRecord) -> list[str]:
 def _facts(record: ModelRecord) -> Iterator[tuple[str, str]]:
     """Yield (name, description) of what is known of one file."""
     recipe = record.quantisation
-    if record.unpadded:
-        yield "padding", "left out of the products: a batch costs what its tokens cost"
-    if record.parity.left_out:
-        yield "not compared", record.parity.left_out
+    last_layer = "computed for the first token alone, as the head reads no other"
+    found = {
+        "padding": "left out of the products: a batch costs what its tokens cost" if record.unpadded else None,
+        "last layer": last_layer if record.first_token_only else None,
+        "read by": _describe_readers(record.fusion),
+        "not compared": record.parity.left_out,
+    }
+    yield from ((name, what) for name, what in found.items() if what)
     if recipe:
         yield "recipe", _describe_recipe(recipe)
     if recipe and recipe.fp32_layers:
         yield "left in fp32", ", ".join(recipe.fp32_layers)
     if record.quality:
         yield "quality", _describe_quality(record.quality)
+        yield from _label_facts(record.quality)
     if record.invariance:
         yield "in batches", _describe_invariance(record.invariance)
     if record.saturation:
@@ -212,8 +244,18 @@ def _facts(record: ModelRecord) -> Iterator[tuple[str, str]]:
     if recipe and not recipe.made_by:
         yield "speed", _describe_speed(record.speed)
         yield "made for", f"{', '.join(record.cpu_features) or 'a CPU of unknown features'}"
+    yield from _engines(record)
     if record.parity.gpu:
         yield "checked on", f"{record.parity.checked_on}; GPU: {record.parity.gpu}"
+
+
+def _describe_readers(found: Fusion) -> str:
+    """Describe what a runtime must know to read a file."""
+    if found.opset is None:  # made by an older potstill
+        return "not said; `potstill serve` tries"
+    own = found.onnxruntime_operators
+    beside = f" and onnxruntime's {', '.join(own)}" if own else ""
+    return f"runtimes that know opset {found.opset}{beside}, see docs/interop.md"
 
 
 def _describe_recipe(recipe: Quantization) -> str:
@@ -225,6 +267,7 @@ def _describe_recipe(recipe: Quantization) -> str:
     parts = [
         str(recipe.method),
         f"{recipe.weight_bits}-bit weights with one scale per " + ("column" if recipe.per_channel else "matrix"),
+        "words in 4 bits" if recipe.embedding_bits == 4 else "",
         f"outliers smoothed ({recipe.smoothing})" if recipe.smoothing else "outliers left",
         f"fitted to {recipe.texts}" if recipe.texts else "",
         f"attention {recipe.attention}" if recipe.attention != "float" else "",
@@ -251,12 +294,40 @@ def _describe_quality(quality: QualityLoss) -> str:
     return text
 
 
+def _label_facts(quality: QualityLoss) -> Iterator[tuple[str, str]]:
+    """Yield the verdicts on the labels, and the one whose recall falls most against fp32's; nothing without labels."""
+    worst = quality.worst_label
+    if worst is None or quality.max_label_loss is None:
+        return
+    low, high = worst.loss_interval
+    falls = f"falls by {100 * worst.loss:.1f} points" if worst.loss >= 0 else f"gains {-100 * worst.loss:.1f} points"
+    verdicts = [row.verdict for row in quality.labels]
+    tally = ", ".join(f"{verdicts.count(word)} {word}" for word in ("PASS", "INCONCLUSIVE", "FAIL") if word in verdicts)
+    yield (
+        "labels",
+        f"{tally}; {100 * quality.max_label_loss:g} points of a label's recall may be lost; the worst of "
+        f"{len(verdicts)}, {worst.label}, {falls} (95 % interval of all together {100 * low:.1f} to {100 * high:.1f}), "
+        f"from {worst.reference:.4f} to {worst.candidate:.4f} of {worst.support}",
+    )
+
+
 def _describe_invariance(moved: BatchInvariance) -> str:
     """Describe how far answers change with the batch that a text is in."""
     flips = "" if moved.flips is None else f", {moved.flips} flips"
     sizes = " and ".join(moved.batches)
     same = "the same answer alone and in batches" if moved.invariant else "another answer in a batch than alone"
     return f"{same}: drift {moved.max_drift:.2g}{flips} over {moved.texts} texts in batches of {sizes}"
+
+
+def _engines(record: ModelRecord) -> Iterator[tuple[str, str]]:
+    """Yield (name, description) of how a file's answers on other engines compare with those of fp32 in onnxruntime."""
+    for engine, check in record.engines.items():
+        parts = [f"version {check.version}", f"max |diff| {check.parity.max_abs_difference:.2g}"]
+        if check.quality:
+            parts.append(f"{check.quality.loss:.2%} lost, on {check.quality.texts} texts")
+        if check.invariance:
+            parts.append(_describe_invariance(check.invariance))
+        yield f"in {engine}", ", ".join(parts)
 
 
 def _describe_saturation(found: Saturation) -> str:
@@ -303,5 +374,6 @@ def _print_tuning(tuning: Tuning) -> None:
     cells = [f"{cell} ms" for cell in (tuning.candidates[0].ms if tuning.candidates else ())]
     title = f"\nTuned on {tuning.cpu}, {tuning.threads} threads"
     if tuning.disturbed:
-        title += f"; no times, the machine was busy: {tuning.disturbed}"
+        lost = "some times are missing" if any(candidate.ratio for candidate in tuning.candidates) else "no times"
+        title += f"; {lost}, the machine was busy: {tuning.disturbed}"
     print_table(title, ["recipe", "times as fast", "95 % interval", *cells, ""], rows)

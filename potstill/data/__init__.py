@@ -4,6 +4,7 @@
     splits.py       the files and rows of a split, what is held out of it, and the label names beside it
     columns.py      which columns are the text and the label
     labels.py       what a column of labels holds, as numbers
+    answers.py      what a column of a teacher's answers holds, as numbers
     examples.py     all of that together: `load_examples`
     python_docs.py  the embedded data set
 
@@ -11,12 +12,25 @@ Local files need nothing but the standard library (parquet and arrow need pyarro
 quality too; only a hub id needs `datasets`.
 """
 
-from potstill.data.examples import Examples, Splits, Text, guess_task, load_examples, load_splits, load_texts
+from potstill.data.examples import (
+    Examples,
+    Extra,
+    Splits,
+    Text,
+    guess_task,
+    load_examples,
+    load_splits,
+    load_texts,
+    load_unlabelled,
+    load_vectors,
+    without_labels,
+)
 from potstill.data.splits import PYTHON_DOCS, choose_splits
 
 __all__ = [
     "PYTHON_DOCS",
     "Examples",
+    "Extra",
     "Splits",
     "Text",
     "choose_splits",
@@ -24,4 +38,7 @@ __all__ = [
     "load_examples",
     "load_splits",
     "load_texts",
+    "load_unlabelled",
+    "load_vectors",
+    "without_labels",
 ]

@@ -6,19 +6,35 @@ applied, so label ids never depend on how much of the data is used.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from potstill.data.columns import LABEL_REMEDY, TEXT_REMEDY, cell_of, pick_label_columns, pick_text_columns
-from potstill.data.labels import LabelReader, NumberedRow, names_beside, read_list
-from potstill.data.read import Row
-from potstill.data.splits import LabelNames, first_row, parse_split, read_split, select_part
-from potstill.errors import DataError
+import numpy as np
+from numpy.typing import NDArray
+
+from potstill.data.answers import Answers, names_in_answers, read_answers, read_vectors
+from potstill.data.columns import (
+    LABEL_REMEDY,
+    NO_LABELS,
+    TEXT_REMEDY,
+    cell_of,
+    is_numbering,
+    pick_label_columns,
+    pick_text_columns,
+)
+from potstill.data.labels import NO_LABEL, LabelReader, NumberedRow, is_missing, names_beside, read_list
+from potstill.data.read import SUFFIXES, Row, text_lines
+from potstill.data.splits import LabelNames, find_files, first_row, parse_split, read_split, select_part
+from potstill.errors import AbsentError, DataError
 from potstill.tasks import (
+    FEATURE_EXTRACTION,
     FILL_MASK,
+    MULTI_LABEL,
+    PROBLEM_TYPES,
     QUESTION_ANSWERING,
     SINGLE_LABEL,
+    TEXT_NAMES,
     TOKEN_CLASSIFICATION,
     Task,
     kind_of,
@@ -44,7 +60,11 @@ class Examples:
     - regression, and feature-extraction where pairs have a score: float64 of shape (N,)
     - token-classification: a list of int64 ids of shape (words,)
     - question-answering: a list of `{"text": [...], "answer_start": [...]}`, both empty where there is no answer
-    - None where texts are all there is: fill-mask, and feature-extraction without a score
+    - None where texts are all there is: fill-mask, feature-extraction without a score, and texts to score on of which
+      none has a label
+
+    Texts to learn from that have no label stand behind all others and have the id -1 (each of their words, for
+    token-classification), or NaN.
     """
     label_names: tuple[str, ...]
     """Names by label id; the ids in decimal where the data gives no names; empty where labels are not ids."""
@@ -59,9 +79,23 @@ class Examples:
     """How cells were mapped to ids, in words: by name, by position, as they occur."""
     notes: tuple[str, ...] = ()
     """Remarks for the user on how the data was read, such as rows left out."""
+    answers: Answers | None = None
+    """A teacher's, from a column of the data."""
+    num_unlabelled: int = 0
+    """How many texts, the last ones, have no label."""
 
     def __len__(self) -> int:
         return len(self.texts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extra:
+    """What a student may learn from beside texts with labels: the other texts of the same data, and these."""
+
+    unlabelled: str | None = None
+    """A further data set, of whose `train` split the texts are read, and no labels."""
+    answers: str | None = None
+    """The column of a teacher's answers, see `potstill.data.answers`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +163,7 @@ def load_splits(
     label_column: str | None = None,
     label_names: Sequence[str] | None = None,
     problem_type: str | None = None,
+    extra: Extra | None = None,
 ) -> Splits:
     """Load a training and an evaluation split whose label ids mean the same.
 
@@ -141,6 +176,7 @@ def load_splits(
         label_column: as in `load_examples`.
         label_names: as in `load_examples`; None takes the labels of both splits.
         problem_type: as in `load_examples`.
+        extra: what is learned from beside texts with labels; None leaves texts without one out.
 
     Raises:
         DataError: as `load_examples`, or if all labels are equal, or every evaluation text is a training text.
@@ -153,14 +189,16 @@ def load_splits(
         label_column=label_column,
         label_names=label_names,
         problem_type=problem_type,
+        extra=extra,
     )
     # Cross-entropy over one class is always 0: such a training would end with a perfect score.
-    if not label_names and ours.problem_type == SINGLE_LABEL and len(ours.label_names) < 2:
+    is_labelled = ours.num_unlabelled < len(ours)
+    if not label_names and ours.problem_type == SINGLE_LABEL and len(ours.label_names) < 2 and is_labelled:
         raise DataError(
             f"every label in column {ours.label_columns[0]!r} of {name} is {ours.label_names[0]}: there is nothing to "
             f"tell apart; {LABEL_REMEDY}, or take data with labels"
         )
-    if ours.problem_type == SINGLE_LABEL:
+    if ours.problem_type == SINGLE_LABEL and is_labelled:
         missing = [name for place, name in enumerate(ours.label_names) if not (ours.labels == place).any()]
         note = (f"no text to learn from has the label {', '.join(missing)}",) if missing else ()
         theirs = replace(theirs, notes=(*theirs.notes, *note))
@@ -173,6 +211,36 @@ def load_splits(
             "other texts to score on, or pass the training file alone, of which a tenth is held out"
         )
     return Splits(train=ours, evaluation=theirs, shared=shared)
+
+
+def load_vectors(
+    name: str, *, split: str, column: str, text_columns: Sequence[str] | None = None, limit: int | None = None
+) -> tuple[list[str], NDArray[np.float32]]:
+    """Load the different texts of a split, and for each its vector of another model from a column.
+
+    Raises:
+        AbsentError: if there is no such column.
+        DataError: if a text is a pair, or a cell holds no vector.
+    """
+    rows, _ = read_split(name, split)
+    origin, kind = f"{name} ({split})", kind_of(FEATURE_EXTRACTION)
+    columns = pick_text_columns(list(rows[0]), task=FEATURE_EXTRACTION, asked=text_columns, origin=origin)
+    if len(columns) != 1:
+        raise DataError(f"a vector belongs to one text, and {origin} has pairs ({', '.join(columns)}); {TEXT_REMEDY}")
+    if column not in rows[0]:
+        raise AbsentError(f"{origin} has no column {column!r}; it has {', '.join(rows[0])}")
+    numbered = _numbered(rows, kind=kind, column=columns[0], origin=origin)
+    kept, texts = _part(numbered, split=split, kind=kind, columns=columns, limit=limit, origin=origin)
+    vectors = read_vectors([(number, row.get(column)) for number, row in kept], column)
+    first = {text: place for place, text in reversed(list(enumerate(texts)))}
+    places = sorted(first.values())
+    return [texts[place] for place in places], vectors[places]
+
+
+def without_labels(examples: Examples, *, kind: str) -> Examples:
+    """Return the examples as texts to learn from, none of which has a label."""
+    none = _no_labels(examples.texts, kind=kind, width=len(examples.label_names))
+    return replace(examples, labels=none, num_unlabelled=len(examples))
 
 
 def load_texts(
@@ -213,8 +281,12 @@ def _load(
     label_column: str | None,
     label_names: Sequence[str] | None,
     problem_type: str | None,
+    extra: Extra | None = None,
 ) -> list[Examples]:
-    """Load splits together, with columns and label ids decided on all rows of all of them."""
+    """Load splits together, with columns and label ids decided on all rows of all of them.
+
+    With `extra` the first split, which is learned from, keeps its texts without a label, and no text needs one.
+    """
     origins = [f"{name} ({split})" for split, _ in splits]
     known = tuple(label_names) if label_names else None
     tables, own_names = _read_tables(name, [split for split, _ in splits])
@@ -224,32 +296,48 @@ def _load(
         _numbered(table, kind=kind, column=columns[0], origin=origin)
         for table, origin in zip(tables, origins, strict=True)
     ]
-    label_columns = pick_label_columns(
-        [row for rows in numbered for _, row in rows],
-        task=task,
-        asked=label_column,
-        text_columns=columns,
-        known=known,
-        origin=origins[0],
+    rows_of_all = [row for rows in numbered for _, row in rows]
+    label_columns = _pick_label_columns(
+        rows_of_all, task, label_column, columns=columns, known=known, origin=origins[0], extra=extra
     )
-    if not label_columns:
-        reader = None
-    else:
+    all_rows = numbered
+    unlabelled: list[NumberedRow] = []
+    reader: LabelReader | None = None
+    if label_columns:
         own = own_names.get(label_columns[0]) if len(label_columns) == 1 else None
         if own is None and kind == SINGLE_LABEL and len(label_columns) == 1:
-            of_all_splits = [row for rows in numbered for _, row in rows]
             # A model's own labels may be more than occur here; the labels of a new head may have no gaps.
-            own = names_beside(of_all_splits, label_columns[0], fill=known is not None)
+            own = names_beside(rows_of_all, label_columns[0], fill=known is not None)
         reader = LabelReader(task, label_columns, known=known, own=own, problem_type=problem_type)
-        numbered = [reader.without_unlabelled(rows, origin) for rows, origin in zip(numbered, origins, strict=True)]
+        numbered = [
+            # Of one file with both splits, what has no label is learned from, whichever split it would be in.
+            _labelled(reader, rows, origin, needs_some=extra is None, keeps=extra is not None and table is tables[0])
+            for rows, table, origin in zip(all_rows, tables, origins, strict=True)
+        ]
         everything = [row for rows in numbered for row in rows]
-        # Tags are counted against words, and answers looked up in contexts; other tasks need no texts here.
-        is_checked = task in (TOKEN_CLASSIFICATION, QUESTION_ANSWERING)
-        reader.decide(everything, _texts(everything, kind=kind, columns=columns) if is_checked else (), columns)
-    found = []
-    for (split, limit), rows, origin in zip(splits, numbered, origins, strict=True):
-        kept, texts_of = _part(rows, split=split, kind=kind, columns=columns, limit=limit, origin=origin)
-        labels_of = reader.read(kept, texts_of) if reader else None
+        if everything:
+            labelled = {number for number, _ in numbered[0]}
+            unlabelled = [row for row in all_rows[0] if row[0] not in labelled] if extra else []
+            # Tags are counted against words, and answers looked up in contexts; other tasks need no texts here.
+            is_checked = task in (TOKEN_CLASSIFICATION, QUESTION_ANSWERING)
+            reader.decide(everything, _texts(everything, kind=kind, columns=columns) if is_checked else (), columns)
+        else:  # with `extra` alone: all cells are empty, which is no worse than no column
+            numbered, reader, label_columns = all_rows, None, None
+    found: list[Examples] = []
+    rows_found: list[list[NumberedRow]] = []
+    for place, ((split, limit), rows, origin) in enumerate(zip(splits, numbered, origins, strict=True)):
+        # Only texts to score on may have no label at all here; texts to learn from are completed below.
+        has_labels = reader is not None and (len(rows) > 0 or place == 0)
+        kept, texts_of = _part(
+            rows if has_labels else all_rows[place],
+            split=split,
+            kind=kind,
+            columns=columns,
+            limit=limit,
+            origin=origin,
+        )
+        labels_of = reader.read(kept, texts_of) if reader is not None and has_labels and kept else None
+        rows_found.append(kept)
         found.append(
             Examples(
                 name=name,
@@ -265,7 +353,199 @@ def _load(
                 notes=tuple(reader.notes) if reader else (),
             )
         )
-    return found
+    if extra is None:
+        return found
+    most = splits[0][1]
+    more = unlabelled if most is None else unlabelled[: max(0, most - len(rows_found[0]))]
+    return _with_extra(found, rows_found, more, extra, task=task, known=known, problem_type=problem_type)
+
+
+def _pick_label_columns(
+    rows: Sequence[Row],
+    task: Task,
+    asked: str | None,
+    *,
+    columns: tuple[str, ...],
+    known: tuple[str, ...] | None,
+    origin: str,
+    extra: Extra | None,
+) -> tuple[str, ...] | None:
+    """Pick the columns of the label as `pick_label_columns` does; with `extra` there need be none."""
+    if extra is None:
+        return pick_label_columns(rows, task=task, asked=asked, text_columns=columns, known=known, origin=origin)
+    taken = columns if extra.answers is None else (*columns, extra.answers)
+    # A first row without a label may lack the column that later rows have.
+    every = [_merged(rows), *rows]
+    if asked == NO_LABELS and NO_LABELS not in every[0]:
+        return None
+    try:
+        return pick_label_columns(every, task=task, asked=asked, text_columns=taken, known=known, origin=origin)
+    except AbsentError as error:
+        # Another column may be the label under a name of its own, and must not be overlooked; a mistyped column of
+        # answers is told later.
+        is_there = extra.answers is None or extra.answers in every[0]
+        if is_there and any(column not in taken and not is_numbering(column) for column in every[0]):
+            raise AbsentError(f"{error}; texts that have no labels: --label-column {NO_LABELS}") from error
+        return None
+
+
+def _labelled(
+    reader: LabelReader, rows: list[NumberedRow], origin: str, *, needs_some: bool, keeps: bool
+) -> list[NumberedRow]:
+    """Return the rows with a label, see `LabelReader.without_unlabelled`; none, too, unless it `needs_some`."""
+    try:
+        return reader.without_unlabelled(rows, origin, keeps=keeps)
+    except AbsentError:
+        if needs_some:
+            raise
+        return []
+
+
+def _with_extra(
+    found: list[Examples],
+    rows_found: list[list[NumberedRow]],
+    unlabelled: list[NumberedRow],
+    extra: Extra,
+    *,
+    task: Task,
+    known: tuple[str, ...] | None,
+    problem_type: str | None,
+) -> list[Examples]:
+    """Add the texts without a label to those to learn from, and a teacher's answers from a column to both splits.
+
+    Args:
+        found: the splits to learn from and to score on.
+        rows_found: the rows that they were made of.
+        unlabelled: further rows to learn from.
+        extra: names what more there is.
+        task: says which columns to look for in another data set.
+        known: the model's labels in id order, if there is a model.
+        problem_type: as asked for.
+    """
+    train, evaluation = found
+    kind = kind_of(task, train.problem_type or problem_type)
+    texts, rows, notes = list(train.texts), list(rows_found[0]), list(evaluation.notes)
+    held_out = set(map(_key_of, evaluation.texts))
+    # Of the same data: behind the rows with a label, but for those whose text is held out to score on.
+    for row, text in zip(unlabelled, _texts(unlabelled, kind=kind, columns=train.text_columns), strict=True):
+        if _key_of(text) not in held_out:
+            texts.append(text)
+            rows.append(row)
+    own = len(texts)
+    if extra.unlabelled is not None:
+        further, their_texts = _read_unlabelled(extra.unlabelled, task, kind=kind, columns=train.text_columns)
+        there = held_out.union(map(_key_of, texts))
+        new = [place for place, text in enumerate(their_texts) if _key_of(text) not in there]
+        texts += [their_texts[place] for place in new]
+        rows += [further[place] for place in new]
+        if len(new) < len(further):
+            count = f"{len(further) - len(new):,} of {len(further):,}"
+            notes.append(f"{count} texts of {extra.unlabelled} (train) are in {train.name} already and are left out")
+    has_names = kind in (SINGLE_LABEL, MULTI_LABEL, TOKEN_CLASSIFICATION.name)
+    names = (train.label_names or known or ()) if has_names else ()
+    answers, their_answers = None, None
+    if extra.answers is not None:
+        cells, their_cells = (
+            [(number, row.get(extra.answers)) for number, row in part] for part in (rows, rows_found[1])
+        )
+        _check_answers(rows, extra.answers, train.name)
+        if has_names and not names:
+            names = names_in_answers(cells)
+        reading: dict[str, Any] = {"column": extra.answers, "names": names, "kind": kind}
+        answers = read_answers(cells[:own], texts=texts[:own], **reading)
+        try:  # rows are numbered by file
+            more = read_answers(cells[own:], texts=texts[own:], **reading)
+        except DataError as error:
+            raise DataError(f"{extra.unlabelled} {error}") from error
+        answers = [*answers, *more] if isinstance(answers, list) else np.concatenate([answers, more])
+        if not all(is_missing(value) for _, value in their_cells):
+            their_answers = read_answers(their_cells, texts=evaluation.texts, **reading)
+    count_unlabelled = len(texts) - (len(train) if train.labels is not None else 0)
+    none = _no_labels(texts[len(texts) - count_unlabelled :], kind=kind, width=len(names))
+    labels = _joined(train.labels, none)
+    described: dict[str, Any] = {"label_names": names, "problem_type": kind if kind in PROBLEM_TYPES else None}
+    learned = replace(
+        train,
+        texts=texts,
+        labels=labels,
+        num_unlabelled=count_unlabelled,
+        sha256=_digest(texts, labels) if count_unlabelled else train.sha256,
+        answers=answers,
+        **described,
+    )
+    return [learned, replace(evaluation, answers=their_answers, notes=tuple(notes), **described)]
+
+
+def _check_answers(rows: Sequence[NumberedRow], column: str, name: str) -> None:
+    if not any(column in row for _, row in rows):
+        raise DataError(
+            f"{name} has no column {column!r}; it has {', '.join(_merged(row for _, row in rows))}; name the column of "
+            "the teacher's answers with --teacher-column"
+        )
+
+
+def load_unlabelled(name: str, *, task: Task, text_columns: Sequence[str] | None = None) -> list[Any]:
+    """Load the texts of `Extra.unlabelled`: of `train`, from columns with usual names if it has not those asked for."""
+    return _read_unlabelled(name, task, kind=kind_of(task), columns=tuple(text_columns or ()))[1]
+
+
+def _read_unlabelled(
+    name: str, task: Task, *, kind: str, columns: tuple[str, ...]
+) -> tuple[list[NumberedRow], list[Any]]:
+    """Return the rows of a data set's `train` split and their texts; in a text file each line is a text.
+
+    Args:
+        name: as `load_examples` takes it, or a file or folder of text.
+        task: says which columns to look for.
+        kind: `kind_of` the data.
+        columns: of the text in the data that it is read for, which come first; empty for the usual ones.
+
+    Raises:
+        DataError: if it cannot be read, or has pairs where that has single texts.
+    """
+    files = find_files(name, "train", (*SUFFIXES, ".txt"))
+    if files and files[0].suffix == ".txt":
+        lines = [line.rstrip("\r\n") for file in files for line in text_lines(file)]
+        table = [{TEXT_NAMES[0]: line} for line in lines if line.strip()]
+    else:
+        table, _ = read_split(name, "train")
+    if not table:
+        raise DataError(f"{name} has no text")
+    origin = f"{name} (train)"
+    asked = columns if columns and all(column in table[0] for column in columns) else None
+    found = pick_text_columns(list(table[0]), task=task, asked=asked, origin=origin)
+    if columns and len(found) != len(columns):
+        raise DataError(
+            f"{origin} has the text in {', '.join(found)}, and the labelled data in {', '.join(columns)}; both must be "
+            "single texts, or pairs"
+        )
+    numbered = _numbered(table, kind=kind, column=found[0], origin=origin)
+    return numbered, _texts(numbered, kind=kind, columns=found)
+
+
+def _merged(rows: Iterable[Row]) -> Row:
+    """Return a row with every column of some rows, and the first value of each that is not missing."""
+    merged: Row = {}
+    for row in rows:
+        for column, value in row.items():
+            if is_missing(merged.get(column)):
+                merged[column] = value
+    return merged
+
+
+def _no_labels(texts: Sequence[Any], *, kind: str, width: int) -> Any:
+    """Return what `Examples.labels` holds for texts without a label."""
+    if kind == TOKEN_CLASSIFICATION.name:
+        return [np.full(len(words), NO_LABEL, dtype=np.int64) for words in texts]
+    if kind == SINGLE_LABEL:
+        return np.full(len(texts), NO_LABEL, dtype=np.int64)
+    return np.full((len(texts), width) if kind == MULTI_LABEL else len(texts), np.nan)
+
+
+def _joined(labels: Any, none: Any) -> Any:
+    if labels is None or not len(none):
+        return none if labels is None else labels
+    return [*labels, *none] if isinstance(none, list) else np.concatenate([labels, none])
 
 
 def _read_tables(name: str, splits: Sequence[str]) -> tuple[list[list[Row]], LabelNames]:

@@ -39,6 +39,8 @@ ListCells: TypeAlias = Sequence[tuple[int, list[Any]]]
 MAX_UNNAMED_LABELS = 100
 # Marks of a text without a label: -1 in GLUE's test splits and SNLI's undecided pairs, -100 the index torch ignores.
 UNLABELLED = ("-1", "-100")
+NO_LABEL = -1
+"""The id that stands for no label, of a text or of each of its words, where rows without labels are read as well."""
 
 # At most 1,000 digits: int() and str() raise ValueError beyond 4,300. Spreadsheets and pandas write 1 as 1.0.
 _INTEGER = re.compile(r"\s*(-?(?:0|[1-9]\d{0,999}))(?:\.0+)?\s*")
@@ -92,17 +94,35 @@ class LabelReader:
     def _kind(self) -> str:
         return kind_of(self._task, self.problem_type)
 
-    def without_unlabelled(self, rows: list[NumberedRow], origin: str) -> list[NumberedRow]:
-        """Leave out the rows whose label is -1 or -100, which means none, and add a note.
+    def without_unlabelled(self, rows: list[NumberedRow], origin: str, *, keeps: bool = False) -> list[NumberedRow]:
+        """Return the rows that have a label, and note how many have none: null, an empty cell, or -1 or -100.
+
+        Args:
+            rows: the numbered rows of a split.
+            origin: the data's name in messages.
+            keeps: whether the caller has a use for the others: then nothing is noted, and no row needs a label.
 
         Raises:
             AbsentError: if no row has a label.
             DataError: if -1 may be one of the model's labels.
         """
+        if self._kind in (QUESTION_ANSWERING.name, FEATURE_EXTRACTION.name):
+            return rows
+        have = [row for row in rows if not all(is_missing(row[1].get(column)) for column in self._columns)]
+        if not have and not keeps:
+            raise AbsentError(f"{origin} has no labels: column {self._column!r} is empty; take another split")
+        if len(have) < len(rows) and not keeps:
+            self.notes.append(f"{len(rows) - len(have)} of {len(rows)} rows of {origin} have no label and are left out")
+        return self._without_marks(have, origin, keeps=keeps)
+
+    def _without_marks(self, rows: list[NumberedRow], origin: str, *, keeps: bool) -> list[NumberedRow]:
+        """Return the rows whose label is not -1 or -100, see `without_unlabelled`."""
         if self._kind != SINGLE_LABEL or len(self._columns) > 1:
             return rows
         names = self._own or self._known
         bare = [row for row in rows if _is_unlabelled(row[1].get(self._column), names or ())]
+        if keeps and len(bare) == len(rows):
+            return []
         if bare and len(bare) == len(rows):
             raise AbsentError(
                 f"{origin} has no labels: column {self._column!r} holds nothing but {bare[0][1][self._column]}, as the "
@@ -118,7 +138,8 @@ class LabelReader:
                 f"without a label, and here it may be one of the model's {len(self._known)} labels "
                 f"({', '.join(self._known[:8])}); write the model's names into the data, or leave the rows of -1 out"
             )
-        self.notes.append(f"{len(bare)} of {len(rows)} rows of {origin} have no label (-1) and are left out")
+        if not keeps:
+            self.notes.append(f"{len(bare)} of {len(rows)} rows of {origin} have no label (-1) and are left out")
         left_out = {number for number, _ in bare}
         return [row for row in rows if row[0] not in left_out]
 
@@ -365,6 +386,11 @@ def names_beside(rows: Sequence[Row], column: str, *, fill: bool) -> tuple[str, 
     return tuple(found.get(number, str(number)) for number in range(count))
 
 
+def is_missing(value: object) -> bool:
+    """Return whether a cell holds nothing: null, or white space alone."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 def _is_unlabelled(value: object, names: Sequence[str]) -> bool:
     """Return whether a cell marks a text without a label (-1 or -100) and no label has that name."""
     number = _INTEGER.fullmatch(str(value)) if isinstance(value, int | float | str) else None
@@ -428,7 +454,7 @@ def _positions(spelt: Mapping[str, str], known: Sequence[str], *, own: Sequence[
     if own:
         # If the data names its ids by numbers in another order (id 0 is called "3"), positions would contradict them.
         numbers = [int(name) for name in own if _INTEGER.fullmatch(name)]
-        silent = _are_generic(known) or (len(numbers) == len(own) and numbers == sorted(numbers))
+        silent = are_generic(known) or (len(numbers) == len(own) and numbers == sorted(numbers))
         return {text: own.index(name) for text, name in spelt.items()} if silent and len(own) == len(known) else None
     if set(spelt) <= set(_BOOLS) and len(known) == 2:
         return {text: _BOOLS.index(text) for text in spelt}
@@ -436,7 +462,7 @@ def _positions(spelt: Mapping[str, str], known: Sequence[str], *, own: Sequence[
     return {text: int(text) for text in spelt} if is_position else None
 
 
-def _are_generic(names: Sequence[str]) -> bool:
+def are_generic(names: Sequence[str]) -> bool:
     """Return whether names say nothing: `LABEL_0`, `LABEL_1`, ... or the positions themselves."""
     return all(
         name == str(place) or ((made := _GENERIC.fullmatch(name)) is not None and int(made[1]) == place)

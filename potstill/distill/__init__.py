@@ -15,5 +15,6 @@ with needing("distill"):
     from potstill.distill.evaluation import evaluate, evaluate_model
     from potstill.distill.run import distill, finetune, init_student, read_report
     from potstill.distill.student import create_student
+    from potstill.distill.trimming import trim
 
-__all__ = ["create_student", "distill", "evaluate", "evaluate_model", "finetune", "init_student", "read_report"]
+__all__ = ["create_student", "distill", "evaluate", "evaluate_model", "finetune", "init_student", "read_report", "trim"]

@@ -1,8 +1,8 @@
 """TinyBERT's data augmentation: copies of each text in which a masked-language model replaced some words.
 
 Algorithm 1 of arXiv 1909.10351. Words that are one piece are masked and replaced by one of the model's likeliest words;
-those of several pieces, for which the authors took neighbours among GloVe vectors, stay. The copies keep their text's
-label; the method asks only the teacher about them.
+those of several pieces, for which the authors took neighbours among GloVe vectors, stay. The copies have no label: with
+another word, the old one may be wrong. The teacher says what they are.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from potstill.checkpoint import load_checkpoint
 from potstill.checkpoint.folder import USUAL_LENGTH, longest_text
 from potstill.config import Recipe
 from potstill.data import Examples
+from potstill.data.labels import NO_LABEL
 from potstill.distill.hooks import masked_lm_head, model_inputs
 from potstill.errors import RecipeError
 from potstill.progress import Progress
@@ -28,7 +29,7 @@ _MASKED_AT_ONCE = 64
 
 
 def augment(examples: Examples, recipe: Recipe, *, copies: int, progress: Progress) -> Examples:
-    """Return the examples followed by `copies` altered ones of each, the same for the same seed.
+    """Return the examples followed by `copies` altered ones of each, without labels, the same for the same seed.
 
     Raises:
         RecipeError: if no masked-language model is named, or the texts are no plain ones.
@@ -52,8 +53,14 @@ def augment(examples: Examples, recipe: Recipe, *, copies: int, progress: Progre
         # The k-th copy of a pair is made of the k-th copies of both sides.
         texts += [copy if isinstance(text, tuple) else copy[0] for copy in zip(*altered, strict=True)]
         progress("augment the data", number, len(examples), "")
-    labels = np.concatenate([examples.labels, np.repeat(examples.labels, copies, axis=0)])
-    return replace(examples, texts=texts, labels=labels)
+    added = np.repeat(examples.labels, copies, axis=0)
+    none = np.full_like(added, np.nan if added.dtype.kind == "f" else NO_LABEL)
+    return replace(
+        examples,
+        texts=texts,
+        labels=np.concatenate([examples.labels, none]),
+        num_unlabelled=examples.num_unlabelled + len(none),
+    )
 
 
 def alter(
@@ -86,14 +93,19 @@ def propose(
     if not words:
         return [], []
     longest = longest_text(model.config.to_dict(), tokenizer.model_max_length) or USUAL_LENGTH
-    # As words, so that every piece knows its word (`word_ids`).
+    # As one text and not as words: byte-level tokenizers would glue them together.
     encoded = tokenizer(
-        [list(words)], is_split_into_words=True, truncation=True, max_length=longest, return_tensors="pt"
+        [" ".join(words)], truncation=True, max_length=longest, return_offsets_mapping=True, return_tensors="pt"
     )
-    word_ids = encoded.word_ids(0)
+    begins = np.cumsum([0, *(len(word) + 1 for word in words)])
+    # By a token's last character, since its first may be the space before the word; special tokens have none.
+    word_ids = [
+        int(np.searchsorted(begins, end, side="left")) - 1 if end > start else None
+        for start, end in encoded.pop("offset_mapping")[0].tolist()
+    ]
     pieces = {word: word_ids.count(word) for word in set(word_ids) if word is not None}
     places = [at for at, word in enumerate(word_ids) if word is not None and pieces[word] == 1]
-    encoder, head = model.base_model, masked_lm_head(model)
+    encoder, head, marker = model.base_model, masked_lm_head(model), _word_marker(tokenizer)
     proposals: list[list[str]] = []
     for start in range(0, len(places), _MASKED_AT_ONCE):
         part = torch.tensor(places[start : start + _MASKED_AT_ONCE])
@@ -108,6 +120,18 @@ def propose(
             likeliest = logits.topk(_CANDIDATES + 1).indices
         for original, candidates in zip(there.tolist(), likeliest.tolist(), strict=True):
             tokens = [tokenizer.convert_ids_to_tokens(one) for one in candidates if one != original]
+            spelt = [
+                # A marked vocabulary may write its letters as bytes, too.
+                tokenizer.convert_tokens_to_string([token]).strip() if marker else token
+                for token in tokens[:_CANDIDATES]
+                if token.startswith(marker)
+            ]
             # Leaves out pieces inside words (`##ing`), special tokens and punctuation.
-            proposals.append([token for token in tokens[:_CANDIDATES] if token.isalnum()])
-    return [word_ids[at] for at in places], proposals
+            proposals.append([word for word in spelt if word.isalnum()])
+    return [word for at in places if (word := word_ids[at]) is not None], proposals
+
+
+def _word_marker(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return what a vocabulary writes before a word's first piece: nothing (BERT), Ġ (RoBERTa) or ▁ (SentencePiece)."""
+    last = tokenizer.tokenize("a a")[-1]
+    return last.removesuffix("a") if last.endswith("a") else ""

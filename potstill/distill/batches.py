@@ -22,6 +22,7 @@ from potstill.data import Examples
 from potstill.distill.masking import IGNORED, make_masking, mask_batch
 from potstill.errors import CheckpointError, DataError, RecipeError
 from potstill.serve.tasks.question_answering import STRIDE, QuestionParameters
+from potstill.tasks import MULTI_LABEL, REGRESSION
 
 Row: TypeAlias = dict[str, Any]
 """A tokenised row by column: the model's inputs (lists or arrays of T ids) and its labels."""
@@ -30,10 +31,14 @@ Collator: TypeAlias = Callable[[Sequence[Row]], Batch]
 
 LENGTH_COLUMN = "length"
 LABELS = "labels"
+TEACHER_ANSWERS = "teacher_answers"
+"""Column of the rows and key of the batch for a teacher's logits: (C,) and (B, C); for tags (T * C,) and (B, T, C)."""
 TEACHER_VECTORS = "teacher_vectors"
 """Column of the rows and key of the batch for the teacher's sentence vectors, (E,) and (B, E)."""
 # Batches that are sorted by length together: enough to leave little padding, few enough to stay shuffled.
 _BATCHES_PER_POOL = 50
+# Of a teacher's stored answers: float32 softmax gives such numbers, and a temperature of 4 makes 0.001 of them.
+_LEAST_PROBABILITY = 1e-12
 # Rows that are counted or hashed at once.
 _ROWS_AT_ONCE = 10_000
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "segments")
@@ -48,6 +53,7 @@ def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_leng
     - A text or pair is a row; `labels` is a class id, a score, or a vector with one 0/1 per class.
     - Words (token classification) are a row; `labels` holds one id per token: the word's on its first token, -100 on
       all others.
+    - Where the examples have a teacher's answers, `teacher_answers` holds them as logits, of words on first tokens.
     - A question with its context becomes one row per window of the context, which share 128 tokens where there is room.
       `start_positions` and `end_positions` are the answer's first and last token, or both that of the [CLS] token
       where the window does not hold the whole answer.
@@ -75,8 +81,28 @@ def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_leng
             max_length=max_length,
         )
         columns = {**encoded, **({} if labels is None else {LABELS: list(labels)})}
+        if examples.answers is not None:
+            columns[TEACHER_ANSWERS] = list(to_logits(np.asarray(examples.answers), examples.problem_type))
     columns[LENGTH_COLUMN] = [len(ids) for ids in columns["input_ids"]]
     return Dataset.from_dict(columns)
+
+
+def to_logits(answers: NDArray[np.float64], problem_type: str | None) -> NDArray[np.float32]:
+    """Return logits whose softmax, or sigmoid for several labels, are a teacher's probabilities; amounts as they are.
+
+    Softened by a temperature they give what the teacher's own would: both differ by a constant in each row.
+
+    Args:
+        answers: (..., C); NaN stays.
+        problem_type: of a text classifier; None for tags.
+    """
+    if problem_type == REGRESSION:
+        return answers.astype(np.float32)
+    # 0, as of a label without a probability, becomes next to nothing: its logarithm would be infinite.
+    likely = np.log(np.maximum(answers, _LEAST_PROBABILITY))
+    if problem_type == MULTI_LABEL:
+        likely -= np.log(np.maximum(1 - answers, _LEAST_PROBABILITY))
+    return likely.astype(np.float32)
 
 
 def _tokenize_words(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> dict[str, Any]:
@@ -99,6 +125,14 @@ def _tokenize_words(examples: Examples, tokenizer: PreTrainedTokenizerBase, *, m
             token_labels.append(IGNORED if word in seen else int(labels[word]))
             seen.add(word)
         columns[LABELS].append(token_labels)
+    if examples.answers is not None:
+        columns[TEACHER_ANSWERS] = []
+        for number, answers in enumerate(examples.answers):
+            first = np.array(columns[LABELS][number]) != IGNORED
+            words = np.array([0 if word is None else word for word in encoded.word_ids(number)])
+            # Other tokens are never compared, whatever they hold.
+            logits = np.where(first[:, None], to_logits(answers, None)[words], 0)
+            columns[TEACHER_ANSWERS].append(logits.astype(np.float32).reshape(-1))
     return columns
 
 
@@ -284,6 +318,7 @@ def make_collator(tokenizer: PreTrainedTokenizerBase) -> Collator:
     - `labels`: int64 (B,) of class ids, float32 (B,) of scores, float32 (B, C) of several labels at once, or int64
       (B, T) with one per token, -100 at padding;
     - `start_positions` and `end_positions`, int64 (B,);
+    - `teacher_answers`: float32 (B, C), or (B, T, C) for tags, NaN where there is no answer;
     - `teacher_vectors`: float32 (B, E).
 
     Padding is on the right because encoders number positions from the left.
@@ -299,6 +334,8 @@ def make_collator(tokenizer: PreTrainedTokenizerBase) -> Collator:
                 batch[LABELS] = np.stack(labels).astype(np.int64)
             else:
                 batch[LABELS] = _pad(labels, batch["input_ids"].shape[1], IGNORED)
+        if TEACHER_ANSWERS in rows[0]:
+            batch[TEACHER_ANSWERS] = _stack_answers(rows, batch)
         for name in _ANSWER_POSITIONS:
             if name in rows[0]:
                 batch[name] = np.array([row[name] for row in rows], dtype=np.int64)
@@ -307,6 +344,18 @@ def make_collator(tokenizer: PreTrainedTokenizerBase) -> Collator:
         return _to_tensors(batch)
 
     return collate
+
+
+def _stack_answers(rows: Sequence[Row], batch: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+    """Return a stored teacher's logits, (B, C); (B, T, C) where each of the batch's tokens has a label."""
+    answers = [np.asarray(row[TEACHER_ANSWERS], dtype=np.float32) for row in rows]
+    if batch[LABELS].ndim == 1 or batch[LABELS].dtype != np.int64:
+        return np.stack(answers)
+    classes = len(answers[0]) // len(rows[0]["input_ids"])
+    padded = np.zeros((*batch[LABELS].shape, classes), dtype=np.float32)
+    for number, cells in enumerate(answers):
+        padded[number, : len(cells) // classes] = cells.reshape(-1, classes)
+    return padded
 
 
 def make_mlm_collator(

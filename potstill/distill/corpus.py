@@ -229,6 +229,20 @@ def read_texts(*, split: str, files: list[Path] | None, column: str | None) -> I
     return (text for text in texts if part is None or is_held_out(text) == (part == HELD_OUT))
 
 
+def iterate_texts(
+    name: str, *, split: str, column: str | None = None, limit: int | None = None, streaming: bool = False
+) -> Iterator[str]:
+    """Yield the texts of a split of running text, at most the first `limit`; arguments and errors as `load_corpus`."""
+    files = find_files(name, parse_split(split)[0], (*SUFFIXES, ".txt"))
+    texts: Iterable[str]
+    if files is None and name != PYTHON_DOCS:
+        loaded, found = _load_from_hub(name, split=split, column=column, streaming=streaming)
+        texts = (str(row[found]) for row in loaded)
+    else:
+        texts = read_texts(split=split, files=files, column=column)
+    return itertools.islice(texts, limit)
+
+
 def _texts_of_files(files: Sequence[Path], column: str | None) -> Iterator[str]:
     for file in files:
         for number, text in _numbered_texts(file, column):

@@ -5,23 +5,31 @@ teacher's sentence vectors.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from potstill.checkpoint import Checkpoint, read_folder
 from potstill.checkpoint.model import SentenceEncoder, SentenceHead
 from potstill.config import Recipe
-from potstill.data import Examples, Splits, load_examples, load_splits
+from potstill.data import Examples, Extra, Splits, load_examples, load_splits, load_vectors, without_labels
 from potstill.distill.augmentation import augment
 from potstill.distill.batches import Collator, count_shared, hash_rows, make_collator, make_mlm_collator, tokenize
 from potstill.distill.corpus import load_corpus, token_counts
 from potstill.distill.evaluation import Evaluation
 from potstill.distill.packing import check_packable
-from potstill.distill.teacher_embeddings import add_teacher_vectors, load_single_texts, teacher_head
+from potstill.distill.teacher_answers import ask_teachers, score_answers, with_labels_and_answers
+from potstill.distill.teacher_embeddings import (
+    add_teacher_vectors,
+    head_of_vectors,
+    load_single_texts,
+    teacher_head,
+    with_vectors,
+)
 from potstill.distill.torch_session import Model, Scores, evaluate_words, problem_type_of
-from potstill.errors import DataError, RecipeError
+from potstill.errors import AbsentError, DataError, RecipeError
 from potstill.evaluation.trivial import trivial_scores, uniform_scores
 from potstill.progress import Progress
 from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, get_task, kind_of, lower_is_better, primary_metric
@@ -37,6 +45,8 @@ class TrainingData:
     """Rows to take the loss on where there is no score."""
     score: Callable[[Model, str], Scores] | None
     """Returns a model's scores; takes it and its name for progress. None where only the loss can be taken."""
+    score_whole: Callable[[Model, str], Scores] | None = None
+    """As `score`, of a teacher whose vocabulary is whole, where that of the rows is trimmed."""
     evaluation: Evaluation | None = None
     """For labelled data: what `score` is made of; it also compares a model with trivial answers."""
     metric: str
@@ -45,6 +55,13 @@ class TrainingData:
     """The best scores, by metric, of answers that ignore the text; empty where there is none."""
     teacher_head: SentenceHead | None = None
     """For method `embedding`: pooling and further layers that make the teacher's sentence vectors."""
+    vector_width: int | None = None
+    """For vectors from a column of the data: how many numbers each has."""
+    num_labelled: int | None = None
+    """How many of the rows, the first ones, have a label; None where rows are no labelled texts."""
+    teacher_scores: Scores | None = None
+    """Of stored answers: how good they are, and `teacher_floor` how good an answer that ignores the text is there."""
+    teacher_floor: Scores = field(default_factory=dict)
     about: dict[str, object]
     """What the report says of the data: names, splits, counts and hashes, as JSON values."""
 
@@ -63,8 +80,11 @@ class TrainingData:
 
 def load_training_data(
     recipe: Recipe,
-    teacher: Checkpoint,
+    reader: Checkpoint,
     *,
+    whole: Checkpoint | None = None,
+    teachers: Sequence[Checkpoint] = (),
+    is_taught: bool = True,
     work_dir: Path,
     progress: Progress,
 ) -> TrainingData:
@@ -72,44 +92,101 @@ def load_training_data(
 
     Args:
         recipe: names data, task and method.
-        teacher: its tokenizer makes the rows; `embedding` also needs its vectors.
-        work_dir: keeps tokenised text and vectors for the next start.
+        reader: its tokenizer makes the rows, and its labels are those of the data. It is the teacher, or if answers are
+            stored what the student starts from.
+        whole: the teacher as its checkpoint has it, if it is trimmed: its are the vectors of `embedding`.
+        teachers: those whose answers are stored in the rows.
+        is_taught: whether there is a teacher, so that texts without a label can be learned from.
+        work_dir: keeps tokenised text, vectors and answers for the next start.
         progress: is called with how far it is.
 
     Raises:
         DataError: if the data does not fit the task.
         RecipeError: if a setting has no effect on this data.
     """
+    whole = whole or reader
+    if recipe.distill.method == "embedding" and recipe.teacher.column is not None:
+        return _load_given_vectors(recipe, reader, progress=progress)
     if recipe.distill.method == "embedding":
-        return _load_sentences(recipe, teacher, work_dir=work_dir, progress=progress)
+        return _load_sentences(recipe, reader, whole, work_dir=work_dir, progress=progress)
     if get_task(recipe.task) in (FILL_MASK, FEATURE_EXTRACTION):
-        return _load_running_text(recipe, teacher, work_dir=work_dir, progress=progress)
-    return _load_labelled(recipe, teacher, progress=progress)
+        return _load_running_text(recipe, reader, whole, work_dir=work_dir, progress=progress)
+    return _load_labelled(recipe, reader, whole, teachers, is_taught=is_taught, work_dir=work_dir, progress=progress)
 
 
-def _load_labelled(recipe: Recipe, teacher: Checkpoint, *, progress: Progress) -> TrainingData:
-    """Load labelled texts, pairs, tagged words or questions."""
-    task, problem, label_names = get_task(recipe.task), problem_type_of(teacher.model), teacher.label_names
-    splits = read_splits(recipe, label_names=label_names, problem_type=problem)
+def _load_labelled(
+    recipe: Recipe,
+    reader: Checkpoint,
+    whole: Checkpoint,
+    teachers: Sequence[Checkpoint],
+    *,
+    is_taught: bool,
+    work_dir: Path,
+    progress: Progress,
+) -> TrainingData:
+    """Load texts, pairs, tagged words or questions, with labels and, if there is a teacher, without."""
+    task, problem, label_names = get_task(recipe.task), problem_type_of(reader.model), reader.label_names
+    splits = read_splits(recipe, label_names=label_names, problem_type=problem, is_taught=is_taught)
     train_examples, eval_examples = splits.train, splits.evaluation
     if recipe.distill.augment:
         train_examples = augment(train_examples, recipe, copies=recipe.distill.augment, progress=progress)
     if recipe.data.packing != "none":
         raise RecipeError(f"data.packing={recipe.data.packing} has no effect on labelled texts; leave it out")
     kind = kind_of(task, problem)
-    evaluation = Evaluation(teacher.tokenizer, eval_examples, max_length=recipe.max_length, task=task)
+    if teachers:
+        train_examples, eval_examples = (
+            ask_teachers(
+                teachers,
+                examples,
+                task=task,
+                label_names=label_names,
+                max_length=recipe.max_length,
+                cache_dir=work_dir.with_name(f"{work_dir.name}-answers"),
+                progress=progress,
+            )
+            for examples in (train_examples, eval_examples)
+        )
+    metric = primary_metric(task, problem, asked=recipe.metric, num_labels=len(label_names) or None)
+    teacher_scores, teacher_floor = None, {}
+    if recipe.teacher.is_stored and is_taught:
+        judged = with_labels_and_answers(eval_examples) or with_labels_and_answers(train_examples)
+        teacher_scores = score_answers(judged, kind=kind, metric=metric) if judged else {}
+        teacher_floor = trivial_scores(judged, kind=kind) if judged else {}
+    evaluation, by_whole, eval_set = None, None, None
+    if eval_examples.labels is not None:
+        evaluation, by_whole = (
+            Evaluation(tokenizer, eval_examples, max_length=recipe.max_length, task=task)
+            for tokenizer in (reader.tokenizer, whole.tokenizer)
+        )
+    else:  # nothing to score by: what is left is how far the student is from its teacher on texts that it did not see
+        metric = "loss"
+        unlabelled = without_labels(eval_examples, kind=kind)
+        if recipe.teacher.is_stored and unlabelled.answers is None:
+            raise DataError(
+                f"{eval_examples.name} ({eval_examples.split}) has neither labels nor answers in column "
+                f"{recipe.teacher.column!r}, so there is nothing to score on; give one of them"
+            )
+        eval_set = tokenize(unlabelled, reader.tokenizer, max_length=recipe.max_length)
     return TrainingData(
-        train_set=tokenize(train_examples, teacher.tokenizer, max_length=recipe.max_length),
-        collate=make_collator(teacher.tokenizer),
-        eval_set=None,
-        score=lambda model, who: evaluation.score(model, progress=progress, who=who),
+        train_set=tokenize(train_examples, reader.tokenizer, max_length=recipe.max_length),
+        collate=make_collator(reader.tokenizer),
+        eval_set=eval_set,
+        score=(lambda model, who: evaluation.score(model, progress=progress, who=who)) if evaluation else None,
+        score_whole=(lambda model, who: by_whole.score(model, progress=progress, who=who)) if by_whole else None,
         evaluation=evaluation,
-        metric=primary_metric(task, problem, asked=recipe.metric, num_labels=len(label_names) or None),
+        metric=metric,
         # A teacher that does not beat this has nothing to teach (`run._check_teacher`).
-        floor=trivial_scores(eval_examples, kind=kind),
+        floor=trivial_scores(eval_examples, kind=kind) if evaluation else {},
+        num_labelled=len(train_examples) - train_examples.num_unlabelled,
+        teacher_scores=teacher_scores,
+        teacher_floor=teacher_floor,
         about=_about(eval_examples)
         | {
             "train_examples": len(train_examples),
+            "labelled_examples": len(train_examples) - train_examples.num_unlabelled,
+            "unlabelled": recipe.data.unlabelled,
+            "taught_by": _taught_by(recipe) if is_taught else None,
+            "scored_by": "loss" if evaluation is None else "labels",
             "kind": kind,
             "train_split": splits.train.split,
             "train_sha256": splits.train.sha256,
@@ -124,14 +201,28 @@ def _load_labelled(recipe: Recipe, teacher: Checkpoint, *, progress: Progress) -
     )
 
 
-def _load_running_text(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progress: Progress) -> TrainingData:
+def _taught_by(recipe: Recipe) -> str:
+    """Return in words what the student learns from beside labels."""
+    teacher = recipe.teacher
+    if teacher.column is not None:
+        return f"column {teacher.column!r} of the data"
+    names = [str(teacher.model), *teacher.ensemble]
+    if len(names) > 1:
+        return f"{', '.join(names[:-1])} and {names[-1]}, averaged, each asked once"
+    return f"{names[0]}, asked " + ("once" if teacher.is_stored else "at every step")
+
+
+def _load_running_text(
+    recipe: Recipe, teacher: Checkpoint, whole: Checkpoint, *, work_dir: Path, progress: Progress
+) -> TrainingData:
     """Load unlabelled text, masked where the method learns words, and scored by perplexity then."""
     data, settings = recipe.data, recipe.distill.settings()
-    train_set, eval_set = (
+    splits = (data.train_split, data.max_train_examples), (data.eval_split, data.max_eval_examples)
+    train_set, eval_set, eval_set_of_whole = (
         load_corpus(
             data.name,
             split=split,
-            tokenizer=teacher.tokenizer,
+            tokenizer=tokenizer,
             max_length=recipe.max_length,
             text_column=data.text_columns[0] if data.text_columns else None,
             # Each held-out text is alone, so that scores do not depend on packing.
@@ -141,7 +232,11 @@ def _load_running_text(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, p
             streaming=data.streaming,
             cache_dir=work_dir.with_name(f"{work_dir.name}-text"),
         )
-        for split, limit in ((data.train_split, data.max_train_examples), (data.eval_split, data.max_eval_examples))
+        for (split, limit), tokenizer in (
+            (splits[0], teacher.tokenizer),
+            (splits[1], teacher.tokenizer),
+            (splits[1], whole.tokenizer),
+        )
     )
     if data.packing == "texts":
         check_packable(teacher.model.config)
@@ -173,9 +268,12 @@ def _load_running_text(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, p
         )
     share, smoothing, vocabulary = settings["mask_share"], settings["mask_smoothing"], teacher.model.config.vocab_size
 
-    def score(model: Model, who: str) -> Scores:
-        assert not isinstance(model, SentenceEncoder)
-        return evaluate_words(model, teacher.tokenizer, eval_set, mask_share=share, progress=progress, who=who)
+    def scorer(tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> Callable[[Model, str], Scores]:
+        def score(model: Model, who: str) -> Scores:
+            assert not isinstance(model, SentenceEncoder)
+            return evaluate_words(model, tokenizer, rows, mask_share=share, progress=progress, who=who)
+
+        return score
 
     return TrainingData(
         train_set=train_set,
@@ -189,21 +287,25 @@ def _load_running_text(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, p
             kl_positions=settings.get("kl_positions", "masked"),
         ),
         eval_set=eval_set,
-        score=score,
+        score=scorer(teacher.tokenizer, eval_set),
+        score_whole=scorer(whole.tokenizer, eval_set_of_whole),
         metric=primary_metric(FILL_MASK, asked=recipe.metric),
         floor=uniform_scores(vocabulary),
         about=about,
     )
 
 
-def _load_sentences(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, progress: Progress) -> TrainingData:
+def _load_sentences(
+    recipe: Recipe, teacher: Checkpoint, whole: Checkpoint, *, work_dir: Path, progress: Progress
+) -> TrainingData:
     """Load single texts with the teacher's vectors, scored by the similarity of pairs if the data has scores."""
     data, head = recipe.data, teacher_head(teacher.name, recipe.distill.pooling)
     train_set, eval_set = (
         add_teacher_vectors(
             load_single_texts(data.name, split=split, text_columns=data.text_columns, limit=limit),
-            teacher,
+            whole,
             head,
+            tokenizer=teacher.tokenizer,
             max_length=recipe.max_length,
             cache_dir=work_dir.with_name(f"{work_dir.name}-vectors"),
             progress=progress,
@@ -218,14 +320,18 @@ def _load_sentences(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, prog
         label_column=data.label_column,
         limit=data.max_eval_examples,
     )
-    evaluation = None
+    evaluation = by_whole = None
     if examples.labels is not None:
-        evaluation = Evaluation(teacher.tokenizer, examples, max_length=recipe.max_length, task=FEATURE_EXTRACTION)
+        evaluation, by_whole = (
+            Evaluation(tokenizer, examples, max_length=recipe.max_length, task=FEATURE_EXTRACTION)
+            for tokenizer in (teacher.tokenizer, whole.tokenizer)
+        )
     return TrainingData(
         train_set=train_set,
         collate=make_collator(teacher.tokenizer),
         eval_set=eval_set,
         score=(lambda model, who: evaluation.score(model, progress=progress, who=who)) if evaluation else None,
+        score_whole=(lambda model, who: by_whole.score(model, progress=progress, who=who)) if by_whole else None,
         evaluation=evaluation,
         teacher_head=head,
         metric=primary_metric(FEATURE_EXTRACTION, asked=recipe.metric) if evaluation else "loss",
@@ -242,12 +348,74 @@ def _load_sentences(recipe: Recipe, teacher: Checkpoint, *, work_dir: Path, prog
     )
 
 
+def _load_given_vectors(recipe: Recipe, reader: Checkpoint, *, progress: Progress) -> TrainingData:
+    """Load single texts with the vectors of another model from a column, scored as `_load_sentences`."""
+    data, column, task = recipe.data, recipe.teacher.column, get_task(recipe.task)
+    assert column is not None
+    texts, vectors = load_vectors(
+        data.name, split=data.train_split, column=column, text_columns=data.text_columns, limit=data.max_train_examples
+    )
+    train_set = with_vectors(texts, vectors, reader.tokenizer, max_length=recipe.max_length)
+    about: dict[str, object]
+    evaluation, eval_set = None, None
+    try:
+        held_out, their_vectors = load_vectors(
+            data.name,
+            split=data.eval_split,
+            column=column,
+            text_columns=data.text_columns,
+            limit=data.max_eval_examples,
+        )
+    except AbsentError:
+        # Without vectors it must be pairs with a score.
+        examples = load_examples(
+            data.name,
+            split=data.eval_split,
+            task=task,
+            label_column=data.label_column,
+            limit=data.max_eval_examples,
+        )
+        if examples.labels is None:
+            raise
+        evaluation = Evaluation(reader.tokenizer, examples, max_length=recipe.max_length, task=task)
+        about = _about(examples) | {"notes": list(examples.notes)}
+    else:
+        if their_vectors.shape[1] != vectors.shape[1]:
+            raise DataError(
+                f"column {column!r} of {data.name} holds vectors of {vectors.shape[1]} numbers in {data.train_split} "
+                f"and of {their_vectors.shape[1]} in {data.eval_split}; all must come from one model"
+            )
+        eval_set = with_vectors(held_out, their_vectors, reader.tokenizer, max_length=recipe.max_length)
+        about = {"name": data.name, "split": data.eval_split, "examples": len(held_out), "notes": []}
+    head = head_of_vectors(vectors, recipe.distill.pooling)
+    return TrainingData(
+        train_set=train_set,
+        collate=make_collator(reader.tokenizer),
+        eval_set=eval_set,
+        score=(lambda model, who: evaluation.score(model, progress=progress, who=who)) if evaluation else None,
+        evaluation=evaluation,
+        teacher_head=head,
+        vector_width=vectors.shape[1],
+        metric=primary_metric(FEATURE_EXTRACTION, asked=recipe.metric) if evaluation else "loss",
+        floor={},
+        about=about
+        | {
+            "train_examples": len(train_set),
+            "train_split": data.train_split,
+            "taught_by": _taught_by(recipe),
+            "teacher_vectors": f"{vectors.shape[1]} numbers each" + (", length 1" if len(head.layers) else ""),
+        },
+    )
+
+
 def _about(examples: Examples) -> dict[str, object]:
     return {"name": examples.name, "split": examples.split, "examples": len(examples), "sha256": examples.sha256}
 
 
-def read_splits(recipe: Recipe, *, label_names: Sequence[str] | None, problem_type: str | None) -> Splits:
-    """Load both splits of the recipe's labelled data."""
+def read_splits(
+    recipe: Recipe, *, label_names: Sequence[str] | None, problem_type: str | None, is_taught: bool = False
+) -> Splits:
+    """Load both splits of the recipe's labelled data, and what is learned from without labels if there is a teacher."""
     data = recipe.data
     return load_splits(
         data.name,
@@ -256,6 +424,7 @@ def read_splits(recipe: Recipe, *, label_names: Sequence[str] | None, problem_ty
         task=get_task(recipe.task),
         text_columns=data.text_columns,
         label_column=data.label_column,
-        label_names=label_names,
+        label_names=label_names or data.labels,
         problem_type=problem_type,
+        extra=Extra(unlabelled=data.unlabelled, answers=recipe.teacher.column) if is_taught else None,
     )

@@ -78,8 +78,15 @@ class Evaluation:
         Raises:
             DataError: if such a model cannot be scored on the examples.
         """
-        kind, total = self.kind(model), len(self.examples)
+        kind = self.kind(model)
         check_examples(self.examples, kind)
+        predictions = self.ask(model, progress=progress, who=who)
+        check_predictions(predictions, self.examples, kind=kind, key=f"the {who}")
+        return predictions
+
+    def ask(self, model: Model, *, progress: Progress = silent, who: str = "model") -> Predictions:
+        """Return a model's answers as `predict` does, to texts that may have no labels."""
+        kind, total = self.kind(model), len(self.examples)
         session = TorchSession(model, self.task)
         # As the server tells it: without a problem type of its own, a single output is a probability.
         is_declared = kind != REGRESSION or model.config.problem_type is not None
@@ -95,7 +102,6 @@ class Evaluation:
             progress=lambda done: progress(f"score the {who}", min(done, total - 1), total, ""),
         )
         progress(f"score the {who}", total, total, "")
-        check_predictions(predictions, self.examples, kind=kind, key=f"the {who}")
         return predictions
 
     def score(self, model: Model, *, progress: Progress = silent, who: str = "model") -> Scores:

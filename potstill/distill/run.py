@@ -24,23 +24,30 @@ from potstill.checkpoint import (
     hash_checkpoint,
     load_checkpoint,
     load_tokenizer,
+    read_folder,
     save_tokenizer,
 )
 from potstill.checkpoint.model import SentenceEncoder, find_sentence_transformers, write_sentence_transformers
 from potstill.checkpoint.sentence_transformers import PROMPTS_FILE
 from potstill.config import Recipe, build_recipe, with_splits
-from potstill.distill import teacher as teachers
 from potstill.distill.checkpoints import check_same_run
-from potstill.distill.data import TrainingData, load_training_data
-from potstill.distill.methods import make_labels_objective, make_objective
-from potstill.distill.student import best_layers, choose_layers, create_student
+from potstill.distill.data import TrainingData, load_training_data, read_splits
+from potstill.distill.methods import Objective, make_labels_objective, make_objective
+from potstill.distill.student import best_layers, choose_layers, create_student, with_random_weights
+from potstill.distill.teacher import head_config, load_to_finetune, scratch_teacher, training_config
+from potstill.distill.torch_session import problem_type_of
 from potstill.distill.trainer import TrainingResult, TrainingRun, make_scorer, train
+from potstill.distill.trimming import plan_for_recipe
 from potstill.errors import CheckpointError, RecipeError
 from potstill.files import check_free, new_folder
 from potstill.progress import Announce, Progress, keep_quiet, silent
 from potstill.tasks import (
     FEATURE_EXTRACTION,
+    FILL_MASK,
+    TEXT_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
     get_task,
+    lower_is_better,
 )
 
 # How many rows a choice of layers is scored on: 8 batches of 32.
@@ -91,25 +98,38 @@ def distill(
     if resume:  # what can be known before anything is loaded; `train` compares the rest
         check_same_run(work_dir, _settings(recipe))
 
-    teacher = _load_teacher(recipe)
-    teacher.model.to(processes.device)
-    # The main process fills the caches of tokens and vectors; the others find them.
+    teachers = _load_teachers(recipe)
+    for checkpoint in teachers:
+        checkpoint.model.to(processes.device)
+    start = _load_start(recipe, teachers[0] if teachers else None)
+    # Teacher and student read the same ids, unless the teacher's answers are stored, for which it reads on its own. So
+    # a teacher that is asked at every step gets its student's smaller vocabulary, too.
+    whole = start if recipe.teacher.is_stored else teachers[0]
+    trimming = plan_for_recipe(recipe, whole) if recipe.student.vocabulary is not None else None
+    reader = whole
+    if trimming is not None:
+        announce("vocabulary", trimming.record.model_dump(mode="json"))
+        reader = trimming.trim(whole)
+        start = reader if start is whole else trimming.trim(start)
+    live = None if recipe.teacher.is_stored else reader
+    if live is not None:
+        live.model.to(processes.device)
+    # The main process fills the caches of tokens, vectors and answers; the others find them.
     with processes.main_process_first():
-        training_data = load_training_data(recipe, teacher, work_dir=work_dir, progress=progress)
-    teacher_scores = {}
-    if training_data.score is not None:
-        head = training_data.teacher_head
-        scored = teacher.model if head is None else SentenceEncoder(teacher.model, head.to(teacher.model.device))
-        teacher_scores = training_data.score(scored, "teacher")
-        _check_teacher(teacher_scores, training_data, recipe)
+        training_data = load_training_data(
+            recipe, reader, whole=whole, teachers=() if live else teachers, work_dir=work_dir, progress=progress
+        )
+    teacher_scores, trimmed_scores = _score_teacher(training_data, whole, live)
+    _check_teacher(teacher_scores, training_data, recipe)
 
-    student, layers_kept = _make_student(recipe, teacher, training_data)
-    objective = make_objective(recipe, teacher=teacher.model, student=student.model)
+    student, layers_kept = _make_student(recipe, start, live, training_data)
+    objective = _make_objective(recipe, live, student.model, training_data)
+    teacher = None if live is None else live.model
     run = _training_run(
         recipe,
         training_data,
         stage="distil the student",
-        models=(teacher.name, recipe.student.model),
+        models=(*(checkpoint.name for checkpoint in teachers), recipe.student.model),
         work_dir=work_dir,
         resume=resume,
         progress=progress,
@@ -119,25 +139,30 @@ def distill(
     untrained = copy.deepcopy(student.model) if recipe.distill.controls else None
     result = train(
         student.model,
-        teacher=teacher.model,
+        teacher=teacher,
         objective=objective,
         train_set=training_data.train_set,
         collate=training_data.collate,
-        score=make_scorer(training_data, objective, teacher.model),
+        score=make_scorer(training_data, objective, teacher),
         run=run,
     )
 
     # An embedding student is scored and published with the head that its objective trained.
     used = objective.as_used(student.model)
     report = _report(recipe, training_data, result)
-    report["teacher"] = _describe(teacher) | {"scores": teacher_scores}
+    described = [_describe(checkpoint) for checkpoint in teachers]
+    report["teacher"] = {"column": recipe.teacher.column} if not described else described[0]
+    report["teacher"] |= {"scores": teacher_scores} | ({"ensemble": described[1:]} if described[1:] else {})
+    if trimming is not None:
+        report["vocabulary"] = trimming.record.model_dump(mode="json")
+        report["teacher"]["trimmed_scores"] = trimmed_scores
     report["student"] = _describe(student) | {
         "layers_kept": layers_kept,
         "scores": result.metrics,
         "against_trivial": _against_trivial(training_data, used, "student", progress=progress),
     }
     if untrained is not None:
-        report["controls"] = _train_baselines(recipe, untrained, teacher.model, training_data, run)
+        report["controls"] = _train_baselines(recipe, untrained, live, training_data, run, steps=result.steps)
     report["seconds"] = round(time.perf_counter() - started, 1)
     return _publish(student, out_dir, report=report, overwrite=overwrite, used=used, recipe=recipe)
 
@@ -163,11 +188,13 @@ def finetune(
     check_free(out_dir, overwrite=overwrite)
     if get_task(recipe.task) is FEATURE_EXTRACTION:
         raise RecipeError("a sentence encoder is not fine-tuned on labels; distil one with method embedding")
+    if recipe.distill.augment:
+        raise RecipeError("distill.augment makes texts that a teacher must answer, and here is none; leave it out")
     recipe = _fit_length(with_splits(recipe))
     started = time.perf_counter()
     scratch = recipe.teacher.scratch
     if scratch is not None:
-        config = teachers.training_config(scratch, recipe.distill)
+        config = training_config(scratch, recipe.distill)
         recipe = recipe.model_copy(update={"distill": config})
     processes = _processes()
     if not processes.is_main_process:
@@ -176,12 +203,9 @@ def finetune(
     if resume:
         check_same_run(work_dir, _settings(recipe))
 
-    if scratch is not None:
-        teacher = teachers.scratch_teacher(recipe, scratch)
-    else:
-        teacher = teachers.load_to_finetune(recipe, announce)
+    teacher = load_to_finetune(recipe, announce) if scratch is None else scratch_teacher(recipe, scratch)
     with processes.main_process_first():
-        training_data = load_training_data(recipe, teacher, work_dir=work_dir, progress=progress)
+        training_data = load_training_data(recipe, teacher, is_taught=False, work_dir=work_dir, progress=progress)
     objective = make_labels_objective(recipe, teacher.model)
     run = _training_run(
         recipe,
@@ -216,8 +240,10 @@ def init_student(recipe: Recipe, out_dir: Path, *, overwrite: bool = False) -> d
     """Publish the student as it is before training: cut from the teacher, or loaded."""
     check_free(out_dir, overwrite=overwrite)
     recipe = _fit_length(recipe)
-    teacher = _load_teacher(recipe)
-    student, layers_kept = _make_student(recipe, teacher, None)
+    if recipe.teacher.column is not None:
+        raise RecipeError("a column of answers is for training; `init` only cuts a student from a model")
+    teacher = _load_teachers(recipe)[0]
+    student, layers_kept = _make_student(recipe, _load_start(recipe, teacher), teacher, None)
     report = {
         "teacher": _describe(teacher),
         "student": _describe(student) | {"layers_kept": layers_kept},
@@ -249,8 +275,10 @@ def _as_recipe(what: Recipe | str, data: str | None, settings: Mapping[str, Any]
 
 def _fit_length(recipe: Recipe) -> Recipe:
     """Check `max_length` against the longest input of the recipe's models; if it was not set, take that instead."""
-    names = filter(None, (recipe.teacher.model, recipe.student.model))
-    fitted = fit_length(names, recipe.max_length, was_set="max_length" in recipe.model_fields_set)
+    names: list[str | None] = [recipe.teacher.model, recipe.student.model]
+    if recipe.teacher.is_stored and recipe.student.model is not None:
+        names = [recipe.student.model]  # each teacher reads as much as it can
+    fitted = fit_length(filter(None, names), recipe.max_length, was_set="max_length" in recipe.model_fields_set)
     return recipe if fitted == recipe.max_length else recipe.model_copy(update={"max_length": fitted})
 
 
@@ -267,7 +295,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that decide the weights of a training."""
     # A resumed run may export, bench or track differently; none of that moves a weight.
     content: dict[str, Any] = recipe.model_dump(mode="json", exclude={"export", "bench", "output_dir", "resume"})
-    del content["data"]["num_proc"], content["distill"]["trackers"]
+    del content["data"]["num_proc"], content["distill"]["trackers"], content["student"]["other_data"]
     return content
 
 
@@ -307,19 +335,45 @@ def _identity(recipe: Recipe, training_data: TrainingData, *, models: Sequence[s
     return content
 
 
-def _load_teacher(recipe: Recipe) -> Checkpoint:
-    if recipe.teacher.model is None:
+def _load_teachers(recipe: Recipe) -> list[Checkpoint]:
+    """Load the teacher and those that it is averaged with; none if a column of the data has the answers."""
+    teacher = recipe.teacher
+    if teacher.model is None and teacher.column is None:
         raise CheckpointError("name a teacher: teacher.model is a hub id or a checkpoint folder")
-    return load_checkpoint(recipe.teacher.model, get_task(recipe.task), tokenizer=recipe.tokenizer)
+    task, models = get_task(recipe.task), [] if teacher.model is None else [teacher.model]
+    first = [load_checkpoint(name, task, tokenizer=recipe.tokenizer) for name in models]
+    return first + [load_checkpoint(name, task) for name in teacher.ensemble]
+
+
+def _score_teacher(
+    training_data: TrainingData, whole: Checkpoint, live: Checkpoint | None
+) -> tuple[dict[str, float], dict[str, float] | None]:
+    """Return a teacher's scores, and those with the student's smaller vocabulary, if it has one.
+
+    Args:
+        training_data: what it is scored on; has the scores of stored answers.
+        whole: the teacher as its checkpoint has it.
+        live: the teacher that is asked at every step; None if answers are stored.
+    """
+    if live is None or training_data.score is None:
+        return training_data.teacher_scores or {}, None
+    head = training_data.teacher_head
+
+    def as_used(model: PreTrainedModel) -> PreTrainedModel | SentenceEncoder:
+        return model if head is None else SentenceEncoder(model, head.to(model.device))
+
+    scores = (training_data.score_whole or training_data.score)(as_used(whole.model), "teacher")
+    return scores, None if live is whole else training_data.score(as_used(live.model), "trimmed teacher")
 
 
 def _check_teacher(scores: dict[str, float], training_data: TrainingData, recipe: Recipe) -> None:
     """Refuse a teacher that has nothing to teach: not fine-tuned, or with its labels in another order."""
-    metric = training_data.metric
-    if metric not in scores or metric not in training_data.floor or recipe.distill.allow_weak_teacher:
+    metric = training_data.metric if training_data.metric in scores else next(iter(scores), "")
+    floors = training_data.teacher_floor or training_data.floor
+    if metric not in floors or recipe.distill.allow_weak_teacher:
         return
-    score, floor = scores[metric], training_data.floor[metric]
-    if (score <= floor) if training_data.maximise else (score >= floor):
+    score, floor = scores[metric], floors[metric]
+    if (score >= floor) if lower_is_better(metric) else (score <= floor):
         raise CheckpointError(
             f"the teacher's {metric} is {score:.3f}, and an answer that ignores the text has {floor:.3f}: "
             "it is not fine-tuned for this task, or its labels stand in another order than the data's; "
@@ -328,40 +382,92 @@ def _check_teacher(scores: dict[str, float], training_data: TrainingData, recipe
 
 
 def _make_student(
-    recipe: Recipe, teacher: Checkpoint, training_data: TrainingData | None
+    recipe: Recipe, source: Checkpoint, teacher: Checkpoint | None, training_data: TrainingData | None
 ) -> tuple[Checkpoint, list[int] | None]:
-    """Return the student and the teacher layers that it kept, if it was cut.
+    """Return the student before training, and the layers that it kept of what it was cut from, if it was cut.
 
     Args:
         recipe: its section `student` says what to make.
-        teacher: the teacher.
+        source: what it is cut from, see `_load_start`.
+        teacher: that it learns from at every step; None if answers are stored.
         training_data: what a choice of layers is scored on; None for `init`, which has no data.
     """
     wanted = recipe.student
-    if wanted.model is not None:
-        student = load_checkpoint(wanted.model, get_task(recipe.task))
-        _check_same_vocabulary(student, teacher)
-        # It learns from texts as the teacher's tokenizer reads them, whose normaliser may be another.
-        return replace(student, tokenizer=teacher.tokenizer), None
-    layers = recipe.student_layers
-    if wanted.best_of:
-        layers = _choose_best_layers(recipe, teacher.model, training_data)
-    family = "mobilebert" if recipe.distill.method == "mobilebert" else wanted.family
-    model = create_student(
-        teacher.model,
-        layers=layers,
-        family=family,
-        hidden_size=wanted.hidden_size,
-        num_heads=wanted.num_heads,
-        intermediate_size=wanted.intermediate_size,
-        seed=recipe.seed,
-    )
-    kept = None if family == "mobilebert" else choose_layers(teacher.model.config.num_hidden_layers, layers)
-    return Checkpoint("student", model, teacher.tokenizer), kept
+    layers = recipe.student_layers if wanted.model is None else wanted.layers
+    model, kept = source.model, None
+    if wanted.model is None or layers is not None or wanted.hidden_size is not None or wanted.family != "same":
+        total = source.model.config.num_hidden_layers
+        if wanted.best_of:
+            layers = _choose_best_layers(recipe, source.model, teacher, training_data)
+        elif wanted.model is not None and layers is None:
+            layers = total
+        family = "mobilebert" if recipe.distill.method == "mobilebert" else wanted.family
+        kept = None if family == "mobilebert" else choose_layers(total, layers)
+        model = create_student(
+            source.model,
+            layers=layers,
+            family=family,
+            hidden_size=wanted.hidden_size,
+            num_heads=wanted.num_heads,
+            intermediate_size=wanted.intermediate_size,
+            seed=recipe.seed,
+        )
+    if wanted.start == "random":
+        model = with_random_weights(model, seed=recipe.seed)
+    # It learns from texts as the teacher's tokenizer reads them; a tokenizer of its own may normalise otherwise.
+    tokenizer = source.tokenizer if teacher is None else teacher.tokenizer
+    return Checkpoint(wanted.model or "student", model, tokenizer), kept
 
 
-def _choose_best_layers(recipe: Recipe, teacher: PreTrainedModel, training_data: TrainingData | None) -> list[int]:
-    """Return the layers whose untrained student has the lowest loss on a few batches."""
+def _load_start(recipe: Recipe, teacher: Checkpoint | None) -> Checkpoint:
+    """Load what the student starts from: the teacher, or the checkpoint that the recipe names.
+
+    An encoder without a head gets one for the teacher's labels, or for the data's if there is no model that teaches.
+    """
+    if recipe.student.model is None:
+        assert teacher is not None
+        return teacher
+    task, trained = get_task(recipe.task), read_folder(recipe.student.model).task
+    head: dict[str, object] | None = None
+    # Trained for words, or for vectors alone: a good encoder, and no head to lose.
+    if task not in (trained, FEATURE_EXTRACTION) and trained in (None, FEATURE_EXTRACTION, FILL_MASK):
+        if recipe.student.best_of:
+            raise RecipeError(
+                f"student.best_of scores students before training, and {recipe.student.model} has no head for "
+                f"{task.name} yet, so all are as bad; name the layers"
+            )
+        if task not in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION):
+            head = {}
+        elif teacher is not None:
+            head = head_config(teacher.label_names, problem_type_of(teacher.model))
+        else:
+            problem = recipe.data.problem_type
+            examples = read_splits(recipe, label_names=None, problem_type=problem, is_taught=True).train
+            head = head_config(examples.label_names, examples.problem_type)
+    # A new head is drawn from the recipe's seed, whatever was drawn before.
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        tokenizer = recipe.tokenizer if recipe.teacher.is_stored else None
+        start = load_checkpoint(recipe.student.model, task, tokenizer=tokenizer, new_head=head)
+    if not recipe.teacher.is_stored and teacher is not None:
+        _check_same_vocabulary(start, teacher, method=recipe.distill.method)
+    return start
+
+
+def _make_objective(
+    recipe: Recipe, teacher: Checkpoint | None, student: PreTrainedModel, training_data: TrainingData | None
+) -> Objective:
+    """Return the loss for a teacher that is asked at every step, or None for stored answers or vectors."""
+    vectors = None
+    if training_data is not None and training_data.vector_width is not None and training_data.teacher_head is not None:
+        vectors = (training_data.teacher_head, training_data.vector_width)
+    return make_objective(recipe, teacher=None if teacher is None else teacher.model, student=student, vectors=vectors)
+
+
+def _choose_best_layers(
+    recipe: Recipe, source: PreTrainedModel, teacher: Checkpoint | None, training_data: TrainingData | None
+) -> list[int]:
+    """Return the layers of `source` whose untrained student has the lowest loss on a few batches."""
     count = recipe.student.layers
     if training_data is None:
         raise RecipeError("student.best_of scores students on data, and `init` has none; name the layers")
@@ -370,13 +476,13 @@ def _choose_best_layers(recipe: Recipe, teacher: PreTrainedModel, training_data:
     loss_alone = replace(training_data, eval_set=rows, score=None)
 
     def score(student: PreTrainedModel) -> float:
-        objective = make_objective(recipe, teacher=teacher, student=student)
-        return -make_scorer(loss_alone, objective, teacher)(student)["loss"]
+        objective = _make_objective(recipe, teacher, student, training_data)
+        return -make_scorer(loss_alone, objective, None if teacher is None else teacher.model)(student)["loss"]
 
-    return best_layers(teacher, count, score, family=recipe.student.family)[0]
+    return best_layers(source, count, score, family=recipe.student.family)[0]
 
 
-def _check_same_vocabulary(student: Checkpoint, teacher: Checkpoint) -> None:
+def _check_same_vocabulary(student: Checkpoint, teacher: Checkpoint, *, method: str) -> None:
     """Refuse a pair whose tokens or labels cannot be compared one by one."""
     ours, theirs = student.model.config, teacher.model.config
     vocabulary = load_tokenizer(teacher.name).get_vocab()
@@ -385,6 +491,7 @@ def _check_same_vocabulary(student: Checkpoint, teacher: Checkpoint) -> None:
             f"the vocabularies differ: {student.name} has {ours.vocab_size} entries, {teacher.name} "
             f"{theirs.vocab_size}, or numbers them in another way; distillation compares tokens one by one, so take a "
             "student with the teacher's tokenizer"
+            + ("" if method != "task" else ", or set teacher.stored=true, with which each reads on its own")
         )
     if getattr(ours, "num_labels", None) != getattr(theirs, "num_labels", None):
         raise CheckpointError(
@@ -393,34 +500,47 @@ def _check_same_vocabulary(student: Checkpoint, teacher: Checkpoint) -> None:
 
 
 def _train_baselines(
-    recipe: Recipe, untrained: PreTrainedModel, teacher: PreTrainedModel, training_data: TrainingData, run: TrainingRun
+    recipe: Recipe,
+    untrained: PreTrainedModel,
+    teacher: Checkpoint | None,
+    training_data: TrainingData,
+    run: TrainingRun,
+    *,
+    steps: int,
 ) -> dict[str, dict[str, object]]:
     """Return what the student has to beat, by name, with the scores of each under `scores`.
 
     - `untrained`: the student as it was cut from the teacher;
-    - `no_teacher`: the same student trained on the data alone, same batches in the same order, as long; left out where
-      the data has nothing to learn from without a teacher;
+    - `no_teacher`: the same student trained on the labels alone, or on running text without a teacher, as long: where
+      every text has a label, on the same batches in the same order; left out where there is nothing to learn from;
     - `floor`: what an answer scores that ignores the text; left out where there is none.
 
     Args:
         recipe: of the distillation.
         untrained: a copy of the student before it; it is trained here.
-        teacher: of the distillation.
+        teacher: of the distillation; None if its answers are stored.
         training_data: its data.
         run: its training, whose work folder gets a sibling.
+        steps: how many it took.
     """
-    objective = make_objective(recipe, teacher=teacher, student=untrained)
-    score = make_scorer(training_data, objective, teacher)
+    objective = _make_objective(recipe, teacher, untrained, training_data)
+    score = make_scorer(training_data, objective, None if teacher is None else teacher.model)
     baselines: dict[str, dict[str, object]] = {"untrained": {"scores": score(untrained)}}
     if training_data.floor:
         baselines["floor"] = {"scores": training_data.floor}
-    if training_data.score is None or recipe.distill.method == "embedding":
+    rows, labelled = training_data.train_set, training_data.num_labelled
+    if training_data.score is None or recipe.distill.method == "embedding" or labelled == 0:
         return baselines
+    if labelled is not None and labelled < len(rows):
+        rows = rows.select(range(labelled))
+        # Fewer rows make shorter passes; it gets as many steps, and is scored as often.
+        every = run.config.eval_every or -(-steps // max(1, round(run.config.epochs)))
+        run = replace(run, config=run.config.model_copy(update={"max_steps": steps, "eval_every": every}))
     result = train(
         untrained,
         teacher=None,
         objective=make_labels_objective(recipe, untrained),
-        train_set=training_data.train_set,
+        train_set=rows,
         collate=training_data.collate,
         score=score,
         run=replace(

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -70,6 +71,17 @@ def create_student(
     if (hidden_size, num_heads, intermediate_size) == (None, None, None):
         return student
     return prune_width(student, hidden_size=hidden_size, num_heads=num_heads, intermediate_size=intermediate_size)
+
+
+def with_random_weights(model: PreTrainedModel, *, seed: int) -> PreTrainedModel:
+    """Return a model of the same class and configuration with the weights that transformers draws for a new one.
+
+    The global random state stays as it was.
+    """
+    # CPU only: the model is made there, and forking every GPU's state would initialise CUDA.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return type(model)(copy.deepcopy(model.config)).eval()
 
 
 def choose_layers(total: int, layers: int | Sequence[int] | None) -> list[int]:

@@ -400,26 +400,31 @@ def make_scorer(
     Args:
         training_data: from `load_training_data`.
         objective: the method's; it may add a head to the student, and is the loss that is taken.
-        teacher: what the loss compares with; None only where the data has a score.
+        teacher: what the loss compares with; None where the data has a score, or a stored teacher's answers.
         who: what progress reports call the student.
     """
     score, rows = training_data.score, training_data.eval_set
     if score is not None:
         return lambda student: score(objective.as_used(student), who)
     assert rows is not None
-    assert teacher is not None
     return lambda student: {
         "loss": held_out_loss(student, teacher, objective, rows=rows, collate=training_data.collate)
     }
 
 
 def held_out_loss(
-    student: PreTrainedModel, teacher: PreTrainedModel, objective: Objective, *, rows: Dataset, collate: Collator
+    student: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    objective: Objective,
+    *,
+    rows: Dataset,
+    collate: Collator,
 ) -> float:
     """Return the objective on rows held out, as it is weighed at the start of the training."""
     # Called for untrained students too (`student.best_of`), which Trainer has not placed.
-    student.to(teacher.device)
-    objective.to(teacher.device)
+    device = student.device if teacher is None else teacher.device
+    student.to(device)
+    objective.to(device)
     weights = {name: weight for name, weight in objective.weights(0.0).items() if weight > 0}
     sums, counts = dict.fromkeys(weights, 0.0), dict.fromkeys(weights, 0)
     numbered = EpochRows(rows)
@@ -429,7 +434,7 @@ def held_out_loss(
         for name, count in objective.count(batch).items():
             if name in counts:
                 counts[name] += count
-        on_device = {name: value.to(teacher.device) for name, value in batch.items()}
+        on_device = {name: value.to(device) for name, value in batch.items()}
         with torch.no_grad():
             _, parts = objective(student, teacher, on_device, ones)
         for name, value in parts.items():

@@ -2,6 +2,7 @@
 
 - `predictions`: `predict` asks a model as the server does; `collect_outputs` takes its raw numbers
 - `scores`: the task's metrics of predictions, and of any resample of the texts
+- `labels`: the recall of every label, or type of entity, and how far it falls
 - `intervals`: Wilson's interval, McNemar's test, the paired bootstrap
 - `trivial`: the best answer that ignores the text, which every model has to beat
 - `comparison`: several models on one data set: retention, agreement, calibration, disagreements
@@ -14,4 +15,4 @@ Export compares int8 with fp32 by it, `bench` every model with the baseline, `di
 report can be read without onnxruntime.
 """
 
-__all__ = ["comparison", "decision", "intervals", "predictions", "results", "scores", "summary", "trivial"]
+__all__ = ["comparison", "decision", "intervals", "labels", "predictions", "results", "scores", "summary", "trivial"]

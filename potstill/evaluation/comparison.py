@@ -22,6 +22,7 @@ from potstill.evaluation.intervals import (
     widen,
     wilson,
 )
+from potstill.evaluation.labels import describe_differences, describe_recalls, recall_statistic
 from potstill.evaluation.predictions import Predictions
 from potstill.evaluation.results import Confusion, Difference, GlueRow, Interval, Quality, Retention, Score
 from potstill.evaluation.scores import (
@@ -112,6 +113,7 @@ def compare_models(
     if trivial is not None:
         statistics["trivial", ""] = trivial.scored.statistic
     statistics |= {("calibration", key): one.calibration for key, one in scored.items() if one.calibration}
+    statistics |= {("labels", key): recall_statistic(one.labels) for key, one in scored.items() if one.labels}
     # The name is in the seed: data sets of one size must not share their draws, since `compare_glue` averages over
     # them.
     rng = np.random.default_rng([seed, *name.encode()])
@@ -127,6 +129,7 @@ def compare_models(
             low, high = max(-1.0 if metric == "matthews_correlation" else 0.0, low), min(1.0, high)
         # Weights of 1 are the texts as they are: the point estimate comes from the code that scores the draws.
         error = None if calibration is None else float(calibration(np.ones((1, num_texts)))[0])
+        labels, worst = describe_recalls(one.labels, drawn["labels", key]) if one.labels else ([], None)
         rows.append(
             Score(
                 key=key,
@@ -140,6 +143,8 @@ def compare_models(
                 better_than_trivial=(
                     None if against is None else better_by(resampled[key], against, metric=metric)[0] > 0
                 ),
+                labels=labels,
+                worst_label=worst,
             )
         )
     notes = [note for key, one in scored.items() for note in list_notes(predictions[key], one, examples, kind=kind)]
@@ -158,7 +163,7 @@ def compare_models(
         scores=rows,
         notes=list(dict.fromkeys(notes)),
         retention=[
-            _retention(pair, scored, resampled, kind=kind, metric=metric)
+            _retention(pair, scored, drawn, kind=kind, metric=metric)
             for pair in pairs
             if pair[1] in scored and pair[2] in scored
         ],
@@ -169,16 +174,26 @@ def compare_models(
     return Comparison(quality, resampled)
 
 
+def asked_for_other_words(predictions: Mapping[str, Predictions], *, baseline: str) -> list[str]:
+    """Return the language models that were asked for other words than the baseline; their likelihoods do not compare.
+
+    Args:
+        predictions: by the model's key.
+        baseline: a key; where it has no predictions, the first that has some takes its place.
+    """
+    masked = {key: arrays["wanted_words"] for key, arrays in predictions.items() if "wanted_words" in arrays}
+    first = baseline if baseline in masked else next(iter(masked), "")
+    return [key for key, own in masked.items() if not np.array_equal(own, masked[first])]
+
+
 def _check_same_words(predictions: Mapping[str, Predictions]) -> None:
     """Refuse language models that predict different tokens: their likelihoods have different units."""
-    masked = {key: arrays["wanted_words"] for key, arrays in predictions.items() if "wanted_words" in arrays}
-    first = next(iter(masked), None)
-    for key, words in masked.items():
-        if not np.array_equal(words, masked[first or key]):
-            raise DataError(
-                f"{key} and {first} have different tokenizers, so they were asked for different words, and their "
-                "perplexities cannot be compared; bench them apart"
-            )
+    first = next(iter(predictions), "")
+    for key in asked_for_other_words(predictions, baseline=first):
+        raise DataError(
+            f"{key} and {first} have different tokenizers, so they were asked for different words, and their "
+            "perplexities cannot be compared; bench them apart"
+        )
 
 
 def centered_interval(value: float, resampled: Floats) -> Interval:
@@ -200,7 +215,7 @@ def _unseen(scored: Scored) -> float:
 
 
 def _retention(
-    pair: Pair, scored: Mapping[str, Scored], resampled: Mapping[str, Floats], *, kind: str, metric: str
+    pair: Pair, scored: Mapping[str, Scored], drawn: Mapping[tuple[str, str], Floats], *, kind: str, metric: str
 ) -> Retention:
     """Compare one model's score with another's, on the same draws of the examples.
 
@@ -208,6 +223,7 @@ def _retention(
     """
     comparison, first, second = pair
     theirs, ours = scored[first], scored[second]
+    resampled = {key: drawn["score", key] for key in (first, second)}
     # So that negative is worse for every metric, also for perplexity and squared error.
     sign = -1 if lower_is_better(metric) else 1
     difference = sign * (ours.scores[metric] - theirs.scores[metric])
@@ -225,6 +241,9 @@ def _retention(
         kept_interval = widen(kept, percentiles(ratios), _unseen(scored[part]) / total)
     changed = changes(theirs, ours)
     exact = changed is not None and metric == _SHARES.get(kind)
+    labels = []
+    if theirs.labels and ours.labels:
+        labels = describe_differences(theirs.labels, ours.labels, drawn["labels", second] - drawn["labels", first])
     # A score that is no mean of right answers may move while as many are lost as gained: no McNemar there.
     lost, gained = changed or (None, None)
     return Retention(
@@ -239,6 +258,7 @@ def _retention(
         p_value=mcnemar(lost or 0, gained or 0) if exact else sign_p_value(differences),
         gained=gained,
         lost=lost,
+        labels=labels,
     )
 
 

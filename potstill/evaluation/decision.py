@@ -2,13 +2,14 @@
 
 `compare_outputs` asks whether a file, such as int8, is as good as another, fp32. With labels the loss is what the
 task's own score loses relatively, of the answers that would be served; without, it is the share of the model's
-decisions that changed.
+decisions that changed. Beside that no label's recall may fall by more than a limit, see `potstill.evaluation.labels`.
 
 `power` tells the smallest loss that a paired test at 5 % finds 4 times in 5, the custom since Cohen (1988). How small
 that is depends on how the two models differ, which nobody knows before; so each number rests on an assumption, stated
 where it is made, and is good to about a factor of 1.5.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import atanh, ceil, inf, isfinite, lgamma, log, log1p, sqrt, tanh
 from statistics import NormalDist
@@ -30,6 +31,7 @@ from potstill.evaluation.intervals import (
     wilson,
     wilson_needs,
 )
+from potstill.evaluation.labels import LabelHits, compare_labels, labels_of_answers
 from potstill.evaluation.predictions import ModelOutputs
 from potstill.evaluation.results import Power, Verdict
 from potstill.evaluation.scores import Scored, changes, pearson_statistic
@@ -60,6 +62,8 @@ _LABELS_R, _MODELS_R = 0.88, 0.95
 # Halvings of the searched share, the most changed answers that are worked out (with more the test always finds 4 lost
 # of 5), and what stands for 0 in divisors.
 _STEPS, _MOST_CHANGED, _TINY = 40, 120, 1e-12
+# Labels that a sentence names.
+_LABELS_TOLD = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +83,15 @@ def compare_outputs(
     max_loss: float,
     scored: tuple[Scored, Scored] | None = None,
     metric: str | None = None,
+    max_label_loss: float | None = None,
+    label_names: Sequence[str] = (),
     seed: int = 0,
 ) -> QualityLoss:
     """Return the quality that a file loses against a reference, with the verdict and its evidence.
 
-    `texts_needed` is set only if the verdict is INCONCLUSIVE, `reason` only if an output is NaN or infinite. The value
-    of `agreement` is the share of equal decisions (the likeliest class; of several labels each one's sign),
-    for regression Pearson's correlation, for feature-extraction the mean cosine.
+    `texts_needed` is set only if the verdict is INCONCLUSIVE, `reason` only if an output is NaN or infinite or a label
+    fails. The value of `agreement` is the share of equal decisions (the likeliest class; of several labels each one's
+    sign), for regression Pearson's correlation, for feature-extraction the mean cosine.
 
     Args:
         reference: fp32's outputs.
@@ -93,6 +99,9 @@ def compare_outputs(
         max_loss: the greatest loss that is accepted, 0.01 for 1 %.
         scored: both files' predictions of labelled texts, scored by `metric`; None where there are no labels.
         metric: by which they are scored; None takes the kind's first.
+        max_label_loss: by how much the recall of any label may fall, 0.05 for 5 points; beyond chance, a greater fall
+            is a FAIL, whatever the score. None asks for no label.
+        label_names: the labels by id, for texts without labels: then the recall of the reference's answers counts.
         seed: of the bootstrap.
 
     Raises:
@@ -124,6 +133,13 @@ def compare_outputs(
                 loss, basis = of_score, metric
         # A loss above the limit fails, even where its interval does not.
         verdict = decide_by_interval((loss.value, loss.high), max_loss, at_least=False)
+        if max_label_loss is not None:
+            pair = labels_of_answers(reference, candidate, label_names)
+            if scored is not None:
+                pair = (scored[0].labels, scored[1].labels) if scored[0].labels and scored[1].labels else None
+            if pair:
+                details = _judge_labels(*pair, max_loss=max_label_loss, rng=rng, can_gain=scored is not None)
+                verdict = "FAIL" if "reason" in details else verdict
     if verdict == "INCONCLUSIVE":
         details["texts_needed"] = ceil(loss.texts_needed) if isfinite(loss.texts_needed) else None
     return QualityLoss(
@@ -138,6 +154,27 @@ def compare_outputs(
         agreement=agreement,
         labelled=labelled,
     ).model_copy(update=details)
+
+
+def _judge_labels(
+    before: LabelHits, after: LabelHits, *, max_loss: float, rng: np.random.Generator, can_gain: bool
+) -> dict[str, object]:
+    """Return what is to be told of the labels; a `reason` only if one of them fails."""
+    labels = compare_labels(before, after, max_loss=max_loss, rng=rng, can_gain=can_gain)
+    if not labels:
+        return {}
+    details: dict[str, object] = {"max_label_loss": max_loss, "labels": labels}
+    failed = sorted((row for row in labels if row.verdict == "FAIL"), key=lambda row: row.loss_interval, reverse=True)
+    if not failed:
+        return details
+    told = [
+        f"{row.label} by {100 * row.loss:.1f} points ({100 * row.loss_interval[0]:.1f} to "
+        f"{100 * row.loss_interval[1]:.1f}; {row.reference:.3f} to {row.candidate:.3f} of {row.support})"
+        for row in failed[:_LABELS_TOLD]
+    ]
+    more = f" and {len(failed) - _LABELS_TOLD} more" if len(failed) > _LABELS_TOLD else ""
+    falls = f"the recall of {', '.join(told)}{more} falls, where {100 * max_loss:g} points are allowed"
+    return details | {"reason": falls}
 
 
 def _compare_agreement(

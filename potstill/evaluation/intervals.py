@@ -16,7 +16,8 @@ from potstill.evaluation.results import Interval, Verdict
 Key = TypeVar("Key")
 Floats: TypeAlias = NDArray[np.float64]
 Statistic: TypeAlias = Callable[[Floats], Floats]
-"""Takes how often each text counts in each draw, shape (draws, texts); returns the draws' values, shape (draws,)."""
+"""Takes how often each text counts in each draw, shape (draws, texts); returns the draws' values, shape (draws,), or
+one for each label, shape (draws, labels)."""
 
 CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
@@ -25,13 +26,19 @@ RESAMPLES = 2000
 _COUNTS_AT_ONCE = 2**21
 
 
-def wilson(hits: int, total: int) -> Interval:
+def together(tests: int) -> float:
+    """Return the normal quantile of intervals that all hold at once in 95 of 100 cases (Bonferroni); `Z` for one."""
+    return NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / max(1, tests))
+
+
+def wilson(hits: int, total: int, *, z: float = Z) -> Interval:
     """Return the 95 % interval of a share of which `hits` of `total` were seen (Wilson 1927).
 
-    Unlike the textbook's normal interval it says something where nothing, or everything, was hit.
+    Unlike the textbook's normal interval it says something where nothing, or everything, was hit. `z` is the normal
+    quantile of another confidence, see `together`.
     """
-    share, spread = hits / total, Z**2 / total
-    middle, half = share + spread / 2, Z * np.sqrt(share * (1 - share) / total + spread / total / 4)
+    share, spread = hits / total, z**2 / total
+    middle, half = share + spread / 2, z * np.sqrt(share * (1 - share) / total + spread / total / 4)
     # Rounding may pass 0 and 1 by 1e-17, which would make a share of nothing negative.
     return max(0.0, float((middle - half) / (1 + spread))), min(1.0, float((middle + half) / (1 + spread)))
 

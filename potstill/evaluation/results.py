@@ -17,6 +17,27 @@ class Result(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class LabelRecall(Result):
+    """How many of the texts with one label, or of the entities of one type, a contestant finds."""
+
+    label: str
+    support: int
+    """How many there are."""
+    recall: float
+    interval: Interval
+    """Wilson's, or of entities the bootstrap's over texts where that is wider."""
+
+
+class LabelDifference(Result):
+    """By how much the recall of one label, or of one type of entity, differs from another contestant's."""
+
+    label: str
+    difference: float
+    """Candidate's recall - baseline's; negative is worse."""
+    interval: Interval
+    """By paired bootstrap over examples, and no narrower than so few of them leave open."""
+
+
 class Score(Result):
     """How good one contestant is on one data set."""
 
@@ -36,6 +57,12 @@ class Score(Result):
     better_than_trivial: bool | None = None
     """Whether it is surely better than an answer that ignores the text: the 95 % interval of their difference, by
     bootstrap over examples, lies above 0. None where there is no such answer."""
+    labels: list[LabelRecall] = []
+    """Of classifiers: the recall of every label that occurs; of token-classification, of every type of entity."""
+    worst_label: LabelRecall | None = None
+    """The lowest of them. Its interval is of the lowest recall, whichever label has it: all labels' together."""
+    tokens_per_text: float | None = None
+    """Mean tokens of a text by its own tokenizer, special ones included, cut to its longest input."""
 
 
 class Retention(Result):
@@ -57,6 +84,8 @@ class Retention(Result):
     """Examples that only the candidate has right."""
     lost: int | None = None
     """Examples that only the baseline has right."""
+    labels: list[LabelDifference] = []
+    """Of classifiers: the difference of every label's recall."""
 
 
 class Power(Result):

@@ -19,6 +19,7 @@ from potstill import metrics
 from potstill.data import Examples
 from potstill.errors import DataError
 from potstill.evaluation.intervals import Floats, Statistic
+from potstill.evaluation.labels import LabelHits, find_entities, find_labels
 from potstill.evaluation.predictions import Predictions
 from potstill.tasks import (
     FEATURE_EXTRACTION,
@@ -104,6 +105,8 @@ class Scored:
     """How many texts have an answer that is NaN or infinite."""
     calibration: Statistic | None = None
     """For classifiers: the expected calibration error of draws of the texts, over the finite decisions."""
+    labels: LabelHits | None = None
+    """For classifiers: which labels, or entities, were to be found, and which were."""
 
 
 def score(predictions: Predictions, examples: Examples, *, kind: str, metric: str) -> Scored:
@@ -224,6 +227,7 @@ def _score_classes(predictions: Predictions, examples: Examples, *, kind: str, m
         decisions, wanted = (shares > 0.5).astype(np.int64), labels.astype(np.int64)
         scores = metrics.multi_label_scores(labels, shares - 0.5)
         statistic = _label_set_statistic(labels > 0.5, decisions > 0, metric=metric)
+        found = find_labels(wanted, decisions, names, several=True)
         # Of a yes or no, the confidence is in whichever was decided: sigmoid(|z|), at least one half.
         confidences = probabilities(np.abs(values), kind=kind)
         hits = (values > 0) == (labels > 0.5)
@@ -238,10 +242,12 @@ def _score_classes(predictions: Predictions, examples: Examples, *, kind: str, m
                 for side in (wanted, decisions)
             ]
             scores, statistic = metrics.entity_scores(*tags), _entity_statistic(*tags, metric=metric)
+            found = find_entities(*tags)
         else:
             columns = np.arange(shares.shape[1])
             scores = metrics.classification_scores(labels, shares)
             statistic = _class_statistic(wanted == columns, decisions == columns, metric=metric)
+            found = find_labels(wanted[:, 0], decisions[:, 0], names, several=False)
     wrong = (decisions != wanted).any(axis=1)
     return Scored(
         scores=scores,
@@ -253,6 +259,7 @@ def _score_classes(predictions: Predictions, examples: Examples, *, kind: str, m
         decisions_not_finite=np.repeat(not_finite, decisions.shape[1]),
         num_not_finite=len(np.unique(groups[not_finite])),
         calibration=_calibration_statistic(confidences, hits, groups, counted) if counted.any() else None,
+        labels=found,
     )
 
 

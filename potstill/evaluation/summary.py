@@ -7,7 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill import metrics
+from potstill.bundle import EngineName
 from potstill.data import Examples
+from potstill.evaluation.intervals import bootstrap
+from potstill.evaluation.labels import describe_recalls, recall_statistic
 from potstill.evaluation.predictions import Predictions, predict
 from potstill.evaluation.scores import (
     Scored,
@@ -64,6 +67,8 @@ class Summary(TypedDict):
     """How many texts have an answer that is NaN or infinite, which counts as wrong."""
     per_class: NotRequired[list[metrics.ClassRow]]
     """Of classifiers; of token-classification, by type of entity."""
+    worst_label: NotRequired[dict[str, Any]]
+    """The label, or type of entity, with the lowest recall: `potstill.evaluation.results.LabelRecall`."""
     labels: NotRequired[list[str]]
     """The names of single labels, in the order of the confusion matrix."""
     confusion_matrix: NotRequired[list[list[int]]]
@@ -86,6 +91,7 @@ class BundleEvaluation(ModelEvaluation):
     """The result for one file of a bundle."""
 
     precision: str
+    engine: EngineName
     sha256: str
     """Of the file."""
 
@@ -95,6 +101,7 @@ def evaluate_bundle(
     examples: Examples,
     *,
     precision: str | None = None,
+    engine: EngineName = "onnxruntime",
     metric: str | None = None,
     threads: int | None = None,
     keep_predictions: bool = False,
@@ -106,18 +113,19 @@ def evaluate_bundle(
         bundle_dir: the bundle, of any task.
         examples: read with the bundle's labels.
         precision: which of its files; None is fp32, or the only one there is.
+        engine: what runs it, as in `potstill.serve.Encoder`.
         metric: the score to put first; None takes the task's own.
         threads: as in `potstill.serve.Encoder`.
         keep_predictions: as in `summarize`.
         progress: is called with how far it is.
 
     Raises:
-        BundleError, TamperedError: as `potstill.serve.Encoder`.
+        BundleError, TamperedError, MissingExtraError: as `potstill.serve.Encoder`.
         DataError: if such a model cannot be scored on the examples.
         UsageError: if the metric does not judge the task.
     """
     # The server's own encoder: its tokenizer, session and decoding are what is scored.
-    encoder = Encoder(bundle_dir, precision=precision, threads=threads)
+    encoder = Encoder(bundle_dir, precision=precision, engine=engine, threads=threads)
     manifest, precision = encoder.manifest, encoder.precision
     task = get_task(manifest.task)
     kind = kind_of(task, manifest.problem_type)
@@ -145,6 +153,7 @@ def evaluate_bundle(
     return {
         "model": str(bundle_dir),
         "precision": precision,
+        "engine": engine,
         "sha256": encoder.bundle.record_of(precision).sha256,
         "data": examples.name,
         "split": examples.split,
@@ -193,6 +202,18 @@ def summarize(
         shown, counts = confusion(None, predictions, examples)
         found["per_class"] = metrics.classification_report(examples.labels, decisions, names)
         found["labels"], found["confusion_matrix"] = shown, counts
+    if scored.labels is not None:
+        drawn = None
+        if kind == TOKEN_CLASSIFICATION.name:
+            rng = np.random.default_rng(0)
+            drawn = bootstrap(recall_statistic(scored.labels), scored.num_texts, rng=rng)
+        recalls, worst = describe_recalls(scored.labels, drawn)
+        intervals = {row.label: list(row.interval) for row in recalls}
+        for row in found["per_class"]:
+            if row["label"] in intervals:
+                row["recall_interval"] = intervals[row["label"]]
+        if worst is not None:
+            found["worst_label"] = worst.model_dump(mode="json")
     if keep_predictions:
         found["predictions"] = _list_predictions(predictions, scored, examples, kind=kind)
     return found

@@ -169,6 +169,8 @@ def fusion_report(model: onnx.ModelProto, config: PretrainedConfig) -> Fusion:
         gelus=counts["Gelu"],
         nodes=len(model.graph.node),
         shape_nodes=shape_nodes,
+        opset=next((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), None),
+        onnxruntime_operators=sorted({node.op_type for node in model.graph.node if node.domain == "com.microsoft"}),
     )
 
 

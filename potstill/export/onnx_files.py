@@ -379,6 +379,17 @@ def _blockwise_product(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     ]
 
 
+def _blockwise_lookup(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """GatherBlockQuantized(data, indices, scales, ...): rows of a table of bytes, with 8 / bits numbers in each."""
+    settings = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    rows, wide = f"{node.output[0]}/rows", f"{node.output[0]}/wide"
+    return [
+        helper.make_node("Gather", node.input[:2], [rows], axis=settings.get("gather_axis", 0)),
+        helper.make_node("Concat", [rows] * (8 // settings.get("bits", 4)), [wide], axis=-1),
+        helper.make_node("CastLike", [wide, node.input[2]], [node.output[0]], name=node.name),
+    ]
+
+
 def _quantised_product(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """QGemm(A, scale, zero, B, scale, zero, C, scale, zero): quantised like A with an output scale, else float."""
     turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
@@ -410,6 +421,7 @@ _STAND_INS: dict[str, Callable[[onnx.NodeProto], list[onnx.NodeProto]]] = {
     "DequantizeLinear": _renamed,
     "DynamicQuantizeMatMul": lambda node: _product(node, like=0),
     "FastGelu": _like_first,
+    "GatherBlockQuantized": _blockwise_lookup,
     "Gelu": _like_first,
     "MatMulIntegerToFloat": lambda node: _product(node, like=2),
     "MatMulNBits": _blockwise_product,

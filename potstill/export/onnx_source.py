@@ -4,6 +4,7 @@ Three layouts are common: optimum's flat folder, the hub's `onnx/` below a check
 sentence-transformers), and a single file with config.json and tokenizer.json beside it or one level up.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,6 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 _TOKENIZER_OUTPUTS = ("input_ids", "attention_mask", "token_type_ids")
 # Every int8-static file also passes for int8, so the stricter rule is asked first.
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8-static", "int8")
-_BLOCKWISE = frozenset({"MatMulNBits", "GatherBlockQuantized"})
 _FOUR_BITS = frozenset({INT4, UINT4})
 # Task -> its outputs with their number of axes.
 _OUTPUTS: dict[str, dict[str, int]] = {
@@ -163,25 +163,26 @@ def _find_precision(file: Path, outline: Outline) -> tuple[Precision, bool]:
 
 
 def _count_packed_weights(file: Path, graph: GraphProto) -> dict[str, int]:
-    """Return the number of weights in each blockwise quantised constant of MatMulNBits, which is stored in blocks.
+    """Return the number of weights in each constant of MatMulNBits and GatherBlockQuantized that is stored in blocks.
 
     Raises:
-        CheckpointError: if weights have fewer bits than 8.
+        CheckpointError: if weights have fewer bits than 8, but for a table of bytes with two numbers in each.
     """
     found = {}
+    stored = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type not in _BLOCKWISE:
-            continue
         settings = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         bits = settings.get("bits", 4)  # the operators' default
-        if bits != 8:
-            raise CheckpointError(
-                f"{file} has weights of {bits} bits ({node.op_type}); a bundle holds fp32, fp16 and int8; name the "
-                "fp32 file, int8 is made from it"
-            )
-        if node.op_type == "MatMulNBits":
+        if node.op_type == "GatherBlockQuantized" and node.input[0] in stored:
+            found[node.input[0]] = math.prod(stored[node.input[0]].dims) * 8 // bits
+        elif node.op_type == "MatMulNBits":
+            if bits != 8:
+                raise CheckpointError(
+                    f"{file} has weights of {bits} bits ({node.op_type}); a bundle holds fp32, fp16 and int8; name the "
+                    "fp32 file, int8 is made from it"
+                )
             found[node.input[1]] = settings["K"] * settings["N"]
-    small = sorted({kind for tensor in graph.initializer if (kind := tensor.data_type) in _FOUR_BITS})
+    small = sorted({tensor.data_type for tensor in stored.values()} & _FOUR_BITS)
     if small:
         raise CheckpointError(
             f"{file} has weights of {TensorProto.DataType.Name(small[0]).lower()}; a bundle holds fp32, fp16 and int8; "

@@ -11,8 +11,10 @@ from pathlib import Path
 from potstill import machine
 from potstill.bundle import Made, Manifest, ModelRecord, Precision, SourceRecord, record_files, write_manifest
 from potstill.checkpoint import reference_tokenizer
+from potstill.checkpoint.folder import read_trimming
 from potstill.config import ExportConfig
 from potstill.data import Examples, Text
+from potstill.errors import UsageError
 from potstill.export.calibration import choose_texts
 from potstill.export.precisions import Exporter
 from potstill.export.quality import QualityGate
@@ -70,7 +72,13 @@ def export_bundle(
         max_length=config.max_length,
         pooling=config.pooling,
         normalize=config.normalize,
+        token_vectors=config.token_vectors,
     )
+    quantised = source.onnx_source is not None and source.onnx_source.precision != "fp32"
+    if quantised and config.check_engines:
+        raise UsageError(
+            f"{checkpoint} is quantised already, and another engine is held against fp32; leave out --check-engine"
+        )
     with new_folder(out_dir, overwrite=overwrite) as folder:
         source.write_files(folder)
         texts = choose_texts(
@@ -84,7 +92,7 @@ def export_bundle(
         tokenizer_parity = check_tokenizer_parity(
             ours, reference_tokenizer(source.tokenizer), texts.judged, max_length=source.max_length
         )
-        gate = QualityGate(source, folder, ours, texts, max_loss=config.max_loss)
+        gate = QualityGate(source, folder, ours, texts, config=config)
         exporter = Exporter(source, folder, gate=gate, config=config, say=say)
         say("trace")
         # The graph is passed on without a name here, so that `make_fp32` can free it before its session is opened.
@@ -98,6 +106,8 @@ def export_bundle(
                     models[precision] = exporter.make_fp16()
                 elif precision != "fp32":
                     models[precision] = exporter.make_int8(precision)
+            if "openvino" in config.check_engines:
+                models = {name: exporter.check_in_openvino(name, record) for name, record in models.items()}
             if "fp32" not in config.precisions:
                 unwanted = models.pop("fp32")
                 for name in (unwanted.file, *unwanted.external_data):
@@ -114,6 +124,8 @@ def export_bundle(
         origin = SourceRecord(
             name=source.name, sha256=source.sha256, kind="checkpoint" if source.onnx_source is None else "onnx"
         )
+        about: dict[str, object] = {"notes": list(source.notes)} if source.notes else {}
+        about |= {"vocabulary": trimmed} if (trimmed := read_trimming(source.name)) else {}
         manifest = Manifest(
             task=source.task.name,
             problem_type=source.kind if source.labels and source.task.name == "text-classification" else None,
@@ -129,7 +141,7 @@ def export_bundle(
             models=models,
             files=record_files(folder),  # hashed last, when nothing in the folder changes any more
             tokenizer_parity=tokenizer_parity,
-            source=origin.model_copy(update={"notes": list(source.notes)} if source.notes else {}),
+            source=origin.model_copy(update=about),
             made=made.model_copy(update={"judged": judged} if judged is not None else {}),
         )
         write_manifest(folder, manifest)

@@ -17,6 +17,7 @@ from potstill import machine
 from potstill.bundle import (
     MODEL_FILES,
     WEIGHT_ONLY,
+    EngineCheck,
     FallbackStep,
     ModelRecord,
     Precision,
@@ -30,12 +31,14 @@ from potstill.export.checks import (
     check_parity,
     compare_speed,
     keep_rows,
+    make_rows,
     measure_difference,
 )
+from potstill.export.first_token import is_first_token_only, keep_first_token
 from potstill.export.graph import append_head, build_graph, check_fusion, fusion_report
 from potstill.export.onnx_files import check_model, lint, load_model, rewire, save_model, without_values
 from potstill.export.quality import QualityGate, open_session
-from potstill.export.quantize import Int8Recipe, Prepared, convert_to_fp16, int8_recipe, prepare, quantize
+from potstill.export.quantize import Int8Recipe, Method, Prepared, convert_to_fp16, int8_recipe, prepare, quantize
 from potstill.export.saturation import measure_saturation
 from potstill.export.source import Source
 from potstill.export.tuning import DISABLED_OPTIMIZERS, Candidate, race_candidates, tune
@@ -48,6 +51,8 @@ _SENSITIVITY_TEXTS = 64
 _SATURATION_TEXTS = 32
 # Texts that fp32 answers alone and in batches; few, because a fault of padding or position shows in every one.
 _FP32_BATCH_TEXTS = 128
+# Texts that another engine answers alone and in batches, for the same reason.
+_ENGINE_BATCH_TEXTS = 256
 
 
 class Exporter:
@@ -108,6 +113,8 @@ class Exporter:
         fusion = fusion_report(graph, self.source.config)
         if is_ours and not self.config.allow_unfused:
             check_fusion(fusion)
+        if is_ours and self.config.first_token_only:
+            keep_first_token(graph)
         file, kept = self._file("fp32"), self.folder / ".reference"
         kept.mkdir()
         rows = keep_rows(self.source, kept)
@@ -133,6 +140,7 @@ class Exporter:
             cpu_features=sorted(machine.cpu_features()),
             batch_invariant=invariance.invariant,
             unpadded=unpadded,
+            first_token_only=is_first_token_only(self._padded),
             disabled_optimizers=list(DISABLED_OPTIMIZERS),
             fusion=fusion,
             parity=parity,
@@ -153,12 +161,13 @@ class Exporter:
         session = open_session(file)
         quality = self.gate.compare_with_fp32(session, batch_size=8)
         if not quality.holds:
-            raise ParityError(f"fp16 loses {quality.loss:.2%}, where {self.config.max_loss:.2%} is allowed")
+            raise ParityError(f"fp16 loses too much: {describe_loss(quality)}; nothing was published")
         parity = measure_difference(self.source, session, open_session(self._file("fp32")).run)
         return ModelRecord(
             file=MODEL_FILES["fp16"],
             external_data=self._names(written[1:]),
             cpu_features=sorted(machine.cpu_features()),
+            first_token_only=is_first_token_only(graph),
             disabled_optimizers=list(DISABLED_OPTIMIZERS),
             fusion=fusion_report(graph, self.source.config),
             parity=parity.model_copy(update={"checked_on": "CPU, through casts to float32", "gpu": "unchecked"}),
@@ -171,7 +180,8 @@ class Exporter:
         Raises:
             ParityError: as `quantize_and_check`; or if no recipe holds.
         """
-        recipe = int8_recipe("static" if precision == "int8-static" else "dynamic")
+        method: Method = "static" if precision == "int8-static" else "dynamic"
+        recipe = int8_recipe(method, embedding_bits=self.config.embedding_bits)
         if not self.config.calibration_texts:
             recipe = replace(recipe, smoothing=None)  # outliers are found on calibration texts
         if not self.config.tune:
@@ -243,6 +253,7 @@ class Exporter:
             cpu_features=sorted(machine.cpu_features()),
             batch_invariant=static,
             unpadded=is_unpadded(graph),
+            first_token_only=is_first_token_only(self._prepared.model),
             disabled_optimizers=list(candidate.disabled_optimizers),
             fusion=fusion_report(graph, self.source.config),
             parity=measure_difference(self.source, session, open_session(self._file("fp32")).run),
@@ -270,8 +281,8 @@ class Exporter:
         quality = self.gate.compare_with_unoptimised(file, session, batch_size=1 if dynamic else 8)
         if not quality.holds:
             raise ParityError(
-                f"{given.file} loses {quality.loss:.2%} by onnxruntime's own optimisations, where "
-                f"{self.config.max_loss:.2%} is allowed; nothing was published"
+                f"{given.file} loses too much by onnxruntime's own optimisations: {describe_loss(quality)}; nothing "
+                "was published"
             )
         self.say(f"{precision}: compare answers in batches")
         invariance = self.gate.measure_invariance(precision, session, required=False)
@@ -293,6 +304,34 @@ class Exporter:
             # A weight-only file has no integer sums that could overflow.
             saturation=Saturation(share=0.0, breaks_without_vnni=False) if given.weight_only else None,
         )
+
+    def check_in_openvino(self, precision: Precision, record: ModelRecord) -> ModelRecord:
+        """Hold a file's answers in OpenVINO against those of fp32 in onnxruntime, and note them in its record.
+
+        Raises:
+            ParityError: if fp32 differs, more is lost than is allowed, or a file whose answers are the same in every
+                batch gives others in one.
+        """
+        from potstill.serve.openvino_session import OpenVinoSession, openvino  # an extra
+
+        self.say(f"{precision}: compare in OpenVINO")
+        session, reference = OpenVinoSession(self._file(precision)), open_session(self._file("fp32")).run
+        against = "fp32 in onnxruntime"
+        if precision == "fp32":
+            parity = check_parity(self.source, session, rows=make_rows(self.source, reference, seed=0), against=against)
+        else:
+            parity = measure_difference(self.source, session, reference, against=against)
+        quality = self.gate.compare_with_fp32(session, batch_size=8 if record.batch_invariant else 1)
+        if not quality.holds:
+            raise ParityError(
+                f"{precision} in OpenVINO loses {quality.loss:.2%} of {against}, where {self.config.max_loss:.2%} is "
+                "allowed; nothing was published; without --check-engine it is for onnxruntime alone"
+            )
+        invariance = self.gate.measure_invariance(
+            f"{precision} in OpenVINO", session, limit=_ENGINE_BATCH_TEXTS, required=record.batch_invariant
+        )
+        check = EngineCheck(version=openvino.__version__, parity=parity, quality=quality, invariance=invariance)
+        return record.model_copy(update={"engines": record.engines | {"openvino": check}})
 
     @cached_property
     def _prepared(self) -> Prepared:
@@ -357,15 +396,19 @@ def fall_back(
 
     def attempt(added: str | None) -> QualityLoss:
         quality = measure(kept)
-        steps.append(
-            FallbackStep(
-                fp32_layers=len(kept),
-                added=added,
-                loss=quality.loss,
-                loss_interval=quality.loss_interval,
-                verdict=quality.verdict,
-            )
+        step = FallbackStep(
+            fp32_layers=len(kept),
+            added=added,
+            loss=quality.loss,
+            loss_interval=quality.loss_interval,
+            verdict=quality.verdict,
         )
+        worst = quality.worst_label
+        if worst is not None:
+            # As an update: what is not set is not written into the manifest.
+            told = {"label": worst.label, "label_loss": worst.loss, "label_verdict": worst.verdict}
+            step = step.model_copy(update=told)
+        steps.append(step)
         return quality
 
     quality = attempt(None)
@@ -375,17 +418,35 @@ def fall_back(
         if quality.holds:
             break
     if not quality.holds:
-        table = [f"{'fp32 layers':>11}  {'loss':>8}  {'95 % interval':>18}  {'verdict':12}  added"]
-        for step in steps:
-            low, high = step.loss_interval
-            table.append(
-                f"{step.fp32_layers:>11}  {step.loss:>8.2%}  {f'{low:.2%} to {high:.2%}':>18}  {step.verdict:12}  "
-                f"{step.added or '-'}"
-            )
-        lines = "\n".join(table)
+        by_label = quality.loss <= quality.max_loss
+        what = "too much of a label" if by_label else f"more than the {quality.max_loss:.2%} allowed"
+        reason = f"\n{quality.reason}" if quality.reason else ""
+        limit = "--max-label-loss" if by_label else "--max-loss"
         raise ParityError(
-            f"int8 loses more than the {quality.max_loss:.2%} allowed, with up to {len(kept)} of {len(layers)} "
-            f"layers in fp32:\n{lines}\nAllow more with --max-fp32-layers or --max-loss, or calibrate on "
-            "texts that are more like the task's; nothing was published"
+            f"int8 loses {what}, with up to {len(kept)} of {len(layers)} layers in fp32:\n{_table(steps)}{reason}\n"
+            f"Allow more with --max-fp32-layers or {limit}, or calibrate on texts that are more like the task's; "
+            "nothing was published"
         )
     return kept, quality, steps
+
+
+def _table(steps: Sequence[FallbackStep]) -> str:
+    """Write a line for each attempt; of classifiers also the label whose recall falls most, in points."""
+    labelled = any(step.label is not None for step in steps)
+    label_head = f"{'label falls':>11}  " if labelled else ""
+    lines = [f"{'fp32 layers':>11}  {'loss':>8}  {'95 % interval':>18}  {label_head}{'verdict':12}  added"]
+    for step in steps:
+        low, high = step.loss_interval
+        falls = f"{'-' if step.label_loss is None else f'{100 * step.label_loss:.1f}':>11}  " if labelled else ""
+        lines.append(
+            f"{step.fp32_layers:>11}  {step.loss:>8.2%}  {f'{low:.2%} to {high:.2%}':>18}  {falls}{step.verdict:12}  "
+            f"{step.added or '-'}"
+        )
+    return "\n".join(lines)
+
+
+def describe_loss(quality: QualityLoss) -> str:
+    """Say by how much a file that does not hold exceeds what is allowed."""
+    share = f"{quality.loss:.2%}, where {quality.max_loss:.2%} is allowed"
+    reasons = [*([share] if quality.loss > quality.max_loss else []), *([quality.reason] if quality.reason else [])]
+    return "; ".join(reasons)

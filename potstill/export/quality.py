@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 from potstill.bundle import MODEL_FILES, AgainstTrivial, BatchInvariance, QualityLoss
+from potstill.config import ExportConfig
 from potstill.errors import ParityError
 from potstill.evaluation.decision import compare_outputs
 from potstill.evaluation.predictions import ModelOutputs, collect_outputs, predict
@@ -16,6 +17,7 @@ from potstill.export.onnx_files import Feeds
 from potstill.export.source import Source
 from potstill.export.tuning import DISABLED_OPTIMIZERS
 from potstill.serve import BundleTokenizer, OnnxSession, Row, Text
+from potstill.serve.session import Session
 from potstill.serve.tasks.text_classification import scoring_function
 from potstill.tasks import METRICS, PROBLEM_TYPES
 
@@ -36,9 +38,9 @@ class QualityGate:
     """
 
     def __init__(
-        self, source: Source, folder: Path, tokenizer: BundleTokenizer, texts: ExportTexts, *, max_loss: float
+        self, source: Source, folder: Path, tokenizer: BundleTokenizer, texts: ExportTexts, *, config: ExportConfig
     ) -> None:
-        """Take the source, the bundle's folder, its tokenizer and the texts; `max_loss` is a share, such as 0.01.
+        """Take the source, the bundle's folder, its tokenizer, the texts, and the settings with the limits of losses.
 
         Raises:
             DataError: if models of this kind cannot be scored on the examples.
@@ -46,7 +48,7 @@ class QualityGate:
         if texts.examples is not None:
             check_examples(texts.examples, source.kind)
         self.texts = texts
-        self._source, self._folder, self._tokenizer, self._max_loss = source, folder, tokenizer, max_loss
+        self._source, self._folder, self._tokenizer, self._config = source, folder, tokenizer, config
         self._heads = source.config.num_attention_heads
 
     @cached_property
@@ -66,7 +68,7 @@ class QualityGate:
             return None
         return self._score(open_session(self._folder / MODEL_FILES["fp32"]))
 
-    def compare_with_fp32(self, session: OnnxSession, *, batch_size: int) -> QualityLoss:
+    def compare_with_fp32(self, session: Session, *, batch_size: int) -> QualityLoss:
         """Measure the loss of a file against fp32 on the judged texts.
 
         Args:
@@ -77,8 +79,7 @@ class QualityGate:
         scored = None
         if self._fp32_score is not None:
             scored = self._fp32_score, self._score(session)
-        quality = compare_outputs(self._fp32_outputs, found, max_loss=self._max_loss, scored=scored)
-        return quality.model_copy(update={"on": self.texts.judged_origin})
+        return self._compare(self._fp32_outputs, found, scored)
 
     def compare_with_unoptimised(self, file: Path, session: OnnxSession, *, batch_size: int) -> QualityLoss:
         """Measure what a file loses by onnxruntime's optimisations, if there is no fp32 to compare it with."""
@@ -87,11 +88,17 @@ class QualityGate:
             # Takes the place of fp32's score in `compare_with_trivial`: the bundle has no other file.
             self._fp32_score = self._score(session)
             scored = self._score(plain), self._fp32_score
+        before, after = (self.outputs(each, self.rows, batch_size=batch_size) for each in (plain, session))
+        return self._compare(before, after, scored)
+
+    def _compare(self, before: ModelOutputs, after: ModelOutputs, scored: tuple[Scored, Scored] | None) -> QualityLoss:
         quality = compare_outputs(
-            self.outputs(plain, self.rows, batch_size=batch_size),
-            self.outputs(session, self.rows, batch_size=batch_size),
-            max_loss=self._max_loss,
+            before,
+            after,
+            max_loss=self._config.max_loss,
             scored=scored,
+            max_label_loss=self._config.label_loss,
+            label_names=self._source.labels,
         )
         return quality.model_copy(update={"on": self.texts.judged_origin})
 
@@ -104,7 +111,7 @@ class QualityGate:
         return found.model_copy(update={"on": self.texts.judged_origin})
 
     def measure_invariance(
-        self, precision: str, session: OnnxSession, *, required: bool, limit: int = 1000
+        self, precision: str, session: Session, *, required: bool, limit: int = 1000
     ) -> BatchInvariance:
         """Compare the outputs for texts alone and in batches, see `measure_batch_invariance`.
 
@@ -135,7 +142,7 @@ class QualityGate:
         size = most_texts(_CALIBRATION_BATCH, heads=self._heads, length=_longest(rows))
         return [self._tokenizer.pad(rows[start : start + size]) for start in range(0, len(rows), size)]
 
-    def outputs(self, session: OnnxSession, rows: Sequence[Row], *, batch_size: int) -> ModelOutputs:
+    def outputs(self, session: Session, rows: Sequence[Row], *, batch_size: int) -> ModelOutputs:
         """Run a file on tokenised texts; fewer per batch where long ones would not fit into memory."""
         return collect_outputs(
             session,
@@ -147,7 +154,7 @@ class QualityGate:
             mask_id=self._source.tokenizer.mask_token_id,
         )
 
-    def _score(self, session: OnnxSession) -> Scored:
+    def _score(self, session: Session) -> Scored:
         """Score a file on the labelled texts, with the answers decoded as the server does."""
         examples, kind = self.texts.examples, self._source.kind
         assert examples is not None

@@ -116,7 +116,7 @@ def tune(
             kept=name,
             candidates=[_row(each, tried[each], results[each], refused=refused.get(each)) for each in listed],
         )
-        disturbed = first.disturbed()
+        disturbed = next((reason for result in results.values() if (reason := result.disturbed()) is not None), None)
         if disturbed is not None:
             table = table.model_copy(update={"disturbed": disturbed})
         return record.model_copy(update={"tuning": table})

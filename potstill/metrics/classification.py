@@ -1,7 +1,7 @@
 """Metrics of text classification, with one label per text or several; and how well probabilities are calibrated."""
 
 from collections.abc import Sequence
-from typing import TypeAlias, TypedDict
+from typing import NotRequired, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ class ClassRow(TypedDict):
     """Examples that have the label."""
     predicted: int
     """Examples that are predicted to have it."""
+    recall_interval: NotRequired[list[float]]
+    """The recall's 95 % interval, where the class occurs; `potstill.evaluation` adds it."""
 
 
 def softmax(logits: NDArray[np.floating]) -> Floats:

@@ -17,8 +17,8 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for num
 POSITIONS = 32
 
 
-def write_tokenizer(file):
-    tokenizer = Tokenizer(models.WordPiece({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
+def write_tokenizer(file, words=WORDS):
+    tokenizer = Tokenizer(models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(WORDS[:5])
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -27,10 +27,10 @@ def write_tokenizer(file):
     tokenizer.save(str(file))
 
 
-def write_graph(file, *, hidden, layers, seed):
+def write_graph(file, *, hidden, layers, seed, words=WORDS):
     """Mean of the embeddings under the mask, `layers` times a tanh layer, then logits."""
     draw = np.random.default_rng(seed)
-    weights = {"words": draw.normal(size=(len(WORDS), hidden)), "classify": draw.normal(size=(hidden, len(LABELS)))}
+    weights = {"words": draw.normal(size=(len(words), hidden)), "classify": draw.normal(size=(hidden, len(LABELS)))}
     weights |= {f"layer{n}": draw.normal(size=(hidden, hidden)) / np.sqrt(hidden) for n in range(layers)}
     node = helper.make_node
     nodes = [
@@ -61,13 +61,13 @@ def write_graph(file, *, hidden, layers, seed):
     return sum(value.size for value in weights.values())
 
 
-def write_bundle(folder, *, hidden, layers, seed=0, **changes):
+def write_bundle(folder, *, hidden, layers, seed=0, words=WORDS, **changes):
     (folder / "onnx").mkdir(parents=True)
-    write_tokenizer(folder / "tokenizer.json")
+    write_tokenizer(folder / "tokenizer.json", words)
     (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": POSITIONS}))
-    parameters = write_graph(folder / MODEL_FILES["fp32"], hidden=hidden, layers=layers, seed=seed)
+    parameters = write_graph(folder / MODEL_FILES["fp32"], hidden=hidden, layers=layers, seed=seed, words=words)
     # Another graph of the same shape plays the int8 file: the bench shall not care.
-    write_graph(folder / MODEL_FILES["int8"], hidden=hidden, layers=layers, seed=seed + 1)
+    write_graph(folder / MODEL_FILES["int8"], hidden=hidden, layers=layers, seed=seed + 1, words=words)
     quantize_dynamic(folder / MODEL_FILES["int8"], folder / MODEL_FILES["int8"], op_types_to_quantize=["MatMul"])
     fields = {
         "task": "text-classification",
@@ -76,7 +76,7 @@ def write_bundle(folder, *, hidden, layers, seed=0, **changes):
         "inputs": ["input_ids", "attention_mask"],
         "outputs": ["logits"],
         "parameters": parameters,
-        "architecture": {"model_type": "tiny", "vocab_size": len(WORDS), "max_position_embeddings": POSITIONS},
+        "architecture": {"model_type": "tiny", "vocab_size": len(words), "max_position_embeddings": POSITIONS},
         "models": {
             "fp32": ModelRecord(file=MODEL_FILES["fp32"]),
             "int8": ModelRecord(file=MODEL_FILES["int8"], quantisation={"kind": "dynamic"}, batch_invariant=False),

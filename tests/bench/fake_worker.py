@@ -119,7 +119,7 @@ class FakeWorker:
                 return dict(MEMORY)
             case "answer":
                 Path(command["file"]).write_text(self.key)
-                return {"texts": len(command["texts"])}
+                return {"texts": len(command["texts"]), "mean_tokens": 16.0}
         return {}
 
     def pause(self):

@@ -4,6 +4,7 @@ import functools
 import math
 
 import numpy as np
+import scipy.stats
 
 from potstill.bench import report_schema
 from potstill.metrics import retention_by_definition
@@ -12,6 +13,8 @@ LABELS = ("negative", "positive")
 # How sure each row is of the right answer, beside how hard the texts are: higher scores better.
 ABILITY = {"teacher": 1.55, "student": 1.36, "tiny": 1.14}
 WORSE = {"fp32": 0.0, "int8": 0.03, "int8-static": 0.12}
+# By each one's own tokenizer; the tiny one's vocabulary is smaller.
+TOKENS = {"teacher": 25.2, "student": 25.2, "tiny": 30.1}
 TEXTS = [
     "it 's a charming and often affecting journey .",
     "unflinchingly bleak and desperate",
@@ -142,6 +145,10 @@ def _quality(name, keys):
                 scores={metric.__name__: value[key]},
                 calibration_error=None if sure else _calibration(gold, answers[key]),
                 agreement=None if sure else accuracy(given[keys[0]], given[key]),
+                labels=[] if sure else _labels(gold, given[key], 0.95),
+                # The lower one, by the intervals of both together.
+                worst_label=None if sure else min(_labels(gold, given[key], 0.975), key=lambda row: row.recall),
+                tokens_per_text=TOKENS[key.partition("/")[0]],
             )
             for key in keys
         ],
@@ -150,6 +157,29 @@ def _quality(name, keys):
         confusion=[] if sure else [_confusion(keys[0], student, given), _confusion("label", student, given, gold)],
         differences=_differences(name, gold, answers, keys[0], student),
     )
+
+
+def _labels(gold, given, confidence):
+    rows = []
+    for number, name in enumerate(LABELS):
+        counts = int(np.sum((gold == number) & (given == number))), int(np.sum(gold == number))
+        ends = scipy.stats.binomtest(*counts).proportion_ci(confidence, method="wilson")
+        recall = counts[0] / counts[1]
+        row = report_schema.LabelRecall(label=name, support=counts[1], recall=recall, interval=(ends.low, ends.high))
+        rows.append(row)
+    return rows
+
+
+def _label_differences(gold, baseline, candidate):
+    """Return the differences with the textbook's interval of paired shares."""
+    rows = []
+    for number, name in enumerate(LABELS):
+        own = gold == number
+        steps = (candidate[own] == number).astype(float) - (baseline[own] == number)
+        half = 1.96 * steps.std() / np.sqrt(len(steps))
+        ends = steps.mean() - half, steps.mean() + half
+        rows.append(report_schema.LabelDifference(label=name, difference=steps.mean(), interval=ends))
+    return rows
 
 
 def _like(key):
@@ -185,6 +215,7 @@ def _retention(comparison, baseline, candidate, *, gold, given, value, resampled
         p_value=min(1.0, 2 * tail) if exact else min(1.0, 2 * float(np.mean(differences > 0)) + 0.01),
         gained=gained if exact else None,
         lost=lost if exact else None,
+        labels=_label_differences(gold, given[baseline], given[candidate]) if exact else [],
     )
 
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from onnx import helper, numpy_helper
 
-from potstill.bench import DataSet, Request, bench, evaluate_bundle, name_models, read_report, verify_report
+from potstill.bench import DataSet, Request, bench, evaluate_bundle, name_models, pipeline, read_report, verify_report
 from potstill.bench.claims import load_claims
 from potstill.bench.config import read_suite
 from potstill.bench.measure.samples import FILE_NAME
@@ -121,7 +121,7 @@ def test_the_report_is_complete_and_every_part_is_there(report):
     assert {(row.key, str(row.load)) for row in report.latency} == {(key, load) for key in keys for load in loads}
     assert {(row.key, row.callers) for row in report.throughput} == {(key, n) for key in keys for n in (1, 2)}
     assert report.environment.peaks.fp32_flops_per_s > 1e9
-    assert [claim.id for claim in report.claims] == ["size", "speed", "quality"]
+    assert [claim.id for claim in report.claims] == ["size", "file", "speed", "quality"]
 
 
 def test_before_it_begins_it_tells_what_the_data_can_show(told):
@@ -214,6 +214,45 @@ def test_a_report_holds_when_some_of_it_is_measured_again(out_dir):
     assert all(row.holds for row in scores)
 
 
+SMALL = [*WORDS[:15], *(f"##{digit}" for digit in range(10))]
+"""A third of the words; the others are two pieces each."""
+
+
+def test_models_of_two_vocabularies_are_held_against_each_other_on_the_same_texts(
+    teacher_dir, data, examples, tmp_path
+):
+    """The student's table has 25 rows: an id of the teacher's would crash it."""
+    student = write_bundle(tmp_path / "small", hidden=16, layers=1, words=SMALL)
+    changes = {"precisions": ["fp32"], "realistic": True, "throughput_batch_sizes": [2], "num_tokens": [8]}
+    claims = tmp_path / "mine.yaml"
+    claims.write_text("claims: [{id: tokens, claim: few more, measure: tokens_ratio, at_most: 1.3}]")
+    request = Request(models=[("teacher", str(teacher_dir)), ("small", str(student))], data=[data], claims=claims)
+    report = bench(request, config=SHORT.model_copy(update=changes), out_dir=tmp_path / "report", seed=5)
+    assert report.complete
+    assert report.failures == []
+    assert report.models["small"].architecture["vocab_size"] == 25
+    # [CLS] and [SEP]; word10 to word58 are two pieces; nobody reads more than 32.
+    lengths = [
+        [2 + sum(1 + many * (len(word) > 5) for word in text.split()) for text in examples.texts] for many in (0, 1)
+    ]
+    whole, pieces = (np.mean(np.minimum(each, 32)) for each in lengths)
+    (quality,) = report.quality
+    assert {row.key: row.tokens_per_text for row in quality.scores} == pytest.approx(
+        {"teacher/fp32": whole, "small/fp32": pieces}
+    )
+    assert pieces > 1.5 * whole
+    assert f"small reads {pieces / whole:.2f} times as many tokens of a text as teacher" in quality.notes[-1]
+    (claim,) = report.claims
+    assert (claim.verdict, claim.value) == ("FAIL", pytest.approx(pieces / whole))
+    own = {row.key: row.mean_tokens for row in report.latency if row.load.kind == "texts"}
+    assert own["small/fp32"] > 1.3 * own["teacher/fp32"]
+    # The same texts, each by its own ids.
+    answers = Encoder(student, threads=1).logits(examples.texts).argmax(axis=-1)
+    assert next(row.value for row in quality.scores if row.key == "small/fp32") == np.mean(answers == examples.labels)
+    page = (tmp_path / "report/report.md").read_text()
+    assert f"{pieces:.1f} ({pieces / whole:.2f}×)" in page
+
+
 def test_without_data_quality_is_inconclusive_with_a_reason(bundles, tmp_path):
     report = run(bundles, tmp_path / "report")
     quality = next(claim for claim in report.claims if claim.id == "quality")
@@ -257,6 +296,31 @@ def test_ctrl_c_leaves_an_incomplete_report_and_resume_finishes_it(bundles, tmp_
     kept = {(row.key, str(row.load)): row.samples for row in half.latency}
     for row in whole.latency:
         assert row.samples >= kept.get((row.key, str(row.load)), 0)
+
+
+def test_a_resumed_budget_without_its_choice_chooses_anew(bundles, tmp_path, monkeypatch):
+    """The journal was made, and the machine went down before the choice was in it."""
+    seen = []
+
+    def stop(run, *, answers):
+        seen.append(run)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "measure", stop)
+    config = CONFIG.model_copy(update={"budget_s": 20.0})
+    with pytest.raises(KeyboardInterrupt):
+        run(bundles, tmp_path / "report", config=config)
+    journal = tmp_path / ".report.bench" / FILE_NAME
+    lines = journal.read_text().splitlines()
+    kept = [line for line in lines if json.loads(line).get("name") != ["fit"]]
+    assert len(kept) == len(lines) - 1
+    journal.write_text("\n".join(kept) + "\n")
+    with pytest.raises(KeyboardInterrupt):
+        run(bundles, tmp_path / "report", config=config, resume=True)
+    first, again = seen
+    assert again.bench.loads == first.bench.loads
+    assert again.deadline is not None
+    assert [json.loads(line)["name"] for line in journal.read_text().splitlines()[1:]].count(["fit"]) == 1
 
 
 def test_a_worker_that_is_killed_costs_its_cell_alone(bundles, tmp_path):
@@ -374,7 +438,14 @@ def test_the_yaml_of_the_page_is_valid(tmp_path):
     claims, suite = blocks("yaml")
     (tmp_path / "mine.yaml").write_text(claims)
     (tmp_path / "suite.yaml").write_text(suite)
-    assert {claim.id for claim in load_claims(tmp_path / "mine.yaml")} == {"size", "p95", "int8", "memory"}
+    assert {claim.id for claim in load_claims(tmp_path / "mine.yaml")} == {
+        "size",
+        "p95",
+        "int8",
+        "memory",
+        "jailbreak",
+        "labels",
+    }
     assert set(read_suite(tmp_path / "suite.yaml", models=["teacher", "student"]).tasks) == {"SST-2", "MRPC"}
 
 

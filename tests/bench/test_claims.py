@@ -59,13 +59,14 @@ def sped(value, interval, *, floor=None, load=LOAD):
     return minimal(ratios=[row], noise=report_schema.Noise(floor=floor))
 
 
-# The package's three.
+# The package's own.
 
 
 def test_the_package_claims_what_the_paper_claims():
     found = {row.id: (row.measure, row.direction, row.target) for row in claims.load_claims(None)}
     assert found == {
         "size": ("encoder_parameters_saved", "at_least", 0.40),
+        "file": ("file_bytes_saved", "at_least", 0.40),
         "speed": ("speed_ratio", "at_least", 1.6),
         "quality": ("score_kept", "at_least", 0.97),
     }
@@ -78,6 +79,104 @@ def test_distilberts_own_count_is_not_40_per_cent_smaller():
     assert (row.verdict, row.subject, row.against) == ("FAIL", "student", "teacher")
     assert "39.4\u00a0% fewer parameters than teacher's (66,362,880 against 109,482,240)" in row.summary
     assert "interval" not in row.summary
+
+
+def test_the_file_to_serve_is_held_against_the_teachers_fp32_and_its_own_fp32_is_told_beside_it():
+    report = made_report()
+    sizes = {row.key: row.file_bytes for row in report.contestants}
+    row = paper(report, "file")
+    assert (row.subject, row.against, row.verdict) == ("student/int8", "teacher/fp32", "PASS")
+    assert row.value == pytest.approx(1 - sizes["student/int8"] / sizes["teacher/fp32"], rel=1e-12)
+    assert row.interval == (row.value, row.value)
+    assert row.summary == (
+        "student int8's files have 84.5\u00a0% fewer bytes than teacher fp32's (67.9 against 438\u00a0MB; in fp32 "
+        "268\u00a0MB, 38.8\u00a0% fewer). Asked for: at least 40\u00a0%."
+    )
+
+
+def test_without_int8_the_next_precision_is_served_and_counts():
+    report = made_report()
+    static = [row for row in report.contestants if row.key != "student/int8"]
+    assert paper(made_report(contestants=static), "file").subject == "student/int8-static"
+    plain = paper(minimal(), "file")
+    assert (plain.subject, plain.verdict) == ("student/fp32", "FAIL")
+    assert "in fp32" not in plain.summary
+    gone = [row for row in report.contestants if row.model != "student"]
+    lost = paper(made_report(contestants=gone), "file")
+    assert (lost.subject, lost.reason) == ("student", "student was not measured; measured are none of its rows")
+
+
+def labelled(**recalls):
+    """Return a report with so many texts found of the labels of two rows: name=(of, teacher's, student's)."""
+    sides = {}
+    for place, key in enumerate(("teacher/fp32", "student/fp32"), start=1):
+        sides[key] = [
+            report_schema.LabelRecall(label=name, support=row[0], recall=row[place] / row[0], interval=(0.5, 0.9))
+            for name, row in recalls.items()
+        ]
+    report = made_report()
+    quality = report.quality[0]
+    scores = [
+        row.model_copy(
+            update={
+                "labels": sides[row.key],
+                "worst_label": min(sides[row.key], key=lambda label: label.recall).model_copy(
+                    update={"interval": (0.4, 0.95)}
+                ),
+                "tokens_per_text": 20.0 if row.key.startswith("teacher") else 25.0,
+            }
+        )
+        if row.key in sides
+        else row
+        for row in quality.scores
+    ]
+    lost = [
+        report_schema.LabelDifference(label=name, difference=(mine - theirs) / of, interval=(-0.3, -0.01))
+        for name, (of, theirs, mine) in recalls.items()
+    ]
+    retention = [
+        row.model_copy(update={"labels": lost})
+        if (row.candidate, row.baseline) == ("student/fp32", "teacher/fp32")
+        else row
+        for row in quality.retention
+    ]
+    changed = quality.model_copy(update={"scores": scores, "retention": retention})
+    return report.model_copy(update={"quality": [changed]})
+
+
+def test_a_claim_is_about_the_worst_label_or_one_by_name():
+    report = labelled(harmless=(500, 480, 470), jailbreak=(40, 36, 30))
+    fp32 = {"model": "student", "precision": "fp32"}
+    (worst,) = decide(report, measure="worst_label_recall", at_least=0.96, where=fp32)
+    assert (worst.value, worst.interval, worst.where, worst.verdict) == (0.75, (0.4, 0.95), "SST-2", "FAIL")
+    assert "student fp32 finds 75.0\u00a0% of jailbreak (40 on SST-2), its worst label" in worst.summary
+    (one,) = decide(report, measure="label_recall", at_least=0.3, where=fp32 | {"label": "harmless"})
+    assert (one.value, one.interval, one.where, one.verdict) == (0.94, (0.5, 0.9), "SST-2, harmless", "PASS")
+    lost = decide(report, measure="label_points_lost", at_most=0.5, where=fp32 | {"against": "baseline"})
+    assert [(row.where, row.verdict) for row in lost] == [("SST-2, harmless", "FAIL"), ("SST-2, jailbreak", "FAIL")]
+    assert [row.value for row in lost] == pytest.approx([2.0, 15.0])
+    assert lost[1].interval == pytest.approx((1.0, 30.0))
+    (tokens,) = decide(report, measure="tokens_ratio", at_most=1.3, where=fp32)
+    assert (tokens.value, tokens.verdict) == (1.25, "PASS")
+    assert (
+        "reads 1.25\u00a0times as many tokens of SST-2 as teacher fp32 (25.0 against 20.0 per text)" in tokens.summary
+    )
+
+
+def test_a_label_that_does_not_occur_is_told_with_those_that_do():
+    report = labelled(harmless=(500, 480, 470), jailbreak=(40, 36, 30))
+    where = {"model": "student", "precision": "fp32", "label": "jailbrake"}
+    for measure in ("label_recall", "label_points_lost"):
+        (row,) = decide(report, measure=measure, at_least=0.5, where=where)
+        assert row.verdict == "INCONCLUSIVE"
+        assert row.reason == "'jailbrake' is no label that occurs in SST-2; there are harmless, jailbreak"
+    (row,) = decide(
+        made_report(quality=made_report().quality[2:3]),
+        measure="worst_label_recall",
+        at_least=0.5,
+        where={"model": "student", "precision": "fp32"},
+    )
+    assert row.reason == "answers on STS-B have no labels"
 
 
 @pytest.mark.parametrize(("teacher", "student"), [(1000, 600), (110, 66), (25, 15), (70, 42)])
@@ -195,6 +294,8 @@ def test_every_candidate_is_decided():
     assert [row.subject for row in found] == [
         "student",
         "tiny",
+        "student/int8",
+        "tiny/int8",
         "student/fp32",
         "tiny/fp32",
         "student/fp32",

@@ -41,6 +41,12 @@ def found(comparison, kind, *, subject=KEY, where="1×128"):
     return change
 
 
+def widened(comparison):
+    """Return by how much intervals are stretched: all rows that were sampled are judged together (Bonferroni)."""
+    sampled = sum(row.interval is not None for row in comparison.changes)
+    return norm.isf(0.025 / sampled) / norm.isf(0.025)
+
+
 def environment(**changes):
     return made_report().environment.model_copy(update=changes)
 
@@ -114,12 +120,7 @@ def test_a_time_is_better_or_worse_where_the_combined_interval_leaves_out_1(p50_
     change = found(comparison, "Latency p50, ms")
     assert (change.old, change.new, change.outcome) == (10.0, p50_ms, outcome)
     assert change.change == pytest.approx(p50_ms / 10)
-    # All rows that were sampled are judged together, by Bonferroni.
-    sampled = sum(
-        row.interval is not None and row.kind != "Score" and "Memory" not in row.kind for row in comparison.changes
-    )
-    widened = norm.isf(0.025 / sampled) / norm.isf(0.025)
-    below = exp(log(p50_ms / 10) - widened * sqrt(log(p50_ms / interval[0]) ** 2 + log(10.2 / 10) ** 2))
+    below = exp(log(p50_ms / 10) - widened(comparison) * sqrt(log(p50_ms / interval[0]) ** 2 + log(10.2 / 10) ** 2))
     assert change.interval[0] == pytest.approx(below)
 
 
@@ -156,13 +157,19 @@ def test_a_higher_ratio_to_the_baseline_is_better():
 
 @pytest.mark.parametrize(
     ("value", "interval", "outcome"),
-    [(0.9, (0.86, 0.94), "no difference shown"), (0.95, (0.92, 0.97), "better"), (0.8, (0.77, 0.83), "worse")],
+    [
+        (0.9, (0.86, 0.94), "no difference shown"),
+        (0.99, (0.97, 1.0), "better"),
+        (0.75, (0.72, 0.78), "worse"),
+        # Beyond its own interval, but one of a hundred rows may be.
+        (0.8, (0.77, 0.83), "no difference shown"),
+    ],
 )
 def test_scores_are_compared_by_their_difference(value, interval, outcome):
     comparison = compare(scored(0.88, (0.84, 0.90)), scored(value, interval))
     change = found(comparison, "Score", where="SST-2, accuracy")
     assert (change.outcome, change.change) == (outcome, pytest.approx(value - 0.88))
-    low = value - 0.88 - sqrt((value - interval[0]) ** 2 + 0.02**2)
+    low = value - 0.88 - widened(comparison) * sqrt((value - interval[0]) ** 2 + 0.02**2)
     assert change.interval[0] == pytest.approx(low)
 
 
@@ -427,3 +434,21 @@ def test_energy_is_compared_by_its_interval():
 
     assert found(compare(used(1.0), used(1.02)), "Energy, J/text").outcome == "no difference shown"
     assert found(compare(used(1.0), used(0.7)), "Energy, J/text").outcome == "better"
+
+
+def test_spans_of_memory_are_stretched_for_all_rows_as_other_intervals_are():
+    def held(low, high):
+        span = {"peak_bytes": (low * 1e6, high * 1e6)}
+        rows = [
+            row.model_copy(update={"peak_bytes": int((low + high) / 2 * 1e6), "launches": 6, "intervals": span})
+            for row in made_report().memory
+        ]
+        return quiet(memory=rows)
+
+    comparison = compare(held(200, 206), held(210, 216))
+    change = found(comparison, "Memory peak, MB", where="")
+    alone = sqrt(log(213 / 210) ** 2 + log(206 / 203) ** 2)
+    # 2 % of floor: six loads of one file differ by less.
+    assert change.interval[0] == pytest.approx(exp(log(213 / 203) - widened(comparison) * alone) / 1.02)
+    assert exp(log(213 / 203) - alone) / 1.02 > 1
+    assert change.outcome == "no difference shown"

@@ -7,6 +7,7 @@ import jsonschema
 import pytest
 
 from potstill.bench import report, report_schema
+from potstill.bench.report import tables
 from potstill.bench.report.markdown import escape, to_markdown
 from potstill.bench.report.page import gauge, to_html
 from potstill.errors import UsageError
@@ -160,6 +161,8 @@ def test_every_section_of_the_report_is_on_the_page(page, tree, whole):
         "STS-B",
         "mean of ratios",
         "calibration error",
+        "Label by label",
+        "worst label",
         "Share of the machine's peak",
         "Like for like",
         "no readable RAPL counters",
@@ -257,11 +260,11 @@ def test_markdown_tables_are_whole_and_the_verdicts_come_first(markdown, whole):
         in (markdown.replace("\u00a0", " "))
     )
     blocks = re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE)
-    # Verdicts; failures and the overview; four data sets; GLUE; six of times and memory; models and files.
-    assert len(blocks) == 1 + 2 + 4 + 1 + 6 + 2
+    # Verdicts; failures, overview; four data sets; GLUE; labels of three; six of times and memory; models, files.
+    assert len(blocks) == 1 + 2 + 4 + 1 + 3 + 6 + 2
     for block in blocks:
         assert len({line.count("|") for line in block.splitlines()}) == 1
-    assert markdown.count("<details>") == markdown.count("</details>") == 6 + 2 + 2
+    assert markdown.count("<details>") == markdown.count("</details>") == 3 + 6 + 2 + 2
 
 
 def test_markdown_shows_text_as_it_is():
@@ -283,3 +286,33 @@ def test_what_the_budget_left_out_stands_at_the_top():
     found = made.made_report(left_out=["cold starts (about 30 s)"])
     assert "The budget had no time for" in to_html(found)
     assert "cold starts (about 30 s)" in to_markdown(found).split("|")[0]
+
+
+def test_every_label_stands_with_its_recall_and_what_it_loses(whole, tree, markdown):
+    quality = whole.quality[0]
+    table = tables.labels(whole, quality)
+    baseline = next(row for row in quality.scores if row.key == whole.baseline)
+    # The baseline's lowest first.
+    lowest, highest = sorted(baseline.labels, key=lambda label: label.recall)
+    assert [title for title, _ in table.groups] == [f"{label.label} ({label.support})" for label in (lowest, highest)]
+    rows = {row[0]: row[1:] for row in table.groups[0][1]}
+    student = next(row for row in quality.scores if row.key == "student/int8")
+    label = next(label for label in student.labels if label.label == lowest.label)
+    low, high = (f"{100 * end:.1f}" for end in label.interval)
+    assert rows["student int8"][0] == f"{100 * label.recall:.1f} ({low} to {high})".replace(" (", "\u00a0% (")
+    change = 100 * (label.recall - lowest.recall)
+    assert rows["student int8"][1].startswith(f"{change:+.1f} (")
+    assert rows["teacher fp32"][1] == "–"
+    assert f"| {lowest.label} ({lowest.support}) | student int8 |" in markdown
+    assert "Label by label" in tree.headings
+    assert not tables.labels(whole, whole.quality[2])  # amounts
+
+
+def test_more_tokens_for_the_same_texts_are_told_where_a_model_needs_them(whole, page):
+    overview = tables.overview(whole)
+    at = list(overview.head).index("tokens per text")
+    cells = {row[0]: row[at] for row in overview.groups[0][1]}
+    assert (cells["teacher fp32"], cells["student int8"], cells["tiny int8"]) == ("25.2", "25.2", "30.1 (1.19×)")
+    assert "30.1 (1.19×)" in page
+    # Of one tokenizer there is nothing to tell.
+    assert "tokens per text" not in tables.overview(made.made_report()).head

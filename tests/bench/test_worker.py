@@ -129,7 +129,9 @@ def test_a_worker_does_all_that_is_asked(running, teacher_dir, examples, tmp_pat
 def test_a_workers_answers_are_the_encoders_own(running, teacher_dir, examples, tmp_path, precision):
     load(running, teacher_dir, precision)
     request = {"do": "answer", "texts": examples.texts, "kind": "single_label_classification"}
-    assert running.ask(request | {"file": str(tmp_path / "answers.npz")}) == {"texts": 200}
+    mean_tokens = np.mean([len(text.split()) + 2 for text in examples.texts])
+    reply = running.ask(request | {"file": str(tmp_path / "answers.npz")})
+    assert reply == {"texts": 200, "mean_tokens": pytest.approx(mean_tokens)}
     with np.load(tmp_path / "answers.npz", allow_pickle=False) as answers:
         found = answers["values"]
     expected = Encoder(teacher_dir, precision=precision, threads=1).logits(examples.texts)

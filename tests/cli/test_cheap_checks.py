@@ -24,6 +24,13 @@ BAD = [
     (("distill", "teacher", "--data", "data.csv", *OUT), "there is no file or folder data.csv"),
     (("distill", "teacher", *TRAIN, "--set", "tokenizer=tokeniser"), "--set tokenizer: there is no"),
     (("distill", "teacher", *TRAIN, "--set", "student.model=studnt"), "student.model: there is no"),
+    (("distill", "teacher", *TRAIN, "--student", "studnt"), "student.model: there is no"),
+    (("distill", "teacher", *TRAIN, "--teacher", "techer"), "--teacher: there is no", "did you mean teacher?"),
+    (("distill", "teacher", *TRAIN, "--unlabelled", "dta"), "there is no file or folder dta here"),
+    (("distill", *TRAIN, "--teacher-column", "llm"), "a column of answers has no layers to cut a student from"),
+    (("distill", "--student", "teacher", *TRAIN, "--teacher-column", "llm"), "data has no column 'llm'"),
+    (("distill", "teacher", *TRAIN, "--teacher-column", "llm"), "give one of model"),
+    (("distill", "teacher", *TRAIN, "--student", "teacher", "--layers", "9"), "cannot be cut from teacher with 6"),
     (("finetune", "techer", *TRAIN), "did you mean teacher?"),
     (("finetune", "teacher", "--data", "dta", *OUT), "did you mean data?"),
     (("init", "techer", *OUT), "did you mean teacher?"),
@@ -90,6 +97,14 @@ BAD = [
     (("export", "teacher", *OUT, "--opset", "12"), "--opset 12: input should be greater than or equal to 18"),
     (("export", "teacher", *OUT, "--pooling", "median"), "--pooling median: input should be 'mean'"),
     (("export", "teacher", *OUT, "--pooling", "mean"), "--pooling makes one vector of a text"),
+    (
+        ("export", "teacher", *OUT, "--task", "feature-extraction", "--max-label-loss", "0.1"),
+        "has no labels; leave it out",
+    ),
+    (("export", "teacher", *OUT, "--max-label-loss", "0"), "--max-label-loss 0.0: input should be greater than 0"),
+    (("export", "teacher", *OUT, "--embedding-bits", "3"), "--embedding-bits 3: input should be 4 or 8"),
+    (("export", "teacher", *OUT, "--embedding-bits", "4", "--precision", "fp32"), "add int8 or int8-static"),
+    (("export", "masked", *OUT, "--embedding-bits", "4"), "fill-mask needs the table of words in 8; leave it out"),
     (("export", "teacher", *OUT, "--max-loss", "-1"), "--max-loss -1.0: input should be greater than 0"),
     (("evaluate", "teacher", "--data", "data", "--task", "ner"), "did you mean token-classification?"),
     (("evaluate", "teacher", "--data", "data", "--metric", "f3"), "metric 'f3' does not judge"),
@@ -110,6 +125,19 @@ BAD = [
     (("predict", "bundle", "texts.csv", "--out", "a.csv", "--precision", "fp16"), "bundle has no fp16 model"),
     (("predict", "bundle", "texts.csv", "--out", "a.csv", "--parameters", "{"), "--parameters is not JSON"),
     (("predict", "bundle", "texts.csv", "--out", "a.csv", "--on-error", "no"), "'no' is not one of 'fail', 'skip'"),
+    # vocabularies
+    (("trim", "techer", *TRAIN), "did you mean teacher?"),
+    (("trim", "teacher", "--data", "dta", *OUT), "did you mean data?"),
+    (("trim", "teacher", *TRAIN, "--other-data", "dta"), "did you mean data?"),
+    (("trim", "teacher", "--data", "data", "--out", "full"), "full is not empty; pass --overwrite"),
+    (("trim", "encoder", *TRAIN, "--task", "text-classification"), "encoder is an encoder without a head"),
+    (("trim", "teacher", *TRAIN, "--vocabulary", "few"), "--vocabulary few: must be task, a size such as 9000, or"),
+    (("trim", "pieces", *TRAIN, "--vocabulary", "2"), "--vocabulary 2: a vocabulary of 2 cannot be", "ask for 5 to 5"),
+    (("trim", "words", *TRAIN), "words has a tokenizer of kind WordLevel", "would become unknown"),
+    (("distill", "teacher", *TRAIN, "--vocabulary", "min-count"), "--vocabulary min-count: must be task, a size"),
+    (("distill", "pieces", *TRAIN, "--vocabulary", "9000"), "--vocabulary 9000: a vocabulary of 9,000 cannot be"),
+    (("run", "quickstart", *OUT, "--set", "student.vocabulary=0"), "student.vocabulary=0: must be task"),
+    (("init", "teacher", *OUT, "--set", "student.vocabulary=9"), "a vocabulary is trimmed to data"),
     # data
     (("distill", "teacher", *TRAIN, "--set", "data.label_column=labl"), "no column 'labl'; it has sentence, label"),
     (("distill", "teacher", *TRAIN, "--set", "data.text_columns=[review]"), "no column 'review'"),
@@ -132,7 +160,7 @@ BAD = [
     (("evaluate", "teacher", "--data", "data", "--confusion", "m.jpg"), "must end in .png or .svg"),
     (("evaluate", "teacher", "--data", "data", "--predictions", "no/a.jsonl"), "there is no folder no"),
     (("evaluate", "multi", "--data", "data", "--confusion", "m.png"), "--confusion draws single labels"),
-    (("evaluate", "words", "--data", "data", "--predictions", "a.jsonl"), "fill-mask guesses words by the thousand"),
+    (("evaluate", "mask-bundle", "--data", "data", "--predictions", "a.jsonl"), "fill-mask guesses words"),
     (("predict", "bundle", "texts.csv", "--out", "no/a.csv"), "there is no folder no"),
     (("predict", "bundle", "texts.csv", "--out", "a.txt"), "must end in .jsonl, .csv or .parquet"),
     (("predict", "bundle", "texts.csv", "--out", "texts.csv"), "texts.csv is there already; pass --overwrite"),
@@ -171,12 +199,22 @@ def make_place(folder):
     write_checkpoint(folder / "encoder", architecture="BertModel")
     several = labels | {"problem_type": "multi_label_classification"}
     write_checkpoint(folder / "multi", architecture="BertForSequenceClassification", **several)
+    write_checkpoint(folder / "masked", architecture="BertForMaskedLM")
     roberta = labels | {"model_type": "roberta", "max_position_embeddings": 66, "pad_token_id": 1}
     write_checkpoint(folder / "roberta", architecture="RobertaForSequenceClassification", **roberta)
+    for name, kind in (("pieces", "WordPiece"), ("words", "WordLevel")):
+        write_checkpoint(folder / name, architecture="BertForSequenceClassification", **labels)
+        pieces = {"[UNK]": 0, "a": 1, "##a": 2, "b": 3, "##b": 4, "ab": 5}
+        model = {"type": kind, "vocab": pieces, "unk_token": "[UNK]"}
+        model |= {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100} if kind == "WordPiece" else {}
+        (folder / name / "tokenizer.json").write_text(
+            json.dumps({"version": "1.0", "added_tokens": [], "model": model})
+        )
     write_checkpoint(folder / "junk", architecture="BertModel")
     (folder / "junk" / "config.json").write_text("{")
     sealed.write_folder(folder / "bundle")
-    sealed.edit(sealed.write_folder(folder / "words"), lambda manifest: manifest.update(task="fill-mask", labels=[]))
+    mask = sealed.write_folder(folder / "mask-bundle")
+    sealed.edit(mask, lambda manifest: manifest.update(task="fill-mask", labels=[]))
     (folder / "data").mkdir()
     for split in ("train", "validation"):
         rows = [{"sentence": f"a text {number}", "label": number % 2} for number in range(20)]

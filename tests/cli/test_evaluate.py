@@ -52,8 +52,15 @@ def test_the_tables_say_what_the_json_says(potstill, tiny_teacher, tiny_data):
     assert next(iter(found["scores"])) == found["metric"] == "macro_f1"
     classes = table(out, "Per class")
     for row in found["per_class"]:
-        shares = [f"{row[key]:.4f}" for key in ("precision", "recall", "f1")]
-        assert classes[row["label"]] == [*shares, str(row["support"]), str(row["predicted"])]
+        precision, recall, f1 = (f"{row[key]:.4f}" for key in ("precision", "recall", "f1"))
+        low, high = (f"{end:.4f}" for end in row["recall_interval"])
+        rest = [f1, str(row["support"]), str(row["predicted"])]
+        assert classes[row["label"]] == [precision, recall, low, "to", high, *rest]
+    worst = found["worst_label"]
+    assert worst["recall"] == min(row["recall"] for row in found["per_class"])
+    low, high = (f"{end:.4f}" for end in worst["interval"])
+    shown = table(out, "The label with the lowest recall")["torch"]
+    assert shown == [worst["label"], f"{worst['recall']:.4f}", low, "to", high, str(worst["support"])]
     matrix = table(out, "Confusion matrix")
     assert matrix["label"] == ["\\", "prediction", "mountain", "sea"]
     assert [[int(cell) for cell in matrix[name]] for name in ("mountain", "sea")] == found["confusion_matrix"]

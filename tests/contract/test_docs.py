@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_there_are_the_agreed_commands():
     agreed = {"run", "distill", "finetune", "export", "bench", "serve", "evaluate", "show", "init"}
-    agreed |= {"recipes", "claims", "doctor", "predict"}
+    agreed |= {"recipes", "claims", "doctor", "predict", "trim"}
     assert set(COMMANDS) == agreed
 
 

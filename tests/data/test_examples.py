@@ -283,7 +283,7 @@ def test_a_label_that_the_model_has_not_is_refused_by_row_with_both_lists(tmp_pa
 
 
 def test_what_is_no_label_at_all_is_refused_by_row(tmp_path):
-    for value, said in ((None, "which is no label"), (["x"], "which is no label"), (0.5, "is an amount")):
+    for value, said in (({"a": 1}, "which is no label"), (["x"], "which is no label"), (0.5, "is an amount")):
         rows = [*ROWS, {"sentence": "x", "label": value}]
         message = refusal(write(tmp_path, rows, "jsonl"), label_names=["negative", "positive"])
         assert message.startswith("row 4: ")

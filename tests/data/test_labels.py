@@ -65,7 +65,7 @@ def test_whole_numbers_are_amounts_too(tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [("high", "'high'"), (None, "None"), (True, "True"), ([1.0], r"[1.0]"), (float("nan"), "nan"), ("inf", "'inf'")],
+    [("high", "'high'"), ({}, "{}"), (True, "True"), ([1.0], r"[1.0]"), (float("nan"), "nan"), ("inf", "'inf'")],
 )
 def test_what_is_no_amount_is_refused_by_row(tmp_path, value, shown):
     table = [{"text": "x", "label": 1.0}, {"text": "y", "label": value}]

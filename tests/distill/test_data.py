@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from potstill.checkpoint import load_checkpoint
 from potstill.checkpoint.model import SentenceHead
@@ -17,6 +17,8 @@ from potstill.distill.teacher_embeddings import add_teacher_vectors, load_single
 from potstill.errors import CheckpointError, RecipeError
 from potstill.progress import silent
 from potstill.tasks import FEATURE_EXTRACTION, FILL_MASK, TEXT_CLASSIFICATION
+from tests.checkpoint.made import byte_pairs
+from tests.distill.families import build
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,28 @@ class TestAugmentation:
         assert all(candidates[0] == "snow" and len(candidates) <= 15 for candidates in proposals)
         assert all(word not in candidates for word, candidates in zip(["we", "saw", "things"], proposals, strict=True))
 
+    def test_a_vocabulary_that_marks_words_by_the_space_before_proposes_words_without_the_mark(self):
+        """RoBERTa writes Ġgood for a new word and good for the rest of one; once, Ġgood stood in the copies."""
+        made = byte_pairs()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, mask_token="<mask>", pad_token="<pad>")
+        vocabulary = made.get_vocab()
+        marked = sorted((token for token in vocabulary if token[0] == "Ġ" and token[1:].isalpha()), key=len)
+        whole = [token for token in marked if tokenizer.tokenize(f"a {token[1:]}")[-1] == token][-4:]
+        inner = next(token for token in vocabulary if token.isalpha() and "Ġ" not in token and len(token) > 2)
+        model = build("Roberta", vocab_size=len(made.get_vocab()))
+        with torch.no_grad():
+            model.lm_head.bias[vocabulary[inner]] = 100.0
+            for token in whole:
+                model.lm_head.bias[vocabulary[token]] = 50.0
+        words = [token[1:] for token in whole]
+        places, proposals = propose(["a", *words], model, tokenizer)
+        assert set(places) >= {1, 2, 3, 4}
+        for place, candidates in zip(places, proposals, strict=True):
+            there = ["a", *words][place]
+            assert set(candidates[:3]) <= set(words) - {there}
+            assert inner not in candidates
+            assert not any("Ġ" in word for word in candidates)
+
     def test_a_share_of_0_changes_nothing_and_of_1_every_replaceable_word(self, masked):
         proposer = load_checkpoint(str(masked), FILL_MASK)
         for share, changed in ((0.0, 0), (1.0, 3)):
@@ -60,7 +84,7 @@ class TestAugmentation:
             pairs = zip(["we", "saw", "snowclimbing", "things"], copy.split(), strict=True)
             assert sum(one != other for one, other in pairs) == changed
 
-    def test_copies_follow_their_texts_with_their_labels_the_same_for_the_same_seed(
+    def test_copies_follow_their_texts_without_a_label_the_same_for_the_same_seed(
         self, masked, tiny_data, tiny_teacher
     ):
         examples = load_examples(str(tiny_data), split="validation", task=TEXT_CLASSIFICATION, limit=4)
@@ -69,7 +93,9 @@ class TestAugmentation:
         assert one.texts == two.texts
         assert one.texts[:4] == examples.texts
         assert len(one.texts) == len(one.labels) == 12
-        assert one.labels[4:].tolist() == np.repeat(examples.labels, 2).tolist()
+        assert one.labels[:4].tolist() == examples.labels.tolist()
+        assert one.labels[4:].tolist() == [-1] * 8
+        assert one.num_unlabelled == 8
 
     def test_a_student_learns_from_augmented_texts(self, masked, tiny_data, tiny_teacher, tmp_path):
         keys = {"distill.method": "tinybert", "distill.augment": 1, "distill.augment_model": str(masked)}

@@ -153,7 +153,7 @@ def _check_report(report, out):
     assert quality["num_examples"] == 80
     trained = json.loads((out / "checkpoints" / "student" / "distill.json").read_text())
     assert scores["student/fp32"] == pytest.approx(trained["student"]["scores"]["accuracy"])
-    assert [claim["id"] for claim in report["claims"]] == ["size", "speed", "quality"]
+    assert [claim["id"] for claim in report["claims"]] == ["size", "file", "speed", "quality"]
     assert {claim["verdict"] for claim in report["claims"]} <= {"PASS", "FAIL", "INCONCLUSIVE"}
 
 

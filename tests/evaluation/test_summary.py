@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from potstill.data import Examples
 from potstill.evaluation.scores import NO_ANSWER
@@ -20,6 +21,10 @@ def test_the_tables_of_single_labels_are_counted_by_hand():
     found = summarize({"values": logits}, given, kind=SINGLE, metric="accuracy", keep_predictions=True)
     assert found["labels"] == ["x", "y", "z"]
     assert found["confusion_matrix"] == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
+    half = scipy.stats.binomtest(1, 2)
+    wilson = half.proportion_ci(method="wilson")
+    # Of all three labels together.
+    together = half.proportion_ci(1 - 0.05 / 3, method="wilson")
     assert found["per_class"][0] == {
         "label": "x",
         "precision": 1.0,
@@ -27,6 +32,13 @@ def test_the_tables_of_single_labels_are_counted_by_hand():
         "f1": 2 / 3,
         "support": 2,
         "predicted": 1,
+        "recall_interval": [pytest.approx(wilson.low), pytest.approx(wilson.high)],
+    }
+    assert found["worst_label"] == {
+        "label": "x",
+        "support": 2,
+        "recall": 0.5,
+        "interval": [pytest.approx(together.low), pytest.approx(together.high)],
     }
     assert found["value"] == found["scores"]["accuracy"] == 0.75
     share = round(float(np.exp(2) / (np.exp(2) + 2)), 6)

@@ -7,6 +7,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 from transformers import (
     AlbertConfig,
     AlbertForSequenceClassification,
@@ -16,16 +17,19 @@ from transformers import (
 )
 
 from potstill import machine
+from potstill.errors import CheckpointError
 from potstill.export.graph import build_graph
 from potstill.export.onnx_files import check_model, lint, load_model, save_model
 from potstill.export.quantize import (
     Int8Recipe,
+    Prepared,
     Range,
     find_layers,
     int8_recipe,
     measure_ranges,
     prepare,
     quantize,
+    quantize_blocks,
     quantize_matrix,
     smooth,
     smoothing_factors,
@@ -40,6 +44,8 @@ TEXTS = ["we saw a wave", "snow on the peak and a trail", "sail", "the old thing
 BITS = 8 if machine.has_fast_int8() else 7
 # int8 logits of the tiny teacher differ by up to 0.15 from fp32 ones, which lie around 4 apart.
 INT8_TOLERANCE = 0.4
+# With words of 4 bits one of them moved by 0.51.
+FOUR_BITS_TOLERANCE = 0.8
 # Tables of embeddings alone moved one of them by 0.15 where a CPU without AVX512 had trained the tiny teacher.
 TABLES_TOLERANCE = 0.2
 # Of a masked language model with random weights the largest of 18,000 logit errors was 0.10 of their spread.
@@ -309,3 +315,116 @@ def test_shared_weights_are_stored_once_and_not_smoothed(method, tmp_path):
     save_model(graph, tmp_path / "fp32.onnx")
     expected, found = (OnnxSession(path).run(feeds)["logits"] for path in (tmp_path / "fp32.onnx", file))
     assert np.abs(found - expected).max() < INT8_TOLERANCE * expected.std()
+
+
+WORDS = "bert.embeddings.word_embeddings.weight"
+
+
+def unpacked(packed, scales, columns=32):
+    """Return what ONNX's own DequantizeLinear makes of 4-bit blocks."""
+    table = onnx.TensorProto(
+        name="table", data_type=onnx.TensorProto.UINT4, dims=[len(packed), columns], raw_data=packed.tobytes()
+    )
+    zeros = onnx.TensorProto(
+        name="zeros", data_type=onnx.TensorProto.UINT4, dims=scales.shape, raw_data=b"\x88" * -(-scales.size // 2)
+    )
+    restore = onnx.helper.make_node("DequantizeLinear", ["table", "scales", "zeros"], ["y"], axis=1, block_size=32)
+    numbers = numpy_helper.from_array(scales.astype(np.float32), "scales")
+    info = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [len(packed), columns])
+    graph = onnx.helper.make_graph([restore], "blocks", [], [info], [table, numbers, zeros])
+    return ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)])).run(
+        None, {}
+    )[0]
+
+
+@pytest.mark.parametrize("method", ["dynamic", "static"])
+def test_words_of_four_bits_are_looked_up_as_they_were_rounded(method, prepared, encoder, feeds, tmp_path):
+    model = quantize(prepared, Int8Recipe(method=method, weight_bits=BITS, embedding_bits=4))
+    found = answer(model, feeds, tmp_path, precision="int8-static" if method == "static" else "int8")
+    expected = encoder.session.run(feeds)["logits"]
+    assert np.abs(found - expected).max() < FOUR_BITS_TOLERANCE
+    assert np.array_equal(found.argmax(-1), expected.argmax(-1))
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    assert WORDS not in stored
+    scales = stored[f"{WORDS}_scale"]
+    assert scales.dtype == np.float16
+    restored = unpacked(stored[f"{WORDS}_int4"], scales)
+    rows = next(node for node in model.graph.node if node.op_type == "GatherBlockQuantized").output[0]
+    model.graph.output.append(onnx.helper.make_tensor_value_info(rows, onnx.TensorProto.FLOAT16, None))
+    save_model(model, tmp_path / "watched.onnx")
+    looked_up = OnnxSession(tmp_path / "watched.onnx").run(feeds)[rows]
+    np.testing.assert_array_equal(looked_up, restored.astype(np.float16)[feeds["input_ids"]])
+    (words,) = (numpy_helper.to_array(each) for each in prepared.model.graph.initializer if each.name == WORDS)
+    assert np.square(restored - words).sum() < 0.01 * np.square(words).sum()
+
+
+def test_four_bits_are_half_the_words_bytes_and_leave_positions_alone(prepared, tmp_path):
+    sizes, stored = {}, {}
+    for bits in (8, 4):
+        model = quantize(prepared, Int8Recipe(weight_bits=BITS, embedding_bits=bits))
+        save_model(model, tmp_path / f"{bits}.onnx")
+        sizes[bits] = (tmp_path / f"{bits}.onnx").stat().st_size
+        stored[bits] = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    words = len(stored[4][f"{WORDS}_int4"])
+    # Of 32 numbers a byte each and a scale of four, against half a byte each and a scale of two.
+    assert sizes[8] - sizes[4] == pytest.approx(words * (32 + 4 - 16 - 2), abs=500)
+    positions = "bert.embeddings.position_embeddings.weight_int8"
+    np.testing.assert_array_equal(stored[4][positions], stored[8][positions])
+
+
+def test_blocks_that_four_bits_can_hold_are_held():
+    numbers = np.random.default_rng(0).integers(-8, 8, size=(5000, 32))  # more rows than are rounded at a time
+    numbers[:, 0] = -8
+    steps = np.random.default_rng(1).choice([0.25, -0.5, 2.0], size=(5000, 1))
+    matrix = (numbers * steps).astype(np.float32)
+    np.testing.assert_array_equal(unpacked(*quantize_blocks(matrix)), matrix)
+    assert not unpacked(*quantize_blocks(np.zeros((2, 32), np.float32))).any()
+
+
+def test_a_row_may_end_within_a_block():
+    matrix = np.random.default_rng(0).normal(size=(6, 40)).astype(np.float32)
+    packed, scales = quantize_blocks(matrix)
+    assert (packed.shape, scales.shape) == ((6, 20), (6, 2))
+    whole, _ = quantize_blocks(matrix[:, :32])
+    np.testing.assert_array_equal(packed[:, :16], whole)
+    ends = np.stack([packed[:, 16:] & 15, packed[:, 16:] >> 4], axis=-1).reshape(6, 8).astype(np.float32) - 8
+    assert np.abs(ends * scales[:, 1:] - matrix[:, 32:]).max() < 0.3
+
+
+def test_the_scale_of_a_block_is_better_than_the_largest_number_makes_it():
+    matrix = np.random.default_rng(0).normal(size=(400, 32)).astype(np.float32)
+    plain = np.abs(matrix).max(axis=-1, keepdims=True) / 7
+    by_peak = np.square(np.clip(np.rint(matrix / plain), -7, 7) * plain - matrix).sum()
+    packed, scales = quantize_blocks(matrix)
+    error = np.abs(unpacked(packed, scales) - matrix)
+    assert np.square(error).sum() < 0.85 * by_peak
+    # Nothing moves by more than half a step, but for what lies beyond the end of the range.
+    levels = np.stack([packed & 15, packed >> 4], axis=-1).reshape(400, 32)
+    inside = (levels > 0) & (levels < 15)
+    assert (error <= np.abs(scales.astype(np.float32)) * 0.501)[inside].all()
+
+
+def test_words_that_cannot_have_four_bits_are_refused_in_one_line(prepared, tied):
+    four = Int8Recipe(weight_bits=BITS, embedding_bits=4)
+    graph, feeds = tied
+    with pytest.raises(CheckpointError, match=r"masked-language head multiplies by the table of words.*leave it out"):
+        quantize(prepare(graph, [feeds]), four)
+
+    def changed(change):
+        model = onnx.ModelProto()
+        model.CopyFrom(prepared.model)
+        change(model.graph)
+        return Prepared(model, prepared.layers, prepared.ranges)
+
+    def narrow(graph):
+        table = next(tensor for tensor in graph.initializer if "word_embeddings" in tensor.name)
+        table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table)[:, :31].copy(), table.name))
+
+    def elsewhere(graph):
+        for node in graph.node:
+            node.input[:] = ["other_ids" if name == "input_ids" else name for name in node.input]
+
+    with pytest.raises(CheckpointError, match=r"a word's vector has 31 numbers"):
+        quantize(changed(narrow), four)
+    with pytest.raises(CheckpointError, match=r"no table is looked up by input_ids"):
+        quantize(changed(elsewhere), four)

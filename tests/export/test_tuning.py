@@ -155,3 +155,23 @@ def test_candidates_really_race(tiny_bundle):
     assert result.failures == {}
     assert result.cells == ((1, 16), (1, 32), (8, 32), (32, 32))
     assert result.overall("default", "integer attention").value > 0
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_what_disturbed_either_race_is_told(number):
+    races = []
+
+    def fake(tried):
+        result = by_table(tried)
+        if len(races) == number:
+            result.disturbances[CELL] = ["other processes took 40% of the time of the cores"]
+        races.append(result)
+        return result
+
+    record = tuned(fake)
+    assert record.tuning.disturbed == "other processes took 40% of the time of the cores (at 1x16)"
+    ratios = {row.name: row.ratio for row in record.tuning.candidates}
+    # Of a disturbed first race nothing is known; of a disturbed second one the joined recipe.
+    assert (ratios["default"] is None) == (number == 0)
+    assert ratios.get("integer attention + tanh gelu") is None
+    assert record.tuning.kept == ("default" if number == 0 else "integer attention")

@@ -204,6 +204,26 @@ def test_a_file_that_is_no_graph_is_refused_before_it_is_loaded(own_bundle, rese
         Encoder(own_bundle, verify=False)
 
 
+@pytest.mark.parametrize(
+    ("operator", "domain", "opset"),
+    [
+        ("NibbleGather", "com.microsoft", 20),
+        ("Gather", "", 99),
+        # As GatherBlockQuantized with a table of bytes in 1.21: the operator is known, for other types.
+        ("And", "", 20),
+    ],
+)
+def test_what_this_onnxruntime_does_not_know_asks_for_a_newer_one(operator, domain, opset, own_bundle, resealed):
+    graph = onnx.load(own_bundle / MODEL_FILES["fp32"])
+    lookup = next(node for node in graph.graph.node if node.op_type == "Gather")
+    lookup.op_type, lookup.domain = operator, domain
+    next(entry for entry in graph.opset_import if not entry.domain).version = opset
+    onnx.save(graph, own_bundle / MODEL_FILES["fp32"])
+    with pytest.raises(BundleError, match=r"cannot be loaded by onnxruntime .*; install a newer onnxruntime") as caught:
+        Encoder(resealed())
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_a_precision_that_is_not_there_names_those_that_are(bundle_dir):
     with pytest.raises(BundleError, match="no fp16 model; it has fp32, int8"):
         Encoder(bundle_dir, precision="fp16")

@@ -1,4 +1,4 @@
-"""Claims as a YAML file holds them: the package's three, or a user's own in their place.
+"""Claims as a YAML file holds them: the package's own, or a user's own in their place.
 
 All faults of a file are told at once, each with the claim's id, and an unknown word is answered with the nearest
 known one.
@@ -35,8 +35,9 @@ class Where(_Part):
 
     model: str | None = None
     """A model's name; None takes every model but the baseline."""
-    precision: Literal["fp32", "fp16", "bf16", "int8", "int8-static"] | None = None
-    """None decides for every precision that was measured of the model."""
+    precision: Literal["fp32", "fp16", "bf16", "int8", "int8-static", "recommended"] | None = None
+    """None decides for every precision that was measured of the model; `recommended` for the one to serve, which is
+    int8 where the model has it."""
     runner: Runner | None = None
     """None takes the baseline's engine, or all of the model's where it was not measured by that one."""
     load: str | None = None
@@ -45,6 +46,8 @@ class Where(_Part):
     """How many ask at once; None takes the most that were measured."""
     data: str | None = None
     """A data set's name; None decides for each, and `score_kept` for the mean over GLUE's tasks."""
+    label: str | None = None
+    """A label, or a type of entity; None decides for each that occurs."""
     against: Against | None = None
     """`like_for_like`: the baseline model in the same precision and engine (the default). `baseline`: the baseline row.
     `fp32`: the same model's fp32 in the same engine."""

@@ -1,14 +1,16 @@
 """The metrics that a claim can set a limit to: each as data, with the function that reads it out of a report."""
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias, TypeVar
 
 from potstill.bench import report_schema, statistics
-from potstill.bench.report.formatting import percent, quantity
+from potstill.bench.report.formatting import mb, percent, quantity
 from potstill.evaluation.intervals import wilson
 
 _MEGA = 1e6
+_SPACE = "\u00a0"  # between a number and its unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +27,8 @@ class Selection:
     callers: int = 0
     data: str = ""
     """The data set's name; "" with a measure of quality means the mean over GLUE's tasks."""
+    label: str = ""
+    """The label, or the type of entity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +100,21 @@ def file_share(report: report_schema.Report, selection: Selection) -> MetricValu
     if own is None or base is None:
         return why_missing(report, selection.key if own is None else selection.against, "its files' size")
     return MetricValue(value=own / base, interval=(own / base, own / base))
+
+
+def file_saved(report: report_schema.Report, selection: Selection) -> MetricValue | str:
+    """Read the share of the other's bytes that is saved, and tell the model's fp32 beside it."""
+    sizes = {row.key: row.file_bytes for row in report.contestants}
+    own, base = sizes.get(selection.key), sizes.get(selection.against)
+    if own is None or base is None:
+        return why_missing(report, selection.key if own is None else selection.against, "its files' size")
+    value, fp32 = (base - own) / base, re.sub(r"/[^@]+", "/fp32", selection.key)
+    note = f" ({mb(own)} against {mb(base)}{_SPACE}MB"
+    plain = sizes.get(fp32)
+    if plain is not None and fp32 != selection.key:
+        saved = (base - plain) / base
+        note += f"; in fp32 {mb(plain)}{_SPACE}MB, {percent(abs(saved))} {'fewer' if saved >= 0 else 'more'}"
+    return MetricValue(value=value, interval=(value, value), note=f"{note})")
 
 
 def bytes_of(rows: str, *fields: str) -> ReadMetric:
@@ -272,6 +291,71 @@ def calibration(report: report_schema.Report, selection: Selection) -> MetricVal
     return MetricValue(value=row.calibration_error, interval=row.calibration_interval, what=quality.name)
 
 
+def worst_label_recall(report: report_schema.Report, selection: Selection) -> MetricValue | str:
+    """Read the lowest recall of any label, or of any type of entity."""
+    found = _scored(report, selection, selection.key)
+    if isinstance(found, str):
+        return found
+    quality, row = found
+    if row.worst_label is None:
+        return f"answers on {quality.name} have no labels"
+    worst = row.worst_label
+    what = f"{worst.label} ({worst.support:,} on {quality.name}), its worst label"
+    return MetricValue(value=worst.recall, interval=worst.interval, worthless=_worthless(quality, row), what=what)
+
+
+def label_recall(report: report_schema.Report, selection: Selection) -> MetricValue | str:
+    """Read the recall of one label, or of one type of entity."""
+    found = _scored(report, selection, selection.key)
+    if isinstance(found, str):
+        return found
+    quality, row = found
+    label = next((each for each in row.labels if each.label == selection.label), None)
+    if label is None:
+        return _no_label(quality, row, selection.label)
+    what = f"{label.label} ({label.support:,} on {quality.name})"
+    return MetricValue(value=label.recall, interval=label.interval, worthless=_worthless(quality, row), what=what)
+
+
+def label_points_lost(report: report_schema.Report, selection: Selection) -> MetricValue | str:
+    """Read how many points of one label's recall are lost against the other; negative where it gains."""
+    found = _two_scores(report, selection)
+    if isinstance(found, str):
+        return found
+    quality, pair, own, _ = found
+    label = next((each for each in pair.labels if each.label == selection.label), None) if pair is not None else None
+    if label is None:
+        return _no_label(quality, own, selection.label)
+    low, high = label.interval
+    return MetricValue(
+        value=0.0 - 100 * label.difference,
+        interval=(0.0 - 100 * high, 0.0 - 100 * low),
+        worthless=_worthless(quality, own),
+        what=f"{label.label} on {quality.name}",
+        note=", so it gains" if label.difference > 0 else "",
+    )
+
+
+def _no_label(quality: report_schema.Quality, row: report_schema.Score, label: str) -> str:
+    known = ", ".join(each.label for each in row.labels)
+    if not known:
+        return f"no label of {quality.name} was counted"
+    return f"{label!r} is no label that occurs in {quality.name}; there are {known}"
+
+
+def tokens_ratio(report: report_schema.Report, selection: Selection) -> MetricValue | str:
+    """Read how many times as many tokens the same texts are as by the other's tokenizer."""
+    found = _two_scores(report, selection)
+    if isinstance(found, str):
+        return found
+    quality, _, own, base = found
+    if own.tokens_per_text is None or base.tokens_per_text is None:
+        return f"tokens of {quality.name} were not counted; bench again"
+    value = own.tokens_per_text / base.tokens_per_text
+    note = f" ({own.tokens_per_text:.1f} against {base.tokens_per_text:.1f} per text)"
+    return MetricValue(value=value, interval=(value, value), what=quality.name, note=note)
+
+
 def kept(report: report_schema.Report, selection: Selection) -> MetricValue | str:
     """Read the share of the other's score that is kept: on one data set, or by the mean over GLUE's tasks."""
     return _kept_on(report, selection) if selection.data else _kept_of_glue(report, selection)
@@ -392,7 +476,6 @@ def _metric(quality: report_schema.Quality) -> str:
 
 
 Form: TypeAlias = Literal["plain", "saved", "times"]
-_SPACE = "\u00a0"  # between a number and its unit
 _ROW = frozenset({"precision", "runner"})
 _LOADED, _SCORED, _COMPARED = _ROW | {"load"}, _ROW | {"data"}, _ROW | {"against"}
 
@@ -488,6 +571,15 @@ _ALL = (
         form="saved",
     ),
     Metric(
+        name="file_bytes_saved",
+        unit="share",
+        words="1 - bytes of the files with its weights / the other's; counted",
+        sentence="{subject}'s files have {value} bytes than {against}'s",
+        read=file_saved,
+        fields=_COMPARED,
+        form="saved",
+    ),
+    Metric(
         name="file_bytes_share",
         unit="share",
         words="bytes of the files with its weights / the other's; counted",
@@ -565,6 +657,39 @@ _ALL = (
         sentence="{subject} loses {value} of {against}'s {what}",
         read=points_lost,
         fields=_SCORED | {"against"},
+    ),
+    Metric(
+        name="worst_label_recall",
+        unit="share",
+        words="lowest recall of any label, or of any type of entity; its interval is that of all labels together",
+        sentence="{subject} finds {value} of {what}",
+        read=worst_label_recall,
+        fields=_SCORED,
+    ),
+    Metric(
+        name="label_recall",
+        unit="share",
+        words="share of the texts with a label, or of the entities of a type, that is found",
+        sentence="{subject} finds {value} of {what}",
+        read=label_recall,
+        fields=_SCORED | {"label"},
+    ),
+    Metric(
+        name="label_points_lost",
+        unit="points",
+        words="the other's recall of a label - this recall, in hundredths; negative where it gains",
+        sentence="{subject} loses {value} of {against}'s recall of {what}",
+        read=label_points_lost,
+        fields=_SCORED | {"label", "against"},
+    ),
+    Metric(
+        name="tokens_ratio",
+        unit="×",
+        words="tokens of the data's texts by its own tokenizer / by the other's; counted",
+        sentence="{subject} reads {value} as many tokens of {what} as {against}",
+        read=tokens_ratio,
+        fields=_SCORED | {"against"},
+        form="times",
     ),
     Metric(
         name="agreement",

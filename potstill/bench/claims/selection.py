@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from potstill.bench import report_schema
 from potstill.bench.claims.claim_file import Claim, normal_load
 from potstill.bench.claims.metrics import METRICS, Metric, Selection, grid
+from potstill.bundle import RECOMMENDED
 
 _DEFAULT_RUNNER = "onnxruntime-cpu"
 
@@ -47,13 +48,20 @@ def _select_of_model(report: report_schema.Report, claim: Claim, *, model: str) 
             return [NotMeasured(subject=model, reason=f"{model} is the baseline itself")]
         return [Selection(model=model, against=baseline, load=_load(report, claim, metric))]
     where = claim.where
-    rows = [row for row in report.contestants if row.model == model and where.precision in (None, row.precision)]
+    any_precision = where.precision in (None, "recommended")
+    rows = [
+        row for row in report.contestants if row.model == model and (any_precision or row.precision == where.precision)
+    ]
     if where.runner is not None:
         rows = [row for row in rows if row.runner == where.runner]
     else:  # the baseline's engine, if the model was run by that
         first = report.contestant(report.baseline)
         usual = report.baseline.partition("@")[2] or _DEFAULT_RUNNER if first is None else first.runner
         rows = [row for row in rows if row.runner == usual] or rows
+    if where.precision == "recommended":
+        # Other precisions, such as a checkpoint's bf16, stand behind in the order of the report.
+        order: tuple[str, ...] = RECOMMENDED
+        rows = sorted(rows, key=lambda row: order.index(row.precision) if row.precision in order else len(order))[:1]
     if not rows:
         return [_explain_missing_rows(report, claim, model=model)]
     found = [selection for row in rows for selection in _select_of_row(report, claim, row)]
@@ -63,12 +71,13 @@ def _select_of_model(report: report_schema.Report, claim: Claim, *, model: str) 
 def _explain_missing_rows(report: report_schema.Report, claim: Claim, *, model: str) -> NotMeasured:
     where = claim.where
     runner = where.runner or _DEFAULT_RUNNER
-    key = f"{model}/{where.precision}" + ("" if runner == _DEFAULT_RUNNER else f"@{runner}")
-    subject = key if where.precision else model
+    precision = None if where.precision == "recommended" else where.precision
+    key = f"{model}/{precision}" + ("" if runner == _DEFAULT_RUNNER else f"@{runner}")
+    subject = key if precision else model
     for failure in report.failures:
-        if failure.where is None and (failure.key if where.precision else failure.key.rpartition("/")[0]) == subject:
+        if failure.where is None and (failure.key if precision else failure.key.rpartition("/")[0]) == subject:
             return NotMeasured(subject=subject, reason=f"{failure.key} failed ({failure.stage}): {failure.reason}")
-    wanted = [f"in {where.precision}" * bool(where.precision), f"by {where.runner}" * bool(where.runner)]
+    wanted = [f"in {precision}" * bool(precision), f"by {where.runner}" * bool(where.runner)]
     what = " ".join([f"{model} was not measured", *filter(None, wanted)])
     return NotMeasured(subject=subject, reason=f"{what}; measured are {_list_rows(report, model)}")
 
@@ -94,7 +103,14 @@ def _select_of_row(
     if "callers" in metric.fields:
         most = max((each.callers for each in report.throughput), default=0)
         selection = replace(selection, callers=claim.where.callers or most)
-    yield from _with_data(report, claim, selection) if "data" in metric.fields else [selection]
+    if "data" not in metric.fields:
+        yield selection
+        return
+    for found in _with_data(report, claim, selection):
+        if "label" in metric.fields and isinstance(found, Selection):
+            yield from _with_labels(report, claim, found)
+        else:
+            yield found
 
 
 def _compared_with(report: report_schema.Report, claim: Claim, row: report_schema.Contestant) -> str | NotMeasured:
@@ -133,6 +149,21 @@ def _with_data(report: report_schema.Report, claim: Claim, selection: Selection)
         yield selection
     else:
         yield from (replace(selection, data=name) for name in names)
+
+
+def _with_labels(report: report_schema.Report, claim: Claim, selection: Selection) -> Iterator[Selection]:
+    """Yield a selection for each label that the claim is about."""
+    names = [claim.where.label] if claim.where.label is not None else []
+    names = names or [
+        label.label
+        for quality in report.quality
+        if quality.name == selection.data
+        for row in quality.scores
+        if row.key == selection.key
+        for label in row.labels
+    ]
+    # Without any the metric tells that there is none.
+    yield from (replace(selection, label=name) for name in names or [""])
 
 
 def _load(report: report_schema.Report, claim: Claim, metric: Metric) -> str:

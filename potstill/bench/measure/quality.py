@@ -37,17 +37,17 @@ def collect_answers(run: BenchRun, datasets: Sequence[LoadedDataset], folder: Pa
                 continue
             command = {"do": "answer", "texts": list(texts), "kind": dataset.kind, "file": str(file)}
             with run.pool({key: run.setup_commands(configuration)}) as pool:
-                count = pool.ask(
+                answered = pool.ask(
                     key,
                     command,
-                    read=lambda reply: int(reply["texts"]),
+                    read=lambda reply: {"texts": int(reply["texts"]), "mean_tokens": float(reply["mean_tokens"])},
                     stage="quality",
                     where=dataset.name,
                     timeout_s=timeout_s,
                 )
-            if count is not None:
+            if answered is not None:
                 # After the file is whole, so that an interrupted bench never takes a part for all answers.
-                run.journal.put(("answers", key, dataset.name), {"file": file.name, "texts": count})
+                run.journal.put(("answers", key, dataset.name), {"file": file.name} | answered)
         run.progress("score quality", 1, 1, "")
 
 

@@ -85,6 +85,14 @@ _WORDS: dict[str, dict[str, str]] = {
         "Gained, lost": "Examples that only the candidate has right, and that only the baseline has right.",
         "McNemar, exact": "Whether gained and lost differ more than chance would have it: a two-sided binomial test.",
         "Same decision": "Share of the examples on which it decides as the baseline does, right or wrong.",
+        "Worst label": (
+            "The label, or type of entity, of which it finds the least share (recall); the interval is that of the "
+            "lowest recall, whichever label has it. A label that few examples have can be the worst by chance."
+        ),
+        "Tokens per text": (
+            "By each model's own tokenizer, cut to its longest input; in brackets how many times the baseline's. With "
+            "a smaller vocabulary the same text is more tokens, and costs more than a fixed length shows."
+        ),
         "Calibration error": (
             "How far its confidence is from how often it is right, on average over 15 bins (Guo et al. 2017); 0 "
             "is best."

@@ -46,6 +46,9 @@ def to_markdown(report: Report) -> str:
     shown += [tables.quality(report, quality) for quality in report.quality] + [tables.glue(report)]
     for table in shown:
         lines += _table(table)
+    for table in (tables.labels(report, quality) for quality in report.quality):
+        if table:
+            lines += _fold(table.title, _table(table, headed=False))
     for make in (
         tables.latency,
         tables.ratios,
@@ -77,7 +80,7 @@ def _table(table: Table, *, headed: bool = True) -> list[str]:
     columns = zip(*(row for _, rows in table.groups for row in rows), strict=True)
     alignment = ["---:|" if all(_NUMBER.match(cell) for cell in column) else "---|" for column in columns]
     lines = ["", f"## {escape(table.title)}", ""] if headed else []
-    lines += [_row([*(["load"] if grouped else []), *table.head])]
+    lines += [_row([*([table.grouped_by] if grouped else []), *table.head])]
     lines += ["|" + ("---|" if grouped else "") + "".join(alignment)]
     for title, rows in table.groups:
         lines += [_row([*([title] if grouped else []), *row]) for row in rows]

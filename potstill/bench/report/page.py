@@ -150,6 +150,7 @@ def _quality(report: Report, place: int) -> dict[str, Any]:
         "id": f"data-{place}",
         "table": tables.quality(report, quality),
         "like_for_like": tables.like_for_like(report, quality),
+        "labels": tables.labels(report, quality),
         "confusions": confusions,
         "differences": differences,
     }

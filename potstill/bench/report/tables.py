@@ -53,6 +53,9 @@ Row = TypeVar("Row")
 _MARK = " †"
 _MARK_NOTE = "†: disturbed, so not to be believed; it decides nothing."
 
+WORST_LABEL = "worst label"
+"""The heading of the column that a narrow terminal leaves out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -64,6 +67,8 @@ class Table:
     groups: list[tuple[str, Rows]]
     """Rows under a heading that they share; the heading is empty where there is only one group."""
     note: str = ""
+    grouped_by: str = "load"
+    """What the headings of the groups are."""
 
     def __bool__(self) -> bool:
         """Tell whether there is anything in it."""
@@ -120,6 +125,8 @@ def overview(report: Report) -> Table:
     quality = selection.main_quality(report)
     memories = selection.by_key(report.memory)
     scores = selection.scores_of(quality) if quality else {}
+    # Of one tokenizer all have as many, which is no news.
+    others = len({row.tokens_per_text for row in scores.values()}) > 1
 
     rows = []
     for row in report.contestants:
@@ -133,6 +140,9 @@ def overview(report: Report) -> Table:
         found, kept = scores.get(row.key), selection.retention_of(quality, row.key) if quality else None
         cells[quality.metric.replace("_", " ") if quality else "score"] = score(found.value if found else None)
         cells["kept"] = with_interval(kept.kept, kept.kept_interval, unit="share") if kept else NOTHING
+        worst = found.worst_label if found else None
+        cells[WORST_LABEL] = percent(worst.recall if worst else None)
+        cells["tokens per text"] = _tokens(found, scores.get(report.baseline)) if others else NOTHING
         cells["peak memory, MB"] = mb(memories[row.key].peak_bytes) if row.key in memories else NOTHING
         rows.append(cells)
     names = rows[0] if rows else ["contestant"]
@@ -146,9 +156,17 @@ def overview(report: Report) -> Table:
         parts.append(f"times as fast at {load} ({load_words(load)})")
     if quality:
         parts.append(f"{quality.metric.replace('_', ' ')} and kept on {clean(quality.name)}")
+    if WORST_LABEL in head:
+        parts.append("worst label: the lowest recall")
     note = "; ".join(parts)
     note = f"{note[0].upper()}{note[1:]}." if note else ""
     return Table("overview", "At a glance", head, [("", [[row[name] for name in head] for row in rows])], note)
+
+
+def _tokens(row: Score | None, baseline: Score | None) -> str:
+    """Write the tokens of a text, and how many times the baseline's they are where that is not once."""
+    own, base = (each.tokens_per_text if each else None for each in (row, baseline))
+    return number(own) + (f" ({own / base:.2f}×)" if own and base and own != base else "")
 
 
 def models(report: Report) -> Table:
@@ -167,6 +185,7 @@ def models(report: Report) -> Table:
         "parameters": lambda row: count(row[1].parameters),
         "of the encoder": lambda row: count(row[1].encoder_parameters),
         "of embeddings": lambda row: millions(row[1].embedding_parameters),
+        "vocabulary": lambda row: count(row[1].architecture.get("vocab_size")),
         **{f"FLOP per token at {length}": flops_at(length) for length in lengths},
         "longest input": lambda row: count(row[1].max_length),
         "task": lambda row: row[1].task + (f", {row[1].problem_type}" if row[1].problem_type else ""),
@@ -227,10 +246,14 @@ def quality(report: Report, quality: Quality) -> Table:
         "contestant": name_and_losses,
         quality.metric.replace("_", " "): lambda row: score(row.value),
         "95 % interval": lambda row: f"{score(row.interval[0])} to {score(row.interval[1])}",
+        **({WORST_LABEL: _worst_label} if any(row.worst_label for row in quality.scores) else {}),
         **{heading: of_retention(write) for heading, write in _RETENTION.items()},
         "same decision": lambda row: percent(row.agreement),
         "calibration error": lambda row: NOTHING if row.calibration_error is None else f"{row.calibration_error:.3f}",
     }
+    if any(row.tokens_per_text for row in quality.scores):
+        base = selection.scores_of(quality).get(report.baseline)
+        columns["tokens per text"] = lambda row: _tokens(row, base)
     note = [f"{quality.num_examples:,} examples of {clean(quality.data)} ({clean(quality.split)})."]
     if quality.trivial is not None:
         told = f" ({clean(quality.trivial_answer)})" if quality.trivial_answer else ""
@@ -243,6 +266,46 @@ def quality(report: Report, quality: Quality) -> Table:
     note.append(clean(quality.power.sentence))
     rows, name = selection.in_order(report, quality.scores), clean(quality.name)
     return from_columns(f"quality-{name}", name, rows, columns, note=" ".join(note))
+
+
+def _worst_label(row: Score) -> str:
+    worst = row.worst_label
+    return f"{clean(worst.label)}: {with_interval(worst.recall, worst.interval, unit='share')}" if worst else NOTHING
+
+
+def labels(report: Report, quality: Quality) -> Table:
+    """Show every contestant's recall of every label, or type of entity, the baseline's lowest first."""
+    rows = selection.in_order(report, quality.scores)
+    recalls = {(row.key, label.label): label for row in rows for label in row.labels}
+    to_baseline = [row for row in quality.retention if row.comparison == "to_baseline"]
+    changes = {(row.candidate, label.label): label for row in to_baseline for label in row.labels}
+    baseline = selection.scores_of(quality).get(report.baseline) or next(iter(rows), None)
+    groups: list[tuple[str, Rows]] = []
+    for own in sorted(baseline.labels if baseline else [], key=lambda label: label.recall):
+        cells = []
+        for row in rows:
+            found, change = recalls.get((row.key, own.label)), changes.get((row.key, own.label))
+            recall = with_interval(found.recall, found.interval, unit="share") if found else NOTHING
+            points = NOTHING
+            if change is not None:
+                low, high = change.interval
+                points = f"{100 * change.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+            cells.append([contestant_name(report, row.key), recall, points])
+        groups.append((f"{clean(own.label)} ({own.support:,})", cells))
+    note = (
+        "Behind each label how many texts, or entities, have it. Recall: how many of them are found. Points: the "
+        f"difference to {contestant_name(report, report.baseline)} on the same examples; negative is worse. Each has "
+        "its own 95\u00a0% interval, of which one in twenty misses."
+    )
+    name = clean(quality.name)
+    return Table(
+        f"labels-{name}",
+        f"{name}, label by label",
+        ("contestant", "recall", "points"),
+        groups,
+        note,
+        grouped_by="label",
+    )
 
 
 _RETENTION: dict[str, Callable[[Retention], str]] = {

@@ -13,6 +13,7 @@
 import torch
 from transformers import PreTrainedModel
 
+from potstill.checkpoint.model import SentenceHead
 from potstill.config import Recipe
 from potstill.distill.methods.distilbert import TripleLoss
 from potstill.distill.methods.embedding import EmbeddingDistillation, student_head
@@ -32,12 +33,25 @@ __all__ = ["Objective", "make_labels_objective", "make_objective"]
 # (arXiv 2012.15828, section 4.2).
 _LARGE_TEACHER = 24
 _UPPER_MIDDLE = 21 / 24
-# The settings of `TripleLoss` among those of a method.
+# The settings of `TripleLoss`, and of `TaskDistillation`, among those of a method.
 _TRIPLE_LOSS = ("temperature", "alpha_kl", "alpha_mlm", "alpha_cos")
+_TASK_LOSS = ("temperature", "alpha_kl", "alpha_ce", "alpha_cos")
 
 
-def make_objective(recipe: Recipe, *, teacher: PreTrainedModel, student: PreTrainedModel) -> Objective:
+def make_objective(
+    recipe: Recipe,
+    *,
+    teacher: PreTrainedModel | None,
+    student: PreTrainedModel,
+    vectors: tuple[SentenceHead, int] | None = None,
+) -> Objective:
     """Return the loss of the recipe's method for this pair; what it learns itself starts from the recipe's seed.
+
+    Args:
+        recipe: names the method.
+        teacher: None if its answers are stored.
+        student: learns.
+        vectors: for method `embedding` and stored vectors, how vectors of their kind are pooled, and their width.
 
     Raises:
         CheckpointError: if the method cannot compare the two.
@@ -46,7 +60,13 @@ def make_objective(recipe: Recipe, *, teacher: PreTrainedModel, student: PreTrai
     # built them at another moment and got others (docs/log.md).
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        return _make_objective(recipe, teacher, student)
+        if teacher is not None:
+            return _make_objective(recipe, teacher, student)
+        settings = recipe.distill.settings()
+        if vectors is not None:
+            return _embedding(recipe, vectors[0], vectors[1], student)
+        kind = kind_of(get_task(recipe.task), problem_type_of(student))
+        return TaskDistillation(kind, **{name: settings[name] for name in _TASK_LOSS})
 
 
 def make_labels_objective(recipe: Recipe, model: PreTrainedModel) -> Objective:
@@ -71,7 +91,7 @@ def _make_objective(recipe: Recipe, teacher: PreTrainedModel, student: PreTraine
     match method:
         case "task":
             assert kind is not None
-            return TaskDistillation(kind, **settings)
+            return TaskDistillation(kind, **{name: settings[name] for name in _TASK_LOSS})
         case "distilbert":
             return TripleLoss(**triple)
         case "minilmv2":
@@ -117,11 +137,17 @@ def _make_objective(recipe: Recipe, teacher: PreTrainedModel, student: PreTraine
             )
         case "embedding":
             assert recipe.teacher.model is not None
-            head = student_head(
-                teacher_head(recipe.teacher.model, settings["pooling"]),
-                student=recipe.student.model,
-                pooling=settings["pooling"],
-                student_width=student_width,
-                teacher_width=teacher_width,
-            )
-            return EmbeddingDistillation(head, alpha_cos=settings["alpha_cos"], alpha_mse=settings["alpha_mse"])
+            return _embedding(recipe, teacher_head(recipe.teacher.model, settings["pooling"]), teacher_width, student)
+
+
+def _embedding(recipe: Recipe, head: SentenceHead, width: int, student: PreTrainedModel) -> EmbeddingDistillation:
+    """Return the loss of sentence vectors; `head` makes the teacher's of token vectors of this width."""
+    settings = recipe.distill.settings()
+    own = student_head(
+        head,
+        student=recipe.student.model,
+        pooling=settings["pooling"],
+        student_width=student.config.hidden_size,
+        teacher_width=width,
+    )
+    return EmbeddingDistillation(own, alpha_cos=settings["alpha_cos"], alpha_mse=settings["alpha_mse"])

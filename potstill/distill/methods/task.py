@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from potstill.distill.batches import TEACHER_ANSWERS
 from potstill.distill.hooks import capture_hidden_states
 from potstill.distill.masking import IGNORED
 from potstill.distill.methods.objective import Batch, Objective, hidden_cosine_sum, kl_divergence_sum, weighted_sum
@@ -25,6 +26,9 @@ class TaskDistillation(Objective):
 
     Regression has no distribution to compare: there `ce` and `kl` are squared errors against label and teacher, and the
     temperature has no effect.
+
+    `ce` is a mean over what has a label, `kl` over what has an answer: a batch may hold texts without the one or the
+    other. Answers that are in the batch (`teacher_answers`) take the place of the teacher, which does not run then.
 
     Args:
         problem: what the models answer, a key of `potstill.tasks.METRICS`.
@@ -40,9 +44,9 @@ class TaskDistillation(Objective):
         self._temperature = temperature
 
     def count(self, batch: Batch) -> dict[str, int]:
-        """Count texts, or labelled tokens, for the answers, and tokens for the cosine."""
-        rows = count_answers(batch)
-        return {"ce": rows, "kl": rows, "cos": int(batch["attention_mask"].sum())}
+        """Count texts, or words, with a label and with an answer, and tokens for the cosine."""
+        kl = int(has_answer(batch).sum()) if TEACHER_ANSWERS in batch else count_answers(batch)
+        return {"ce": count_labels(batch), "kl": kl, "cos": int(batch["attention_mask"].sum())}
 
     def forward(
         self, student: PreTrainedModel, teacher: PreTrainedModel, batch: Batch, scales: Mapping[str, float]
@@ -55,7 +59,11 @@ class TaskDistillation(Objective):
         sums = {}
         if "ce" in scales:
             sums["ce"] = label_loss_sum(ours.output, batch, self._problem)
-        if "kl" in scales or "cos" in scales:
+        if TEACHER_ANSWERS in batch:
+            if "kl" in scales:
+                stored = ModelOutput(logits=batch[TEACHER_ANSWERS])
+                sums["kl"] = answer_loss_sum(ours.output, stored, batch, self._problem, self._temperature)
+        elif "kl" in scales or "cos" in scales:
             their_last = teacher.config.num_hidden_layers
             with torch.no_grad():
                 theirs = capture_hidden_states(teacher, batch, hidden=[their_last] if want_states else [])
@@ -68,8 +76,24 @@ class TaskDistillation(Objective):
         return weighted_sum(sums, scales)
 
 
+def count_labels(batch: Batch) -> int:
+    """Count the texts, or words, that have a label."""
+    labels = batch.get("labels")
+    if labels is None:
+        return len(batch["input_ids"])
+    if labels.dtype == torch.int64:  # -1 is none, and -100 a token that is not the first of a word
+        return int((labels >= 0).sum())
+    return int((~labels.isnan()).sum()) if labels.dim() == 1 else int((~labels.isnan().any(-1)).sum())
+
+
+def has_answer(batch: Batch) -> Tensor:
+    """Return which texts (B,), or first tokens of words (B, T), have an answer of a stored teacher, as bool."""
+    known = ~batch[TEACHER_ANSWERS].isnan().any(-1)
+    return known if known.dim() == 1 else known & (batch["labels"] != IGNORED)
+
+
 def count_answers(batch: Batch) -> int:
-    """Count what the labels of a batch say something about: texts, or the labelled tokens."""
+    """Count what a teacher is asked about: texts, or words."""
     labels = batch.get("labels")
     # By dtype: several labels per text are (B, C) as well, but floats.
     if labels is not None and labels.dtype == torch.int64 and labels.dim() == 2:
@@ -78,10 +102,11 @@ def count_answers(batch: Batch) -> int:
 
 
 def label_loss_sum(output: ModelOutput, batch: Batch, problem: str) -> Tensor:
-    """Return the loss of the labels, summed over texts or labelled tokens.
+    """Return the loss of the labels, summed over texts or words that have one.
 
     Cross-entropy with label ids (B,) or (B, T); for several labels per text the binary cross-entropy with (B, C),
-    averaged over classes; for regression the squared error; for answers in a text the mean over start and end.
+    averaged over classes; for regression the squared error; for answers in a text the mean over start and end. Ids
+    below 0, and NaN, are no labels.
 
     Args:
         output: of the student: `logits` (B, C) or (B, T, C), or `start_logits` and `end_logits` (B, T).
@@ -96,32 +121,41 @@ def label_loss_sum(output: ModelOutput, batch: Batch, problem: str) -> Tensor:
         )
     logits, labels = output.logits.float(), batch["labels"]
     if problem == "regression":
-        return F.mse_loss(logits.squeeze(-1), labels.float(), reduction="sum")
+        guesses, wanted = logits.squeeze(-1), labels.float()
+        # Without a label, the guess itself is what was wanted: no error, and no gradient.
+        return F.mse_loss(guesses, torch.where(wanted.isnan(), guesses.detach(), wanted), reduction="sum")
     if problem == "multi_label_classification":
-        return F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").mean(-1).sum()
-    return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        wanted = labels.float()
+        each = F.binary_cross_entropy_with_logits(logits, wanted.nan_to_num(), reduction="none").mean(-1)
+        return each.where(~wanted.isnan().any(-1), 0).sum()
+    wanted = labels.flatten().where(labels.flatten() >= 0, IGNORED)
+    return F.cross_entropy(logits.flatten(0, -2), wanted, ignore_index=IGNORED, reduction="sum")
 
 
 def answer_loss_sum(ours: ModelOutput, theirs: ModelOutput, batch: Batch, problem: str, temperature: float) -> Tensor:
     """Return T² · KL(teacher ‖ student) of the softened answers, summed over texts or labelled tokens.
 
     For several labels per text each class is a yes or no, and they are averaged; for answers in a text, start and end
-    are; for regression it is the squared distance. Arguments as in `label_loss_sum`.
+    are; for regression it is the squared distance. Stored answers of NaN are left out. Arguments as in
+    `label_loss_sum`.
     """
     if problem == "question-answering":
         pairs = zip(_span_logits(ours, batch), _span_logits(theirs, batch), strict=True)
         return sum(kl_divergence_sum(our, their, temperature) / 2 for our, their in pairs)
     our, their = ours.logits.float(), theirs.logits.float()
+    if TEACHER_ANSWERS in batch:
+        known = has_answer(batch)
+        our, their = our[known], their[known]
+    elif problem == "token-classification":
+        # The words' first tokens alone, as they alone are scored; padding goes with the rest.
+        counted = batch["labels"] != IGNORED
+        our, their = our[counted], their[counted]
     if problem == "regression":
         return F.mse_loss(our.squeeze(-1), their.squeeze(-1), reduction="sum")
     if problem == "multi_label_classification":
         # sigmoid(z) is softmax([z, 0]), so one KL serves both, stable for large z.
         our, their = (torch.stack([logits, torch.zeros_like(logits)], dim=-1) for logits in (our, their))
         return kl_divergence_sum(our, their, temperature) / our.shape[-2]
-    if problem == "token-classification":
-        # The words' first tokens alone, as they alone are scored; padding goes with the rest.
-        counted = batch["labels"] != IGNORED
-        our, their = our[counted], their[counted]
     return kl_divergence_sum(our, their, temperature)
 
 
