@@ -343,7 +343,8 @@ class DataConfig(Section):
     text_columns: list[str] | None = Field(default=None, min_length=1, max_length=2)
     """The column of the text, or two for pairs; None looks for the usual names."""
     label_column: str | None = None
-    """The column of the label, or `a,b,c` if each label has one; None looks for the task's usual names."""
+    """The column of the label, or `a,b,c` if each label has one, or `none` if texts have no label for `distill`; None
+    looks for the task's usual names."""
     problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = None
     """What a text classifier's labels are, to fine-tune one; None takes what they look like, and a model that is
     fine-tuned knows."""
@@ -502,6 +503,8 @@ class ExportConfig(Section):
     """One vector per text within a feature extractor's graph; None does what a sentence-transformers folder says."""
     normalize: bool | None = None
     """Whether that vector has length 1; None does what the folder says, and elsewhere yes."""
+    token_vectors: bool = True
+    """Whether a graph that makes one vector per text gives those of all tokens, too."""
     embedding_bits: Literal[4, 8] = 8
     """Bits of an int8 file's table of words. 4 takes half the bytes: blocks of 32 numbers with a scale each."""
     calibration_texts: int = Field(default=256, ge=0)
