@@ -93,7 +93,7 @@ class OpenVinoSession:
         return self._compiled
 
     def sizes(self, most: int) -> list[int]:
-        """Return the numbers of tokens up to `most` that others are rounded to; none of a file that computes padding."""
+        """Return the numbers of tokens up to `most` that others are rounded to; none if the file computes padding."""
         found = [0]
         while self._is_rounded and found[-1] < most:
             found.append(found[-1] + _STEP * 2 ** int((found[-1] >= _LENGTHS).sum()))
