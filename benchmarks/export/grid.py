@@ -89,6 +89,8 @@ def measure(places: Places, asked: argparse.Namespace, *, without: Callable[[str
     return environment | {
         "weights": f"random, seed {SEED}; neither size nor speed depends on them",
         "settings": {"threads": threads, "rounds": asked.rounds, "block_s": asked.block, "seed": SEED},
+        # Of such a race nothing may be believed, the verdicts below included.
+        "disturbed": {name: why for name, race in races.items() if (why := race.disturbed()) is not None},
         "goals": list_goals(races, sizes, costs, accuracy),
         "export": costs,
         "accuracy": accuracy,
