@@ -87,6 +87,10 @@ Tune = Annotated[
     bool | None, typer.Option("--tune", help="Try int8 recipes on this machine, keep the fastest that holds.")
 ]
 Rounds = Annotated[int | None, typer.Option(help="Turns of each file when speeds are compared.", show_default="5")]
+CheckEngine = Annotated[
+    list[str] | None,
+    typer.Option(metavar="ENGINE", help="openvino: every file must hold on that engine, too.", show_default="none"),
+]
 Tokenizer = Annotated[
     str | None, typer.Option(help="Hub id or folder of the tokenizer.", show_default="the model's own")
 ]
@@ -118,6 +122,7 @@ def export(
     judged_texts: JudgedTexts = None,
     tune: Tune = None,
     rounds: Rounds = None,
+    check_engine: CheckEngine = None,
     tokenizer: Tokenizer = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -144,8 +149,12 @@ def export(
         "judged_texts": judged_texts,
         "tune": tune,
         "rounds": rounds,
+        "check_engines": check_engine,
     }
-    names = {f"export.{name}": f"--{name.replace('_', '-')}" for name in flags} | {"export.precisions": "--precision"}
+    names = {f"export.{name}": f"--{name.replace('_', '-')}" for name in flags} | {
+        "export.precisions": "--precision",
+        "export.check_engines": "--check-engine",
+    }
     # None means not given: the defaults stand in `ExportConfig` alone.
     given = {name: value for name, value in flags.items() if value is not None}
     config = parse_section(ExportConfig, given, flags=names)
@@ -162,6 +171,8 @@ def export(
         overwrite=overwrite,
     )
     stopping.keeps(stopping.left_by_nothing)
+    if config.check_engines:
+        require("potstill.serve.openvino_session", extra="openvino")
     require("torch", extra="export")
     require("onnx", extra="export")
     from potstill.cli.render import print_json, progress_bars

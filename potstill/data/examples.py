@@ -14,7 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill.data.answers import Answers, names_in_answers, read_answers, read_vectors
-from potstill.data.columns import LABEL_REMEDY, TEXT_REMEDY, cell_of, pick_label_columns, pick_text_columns
+from potstill.data.columns import (
+    LABEL_REMEDY,
+    NO_LABELS,
+    TEXT_REMEDY,
+    cell_of,
+    is_numbering,
+    pick_label_columns,
+    pick_text_columns,
+)
 from potstill.data.labels import NO_LABEL, LabelReader, NumberedRow, is_missing, names_beside, read_list
 from potstill.data.read import SUFFIXES, Row, text_lines
 from potstill.data.splits import LabelNames, find_files, first_row, parse_split, read_split, select_part
@@ -366,11 +374,18 @@ def _pick_label_columns(
     if extra is None:
         return pick_label_columns(rows, task=task, asked=asked, text_columns=columns, known=known, origin=origin)
     taken = columns if extra.answers is None else (*columns, extra.answers)
+    # A first row without a label may lack the column that later rows have.
+    every = [_merged(rows), *rows]
+    if asked == NO_LABELS and NO_LABELS not in every[0]:
+        return None
     try:
-        # A first row without a label may lack the column that later rows have.
-        every = [_merged(rows), *rows]
         return pick_label_columns(every, task=task, asked=asked, text_columns=taken, known=known, origin=origin)
-    except AbsentError:
+    except AbsentError as error:
+        # Another column may be the label under a name of its own, and must not be overlooked; a mistyped column of
+        # answers is told later.
+        is_there = extra.answers is None or extra.answers in every[0]
+        if is_there and any(column not in taken and not is_numbering(column) for column in every[0]):
+            raise AbsentError(f"{error}; texts that have no labels: --label-column {NO_LABELS}") from error
         return None
 
 
@@ -418,7 +433,7 @@ def _with_extra(
             rows.append(row)
     own = len(texts)
     if extra.unlabelled is not None:
-        further, their_texts = _read_unlabelled(extra.unlabelled, task, kind=kind, beside=train)
+        further, their_texts = _read_unlabelled(extra.unlabelled, task, kind=kind, columns=train.text_columns)
         there = held_out.union(map(_key_of, texts))
         new = [place for place, text in enumerate(their_texts) if _key_of(text) not in there]
         texts += [their_texts[place] for place in new]
@@ -469,14 +484,21 @@ def _check_answers(rows: Sequence[NumberedRow], column: str, name: str) -> None:
         )
 
 
-def _read_unlabelled(name: str, task: Task, *, kind: str, beside: Examples) -> tuple[list[NumberedRow], list[Any]]:
+def load_unlabelled(name: str, *, task: Task, text_columns: Sequence[str] | None = None) -> list[Any]:
+    """Load the texts of `Extra.unlabelled`: of `train`, from columns with usual names if it has not those asked for."""
+    return _read_unlabelled(name, task, kind=kind_of(task), columns=tuple(text_columns or ()))[1]
+
+
+def _read_unlabelled(
+    name: str, task: Task, *, kind: str, columns: tuple[str, ...]
+) -> tuple[list[NumberedRow], list[Any]]:
     """Return the rows of a data set's `train` split and their texts; in a text file each line is a text.
 
     Args:
         name: as `load_examples` takes it, or a file or folder of text.
-        task: says which columns to look for, if it has not those of the data beside it.
+        task: says which columns to look for.
         kind: `kind_of` the data.
-        beside: the data that it is read for.
+        columns: of the text in the data that it is read for, which come first; empty for the usual ones.
 
     Raises:
         DataError: if it cannot be read, or has pairs where that has single texts.
@@ -489,12 +511,12 @@ def _read_unlabelled(name: str, task: Task, *, kind: str, beside: Examples) -> t
         table, _ = read_split(name, "train")
     if not table:
         raise DataError(f"{name} has no text")
-    columns, origin = beside.text_columns, f"{name} (train)"
-    asked = columns if all(column in table[0] for column in columns) else None
+    origin = f"{name} (train)"
+    asked = columns if columns and all(column in table[0] for column in columns) else None
     found = pick_text_columns(list(table[0]), task=task, asked=asked, origin=origin)
-    if len(found) != len(columns):
+    if columns and len(found) != len(columns):
         raise DataError(
-            f"{origin} has the text in {', '.join(found)}, and {beside.name} in {', '.join(columns)}; both must be "
+            f"{origin} has the text in {', '.join(found)}, and the labelled data in {', '.join(columns)}; both must be "
             "single texts, or pairs"
         )
     numbered = _numbered(table, kind=kind, column=found[0], origin=origin)

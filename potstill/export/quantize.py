@@ -459,7 +459,7 @@ def _pack_words(graph: onnx.GraphProto, packed: NDArray[np.uint8], scales: NDArr
         quantize_axis=1,
     )
     cast = helper.make_node("Cast", [f"{rows}_half"], [rows], name=words.name, to=TensorProto.FLOAT)
-    set_nodes(graph, [part for node in graph.node for part in ([lookup, cast] if node is words else [node])])
+    set_nodes(graph, [part for node in graph.node for part in ([lookup, cast] if node.output[0] == rows else [node])])
 
 
 def _quantize_tables(graph: onnx.GraphProto, *, recipe: Int8Recipe, keep: frozenset[str]) -> None:
