@@ -70,7 +70,7 @@ def test_recipes_load_and_their_headers_tell_how_to_run_them():
     assert (
         [file.stem for file in files]
         == recipe_names()
-        == ["distilbert", "embedding", "minilmv2", "mobilebert", "quickstart", "sst2", "tinybert"]
+        == ["distilbert", "embedding", "few-labels", "minilmv2", "mobilebert", "quickstart", "sst2", "tinybert"]
     )
     for name in recipe_names():
         load_recipe(name)

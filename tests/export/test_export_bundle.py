@@ -525,6 +525,23 @@ def test_int8_static_is_the_same_file_on_both_engines(full_bundle):
 
 
 @needs_openvino
+@pytest.mark.parametrize("precision", ["fp32", "int8-static"])
+def test_batches_of_any_number_of_tokens_are_rounded_up_and_their_answers_are_not_changed(full_bundle, precision):
+    ours, theirs = (
+        Encoder(full_bundle, precision=precision, engine=engine, threads=1) for engine in ("openvino", "onnxruntime")
+    )
+    # The file's own, of the mask, and the one that fills up the list of tokens.
+    runtime = ours.session.compiled_model.get_runtime_model()
+    assert sum(node.get_rt_info()["layerType"] == "Pad" for node in runtime.get_ops()) == 2
+    texts = [text for text, _ in tiny.sentences(64, seed=6)]
+    for count in (1, 2, 9, 17, 33, 64):  # up to some 700 tokens, over all steps up to 64
+        rows = ours.tokenizer.rows(texts[:count])
+        found, expected = (encoder.session.run(encoder.tokenizer.pad(rows))["logits"] for encoder in (ours, theirs))
+        tolerance = 1e-5 if precision == "fp32" else 0.1 * expected.std() + 0.05
+        np.testing.assert_allclose(found, expected, atol=tolerance)
+
+
+@needs_openvino
 @pytest.mark.parametrize(
     ("precisions", "wrong", "message"),
     [
@@ -555,3 +572,17 @@ def test_a_file_that_does_not_hold_there_is_not_published(
 def test_an_engine_that_nobody_knows_is_refused_as_a_setting():
     with pytest.raises(ValueError, match="check_engines"):
         ExportConfig(check_engines=["tensorrt"])
+
+
+@needs_openvino
+def test_a_server_runs_each_number_of_tokens_once_before_it_is_ready(full_bundle):
+    from potstill.serve.batching import Engine, EngineSettings
+
+    encoder = Encoder(full_bundle, precision="int8-static", engine="openvino", threads=1)
+    assert encoder.session.sizes(300) == [*range(8, 129, 8), *range(144, 257, 16), 288]
+    assert Encoder(full_bundle, precision="int8", engine="openvino", threads=1).session.sizes(300) == []
+    assert Encoder(full_bundle, precision="int8-static", threads=1).session.sizes(300) == []
+    seen, run = set(), encoder.session.run
+    encoder.session.run = lambda feeds, stop=None: seen.add(int(feeds["attention_mask"].sum())) or run(feeds, stop)
+    plan = Engine({"tiny": encoder}, settings=EngineSettings(threads=1, runners=1)).warm_up().models["tiny"]
+    assert set(encoder.session.sizes(max(plan.batch_tokens, 64))) <= seen
