@@ -6,12 +6,13 @@ INTEROP := .venv/interop
 PAGE := .venv/page
 SUPPLY := .venv/supply
 RIVALS := .venv/rivals
+GRID := .venv/grid
 # An environment whose Python or packages have gone is made anew.
 WORKS := $(shell $(BIN)/python -c 'import potstill, pytest; from importlib.metadata import version as v; v("torch")' \
 	>/dev/null 2>&1 && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help install check demo test slow generated wheel edge interop clients page sbom audit ray faults fuzz serving ci clean
+.PHONY: help install check demo test slow generated wheel edge interop clients grid page sbom audit ray faults fuzz serving ci clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -150,6 +151,17 @@ serving: install $(RIVALS)/rivals/.installed $(RIVALS)/infinity/.installed ## th
 	$(BIN)/python -m benchmarks.serve.memory --bundle $(BUNDLE) --result benchmarks/results/serve-memory.json
 
 $(RIVALS)/%/.installed: benchmarks/serve/requirements-%.txt | $(STAMP)
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+grid: install $(INTEROP)/optimum/.installed $(GRID)/openvino/.installed $(GRID)/newest/.installed ## other tools' files and answers beside ours, before a race: CHECKPOINT=folder DATA=folder
+	$(BIN)/python benchmarks/export/grid.py prepare --checkpoint $(CHECKPOINT) --data $(DATA)
+	$(BIN)/python benchmarks/export/grid.py bundles --data $(DATA)
+	$(BIN)/python benchmarks/export/grid.py accuracy
+	@echo 'on an idle machine: $(BIN)/python benchmarks/export/grid.py measure --out benchmarks/results/export-grid.json'
+
+$(GRID)/%/.installed: benchmarks/export/requirements-%.txt | $(STAMP)
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@

@@ -39,6 +39,8 @@ MANIFEST_NAME = "potstill.json"
 SCHEMA_VERSION = 2
 LABELLED_TASKS = ("text-classification", "token-classification")
 Precision = Literal["fp32", "fp16", "int8", "int8-static"]
+EngineName = Literal["onnxruntime", "openvino"]
+"""What can run the files of a bundle; the files are the same."""
 # The hub's names, by which transformers.js finds fp32, fp16 and int8.
 MODEL_FILES: dict[str, str] = {
     "fp32": "onnx/model.onnx",
@@ -206,8 +208,8 @@ class QualityLoss(Evidence):
 
     @property
     def worst_label(self) -> LabelLoss | None:
-        """The label whose recall surely falls most: the one with the highest lower end of its interval."""
-        return max(self.labels, key=lambda row: row.loss_interval, default=None)
+        """The label whose recall falls most, of those that fail where some do."""
+        return max(self.labels, key=lambda row: (row.verdict == "FAIL", row.loss, row.support), default=None)
 
 
 class BatchDrift(Evidence):
@@ -293,7 +295,7 @@ class FallbackStep(Evidence):
     loss_interval: tuple[float, float] = (nan, nan)
     verdict: str = ""
     label: str | None = None
-    """The label whose recall surely falls most."""
+    """The label whose recall falls most."""
     label_loss: float | None = None
     label_verdict: str | None = None
 
@@ -351,6 +353,16 @@ class Tuning(Evidence):
     candidates: list[TunedCandidate] = []
     disturbed: str | None = None
     """What kept the machine too busy to time anything."""
+
+
+class EngineCheck(Evidence):
+    """A file's answers on another engine, held against those of fp32 in onnxruntime (`export --check-engine`)."""
+
+    version: str | None = None
+    """The engine's."""
+    parity: Parity = Parity()
+    quality: QualityLoss | None = None
+    invariance: BatchInvariance | None = None
 
 
 class TokenizerParity(Evidence):
@@ -493,6 +505,8 @@ class ModelRecord(_Record):
     activation scale for the whole batch, so its answers are not (microsoft/onnxruntime#10111)."""
     unpadded: bool = False
     """Whether its products leave padding out, so that a batch costs what its tokens cost and not its longest text."""
+    first_token_only: bool = False
+    """Whether its last layer is computed for the first token alone, because the head reads no other."""
     disabled_optimizers: list[str] = []
     """onnxruntime graph optimisers that the session switches off for this file, because measuring said so."""
     fusion: Fusion = Fusion()
@@ -504,6 +518,8 @@ class ModelRecord(_Record):
     """None for a file without int8."""
     speed: Speed | None = None
     tuning: Tuning | None = None
+    engines: dict[EngineName, EngineCheck] = {}
+    """Other engines that it was checked on."""
 
 
 class Manifest(_Record):

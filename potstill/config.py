@@ -343,7 +343,8 @@ class DataConfig(Section):
     text_columns: list[str] | None = Field(default=None, min_length=1, max_length=2)
     """The column of the text, or two for pairs; None looks for the usual names."""
     label_column: str | None = None
-    """The column of the label, or `a,b,c` if each label has one; None looks for the task's usual names."""
+    """The column of the label, or `a,b,c` if each label has one, or `none` if texts have no label for `distill`; None
+    looks for the task's usual names."""
     problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = None
     """What a text classifier's labels are, to fine-tune one; None takes what they look like, and a model that is
     fine-tuned knows."""
@@ -492,6 +493,8 @@ class ExportConfig(Section):
     unpad: bool | None = None
     """Leave padding out of the products of fp32 and int8-static, so that batches cost what their tokens cost. Not for
     engines that must know every shape beforehand; None does so with fused attention, which is onnxruntime's own."""
+    first_token_only: bool = True
+    """Where the head reads the first token alone, compute the last layer for it alone; other heads are not touched."""
     max_length: PositiveInt | None = None
     """Longest text in tokens; None takes the tokenizer's own, at most the model's positions."""
     allow_unfused: bool = False
@@ -518,6 +521,8 @@ class ExportConfig(Section):
     """Try the recipes that matter on this machine and keep the fastest that holds."""
     rounds: int = Field(default=5, ge=0)
     """Turns that fp32 and int8 take to be compared in speed; 0 leaves it unmeasured."""
+    check_engines: list[Literal["openvino"]] = []
+    """Other engines on which every file must hold as well; onnxruntime is always one."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -13,6 +13,7 @@ EXTRAS = {
     "bench": ("psutil", "jinja2", "matplotlib", "scipy", "cpuinfo"),
     "distill": ("torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers", "pyarrow"),
     "export": ("torch", "transformers", "optimum", "onnx", "onnxscript", "onnxruntime", "tokenizers"),
+    "openvino": ("openvino",),
     "ray": ("ray", "starlette"),
 }
 """The modules that each extra installs; `bench` and `export` install those of `serve` as well."""

@@ -22,6 +22,7 @@ _PACKAGES = (
     "numpy",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "tokenizers",
     "torch",
     "transformers",

@@ -13,7 +13,9 @@ with random weights. It learns from all labels, 1,000, or 100:
 
 The teacher answers once; every run reads its answers from a column. A seed draws the labelled texts, the new weights
 and the order of the batches, so runs of one seed are pairs. Nothing is chosen on the validation texts: a run is scored
-once, at its end, and the settings below were found with --dev, which holds 2,000 training texts out instead.
+once, at its end. The learning rate is chosen beforehand, for each start and number of texts, on 2,000 training texts
+that are held out, among three: for the control where labels are few, for soft labels and a part of the texts where all
+are learned from. With as many texts, every way takes as many steps at the same rate.
 
 Every finished run is a line of the journal, and a second call goes on behind it. Intervals are Student's t over the
 seeds, 95 %: of a score, and of the paired difference to the control. They say nothing of which texts were validated on.
@@ -21,6 +23,7 @@ seeds, 95 %: of a score, and of the paired difference to the control. They say n
 
 import argparse
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -37,22 +40,24 @@ from potstill.distill.evaluation import Evaluation
 from potstill.metrics import softmax
 from potstill.tasks import TEXT_CLASSIFICATION
 
+MARKS = ("<!-- when_to_distil.py --table -->\n", "<!-- end -->\n")
 SEEDS = (1, 2, 3)
 LABELS = ("all", 1000, 100)
 STARTS = ("teacher", "encoder", "random")
 WAYS = ("labels", "teacher", "unlabelled", "soft")
-DEV_TEXTS = 2000
-# By how many texts are learned from, chosen on held-out training texts (docs/log.md, "Distil"); every way takes as many
-# steps with as many texts.
+HELD_OUT_TEXTS, TUNED_ON = 2000, 20_000
+# By how many texts are learned from.
 SETTINGS = {
-    "all": {"distill.epochs": 2, "distill.batch_size": 64, "distill.learning_rate": 2e-4},
-    1000: {"distill.epochs": 20, "distill.batch_size": 32, "distill.learning_rate": 1e-4},
-    100: {"distill.epochs": 60, "distill.batch_size": 16, "distill.learning_rate": 1e-4},
+    "all": {"distill.epochs": 2, "distill.batch_size": 64},
+    1000: {"distill.epochs": 20, "distill.batch_size": 32},
+    100: {"distill.epochs": 60, "distill.batch_size": 16},
 }
+RATES = {"all": (1e-4, 2e-4, 4e-4), 1000: (5e-5, 1e-4, 2e-4), 100: (5e-5, 1e-4, 2e-4)}
 WEIGHTS = {
     "labels": {"distill.alpha_ce": 1.0, "distill.alpha_kl": 0.0},
     "teacher": {"distill.alpha_ce": 1.0, "distill.alpha_kl": 1.0},
-    "unlabelled": {"distill.alpha_ce": 0.5, "distill.alpha_kl": 1.0},
+    # Of 64 texts about one has a label, which as a mean of its own would weigh as much as all answers.
+    "unlabelled": {"distill.alpha_ce": 0.1, "distill.alpha_kl": 1.0},
     "soft": {"distill.alpha_ce": 0.0, "distill.alpha_kl": 1.0},
 }
 
@@ -79,56 +84,78 @@ def texts_of(cell):
     return "all" if way in ("unlabelled", "soft") else labels
 
 
-def prepare(asked, work):
-    """Write train and validation rows with the teacher's probabilities beside the labels, once."""
-    folder = work / ("dev" if asked.dev else "data")
-    if (folder / "validation.jsonl").is_file():
-        return folder
-    teacher = load_checkpoint(asked.teacher, TEXT_CLASSIFICATION)
-    split = {"train": "train", "validation": "validation"}
-    rows = {}
-    for name in split:
-        examples = load_examples(asked.data, split=name, task=TEXT_CLASSIFICATION, label_names=teacher.label_names)
+def answered(asked, split):
+    """Return the rows of a split with the teacher's probabilities beside their labels; it is asked once."""
+    file = asked.work / "answered" / f"{split}.jsonl"
+    if not file.is_file():
+        teacher = load_checkpoint(asked.teacher, TEXT_CLASSIFICATION)
+        examples = load_examples(asked.data, split=split, task=TEXT_CLASSIFICATION, label_names=teacher.label_names)
         found = Evaluation(teacher.tokenizer, examples, max_length=128).ask(teacher.model, who="teacher")
-        rows[name] = [
+        rows = [
             {"sentence": text, "label": int(label), "teacher": [round(float(one), 6) for one in row]}
             for text, label, row in zip(examples.texts, examples.labels, softmax(found["values"]), strict=True)
         ]
-    if asked.dev:
-        order = np.random.default_rng(0).permutation(len(rows["train"]))
-        rows = {
-            "train": [rows["train"][place] for place in order[DEV_TEXTS:]],
-            "validation": [rows["train"][place] for place in order[:DEV_TEXTS]],
-        }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, listed in rows.items():
-        text = "".join(json.dumps(row) + "\n" for row in listed)
-        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    return folder
+        write_rows(rows, file)
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def write_cell(folder, cell, out):
+def write_rows(rows, file):
+    """Write rows, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    half = file.with_suffix(".half")
+    half.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    half.rename(file)
+
+
+def tuned_rate(cell, train, asked):
+    """Return the learning rate with which a student of this start and number of texts does best on held-out texts."""
+    texts, start = texts_of(cell), cell[1]
+    order = np.random.default_rng(0).permutation(len(train))
+    held_out, rest = order[:HELD_OUT_TEXTS], order[HELD_OUT_TEXTS:]
+    way = "soft" if texts == "all" else "labels"
+    data = (
+        [train[place] for place in (rest[:TUNED_ON] if texts == "all" else rest)],
+        [train[place] for place in held_out],
+    )
+    journal = asked.work / "rates.jsonl"
+    scores = {}
+    for rate in RATES[texts]:
+        known = [
+            one for one in read_journal(journal) if (one["texts_of"], one["start"], one["rate"]) == (texts, start, rate)
+        ]
+        if not known:
+            known = [run((texts, start, way, 0), data, asked, rate) | {"texts_of": texts, "rate": rate}]
+            with journal.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(known[0]) + "\n")
+            print(
+                f"{texts} texts, {start}, rate {rate:g}: {known[0]['accuracy']:.4f} on held-out training texts",
+                flush=True,
+            )
+        scores[rate] = known[0]["accuracy"]
+    return max(scores, key=scores.get)
+
+
+def write_cell(data, cell, out):
     """Write what a run learns from: the labelled texts alone, or all, with labels where the seed has drawn some."""
     labels, _, way, seed = cell
-    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows, validation = data
     count = 0 if way == "soft" else len(rows) if labels == "all" else labels
     drawn = set(np.random.default_rng(seed).permutation(len(rows))[:count].tolist())
     if texts_of(cell) != "all":
         rows = [rows[place] for place in sorted(drawn)]
     else:
         rows = [row if place in drawn else row | {"label": None} for place, row in enumerate(rows)]
-    out.mkdir(parents=True)
-    (out / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    shutil.copyfile(folder / "validation.jsonl", out / "validation.jsonl")
+    write_rows(rows, out / "train.jsonl")
+    write_rows(validation, out / "validation.jsonl")
     return len(rows), count
 
 
-def run(cell, folder, work, asked, settings):
+def run(cell, data, asked, rate):
     """Train and score one student, and return its line of the journal."""
     labels, start, way, seed = cell
-    scratch = work / "run"
+    scratch = asked.work / f"run-{os.getpid()}"
     shutil.rmtree(scratch, ignore_errors=True)
-    texts, labelled = write_cell(folder, cell, scratch / "data")
+    texts, labelled = write_cell(data, cell, scratch / "data")
     chosen = {
         "teacher.column": "teacher",
         "student.model": asked.teacher if start == "teacher" else asked.encoder,
@@ -144,7 +171,7 @@ def run(cell, folder, work, asked, settings):
         "distill.allow_weak_teacher": True,
         **SETTINGS[texts_of(cell)],
         **WEIGHTS[way],
-        **settings,
+        "distill.learning_rate": rate,
     }
 
     def progress(stage, done, total, note):
@@ -223,6 +250,14 @@ def table(runs):
     return "\n".join(lines) + "\n"
 
 
+def write_table(file, text):
+    """Write the table between its marks if the file has them, as docs/when-to-distil.md, else alone."""
+    before = file.read_text(encoding="utf-8") if file.is_file() else ""
+    if MARKS[0] in before:
+        text = before.partition(MARKS[0])[0] + MARKS[0] + text + MARKS[1] + before.partition(MARKS[1])[2]
+    file.write_text(text, encoding="utf-8")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("teacher")
@@ -232,31 +267,23 @@ def main():
     parser.add_argument("--table", type=Path, help="write the table here after every run")
     parser.add_argument("--work", type=Path, default=Path("out/when_to_distil"))
     parser.add_argument("--pause", type=Path, help="wait while this file exists")
-    parser.add_argument("--dev", action="store_true", help="score on training texts held out, to choose settings")
-    parser.add_argument("--cell", action="append", help="run these alone: LABELS,START,WAY,SEED")
-    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     asked = parser.parse_args()
-    settings = {key: json.loads(value) for key, value in (one.split("=", 1) for one in asked.settings)}
-    wanted = cells()
-    if asked.cell:
-        named = [one.split(",") for one in asked.cell]
-        wanted = [(a if a == "all" else int(a), start, way, int(seed)) for a, start, way, seed in named]
-    folder = prepare(asked, asked.work)
     asked.journal.parent.mkdir(parents=True, exist_ok=True)
-    for cell in wanted:
-        if not asked.cell and cell in {
-            (one["labels"], one["start"], one["way"], one["seed"]) for one in read_journal(asked.journal)
+    train, validation = answered(asked, "train"), answered(asked, "validation")
+    for cell in cells():
+        if cell in {
+            tuple(one[key] for key in ("labels", "start", "way", "seed")) for one in read_journal(asked.journal)
         }:
             continue
-        line = run(cell, folder, asked.work, asked, settings) | {"machine": machine.describe()}
+        rate = tuned_rate(cell, train, asked)
+        line = run(cell, (train, validation), asked, rate) | {"machine": machine.describe()}
         with asked.journal.open("a", encoding="utf-8") as journal:
             journal.write(json.dumps(line) + "\n")
         if asked.table is not None:
-            asked.table.write_text(table(read_journal(asked.journal)), encoding="utf-8")
-        print(
-            json.dumps({key: line[key] for key in ("labels", "start", "way", "seed", "accuracy", "seconds")}),
-            flush=True,
-        )
+            write_table(asked.table, table(read_journal(asked.journal)))
+        print(*cell, f"{line['accuracy']:.4f} in {line['seconds']:.0f} s", flush=True)
+    if asked.table is not None:
+        write_table(asked.table, table(read_journal(asked.journal)))
     print(table(read_journal(asked.journal)))
 
 

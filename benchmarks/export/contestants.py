@@ -1,7 +1,7 @@
 """Who takes part: for each contestant its process, its files, and why it cannot come."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ from potstill.errors import PotstillError
 from potstill.timing import RaceEntry
 
 WORKER = str(Path(__file__).with_name("worker.py"))
+# The same file once more in the newest release of onnxruntime, after the name of the contestant in the pinned one.
+NEWEST = "@newest"
+_IN_NEWEST = ("optimum-int8", "potstill-fp32", "potstill-int8", "potstill-int8-static")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,7 @@ class Places:
     bundles: Path
     opt_python: Path
     ov_python: Path
+    new_python: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +48,18 @@ class Entry:
         return sum(file.stat().st_size for file in self.files)
 
 
-def list_entries(name: str, places: Places, *, threads: int) -> dict[str, Entry]:
-    """Return every contestant of one architecture."""
+def list_entries(name: str, places: Places, *, threads: int, without: Callable[[str], bool]) -> dict[str, Entry]:
+    """Return every contestant of one architecture, but those that were left out by name."""
     common = {"threads": threads, "vocab_size": VOCAB_SIZE}
-    return (
+    entries = (
         _torch(places.work, name, common)
         | _optimum(places, name, common)
+        | _transformers(places.work, name, common)
         | _openvino(places, name, common)
         | _potstill(places.bundles, name, common)
     )
+    entries |= {f"{each}{NEWEST}": _in_newest(entries[each], places.new_python) for each in _IN_NEWEST}
+    return {each: entry for each, entry in entries.items() if not without(each)}
 
 
 def _torch(work: Path, name: str, common: dict[str, Any]) -> dict[str, Entry]:
@@ -81,6 +88,17 @@ def _optimum(places: Places, name: str, common: dict[str, Any]) -> dict[str, Ent
     return entries
 
 
+def _transformers(work: Path, name: str, common: dict[str, Any]) -> dict[str, Entry]:
+    entries = {}
+    for short in ("plain", "fused", "int8", "int8-static"):
+        file = work / name / f"transformers-{short}" / "model.onnx"
+        weights = file.with_name("model.onnx.data")
+        entries[f"transformers-{short}"] = _entry(
+            Path(sys.executable), "onnxruntime", common | {"file": str(file)}, files=[file, weights]
+        )
+    return entries
+
+
 def _openvino(places: Places, name: str, common: dict[str, Any]) -> dict[str, Entry]:
     entries = {}
     for short, made, precision in (("fp32", "fp32", "f32"), ("bf16", "fp32", "bf16"), ("int8", "int8", "f32")):
@@ -97,6 +115,7 @@ def _potstill(bundles: Path, name: str, common: dict[str, Any]) -> dict[str, Ent
         ("fp32", name, "fp32"),
         ("int8", name, "int8"),
         ("int8-static", name, "int8-static"),
+        ("int8-4bit-table", f"{name}-4bit-table", "int8"),
         ("tuned", f"{name}-tuned", "int8"),
     ):
         try:
@@ -109,7 +128,16 @@ def _potstill(bundles: Path, name: str, common: dict[str, Any]) -> dict[str, Ent
         load = common | {"file": str(bundle.model_file(precision)), "disabled_optimizers": switches}
         files = [bundle.folder / file for file in (record.file, *record.external_data)]
         entries[f"potstill-{short}"] = _entry(Path(sys.executable), "potstill", load, files=files)
+        if short in {"fp32", "int8-static"}:
+            entries[f"potstill-{short}@openvino"] = _entry(Path(sys.executable), "potstill-openvino", load, files=files)
     return entries
+
+
+def _in_newest(entry: Entry, python: Path) -> Entry:
+    """Return an entry of onnxruntime's in the environment with the newest release."""
+    if entry.reason is not None:
+        return entry
+    return _entry(python, entry.contestant.command[-1], dict(entry.contestant.load), files=entry.files)
 
 
 def _entry(python: Path, kind: str, load: dict[str, Any], *, files: Sequence[Path]) -> Entry:

@@ -1,8 +1,9 @@
 """What an export costs: its seconds and its memory, for the bundles that the grid then races.
 
-    BUNDLES/NAME         every precision, calibrated and judged on 200 of the texts that ship with Python
-    BUNDLES/NAME-tuned   the same int8 with --tune
-    BUNDLES/NAME-fp32    fp32 and its validation alone
+    BUNDLES/NAME             every precision, judged on 200 of the texts that ship with Python, or on the task's
+    BUNDLES/NAME-4bit-table  int8 with a table of words in 4 bits
+    BUNDLES/NAME-tuned       the same int8 with --tune
+    BUNDLES/NAME-fp32        fp32 and its validation alone
 
 Beside each of them stands FOLDER.cost.json. Memory is that of the command and all processes it starts, resident sets
 added up every 50 ms; pages that they share count in each.
@@ -14,12 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
+from prepare import TRAINED
 
 from potstill.files import write_text
 
@@ -27,21 +29,25 @@ _INT8 = ("--judged-texts", "200", "--precision", "fp32", "--precision", "int8")
 VARIANTS: dict[str, Sequence[str]] = {
     "-fp32": ("--precision", "fp32"),
     "": (*_INT8, "--precision", "int8-static"),
+    "-4bit-table": (*_INT8, "--embedding-bits", "4"),
     "-tuned": (*_INT8, "--tune"),
 }
 _EVERY_S = 0.05
 
 
-def export_bundles(work: Path, bundles: Path, architectures: Sequence[str]) -> None:
-    """Export what is not there yet, and write down what each export cost."""
+def export_bundles(
+    work: Path, bundles: Path, names: Sequence[str], *, data: str | None, without: Callable[[str], bool]
+) -> None:
+    """Export what is not there yet, and write down what each export cost; `data` is what `TRAINED` is judged on."""
     bundles.mkdir(parents=True, exist_ok=True)
-    for name in architectures:
+    for name in names:
         for suffix, options in VARIANTS.items():
             folder = bundles / f"{name}{suffix}"
-            if folder.is_dir():
+            if folder.is_dir() or without(folder.name):
                 continue
             potstill, places = Path(sys.executable).with_name("potstill"), [str(work / name / "checkpoint"), "--out"]
-            cost = measure_cost([str(potstill), "export", *places, str(folder), *options])
+            judged = ["--data", data] if name == TRAINED and data is not None else []
+            cost = measure_cost([str(potstill), "export", *places, str(folder), *options, *judged])
             shown = {"command": f"potstill export CHECKPOINT --out BUNDLE {' '.join(options)}"}
             write_text(cost_file(folder), json.dumps(shown | cost, indent=1) + "\n")
             print(f"{folder}: {json.dumps(cost)}", file=sys.stderr, flush=True)

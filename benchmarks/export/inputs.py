@@ -1,6 +1,7 @@
 """The inputs that every contestant gets; numpy alone, because it runs in every environment."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -19,3 +20,26 @@ def make_feeds(
         "token_type_ids": np.zeros(shape, dtype=np.int64),
     }
     return {name: known[name] for name in names}
+
+
+def write_texts(file: Path, ids: Iterable[Sequence[int]], labels: Sequence[int] = ()) -> None:
+    """Write single texts, as token ids with the special ones, and their labels."""
+    rows = [np.asarray(row, dtype=np.int64) for row in ids]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(file, ids=np.concatenate(rows), lengths=[len(row) for row in rows], labels=np.asarray(labels, np.int64))
+
+
+def read_batches(file: Path, names: Iterable[str], *, batch_size: int = 1) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the texts in order, `batch_size` at a time, padded on the right with 0."""
+    with np.load(file) as stored:
+        ends = np.cumsum(stored["lengths"])
+        rows = np.split(stored["ids"], ends[:-1])
+    wanted = list(names)
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        shape = (len(batch), max(map(len, batch)))
+        known = {name: np.zeros(shape, np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
+        for number, row in enumerate(batch):
+            known["input_ids"][number, : len(row)] = row
+            known["attention_mask"][number, : len(row)] = 1
+        yield {name: known[name] for name in wanted}

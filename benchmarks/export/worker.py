@@ -1,10 +1,11 @@
-"""The process of one contestant: `python worker.py torch|onnxruntime|openvino|potstill`, in that engine's environment.
+"""The process of one contestant: `python worker.py ENGINE`, one of `LOADERS`, in that engine's environment.
 
 It answers as `potstill.timing.worker_loop` does:
 
     {"do": "load", ..., "threads": 2, "vocab_size": 30522, "seed": 0}
     {"do": "block", "batch_size": 1, "num_tokens": 128, "seconds": 0.2, "min_calls": 2}   -> latencies_ms
     {"do": "answer", "batch_size": 8, "num_tokens": 128}                     -> logits, seconds, peak_rss_bytes
+    {"do": "texts", "file": "judged.npz", "batch_size": 32}                  -> logits
 
 Every engine gets the settings that its own documentation gives for lowest latency. What turns arrays into the engine's
 own tensors is outside of the timed call where the engine has such tensors.
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from inputs import make_feeds
+from inputs import make_feeds, read_batches
 
 from potstill.timing.worker_loop import answer_commands, run_block
 
@@ -102,11 +103,20 @@ def load_potstill(command: Mapping[str, Any]) -> Engine:
     return Engine(list(session.inputs), lambda feeds: lambda: session.run(feeds)["logits"])
 
 
+def load_potstill_openvino(command: Mapping[str, Any]) -> Engine:
+    """Open a bundle's file in the session that serves it with `--engine openvino`."""
+    from potstill.serve.openvino_session import OpenVinoSession
+
+    session = OpenVinoSession(Path(command["file"]), threads=command["threads"])
+    return Engine(list(session.inputs), lambda feeds: lambda: session.run(feeds)["logits"])
+
+
 LOADERS = {
     "torch": load_torch,
     "onnxruntime": load_onnxruntime,
     "openvino": load_openvino,
     "potstill": load_potstill,
+    "potstill-openvino": load_potstill_openvino,
 }
 
 
@@ -125,6 +135,9 @@ class RaceEntry:
             self._source = {"vocab_size": command["vocab_size"], "seed": command["seed"]}
             return {}
         assert self._engine is not None
+        if command["do"] == "texts":
+            batches = read_batches(Path(command["file"]), self._engine.inputs, batch_size=command["batch_size"])
+            return {"logits": [row for feeds in batches for row in np.asarray(self._engine.bind(feeds)()).tolist()]}
         size = {"batch_size": command["batch_size"], "num_tokens": command["num_tokens"]}
         call = self._engine.bind(make_feeds(self._engine.inputs, **size, **self._source))
         if command["do"] == "answer":

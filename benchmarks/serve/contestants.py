@@ -108,8 +108,9 @@ def contestants(arguments: argparse.Namespace, *, port: int) -> list[Contestant]
         "--runners",
         str(arguments.threads),
     ]
-    own += arguments.options.split()
-    found = [Contestant("potstill", own, has_probes=True)]
+    found = [Contestant("potstill", own + arguments.options.split(), has_probes=True)]
+    for name, _, options in (each.partition("=") for each in arguments.also):
+        found.append(Contestant(f"potstill ({name})", own + options.split(), has_probes=True))
     given = ["--bundle", bundle, "--file", file, "--port", str(port), "--threads", str(arguments.threads)]
 
     def rival(name: str, python: str, script: str, *more: str, **how: Any) -> None:

@@ -218,6 +218,13 @@ def common_arguments(about: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--threads", type=int, default=2, help="of every server and of the model alone")
     parser.add_argument("--options", default="", help="more arguments for potstill serve")
+    parser.add_argument(
+        "--also",
+        metavar="NAME=OPTIONS",
+        action="append",
+        default=[],
+        help="potstill serve once more, with other arguments, e.g. 'openvino=--engine openvino'; repeatable",
+    )
     parser.add_argument("--rivals-python", help="the Python of an environment with requirements-rivals.txt")
     parser.add_argument("--infinity-python", help="the Python of an environment with requirements-infinity.txt")
     parser.add_argument("--only", nargs="+", help="names of servers")

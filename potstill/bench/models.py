@@ -69,8 +69,18 @@ class BenchModel:
     name: str
     facts: report_schema.Model
     bundle: Bundle | None
+    config: Mapping[str, Any]
+    """transformers' configuration, and what the manifest says of the sizes."""
     positions: int
     """The longest text that it can be given, in tokens."""
+
+    def flops_per_token(self, configuration: Configuration, num_tokens: int) -> float | None:
+        """Return the operations per token of a configuration, as its file does them; None if they are not known."""
+        reads_first = False
+        if self.bundle is not None and configuration.folder == self.facts.bundle:
+            reads_first = self.bundle.model_record(configuration.precision).first_token_only
+        counted = count_flops_per_token(self.config, [num_tokens], first_token_only=reads_first)
+        return None if counted is None else counted.get(num_tokens)
 
     def weight_files(self, configuration: Configuration) -> list[Path]:
         """Return the files that hold a configuration's weights; none of a hub id, whose files are the hub's cache."""
@@ -272,7 +282,8 @@ def _read_model(name: str, places: Mapping[str, str]) -> BenchModel:
             flops_per_token=count_flops_per_token(config),
             **checkpoint,
         )
-    return BenchModel(name=name, facts=facts, bundle=bundle, positions=usable_positions(config) or facts.max_length)
+    positions = usable_positions(config) or facts.max_length
+    return BenchModel(name=name, facts=facts, bundle=bundle, config=config, positions=positions)
 
 
 def _read_config(bundle: Bundle) -> dict[str, Any]:

@@ -5,8 +5,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-
 from potstill import machine
 from potstill.bench import environment
 from potstill.bench.claims import decide
@@ -181,12 +179,13 @@ def add_flops(bench: ResolvedBench, row: Latency, peaks: Peaks | None) -> Latenc
     kernels than the bare product's. It is left out, as is that of a row or a peak which the machine disturbed.
     """
     configuration = next(each for each in bench.configurations if each.key == row.key)
-    per_token = bench.models[configuration.model].facts.flops_per_token
-    if row.load.num_tokens is None or not row.p50_ms or not per_token:
+    num_tokens = row.load.num_tokens
+    if num_tokens is None or not row.p50_ms:
         return row
-    # Exact between the lengths: attention grows with the length, all else does not depend on it.
-    flops = float(np.interp(row.load.num_tokens, list(per_token), list(per_token.values())))
-    rate = flops * row.load.num_tokens * row.load.batch_size / (row.p50_ms / 1e3)
+    per_token = bench.models[configuration.model].flops_per_token(configuration, num_tokens)
+    if per_token is None:
+        return row
+    rate = per_token * num_tokens * row.load.batch_size / (row.p50_ms / 1e3)
     peak = None
     if peaks is not None and configuration.on_processor:
         by_precision = {"fp32": peaks.fp32_flops_per_s, "fp16": peaks.fp16_flops_per_s, "bf16": peaks.bf16_flops_per_s}

@@ -30,6 +30,7 @@ from potstill.cli.options import (
     resolve,
 )
 from potstill.config import METHODS, Recipe
+from potstill.data.columns import NO_LABELS
 from potstill.data.splits import HELD_OUT, REST, parse_split
 from potstill.extras import require
 from potstill.tasks import lower_is_better
@@ -142,7 +143,7 @@ def data_options(recipe: Recipe) -> list[str]:
         words += ["--judged-split", data.eval_split]
     for column in data.text_columns or ():
         words += ["--text-column", column]
-    return words + (["--label-column", data.label_column] if data.label_column else [])
+    return words + (["--label-column", data.label_column] if data.label_column not in (None, NO_LABELS) else [])
 
 
 def announce(headline: str, figures: Mapping[str, object]) -> None:

@@ -8,7 +8,9 @@ from potstill import machine
 from potstill.cli.options import JsonOption
 from potstill.extras import EXTRAS
 
-_SHOWN = ("serve", "bench", "distill", "export")
+# The first version whose GatherBlockQuantized takes a table of bytes.
+_FOUR_BITS_SINCE = (1, 22)
+_SHOWN = ("serve", "bench", "distill", "export", "openvino")
 
 
 def doctor(as_json: JsonOption = False) -> None:
@@ -27,6 +29,7 @@ def doctor(as_json: JsonOption = False) -> None:
     findings = environment | {
         "fast_int8": machine.has_fast_int8(),
         "fast_bf16": machine.has_fast_bf16(),
+        "openvino": _openvino(),
         "gpu": _gpu(),
         "missing": missing,
         "warnings": _warnings(),
@@ -45,6 +48,7 @@ def doctor(as_json: JsonOption = False) -> None:
             "memory": f"{memory / 2**30:.1f} GiB" if memory else None,
             "int8": "exact and fast (VNNI, AMX or dot product)" if findings["fast_int8"] else "7-bit weights, slower",
             "bf16": "computed by the CPU" if findings["fast_bf16"] else "emulated by the CPU: float32 is faster",
+            "OpenVINO": findings["openvino"],
             "GPU": findings["gpu"],
         },
     )
@@ -55,6 +59,15 @@ def doctor(as_json: JsonOption = False) -> None:
     print_table("\nExtras", ["extra", "state"], rows)
     for warning in findings["warnings"]:
         print_pairs("", {"warning": warning})
+
+
+def _openvino() -> str:
+    """Say whether the second engine is there, and for which files it pays on this CPU."""
+    # Measured in turns on AVX512-VNNI: docs/serve.md, "Another engine".
+    pays = "pays for int8-static" if machine.has_fast_int8() else "not tried on such a CPU"
+    if find_spec("openvino") is None:
+        return f"not installed; {pays} (--engine openvino)"
+    return f"{metadata.version('openvino')}, {pays} (--engine openvino); int8 is for onnxruntime"
 
 
 def _gpu() -> str:
@@ -76,4 +89,7 @@ def _warnings() -> list[str]:
     # Both packages write the same folder `onnxruntime`; which of them is imported depends on the order of installation.
     if {"onnxruntime", "onnxruntime-gpu"} <= installed:
         found.append("onnxruntime and onnxruntime-gpu are both installed and overwrite each other; uninstall one")
+    runtime = machine.versions().get("onnxruntime")
+    if runtime is not None and tuple(map(int, runtime.split(".")[:2])) < _FOUR_BITS_SINCE:
+        found.append(f"onnxruntime {runtime} does not read words in 4 bits (--embedding-bits 4); install 1.22 or later")
     return found

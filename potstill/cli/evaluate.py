@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from potstill.bundle import MANIFEST_NAME, read_bundle
+from potstill.bundle import MANIFEST_NAME, EngineName, read_bundle
 from potstill.cli import glue as glue_cli
 from potstill.cli import stopping
 from potstill.cli.checks import check_evaluate
@@ -30,6 +30,12 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="Which split to score.", show_default="validation")] = None,
     precision: Annotated[
         list[str] | None, typer.Option(help="Which of a bundle's files; repeatable.", show_default="all")
+    ] = None,
+    engine: Annotated[
+        EngineName | None,
+        typer.Option(
+            metavar="ENGINE", help="What runs a bundle: onnxruntime, or openvino.", show_default="onnxruntime"
+        ),
     ] = None,
     label_column: LabelColumnOption = None,
     text_column: TextColumnOption = None,
@@ -91,6 +97,7 @@ def evaluate(
     not_glue = {
         "--split": split,
         "--precision": precision,
+        "--engine": engine,
         "--label-column": label_column,
         "--text-column": text_column,
         "--task": task,
@@ -148,9 +155,12 @@ def evaluate(
     if (folder / MANIFEST_NAME).exists():
         only_checkpoints = {"--task": task, "--pooling": pooling, "--max-length": max_length, "--confusion": confusion}
         _refuse(only_checkpoints, "is for checkpoints, and this is a bundle; leave the option out")
-        results = _score_bundle(folder, data, reading, precisions=precision, metric=metric, keep_predictions=keep)
+        results = _score_bundle(
+            folder, data, reading, precisions=precision, engine=engine, metric=metric, keep_predictions=keep
+        )
     else:
         _refuse({"--precision": precision}, "chooses a bundle's file, and this is a checkpoint; leave the option out")
+        _refuse({"--engine": engine}, "runs a bundle, and this is a checkpoint; leave the option out")
         require("torch", extra="distill")
         require("transformers", extra="distill")
         from potstill.cli.render import progress_bars
@@ -282,12 +292,15 @@ def _score_bundle(
     reading: dict[str, Any],
     *,
     precisions: list[str] | None,
+    engine: EngineName | None,
     metric: str | None,
     keep_predictions: bool,
 ) -> "Mapping[str, ModelEvaluation]":
     """Score files of a bundle on labelled texts with the code that serves it; results by precision."""
     for module in ("onnxruntime", "tokenizers"):
         require(module, extra="serve")
+    if engine == "openvino":
+        require("potstill.serve.openvino_session", extra=engine)
     from potstill.bench import evaluate_bundle
     from potstill.cli.render import progress_bars
     from potstill.data import load_examples
@@ -310,6 +323,7 @@ def _score_bundle(
                 folder,
                 examples,
                 precision=precision,
+                engine=engine or "onnxruntime",
                 metric=metric,
                 keep_predictions=keep_predictions,
                 progress=progress,

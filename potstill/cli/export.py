@@ -59,6 +59,13 @@ Unpad = Annotated[
         show_default="yes, with --attention fused",
     ),
 ]
+WholeLastLayer = Annotated[
+    bool,
+    typer.Option(
+        "--no-first-token-only",
+        help="Compute the last layer for every token, even if the head reads the first alone.",
+    ),
+]
 AllowUnfused = Annotated[bool | None, typer.Option("--allow-unfused", help="Take a graph without fused attention.")]
 EmbeddingBits = Annotated[int | None, typer.Option(help="4 halves the table of words of int8 files.", show_default="8")]
 MaxLoss = Annotated[
@@ -80,6 +87,10 @@ Tune = Annotated[
     bool | None, typer.Option("--tune", help="Try int8 recipes on this machine, keep the fastest that holds.")
 ]
 Rounds = Annotated[int | None, typer.Option(help="Turns of each file when speeds are compared.", show_default="5")]
+CheckEngine = Annotated[
+    list[str] | None,
+    typer.Option(metavar="ENGINE", help="openvino: every file must hold on that engine, too.", show_default="none"),
+]
 Tokenizer = Annotated[
     str | None, typer.Option(help="Hub id or folder of the tokenizer.", show_default="the model's own")
 ]
@@ -101,6 +112,7 @@ def export(
     attention: Attention = None,
     opset: Opset = None,
     unpad: Unpad = None,
+    whole_last_layer: WholeLastLayer = False,
     allow_unfused: AllowUnfused = None,
     embedding_bits: EmbeddingBits = None,
     max_loss: MaxLoss = None,
@@ -110,6 +122,7 @@ def export(
     judged_texts: JudgedTexts = None,
     tune: Tune = None,
     rounds: Rounds = None,
+    check_engine: CheckEngine = None,
     tokenizer: Tokenizer = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -126,6 +139,7 @@ def export(
         "attention": attention,
         "opset": opset,
         "unpad": unpad,
+        "first_token_only": False if whole_last_layer else None,
         "allow_unfused": allow_unfused,
         "embedding_bits": embedding_bits,
         "max_loss": max_loss,
@@ -135,8 +149,12 @@ def export(
         "judged_texts": judged_texts,
         "tune": tune,
         "rounds": rounds,
+        "check_engines": check_engine,
     }
-    names = {f"export.{name}": f"--{name.replace('_', '-')}" for name in flags} | {"export.precisions": "--precision"}
+    names = {f"export.{name}": f"--{name.replace('_', '-')}" for name in flags} | {
+        "export.precisions": "--precision",
+        "export.check_engines": "--check-engine",
+    }
     # None means not given: the defaults stand in `ExportConfig` alone.
     given = {name: value for name, value in flags.items() if value is not None}
     config = parse_section(ExportConfig, given, flags=names)
@@ -153,6 +171,8 @@ def export(
         overwrite=overwrite,
     )
     stopping.keeps(stopping.left_by_nothing)
+    if config.check_engines:
+        require("potstill.serve.openvino_session", extra="openvino")
     require("torch", extra="export")
     require("onnx", extra="export")
     from potstill.cli.render import print_json, progress_bars

@@ -10,6 +10,7 @@ from potstill.bundle import MODEL_FILES
 from potstill.cli import stopping
 from potstill.cli.checks import check_predict
 from potstill.cli.options import JsonOption, OverwriteOption
+from potstill.cli.serve_options import EngineOption
 from potstill.errors import UsageError
 from potstill.extras import require
 
@@ -26,6 +27,7 @@ def predict(
             help=f"Which of the bundle's files answers: {', '.join(MODEL_FILES)}.", show_default="fp32, or the only one"
         ),
     ] = None,
+    engine: EngineOption = "onnxruntime",
     text_column: Annotated[
         list[str] | None,
         # --column is its older name, from before every command had --text-column.
@@ -59,6 +61,8 @@ def predict(
     stopping.keeps(lambda: _find_kept(out))
     for module in ("onnxruntime", "tokenizers"):
         require(module, extra="serve")
+    if engine == "openvino":
+        require("potstill.serve.openvino_session", extra=engine)
     from potstill.cli.render import progress_bars
     from potstill.machine import available_cores
     from potstill.serve import Encoder
@@ -74,7 +78,7 @@ def predict(
     )
     # A run per core with one thread each: 1200 texts per second for a MiniLM of 3 layers on two cores; 1000 with both
     # threads in one run (docs/log.md, "Serve").
-    encoder = Encoder(bundle, precision=precision, threads=1, spinning=False)
+    encoder = Encoder(bundle, precision=precision, engine=engine, threads=1, spinning=False, runners=workers)
     with progress_bars() as progress:
         report = predict_file(
             encoder, file, out, settings=settings, resume=resume, overwrite=overwrite, progress=progress

@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 
 # Colours only repeat the words: not every terminal, and not every reader, tells red from green.
 _STYLES = {"PASS": "bold green", "FAIL": "bold red", "INCONCLUSIVE": "bold yellow"}
-# Columns below which the interval behind "times as fast" and the worst label are left out, to leave room for names.
-_ROOMY = 96
-# Columns: the least for a name, and between two columns of the table.
-_SHORTEST_NAME, _GAP = 8, 2
+# What of the table of models is left out, and whose intervals, until it is narrow enough.
+_NARROWER = (
+    (set[str](), {"kept"}),
+    ({tables.WORST_LABEL}, {"kept"}),
+    ({tables.WORST_LABEL}, {"kept", "times as fast"}),
+)
+# Columns: the least for a name, what is enough for one, and between two columns of the table.
+_SHORTEST_NAME, _ROOMY_NAME, _GAP = 8, 20, 2
 
 
 def render_report(report: Report, console: "Console") -> None:
@@ -79,17 +83,20 @@ def _listed(rows: Sequence[tuple[str, str, Text]]) -> Table | None:
 def _overview(report: Report, *, width: int) -> "RenderableType":
     """Return the table of models; intervals that do not fit are left out here and stand on the HTML page."""
     content = tables.overview(report)
-    narrow = width < _ROOMY
-    without = {"kept"} | ({"times as fast"} if narrow else set())
-    places = [at for at, heading in enumerate(content.head) if not (narrow and heading == tables.WORST_LABEL)]
-    head = [content.head[at] for at in places]
-    short = {at for at in places if content.head[at] in without}
-    rows = [[_together(_short(row[at]) if at in short else row[at]) for at in places] for row in content.groups[0][1]]
-    # Names may break anywhere and headings between words; a number that breaks would be read wrongly.
-    widths = [
-        max(*(len(word) for word in heading.split()), *(len(row[at]) for row in rows))
-        for at, heading in enumerate(head)
-    ]
+    for left_out, shortened in _NARROWER:
+        places = [at for at, heading in enumerate(content.head) if heading not in left_out]
+        head = [content.head[at] for at in places]
+        rows = [
+            [_together(_short(row[at]) if content.head[at] in shortened else row[at]) for at in places]
+            for row in content.groups[0][1]
+        ]
+        # Names may break anywhere and headings between words; a number that breaks would be read wrongly.
+        widths = [
+            max(*(len(word) for word in heading.split()), *(len(row[at]) for row in rows))
+            for at, heading in enumerate(head)
+        ]
+        if min(widths[0], _ROOMY_NAME) + sum(widths[1:]) + _GAP * (len(widths) - 1) <= width:
+            break
     # The names take what the numbers leave.
     widths[0] = max(_SHORTEST_NAME, min(widths[0], width - sum(widths[1:]) - _GAP * len(widths[1:])))
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, _GAP, 0, 0))

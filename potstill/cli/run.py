@@ -45,6 +45,8 @@ def run(
     stopping.keeps(lambda: left_by_run(folder))
     for module, extra in (("torch", "distill"), ("onnx", "export"), ("psutil", "bench")):
         require(module, extra=extra)
+    if resolved.export.check_engines:
+        require("potstill.serve.openvino_session", extra="openvino")
     from potstill.bench.report.tables import no_better
     from potstill.cli.distill import announce
     from potstill.cli.render import out as stdout

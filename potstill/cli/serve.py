@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from potstill.bundle import MODEL_FILES
+from potstill.bundle import MODEL_FILES, EngineName
 from potstill.cli import serve_options as options
 from potstill.errors import BundleError, UsageError
 from potstill.extras import require
 from potstill.hub import similar
+from potstill.machine import available_cores
 
 if TYPE_CHECKING:
     from potstill.serve.batching import Engine, EngineSettings, Plan
@@ -45,6 +46,7 @@ class Spec:
 def serve(
     bundles: options.BundlesArgument,
     precision: options.PrecisionOption = None,
+    engine: options.EngineOption = "onnxruntime",
     host: options.HostOption = "127.0.0.1",
     port: options.PortOption = 8000,
     shadow: options.ShadowOption = None,
@@ -88,6 +90,8 @@ def serve(
     # Before the socket is bound, so that a missing package is the first error, and names its extra.
     for module in ("onnxruntime", "tokenizers", "uvicorn", "httptools", "starlette", "prometheus_client"):
         require(module, extra="serve")
+    if engine == "openvino":
+        require("potstill.serve.openvino_session", extra=engine)
     from potstill.serve import server as serving
     from potstill.serve.batching import Engine, EngineSettings
     from potstill.serve.http import create_app
@@ -110,10 +114,10 @@ def serve(
     loaded: list[Engine] = []
 
     def load() -> serving.Loaded:
-        engine = _load(specs, settings)
-        loaded.append(engine)
-        app = create_app(engine, limits=limits, api_keys=keys, allowed_hosts=hosts, cors_origins=cors_origin or ())
-        return engine, app
+        made = _load(specs, settings, engine)
+        loaded.append(made)
+        app = create_app(made, limits=limits, api_keys=keys, allowed_hosts=hosts, cors_origins=cors_origin or ())
+        return made, app
 
     def announce() -> None:
         _announce(loaded[0], _url(listener, uds=uds, scheme="http" if tls_cert is None else "https"), len(keys))
@@ -122,7 +126,7 @@ def serve(
     serving.serve(listener, load, limits=limits, on_ready=announce, tls=tls, root_path=root_path)
 
 
-def _load(specs: Sequence[Spec], settings: "EngineSettings") -> "Engine":
+def _load(specs: Sequence[Spec], settings: "EngineSettings", engine: EngineName) -> "Engine":
     from potstill.serve import Encoder
     from potstill.serve.batching import Engine
 
@@ -130,14 +134,16 @@ def _load(specs: Sequence[Spec], settings: "EngineSettings") -> "Engine":
         spec.name: Encoder(
             spec.folder,
             precision=spec.precision,
+            engine=engine,
             threads=settings.threads,
             spinning=False,  # idle threads that wait busily would take the cores from the other runners
+            runners=settings.count_runners(settings.threads or available_cores()),
         )
         for spec in specs
     }
-    engine = Engine(models, settings=settings)
-    engine.warm_up()
-    return engine
+    made = Engine(models, settings=settings)
+    made.warm_up()
+    return made
 
 
 def _url(listener: socket.socket, *, uds: Path | None, scheme: str) -> str:
@@ -148,7 +154,10 @@ def _url(listener: socket.socket, *, uds: Path | None, scheme: str) -> str:
 
 
 def _announce(engine: "Engine", url: str, keys: int) -> None:
-    models = ", ".join(f"{name} {encoder.precision}" for name, encoder in engine.models.items())
+    models = ", ".join(
+        f"{name} {encoder.precision}" + (f" in {encoder.engine}" if encoder.engine != "onnxruntime" else "")
+        for name, encoder in engine.models.items()
+    )
     typer.echo(f"potstill serve: {url}, {models}, {f'{keys} API keys' if keys else 'no API key'}", err=True)
     if engine.plan is not None:
         typer.echo(describe_plan(engine.plan), err=True)

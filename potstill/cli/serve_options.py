@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from potstill.bundle import MODEL_FILES
+from potstill.bundle import MODEL_FILES, EngineName
 
 BundlesArgument = Annotated[
     list[str],
@@ -21,6 +21,13 @@ PrecisionOption = Annotated[
     typer.Option(
         help=f"Which of a bundle's files answers: {', '.join(MODEL_FILES)}; @PRECISION says it of one.",
         show_default="fp32, or the only one",
+    ),
+]
+EngineOption = Annotated[
+    EngineName,
+    typer.Option(
+        metavar="ENGINE",
+        help="What runs the files: onnxruntime, or openvino (extra of that name), faster for int8-static.",
     ),
 ]
 HostOption = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")]

@@ -221,11 +221,14 @@ def _file_row(bundle: Bundle, precision: str, record: ModelRecord) -> list[str]:
 def _facts(record: ModelRecord) -> Iterator[tuple[str, str]]:
     """Yield (name, description) of what is known of one file."""
     recipe = record.quantisation
-    if record.unpadded:
-        yield "padding", "left out of the products: a batch costs what its tokens cost"
-    yield "read by", _describe_readers(record.fusion)
-    if record.parity.left_out:
-        yield "not compared", record.parity.left_out
+    last_layer = "computed for the first token alone, as the head reads no other"
+    found = {
+        "padding": "left out of the products: a batch costs what its tokens cost" if record.unpadded else None,
+        "last layer": last_layer if record.first_token_only else None,
+        "read by": _describe_readers(record.fusion),
+        "not compared": record.parity.left_out,
+    }
+    yield from ((name, what) for name, what in found.items() if what)
     if recipe:
         yield "recipe", _describe_recipe(recipe)
     if recipe and recipe.fp32_layers:
@@ -241,6 +244,7 @@ def _facts(record: ModelRecord) -> Iterator[tuple[str, str]]:
     if recipe and not recipe.made_by:
         yield "speed", _describe_speed(record.speed)
         yield "made for", f"{', '.join(record.cpu_features) or 'a CPU of unknown features'}"
+    yield from _engines(record)
     if record.parity.gpu:
         yield "checked on", f"{record.parity.checked_on}; GPU: {record.parity.gpu}"
 
@@ -313,6 +317,17 @@ def _describe_invariance(moved: BatchInvariance) -> str:
     sizes = " and ".join(moved.batches)
     same = "the same answer alone and in batches" if moved.invariant else "another answer in a batch than alone"
     return f"{same}: drift {moved.max_drift:.2g}{flips} over {moved.texts} texts in batches of {sizes}"
+
+
+def _engines(record: ModelRecord) -> Iterator[tuple[str, str]]:
+    """Yield (name, description) of how a file's answers on other engines compare with those of fp32 in onnxruntime."""
+    for engine, check in record.engines.items():
+        parts = [f"version {check.version}", f"max |diff| {check.parity.max_abs_difference:.2g}"]
+        if check.quality:
+            parts.append(f"{check.quality.loss:.2%} lost, on {check.quality.texts} texts")
+        if check.invariance:
+            parts.append(_describe_invariance(check.invariance))
+        yield f"in {engine}", ", ".join(parts)
 
 
 def _describe_saturation(found: Saturation) -> str:

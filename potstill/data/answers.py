@@ -170,7 +170,7 @@ def _ids_of(keys: tuple[str, ...], names: Sequence[str], *, row: int, column: st
         what = f"{unknown[0]!r} is none of the labels" if unknown else f"there is no probability for {missing[0]!r}"
         raise DataError(
             f"row {row}: column {column!r}: {what} (the column has {', '.join(keys[:8])}; the labels are "
-            f"{', '.join(names[:8])}); data.labels=[...] names them in their order"
+            f"{', '.join(names[:8])}); --set data.labels=[...] names them in their order"
         )
     return [found[key] for key in keys]
 

@@ -15,6 +15,8 @@ _DEFAULT_LABEL_COLUMN = "label"
 
 TEXT_REMEDY = "name it with --text-column (twice for pairs)"
 LABEL_REMEDY = "name it with --label-column"
+NO_LABELS = "none"
+"""What `--label-column` names where texts have no labels, though other columns stand beside them."""
 
 
 def split_names(asked: Sequence[str], have: Sequence[str]) -> list[str]:
@@ -128,11 +130,16 @@ def _flag_columns(rows: Sequence[Row], have: Sequence[str], known: Sequence[str]
     """Return one column of 0 and 1 per label: those named like the model's labels, else all that do not number rows."""
     if known and len(known) > 1 and all(name in have for name in known):
         return tuple(known)
-    columns = [column for column in have if column.lower() not in _NUMBERING and not column.startswith("Unnamed")]
+    columns = [column for column in have if not is_numbering(column)]
     if len(columns) < 2:
         return None
     is_flagged = all(_is_flag(row.get(column)) for row in rows for column in columns)
     return tuple(columns) if is_flagged else None
+
+
+def is_numbering(column: str) -> bool:
+    """Return whether a column numbers the rows, by its name."""
+    return column.lower() in _NUMBERING or column.startswith("Unnamed")
 
 
 def _is_flag(value: object) -> bool:

@@ -14,7 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill.data.answers import Answers, names_in_answers, read_answers, read_vectors
-from potstill.data.columns import LABEL_REMEDY, TEXT_REMEDY, cell_of, pick_label_columns, pick_text_columns
+from potstill.data.columns import (
+    LABEL_REMEDY,
+    NO_LABELS,
+    TEXT_REMEDY,
+    cell_of,
+    is_numbering,
+    pick_label_columns,
+    pick_text_columns,
+)
 from potstill.data.labels import NO_LABEL, LabelReader, NumberedRow, is_missing, names_beside, read_list
 from potstill.data.read import SUFFIXES, Row, text_lines
 from potstill.data.splits import LabelNames, find_files, first_row, parse_split, read_split, select_part
@@ -366,11 +374,18 @@ def _pick_label_columns(
     if extra is None:
         return pick_label_columns(rows, task=task, asked=asked, text_columns=columns, known=known, origin=origin)
     taken = columns if extra.answers is None else (*columns, extra.answers)
+    # A first row without a label may lack the column that later rows have.
+    every = [_merged(rows), *rows]
+    if asked == NO_LABELS and NO_LABELS not in every[0]:
+        return None
     try:
-        # A first row without a label may lack the column that later rows have.
-        every = [_merged(rows), *rows]
         return pick_label_columns(every, task=task, asked=asked, text_columns=taken, known=known, origin=origin)
-    except AbsentError:
+    except AbsentError as error:
+        # Another column may be the label under a name of its own, and must not be overlooked; a mistyped column of
+        # answers is told later.
+        is_there = extra.answers is None or extra.answers in every[0]
+        if is_there and any(column not in taken and not is_numbering(column) for column in every[0]):
+            raise AbsentError(f"{error}; texts that have no labels: --label-column {NO_LABELS}") from error
         return None
 
 

@@ -295,7 +295,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that decide the weights of a training."""
     # A resumed run may export, bench or track differently; none of that moves a weight.
     content: dict[str, Any] = recipe.model_dump(mode="json", exclude={"export", "bench", "output_dir", "resume"})
-    del content["data"]["num_proc"], content["distill"]["trackers"]
+    del content["data"]["num_proc"], content["distill"]["trackers"], content["student"]["other_data"]
     return content
 
 

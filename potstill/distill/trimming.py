@@ -205,9 +205,9 @@ def trim_model(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
         if key.endswith("_token_id") and isinstance(number, int):
             setattr(config, key, new.get(number))
     smaller = type(model)(config)
-    rows, state = torch.tensor(kept), {}
+    rows, before, state = torch.tensor(kept), model.state_dict(), {}
     for key, wanted in smaller.state_dict().items():
-        value = model.state_dict()[key].cpu()
+        value = before[key].cpu()
         for axis in [axis for axis, size in enumerate(wanted.shape) if value.shape[axis] != size]:
             value = value.index_select(axis, rows)
         state[key] = value

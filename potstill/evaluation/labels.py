@@ -172,7 +172,7 @@ def describe_recalls(found: LabelHits, drawn: Floats | None) -> tuple[list[Label
         joint.append(all_together)
     if not rows:
         return rows, None
-    worst = min(rows, key=lambda row: row.recall)
+    worst = min(rows, key=lambda row: (row.recall, -row.support))
     ends = min(low for low, _ in joint), min(high for _, high in joint)
     return rows, worst.model_copy(update={"interval": ends})
 
@@ -195,7 +195,8 @@ def describe_differences(before: LabelHits, after: LabelHits, drawn: Floats) -> 
         drawn: the recalls of the second minus those of the first, of the same draws of the texts.
     """
     return [
-        LabelDifference(label=label, difference=-loss, interval=(-high, -low))
+        # 0.0 - x, because -0.0 would be written with its sign.
+        LabelDifference(label=label, difference=0.0 - loss, interval=(0.0 - high, 0.0 - low))
         for label, _, _, _, loss, (low, high) in _losses(before, after, -drawn, z=Z)
     ]
 

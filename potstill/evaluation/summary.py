@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill import metrics
+from potstill.bundle import EngineName
 from potstill.data import Examples
 from potstill.evaluation.intervals import bootstrap
 from potstill.evaluation.labels import describe_recalls, recall_statistic
@@ -90,6 +91,7 @@ class BundleEvaluation(ModelEvaluation):
     """The result for one file of a bundle."""
 
     precision: str
+    engine: EngineName
     sha256: str
     """Of the file."""
 
@@ -99,6 +101,7 @@ def evaluate_bundle(
     examples: Examples,
     *,
     precision: str | None = None,
+    engine: EngineName = "onnxruntime",
     metric: str | None = None,
     threads: int | None = None,
     keep_predictions: bool = False,
@@ -110,18 +113,19 @@ def evaluate_bundle(
         bundle_dir: the bundle, of any task.
         examples: read with the bundle's labels.
         precision: which of its files; None is fp32, or the only one there is.
+        engine: what runs it, as in `potstill.serve.Encoder`.
         metric: the score to put first; None takes the task's own.
         threads: as in `potstill.serve.Encoder`.
         keep_predictions: as in `summarize`.
         progress: is called with how far it is.
 
     Raises:
-        BundleError, TamperedError: as `potstill.serve.Encoder`.
+        BundleError, TamperedError, MissingExtraError: as `potstill.serve.Encoder`.
         DataError: if such a model cannot be scored on the examples.
         UsageError: if the metric does not judge the task.
     """
     # The server's own encoder: its tokenizer, session and decoding are what is scored.
-    encoder = Encoder(bundle_dir, precision=precision, threads=threads)
+    encoder = Encoder(bundle_dir, precision=precision, engine=engine, threads=threads)
     manifest, precision = encoder.manifest, encoder.precision
     task = get_task(manifest.task)
     kind = kind_of(task, manifest.problem_type)
@@ -149,6 +153,7 @@ def evaluate_bundle(
     return {
         "model": str(bundle_dir),
         "precision": precision,
+        "engine": engine,
         "sha256": encoder.bundle.record_of(precision).sha256,
         "data": examples.name,
         "split": examples.split,

@@ -166,19 +166,15 @@ def _count_packed_weights(file: Path, graph: GraphProto) -> dict[str, int]:
     """Return the number of weights in each constant of MatMulNBits and GatherBlockQuantized that is stored in blocks.
 
     Raises:
-        CheckpointError: if weights of a product have fewer bits than 8; the table of a lookup may have 4.
+        CheckpointError: if weights have fewer bits than 8, but for a table of bytes with two numbers in each.
     """
     found = {}
     stored = {tensor.name: tensor for tensor in graph.initializer}
-    tables: set[str] = set()
     for node in graph.node:
         settings = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         bits = settings.get("bits", 4)  # the operators' default
         if node.op_type == "GatherBlockQuantized" and node.input[0] in stored:
-            table = stored[node.input[0]]
-            tables.update((*node.input[:1], *node.input[3:]))
-            if table.data_type == TensorProto.UINT8:
-                found[table.name] = math.prod(table.dims) * 8 // bits
+            found[node.input[0]] = math.prod(stored[node.input[0]].dims) * 8 // bits
         elif node.op_type == "MatMulNBits":
             if bits != 8:
                 raise CheckpointError(
@@ -186,7 +182,7 @@ def _count_packed_weights(file: Path, graph: GraphProto) -> dict[str, int]:
                     "fp32 file, int8 is made from it"
                 )
             found[node.input[1]] = settings["K"] * settings["N"]
-    small = sorted({tensor.data_type for tensor in stored.values() if tensor.name not in tables} & _FOUR_BITS)
+    small = sorted({tensor.data_type for tensor in stored.values()} & _FOUR_BITS)
     if small:
         raise CheckpointError(
             f"{file} has weights of {TensorProto.DataType.Name(small[0]).lower()}; a bundle holds fp32, fp16 and int8; "

@@ -16,6 +16,7 @@ from potstill.checkpoint import reference_tokenizer
 from potstill.checkpoint.folder import read_trimming
 from potstill.config import ExportConfig
 from potstill.data import Examples, Text
+from potstill.errors import UsageError
 from potstill.export.calibration import choose_texts
 from potstill.export.precisions import Exporter
 from potstill.export.quality import QualityGate
@@ -74,6 +75,11 @@ def export_bundle(
         pooling=config.pooling,
         normalize=config.normalize,
     )
+    quantised = source.onnx_source is not None and source.onnx_source.precision != "fp32"
+    if quantised and config.check_engines:
+        raise UsageError(
+            f"{checkpoint} is quantised already, and another engine is held against fp32; leave out --check-engine"
+        )
     with new_folder(out_dir, overwrite=overwrite) as folder:
         source.write_files(folder)
         texts = choose_texts(
@@ -101,6 +107,8 @@ def export_bundle(
                     models[precision] = exporter.make_fp16()
                 elif precision != "fp32":
                     models[precision] = exporter.make_int8(precision)
+            if "openvino" in config.check_engines:
+                models = {name: exporter.check_in_openvino(name, record) for name, record in models.items()}
             if "fp32" not in config.precisions:
                 unwanted = models.pop("fp32")
                 for name in (unwanted.file, *unwanted.external_data):

@@ -17,6 +17,7 @@ from potstill import machine
 from potstill.bundle import (
     MODEL_FILES,
     WEIGHT_ONLY,
+    EngineCheck,
     FallbackStep,
     ModelRecord,
     Precision,
@@ -30,8 +31,10 @@ from potstill.export.checks import (
     check_parity,
     compare_speed,
     keep_rows,
+    make_rows,
     measure_difference,
 )
+from potstill.export.first_token import is_first_token_only, keep_first_token
 from potstill.export.graph import append_head, build_graph, check_fusion, fusion_report
 from potstill.export.onnx_files import check_model, lint, load_model, rewire, save_model, without_values
 from potstill.export.quality import QualityGate, open_session
@@ -48,6 +51,8 @@ _SENSITIVITY_TEXTS = 64
 _SATURATION_TEXTS = 32
 # Texts that fp32 answers alone and in batches; few, because a fault of padding or position shows in every one.
 _FP32_BATCH_TEXTS = 128
+# Texts that another engine answers alone and in batches, for the same reason.
+_ENGINE_BATCH_TEXTS = 256
 
 
 class Exporter:
@@ -108,6 +113,8 @@ class Exporter:
         fusion = fusion_report(graph, self.source.config)
         if is_ours and not self.config.allow_unfused:
             check_fusion(fusion)
+        if is_ours and self.config.first_token_only:
+            keep_first_token(graph)
         file, kept = self._file("fp32"), self.folder / ".reference"
         kept.mkdir()
         rows = keep_rows(self.source, kept)
@@ -133,6 +140,7 @@ class Exporter:
             cpu_features=sorted(machine.cpu_features()),
             batch_invariant=invariance.invariant,
             unpadded=unpadded,
+            first_token_only=is_first_token_only(self._padded),
             disabled_optimizers=list(DISABLED_OPTIMIZERS),
             fusion=fusion,
             parity=parity,
@@ -159,6 +167,7 @@ class Exporter:
             file=MODEL_FILES["fp16"],
             external_data=self._names(written[1:]),
             cpu_features=sorted(machine.cpu_features()),
+            first_token_only=is_first_token_only(graph),
             disabled_optimizers=list(DISABLED_OPTIMIZERS),
             fusion=fusion_report(graph, self.source.config),
             parity=parity.model_copy(update={"checked_on": "CPU, through casts to float32", "gpu": "unchecked"}),
@@ -244,6 +253,7 @@ class Exporter:
             cpu_features=sorted(machine.cpu_features()),
             batch_invariant=static,
             unpadded=is_unpadded(graph),
+            first_token_only=is_first_token_only(self._prepared.model),
             disabled_optimizers=list(candidate.disabled_optimizers),
             fusion=fusion_report(graph, self.source.config),
             parity=measure_difference(self.source, session, open_session(self._file("fp32")).run),
@@ -294,6 +304,34 @@ class Exporter:
             # A weight-only file has no integer sums that could overflow.
             saturation=Saturation(share=0.0, breaks_without_vnni=False) if given.weight_only else None,
         )
+
+    def check_in_openvino(self, precision: Precision, record: ModelRecord) -> ModelRecord:
+        """Hold a file's answers in OpenVINO against those of fp32 in onnxruntime, and note them in its record.
+
+        Raises:
+            ParityError: if fp32 differs, more is lost than is allowed, or a file whose answers are the same in every
+                batch gives others in one.
+        """
+        from potstill.serve.openvino_session import OpenVinoSession, openvino  # an extra
+
+        self.say(f"{precision}: compare in OpenVINO")
+        session, reference = OpenVinoSession(self._file(precision)), open_session(self._file("fp32")).run
+        against = "fp32 in onnxruntime"
+        if precision == "fp32":
+            parity = check_parity(self.source, session, rows=make_rows(self.source, reference, seed=0), against=against)
+        else:
+            parity = measure_difference(self.source, session, reference, against=against)
+        quality = self.gate.compare_with_fp32(session, batch_size=8 if record.batch_invariant else 1)
+        if not quality.holds:
+            raise ParityError(
+                f"{precision} in OpenVINO loses {quality.loss:.2%} of {against}, where {self.config.max_loss:.2%} is "
+                "allowed; nothing was published; without --check-engine it is for onnxruntime alone"
+            )
+        invariance = self.gate.measure_invariance(
+            f"{precision} in OpenVINO", session, limit=_ENGINE_BATCH_TEXTS, required=record.batch_invariant
+        )
+        check = EngineCheck(version=openvino.__version__, parity=parity, quality=quality, invariance=invariance)
+        return record.model_copy(update={"engines": record.engines | {"openvino": check}})
 
     @cached_property
     def _prepared(self) -> Prepared:

@@ -17,6 +17,7 @@ from potstill.export.onnx_files import Feeds
 from potstill.export.source import Source
 from potstill.export.tuning import DISABLED_OPTIMIZERS
 from potstill.serve import BundleTokenizer, OnnxSession, Row, Text
+from potstill.serve.session import Session
 from potstill.serve.tasks.text_classification import scoring_function
 from potstill.tasks import METRICS, PROBLEM_TYPES
 
@@ -67,7 +68,7 @@ class QualityGate:
             return None
         return self._score(open_session(self._folder / MODEL_FILES["fp32"]))
 
-    def compare_with_fp32(self, session: OnnxSession, *, batch_size: int) -> QualityLoss:
+    def compare_with_fp32(self, session: Session, *, batch_size: int) -> QualityLoss:
         """Measure the loss of a file against fp32 on the judged texts.
 
         Args:
@@ -110,7 +111,7 @@ class QualityGate:
         return found.model_copy(update={"on": self.texts.judged_origin})
 
     def measure_invariance(
-        self, precision: str, session: OnnxSession, *, required: bool, limit: int = 1000
+        self, precision: str, session: Session, *, required: bool, limit: int = 1000
     ) -> BatchInvariance:
         """Compare the outputs for texts alone and in batches, see `measure_batch_invariance`.
 
@@ -141,7 +142,7 @@ class QualityGate:
         size = most_texts(_CALIBRATION_BATCH, heads=self._heads, length=_longest(rows))
         return [self._tokenizer.pad(rows[start : start + size]) for start in range(0, len(rows), size)]
 
-    def outputs(self, session: OnnxSession, rows: Sequence[Row], *, batch_size: int) -> ModelOutputs:
+    def outputs(self, session: Session, rows: Sequence[Row], *, batch_size: int) -> ModelOutputs:
         """Run a file on tokenised texts; fewer per batch where long ones would not fit into memory."""
         return collect_outputs(
             session,
@@ -153,7 +154,7 @@ class QualityGate:
             mask_id=self._source.tokenizer.mask_token_id,
         )
 
-    def _score(self, session: OnnxSession) -> Scored:
+    def _score(self, session: Session) -> Scored:
         """Score a file on the labelled texts, with the answers decoded as the server does."""
         examples, kind = self.texts.examples, self._source.kind
         assert examples is not None

@@ -22,39 +22,16 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from potstill.export.first_token import ELEMENTWISE, LENGTH, TEXTS, takes_first_token
 from potstill.export.graph import drop_dead
 from potstill.export.onnx_files import tensor_shapes
 
 MASK = "attention_mask"
-# Operators that work element by element, on tokens and on constants that are the same for every position.
-_ELEMENTWISE = frozenset(
-    {
-        "Add",
-        "BiasGelu",
-        "Cast",
-        "DequantizeLinear",
-        "Div",
-        "Erf",
-        "FastGelu",
-        "Gelu",
-        "Identity",
-        "Mul",
-        "Pow",
-        "QuantizeLinear",
-        "QuickGelu",
-        "Relu",
-        "Sigmoid",
-        "Sub",
-        "Tanh",
-    }
-)
 # These work on one token at a time if their axis is the last.
 _ALONG_WIDTH = frozenset({"LayerNormalization", "Split"})
 # Tensors: the shape (B, T); for each of the N tokens its position in the flat batch; for each position, (B, T), the
-# number of its token or of the last one before it.
-_SIZE, _INDEX, _ROW = "unpad/size", "unpad/index", "unpad/row"
-# Shapes are inferred for this batch size and length: primes, so that no other two axes of a model look like them.
-_TEXTS, _LENGTH = 11, 13
+# number of its token or of the last one before it; and of the first positions alone, (B, 1).
+_SIZE, _INDEX, _ROW, _FIRST = "unpad/size", "unpad/index", "unpad/row", "unpad/first"
 
 
 def unpad(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -73,7 +50,7 @@ def unpad(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
-    tokens = _Tokens(copied.graph, tensor_shapes(copied, _TEXTS, _LENGTH))
+    tokens = _Tokens(copied.graph, tensor_shapes(copied, TEXTS, LENGTH))
     nodes = [part for node in list(copied.graph.node) for part in tokens.rewritten(node)]
     if not tokens.is_used:
         return model
@@ -97,12 +74,16 @@ class _Tokens:
         # Tensor -> the name of its list of tokens; and those of them that exist as padded rows, too.
         self._listed: dict[str, str] = {}
         self._padded: set[str] = set()
+        self._flat: set[str] = set()
         self.is_used = False
 
     def rewritten(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """Return the nodes that replace a node: the node on tokens or on rows, after what converts its inputs."""
         if all(name in self._constants or not name for name in node.input):
             self._constants.update(node.output)
+        if takes_first_token(node) and node.input[0] in self._listed:
+            # Straight from the list, where the first position of every text is; nothing need be padded for it.
+            return self._take(node.input[0], self._listed[node.input[0]], _FIRST, node.output[0])
         before: list[onnx.NodeProto] = []
         # Unpad before a QuantizeLinear and not behind it: it must stay beside DequantizeLinear and MatMul, or
         # onnxruntime does not fuse them into an integer product.
@@ -129,7 +110,7 @@ class _Tokens:
     def _is_tokenwise(self, node: onnx.NodeProto) -> bool:
         if node.op_type == "MatMul":
             return self._is_product(node)
-        if node.op_type not in _ELEMENTWISE | _ALONG_WIDTH or not _is_along_width(node):
+        if node.op_type not in ELEMENTWISE | _ALONG_WIDTH or not _is_along_width(node):
             return False
         moving = [name for name in node.input if name and name not in self._constants]
         if not any(name in self._listed for name in moving):
@@ -144,7 +125,7 @@ class _Tokens:
     def _is_rows(self, name: str) -> bool:
         """Return whether a tensor has one vector per position, (B, T, width), padding included."""
         dims = self._shapes.get(name, [])
-        return len(dims) == 3 and dims[:2] == [_TEXTS, _LENGTH] and dims[2] is not None
+        return len(dims) == 3 and dims[:2] == [TEXTS, LENGTH] and dims[2] is not None
 
     def _unpad(self, name: str) -> list[onnx.NodeProto]:
         self.is_used = True
@@ -165,10 +146,11 @@ class _Tokens:
         if shape not in self._constants:
             self._constants.add(shape)
             self._graph.initializer.append(_numbers(shape, [-1, width]))
-        return [
-            helper.make_node("Reshape", [source, shape], [flat], name=flat),
-            helper.make_node("Gather", [flat, places], [target], name=f"{target}/taken", axis=0),
-        ]
+        taken = helper.make_node("Gather", [flat, places], [target], name=f"{target}/taken", axis=0)
+        if flat in self._flat:
+            return [taken]
+        self._flat.add(flat)
+        return [helper.make_node("Reshape", [source, shape], [flat], name=flat), taken]
 
     def _on_tokens(self, node: onnx.NodeProto) -> onnx.NodeProto:
         moved = onnx.NodeProto()
@@ -193,13 +175,13 @@ def _is_along_width(node: onnx.NodeProto) -> bool:
 
 
 def _list_tokens(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Return the nodes that compute `_SIZE`, `_INDEX` and `_ROW` from the attention mask."""
+    """Return the nodes that compute `_SIZE`, `_INDEX`, `_ROW` and `_FIRST` from the attention mask."""
     constants = {
         "unpad/0": 0,
         "unpad/1": 1,
-        "unpad/starts": [1],
-        "unpad/ends": [np.iinfo(np.int64).max],
-        "unpad/axes": [1],
+        "unpad/begin": [0],
+        "unpad/second": [1],
+        "unpad/end": [np.iinfo(np.int64).max],
         "unpad/all": [-1],
         "unpad/front": [0, 1, 0, 0],
     }
@@ -213,7 +195,7 @@ def _list_tokens(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
         node("Cast", [MASK], "unpad/seen", to=TensorProto.BOOL),  # a mask may have other numbers than 0 and 1
         node("Cast", ["unpad/seen"], "unpad/mask", to=TensorProto.INT64),
         # The first column is replaced by ones: the first position of every text stays in the list.
-        node("Slice", ["unpad/mask", "unpad/starts", "unpad/ends", "unpad/axes"], "unpad/rest"),
+        node("Slice", ["unpad/mask", "unpad/second", "unpad/end", "unpad/second"], "unpad/rest"),
         node("Pad", ["unpad/rest", "unpad/front", "unpad/1"], "unpad/kept"),
         node("Reshape", ["unpad/kept", "unpad/all"], "unpad/flat"),
         node("NonZero", ["unpad/flat"], _INDEX),
@@ -221,6 +203,7 @@ def _list_tokens(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
         node("CumSum", ["unpad/flat", "unpad/0"], "unpad/count"),
         node("Sub", ["unpad/count", "unpad/1"], "unpad/number"),
         node("Reshape", ["unpad/number", _SIZE], _ROW),
+        node("Slice", [_ROW, "unpad/begin", "unpad/second", "unpad/second"], _FIRST),
     ]
 
 

@@ -9,17 +9,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from potstill import machine
-from potstill.bundle import LABELLED_TASKS, Bundle, ModelRecord, read_bundle, verify_files
+from potstill.bundle import LABELLED_TASKS, Bundle, EngineName, ModelContent, ModelRecord, read_bundle, verify_files
 from potstill.errors import BundleError, CheckError, OtherCpuWarning, UsageError
+from potstill.extras import require
 from potstill.serve.limits import Limits
-from potstill.serve.session import OnnxSession, Stop
+from potstill.serve.session import OnnxSession, Session, Stop
 from potstill.serve.tasks import Features, Outputs, ServedTask, TaskModel, served_task
 from potstill.serve.tasks.feature_extraction import SENTENCE_EMBEDDING
 from potstill.serve.tasks.inputs import read_parameters
@@ -45,6 +46,7 @@ class Encoder:
         manifest: the content of `potstill.json`.
         precision: the precision that answers.
         record: how that precision's file was made and checked.
+        engine: what runs it, `onnxruntime` or `openvino`.
         task: the schemas of its requests, and the decoder of its answers.
         function: turns a classifier's logits into scores: `softmax`, `sigmoid` or `none`.
         tokenizer: turns texts into ids.
@@ -56,8 +58,10 @@ class Encoder:
         bundle_dir: str | PathLike[str],
         *,
         precision: str | None = None,
+        engine: EngineName = "onnxruntime",
         threads: int | None = None,
         spinning: bool = True,
+        runners: int = 1,
         verify: bool = True,
     ) -> None:
         """Load one precision of a bundle, after checking every file against its hash unless `verify` is false.
@@ -67,19 +71,28 @@ class Encoder:
         Args:
             bundle_dir: the folder.
             precision: which of its files answers; None is fp32, or the only one there is.
+            engine: what runs it; openvino needs the extra of that name.
             threads: threads of one run; None takes the cores of this process.
-            spinning: whether idle threads wait busily, as in `OnnxSession`.
+            spinning: whether idle threads wait busily, as in `OnnxSession`; OpenVINO has no such choice.
+            runners: how many threads will ask at once; OpenVINO needs to know, see `OpenVinoSession`.
             verify: whether files are checked.
 
         Raises:
+            UsageError: if there is no such engine.
+            MissingExtraError: if it is not installed.
             BundleError: if the folder is not a bundle, has no such precision, or cannot be loaded.
             TamperedError: if a file is not the one that the manifest names.
         """
+        if engine not in get_args(EngineName):
+            raise UsageError(f"engine is {engine!r}; expected {' or '.join(get_args(EngineName))}")
+        if engine == "openvino":
+            require("potstill.serve.openvino_session", extra=engine)  # before gigabytes are hashed
         bundle_dir = Path(bundle_dir)
         self.bundle = read_bundle(bundle_dir, verify=False)
         self.manifest = self.bundle.manifest
         self.precision = self.bundle.choose(precision)
         self.record = self.bundle.model_record(self.precision)
+        self.engine = engine
         if verify:
             verify_files(self.bundle, but=self.bundle.loaded_files(self.precision))
         self.task: ServedTask = served_task(self.manifest.task)
@@ -87,10 +100,12 @@ class Encoder:
         _warn_of_other_cpu(self.record, bundle_dir)
         self.tokenizer = BundleTokenizer(bundle_dir, self.manifest, read=self.bundle.read if verify else None)
         # No name is bound to the bytes, so that they are freed as soon as the session has its own copy.
-        self.session = OnnxSession(
+        self.session = _open_session(
             self.bundle.read_model(self.precision) if verify else self.bundle.model_file(self.precision),
+            engine=engine,
             threads=threads,
             spinning=spinning,
+            runners=runners,
             disabled_optimizers=self.record.disabled_optimizers or self.manifest.disabled_optimizers,
         )
         self._check_graph()
@@ -257,6 +272,23 @@ class Encoder:
         width = self.session.output_widths[self.manifest.outputs[0]]
         if self.manifest.task in LABELLED_TASKS and width not in (None, labels):
             raise BundleError(f"{file} answers with {width} labels; its manifest names {labels}; export it again")
+
+
+def _open_session(
+    model: Path | ModelContent,
+    *,
+    engine: EngineName,
+    threads: int | None,
+    spinning: bool,
+    runners: int,
+    disabled_optimizers: Sequence[str],
+) -> Session:
+    """Load a model into the engine that was asked for."""
+    if engine == "onnxruntime":
+        return OnnxSession(model, threads=threads, spinning=spinning, disabled_optimizers=disabled_optimizers)
+    from potstill.serve.openvino_session import OpenVinoSession  # only here: it is an extra, and takes memory
+
+    return OpenVinoSession(model, threads=threads, runners=runners)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
+from potstill.bundle import EngineName
 from potstill.errors import UsageError
 from potstill.extras import require
 from potstill.serve.batching import Engine, EngineSettings
@@ -42,6 +43,8 @@ class Arguments(BaseModel):
     """The folder that `potstill export` wrote, at the same place on every machine."""
     precision: str | None = None
     """Which of the bundle's files answers; None is fp32, or the only one there is."""
+    engine: EngineName = "onnxruntime"
+    """What runs the bundle; openvino needs `potstill[openvino]` on every machine."""
     replicas: int = Field(default=1, ge=1)
     cpus: int = Field(default=1, ge=1)
     """Cores that one replica asks Ray for, and the threads of its inference."""
@@ -69,8 +72,15 @@ class Replica:
         self._app = create_app(self._engine, limits=self._limits, api_keys=keys)
 
     def _load(self, arguments: Arguments) -> Engine:
-        encoder = Encoder(arguments.bundle, precision=arguments.precision, threads=arguments.cpus, spinning=False)
         settings = EngineSettings(threads=arguments.cpus, allow_drift=arguments.allow_drift, limits=self._limits)
+        encoder = Encoder(
+            arguments.bundle,
+            precision=arguments.precision,
+            engine=arguments.engine,
+            threads=arguments.cpus,
+            spinning=False,
+            runners=settings.count_runners(arguments.cpus),
+        )
         engine = Engine({arguments.bundle.name: encoder}, settings=settings)
         engine.warm_up()
         return engine

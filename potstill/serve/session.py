@@ -1,4 +1,4 @@
-"""Run one ONNX file with onnxruntime: on the CPU, unless another provider is asked for.
+"""Run one ONNX file with onnxruntime: on the CPU, unless another provider is asked for; and what every engine offers.
 
 Importing this module sets an environment variable: since 1.29 onnxruntime sends telemetry and leaves a database in the
 user's home, unless ORT_DISABLE_TELEMETRY is set before it is loaded (microsoft/onnxruntime#27379).
@@ -6,9 +6,11 @@ user's home, unless ORT_DISABLE_TELEMETRY is set before it is loaded (microsoft/
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,24 +28,63 @@ _CPU = "CPUExecutionProvider"
 # Operators that multiply matrices, in ONNX and in onnxruntime's own domain (com.microsoft: FusedMatMul, Attention...).
 _PRODUCT = re.compile("MatMul|Gemm|Attention")
 # What onnxruntime says of an operator, an operator set or a type that it does not know.
-_UNKNOWN = re.compile("not a registered function|No Op registered|under development|Could not find an implementation")
+_UNKNOWN = re.compile(
+    "not a registered function|No Op registered|under development|Could not find an implementation|Type Error: Type"
+)
 # onnxruntime's log severities (3 error, 4 fatal); what it logs goes to stderr, past Python's logging.
 _ERRORS_ONLY = 3
 _NOTHING = 4
 
 
 class Stop:
-    """End one run from another thread: onnxruntime stops at the next operator, and `OnnxSession.run` raises."""
+    """End one run from another thread: the engine stops at the next operator, and the session's `run` raises."""
 
     def __init__(self) -> None:
         self.options = onnxruntime.RunOptions()
         self.options.log_severity_level = _NOTHING  # a stopped run is worth no line on stderr
         self.is_set = False
+        self._lock = threading.Lock()
+        self._cancel: Callable[[], object] | None = None
 
     def set(self) -> None:
         """End the run that was given this; a later run with it fails at once."""
         self.is_set = True  # first: whoever catches the run's error reads it to tell a stop from a failure
         self.options.terminate = True
+        # Under the lock, so that it ends this run and never the next one of the same request.
+        with self._lock:
+            if self._cancel is not None:
+                self._cancel()
+
+    @contextmanager
+    def calling(self, cancel: Callable[[], object]) -> Iterator[None]:
+        """Have `set` call `cancel` while the block runs, for an engine that has no `RunOptions`."""
+        with self._lock:
+            self._cancel = cancel
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._cancel = None
+
+
+class Session(Protocol):
+    """A loaded model, whatever engine runs it; `run` may be called from several threads at once."""
+
+    threads: int
+    """Of one run."""
+    model_file: Path
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    output_widths: dict[str, int | None]
+    """The length of each output's last axis; None where the graph leaves it open."""
+
+    def run(self, feeds: Mapping[str, NDArray[Any]], stop: Stop | None = None) -> dict[str, NDArray[Any]]:
+        """Return every output by name; feeds that the graph does not declare are ignored.
+
+        Raises:
+            UsageError: if an input of the graph is not among `feeds`.
+            CheckError: if the run was stopped, or fails, for example because an id is beyond the vocabulary.
+        """
 
 
 class OnnxSession:
@@ -107,7 +148,9 @@ class OnnxSession:
         self.inputs = tuple(node.name for node in self._session.get_inputs())
         self.outputs = tuple(node.name for node in self._session.get_outputs())
         shapes = {node.name: node.shape or [None] for node in self._session.get_outputs()}
-        self.output_widths = {name: shape[-1] if isinstance(shape[-1], int) else None for name, shape in shapes.items()}
+        self.output_widths: dict[str, int | None] = {
+            name: shape[-1] if isinstance(shape[-1], int) else None for name, shape in shapes.items()
+        }
         """The length of each output's last axis; None where the graph leaves it open."""
 
     @property

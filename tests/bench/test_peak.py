@@ -82,10 +82,10 @@ def test_threads_are_those_asked_for(monkeypatch):
 
 def share(p50_ms, *, peak=1e12, disturbed=None, runner="onnxruntime-cpu"):
     """Return the share of the peak of a row with 10 GFLOP a call."""
-    facts = SimpleNamespace(flops_per_token={100: 1e8})
+    model = SimpleNamespace(flops_per_token=lambda configuration, num_tokens: 1e6 * num_tokens)
     bench = SimpleNamespace(
         configurations=[configuration("t/fp32", runner=runner)],
-        models={"t": SimpleNamespace(facts=facts)},
+        models={"t": model},
     )
     row = Latency(
         key="t/fp32", load=Load(num_tokens=100), mean_tokens=100, samples=20, p50_ms=p50_ms, disturbed=disturbed

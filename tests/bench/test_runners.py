@@ -213,7 +213,7 @@ def test_onnxruntime_tells_which_provider_runs_which_operator(teacher_dir):
 # OpenVINO
 
 
-@pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed: pip install openvino")
+@pytest.mark.skipif(find_spec("openvino") is None, reason="pip install 'potstill[openvino]'")
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_openvino_answers_as_onnxruntime_does(teacher_dir, precision):
     runner = open_runner(command(teacher_dir, runner="openvino-cpu", precision=precision))
@@ -431,7 +431,7 @@ def test_an_unknown_runner_is_named_with_those_that_are_known(teacher_dir):
 @pytest.mark.parametrize(
     ("name", "module", "cure"),
     [
-        ("openvino-cpu", "openvino", "pip install openvino"),
+        ("openvino-cpu", "openvino", r"pip install 'potstill\[openvino\]'"),
         ("torch-cpu", "torch", r"pip install 'potstill\[distill\]'"),
         ("torch-cuda", "transformers", r"pip install 'potstill\[distill\]'"),
         ("onnxruntime-cuda", "onnxruntime", r"pip install 'potstill\[serve\]'"),

@@ -97,6 +97,11 @@ BAD = [
     (("export", "teacher", *OUT, "--opset", "12"), "--opset 12: input should be greater than or equal to 18"),
     (("export", "teacher", *OUT, "--pooling", "median"), "--pooling median: input should be 'mean'"),
     (("export", "teacher", *OUT, "--pooling", "mean"), "--pooling makes one vector of a text"),
+    (
+        ("export", "teacher", *OUT, "--task", "feature-extraction", "--max-label-loss", "0.1"),
+        "has no labels; leave it out",
+    ),
+    (("export", "teacher", *OUT, "--max-label-loss", "0"), "--max-label-loss 0.0: input should be greater than 0"),
     (("export", "teacher", *OUT, "--embedding-bits", "3"), "--embedding-bits 3: input should be 4 or 8"),
     (("export", "teacher", *OUT, "--embedding-bits", "4", "--precision", "fp32"), "add int8 or int8-static"),
     (("export", "masked", *OUT, "--embedding-bits", "4"), "fill-mask needs the table of words in 8; leave it out"),

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from potstill import machine
 from potstill.config import recipe_names
 
 
@@ -52,6 +53,13 @@ def test_doctor_tells_what_the_machine_has(potstill):
     content = json.loads(potstill("doctor", "--json")[1])
     assert content["cores"] >= 1
     assert content["missing"]["serve"] == []
+
+
+@pytest.mark.parametrize(("version", "warned"), [("1.21.1", True), ("1.22.0", False), ("2.0.0.dev1", False)])
+def test_doctor_warns_of_a_runtime_that_cannot_read_words_of_four_bits(potstill, monkeypatch, version, warned):
+    monkeypatch.setattr(machine, "versions", lambda: {"onnxruntime": version})
+    warnings = json.loads(potstill("doctor", "--json")[1])["warnings"]
+    assert any("does not read words in 4 bits (--embedding-bits 4)" in line for line in warnings) == warned
 
 
 def test_evaluate_gives_the_same_score_for_checkpoint_and_bundle(potstill, tiny_teacher, tiny_bundle, tiny_data):

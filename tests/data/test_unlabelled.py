@@ -142,6 +142,14 @@ def test_a_column_of_answers_comes_with_both_splits_and_names_the_labels(tmp_pat
         splits(lines(tmp_path, rows), extra=Extra(answers="lm"))
 
 
+def test_a_column_that_may_be_the_label_is_not_overlooked(tmp_path):
+    lines(tmp_path, [{"text": "held", "mood": "x"}], "validation")
+    name = lines(tmp_path, [{"id": 7, "text": "a", "mood": "y"}])
+    with pytest.raises(AbsentError, match=r"name it with --label-column.*no labels: --label-column none"):
+        splits(name, label_names=NAMES)
+    assert splits(name, label_names=NAMES, label_column="none").train.labels.tolist() == [-1]
+
+
 def test_the_column_of_answers_is_not_taken_for_the_label(tmp_path):
     rows = [{"text": f"t {number}", "label": [0.1, 0.9]} for number in range(2)]
     lines(tmp_path, [{"text": "held", "label": [0.3, 0.7]}], "validation")

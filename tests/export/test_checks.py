@@ -174,16 +174,17 @@ def source_of(graph, task, folder):
     )
 
 
-def tags_moved(at):
-    """Return a graph of tags that are 1 larger `at` tokens that are "seen" or that are "padding"."""
+def tags_moved(at, by=1):
+    """Return a graph of tags that are larger `at` tokens that are "seen" or that are "padding", by `by`."""
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
         helper.make_node("Cast", ["attention_mask"], ["mask"], to=onnx.TensorProto.FLOAT),
         helper.make_node("Unsqueeze", ["mask", "two"], ["seen"]),
         helper.make_node("Sub", ["one", "seen"], ["padding"]),
-        helper.make_node("Add", ["rows", at], ["logits"]),
+        helper.make_node("Mul", [at, "by"], ["more"]),
+        helper.make_node("Add", ["rows", "more"], ["logits"]),
     ]
-    constants = {"table": small.table(3), "two": [2], "one": np.float32(1)}
+    constants = {"table": small.table(3), "two": [2], "one": np.float32(1), "by": np.float32(by)}
     return small.model(nodes, ["logits"], constants=constants)
 
 
@@ -193,6 +194,12 @@ def test_a_tokens_answer_counts_where_the_mask_lets_it_be_seen(tmp_path):
     assert (evidence.max_abs_difference, evidence.label_agreement, evidence.cells) == (0, 1, 18)
     with pytest.raises(ParityError, match="the file it was made from by 1 at batch 1, length 1, full mask"):
         check_parity(source, small.session(tmp_path, tags_moved("seen")))
+
+
+def test_large_numbers_at_padding_allow_no_larger_difference(tmp_path):
+    source = source_of(tags_moved("padding", by=1e4), TOKEN_CLASSIFICATION, tmp_path)
+    with pytest.raises(ParityError, match=r"by 0\.01 at .*, where 0\.0001\d* is allowed"):
+        check_parity(source, small.session(tmp_path, tags_moved("seen", by=0.01)))
 
 
 def test_another_clear_label_is_a_mismatch_however_small_the_difference(tmp_path):

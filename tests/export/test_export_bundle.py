@@ -1,6 +1,7 @@
 """Bundles: what stands in them, that others can open them, and that a failed check publishes nothing."""
 
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import onnx
@@ -18,9 +19,11 @@ from transformers import (
     DistilBertConfig,
     DistilBertForSequenceClassification,
 )
+from typer.testing import CliRunner
 
 from potstill.bundle import BatchInvariance, Fusion, read_bundle
 from potstill.checkpoint import load_checkpoint
+from potstill.cli.app import app
 from potstill.config import ExportConfig
 from potstill.data import Examples
 from potstill.errors import CheckpointError, OutputError, ParityError, UsageError
@@ -67,7 +70,9 @@ def export(checkpoint, out, **settings):
 @pytest.fixture(scope="module")
 def full_bundle(tiny_teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("full") / "bundle"
-    export(tiny_teacher, folder, precisions=["fp32", "fp16", "int8", "int8-static"], rounds=2)
+    engines = ["openvino"] if find_spec("openvino") else []
+    precisions = ["fp32", "fp16", "int8", "int8-static"]
+    export(tiny_teacher, folder, precisions=precisions, rounds=2, check_engines=engines)
     return folder
 
 
@@ -288,6 +293,22 @@ def test_only_the_precisions_asked_for_are_published(tiny_teacher, tmp_path):
     assert [path.name for path in (tmp_path / "bundle" / "onnx").iterdir()] == ["model_int8.onnx"]
 
 
+def test_words_of_four_bits_pass_the_gates_and_are_told(tiny_teacher, full_bundle, tmp_path):
+    manifest = export(tiny_teacher, tmp_path / "bundle", precisions=["int8-static"], embedding_bits=4)
+    record = manifest.models["int8-static"]
+    assert record.quantisation.embedding_bits == manifest.made.config["embedding_bits"] == 4
+    assert record.quantisation.embeddings == "words 4 bits in blocks of 32, others int8 per row"
+    assert (record.quality.holds, record.invariance.invariant) == (True, True)
+    assert record.fusion.onnxruntime_operators == ["GatherBlockQuantized", "MultiHeadAttention"]
+    plain = read_bundle(full_bundle).manifest
+    assert plain.models["int8-static"].fusion.onnxruntime_operators == ["MultiHeadAttention"]
+    assert {record.fusion.opset for record in plain.models.values()} == {20}
+    assert manifest.files[record.file].size_bytes < plain.files[record.file].size_bytes - 1500
+    told = CliRunner().invoke(app, ["show", str(tmp_path / "bundle")], terminal_width=200).stdout
+    assert "words in 4 bits" in told
+    assert "opset 20 and onnxruntime's GatherBlockQuantized, MultiHeadAttention" in " ".join(told.split())
+
+
 def test_an_existing_onnx_file_gets_a_manifest_gates_and_int8(full_bundle, tmp_path):
     source = full_bundle / "onnx" / "model.onnx"
     manifest = export(source, tmp_path / "bundle")
@@ -467,3 +488,69 @@ def test_tags_are_judged_by_their_entities_where_labels_are_there(tmp_path):
             assert (judged.metric, judged.value, judged.trivial, judged.better) == ("f1", 1.0, 0.0, True)
         else:
             assert manifest.made.judged is None
+
+
+# Another engine
+
+needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="pip install 'potstill[openvino]'")
+
+
+@needs_openvino
+def test_every_file_was_held_against_fp32_on_the_other_engine(full_bundle):
+    models = read_bundle(full_bundle).manifest.models
+    checks = {name: record.engines["openvino"] for name, record in models.items()}
+    assert list(checks) == ["fp32", "fp16", "int8", "int8-static"]
+    assert checks["fp32"].parity.max_abs_difference < 1e-4
+    assert checks["fp32"].parity.reference == "fp32 in onnxruntime"
+    assert all(check.quality.holds and check.quality.texts == 60 for check in checks.values())
+    # One scale for a whole batch, whatever the engine.
+    assert [check.invariance.invariant for check in checks.values()] == [True, True, False, True]
+    assert checks["int8-static"].version.startswith("20")
+
+
+@needs_openvino
+def test_int8_static_is_the_same_file_on_both_engines(full_bundle):
+    texts = [text for text, _ in tiny.sentences(64, seed=5)]
+    ours, theirs = (
+        Encoder(full_bundle, precision="int8-static", engine=engine, threads=1)
+        for engine in ("openvino", "onnxruntime")
+    )
+    # Sums that end otherwise in the last bit are rounded to another of 256 steps now and then.
+    spread = theirs.logits(texts).std()
+    assert np.abs(ours.logits(texts) - theirs.logits(texts)).max() < 0.1 * spread
+    alone = np.concatenate([ours.logits([text]) for text in texts])
+    for batch_size in (3, 8, 32):
+        assert np.abs(ours.logits(texts, batch_size=batch_size) - alone).max() < 1e-3 * spread
+
+
+@needs_openvino
+@pytest.mark.parametrize(
+    ("precisions", "wrong", "message"),
+    [
+        (["fp32"], lambda logits: logits + 1e-2, r"differs from fp32 in onnxruntime by 0\.01"),
+        (["int8"], lambda logits: -logits, r"int8 in OpenVINO loses .* nothing was published; without --check-engine"),
+        (["int8-static"], lambda logits: logits * (1 + len(logits)), "int8-static in OpenVINO gives a text another"),
+    ],
+)
+def test_a_file_that_does_not_hold_there_is_not_published(
+    tiny_teacher, tmp_path, monkeypatch, precisions, wrong, message
+):
+    from potstill.serve.openvino_session import OpenVinoSession
+
+    run = OpenVinoSession.run
+    spoilt = precisions[0].replace("-", "_")
+
+    def spoil(self, feeds, stop=None):
+        found = run(self, feeds, stop)
+        is_meant = self.model_file.stem in {f"model_{spoilt}", "model" if spoilt == "fp32" else ""}
+        return {name: wrong(values) if is_meant else values for name, values in found.items()}
+
+    monkeypatch.setattr(OpenVinoSession, "run", spoil)
+    with pytest.raises(ParityError, match=message):
+        export(tiny_teacher, tmp_path / "bundle", precisions=precisions, check_engines=["openvino"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_that_nobody_knows_is_refused_as_a_setting():
+    with pytest.raises(ValueError, match="check_engines"):
+        ExportConfig(check_engines=["tensorrt"])

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import quantize_dynamic
 from tokenizers import Tokenizer
 
@@ -15,6 +15,7 @@ from potstill.bundle import read_bundle
 from potstill.config import ExportConfig
 from potstill.errors import BundleError, CheckpointError, TamperedError, UsageError
 from potstill.export import export_bundle
+from potstill.export.onnx_files import check_model
 from potstill.export.onnx_source import find_onnx_source
 from potstill.serve import Encoder
 from tests import onnx_graphs as graphs
@@ -190,6 +191,31 @@ def test_a_precision_that_no_bundle_has_is_refused(hub):
     message = refusal(hub / "onnx" / "other.onnx")
     assert "other.onnx is not fp32: 0 of its 1600 float weights have 32 bits" in message
     assert message.endswith("name the fp32 file, the others are made from it")
+
+
+def four_bit_words(kind):
+    """An int8 file whose table of words has 4 bits, in bytes with two numbers each or in ONNX's own type."""
+    graph = graphs.classifier(graphs.dynamic_product)
+    words = next(tensor for tensor in graph.graph.initializer if tensor.name == "words")
+    rows, columns = words.dims
+    wide = columns if kind == TensorProto.UINT4 else columns // 2
+    words.CopyFrom(TensorProto(name="words", data_type=kind, dims=[rows, wide], raw_data=bytes(rows * columns // 2)))
+    scales = np.ones((rows, 1), np.float32)
+    graph.graph.initializer.append(numpy_helper.from_array(scales, "scales"))
+    settings = {"block_size": columns, "gather_axis": 0, "quantize_axis": 1, "domain": "com.microsoft"}
+    inputs = ["words", "input_ids", "scales"]
+    graph.graph.node[0].CopyFrom(helper.make_node("GatherBlockQuantized", inputs, ["hidden0"], **settings))
+    return graph
+
+
+def test_a_table_of_words_may_have_four_bits_and_counts_in_full(hub):
+    file = write_model(hub / "onnx" / "other.onnx", four_bit_words(TensorProto.UINT8))
+    found = find_onnx_source(file)
+    assert (found.precision, found.weight_only) == ("int8", False)
+    assert found.parameters == sum(weight.size for weight in graphs.weights().values())
+    check_model(file)
+    write_model(file, four_bit_words(TensorProto.UINT4))
+    assert "other.onnx has weights of uint4" in refusal(file)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 
 from potstill.bundle import QualityLoss
 from potstill.errors import ParityError
-from potstill.export.precisions import fall_back
+from potstill.export.precisions import describe_loss, fall_back
 
 LAYERS = ["layer.0", "layer.1", "layer.2", "layer.3"]
 HARM = {"layer.0": 0.001, "layer.1": 0.02, "layer.2": 0.03, "layer.3": 0.002}
@@ -74,3 +74,10 @@ def test_the_table_has_straight_columns():
         "          1     2.30%      1.15% to 4.60%  FAIL          layer.2",
         "          2     0.30%      0.15% to 0.60%  FAIL          layer.1",
     ]
+
+
+def test_a_refusal_tells_the_score_the_label_or_both():
+    loss = QualityLoss(loss=0.023, max_loss=0.01, reason="the recall of a falls")
+    assert describe_loss(loss) == "2.30%, where 1.00% is allowed; the recall of a falls"
+    assert describe_loss(loss.model_copy(update={"loss": 0.001})) == "the recall of a falls"
+    assert describe_loss(loss.model_copy(update={"reason": None})) == "2.30%, where 1.00% is allowed"

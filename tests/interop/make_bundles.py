@@ -127,7 +127,7 @@ CASES = [
         task="feature-extraction",
         make=checkpoint("Bert", "Model", classless, max_position_embeddings=LENGTH),
         asked=SINGLE,
-        settings={"pooling": "mean", "normalize": True},
+        settings={"pooling": "mean", "normalize": True, "embedding_bits": 4},
     ),
 ]
 

@@ -89,6 +89,9 @@ def engines():
     def encoder(folder):
         return Encoder(folder, threads=1).logits
 
+    def openvino(folder):
+        return Encoder(folder, engine="openvino", threads=1).logits
+
     def runner(folder):
         opened = open_runner(
             {
@@ -107,7 +110,11 @@ def engines():
 
         return logits
 
-    return [pytest.param(encoder, id="Encoder"), pytest.param(runner, id="bench")]
+    return [
+        pytest.param(encoder, id="Encoder"),
+        pytest.param(openvino, id="OpenVINO"),
+        pytest.param(runner, id="bench"),
+    ]
 
 
 @pytest.mark.parametrize("load", engines())

@@ -5,7 +5,7 @@ that is not listed here, or one whose configuration lacks a size.
 """
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +41,8 @@ _LIKE_BERT = frozenset(
     }
 )
 _RELATIVE = frozenset({"deberta", "deberta-v2"})
+# Of its scores by distance: content to position, and position to content.
+_KINDS = frozenset({"c2p", "p2c"})
 # DistilBERT calls its sizes by other names.
 _NAMES = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "intermediate_size": "hidden_dim"}
 _LEVEL = 6  # zlib's default, which a container's layers and most downloads are packed with
@@ -57,12 +59,16 @@ class _OperationCounts:
     """Weights that each token is multiplied with before the layers."""
     per_layer: int
     """Weights that each token is multiplied with in each layer."""
+    for_keys: int
+    """Those of them that make keys and values, and what these need."""
     layers: int
     width: int
     """Of queries, keys and values, all heads together."""
 
 
-def count_flops_per_token(config: Config, lengths: Sequence[int] = LENGTHS) -> dict[int, float] | None:
+def count_flops_per_token(
+    config: Config, lengths: Sequence[int] = LENGTHS, *, first_token_only: bool = False
+) -> dict[int, float] | None:
     """Return the floating-point operations of one token, by the length of its text in tokens.
 
     2 for every weight of every matrix product, and for attention 4 × length × width per layer: 2 for the scores and 2
@@ -74,6 +80,8 @@ def count_flops_per_token(config: Config, lengths: Sequence[int] = LENGTHS) -> d
     Args:
         config: the configuration.
         lengths: those above the model's positions are left out.
+        first_token_only: whether the last layer is computed for the first token of a text alone; what is done once per
+            text is then spread over its tokens.
     """
     counts, limit = _count_operations(config), usable_positions(config)
     if counts is None:
@@ -84,7 +92,12 @@ def count_flops_per_token(config: Config, lengths: Sequence[int] = LENGTHS) -> d
             # Twice: once for the scores, once for the mean of the values.
             keys = 2 * length + _relative_keys(config, length)
             per_layer = 2 * counts.per_layer + 2 * counts.width * keys
-            found[length] = float(2 * counts.once + counts.layers * per_layer)
+            last: float = per_layer
+            if first_token_only:
+                # Every token is a key, for DeBERTa's position-to-content scores too.
+                always = 2 * counts.for_keys + 2 * counts.width * _relative_keys(config, length, kinds={"p2c"})
+                last = always + (per_layer - always) / length
+            found[length] = 2.0 * counts.once + (counts.layers - 1) * per_layer + last
     return found
 
 
@@ -145,15 +158,17 @@ def _count_operations(config: Config) -> _OperationCounts | None:
     if family == "mobilebert":
         return _mobilebert(config, layers=layers, hidden=hidden, inner=inner)
     if family == "modernbert":  # one half of the feed-forward part gates the other
-        return _OperationCounts(0, 4 * hidden * hidden + 3 * hidden * inner, layers, hidden)
+        square = hidden * hidden
+        # One matrix makes queries, keys and values, and is not taken apart.
+        return _OperationCounts(0, 4 * square + 3 * hidden * inner, 3 * square, layers, hidden)
     if family not in _LIKE_BERT:
         return None
     width = config.get("embedding_size") or hidden
     # ALBERT projects always, ELECTRA and DeBERTa only where the widths differ.
     once = width * hidden if family == "albert" or width != hidden else 0
-    return _OperationCounts(
-        once, 4 * hidden * hidden + 2 * hidden * inner, layers * int(config.get("inner_group_num", 1)), hidden
-    )
+    square = hidden * hidden
+    layers *= int(config.get("inner_group_num", 1))
+    return _OperationCounts(once, 4 * square + 2 * hidden * inner, 2 * square, layers, hidden)
 
 
 def _mobilebert(config: Config, *, layers: int, hidden: int, inner: int) -> _OperationCounts | None:
@@ -169,11 +184,16 @@ def _mobilebert(config: Config, *, layers: int, hidden: int, inner: int) -> _Ope
     # A word's vector is joined with those of its neighbours on both sides.
     words = 3 if config.get("trigram_input", True) else 1
     return _OperationCounts(
-        words * embedded * hidden, bottlenecks + attention + stacks * 2 * narrow * inner, layers, narrow
+        once=words * embedded * hidden,
+        per_layer=bottlenecks + attention + stacks * 2 * narrow * inner,
+        # The bottleneck of queries and keys, the keys, and the values.
+        for_keys=hidden * narrow + narrow * narrow + hidden * narrow,
+        layers=layers,
+        width=narrow,
     )
 
 
-def _relative_keys(config: Config, length: int) -> int:
+def _relative_keys(config: Config, length: int, *, kinds: Set[str] = _KINDS) -> int:
     """Return how many keys DeBERTa's queries, and queries its keys, meet beside the tokens themselves."""
     if config.get("model_type") not in _RELATIVE or not config.get("relative_attention", False):
         return 0
@@ -184,10 +204,10 @@ def _relative_keys(config: Config, length: int) -> int:
         span = min(span, length)
     elif config.get("position_buckets", -1) > 0:
         span = config["position_buckets"]
-    kinds = config.get("pos_att_type") or []
+    used = config.get("pos_att_type") or []
     # Microsoft's own configurations write the list as one string: `c2p|p2c`.
-    kinds = kinds.split("|") if isinstance(kinds, str) else kinds
-    return int(2 * span * len({"c2p", "p2c"}.intersection(kinds)))
+    used = used.split("|") if isinstance(used, str) else used
+    return int(2 * span * len(kinds & set(used)))
 
 
 def _is_unusual(config: Config) -> bool:

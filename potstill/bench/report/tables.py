@@ -53,7 +53,7 @@ Row = TypeVar("Row")
 _MARK = " †"
 _MARK_NOTE = "†: disturbed, so not to be believed; it decides nothing."
 
-WORST_LABEL = "worst label's recall"
+WORST_LABEL = "worst label"
 """The heading of the column that a narrow terminal leaves out."""
 
 
@@ -156,6 +156,8 @@ def overview(report: Report) -> Table:
         parts.append(f"times as fast at {load} ({load_words(load)})")
     if quality:
         parts.append(f"{quality.metric.replace('_', ' ')} and kept on {clean(quality.name)}")
+    if WORST_LABEL in head:
+        parts.append("worst label: the lowest recall")
     note = "; ".join(parts)
     note = f"{note[0].upper()}{note[1:]}." if note else ""
     return Table("overview", "At a glance", head, [("", [[row[name] for name in head] for row in rows])], note)
@@ -244,12 +246,11 @@ def quality(report: Report, quality: Quality) -> Table:
         "contestant": name_and_losses,
         quality.metric.replace("_", " "): lambda row: score(row.value),
         "95 % interval": lambda row: f"{score(row.interval[0])} to {score(row.interval[1])}",
+        **({WORST_LABEL: _worst_label} if any(row.worst_label for row in quality.scores) else {}),
         **{heading: of_retention(write) for heading, write in _RETENTION.items()},
         "same decision": lambda row: percent(row.agreement),
         "calibration error": lambda row: NOTHING if row.calibration_error is None else f"{row.calibration_error:.3f}",
     }
-    if any(row.worst_label for row in quality.scores):
-        columns["worst label"] = _worst_label
     if any(row.tokens_per_text for row in quality.scores):
         base = selection.scores_of(quality).get(report.baseline)
         columns["tokens per text"] = lambda row: _tokens(row, base)

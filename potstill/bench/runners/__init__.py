@@ -30,7 +30,7 @@ _MODULES = {
 _NEEDS = {"onnxruntime": ("onnxruntime",), "openvino": ("openvino",), "torch": ("torch", "transformers")}
 _HOW = {
     "onnxruntime": "pip install 'potstill[serve]'",
-    "openvino": "pip install openvino",
+    "openvino": "pip install 'potstill[openvino]'",
     "torch": "pip install 'potstill[distill]'",
 }
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}

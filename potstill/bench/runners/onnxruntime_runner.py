@@ -10,6 +10,7 @@ from potstill.bench.environment import describe_gpus
 from potstill.bench.runners import Feeds, LoadCommand, VerifiedBundle, read_verified_bundle
 from potstill.errors import CheckError
 from potstill.serve import OnnxSession
+from potstill.serve.session import Session
 
 # TensorRT takes what it can and leaves the rest to CUDA; the session refuses it if that were a product.
 _PROVIDERS = {
@@ -19,7 +20,7 @@ _PROVIDERS = {
 }
 
 
-def open_runner(command: LoadCommand) -> "OnnxRunner":
+def open_runner(command: LoadCommand) -> "SessionRunner":
     """Load a bundle's precision by a worker's load command.
 
     Raises:
@@ -39,13 +40,13 @@ def open_runner(command: LoadCommand) -> "OnnxRunner":
         disabled_optimizers=bundled.disabled_optimizers,
         providers=providers,
     )
-    return (DeviceRunner if on_gpu else OnnxRunner)(session, replace(bundled, inputs=session.inputs))
+    return (DeviceRunner if on_gpu else SessionRunner)(session, replace(bundled, inputs=session.inputs))
 
 
-class OnnxRunner:
-    """A model in an `OnnxSession` on the CPU: what is timed is what ships."""
+class SessionRunner:
+    """A model in a session on the CPU: what is timed is what ships."""
 
-    def __init__(self, session: OnnxSession, bundled: VerifiedBundle) -> None:
+    def __init__(self, session: Session, bundled: VerifiedBundle) -> None:
         """Take a loaded session and what its bundle says."""
         self.session = session
         self.device = "cpu"
@@ -64,19 +65,20 @@ class OnnxRunner:
         return {}
 
 
-class DeviceRunner(OnnxRunner):
+class DeviceRunner(SessionRunner):
     """The same on another device, where timed calls find their inputs and leave their outputs."""
 
     def __init__(self, session: OnnxSession, bundled: VerifiedBundle, *, device: str = "cuda", number: int = 0) -> None:
         """Take a loaded session; `device` and `number` are onnxruntime's words for where it runs."""
         super().__init__(session, bundled)
+        self._own = session.onnxruntime_session
         self._place = (device, number)
         names = [gpu["name"] for gpu in describe_gpus()]
         self.device = f"{device}:{number}" + (f" ({names[number]})" if number < len(names) else "")
 
     def prepare(self, feeds: Feeds) -> Callable[[], object]:
         """Copy the inputs to the device; return a call that runs there and waits until the work is done."""
-        own = self.session.onnxruntime_session
+        own = self._own
         binding = own.io_binding()
         for name in self.inputs:
             binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(feeds[name], *self._place))

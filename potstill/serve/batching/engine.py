@@ -75,6 +75,10 @@ class EngineSettings:
             if count is not None and count < 1:
                 raise UsageError(f"{name} is {count}; an engine needs at least 1")
 
+    def count_runners(self, threads: int) -> int:
+        """Return how many runs go on at a time, where each has so many threads."""
+        return self.runners or max(1, available_cores() // threads)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gauges:
@@ -171,7 +175,7 @@ class Engine:
         self.queue: Queue
         """The requests that wait and run; set by `warm_up`."""
         self._threads = next(iter(models.values())).session.threads
-        self._runners = settings.runners or max(1, available_cores() // self._threads)
+        self._runners = settings.count_runners(self._threads)
         self._active: set[QueuedRequest] = set()
         self._tokens_per_character = dict.fromkeys(models, _TOKENS_PER_CHARACTER)
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -54,6 +54,7 @@ def summarise_model(encoder: Encoder) -> dict[str, object]:
         "labels": manifest.labels,
         "mask_token": mask_token(encoder),
         "precision": encoder.precision,
+        "engine": encoder.engine,
         "max_length": manifest.max_length,
         "parameters": manifest.parameters,
         "model_file": record.file,

@@ -60,6 +60,14 @@ class Metrics(Collector):
             for name, family in gauges.items():
                 family.add_metric([model], float(getattr(stats, name)))
         yield from gauges.values()
+        about = GaugeMetricFamily(
+            "potstill_model_info",
+            "Precision and engine of each model; always 1.",
+            labels=["model", "precision", "engine"],
+        )
+        for model, encoder in self._engine.models.items():
+            about.add_metric([model, encoder.precision, encoder.engine], 1.0)
+        yield about
         yield GaugeMetricFamily("potstill_ready", "Whether requests are taken.", value=float(self._engine.is_ready()))
 
 

@@ -18,10 +18,11 @@ def test_info_tells_what_is_served_and_a_models_own_page_how_it_was_checked(clie
     model = info["models"]["tiny"]
     file = encoder.manifest.files["onnx/model.onnx"]
     assert (model["model_sha256"], model["model_size_bytes"]) == (file.sha256, file.size_bytes)
-    assert {name: model[name] for name in ("task", "labels", "precision", "max_length", "threads")} == {
+    assert {name: model[name] for name in ("task", "labels", "precision", "engine", "max_length", "threads")} == {
         "task": "text-classification",
         "labels": ["negative", "neutral", "positive"],
         "precision": "fp32",
+        "engine": "onnxruntime",
         "max_length": 32,
         "threads": 1,
     }
@@ -48,6 +49,12 @@ def families(client):
 
 def values(family):
     return {tuple(sorted(sample.labels.items())): sample.value for sample in family.samples}
+
+
+def test_metrics_tell_what_runs_each_model(client):
+    assert values(families(client)["potstill_model_info"]) == {
+        (("engine", "onnxruntime"), ("model", "tiny"), ("precision", "fp32")): 1.0
+    }
 
 
 def test_metrics_count_requests_by_template_and_code(client):

@@ -52,7 +52,7 @@ function choose() {
     by('text').value = before;
     by('question').value = EXAMPLES[task]?.question ?? '';
   }
-  by('facts').textContent = `${by('model').value}: ${task}, ${model.precision}, ${model.parameters.toLocaleString('en')} `
+  by('facts').textContent = `${by('model').value}: ${task}, ${model.precision} in ${model.engine}, ${model.parameters.toLocaleString('en')} `
     + `parameters, up to ${model.max_length} tokens. Hash ${model.model_sha256.slice(0, 12)}.`;
 }
 
