@@ -503,6 +503,8 @@ class ExportConfig(Section):
     """One vector per text within a feature extractor's graph; None does what a sentence-transformers folder says."""
     normalize: bool | None = None
     """Whether that vector has length 1; None does what the folder says, and elsewhere yes."""
+    token_vectors: bool = True
+    """Whether a graph that makes one vector per text gives those of all tokens, too."""
     embedding_bits: Literal[4, 8] = 8
     """Bits of an int8 file's table of words. 4 takes half the bytes: blocks of 32 numbers with a scale each."""
     calibration_texts: int = Field(default=256, ge=0)

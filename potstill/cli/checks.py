@@ -552,10 +552,11 @@ def check_export(
             found.check_length(config.max_length, option="--max-length")
         if config.embedding_bits == 4 and asked is FILL_MASK and found.config.get("tie_word_embeddings", True):
             raise UsageError("--embedding-bits is 4, and fill-mask needs the table of words in 8; leave it out")
-        if config.pooling is not None and asked is not FEATURE_EXTRACTION:
-            raise UsageError(f"--pooling makes one vector of a text; {asked.name} has none, so leave it out")
         if asked is FEATURE_EXTRACTION:
             check_vectors(found, pooling=config.pooling, normalize=config.normalize)
+        elif config.pooling is not None or not config.token_vectors:
+            option = "--no-token-vectors leaves" if config.pooling is None else "--pooling makes"
+            raise UsageError(f"{option} one vector of a text; {asked.name} has none, so leave it out")
     if config.max_label_loss is not None and asked.name not in LABELLED_TASKS:
         raise UsageError(f"--max-label-loss holds each label's recall, and {asked.name} has no labels; leave it out")
     if data is not None:

@@ -47,6 +47,9 @@ Normalize = Annotated[
         "--normalize/--no-normalize", help="Give that vector length 1.", show_default="as the folder says, else yes"
     ),
 ]
+OnlyPooled = Annotated[
+    bool, typer.Option("--no-token-vectors", help="Give a text's one vector alone, without those of its tokens.")
+]
 Attention = Annotated[
     str | None, typer.Option(help="fused (onnxruntime's) or onnx (the standard's).", show_default="fused")
 ]
@@ -109,6 +112,7 @@ def export(
     max_length: MaxLength = None,
     pooling: Pooling = None,
     normalize: Normalize = None,
+    only_pooled: OnlyPooled = False,
     attention: Attention = None,
     opset: Opset = None,
     unpad: Unpad = None,
@@ -136,6 +140,7 @@ def export(
         "max_length": max_length,
         "pooling": pooling,
         "normalize": normalize,
+        "token_vectors": False if only_pooled else None,
         "attention": attention,
         "opset": opset,
         "unpad": unpad,

@@ -21,6 +21,7 @@ from potstill.data.examples import (
     load_examples,
     load_splits,
     load_texts,
+    load_unlabelled,
     load_vectors,
     without_labels,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "load_examples",
     "load_splits",
     "load_texts",
+    "load_unlabelled",
     "load_vectors",
     "without_labels",
 ]

@@ -433,7 +433,7 @@ def _with_extra(
             rows.append(row)
     own = len(texts)
     if extra.unlabelled is not None:
-        further, their_texts = _read_unlabelled(extra.unlabelled, task, kind=kind, beside=train)
+        further, their_texts = _read_unlabelled(extra.unlabelled, task, kind=kind, columns=train.text_columns)
         there = held_out.union(map(_key_of, texts))
         new = [place for place, text in enumerate(their_texts) if _key_of(text) not in there]
         texts += [their_texts[place] for place in new]
@@ -484,14 +484,21 @@ def _check_answers(rows: Sequence[NumberedRow], column: str, name: str) -> None:
         )
 
 
-def _read_unlabelled(name: str, task: Task, *, kind: str, beside: Examples) -> tuple[list[NumberedRow], list[Any]]:
+def load_unlabelled(name: str, *, task: Task, text_columns: Sequence[str] | None = None) -> list[Any]:
+    """Load the texts of `Extra.unlabelled`: of `train`, from columns with usual names if it has not those asked for."""
+    return _read_unlabelled(name, task, kind=kind_of(task), columns=tuple(text_columns or ()))[1]
+
+
+def _read_unlabelled(
+    name: str, task: Task, *, kind: str, columns: tuple[str, ...]
+) -> tuple[list[NumberedRow], list[Any]]:
     """Return the rows of a data set's `train` split and their texts; in a text file each line is a text.
 
     Args:
         name: as `load_examples` takes it, or a file or folder of text.
-        task: says which columns to look for, if it has not those of the data beside it.
+        task: says which columns to look for.
         kind: `kind_of` the data.
-        beside: the data that it is read for.
+        columns: of the text in the data that it is read for, which come first; empty for the usual ones.
 
     Raises:
         DataError: if it cannot be read, or has pairs where that has single texts.
@@ -504,12 +511,12 @@ def _read_unlabelled(name: str, task: Task, *, kind: str, beside: Examples) -> t
         table, _ = read_split(name, "train")
     if not table:
         raise DataError(f"{name} has no text")
-    columns, origin = beside.text_columns, f"{name} (train)"
-    asked = columns if all(column in table[0] for column in columns) else None
+    origin = f"{name} (train)"
+    asked = columns if columns and all(column in table[0] for column in columns) else None
     found = pick_text_columns(list(table[0]), task=task, asked=asked, origin=origin)
-    if len(found) != len(columns):
+    if columns and len(found) != len(columns):
         raise DataError(
-            f"{origin} has the text in {', '.join(found)}, and {beside.name} in {', '.join(columns)}; both must be "
+            f"{origin} has the text in {', '.join(found)}, and the labelled data in {', '.join(columns)}; both must be "
             "single texts, or pairs"
         )
     numbered = _numbered(table, kind=kind, column=found[0], origin=origin)

@@ -32,7 +32,7 @@ from potstill.checkpoint.model import find_sentence_transformers
 from potstill.checkpoint.sentence_transformers import MODULES_FILE, PROMPTS_FILE, SentenceTransformers
 from potstill.checkpoint.vocabulary import Vocabulary, count_pieces, special_ids
 from potstill.config import Recipe, parse_vocabulary
-from potstill.data import PYTHON_DOCS, choose_splits, load_texts
+from potstill.data import PYTHON_DOCS, choose_splits, load_texts, load_unlabelled
 from potstill.distill.corpus import iterate_texts
 from potstill.errors import AbsentError, CheckpointError
 from potstill.files import check_free, new_folder
@@ -56,6 +56,8 @@ class TextSource:
     """Whether it is running text, which is read as a stream."""
     streaming: bool = False
     """Whether a hub data set is read as one, too."""
+    unlabelled: str | None = None
+    """A further data set of texts, see `potstill.data.Extra`."""
 
     def read(self, limit: int | None = None) -> Iterator[str]:
         """Yield its texts, at most the first `limit`: both of a pair, and words joined by spaces."""
@@ -65,11 +67,14 @@ class TextSource:
             yield from iterate_texts(self.name, split=self.split, column=column, limit=most, streaming=self.streaming)
             return
         columns = self.text_columns
-        for text in load_texts(self.name, split=self.split, task=self.task, text_columns=columns, limit=most):
+        found = load_texts(self.name, split=self.split, task=self.task, text_columns=columns, limit=most)
+        if self.unlabelled is not None and limit is None:
+            found = [*found, *load_unlabelled(self.unlabelled, task=self.task, text_columns=columns)]
+        for text in found:
             yield from (" ".join(text),) if isinstance(text, list) else (text,) if isinstance(text, str) else text
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.split})"
+        return f"{self.name} ({self.split})" + (f" and {self.unlabelled}" if self.unlabelled else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +146,7 @@ def plan_for_recipe(recipe: Recipe, teacher: Checkpoint) -> Trimming:
         limit=data.max_train_examples,
         running=task in (FILL_MASK, FEATURE_EXTRACTION) and recipe.distill.method != "embedding",
         streaming=data.streaming,
+        unlabelled=data.unlabelled,
     )
     measured = measured_texts(counted, split=data.eval_split, other=recipe.student.other_data)
     return plan_trimming(teacher, recipe.student.vocabulary, counted=counted, measured=measured)
@@ -154,7 +160,7 @@ def measured_texts(counted: TextSource, *, split: str, other: str | None) -> lis
         split: the data's split to measure on; where it has none, the counted texts are measured.
         other: a data set of another domain; None is the documentation that Python carries.
     """
-    own, elsewhere = replace(counted, split=split, limit=None), other or PYTHON_DOCS
+    own, elsewhere = replace(counted, split=split, limit=None, unlabelled=None), other or PYTHON_DOCS
     if next(_tried(own), None) is None:
         own = counted
     if elsewhere == counted.name:

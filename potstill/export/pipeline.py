@@ -74,6 +74,7 @@ def export_bundle(
         max_length=config.max_length,
         pooling=config.pooling,
         normalize=config.normalize,
+        token_vectors=config.token_vectors,
     )
     quantised = source.onnx_source is not None and source.onnx_source.precision != "fp32"
     if quantised and config.check_engines:

@@ -233,6 +233,7 @@ def load_source(
     max_length: int | None = None,
     pooling: str | None = None,
     normalize: bool | None = None,
+    token_vectors: bool = True,
 ) -> Source:
     """Load a hub id, checkpoint folder, ONNX folder or ONNX file.
 
@@ -244,10 +245,12 @@ def load_source(
         pooling: `mean`, `cls` or `max` adds one vector per text to a feature extractor's graph; None does what a
             sentence-transformers folder says, and nothing for other folders.
         normalize: whether that vector has an L2 norm of 1; None does what the folder says, else True.
+        token_vectors: whether a graph with such a vector gives those of all tokens, too.
 
     Raises:
         CheckpointError: if it cannot be loaded, or cannot read `max_length` tokens.
-        UsageError: if pooling is set for another task, or contradicts the folder's.
+        UsageError: if pooling is set for another task, or contradicts the folder's; or if no output would be left
+            without the vectors of tokens.
     """
     given = find_onnx_source(name, task=task)
     wanted = get_task(given.task if given else task or trained_task(name) or TEXT_CLASSIFICATION.name)
@@ -257,17 +260,22 @@ def load_source(
     vectors = vectors if wanted is FEATURE_EXTRACTION else None
     if vectors is not None:
         check_pooling(vectors, pooling=pooling, normalize=normalize)
+    if given is not None and not token_vectors:
+        raise UsageError(f"{given.file} is a finished graph, which keeps its outputs; export its checkpoint instead")
     if given is not None:
         return _of_onnx_file(
             name, given, vectors, tokenizer=tokenizer, max_length=max_length, pooling=pooling, normalize=normalize
         )
     head, record = _sentence_head(vectors, pooling=pooling, normalize=normalize)
+    if not token_vectors and record is None:
+        raise UsageError(f"token_vectors is false, and {name} has no pooling, so nothing would be left; set pooling")
     # Before the weights are read, which may take minutes for a model that is then refused.
     read_folder(name).check_encoder()
     checkpoint = load_checkpoint(name, wanted, tokenizer=tokenizer)
     model = checkpoint.model
     longest, notes = _limit_length(vectors, model.config, checkpoint.tokenizer, asked=max_length, name=name)
     outputs = ("start_logits", "end_logits") if wanted is QUESTION_ANSWERING else (wanted.output,)
+    pooled = () if record is None else (SENTENCE_EMBEDDING,)
     return Source(
         name=name,
         task=wanted,
@@ -275,7 +283,7 @@ def load_source(
         tokenizer=checkpoint.tokenizer,
         # What the model takes and the tokenizer makes: RoBERTa's forward takes token types, its tokenizer makes none.
         inputs=tuple(name for name in accepted_inputs(model) if name in checkpoint.tokenizer.model_input_names),
-        outputs=(*outputs, SENTENCE_EMBEDDING) if record else outputs,
+        outputs=(*outputs, *pooled) if token_vectors else pooled,
         max_length=longest,
         pooling=record,
         head=head,

@@ -251,6 +251,23 @@ def test_a_student_of_two_teachers_with_two_tokenizers(recipe, second, tmp_path)
         distill(recipe(**{"teacher.model": str(second), "student.model": recipe().teacher.model}), tmp_path / "other")
 
 
+def test_a_student_with_fewer_words_learns_from_a_teacher_that_has_them_all(recipe, tmp_path):
+    """The pieces are counted on the further texts, too; the stored teacher reads with its own vocabulary."""
+    few = write(tmp_path / "few", labelled(8, 4), labelled(40, 5))
+    (tmp_path / "more.txt").write_text("\n".join(text for text, _ in sentences(120, seed=6)))
+    keys = {"data.name": few, "data.unlabelled": str(tmp_path / "more.txt"), "teacher.stored": True}
+    keys |= {"student.vocabulary": "min-count=8", "student.other_data": few}
+    report = distill(recipe(**keys), tmp_path / "student")
+    rows = report["vocabulary"]["rows"]
+    assert rows < report["vocabulary"]["rows_before"]
+    assert report["vocabulary"]["counted_on"] == f"{few} (train) and {tmp_path / 'more.txt'}"
+    kept = AutoTokenizer.from_pretrained(tmp_path / "student").get_vocab()
+    assert len(kept) == rows
+    assert "wave" in kept  # which 8 texts do not have 8 times
+    assert report["teacher"]["scores"]["accuracy"] >= 0.95
+    assert report["student"]["scores"]["accuracy"] >= 0.9
+
+
 def test_a_teacher_with_other_labels_is_refused_with_both_lists(recipe, second, tmp_path):
     AutoTokenizer.from_pretrained(second).save_pretrained(tmp_path / "third")
     model = AutoModelForSequenceClassification.from_pretrained(second)

@@ -80,6 +80,29 @@ def test_a_bundle_gives_the_vectors_that_the_folder_describes(bundle, expected):
     assert (found * expected).sum(1).min() > 0.95
 
 
+def test_without_the_vectors_of_tokens_the_last_layer_is_computed_for_the_first_alone(
+    bundle, folder, tiny_teacher, expected, tmp_path
+):
+    config = ExportConfig(calibration_texts=32, judged_texts=48, rounds=0, max_loss=0.05, token_vectors=False)
+    lean = export_bundle(
+        str(folder), tmp_path / "lean", task="feature-extraction", config=config, calibration=tiny.texts(80)
+    )
+    assert lean.outputs == ["sentence_embedding"]
+    both = read_bundle(bundle).manifest
+    assert both.outputs == ["last_hidden_state", "sentence_embedding"]
+    for manifest, only in ((lean, True), (both, False)):
+        assert {name: record.first_token_only for name, record in manifest.models.items()} == {
+            "fp32": only,
+            "int8": only,
+        }
+    found = np.array(Encoder(tmp_path / "lean", precision="fp32").predict(TEXTS))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    file = tmp_path / "lean" / "onnx" / "model.onnx"
+    for source, reason in ((tiny_teacher, "has no pooling, so nothing would be left"), (file, "keeps its outputs")):
+        with pytest.raises(UsageError, match=reason):
+            load_source(str(source), task="feature-extraction", token_vectors=False)
+
+
 def test_a_bundle_says_how_its_vectors_are_made_and_where_texts_are_cut(bundle):
     manifest = read_bundle(bundle).manifest
     assert manifest.max_length == LONGEST
@@ -107,7 +130,12 @@ def test_a_bundle_is_a_sentence_transformers_folder_of_the_same_vectors(bundle, 
     assert "2_Dense/model.safetensors" in files
 
 
-def test_the_command_says_what_the_folder_decides_and_refuses_what_contradicts_it(folder, tmp_path, potstill):  # noqa: F811
+def test_the_command_says_what_the_folder_decides_and_refuses_what_contradicts_it(
+    folder,
+    tiny_teacher,
+    tmp_path,
+    potstill,  # noqa: F811
+):
     asked = ["export", str(folder), "--out", str(tmp_path / "out"), "--task", "feature-extraction"]
     code, _, said = potstill(*asked, "--pooling", "mean")
     assert code == 2
@@ -115,6 +143,9 @@ def test_the_command_says_what_the_folder_decides_and_refuses_what_contradicts_i
     code, _, said = potstill(*asked, "--no-normalize")
     assert code == 2
     assert "--no-normalize contradicts" in said
+    code, _, said = potstill("export", tiny_teacher, "--out", tmp_path / "out", "--no-token-vectors")
+    assert code == 2
+    assert "--no-token-vectors leaves one vector of a text; text-classification has none" in said
     with pytest.raises(CheckpointError, match=rf"max_length is 30; max_seq_length of .* is {LONGEST}"):
         load_source(str(folder), task="feature-extraction", max_length=30)
     with pytest.raises(UsageError, match="text-classification has none"):
