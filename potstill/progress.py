@@ -11,7 +11,7 @@ from typing import TypeAlias
 Progress: TypeAlias = Callable[[str, int, int, str], None]
 """Called with stage, done, total and note."""
 Announce: TypeAlias = Callable[[str, dict[str, object]], None]
-"""Called with a headline (`head`, `plan` or `pace`) and figures by name: what a training will take, and how long."""
+"""Called with a headline (`head`, `vocabulary`, `plan` or `pace`) and figures by name: what a training will take."""
 
 
 def silent(stage: str, done: int, total: int, note: str) -> None:

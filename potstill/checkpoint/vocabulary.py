@@ -30,7 +30,7 @@ Counts: TypeAlias = NDArray[np.int64]
 """How often each id was seen, shape (ids,)."""
 
 # How much a piece's share of tokens in general counts beside its share of the data's: see `Vocabulary.rank`.
-_GENERAL = 0.5
+_GENERAL = 0.25
 # What `task` allows: docs/log.md.
 _MORE_TOKENS = 1.05
 _TEXTS_AT_ONCE = 1000
@@ -154,8 +154,8 @@ class Vocabulary:
     def rank(self, counts: Counts) -> list[str]:
         """Return the pieces that can go, those first that are worth most.
 
-        A piece is worth its share of the data's tokens and half its share of tokens in general. The data alone says
-        nothing of pieces that it does not have, though other texts will: those of another domain, and those that a
+        A piece is worth its share of the data's tokens and a quarter of its share of tokens in general. The data alone
+        says nothing of pieces that it does not have, though other texts will: those of another domain, and those that a
         small data set lacks by chance. How frequent pieces are in general is known by their order, as trainers number
         them so (Unigram has scores), and by Zipf's law.
         """

@@ -109,6 +109,7 @@ def distill(
     reader = whole
     if trimming is not None:
         announce("vocabulary", trimming.record.model_dump(mode="json"))
+        announce = _with_parameters(announce, count_parameters(whole.model))
         reader = trimming.trim(whole)
         start = reader if start is whole else trimming.trim(start)
     live = None if recipe.teacher.is_stored else reader
@@ -343,6 +344,16 @@ def _load_teachers(recipe: Recipe) -> list[Checkpoint]:
     task, models = get_task(recipe.task), [] if teacher.model is None else [teacher.model]
     first = [load_checkpoint(name, task, tokenizer=recipe.tokenizer) for name in models]
     return first + [load_checkpoint(name, task) for name in teacher.ensemble]
+
+
+def _with_parameters(announce: Announce, teacher: int) -> Announce:
+    """Return an `announce` whose plan has the parameters of the whole teacher, not those of the one that is trimmed."""
+
+    def announce_whole(headline: str, figures: dict[str, object]) -> None:
+        is_plan = headline == "plan" and figures["teacher_parameters"] is not None
+        announce(headline, figures | ({"teacher_parameters": teacher} if is_plan else {}))
+
+    return announce_whole
 
 
 def _score_teacher(

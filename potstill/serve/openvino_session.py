@@ -26,9 +26,10 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # 
 openvino = require("openvino", extra="openvino")
 opset = require("openvino.opset13", extra="openvino")
 
-# The list of tokens in a file without padding, by the name that potstill.export.unpad gives it, (1, tokens); and to a
-# multiple of what it is filled up: with 16 new sizes took 1.1 ms, with 1 2.7 ms (docs/log.md).
-_TOKENS, _MULTIPLE = "unpad/index", 16
+# The list of tokens in a file without padding, (1, tokens), as potstill.export.unpad names it. Its length is
+# rounded up to a multiple of the step, which doubles beyond each of these lengths: 8 up to 128, 16 up to 256, ...
+_TOKENS = "unpad/index"
+_STEP, _LENGTHS = 8, 128 * 2 ** np.arange(16)
 
 
 class OpenVinoSession:
@@ -172,17 +173,21 @@ def _sizes_of_tables(model: Any) -> dict[str, int]:
 
 
 def _round_up_the_list_of_tokens(model: Any) -> None:
-    """Have a file without padding compute up to 15 tokens more than there are, so that fewer sizes occur.
+    """Have a file without padding compute at most an eighth more tokens than there are, so that few sizes occur.
 
-    OpenVINO prepares each product anew for a size that it has not seen, which takes as long as a text; nobody reads the
-    tokens that are added, which are the first one again.
+    For each size that it has not seen OpenVINO makes new products, which takes longer than a text of 100 tokens, and it
+    keeps them: of a MiniLM's int8-static 3 MB for each size (docs/log.md). The tokens that are added are the first one
+    again, and nobody reads them.
     """
     for node in model.get_ordered_ops():
         for output in node.outputs():
             if _TOKENS in output.get_names():
                 readers = list(output.get_target_inputs())  # before there is one more
                 count = opset.gather(opset.shape_of(output, output_type="i64"), np.array([1]), np.int64(0))
-                missing = opset.floor_mod(opset.subtract(np.array([0]), count), np.array([_MULTIPLE]))
+                longer = opset.convert(opset.greater(count, _LENGTHS), "i64")
+                steps = opset.multiply(longer, _STEP * 2 ** np.arange(len(_LENGTHS)))
+                step = opset.add(opset.reduce_sum(steps, np.array([0]), keep_dims=True), np.array([_STEP]))
+                missing = opset.floor_mod(opset.subtract(np.array([0]), count), step)
                 ends = opset.concat([np.array([0]), missing], axis=0)
                 rounded = opset.pad(output, np.array([0, 0]), ends, "constant", np.int64(0))
                 for reader in readers:

@@ -165,9 +165,11 @@ def test_a_student_learns_with_the_pieces_of_its_task(tiny_teacher, tiny_data, t
     report = distill(
         build_recipe(values, overrides=list(settings.items())),
         tmp_path / "student",
-        announce=lambda headline, figures: told.append(headline),
+        announce=lambda headline, figures: told.append((headline, figures)),
     )
-    assert told[:2] == ["vocabulary", "plan"]
+    assert [headline for headline, _ in told[:2]] == ["vocabulary", "plan"]
+    assert told[0][1] == report["vocabulary"]
+    assert told[1][1]["teacher_parameters"] == report["teacher"]["parameters"]
     rows = report["vocabulary"]["rows"]
     assert (
         rows

@@ -524,6 +524,23 @@ def test_int8_static_is_the_same_file_on_both_engines(full_bundle):
 
 
 @needs_openvino
+@pytest.mark.parametrize("precision", ["fp32", "int8-static"])
+def test_batches_of_any_number_of_tokens_are_rounded_up_and_their_answers_are_not_changed(full_bundle, precision):
+    ours, theirs = (
+        Encoder(full_bundle, precision=precision, engine=engine, threads=1) for engine in ("openvino", "onnxruntime")
+    )
+    # The file's own, of the mask, and the one that fills up the list of tokens.
+    runtime = ours.session.compiled_model.get_runtime_model()
+    assert sum(node.get_rt_info()["layerType"] == "Pad" for node in runtime.get_ops()) == 2
+    texts = [text for text, _ in tiny.sentences(64, seed=6)]
+    for count in (1, 2, 9, 17, 33, 64):  # up to some 700 tokens, over all steps up to 64
+        rows = ours.tokenizer.rows(texts[:count])
+        found, expected = (encoder.session.run(encoder.tokenizer.pad(rows))["logits"] for encoder in (ours, theirs))
+        tolerance = 1e-5 if precision == "fp32" else 0.1 * expected.std() + 0.05
+        np.testing.assert_allclose(found, expected, atol=tolerance)
+
+
+@needs_openvino
 @pytest.mark.parametrize(
     ("precisions", "wrong", "message"),
     [
