@@ -158,7 +158,7 @@ $(RIVALS)/%/.installed: benchmarks/serve/requirements-%.txt | $(STAMP)
 grid: install $(INTEROP)/optimum/.installed $(GRID)/openvino/.installed $(GRID)/newest/.installed ## other tools' files and answers beside ours, before a race: CHECKPOINT=folder DATA=folder
 	$(BIN)/python benchmarks/export/grid.py prepare --checkpoint $(CHECKPOINT) --data $(DATA)
 	$(BIN)/python benchmarks/export/grid.py bundles --data $(DATA)
-	$(BIN)/python benchmarks/export/grid.py accuracy
+	$(BIN)/python benchmarks/export/grid.py accuracy --out benchmarks/results/export-accuracy.json
 	@echo 'on an idle machine: $(BIN)/python benchmarks/export/grid.py measure --out benchmarks/results/export-grid.json'
 
 $(GRID)/%/.installed: benchmarks/export/requirements-%.txt | $(STAMP)

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from datetime import date
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from accuracy import measure_accuracy
 from contestants import Places, list_entries
@@ -59,8 +60,9 @@ def main() -> None:
         export_bundles(asked.work, bundles, [*asked.only, *trained], data=asked.data, without=without)
     elif asked.do == "accuracy":
         entries = list_entries(TRAINED, places, threads=1, without=without)
-        found = measure_accuracy(entries, asked.work / TRAINED / "judged.npz", seed=SEED)
-        write_text(accuracy_file(asked.work), json.dumps(found, indent=1) + "\n")
+        found = where(places) | measure_accuracy(entries, asked.work / TRAINED / "judged.npz", seed=SEED)
+        for file in [accuracy_file(asked.work), *([asked.out] if asked.out is not None else [])]:
+            write_text(file, json.dumps(found, indent=1) + "\n")
     else:
         result = measure(places, asked, without=without)
         if asked.out is not None:
@@ -71,7 +73,7 @@ def main() -> None:
 
 def measure(places: Places, asked: argparse.Namespace, *, without: Callable[[str], bool]) -> dict[str, object]:
     """Race every architecture and return the result, with the accuracy that was measured before."""
-    threads, environment = machine.available_cores(), machine.describe()
+    threads, environment = machine.available_cores(), where(places)
     races, sizes, described = {}, {}, {}
     for name in asked.only:
         print(name, file=sys.stderr, flush=True)
@@ -84,21 +86,26 @@ def measure(places: Places, asked: argparse.Namespace, *, without: Callable[[str
         described[name] = describe(races[name], sizes[name], checked)
     costs, file = read_costs(places.bundles, asked.only), accuracy_file(asked.work)
     accuracy = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return {
-        "date": date.today().isoformat(),
-        "machine": environment,
-        "peers": {
-            "optimum": peer_versions(places.opt_python),
-            "openvino": peer_versions(places.ov_python),
-            "newest": peer_versions(places.new_python),
-        },
+    return environment | {
         "weights": f"random, seed {SEED}; neither size nor speed depends on them",
         "settings": {"threads": threads, "rounds": asked.rounds, "block_s": asked.block, "seed": SEED},
+        # Of such a race nothing may be believed, the verdicts below included.
+        "disturbed": {name: why for name, race in races.items() if (why := race.disturbed()) is not None},
         "goals": list_goals(races, sizes, costs, accuracy),
         "export": costs,
         "accuracy": accuracy,
         "architectures": described,
         "ratios": list_ratios(races),
+    }
+
+
+def where(places: Places) -> dict[str, Any]:
+    """Return when, on which machine and with which packages something is measured."""
+    pythons = {"optimum": places.opt_python, "openvino": places.ov_python, "newest": places.new_python}
+    return {
+        "date": date.today().isoformat(),
+        "machine": machine.describe(),
+        "peers": {name: peer_versions(python) for name, python in pythons.items()},
     }
 
 

@@ -195,7 +195,8 @@ def describe(race: Race, sizes: Mapping[str, int], checked: Mapping[str, Mapping
 
 def markdown(result: Mapping[str, Any]) -> str:
     """Return the tables a person reads."""
-    parts = [*_accuracy_table(result.get("accuracy", {}))]
+    parts = [f"NOT TO BE BELIEVED: {name}: {why}\n" for name, why in result["disturbed"].items()]
+    parts += _accuracy_table(result.get("accuracy", {}))
     for architecture, contestants in result["architectures"].items():
         parts += [f"### {architecture}, median ms", ""]
         cells = list(next(iter(contestants.values()))["median_ms"])

@@ -194,10 +194,12 @@ def describe_differences(before: LabelHits, after: LabelHits, drawn: Floats) -> 
         after: what the second one has found of the same.
         drawn: the recalls of the second minus those of the first, of the same draws of the texts.
     """
+    rows = _losses(before, after, -drawn, z=Z)
+    ends = [row.loss_interval for row in rows]
     return [
         # 0.0 - x, because -0.0 would be written with its sign.
-        LabelDifference(label=label, difference=0.0 - loss, interval=(0.0 - high, 0.0 - low))
-        for label, _, _, _, loss, (low, high) in _losses(before, after, -drawn, z=Z)
+        LabelDifference(label=row.label, difference=0.0 - row.loss, interval=(0.0 - high, 0.0 - low))
+        for row, (low, high) in zip(rows, ends, strict=True)
     ]
 
 
@@ -222,25 +224,13 @@ def compare_labels(
     drawn = bootstrap(lambda counts: first(counts) - second(counts), before.num_texts, rng=rng)
     z = together(int((before.counts() > 0).sum()))
     return [
-        LabelLoss(
-            label=label,
-            support=support,
-            reference=reference,
-            candidate=candidate,
-            loss=loss,
-            loss_interval=interval,
-            verdict=decide_by_interval(interval, max_loss, at_least=False),
-        )
-        for label, support, reference, candidate, loss, interval in _losses(
-            before, after, drawn, z=z, can_gain=can_gain
-        )
+        row.model_copy(update={"verdict": decide_by_interval(row.loss_interval, max_loss, at_least=False)})
+        for row in _losses(before, after, drawn, z=z, can_gain=can_gain)
     ]
 
 
-def _losses(
-    before: LabelHits, after: LabelHits, drawn: Floats, *, z: float, can_gain: bool = True
-) -> list[tuple[str, int, float, float, float, Interval]]:
-    """Return (label, support, recall before, recall after, loss, interval) of every label that occurs.
+def _losses(before: LabelHits, after: LabelHits, drawn: Floats, *, z: float, can_gain: bool = True) -> list[LabelLoss]:
+    """Return the loss of every label that occurs, without a verdict.
 
     The interval is the bootstrap's, stretched to `z`, and no narrower than as many independent things leave open: a
     bootstrap of few texts draws no change that none of them shows. Lost and gained are shares with Wilson's intervals,
@@ -259,8 +249,17 @@ def _losses(
         below = hypot(out / total - out_low, back_high - back / total)
         above = hypot(out_high - out / total, back / total - back_low)
         interval = max(-1.0, min(low, loss - below)), min(1.0, max(high, loss + above))
-        recall = int(right[label]) / total
-        rows.append((before.names[label], total, recall, recall - loss, loss, interval))
+        found = int(right[label])
+        rows.append(
+            LabelLoss(
+                label=before.names[label],
+                support=total,
+                reference=found / total,
+                candidate=(found - out + back) / total,
+                loss=loss,
+                loss_interval=interval,
+            )
+        )
     return rows
 
 

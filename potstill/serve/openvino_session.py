@@ -75,7 +75,7 @@ class OpenVinoSession:
         }
         self._rows_of_tables = _sizes_of_tables(read)
         try:
-            _round_up_the_list_of_tokens(read)
+            self._is_rounded = _round_up_the_list_of_tokens(read)
             self._compiled = openvino.Core().compile_model(read, "CPU", settings)
         except RuntimeError as error:
             raise _cannot_be_loaded(self.model_file, error) from error
@@ -91,6 +91,13 @@ class OpenVinoSession:
     def compiled_model(self) -> Any:
         """Return the underlying openvino.CompiledModel."""
         return self._compiled
+
+    def sizes(self, most: int) -> list[int]:
+        """Return the numbers of tokens up to `most` that others are rounded to; none if the file computes padding."""
+        found = [0]
+        while self._is_rounded and found[-1] < most:
+            found.append(found[-1] + _STEP * 2 ** int((found[-1] >= _LENGTHS).sum()))
+        return [size for size in found[1:] if size <= most]
 
     def run(self, feeds: Mapping[str, NDArray[Any]], stop: Stop | None = None) -> dict[str, NDArray[Any]]:
         """Return every output by name, as `potstill.serve.session.Session` says."""
@@ -172,12 +179,12 @@ def _sizes_of_tables(model: Any) -> dict[str, int]:
     return sizes
 
 
-def _round_up_the_list_of_tokens(model: Any) -> None:
+def _round_up_the_list_of_tokens(model: Any) -> bool:
     """Have a file without padding compute at most an eighth more tokens than there are, so that few sizes occur.
 
     For each size that it has not seen OpenVINO makes new products, which takes longer than a text of 100 tokens, and it
     keeps them: of a MiniLM's int8-static 3 MB for each size (docs/log.md). The tokens that are added are the first one
-    again, and nobody reads them.
+    again, and nobody reads them. Return whether there is such a list.
     """
     for node in model.get_ordered_ops():
         for output in node.outputs():
@@ -192,4 +199,5 @@ def _round_up_the_list_of_tokens(model: Any) -> None:
                 rounded = opset.pad(output, np.array([0, 0]), ends, "constant", np.int64(0))
                 for reader in readers:
                     reader.replace_source_output(rounded.output(0))
-                return
+                return True
+    return False

@@ -78,6 +78,9 @@ class Session(Protocol):
     output_widths: dict[str, int | None]
     """The length of each output's last axis; None where the graph leaves it open."""
 
+    def sizes(self, most: int) -> list[int]:
+        """Return the numbers of tokens, up to `most`, for each of which the first run takes time and memory."""
+
     def run(self, feeds: Mapping[str, NDArray[Any]], stop: Stop | None = None) -> dict[str, NDArray[Any]]:
         """Return every output by name; feeds that the graph does not declare are ignored.
 
@@ -175,6 +178,10 @@ class OnnxSession:
         except Exception as error:  # as in _load
             raise CheckError(f"{self.model_file} failed to run: {first_line(error)}") from error
         return dict(zip(self.outputs, map(np.asarray, results), strict=True))
+
+    def sizes(self, most: int) -> list[int]:
+        """Return nothing: onnxruntime prepares nothing for a size."""
+        return []
 
     def _refuse_fallback(self, provider: str) -> None:
         """Refuse a session whose matrix products run on another provider; operators on shapes may run on the CPU.

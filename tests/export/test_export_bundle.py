@@ -571,3 +571,17 @@ def test_a_file_that_does_not_hold_there_is_not_published(
 def test_an_engine_that_nobody_knows_is_refused_as_a_setting():
     with pytest.raises(ValueError, match="check_engines"):
         ExportConfig(check_engines=["tensorrt"])
+
+
+@needs_openvino
+def test_a_server_runs_each_number_of_tokens_once_before_it_is_ready(full_bundle):
+    from potstill.serve.batching import Engine, EngineSettings
+
+    encoder = Encoder(full_bundle, precision="int8-static", engine="openvino", threads=1)
+    assert encoder.session.sizes(300) == [*range(8, 129, 8), *range(144, 257, 16), 288]
+    assert Encoder(full_bundle, precision="int8", engine="openvino", threads=1).session.sizes(300) == []
+    assert Encoder(full_bundle, precision="int8-static", threads=1).session.sizes(300) == []
+    seen, run = set(), encoder.session.run
+    encoder.session.run = lambda feeds, stop=None: seen.add(int(feeds["attention_mask"].sum())) or run(feeds, stop)
+    plan = Engine({"tiny": encoder}, settings=EngineSettings(threads=1, runners=1)).warm_up().models["tiny"]
+    assert set(encoder.session.sizes(max(plan.batch_tokens, 64))) <= seen

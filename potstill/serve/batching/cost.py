@@ -213,6 +213,7 @@ def measure(
     alone: str | None,
     runners: int,
     unpadded: bool = False,
+    sizes: Callable[[int], Sequence[int]] = lambda most: (),
 ) -> ModelPlan:
     """Measure a model and choose its batch size; then run the largest batches, so that memory has its final size.
 
@@ -223,6 +224,7 @@ def measure(
         alone: why rows must run alone, or None where they may share a run.
         runners: how many runs there may be at a time; each shape is measured on all of them at once.
         unpadded: whether the file leaves padding out of its products.
+        sizes: returns the numbers of tokens up to a largest one that the engine prepares itself for (`Session.sizes`).
 
     Raises:
         CheckError: if the model does not run.
@@ -266,6 +268,9 @@ def measure(
         for batch in _largest_batches(row, budget, padded, max_length):
             if len(batch) > 1:  # one row of the longest was measured
                 everywhere(batch)
+        for tokens in sizes(max(budget, max_length)):
+            whole, rest = divmod(tokens, max_length)
+            everywhere([row(max_length)] * whole + [row(rest)] * (rest > 0))
     cost, common = fit(samples, unpadded=unpadded), min(_COMMON, max_length)
     single = {sample.length: sample.seconds for sample in samples if sample.rows == 1}
     return ModelPlan(

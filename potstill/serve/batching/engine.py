@@ -203,6 +203,7 @@ class Engine:
                 alone=alone,
                 runners=self._runners,
                 unpadded=encoder.record.unpadded,
+                sizes=encoder.session.sizes,
             )
         self.queue = Queue(
             {

@@ -90,6 +90,7 @@ class ScriptedSession:
         self._session = session
         self.inputs, self.outputs, self.threads = session.inputs, session.outputs, session.threads
         self.output_widths, self.model_file = session.output_widths, session.model_file
+        self.sizes = session.sizes
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Semaphore(0)
