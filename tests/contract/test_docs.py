@@ -70,11 +70,17 @@ def test_recipes_load_and_their_headers_tell_how_to_run_them():
     assert (
         sorted(file.stem for file in files)
         == recipe_names()
-<<<<<<< HEAD
-        == ["distilbert", "embedding", "minilmv2", "mobilebert", "quickstart", "sst2", "sst2-small", "tinybert"]
-=======
-        == ["distilbert", "embedding", "few-labels", "minilmv2", "mobilebert", "quickstart", "sst2", "tinybert"]
->>>>>>> main
+        == [
+            "distilbert",
+            "embedding",
+            "few-labels",
+            "minilmv2",
+            "mobilebert",
+            "quickstart",
+            "sst2",
+            "sst2-small",
+            "tinybert",
+        ]
     )
     for name in recipe_names():
         load_recipe(name)
