@@ -68,6 +68,8 @@ def check_name(name: str, kind: Kind, *, what: str | None = None) -> None:
             work_offline()
         return
     near = near or "name a folder that is there, or check the name and the network"
+    if find_spec("huggingface_hub") is None:
+        raise error(f"{missing} here, and to look for it on the hub huggingface_hub must be installed; {near}")
     if is_offline():
         raise error(f"{missing} here, nor one in the hub's cache, and HF_HUB_OFFLINE forbids to ask the hub; {near}")
     answer = _ask(repository, kind)

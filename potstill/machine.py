@@ -6,6 +6,8 @@ Standard library only, because servers without any extra but `serve` import it.
 import os
 import platform
 import re
+import shlex
+import sys
 from collections.abc import Iterable
 from functools import cache
 from importlib import metadata
@@ -121,6 +123,15 @@ def describe() -> dict[str, Any]:
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "packages": versions(),
     }
+
+
+def command_line() -> str | None:
+    """Return the `potstill` command that this process runs; None in a program that uses potstill as a library."""
+    program = Path(sys.argv[0])
+    # The console script, or `python -m potstill`.
+    if program.stem == "potstill" or program.parts[-2:] == ("potstill", "__main__.py"):
+        return shlex.join(["potstill", *sys.argv[1:]])
+    return None
 
 
 def read_or_empty(file: Path) -> str:

@@ -12,9 +12,7 @@ Every folder appears whole or not at all, so a stage is finished if its folder e
 """
 
 import json
-import shlex
 import shutil
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,7 +76,7 @@ def run(
         if out_dir.is_dir():
             shutil.rmtree(out_dir)
         out_dir.mkdir(parents=True)
-        made_by = {"command": shlex.join(["potstill", *sys.argv[1:]]), "environment": machine.describe()}
+        made_by = {"command": machine.command_line(), "environment": machine.describe()}
         content = {"recipe": recipe.model_dump(mode="json"), **made_by}
         write_text(run_file, json.dumps(content, indent=2) + "\n")
     # BaseException: a Ctrl-C in the first stage must clear up as well.
@@ -169,7 +167,7 @@ def _run_stages(
         out_dir=out_dir / "report",
         seed=recipe.seed,
         resume=True,
-        command=shlex.join(["potstill", *sys.argv[1:]]),
+        command=machine.command_line() or "",
         tell=tell,
         progress=progress,
     )

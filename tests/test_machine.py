@@ -130,3 +130,19 @@ def test_the_description_survives_json():
     assert described["cores"] >= 1
     assert described["cpu"]
     assert described["cpu_features"] == sorted(described["cpu_features"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["/usr/bin/potstill", "export", "my model", "--out", "out"], "potstill export 'my model' --out out"),
+        (["/venv/site-packages/potstill/__main__.py", "doctor"], "potstill doctor"),
+        (["train.py", "--data", "texts"], None),
+        (["/venv/site-packages/pytest/__main__.py", "-q"], None),
+        (["-c"], None),
+        ([""], None),
+    ],
+)
+def test_only_potstills_own_command_line_is_a_command_of_potstill(monkeypatch, argv, said):
+    monkeypatch.setattr("sys.argv", argv)
+    assert machine.command_line() == said

@@ -23,7 +23,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import cached_file
 
 from potstill.bundle import sha256_of
-from potstill.checkpoint.folder import Folder, read_folder
+from potstill.checkpoint.folder import TRAINING_REPORT, Folder, read_folder
 from potstill.checkpoint.sentence_transformers import (
     MODULES_FILE,
     POOLING_FLAGS,
@@ -65,8 +65,10 @@ __all__ = [
     "save_tokenizer",
 ]
 
-# Files that decide how a checkpoint answers; optimiser states (.pt) beside them do not.
+# Files that decide how a checkpoint answers: not optimiser states (.pt), nor what else a training writes beside them,
+# whose times and paths differ between two runs that end with the same model.
 _HASHED_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model")
+_OF_TRAINING = re.compile(rf"(training_args|optimizer)\.bin|trainer_state\.json|\w+_results\.json|{TRAINING_REPORT}")
 # Settings of one machine or run, such as chunked layers or an attention implementation: they change how the answer is
 # computed and not the answer, so config.json does not decide them here.
 _STEERING = (
@@ -186,14 +188,15 @@ def count_parameters(model: torch.nn.Module) -> int:
 
 
 def hash_checkpoint(name: str) -> str | None:
-    """Return one SHA-256 over names and contents of a checkpoint folder's files; None for a hub id."""
+    """Return one SHA-256 over names and contents of the files that decide a folder's answers; None for a hub id."""
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
     # sentence-transformers' modules, such as 2_Dense, decide the answer too. Sorted, as iterdir has no order.
     found = [*folder.iterdir(), *folder.glob("[0-9]*_*/*")]
-    for file in sorted(path for path in found if path.suffix in _HASHED_SUFFIXES and path.is_file()):
+    decisive = [path for path in found if path.suffix in _HASHED_SUFFIXES and not _OF_TRAINING.fullmatch(path.name)]
+    for file in sorted(path for path in decisive if path.is_file()):
         digest.update(f"{file.relative_to(folder).as_posix()} {sha256_of(file)}\n".encode())
     return digest.hexdigest()
 

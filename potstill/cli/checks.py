@@ -34,11 +34,13 @@ from potstill.tasks import (
     FEATURE_EXTRACTION,
     FILL_MASK,
     REGRESSION,
+    SINGLE_LABEL,
     TASKS,
     TEXT_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
     Task,
     get_task,
+    kind_of,
     primary_metric,
 )
 
@@ -608,6 +610,18 @@ def find_exportable(name: str) -> Folder | Path:
     return find_checkpoint(name)
 
 
+def refuse_options(options: Mapping[str, object], why: str) -> None:
+    """Raise for the first of the options that was given, because an option that does nothing would mislead.
+
+    Raises:
+        UsageError: with the option's name before `why`.
+    """
+    for name, value in options.items():
+        # Not by truth: 0 and an empty string are values that were given.
+        if value is not None and value is not False:
+            raise UsageError(f"{name} {why}")
+
+
 def check_evaluate(
     model: str,
     data: str,
@@ -638,6 +652,7 @@ def check_evaluate(
         # Not verified: the files are hashed when the bundle is loaded.
         manifest = read_bundle(Path(model), verify=False).manifest
         known, problem = get_task(manifest.task), manifest.problem_type
+        _check_evaluate_task(known, problem, predictions=predictions)
         check_precisions(model, manifest.models, precisions)
         primary_metric(known, problem, asked=metric, num_labels=len(manifest.labels) or None)
         check_data(
@@ -654,13 +669,13 @@ def check_evaluate(
     known, folder = check_task(task), find_checkpoint(model)
     if task is None:
         known = folder.task or known
-    _check_evaluate_task(known, pooling=pooling, confusion=confusion, predictions=predictions)
+    problem = folder.problem_type if known is TEXT_CLASSIFICATION else None
+    _check_evaluate_task(known, problem, pooling=pooling, confusion=confusion, predictions=predictions)
     if known is FEATURE_EXTRACTION:
         check_vectors(folder, pooling=pooling)
     check_head(folder, known, data=data)
     if max_length is not None:
         folder.check_length(max_length, option="--max-length")
-    problem = folder.problem_type if known is TEXT_CLASSIFICATION else None
     # transformers gives a regression a label too (LABEL_0), which names nothing in the data.
     labelled = known in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION) and problem != REGRESSION
     if metric is not None:
@@ -677,14 +692,23 @@ def check_evaluate(
     )
 
 
-def _check_evaluate_task(known: Task, *, pooling: str | None, confusion: Path | None, predictions: Path | None) -> None:
-    """Raise for options of `evaluate` that have no meaning for the checkpoint's task."""
+def _check_evaluate_task(
+    known: Task,
+    problem: str | None,
+    *,
+    pooling: str | None = None,
+    confusion: Path | None = None,
+    predictions: Path | None,
+) -> None:
+    """Raise for options of `evaluate` that have no meaning for the model's task."""
     if pooling not in {None, "mean", "cls"}:
         raise UsageError(f"--pooling {pooling}: there is no such pooling; it is mean or cls")
     if pooling is not None and known is not FEATURE_EXTRACTION:
         raise UsageError(f"--pooling makes one vector of a text, which {known.name} does not; leave it out")
     if confusion is not None and known is not TEXT_CLASSIFICATION:
         raise UsageError(f"--confusion draws the classes of texts, and {known.name} has none; leave it out")
+    if confusion is not None and kind_of(known, problem) != SINGLE_LABEL:
+        raise UsageError("--confusion draws single labels, and this model gives several, or amounts; leave it out")
     if predictions is not None and known is FILL_MASK:
         raise UsageError("--predictions: fill-mask guesses words by the thousand and has no answer per example to keep")
 

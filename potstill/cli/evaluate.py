@@ -10,11 +10,10 @@ import typer
 from potstill.bundle import MANIFEST_NAME, EngineName, read_bundle
 from potstill.cli import glue as glue_cli
 from potstill.cli import stopping
-from potstill.cli.checks import check_evaluate
+from potstill.cli.checks import check_evaluate, refuse_options
 from potstill.cli.options import JsonOption, LabelColumnOption, ResumeOption, TextColumnOption, scored_split
-from potstill.errors import UsageError
 from potstill.extras import require
-from potstill.tasks import FILL_MASK, get_task
+from potstill.tasks import get_task
 
 if TYPE_CHECKING:
     from potstill.evaluation.summary import ModelEvaluation
@@ -107,7 +106,7 @@ def evaluate(
         "--predictions": predictions,
     }
     if glue:
-        _refuse(not_glue, "has no effect with --glue, whose tasks settle it; leave it out")
+        refuse_options(not_glue, "has no effect with --glue, whose tasks settle it; leave it out")
         glue_cli.run(
             model,
             data,
@@ -126,7 +125,7 @@ def evaluate(
             as_json=as_json,
         )
         return
-    _refuse(only_glue, "only fine-tunes with --glue; add it or leave the option out")
+    refuse_options(only_glue, "only fine-tunes with --glue; add it or leave the option out")
     check_evaluate(
         model,
         data,
@@ -154,13 +153,14 @@ def evaluate(
     folder = Path(model).expanduser()
     if (folder / MANIFEST_NAME).exists():
         only_checkpoints = {"--task": task, "--pooling": pooling, "--max-length": max_length, "--confusion": confusion}
-        _refuse(only_checkpoints, "is for checkpoints, and this is a bundle; leave the option out")
+        refuse_options(only_checkpoints, "is for checkpoints, and this is a bundle; leave the option out")
         results = _score_bundle(
             folder, data, reading, precisions=precision, engine=engine, metric=metric, keep_predictions=keep
         )
     else:
-        _refuse({"--precision": precision}, "chooses a bundle's file, and this is a checkpoint; leave the option out")
-        _refuse({"--engine": engine}, "runs a bundle, and this is a checkpoint; leave the option out")
+        only_bundles = {"--precision": precision}
+        refuse_options(only_bundles, "chooses a bundle's file, and this is a checkpoint; leave the option out")
+        refuse_options({"--engine": engine}, "runs a bundle, and this is a checkpoint; leave the option out")
         require("torch", extra="distill")
         require("transformers", extra="distill")
         from potstill.cli.render import progress_bars
@@ -187,8 +187,6 @@ def evaluate(
     if confusion is not None:
         from potstill.distill.confusion_matrix import draw_confusion
 
-        if "confusion_matrix" not in results["torch"]:
-            raise UsageError("--confusion draws single labels, and this model gives several, or amounts")
         draw_confusion(confusion, results["torch"]["confusion_matrix"], results["torch"]["labels"])
     _warn(results)
     if as_json:
@@ -199,14 +197,6 @@ def evaluate(
     # One file is scored whole under the name of the default split, which then says nothing.
     whole = split == "validation" and Path(data).expanduser().is_file()
     _print_scores(f"{model} on {data if whole else f'{data} ({split})'}", results)
-
-
-def _refuse(options: Mapping[str, object], why: str) -> None:
-    """Raise for the first of the options that was given; an option that does nothing would mislead."""
-    for name, value in options.items():
-        # Not by truth: 0 and an empty string are values that were given.
-        if value is not None and value is not False:
-            raise UsageError(f"{name} {why}")
 
 
 def _write_lines(file: Path, rows: list[dict[str, Any]] | None) -> None:
@@ -307,8 +297,6 @@ def _score_bundle(
 
     bundle = read_bundle(folder)
     manifest = bundle.manifest
-    if keep_predictions and manifest.task == FILL_MASK.name:
-        raise UsageError("--predictions has nothing to write: fill-mask has no answer per example; leave it out")
     chosen = [bundle.choose(precision) for precision in precisions or manifest.models]
     examples = load_examples(
         data,

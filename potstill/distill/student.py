@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from potstill.distill.hooks import find_layers
 from potstill.distill.student_families import to_distilbert, to_mobilebert
@@ -177,18 +177,19 @@ def _keep_layers(teacher: PreTrainedModel, kept: Sequence[int]) -> PreTrainedMod
             if old == int(found[1]):
                 state[f"{prefix}.{new}.{key[found.end() :]}"] = value
     if config.model_type == "modernbert":
-        _fit_first_norm(state, prefix, kept)
+        _fit_first_norm(state, config, prefix, kept)
     student = type(teacher)(config)
     # Strict: a weight left out or named wrongly would stay random without a word.
     student.load_state_dict(state, strict=True)
     return student.eval()
 
 
-def _fit_first_norm(state: dict[str, Tensor], prefix: str, kept: Sequence[int]) -> None:
+def _fit_first_norm(state: dict[str, Tensor], config: PretrainedConfig, prefix: str, kept: Sequence[int]) -> None:
     """Give ModernBERT's first layer the form it must have: no norm before its attention.
 
     The embeddings are normalised already, which is why the first layer has none. If another layer becomes the first,
-    its norm's scale and shift are folded into the projection that reads from it. `state` is changed in place.
+    its norm's scale and shift are folded into the projection that reads from it. `state` and `config` are changed in
+    place.
     """
     if 0 in kept[1:]:
         raise CheckpointError(
@@ -196,8 +197,12 @@ def _fit_first_norm(state: dict[str, Tensor], prefix: str, kept: Sequence[int]) 
         )
     norm, fused = f"{prefix}.0.attn_norm", f"{prefix}.0.attn.Wqkv"
     scale, shift = state.pop(f"{norm}.weight", None), state.pop(f"{norm}.bias", None)
+    if shift is not None and f"{fused}.bias" not in state:  # norm_bias without attention_bias: all layers get one, of 0
+        config.attention_bias = True
+        for name in [name for name in state if name.endswith((".attn.Wqkv.weight", ".attn.Wo.weight"))]:
+            state[f"{name.removesuffix('weight')}bias"] = state[name].new_zeros(state[name].shape[0])
     # W (γ x + β) = (W γ) x + W β, so the shift is taken with the weights as they are, before they are scaled.
-    if shift is not None and f"{fused}.bias" in state:
+    if shift is not None:
         state[f"{fused}.bias"] = state[f"{fused}.bias"] + state[f"{fused}.weight"] @ shift
     if scale is not None:
         state[f"{fused}.weight"] = state[f"{fused}.weight"] * scale

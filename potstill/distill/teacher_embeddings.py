@@ -85,10 +85,9 @@ def with_vectors(
     """Return tokenised rows with a vector of another model for each text, `vectors` (N, E)."""
     unlabelled = Examples(name="", split="", texts=list(texts), labels=None, label_names=(), sha256="")
     rows = tokenize(unlabelled, tokenizer, max_length=max_length)
-    # From one flat array: lists of Python numbers would take many times the vectors' memory.
-    column = pyarrow.ListArray.from_arrays(
-        np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1], pyarrow.array(vectors.reshape(-1))
-    )
+    # From one flat array: lists of Python numbers would take many times the vectors' memory. Of a fixed size: the int32
+    # offsets of other lists wrap beyond 2^31 numbers, which is 5.6 million vectors of 384.
+    column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.reshape(-1)), vectors.shape[1])
     return rows.add_column(TEACHER_VECTORS, column)
 
 

@@ -5,8 +5,6 @@ passed their gates; any error leaves nothing behind.
 """
 
 import datetime
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -118,7 +116,7 @@ def export_bundle(
         judged = gate.compare_with_trivial()
         made = Made(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            command=shlex.join(["potstill", *sys.argv[1:]]),
+            command=machine.command_line() or f"potstill.export.export_bundle({checkpoint!r}, {str(out_dir)!r})",
             config=config.model_dump(mode="json"),
             cpu=machine.cpu_name(),
             packages=machine.versions(),

@@ -250,7 +250,13 @@ class Server(uvicorn.Server):
         """Open the port, then load behind it."""
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(_log_loop_failure)
-        await super().startup(sockets)
+        # Not uvicorn's startup, which leaves a TLS handshake asyncio's 60 s.
+        self.servers = [
+            await self._loop.create_server(
+                self._make_protocol, sock=self._listener, backlog=self.config.backlog, **self._tls_settings()
+            )
+        ]
+        self.started = True
         self._sweeper = self._loop.create_task(self._sweep())
         self._loader.start()
 
@@ -309,14 +315,21 @@ class Server(uvicorn.Server):
             await self._engine.close(timeout_s=_CLOSE_SECONDS)
 
     async def _let_in(self, connection: socket.socket) -> None:
-        factory = partial(
-            self._protocol,
+        await self._loop.connect_accepted_socket(self._make_protocol, connection, **self._tls_settings())
+
+    def _make_protocol(self) -> HttpProtocol:
+        return self._protocol(
             config=self.config,
             server_state=self.server_state,
             app_state=self.lifespan.state,
             _loop=self._loop,
         )
-        await self._loop.connect_accepted_socket(factory, connection, ssl=self.config.ssl)
+
+    def _tls_settings(self) -> dict[str, Any]:
+        """Return the arguments of asyncio for TLS, whose handshake has the time of a head; none without TLS."""
+        if self.config.ssl is None:
+            return {}
+        return {"ssl": self.config.ssl, "ssl_handshake_timeout": self._limits.header_seconds}
 
 
 def _accept_all(listener: socket.socket) -> Iterator[socket.socket]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from potstill.checkpoint import load_checkpoint, load_config
+from potstill.checkpoint import hash_checkpoint, load_checkpoint, load_config
 from potstill.errors import CheckpointError
 from potstill.export.source import load_source
 from potstill.serve import BundleTokenizer
@@ -245,3 +245,12 @@ def test_a_chunked_feed_forward_is_computed_whole(folder):
 def test_an_activation_that_is_unknown_is_called_so(folder):
     change(folder, hidden_act="foo")
     assert refused(folder).endswith("nothing is called 'foo'")
+
+
+def test_a_checkpoint_is_known_by_the_files_that_decide_its_answers_and_not_by_how_long_it_took(folder):
+    before = hash_checkpoint(str(folder))
+    for name in ("training_args.bin", "trainer_state.json", "all_results.json", "optimizer.pt", "distill.json"):
+        (folder / name).write_bytes(b"{}")
+    assert hash_checkpoint(str(folder)) == before
+    (folder / "added_tokens.json").write_bytes(b"{}")
+    assert hash_checkpoint(str(folder)) != before

@@ -159,6 +159,8 @@ BAD = [
     (("evaluate", "encoder", "--glue", "--data", "data", "--out", "full"), "full is not empty; go on"),
     (("evaluate", "teacher", "--data", "data", "--confusion", "m.jpg"), "must end in .png or .svg"),
     (("evaluate", "teacher", "--data", "data", "--predictions", "no/a.jsonl"), "there is no folder no"),
+    (("evaluate", "multi", "--data", "data", "--confusion", "m.png"), "--confusion draws single labels"),
+    (("evaluate", "mask-bundle", "--data", "data", "--predictions", "a.jsonl"), "fill-mask guesses words"),
     (("predict", "bundle", "texts.csv", "--out", "no/a.csv"), "there is no folder no"),
     (("predict", "bundle", "texts.csv", "--out", "a.txt"), "must end in .jsonl, .csv or .parquet"),
     (("predict", "bundle", "texts.csv", "--out", "texts.csv"), "texts.csv is there already; pass --overwrite"),
@@ -195,6 +197,8 @@ def make_place(folder):
     labels = {"id2label": {"0": "negative", "1": "positive"}, "max_position_embeddings": 512}
     write_checkpoint(folder / "teacher", architecture="BertForSequenceClassification", **labels)
     write_checkpoint(folder / "encoder", architecture="BertModel")
+    several = labels | {"problem_type": "multi_label_classification"}
+    write_checkpoint(folder / "multi", architecture="BertForSequenceClassification", **several)
     write_checkpoint(folder / "masked", architecture="BertForMaskedLM")
     roberta = labels | {"model_type": "roberta", "max_position_embeddings": 66, "pad_token_id": 1}
     write_checkpoint(folder / "roberta", architecture="RobertaForSequenceClassification", **roberta)
@@ -209,6 +213,8 @@ def make_place(folder):
     write_checkpoint(folder / "junk", architecture="BertModel")
     (folder / "junk" / "config.json").write_text("{")
     sealed.write_folder(folder / "bundle")
+    mask = sealed.write_folder(folder / "mask-bundle")
+    sealed.edit(mask, lambda manifest: manifest.update(task="fill-mask", labels=[]))
     (folder / "data").mkdir()
     for split in ("train", "validation"):
         rows = [{"sentence": f"a text {number}", "label": number % 2} for number in range(20)]

@@ -147,6 +147,7 @@ def test_the_report_is_as_it_was(tiny_bundle, tiny_data, tmp_path):
         realistic_texts=16,
         thread_scaling=False,
         max_repeats=0,
+        extra_launches=0,
     )
     models = [("teacher", str(tiny_bundle)), ("student", str(tiny_bundle))]
     request = Request(models=models, data=[DataSet(data=str(tiny_data))])

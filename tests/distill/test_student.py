@@ -172,9 +172,10 @@ def test_modernbert_keeps_which_layers_attend_globally():
     assert [layer.attention_type for layer in student.model.layers] == student.config.layer_types
 
 
-def test_modernberts_first_layer_keeps_the_scale_of_a_norm_that_it_cannot_have():
+@pytest.mark.parametrize("attention_bias", [True, False])
+def test_modernberts_first_layer_keeps_the_scale_of_a_norm_that_it_cannot_have(attention_bias):
     """A layer that becomes the first reads normalised embeddings, so only its norm's scale and shift are missing."""
-    teacher = build("ModernBert", norm_bias=True, attention_bias=True, norm_eps=1e-9)
+    teacher = build("ModernBert", norm_bias=True, attention_bias=attention_bias, norm_eps=1e-9)
     with torch.no_grad():  # unscaled embeddings: what a second norm would leave as they are
         teacher.model.embeddings.norm.weight.fill_(1)
         teacher.model.embeddings.norm.bias.fill_(0)

@@ -1,6 +1,7 @@
 """A sentence-transformers teacher's vectors are those of its own modules, not of the student's pooling."""
 
 import numpy as np
+import pyarrow
 import torch
 
 from potstill.bench.runners.torch_runner import open_runner
@@ -38,6 +39,8 @@ def test_a_teachers_vectors_and_a_torch_row_follow_the_folder(tiny_teacher, tmp_
     head = teacher_head(str(folder), pooling="mean")
     rows = add_teacher_vectors(TEXTS, teacher, head, max_length=64, cache_dir=tmp_path / "cache", progress=silent)
     np.testing.assert_allclose(np.array(rows[TEACHER_VECTORS]), expected, atol=1e-5)
+    # Arrow's other lists have int32 offsets, which 2^31 numbers overflow.
+    assert rows.data.schema.field(TEACHER_VECTORS).type == pyarrow.list_(pyarrow.float32(), 24)
     assert head.width(WIDTH) == 24
     command = {"folder": str(folder), "precision": "fp32", "runner": "torch-cpu", "threads": 1, "max_length": None}
     command |= {"task": "feature-extraction"}

@@ -26,8 +26,17 @@ SETTINGS = (
     "distill.epochs=30",
     "bench.batch_sizes=[1]",
     "bench.num_tokens=[16]",
+    "bench.rounds=5",
     "bench.launches=2",
-    "bench.block_s=0.1",
+    "bench.extra_launches=0",
+    "bench.block_s=0.05",
+    "bench.warm_up_s=0.1",
+    "bench.peak=false",
+    "bench.realistic=false",
+    "bench.throughput_batch_sizes=[]",
+    "bench.thread_scaling=false",
+    "bench.compressed=false",
+    "bench.cold_starts=1",
 )
 
 

@@ -117,9 +117,13 @@ def export(family, task, *, attention="fused", **options):
 
 
 @functools.cache
+def _exported(family, task, attention):
+    return export(family, task, attention=attention)
+
+
 def exported(family, task, attention="fused"):
     """Return a model and its graph, made once for all tests."""
-    return export(family, task, attention=attention)
+    return _exported(family, task, attention)  # with or without the default, it is one key of the cache
 
 
 def cases(tasks, *, attention="fused"):

@@ -447,6 +447,7 @@ def test_the_manifest_says_how_it_was_made(full_bundle):
     made = json.loads((full_bundle / "potstill.json").read_text())["made"]
     assert made["config"]["attention"] == "fused"
     assert {"created", "command", "cpu", "packages"} <= set(made)
+    assert made["command"].startswith("potstill.export.export_bundle('")  # and not pytest's options
 
 
 def test_tags_are_judged_by_their_entities_where_labels_are_there(tmp_path):

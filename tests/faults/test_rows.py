@@ -28,6 +28,13 @@ def server(bed):
     return bed.shared()
 
 
+@pytest.fixture(scope="module")
+def locked(bed):
+    """A server that asks for a key."""
+    with Server([bed.bundle], environment={"POTSTILL_API_KEYS": "key-of-the-test"}) as server:
+        yield server
+
+
 def model_of(server):
     return get(server.port, "/info").json()["default_model"]
 
@@ -71,19 +78,21 @@ def test_unknown_keys_are_refused_before_values_are_read(server, where):
         "tensor": ({"inputs": [{"name": "text"} | keys]}, f"/v2/models/{model_of(server)}/infer"),
     }[where]
 
-    def seconds(content, path):
-        data = message("POST", path, json.dumps(content, separators=(",", ":")).encode())
+    def to_bytes(content, path):
+        return message("POST", path, json.dumps(content, separators=(",", ":")).encode())
+
+    def seconds(data):
         started = time.monotonic()
         response = ask(server.port, data)
         assert response.status == 422
         assert "key that is not known" in response.json()["error"]
         return time.monotonic() - started
 
-    took, plain = [], []
-    for _ in range(7):  # in turns, for the machine may do something else as well
-        took.append(seconds(content, path))
-        plain.append(seconds({"inputs": "a"} | keys, "/predict"))
-    assert min(took) < 2 * min(plain) + 0.05
+    nested, plain, took, read = to_bytes(content, path), to_bytes({"inputs": "a"} | keys, "/predict"), [], []
+    for _ in range(4):  # in turns, for the machine may do something else as well
+        took.append(seconds(nested))
+        read.append(seconds(plain))
+    assert min(took) < 2 * min(read) + 0.05
 
 
 @pytest.mark.parametrize(
@@ -101,15 +110,14 @@ def test_another_hosts_name_is_refused_on_loopback_without_keys(server, host, pa
         assert ask(server.port, raw.replace(host.encode(), own)).status == 200
 
 
-def test_hosts_are_anyones_where_keys_are_asked_for_or_a_network_is_listened_on(bed):
+def test_hosts_are_anyones_where_keys_are_asked_for_or_a_network_is_listened_on(bed, locked):
     """Row C5: whoever listens on a network, or asks for keys, is called by names that it cannot know."""
     raw = predict_message("a").replace(b"Host: localhost", b"Host: proxy.example")
     for options, status in ((("--host", "0.0.0.0"), 200), (("--allowed-host", "proxy.example"), 200)):
         port = {"--host": "8791"}.get(options[0], "0")
         with Server([bed.bundle], options=[*options, *(("--port", port) if port != "0" else ())]) as server:
             assert ask(server.port, raw).status == status
-    with Server([bed.bundle], environment={"POTSTILL_API_KEYS": "key-of-the-test"}) as server:
-        assert ask(server.port, raw).status == 401
+    assert ask(locked.port, raw).status == 401
 
 
 def test_a_page_of_another_origin_cannot_send_tensors_without_a_type(server):
@@ -128,24 +136,22 @@ def test_a_page_of_another_origin_cannot_send_tensors_without_a_type(server):
     assert infer(Origin="https://evil.example", **{"Content-Type": "application/json"}) == 200  # asked for beforehand
 
 
-@pytest.mark.parametrize("keys", [",, ,", ",", " "])
-def test_keys_that_are_none_end_the_start(bed, keys):
+def test_keys_that_are_none_end_the_start(bed):
     """Row C6: `POTSTILL_API_KEYS=",, ,"` was an open server."""
-    with pytest.raises(Ended) as ended, Server([bed.bundle], environment={"POTSTILL_API_KEYS": keys}):
+    with pytest.raises(Ended) as ended, Server([bed.bundle], environment={"POTSTILL_API_KEYS": ",, ,"}):
         pass
     assert ended.value.code == 2
     assert "POTSTILL_API_KEYS has no key" in ended.value.stderr
 
 
 @pytest.mark.parametrize("path", ["/nope", "/predict", "/models/none/predict", "*"])
-def test_options_needs_a_key_like_every_method(bed, path):
+def test_options_needs_a_key_like_every_method(locked, path):
     """Row C6: `OPTIONS /nope` without a key was a 404 that listed paths and models."""
-    with Server([bed.bundle], environment={"POTSTILL_API_KEYS": "key-of-the-test"}) as server:
-        response = ask(server.port, message("OPTIONS", path))
-        assert response.status == 401
-        assert b"predict" not in response.body
-        keyed = {"Authorization": "Bearer key-of-the-test"}
-        assert ask(server.port, message("OPTIONS", "/predict", headers=keyed)).status == 204
+    response = ask(locked.port, message("OPTIONS", path))
+    assert response.status == 401
+    assert b"predict" not in response.body
+    keyed = {"Authorization": "Bearer key-of-the-test"}
+    assert ask(locked.port, message("OPTIONS", "/predict", headers=keyed)).status == 204
 
 
 @pytest.mark.parametrize(

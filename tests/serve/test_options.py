@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from potstill.cli.serve import allowed_hosts
+from tests.serve.http.harness import is_closed, serving
 from tests.serve.test_server import ended, start
 
 BODY = json.dumps({"inputs": "good"})
@@ -98,6 +99,12 @@ def test_https_answers_with_the_certificate_and_not_in_the_clear(bundle_dir, cer
         ):
             secure.sendall(b"GET / HTTP/9.9\r\n\r\n")
             assert secure.recv(65536).startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_tls_handshake_has_the_time_of_a_head(certificate):
+    with serving(tls=certificate) as server, server.connect() as client:
+        client.sendall(b"\x16\x03\x01")  # a hello that begins, and never goes on
+        assert is_closed(client)
 
 
 def test_a_certificate_that_cannot_be_used_ends_the_start(bundle_dir, certificate, tmp_path):

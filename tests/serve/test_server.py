@@ -417,6 +417,9 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path):
     file.write_text("\n")
     with pytest.raises(UsageError, match="has no key"):
         read_keys(file, "")
+    for none in (",", " "):
+        with pytest.raises(UsageError, match="POTSTILL_API_KEYS has no key"):
+            read_keys(None, none)
     with pytest.raises(UsageError, match="cannot be read: FileNotFoundError"):
         read_keys(tmp_path / "nowhere", "")
 

@@ -95,7 +95,7 @@ def create_app(
     metrics = Metrics(engine)
     engine.observer = metrics.engine_observer
     models = {name: ModelEndpoints(name, engine, limits) for name in engine.models}
-    described = document(engine, limits, with_keys=bool(api_keys))
+    described = document(engine, limits, needs_key=_needs_key if api_keys else None)
 
     async def openapi(request: Request) -> Response:
         prefix = request.scope.get("root_path")
@@ -308,7 +308,7 @@ class AccessMiddleware:
             headers = Headers(scope=scope)
             self._check_host(headers.get("host", ""))
             client = str((scope.get("client") or ("",))[0])
-            if self._hashes and not _is_open(scope["method"], route_path(scope)):
+            if self._hashes and _needs_key(scope["method"], route_path(scope)):
                 client = self._check_key(scope)
             scope.setdefault("state", {})["client"] = client
         await self._app(scope, receive, send)
@@ -344,11 +344,11 @@ class AccessMiddleware:
         return hashed.hex()
 
 
-def _is_open(method: str, path: str) -> bool:
-    """Return whether a path is answered without a key: the state of the server, and the pages for people."""
+def _needs_key(method: str, path: str) -> bool:
+    """Return whether a key is needed: for all but the state of the server, and the pages for people."""
     if path in {"/docs", "/openapi.json", "/health"} or path.startswith(("/health/", "/v2/health/", "/static/")):
-        return True
-    return path == "/" and method != "POST"
+        return False
+    return path != "/" or method == "POST"
 
 
 class JsonCORSMiddleware(CORSMiddleware):

@@ -5,7 +5,7 @@ say that shape, datatype and data of a tensor agree, so a request of the Open In
 may still get a 400, 413 or 422.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from pydantic import BaseModel, TypeAdapter
@@ -65,13 +65,15 @@ _TIMINGS = {
 }
 
 
-def document(engine: "Engine", limits: Limits, *, with_keys: bool) -> dict[str, Any]:
+def document(
+    engine: "Engine", limits: Limits, *, needs_key: Callable[[str, str], bool] | None = None
+) -> dict[str, Any]:
     """Return the document as JSON values.
 
     Args:
         engine: the engine whose models are described.
         limits: limits that appear in the schemas as maxLength and maxItems.
-        with_keys: whether a bearer key is needed.
+        needs_key: whether a method of a path needs a bearer key; if None, none does.
     """
     first, vectors = next(iter(engine.models)), _vector_models(engine)
     paths: dict[str, dict[str, Operation]] = {
@@ -102,8 +104,12 @@ def document(engine: "Engine", limits: Limits, *, with_keys: bool) -> dict[str, 
             paths[path] = {"get": _v2_get(f"What {name} takes and gives", oip.ModelMetadata)}
             paths[f"{path}/ready"] = {"get": _v2_get(f"Whether {name} takes requests", oip.ModelReady)}
             paths[f"{path}/infer"] = {"post": _infer(name, encoder)}
-    if with_keys:
-        _lock(paths)
+    if needs_key is not None:
+        for path, operations in paths.items():
+            for method, operation in operations.items():
+                if needs_key(method.upper(), path):
+                    operation["security"] = [{"key": []}]
+                    operation["responses"] |= _errors((401,), path)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -116,23 +122,13 @@ def document(engine: "Engine", limits: Limits, *, with_keys: bool) -> dict[str, 
         "paths": paths,
         "components": {
             "schemas": {"Error": _error_schema(), "OpenAIError": _openai_error_schema()},
-            **({"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}} if with_keys else {}),
+            **({"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}} if needs_key else {}),
         },
     }
 
 
 def _vector_models(engine: "Engine") -> list[str]:
     return [name for name, model in engine.models.items() if model.manifest.task == FEATURE_EXTRACTION.name]
-
-
-def _lock(paths: Mapping[str, Mapping[str, Operation]]) -> None:
-    for path, operations in paths.items():
-        for operation in operations.values():
-            # Must agree with `app._is_open`, which decides at run time.
-            is_open = path.startswith(("/health", "/v2/health", "/openapi")) or operation["tags"] == ["pages"]
-            if not is_open:
-                operation["security"] = [{"key": []}]
-                operation["responses"] |= _errors((401,), path)
 
 
 # ---------------------------------------------------------------- what is asked of a model

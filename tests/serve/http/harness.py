@@ -150,14 +150,14 @@ class Running:
 
     limits = Limits()
 
-    def __init__(self, app, limits, load=None):
+    def __init__(self, app, limits, load=None, tls=None):
         self.app, self.limits = app, limits
         self.listener = bind("127.0.0.1", 0)
         self.port = self.listener.getsockname()[1]
         self.engine = NoEngine()
         self.ready = threading.Event()
         self.server = Server(
-            self.listener, load or (lambda: (self.engine, app)), limits=limits, on_ready=self.ready.set
+            self.listener, load or (lambda: (self.engine, app)), limits=limits, on_ready=self.ready.set, tls=tls
         )
         self.thread = threading.Thread(target=self.server.run_to_the_end)
         self.thread.start()
@@ -187,9 +187,9 @@ class Running:
 
 
 @contextmanager
-def serving(app=None, limits=QUICK, load=None):
+def serving(app=None, limits=QUICK, load=None, tls=None):
     """Run a server while the block runs; its end is part of the test."""
-    running = Running(app or Echo(), limits, load)
+    running = Running(app or Echo(), limits, load, tls)
     try:
         assert load is not None or running.ready.wait(5)
         yield running

@@ -104,6 +104,10 @@ def test_keys_are_in_the_document_where_they_are_needed(engine):
     locked = {path for path, item in document["paths"].items() for method in item.values() if "security" in method}
     assert {"/predict", "/info", "/metrics", "/models/tiny"} <= locked
     assert not {"/health", "/docs", "/openapi.json"} & locked
+    client = TestClient(create_app(engine, api_keys=["k"]))
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            assert (client.request(method, path).status_code == 401) == ("security" in operation), (method, path)
 
 
 NAMES = ("ner", "qa", "mask", "vector", "tokens", "multi", "regression")
