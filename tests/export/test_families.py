@@ -69,6 +69,8 @@ def test_the_fusion_report_counts_what_became_one_operator(case):
         "gelus": gelus,
         "nodes": len(graph.graph.node),
         "shape_nodes": shape_nodes,
+        "opset": 20,
+        "onnxruntime_operators": sorted({node.op_type for node in graph.graph.node if node.domain == "com.microsoft"}),
     }
 
 
