@@ -28,7 +28,7 @@ def test_language_models_with_other_words_are_timed_and_not_scored(tmp_path):
         configurations=run.bench.configurations,
         has_own_models=False,
     )
-    models = {key.partition("/")[0]: SimpleNamespace(facts=facts) for key in KEYS}
+    models = {key.partition("/")[0]: SimpleNamespace(facts=facts, flops_per_token=lambda *_: None) for key in KEYS}
     bench = replace(run.bench, models=models, datasets=(dataset,))
     answers = {
         "nll": np.ones(2),
