@@ -141,10 +141,11 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         content["add_prefix_space"] = pipeline["add_prefix_space"]
     declared = _class_name(read_tokenizer_folder(source)) if source is not None else content["tokenizer_class"]
     # transformers chooses a class by this name, so each is written and tried; the generic one reads the file as it is.
+    # TokenizersBackend is transformers 5's own name for that one, which 4 does not know.
     for name in (declared, "PreTrainedTokenizerFast"):
-        content["tokenizer_class"] = name
+        content["tokenizer_class"] = "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
         config_file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        if name == "PreTrainedTokenizerFast" or _transformers_agrees(folder, file):
+        if content["tokenizer_class"] == "PreTrainedTokenizerFast" or _transformers_agrees(folder, file):
             return
 
 
