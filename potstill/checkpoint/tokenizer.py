@@ -122,7 +122,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
     Args:
         tokenizer: from `load_tokenizer`, or one that was trained here.
-        folder: the target; it must hold config.json already, because transformers chooses the class by it as well.
+        folder: the target; it holds config.json already, because transformers chooses the class by it as well.
     """
     source = Path(tokenizer.name_or_path) if tokenizer.name_or_path else None
     tokenizer.save_pretrained(folder)
@@ -139,13 +139,18 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     pipeline = read_json(file).get("pre_tokenizer") or {}
     if "add_prefix_space" in pipeline:
         content["add_prefix_space"] = pipeline["add_prefix_space"]
+    generic = "PreTrainedTokenizerFast"
     declared = _class_name(read_tokenizer_folder(source)) if source is not None else content["tokenizer_class"]
+    if declared in (generic, "TokenizersBackend"):  # the generic class, as transformers 5 calls it and 4 does not
+        # transformers.js gives token types to the classes that it knows by name alone, so the family's own is better.
+        beside = folder / "config.json"
+        family = read_json(beside).get("model_type") if beside.is_file() else None
+        declared = TOKENIZER_MAPPING_NAMES.get(family or "") or generic
     # transformers chooses a class by this name, so each is written and tried; the generic one reads the file as it is.
-    # TokenizersBackend is transformers 5's own name for that one, which 4 does not know.
-    for name in (declared, "PreTrainedTokenizerFast"):
-        content["tokenizer_class"] = "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
+    for name in (declared, generic):
+        content["tokenizer_class"] = name
         config_file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        if content["tokenizer_class"] == "PreTrainedTokenizerFast" or _transformers_agrees(folder, file):
+        if name == generic or _transformers_agrees(folder, file):
             return
 
 

@@ -130,15 +130,24 @@ def test_a_file_that_cuts_and_pads_is_published_without_that(tmp_path):
     assert published["padding"] is published["truncation"] is None
 
 
-def test_the_generic_tokenizer_gets_the_name_that_transformers_4_knows_too(tmp_path):
-    folder = made.write_checkpoint(tmp_path / "model", "WordPiece as BertTokenizer")
-    AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+@pytest.mark.parametrize(
+    ("saved", "named"),
+    [
+        ("WordPiece as BertTokenizer", "BertTokenizer"),
+        # Whose ids RobertaTokenizer, the family's own, would not give.
+        ("WordPiece as RobertaTokenizer", "PreTrainedTokenizerFast"),
+    ],
+)
+def test_a_generic_tokenizer_is_published_by_a_name_that_other_tools_know(saved, named, tmp_path):
+    folder = made.write_checkpoint(tmp_path / "model", saved)
     config = json.loads((folder / "tokenizer_config.json").read_text())
+    # As transformers 5 writes it.
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "TokenizersBackend"}))
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     save_tokenizer(load_tokenizer(str(folder)), tmp_path)
-    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
-    assert AutoTokenizer.from_pretrained(tmp_path)("the film").input_ids == made.reference(folder).encode("the film").ids
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == named
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded("the film").input_ids == made.reference(folder).encode("the film").ids
 
 
 def test_special_tokens_that_only_an_older_file_or_the_class_names_are_found(tmp_path):
