@@ -51,14 +51,14 @@ def ask_teachers(
     kind = kind_of(task, problem_type_of(teachers[0].model))
     answers = []
     for teacher in teachers:
-        own = kind_of(task, problem_type_of(teacher.model))
-        if own != kind:
-            raise CheckpointError(f"{teacher.name} answers {own}, and {teachers[0].name} {kind}; all must answer alike")
+        asked = kind_of(task, problem_type_of(teacher.model))
+        if asked != kind:
+            raise CheckpointError(
+                f"{teacher.name} answers {asked}, and {teachers[0].name} {kind}; all must answer alike"
+            )
         columns = [0] if kind == REGRESSION else _label_places(teacher, label_names)
-        answers.append(
-            _ask(teacher, examples, task=task, max_length=max_length, cache_dir=cache_dir, progress=progress)
-        )
-        answers[-1] = answers[-1][:, columns]
+        own = _ask(teacher, examples, task=task, max_length=max_length, cache_dir=cache_dir, progress=progress)
+        answers.append(own[:, columns])
     # Of several, the mean of probabilities and not of logits: teachers differ in how far their logits reach.
     mean = np.mean(answers, axis=0)
     if kind == TOKEN_CLASSIFICATION.name:

@@ -118,6 +118,18 @@ class Encoder:
             width=self.session.output_widths[self.session.outputs[-1]],
         )
 
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a text gets the same answer alone and in a batch.
+
+        The manifest says it of onnxruntime. Of a quantised file on another engine it must have been seen there
+        (`export --check-engine`): the last bit of a float sum, which the batch may change, decides between two steps.
+        """
+        if self.engine == "onnxruntime" or self.precision not in ("int8", "int8-static"):
+            return self.record.batch_invariant
+        seen = self.record.engines[self.engine].invariance if self.engine in self.record.engines else None
+        return seen is not None and seen.invariant
+
     def outputs(self, texts: Sequence[Text], *, batch_size: int = 32) -> list[dict[str, NDArray[np.float32]]]:
         """Return every output of the graph for each text, in the order given, padding cut off.
 
@@ -142,7 +154,7 @@ class Encoder:
         """Return the logits of every text, shape (texts, labels), in the order given.
 
         Texts of similar length share a batch, so little is padded. A file whose answers depend on the batch (the
-        manifest's `batch_invariant` is false: dynamic int8) gets one text per run, whatever `batch_size` says. Answers
+        `batch_invariant` is false: dynamic int8) gets one text per run, whatever `batch_size` says. Answers
         of other files are equal alone and in a batch up to rounding, not to the bit (int8-static: 3e-8).
 
         Raises:
@@ -255,7 +267,7 @@ class Encoder:
         """
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; it must be at least 1")
-        size = batch_size if self.record.batch_invariant else 1
+        size = batch_size if self.batch_invariant else 1
         order = sorted(range(len(rows)), key=lambda index: -len(rows[index]["input_ids"]))
         for start in range(0, len(rows), size):
             indices = order[start : start + size]

@@ -194,7 +194,7 @@ class Engine:
         for name, encoder in self.models.items():
             alone = None
             # Dynamic int8 has one scale per tensor, so a text's answer depends on its neighbours (docs/log.md).
-            if not encoder.record.batch_invariant and not self.settings.allow_drift:
+            if not encoder.batch_invariant and not self.settings.allow_drift:
                 alone = "this file's answers depend on the batch, so every text runs alone"
             plans[name] = measure(
                 encoder.run_rows,

@@ -60,7 +60,7 @@ def summarise_model(encoder: Encoder) -> dict[str, object]:
         "model_file": record.file,
         "model_sha256": file.sha256,
         "model_size_bytes": file.size_bytes,
-        "batch_invariant": record.batch_invariant,
+        "batch_invariant": encoder.batch_invariant,
         "unpadded": record.unpadded,
         "threads": encoder.session.threads,
     }

@@ -272,12 +272,6 @@ def read_answers(client, methods=("GET",)):
     return answers
 
 
-def read_on(client):
-    """Read to the end, whatever it is."""
-    while client.recv(1 << 20):
-        pass
-
-
 def is_closed(client, within=3.0):
     """Return whether the server ends the connection in time, and sends nothing more."""
     client.settimeout(within)
