@@ -1,6 +1,7 @@
 """What every test may use: no network, and one tiny teacher with its data and its bundle."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,10 @@ os.environ.update(
         "OMP_NUM_THREADS": "1",
     }
 )
+
+# A shell starts its background jobs with SIGINT ignored, and what a test starts would inherit that; a handler it does
+# not. (A `preexec_fn` would do it by running Python between fork and exec, which can hang in a process with threads.)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

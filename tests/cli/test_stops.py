@@ -34,8 +34,6 @@ def start(folder, words, **more):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        # A shell starts its background jobs deaf to Ctrl-C, and children inherit it: `pytest ... &` in a script.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         **more,
     )
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from functools import partial
 
 import pytest
 
@@ -51,8 +50,6 @@ class Run:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # Where this suite runs in a shell's background, SIGINT is ignored, and would be in the process too.
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         self.said = []
         self._reader = threading.Thread(target=self._read, daemon=True)

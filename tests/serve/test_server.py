@@ -3,7 +3,6 @@
 import inspect
 import json
 import re
-import resource
 import signal
 import socket
 import subprocess
@@ -276,10 +275,8 @@ def test_a_second_signal_ends_at_once():
 
 
 def test_few_file_descriptors_are_a_lower_cap_and_not_an_error():
-    def few():
-        resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
-
-    with running(0.1, program=BARE, preexec_fn=few) as server, ExitStack() as stack:
+    few = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))\n" + BARE
+    with running(0.1, program=few) as server, ExitStack() as stack:
         clients = [stack.enter_context(server.connect()) for _ in range(400)]
         sleep(1)
         assert [answer.status for answer in read_answers(clients[0])] in ([503], [])
