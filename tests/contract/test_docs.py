@@ -1,5 +1,6 @@
 """What the documents say is true: commands exist, numbers of the package agree, every command shows an example."""
 
+import importlib
 import re
 import tomllib
 from pathlib import Path
@@ -9,7 +10,7 @@ from typer.testing import CliRunner
 
 import potstill
 from potstill.cli.app import COMMANDS, app
-from potstill.config import load_recipe, recipe_names, recipe_text
+from potstill.config import Recipe, ScratchConfig, Section, load_recipe, recipe_names, recipe_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +60,46 @@ def test_the_python_of_the_docs_runs(tiny_teacher, tiny_data, tmp_path, monkeypa
 def test_every_make_target_in_the_readme_exists():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"\bmake ([a-z]+)", (ROOT / "README.md").read_text())) <= targets
+
+
+def test_every_setting_says_what_it_means():
+    # The site's list of settings is made of these.
+    sections = [Recipe, *(field.annotation for field in Recipe.model_fields.values() if is_section(field.annotation))]
+    sections += [ScratchConfig]
+    silent = [
+        f"{section.__name__}.{key}"
+        for section in sections
+        for key, field in section.model_fields.items()
+        if not field.description and not is_section(field.annotation)
+    ]
+    assert len(sections) == 8
+    assert not silent
+
+
+def is_section(annotation):
+    return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+@pytest.mark.parametrize("package", ["potstill.distill", "potstill.export", "potstill.bench", "potstill.serve"])
+def test_every_public_name_is_on_the_page_of_python(package):
+    page = (ROOT / "docs" / "api.md").read_text()
+    public = set(importlib.import_module(package).__all__)
+    assert public - {"SENTENCE_EMBEDDING", "Row", "Text"} <= set(
+        re.findall(rf"^::: {package}\.(\w+)$", page, re.MULTILINE)
+    )
+
+
+def test_every_page_is_in_the_sites_navigation():
+    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    assert pages == set(re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")], ids=lambda page: page.name)
+def test_every_relative_link_leads_to_a_file(page):
+    # Within docs/ the build of the site checks the places in pages, too; here is what GitHub shows.
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    links = {link.partition("#")[0] for link in re.findall(r"\]\((?!https?:|mailto:|#)([^)\s]+)\)", text)}
+    assert not {link for link in links if not (page.parent / link).exists()}
 
 
 def test_the_changelog_knows_the_version():
