@@ -147,8 +147,6 @@ def commands() -> Iterator[str]:
         yield '<div class="list" markdown>\n\n| option | meaning |\n|---|---|'
         for parameter in command.get_params(context):
             if record := parameter.get_help_record(context):
-                option, meaning = (
-                    " ".join(part.split()).replace("|", "&#124;").replace("<", "&lt;") for part in record
-                )
+                option, meaning = (html.escape(" ".join(part.split())).replace("|", "&#124;") for part in record)
                 yield f"| <code>{option}</code> | {meaning} |"
         yield "\n</div>"
