@@ -1,5 +1,6 @@
 """What the documents say is true: commands exist, numbers of the package agree, every command shows an example."""
 
+import ast
 import importlib
 import re
 import tomllib
@@ -144,3 +145,23 @@ def test_every_pinned_version_satisfies_what_the_package_asks_for():
             version = by_name[requirement.name.lower().replace("_", "-")]
             assert requirement.specifier.contains(version), requirement
     assert by_name["torch"] == "2.13.0"
+
+
+def templates():
+    """Yield every string of the package, with … for what is put into it."""
+    for file in (ROOT / "potstill").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_the_errors_that_troubleshooting_quotes_are_those_that_are_printed():
+    page = " ".join((ROOT / "docs" / "troubleshooting.md").read_text().split())
+    quoted = re.findall(r"\*\*`([^`]+)`\*\*", page)
+    printed = list(templates())
+    assert len(quoted) >= 20
+    for quote in quoted:
+        pieces = [piece.strip() for piece in quote.split("…") if len(piece.strip()) > 3]
+        assert any(all(piece in text for piece in pieces) for text in printed), quote
