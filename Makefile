@@ -71,10 +71,11 @@ EXAMPLES := $(notdir $(basename $(wildcard examples/*.sh)))
 examples: export PATH := $(CURDIR)/$(BIN):$(PATH)
 examples: export HF_HUB_OFFLINE = 1
 examples: export ENCODER = out/examples/encoder
-examples: install ## run every script of examples/ on its small data, into out/examples; ENCODER=... takes a real one
+examples: install ## run every script and notebook of examples/ on its small data, into out/examples; ENCODER=... takes a real one
 	test -d $(ENCODER) || $(BIN)/python examples/make_encoder.py $(ENCODER)
 	set -e; for name in $(EXAMPLES); do echo "examples/$$name.sh"; sh examples/$$name.sh >out/examples/$$name.log 2>&1 \
 		|| { tail -20 out/examples/$$name.log; exit 1; }; done
+	$(BIN)/python examples/make_notebooks.py out/examples
 
 wheel: install ## build the wheel, look into it, and use it in an empty environment with only the cli extra
 	rm -f dist/*.whl dist/*.tar.gz

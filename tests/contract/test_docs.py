@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -173,6 +174,22 @@ def test_the_errors_that_troubleshooting_quotes_are_those_that_are_printed():
     for quote in quoted:
         pieces = [piece.strip() for piece in quote.split("…") if len(piece.strip()) > 3]
         assert any(all(piece in text for piece in pieces) for text in printed), quote
+
+
+@pytest.mark.parametrize("name", ["classify", "embeddings"])
+def test_a_notebook_has_the_cells_of_its_script_and_their_outputs(name):
+    notebook = json.loads((ROOT / "examples" / f"{name}.ipynb").read_text())
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    script = (ROOT / "examples" / f"{name}.py").read_text()
+    cells = ["".join(cell["source"]) for cell in notebook["cells"]]
+    for cell, kept in zip(notebook["cells"], cells, strict=True):
+        source = (
+            kept if cell["cell_type"] == "code" else re.sub(r"^(?=.)", "# ", kept, flags=re.M).replace("\n\n", "\n#\n")
+        )
+        assert source in script
+    assert len(cells) == script.count("# %%") >= 8
+    assert all(cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code")
+    assert "/tmp" not in json.dumps(notebook)
 
 
 def test_every_tutorial_shows_a_script_that_make_runs():
