@@ -30,6 +30,7 @@ from potstill.checkpoint import (
 from potstill.checkpoint.model import SentenceEncoder, find_sentence_transformers, write_sentence_transformers
 from potstill.checkpoint.sentence_transformers import PROMPTS_FILE
 from potstill.config import Recipe, build_recipe, with_splits
+from potstill.data.labels import are_generic, match_names
 from potstill.distill.checkpoints import check_same_run
 from potstill.distill.data import TrainingData, load_training_data, read_splits
 from potstill.distill.methods import Objective, make_labels_objective, make_objective
@@ -464,7 +465,36 @@ def _load_start(recipe: Recipe, teacher: Checkpoint | None) -> Checkpoint:
         start = load_checkpoint(recipe.student.model, task, tokenizer=tokenizer, new_head=head)
     if not recipe.teacher.is_stored and teacher is not None:
         _check_same_vocabulary(start, teacher, method=recipe.distill.method)
+    if teacher is not None and task in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION):
+        _match_labels(start, teacher, is_stored=recipe.teacher.is_stored)
     return start
+
+
+def _match_labels(student: Checkpoint, teacher: Checkpoint, *, is_stored: bool) -> None:
+    """Give outputs without names the teacher's, and refuse outputs that mean other labels than the teacher's.
+
+    The data is read by the labels of one of the two, and logits are compared by position: a student that calls its
+    outputs otherwise would be published with the answers exchanged.
+
+    Args:
+        student: with a head of its own.
+        teacher: the first one; further ones are matched by name when they are asked.
+        is_stored: whether answers are matched by name later, so that a teacher without names may pass.
+    """
+    ours, theirs = student.label_names, teacher.label_names
+    if len(ours) != len(theirs) or (is_stored and are_generic(theirs)):
+        return
+    found = match_names(theirs, ours)
+    if found is not None and list(found.values()) == list(range(len(ours))):
+        return
+    if not are_generic(ours):
+        raise CheckpointError(
+            f"the outputs of {student.name} are called {', '.join(ours[:8])}, and those of the teacher "
+            f"{', '.join(theirs[:8])}; take a student with the teacher's labels in the teacher's order, or an encoder "
+            "without a head"
+        )
+    student.model.config.id2label = dict(enumerate(theirs))
+    student.model.config.label2id = {name: number for number, name in enumerate(theirs)}
 
 
 def _make_objective(
