@@ -36,6 +36,7 @@ from potstill.distill.data import TrainingData, load_training_data, read_splits
 from potstill.distill.methods import Objective, make_labels_objective, make_objective
 from potstill.distill.student import best_layers, choose_layers, create_student, with_random_weights
 from potstill.distill.teacher import head_config, load_to_finetune, scratch_teacher, training_config
+from potstill.distill.teacher_answers import check_teacher
 from potstill.distill.torch_session import problem_type_of
 from potstill.distill.trainer import TrainingResult, TrainingRun, make_scorer, train
 from potstill.distill.trimming import plan_for_recipe
@@ -48,7 +49,6 @@ from potstill.tasks import (
     TEXT_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
     get_task,
-    lower_is_better,
 )
 
 # How many rows a choice of layers is scored on: 8 batches of 32.
@@ -381,18 +381,9 @@ def _score_teacher(
 
 
 def _check_teacher(scores: dict[str, float], training_data: TrainingData, recipe: Recipe) -> None:
-    """Refuse a teacher that has nothing to teach: not fine-tuned, or with its labels in another order."""
-    metric = training_data.metric if training_data.metric in scores else next(iter(scores), "")
-    floors = training_data.teacher_floor or training_data.floor
-    if metric not in floors or recipe.distill.allow_weak_teacher:
-        return
-    score, floor = scores[metric], floors[metric]
-    if (score >= floor) if lower_is_better(metric) else (score <= floor):
-        raise CheckpointError(
-            f"the teacher's {metric} is {score:.3f}, and an answer that ignores the text has {floor:.3f}: "
-            "it is not fine-tuned for this task, or its labels stand in another order than the data's; "
-            "set distill.allow_weak_teacher=true to go on"
-        )
+    if not recipe.distill.allow_weak_teacher:
+        floors = training_data.teacher_floor or training_data.floor
+        check_teacher("the teacher", scores, floors, metric=training_data.metric)
 
 
 def _make_student(
