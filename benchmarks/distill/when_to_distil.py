@@ -12,10 +12,11 @@ with random weights. It learns from all labels, 1,000, or 100:
     soft         all texts by the teacher's answers, without any label
 
 The teacher answers once; every run reads its answers from a column. A seed draws the labelled texts, the new weights
-and the order of the batches, so runs of one seed are pairs. Nothing is chosen on the validation texts but the
-four passes over all texts (docs/log.md): a run is scored once, at its end. The learning rate is chosen beforehand, for each start and number of texts, on 2,000 training texts
-that are held out, among three: for the control where labels are few, for soft labels and a part of the texts where all
-are learned from. With as many texts, every way takes as many steps at the same rate.
+and the order of the batches, so runs of one seed are pairs. Nothing is chosen on the validation texts but the four
+passes over all texts (docs/log.md): a run is scored once, at its end. The learning rate is chosen beforehand, for each
+start and number of texts, on 2,000 training texts that are held out, among three: for the control where labels are
+few, for soft labels and a part of the texts where all are learned from. With as many texts, every way takes as many
+steps at the same rate.
 
 Every finished run is a line of the journal, and a second call goes on behind it. Intervals are Student's t over the
 seeds, 95 %: of a score, and of the paired difference to the control. They say nothing of which texts were validated on.
