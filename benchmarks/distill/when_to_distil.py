@@ -77,7 +77,9 @@ def cells():
         # All texts have a label, or none has: further ones there are not.
         if not (labels == "all" and way == "unlabelled") and not (labels != "all" and way == "soft")
     ]
-    return first + sorted((cell for cell in every if cell not in first), key=lambda cell: texts_of(cell) == "all")
+    # Of the long ones first one seed of each cell, then the next.
+    rest = [cell for cell in every if cell not in first]
+    return first + sorted(rest, key=lambda cell: cell[3] if texts_of(cell) == "all" else 0)
 
 
 def texts_of(cell):
