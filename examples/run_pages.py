@@ -123,7 +123,9 @@ def write_splits(folder: Path, rows: list[dict[str, object]]) -> None:
 def commands_of(page: str) -> Iterator[tuple[str, str]]:
     """Yield ("sh" or "python" or a file's name, content) for what a page shows, in its order."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    for language, block, inline in re.findall(r"^```(\w*)\n(.*?)^```|`(potstill [^`]+)`", text, re.MULTILINE | re.DOTALL):
+    for language, block, inline in re.findall(
+        r"^```(\w*)\n(.*?)^```|`(potstill [^`]+)`", text, re.MULTILINE | re.DOTALL
+    ):
         if inline:
             words = " ".join(inline.split())
             # A name alone, `potstill show`, says which command is meant.
