@@ -7,12 +7,13 @@ PAGE := .venv/page
 SUPPLY := .venv/supply
 RIVALS := .venv/rivals
 GRID := .venv/grid
+DOCS := .venv/docs
 # An environment whose Python or packages have gone is made anew.
 WORKS := $(shell $(BIN)/python -c 'import potstill, pytest; from importlib.metadata import version as v; v("torch")' \
 	>/dev/null 2>&1 && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help install check demo test slow generated wheel edge interop clients grid page sbom audit ray faults fuzz serving ci clean
+.PHONY: help install check demo test slow generated docs wheel edge interop clients grid page sbom audit ray faults fuzz serving ci clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -40,9 +41,10 @@ check: install ## lint, format, types, import contracts, spelling
 demo: install ## the whole chain on the text that ships with Python, into out/quickstart
 	$(BIN)/potstill run quickstart --out out/quickstart --overwrite
 
-# By default the files with the fewest tests come last, among them the one that takes longest.
+# By default the files with the fewest tests come last, among them the one that takes longest. After the crash of a
+# process xdist would wait forever for the tests that it had (3.8.0), so it ends there and names the test.
 test: install ## the tests, in two processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 slow: install ## the tests of minutes: every family and task; real models and data, if POTSTILL_TEACHER and POTSTILL_DATA name them
 	$(BIN)/python -m pytest -m slow
@@ -51,6 +53,18 @@ generated: install ## write anew what is made and kept: the schema of report.jso
 	$(BIN)/python -c "from potstill.bench.report import to_schema; print(to_schema(), end='')" > report.schema.json.new
 	mv report.schema.json.new potstill/bench/report/report.schema.json
 	$(BIN)/python benchmarks/bench/make_products.py
+
+# mkdocs-material says at every build that it looks for a successor.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(DOCS)/.installed ## build the site into out/site; a dead link, a missing page or a broken docstring ends it
+	$(DOCS)/bin/mkdocs build --strict --quiet
+	@echo 'out/site/index.html; to read while you write: $(DOCS)/bin/mkdocs serve'
+
+# With the package itself, as it is here: options, settings and docstrings are read from it.
+$(DOCS)/.installed: docs/requirements.txt constraints.txt
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[cli]' -r $<
+	touch $@
 
 wheel: install ## build the wheel, look into it, and use it in an empty environment with only the cli extra
 	rm -f dist/*.whl dist/*.tar.gz
@@ -170,6 +184,7 @@ $(GRID)/%/.installed: benchmarks/export/requirements-%.txt | $(STAMP)
 ci: install ## what CI runs
 	$(MAKE) -j2 --output-sync check wheel page
 	$(MAKE) edge
+	$(MAKE) docs
 	$(MAKE) test
 
 clean: ## remove the environment, the demo's output, builds and caches

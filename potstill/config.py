@@ -211,13 +211,21 @@ class ScratchConfig(Section):
     """A teacher that is trained on the spot, with a WordPiece tokenizer of its own."""
 
     num_layers: PositiveInt = 4
+    """Layers of the encoder."""
     hidden_size: PositiveInt = 128
+    """Its width; a multiple of num_heads."""
     num_heads: PositiveInt = 2
+    """Attention heads of each layer."""
     intermediate_size: PositiveInt = 512
+    """Width of the feed-forward layers."""
     vocab_size: int = Field(default=8000, ge=200)
+    """Pieces of the tokenizer, which is trained on the texts."""
     learning_rate: PositiveFloat = 5e-4
+    """The highest learning rate of its training."""
     batch_size: PositiveInt = 32
+    """Texts of a batch in its training."""
     epochs: PositiveFloat = 4
+    """Passes over the data in its training."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -360,15 +368,20 @@ class DataConfig(Section):
     unlabelled: str | None = None
     """A further data set, from whose texts the student learns what its teacher answers."""
     train_split: str = "train"
+    """The split that is learned from."""
     eval_split: str = "validation"
+    """The split that is scored on, and that picks the best checkpoint."""
     max_train_examples: PositiveInt | None = None
+    """Learn from so many rows at most; None takes all."""
     max_eval_examples: PositiveInt | None = None
+    """Score on so many rows at most; None takes all."""
 
 
 class DistillConfig(Section):
     """How the student learns; what only some methods have is None with the others."""
 
     method: Literal["task", "distilbert", "minilmv2", "tinybert", "mobilebert", "embedding"] = "task"
+    """What the student learns from its teacher: see docs/distill.md."""
     preset: Literal["released", "paper"] | None = None
     """For `distilbert`: the settings of the released weights, or those of the paper's text."""
     temperature: PositiveFloat | None = None
@@ -404,6 +417,7 @@ class DistillConfig(Section):
     teacher_layer: int | None = Field(default=None, ge=0)
     """For `minilmv2`: the teacher layer, from 0; None takes the last, of 24 and more the 21st."""
     relation_heads: PositiveInt | None = None
+    """For `minilmv2`: into how many heads the relations of teacher and student are cut, so that widths may differ."""
     relation_weights: list[Weight] | None = Field(default=None, min_length=3, max_length=3)
     """Weights of the relations between queries, between keys, and between values."""
     layer_map: list[int] | None = None
@@ -422,19 +436,29 @@ class DistillConfig(Section):
     """For `embedding`: how the student makes one vector of a text's tokens; None does as the teacher, whose folder
     says it if it is one of sentence-transformers and which else takes the mean."""
     learning_rate: PositiveFloat = 5e-5
+    """The highest learning rate; it rises during the warm-up and falls to 0 in a straight line."""
     batch_size: PositiveInt = 32
+    """Rows that a process takes at once."""
     gradient_accumulation: PositiveInt = 1
+    """Batches before an optimiser step."""
     epochs: PositiveFloat = 3
+    """Passes over the data; a fraction stops within one."""
     max_steps: PositiveInt | None = None
     """Stop after this many optimiser steps, whatever epochs says."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """The optimiser's weight decay."""
     warmup_ratio: float = Field(default=0.06, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises."""
     warmup_steps: int | None = Field(default=None, ge=0)
     """Steps of warm-up instead of warmup_ratio; never more than a tenth of all."""
     max_grad_norm: PositiveFloat = 1.0
+    """Longer gradients are cut to this length."""
     optimizer: Literal["adamw", "adafactor", "sgd"] = "adamw"
+    """The optimiser."""
     adam_beta2: float = Field(default=0.999, gt=0, lt=1)
+    """Adam's decay of squared gradients."""
     adam_epsilon: PositiveFloat = 1e-8
+    """Adam's epsilon."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the forward passes; auto takes bfloat16 where the CPU or GPU computes in it."""
     compile: bool = False
@@ -448,6 +472,7 @@ class DistillConfig(Section):
     keep_best_k: PositiveInt = 1
     """How many of the best checkpoints stay beside the newest; the best one becomes the student."""
     trackers: list[Literal["tensorboard", "wandb"]] = []
+    """Where the training's curves are also sent to (`potstill[trackers]`)."""
     controls: bool = False
     """Also train the same student without its teacher, and report it beside the untrained one."""
     allow_weak_teacher: bool = False
@@ -487,6 +512,7 @@ class ExportConfig(Section):
     """Which files a bundle holds, and what they must pass."""
 
     precisions: list[Precision] = Field(default=["fp32", "int8"], min_length=1)
+    """The files to write: see docs/export.md."""
     attention: Literal["fused", "onnx"] = "fused"
     """The operator of every layer: onnxruntime's own, or the standard's of opset 23, which other runtimes know too."""
     opset: int | None = Field(default=None, ge=18, le=23)
@@ -557,7 +583,9 @@ class BenchConfig(Section):
     """What is measured, and for how long."""
 
     batch_sizes: list[PositiveInt] = Field(default=[1, 8], min_length=1)
+    """Texts at once, in the grid of latencies."""
     num_tokens: list[PositiveInt] = Field(default=[16, 128], min_length=1)
+    """Lengths of the texts in tokens, in the grid of latencies."""
     threads: PositiveInt | None = None
     """Intra-op threads of every model; None takes the cores that this process may use."""
     precisions: list[Literal["fp32", "fp16", "bf16", "int8", "int8-static"]] | None = Field(default=None, min_length=1)
@@ -589,9 +617,11 @@ class BenchConfig(Section):
     realistic: bool = True
     """Whether the data's own texts are a load too, with and without tokenisation."""
     realistic_texts: int = Field(default=128, ge=1)
+    """How many of the data's texts that load has."""
     throughput_batch_sizes: list[PositiveInt] = [1, 16]
-    """Empty measures no throughput."""
+    """Texts at once, to measure the throughput; empty measures none."""
     throughput_tokens: PositiveInt = 64
+    """Length of the texts, in tokens, whose throughput is measured."""
     callers: list[PositiveInt] = Field(default=[1, 4], min_length=1)
     """Threads of one process that ask at once."""
     thread_scaling: bool = True
@@ -610,6 +640,7 @@ class Recipe(Section):
     """A whole run."""
 
     task: TaskName = "text-classification"
+    """What the models answer, as the hub names it; left out, it is the teacher's."""
     metric: str | None = None
     """The score that picks the best checkpoint and is reported first; None takes the task's own."""
     teacher: TeacherConfig
@@ -620,6 +651,7 @@ class Recipe(Section):
     max_length: int = Field(default=128, ge=8)
     """Longest text in tokens; more is cut."""
     seed: int = Field(default=DEFAULT_SEED, ge=0)
+    """Of the weights that are drawn, the order of the batches and the masks."""
     distill: DistillConfig = DistillConfig()
     export: ExportConfig = ExportConfig()
     bench: BenchConfig = BenchConfig()

@@ -184,7 +184,9 @@ def finetune(
     method do not.
 
     Raises:
-        As `distill`.
+        RecipeError: if the settings do not fit together.
+        CheckpointError, DataError: before training, if model and data do not fit.
+        TrainingError: if the loss is no longer a number; nothing is published.
     """
     check_free(out_dir, overwrite=overwrite)
     if get_task(recipe.task) is FEATURE_EXTRACTION:

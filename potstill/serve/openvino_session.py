@@ -26,6 +26,11 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # 
 openvino = require("openvino", extra="openvino")
 opset = require("openvino.opset13", extra="openvino")
 
+# One for the life of the process. Its CPU plugin gives the thread that first compiles a model a stack for signals, and
+# unmaps it when the last Core and model are gone, without telling that thread if it happens in another one: the next
+# signal with a handler, such as SIGTERM or SIGCHLD, then ended the process with a segmentation fault.
+_CORE = openvino.Core()
+
 # The list of tokens in a file without padding, (1, tokens), as potstill.export.unpad names it. Its length is
 # rounded up to a multiple of the step, which doubles beyond each of these lengths: 8 up to 128, 16 up to 256, ...
 _TOKENS = "unpad/index"
@@ -76,7 +81,7 @@ class OpenVinoSession:
         self._rows_of_tables = _sizes_of_tables(read)
         try:
             self._is_rounded = _round_up_the_list_of_tokens(read)
-            self._compiled = openvino.Core().compile_model(read, "CPU", settings)
+            self._compiled = _CORE.compile_model(read, "CPU", settings)
         except RuntimeError as error:
             raise _cannot_be_loaded(self.model_file, error) from error
         for name in ("NUM_STREAMS", "INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT"):
@@ -142,17 +147,16 @@ def _read(model: Path | ModelContent, file: Path) -> Any:
     Raises:
         BundleError: if it cannot be read.
     """
-    core = openvino.Core()
     try:
         if isinstance(model, ModelContent) and model.weights:
             # It opens files of weights by itself, so it gets copies of the checked bytes in a folder of this user.
             with TemporaryDirectory() as folder:
                 for name, content in {file.name: model.model, **model.weights}.items():
                     (Path(folder) / name).write_bytes(content)
-                return core.read_model(Path(folder) / file.name)
+                return _CORE.read_model(Path(folder) / file.name)
         if isinstance(model, Path) and not model.is_file():
             raise BundleError(f"{model} does not exist; export the checkpoint again")
-        return core.read_model(model if isinstance(model, Path) else model.model)
+        return _CORE.read_model(model if isinstance(model, Path) else model.model)
     except RuntimeError as error:
         raise _cannot_be_loaded(file, error) from error
 

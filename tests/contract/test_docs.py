@@ -1,5 +1,7 @@
 """What the documents say is true: commands exist, numbers of the package agree, every command shows an example."""
 
+import ast
+import importlib
 import re
 import tomllib
 from pathlib import Path
@@ -9,7 +11,7 @@ from typer.testing import CliRunner
 
 import potstill
 from potstill.cli.app import COMMANDS, app
-from potstill.config import load_recipe, recipe_names, recipe_text
+from potstill.config import Recipe, ScratchConfig, Section, load_recipe, recipe_names, recipe_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,6 +63,46 @@ def test_every_make_target_in_the_readme_exists():
     assert set(re.findall(r"\bmake ([a-z]+)", (ROOT / "README.md").read_text())) <= targets
 
 
+def test_every_setting_says_what_it_means():
+    # The site's list of settings is made of these.
+    sections = [Recipe, *(field.annotation for field in Recipe.model_fields.values() if is_section(field.annotation))]
+    sections += [ScratchConfig]
+    silent = [
+        f"{section.__name__}.{key}"
+        for section in sections
+        for key, field in section.model_fields.items()
+        if not field.description and not is_section(field.annotation)
+    ]
+    assert len(sections) == 8
+    assert not silent
+
+
+def is_section(annotation):
+    return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+@pytest.mark.parametrize("package", ["potstill.distill", "potstill.export", "potstill.bench", "potstill.serve"])
+def test_every_public_name_is_on_the_page_of_python(package):
+    page = (ROOT / "docs" / "api.md").read_text()
+    public = set(importlib.import_module(package).__all__)
+    assert public - {"SENTENCE_EMBEDDING", "Row", "Text"} <= set(
+        re.findall(rf"^::: {package}\.(\w+)$", page, re.MULTILINE)
+    )
+
+
+def test_every_page_is_in_the_sites_navigation():
+    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    assert pages == set(re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")], ids=lambda page: page.name)
+def test_every_relative_link_leads_to_a_file(page):
+    # Within docs/ the build of the site checks the places in pages, too; here is what GitHub shows.
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    links = {link.partition("#")[0] for link in re.findall(r"\]\((?!https?:|mailto:|#)([^)\s]+)\)", text)}
+    assert not {link for link in links if not (page.parent / link).exists()}
+
+
 def test_the_changelog_knows_the_version():
     assert re.search(rf"^## {re.escape(potstill.__version__)}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
 
@@ -103,3 +145,23 @@ def test_every_pinned_version_satisfies_what_the_package_asks_for():
             version = by_name[requirement.name.lower().replace("_", "-")]
             assert requirement.specifier.contains(version), requirement
     assert by_name["torch"] == "2.13.0"
+
+
+def templates():
+    """Yield every string of the package, with … for what is put into it."""
+    for file in (ROOT / "potstill").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_the_errors_that_troubleshooting_quotes_are_those_that_are_printed():
+    page = " ".join((ROOT / "docs" / "troubleshooting.md").read_text().split())
+    quoted = re.findall(r"\*\*`([^`]+)`\*\*", page)
+    printed = list(templates())
+    assert len(quoted) >= 20
+    for quote in quoted:
+        pieces = [piece.strip() for piece in quote.split("…") if len(piece.strip()) > 3]
+        assert any(all(piece in text for piece in pieces) for text in printed), quote

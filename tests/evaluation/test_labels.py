@@ -149,7 +149,7 @@ def test_one_blind_label_of_nine_is_refused_though_the_score_hardly_moves(labell
     assert judge(before, after, labels if labelled else None, max_label_loss=None).labels == []
 
 
-# The table of docs/export.md: of nine labels, how many of so many texts must be lost.
+# The table of docs/how-we-measure.md: of nine labels, how many of so many texts must be lost.
 REFUSED_FROM = {4: 4, 5: 5, 10: 7, 30: 10, 100: 16}
 
 

@@ -192,3 +192,21 @@ def test_both_sessions_ignore_what_the_graph_does_not_declare(bundle_dir, encode
     feeds = encoder.tokenizer.encode(["good"]) | {"another": np.zeros(1)}
     ours, theirs = openvino_encoder.session.run(feeds), OnnxSession(bundle_dir / MODEL_FILES["fp32"]).run(feeds)
     np.testing.assert_allclose(ours["logits"], theirs["logits"], atol=1e-5)
+
+
+DROPPED = """
+import signal, subprocess, sys, threading
+from potstill.serve import Encoder
+
+kept = [Encoder(sys.argv[1], engine="openvino", threads=1)]
+thread = threading.Thread(target=kept.clear)
+thread.start()
+thread.join()
+signal.signal(signal.SIGCHLD, lambda *_: None)
+subprocess.run(["true"])
+"""
+
+
+def test_a_signal_does_no_harm_after_another_thread_dropped_the_model(bundle_dir):
+    done = subprocess.run([sys.executable, "-c", DROPPED, bundle_dir], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,14 @@
+#!/bin/sh
+# A number for each text: how urgent is a ticket, from 0 to 1? Numbers with a fraction are amounts, not labels.
+set -eu
+ENCODER=${ENCODER:-sentence-transformers/all-MiniLM-L6-v2}
+OUT=${OUT:-out/examples}/score
+DATA=examples/data/tickets.csv
+TRAIN="--epochs 8 --set distill.batch_size=16 --set distill.learning_rate=3e-4 --set metric=mse"
+rm -rf "$OUT"
+
+potstill finetune "$ENCODER" --data $DATA --out "$OUT/teacher" $TRAIN
+potstill distill "$OUT/teacher" --data $DATA --out "$OUT/student" $TRAIN
+potstill export "$OUT/student" --data $DATA --out "$OUT/student-onnx"
+potstill predict "$OUT/student-onnx" $DATA --precision int8 --out "$OUT/answers.csv"
+head -3 "$OUT/answers.csv"
