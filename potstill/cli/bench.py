@@ -116,9 +116,9 @@ def bench(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how much smaller, faster and as good models are, and decide the claims.
+    """Measure what was gained and lost, and decide the claims.
 
-    The first model is the baseline: the teacher.
+    Says how much smaller, faster and as good the models are. The first model is the baseline: the teacher.
 
     Example: potstill bench teacher-onnx/ student-onnx/ --data nyu-mll/glue:sst2 --out report/
     """

@@ -83,7 +83,9 @@ def distill(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a small student of a teacher: from labelled texts, running text, or sentence embeddings.
+    """Make a small student of a teacher.
+
+    It learns from labelled texts, running text, or sentence embeddings.
 
     Example: potstill distill textattack/bert-base-uncased-SST-2 --data nyu-mll/glue:sst2 --layers 6 --out student/
     """

@@ -14,7 +14,9 @@ _SHOWN = ("serve", "bench", "distill", "export", "openvino")
 
 
 def doctor(as_json: JsonOption = False) -> None:
-    """Tell what this machine offers: cores, memory, CPU features, GPU, and which extras are installed.
+    """Tell what this machine offers, and what is missing.
+
+    Cores, memory, CPU features, GPU, and which extras are installed.
 
     Example: potstill doctor
     """

@@ -131,7 +131,9 @@ def export(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Export a model to ONNX and hold every file against what it was made from before anything is published.
+    """Export a model to ONNX, checked before it is published.
+
+    Every file is held against what it was made from.
 
     Example: potstill export student/ --out student-onnx/ --precision fp32 --precision int8 --data nyu-mll/glue:sst2
     """

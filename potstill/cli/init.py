@@ -31,7 +31,9 @@ def init(
     settings: SetOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Write the student that distillation would start from, cut from the teacher and not trained.
+    """Write the untrained student that distilling starts from.
+
+    It is cut from the teacher.
 
     Example: potstill init textattack/bert-base-uncased-SST-2 --layers 0,2,4,7,9,11 --out untrained/
     """

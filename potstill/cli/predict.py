@@ -50,9 +50,10 @@ def predict(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer every row of a file, whatever its size; rows keep their columns and their order.
+    """Answer every row of a file, whatever its size.
 
-    Killed at any moment, a run goes on with --resume. The output appears when it is whole.
+    Rows keep their columns and their order. Killed at any moment, a run goes on with --resume. The output
+    appears when it is whole.
 
     Example: potstill predict student-onnx/ reviews.jsonl --out answers.jsonl --precision int8
     """

@@ -46,7 +46,9 @@ def run(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Distil a student, export teacher and student, bench both and decide the claims.
+    """Take a recipe from the teacher to the report.
+
+    Distils a student, exports teacher and student, benches both and decides the claims.
 
     Example: potstill run sst2 --out out/sst2 --set student.layers=3 --set data.name=my-data/
     """

@@ -25,7 +25,8 @@ def library(tmp_path, monkeypatch):
 
 
 def function(name, word="nothing"):
-    return f'def {name}(argument):\n    """Return the argument, as all of these functions do, and {word}."""\n    return 1\n'
+    said = f"Return the argument, as all of these functions do, and {word}."
+    return f'def {name}(argument):\n    """{said}"""\n    return 1\n'
 
 
 def one_line(name, word="nothing"):
@@ -101,7 +102,9 @@ def test_a_small_library_by_hand(library, monkeypatch):
         + function("second", "five new words of its own").replace("\n", "\n        ")
         + f"\n\nclass Other:\n    {inside}\n\n\ndef short():\n    pass\n"
     )
-    nested = function("outer").replace("    return 1\n", f"    {function('inner').replace(chr(10), chr(10) + '    ')}\n")
+    nested = function("outer").replace(
+        "    return 1\n", f"    {function('inner').replace(chr(10), chr(10) + '    ')}\n"
+    )
     (library / "glob.py").write_text(f"@decorated\nasync {nested}")
     (library / "_pydatetime.py").write_text(function("late", "what no training text has in it") + function("first"))
     (library / "queue.py").write_text("this is not Python\n")
@@ -133,7 +136,7 @@ def test_a_text_with_most_of_its_runs_of_five_words_in_train_is_not_scored(libra
 
 
 def test_only_whole_lines_are_kept_up_to_300_characters(library):
-    body = "".join(f"    number_{number} = {number:040}\n" for number in range(20))
+    body = "".join(f"    number_{number} = '{number:038}'\n" for number in range(20))
     (library / "glob.py").write_text(f"def long(argument):\n{body}")
     ((text, _),) = read_python_functions("train") + read_python_functions("validation")
     assert text == " ".join(f"def long(argument):\n{''.join(body.splitlines(True)[:5])}".split())
@@ -156,12 +159,13 @@ def test_the_order_is_that_of_names_and_not_of_the_disk(library, monkeypatch):
     monkeypatch.setattr(python_functions, "is_held_out", lambda owner: False)
     for name in ("email/zoo.py", "email/__init__.py", "email/a.py", "glob.py"):
         (library / name).parent.mkdir(exist_ok=True)
-        (library / name).write_text(function(f"in_{name[-6]}"))
+        (library / name).write_text(function(f"in_{Path(name).stem}"))
     rglob = Path.rglob
     for turn in (1, -1):
         monkeypatch.setattr(Path, "rglob", lambda self, pattern, turn=turn: list(rglob(self, pattern))[::turn])
         python_functions.functions.cache_clear()
-        assert [text[7] for text, _ in read_python_functions("train")] == ["_", "/", "z", "g"]
+        found = [text.split("(")[0] for text, _ in read_python_functions("train")]
+        assert found == ["def in___init__", "def in_a", "def in_zoo", "def in_glob"]
 
 
 def test_a_python_without_source_files_says_so(library):
