@@ -25,6 +25,7 @@ SETTINGS = (
     "distill.epochs=30",
     "bench.batch_sizes=[1]",
     "bench.num_tokens=[16]",
+    "bench.budget_s=null",
     "bench.rounds=5",
     "bench.launches=2",
     "bench.extra_launches=0",
