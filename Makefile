@@ -13,7 +13,7 @@ WORKS := $(shell $(BIN)/python -c 'import potstill, pytest; from importlib.metad
 	>/dev/null 2>&1 && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help install check demo test slow generated docs wheel edge interop clients grid page sbom audit ray faults fuzz serving ci clean
+.PHONY: help install check demo test slow generated docs examples wheel edge interop clients grid page sbom audit ray faults fuzz serving ci clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -65,6 +65,17 @@ $(DOCS)/.installed: docs/requirements.txt constraints.txt
 	$(PYTHON) -m venv --clear $(DOCS)
 	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[cli]' -r $<
 	touch $@
+
+# Each is a script that a page of the site shows. A tiny encoder takes the place of one from the hub: no download.
+EXAMPLES := $(notdir $(basename $(wildcard examples/*.sh)))
+examples: export PATH := $(CURDIR)/$(BIN):$(PATH)
+examples: export HF_HUB_OFFLINE = 1
+examples: export ENCODER = out/examples/encoder
+examples: install ## run every script and notebook of examples/ on its small data, into out/examples; ENCODER=... takes a real one
+	test -d $(ENCODER) || $(BIN)/python examples/make_encoder.py $(ENCODER)
+	set -e; for name in $(EXAMPLES); do echo "examples/$$name.sh"; sh examples/$$name.sh >out/examples/$$name.log 2>&1 \
+		|| { tail -20 out/examples/$$name.log; exit 1; }; done
+	$(BIN)/python examples/make_notebooks.py out/examples
 
 wheel: install ## build the wheel, look into it, and use it in an empty environment with only the cli extra
 	rm -f dist/*.whl dist/*.tar.gz

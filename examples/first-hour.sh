@@ -4,16 +4,16 @@ set -eu
 ENCODER=${ENCODER:-sentence-transformers/all-MiniLM-L6-v2}
 OUT=${OUT:-out/examples}/first-hour
 DATA=examples/data/reviews.csv
-# A few hundred rows are not many: smaller batches, a higher rate and more passes than the defaults.
-TRAIN="--epochs 6 --set distill.batch_size=16 --set distill.learning_rate=3e-4"
 rm -rf "$OUT"
 
 # --8<-- [start:finetune]
-potstill finetune "$ENCODER" --data $DATA --out "$OUT/teacher" $TRAIN
+potstill finetune "$ENCODER" --data $DATA --out "$OUT/teacher" \
+    --epochs 6 --set distill.batch_size=16 --set distill.learning_rate=3e-4
 # --8<-- [end:finetune]
 
 # --8<-- [start:distill]
-potstill distill "$OUT/teacher" --data $DATA --out "$OUT/student" $TRAIN
+potstill distill "$OUT/teacher" --data $DATA --out "$OUT/student" \
+    --epochs 6 --set distill.batch_size=16 --set distill.learning_rate=3e-4
 # --8<-- [end:distill]
 
 # --8<-- [start:export]
@@ -22,7 +22,8 @@ potstill export "$OUT/student" --data $DATA --out "$OUT/student-onnx" --max-loss
 # --8<-- [end:export]
 
 # --8<-- [start:bench]
-potstill bench teacher="$OUT/teacher-onnx" student="$OUT/student-onnx" --data $DATA --quick --budget 2m --out "$OUT/report"
+potstill bench teacher="$OUT/teacher-onnx" student="$OUT/student-onnx" --data $DATA \
+    --quick --budget 2m --out "$OUT/report"
 # --8<-- [end:bench]
 
 # --8<-- [start:predict]
@@ -35,5 +36,6 @@ potstill serve "$OUT/student-onnx" --precision int8 --port 8000 &
 SERVER=$!
 trap 'kill $SERVER' EXIT
 until curl --silent --fail --output /dev/null localhost:8000/health/ready; do sleep 1; done
-curl --silent --fail localhost:8000/predict -H 'Content-Type: application/json' -d '{"inputs": "The best one I ever had."}'
+curl --silent --fail localhost:8000/predict -H 'Content-Type: application/json' \
+    -d '{"inputs": "The best one I ever had."}'
 # --8<-- [end:serve]

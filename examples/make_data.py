@@ -130,8 +130,8 @@ def main() -> None:
     every_review = reviews(draw, 600)
     write_csv("reviews.csv", every_review)
     # The same texts as somebody has them who has labelled some: a few labels, the rest as plain texts.
-    write_csv("few.csv", every_review[:150])
-    (FOLDER / "texts.txt").write_text("".join(f"{row['review']}\n" for row in every_review[150:]), encoding="utf-8")
+    write_csv("few.csv", every_review[:300])
+    (FOLDER / "texts.txt").write_text("".join(f"{row['review']}\n" for row in every_review[300:]), encoding="utf-8")
     write_csv("pairs.csv", pairs(draw, 450))
     write_csv("tickets.csv", tickets(draw, 450))
     write_jsonl("tags.jsonl", tags(draw, 400))

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast, DataCollatorForLanguageModeling
+from transformers.utils import logging
 
 DATA = Path(__file__).parent / "data"
 
@@ -34,6 +35,7 @@ def texts() -> list[str]:
 def main(folder: str) -> None:
     """Train tokenizer and model, and save both as a checkpoint with a masked-language head."""
     torch.manual_seed(1)
+    logging.disable_progress_bar()
     corpus = texts()
     pieces = BertWordPieceTokenizer(lowercase=True)
     pieces.train_from_iterator(corpus, vocab_size=1200, show_progress=False)
@@ -51,7 +53,7 @@ def main(folder: str) -> None:
     model = BertForMaskedLM(config).train()
     collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.3, seed=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for _ in range(400):
+    for _ in range(600):
         chosen = torch.randint(len(corpus), (32,)).tolist()
         batch = collate([tokenizer(corpus[number], truncation=True) for number in chosen])
         loss = model(**batch).loss

@@ -156,8 +156,12 @@ def _checked(
             f"row {row}: column {column!r} holds {given[place]:g} for {names[place]}, and a probability is 0 to 1{hint}"
         )
     total = given.sum()
-    if adds_up and abs(total - 1) > _TOLERANCE:
-        raise DataError(f"row {row}: the probabilities in column {column!r} add up to {total:.4g}, not to 1")
+    # 0.98 itself is 0.02 and a rounding error away from 1.
+    if adds_up and abs(total - 1) > _TOLERANCE + 1e-9:
+        raise DataError(
+            f"row {row}: the probabilities in column {column!r} add up to {total:.4g}, not to 1; write more digits, or "
+            "divide them by their sum"
+        )
     return given / total if adds_up else np.minimum(given, 1)
 
 

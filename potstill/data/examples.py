@@ -448,7 +448,9 @@ def _with_extra(
         cells, their_cells = (
             [(number, row.get(extra.answers)) for number, row in part] for part in (rows, rows_found[1])
         )
-        _check_answers(rows, extra.answers, train.name)
+        # Labels may be in the one data set and answers in the other.
+        part, origin = (rows[own:], f"{extra.unlabelled} (train)") if own < len(rows) else (rows, train.name)
+        _check_answers(part, extra.answers, origin)
         if has_names and not names:
             names = names_in_answers(cells)
         reading: dict[str, Any] = {"column": extra.answers, "names": names, "kind": kind}
@@ -460,6 +462,16 @@ def _with_extra(
         answers = [*answers, *more] if isinstance(answers, list) else np.concatenate([answers, more])
         if not all(is_missing(value) for _, value in their_cells):
             their_answers = read_answers(their_cells, texts=evaluation.texts, **reading)
+        # Nothing can be learned from a text of which nothing is known.
+        labelled = len(train) if train.labels is not None else 0
+        kept = [place for place, one in enumerate(answers) if place < labelled or not np.isnan(one).all()]
+        if len(kept) < len(texts):
+            count = f"{len(texts) - len(kept):,} of {len(texts):,}"
+            notes.append(
+                f"{count} texts have neither a label nor an answer in column {extra.answers!r} and are left out"
+            )
+            texts = [texts[place] for place in kept]
+            answers = [answers[place] for place in kept] if isinstance(answers, list) else answers[kept]
     count_unlabelled = len(texts) - (len(train) if train.labels is not None else 0)
     none = _no_labels(texts[len(texts) - count_unlabelled :], kind=kind, width=len(names))
     labels = _joined(train.labels, none)
@@ -477,7 +489,10 @@ def _with_extra(
 
 
 def _check_answers(rows: Sequence[NumberedRow], column: str, name: str) -> None:
-    if not any(column in row for _, row in rows):
+    if any(column in row for _, row in rows):
+        if all(is_missing(row.get(column)) for _, row in rows):
+            raise DataError(f"column {column!r} of {name} is empty: there is no answer to learn from")
+    else:
         raise DataError(
             f"{name} has no column {column!r}; it has {', '.join(_merged(row for _, row in rows))}; name the column of "
             "the teacher's answers with --teacher-column"

@@ -6,6 +6,7 @@ teacher's sentence vectors.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from datasets import Dataset
@@ -20,7 +21,7 @@ from potstill.distill.batches import Collator, count_shared, hash_rows, make_col
 from potstill.distill.corpus import load_corpus, token_counts
 from potstill.distill.evaluation import Evaluation
 from potstill.distill.packing import check_packable
-from potstill.distill.teacher_answers import ask_teachers, score_answers, with_labels_and_answers
+from potstill.distill.teacher_answers import ask_teachers, check_teacher, score_answers, with_labels_and_answers
 from potstill.distill.teacher_embeddings import (
     add_teacher_vectors,
     head_of_vectors,
@@ -133,20 +134,23 @@ def _load_labelled(
     if recipe.data.packing != "none":
         raise RecipeError(f"data.packing={recipe.data.packing} has no effect on labelled texts; leave it out")
     kind = kind_of(task, problem)
-    if teachers:
-        train_examples, eval_examples = (
-            ask_teachers(
-                teachers,
-                examples,
-                task=task,
-                label_names=label_names,
-                max_length=recipe.max_length,
-                cache_dir=work_dir.with_name(f"{work_dir.name}-answers"),
-                progress=progress,
-            )
-            for examples in (train_examples, eval_examples)
-        )
     metric = primary_metric(task, problem, asked=recipe.metric, num_labels=len(label_names) or None)
+    if teachers:
+        ask = partial(
+            ask_teachers,
+            task=task,
+            label_names=label_names,
+            max_length=recipe.max_length,
+            cache_dir=work_dir.with_name(f"{work_dir.name}-answers"),
+            progress=progress,
+        )
+        # Each alone: in a mean of three, one whose labels stand in another order would hardly be seen.
+        for teacher in teachers if len(teachers) > 1 and not recipe.distill.allow_weak_teacher else ():
+            judged = with_labels_and_answers(ask([teacher], eval_examples))
+            if judged is not None:
+                scores, floors = score_answers(judged, kind=kind, metric=metric), trivial_scores(judged, kind=kind)
+                check_teacher(f"teacher {teacher.name}", scores, floors, metric=metric)
+        train_examples, eval_examples = (ask(teachers, examples) for examples in (train_examples, eval_examples))
     teacher_scores, teacher_floor = None, {}
     if recipe.teacher.is_stored and is_taught:
         judged = with_labels_and_answers(eval_examples) or with_labels_and_answers(train_examples)

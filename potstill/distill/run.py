@@ -30,11 +30,13 @@ from potstill.checkpoint import (
 from potstill.checkpoint.model import SentenceEncoder, find_sentence_transformers, write_sentence_transformers
 from potstill.checkpoint.sentence_transformers import PROMPTS_FILE
 from potstill.config import Recipe, build_recipe, with_splits
+from potstill.data.labels import are_generic, match_names
 from potstill.distill.checkpoints import check_same_run
 from potstill.distill.data import TrainingData, load_training_data, read_splits
 from potstill.distill.methods import Objective, make_labels_objective, make_objective
 from potstill.distill.student import best_layers, choose_layers, create_student, with_random_weights
 from potstill.distill.teacher import head_config, load_to_finetune, scratch_teacher, training_config
+from potstill.distill.teacher_answers import check_teacher
 from potstill.distill.torch_session import problem_type_of
 from potstill.distill.trainer import TrainingResult, TrainingRun, make_scorer, train
 from potstill.distill.trimming import plan_for_recipe
@@ -47,7 +49,6 @@ from potstill.tasks import (
     TEXT_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
     get_task,
-    lower_is_better,
 )
 
 # How many rows a choice of layers is scored on: 8 batches of 32.
@@ -380,18 +381,9 @@ def _score_teacher(
 
 
 def _check_teacher(scores: dict[str, float], training_data: TrainingData, recipe: Recipe) -> None:
-    """Refuse a teacher that has nothing to teach: not fine-tuned, or with its labels in another order."""
-    metric = training_data.metric if training_data.metric in scores else next(iter(scores), "")
-    floors = training_data.teacher_floor or training_data.floor
-    if metric not in floors or recipe.distill.allow_weak_teacher:
-        return
-    score, floor = scores[metric], floors[metric]
-    if (score >= floor) if lower_is_better(metric) else (score <= floor):
-        raise CheckpointError(
-            f"the teacher's {metric} is {score:.3f}, and an answer that ignores the text has {floor:.3f}: "
-            "it is not fine-tuned for this task, or its labels stand in another order than the data's; "
-            "set distill.allow_weak_teacher=true to go on"
-        )
+    if not recipe.distill.allow_weak_teacher:
+        floors = training_data.teacher_floor or training_data.floor
+        check_teacher("the teacher", scores, floors, metric=training_data.metric)
 
 
 def _make_student(
@@ -464,7 +456,36 @@ def _load_start(recipe: Recipe, teacher: Checkpoint | None) -> Checkpoint:
         start = load_checkpoint(recipe.student.model, task, tokenizer=tokenizer, new_head=head)
     if not recipe.teacher.is_stored and teacher is not None:
         _check_same_vocabulary(start, teacher, method=recipe.distill.method)
+    if teacher is not None and task in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION):
+        _match_labels(start, teacher, is_stored=recipe.teacher.is_stored)
     return start
+
+
+def _match_labels(student: Checkpoint, teacher: Checkpoint, *, is_stored: bool) -> None:
+    """Give outputs without names the teacher's, and refuse outputs that mean other labels than the teacher's.
+
+    The data is read by the labels of one of the two, and logits are compared by position: a student that calls its
+    outputs otherwise would be published with the answers exchanged.
+
+    Args:
+        student: with a head of its own.
+        teacher: the first one; further ones are matched by name when they are asked.
+        is_stored: whether answers are matched by name later, so that a teacher without names may pass.
+    """
+    ours, theirs = student.label_names, teacher.label_names
+    if len(ours) != len(theirs) or (is_stored and are_generic(theirs)):
+        return
+    found = match_names(theirs, ours)
+    if found is not None and list(found.values()) == list(range(len(ours))):
+        return
+    if not are_generic(ours):
+        raise CheckpointError(
+            f"the outputs of {student.name} are called {', '.join(ours[:8])}, and those of the teacher "
+            f"{', '.join(theirs[:8])}; take a student with the teacher's labels in the teacher's order, or an encoder "
+            "without a head"
+        )
+    student.model.config.id2label = dict(enumerate(theirs))
+    student.model.config.label2id = {name: number for number, name in enumerate(theirs)}
 
 
 def _make_objective(

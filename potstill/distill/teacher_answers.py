@@ -6,7 +6,7 @@ costs the student alone. A column of the data with answers (`potstill.data.answe
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from potstill.evaluation.scores import score
 from potstill.files import new_folder
 from potstill.metrics import softmax
 from potstill.progress import Progress
-from potstill.tasks import MULTI_LABEL, REGRESSION, TOKEN_CLASSIFICATION, Task, kind_of
+from potstill.tasks import MULTI_LABEL, REGRESSION, TOKEN_CLASSIFICATION, Task, kind_of, lower_is_better
 
 _FILE = "answers.npy"
 
@@ -88,6 +88,30 @@ def score_answers(examples: Examples, *, kind: str, metric: str) -> Scores:
         predictions = {"values": to_logits(both.answers, both.problem_type)}
     found = score(predictions, both, kind=kind, metric=metric).scores
     return {metric: found[metric]} | found
+
+
+def check_teacher(who: str, scores: Mapping[str, float], floors: Mapping[str, float], *, metric: str) -> None:
+    """Refuse a teacher that has nothing to teach: not fine-tuned, or with its labels in another order.
+
+    Args:
+        who: begins the sentence, as "the teacher".
+        scores: its own; none decide nothing.
+        floors: those of an answer that ignores the text.
+        metric: the one that decides; where it has no score, the first one there is.
+
+    Raises:
+        CheckpointError: if its score is no better than the floor.
+    """
+    metric = metric if metric in scores else next(iter(scores), "")
+    if metric not in floors:
+        return
+    reached, floor = scores[metric], floors[metric]
+    if (reached >= floor) if lower_is_better(metric) else (reached <= floor):
+        raise CheckpointError(
+            f"{who}'s {metric} is {reached:.3f}, and an answer that ignores the text has {floor:.3f}: "
+            "it is not fine-tuned for this task, or its labels stand in another order than the data's; "
+            "set distill.allow_weak_teacher=true to go on"
+        )
 
 
 def with_labels_and_answers(examples: Examples) -> Examples | None:

@@ -151,12 +151,13 @@ def test_ratios_compare_like_with_like_with_the_baseline_and_the_baseline_with_i
         ("again", "teacher/fp32", "teacher/fp32#again"),
     }
     p50 = {(row.key, str(row.load)): row.p50_ms for row in report.latency}
+    disturbed = {str(row.load) for row in report.latency if row.disturbed}
     for row in report.ratios:
         if row.comparison != "again" and row.load.kind == "grid":
-            # The median of ratios within rounds, not the ratio of medians: near it on a busy machine, not equal.
-            apart = p50[row.baseline, str(row.load)] / p50[row.candidate, str(row.load)]
-            assert row.value == pytest.approx(apart, rel=0.5)
             assert row.interval[0] <= row.value <= row.interval[1]
+            # The median of ratios within rounds, not the ratio of medians: near it, unless others took the cores.
+            apart = p50[row.baseline, str(row.load)] / p50[row.candidate, str(row.load)]
+            assert str(row.load) in disturbed or row.value == pytest.approx(apart, rel=0.5)
 
 
 def test_quality_is_what_the_encoder_itself_says(report, bundles, examples):

@@ -309,8 +309,8 @@ def test_the_table_of_column_names_in_the_docs_is_that_of_the_code():
 def test_the_commands_of_the_page_have_the_options_that_it_shows():
     page = (ROOT / "docs" / "data.md").read_text()
     lines = re.findall(r"^potstill .*", page, re.MULTILINE)
-    assert len(lines) == 3
+    assert lines
     for line in lines:
-        words = line.split()
+        words = line.partition("#")[0].split()
         shown = CliRunner().invoke(app, [words[1], "--help"], terminal_width=200).stdout
         assert all(word in shown for word in words if word.startswith("--")), line

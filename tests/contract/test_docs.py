@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 import potstill
 from potstill.cli.app import COMMANDS, app
 from potstill.config import Recipe, ScratchConfig, Section, load_recipe, recipe_names, recipe_text
+from potstill.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
 
@@ -147,6 +149,13 @@ def test_every_pinned_version_satisfies_what_the_package_asks_for():
     assert by_name["torch"] == "2.13.0"
 
 
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_the_page_of_data_lists_every_column_name_that_is_found(task):
+    texts = ", ".join(" + ".join(names) for names in task.text_columns)
+    row = " ".join(f"| {task.name} | {texts} | {', '.join(task.label_columns)} |".split())
+    assert row in (ROOT / "docs" / "data.md").read_text()
+
+
 def templates():
     """Yield every string of the package, with … for what is put into it."""
     for file in (ROOT / "potstill").rglob("*.py"):
@@ -165,3 +174,29 @@ def test_the_errors_that_troubleshooting_quotes_are_those_that_are_printed():
     for quote in quoted:
         pieces = [piece.strip() for piece in quote.split("…") if len(piece.strip()) > 3]
         assert any(all(piece in text for piece in pieces) for text in printed), quote
+
+
+@pytest.mark.parametrize("name", ["classify", "embeddings"])
+def test_a_notebook_has_the_cells_of_its_script_and_their_outputs(name):
+    notebook = json.loads((ROOT / "examples" / f"{name}.ipynb").read_text())
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    script = (ROOT / "examples" / f"{name}.py").read_text()
+    cells = ["".join(cell["source"]) for cell in notebook["cells"]]
+    for cell, kept in zip(notebook["cells"], cells, strict=True):
+        source = (
+            kept if cell["cell_type"] == "code" else re.sub(r"^(?=.)", "# ", kept, flags=re.M).replace("\n\n", "\n#\n")
+        )
+        assert source in script
+    assert len(cells) == script.count("# %%") >= 8
+    assert all(cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code")
+    assert "/tmp" not in json.dumps(notebook)
+
+
+def test_every_tutorial_shows_a_script_that_make_runs():
+    shown = {
+        found
+        for page in (ROOT / "docs").rglob("*.md")
+        for found in re.findall(r'--8<-- "examples/([\w-]+\.sh)', page.read_text())
+    }
+    assert shown == {script.name for script in (ROOT / "examples").glob("*.sh")}
+    assert len(shown) == 8

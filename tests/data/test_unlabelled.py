@@ -164,3 +164,37 @@ def test_a_wrong_answer_in_the_further_data_is_told_with_its_name(tmp_path):
     more = lines(tmp_path / "more", [{"text": "x", "llm": [0.5, 0.1]}])
     with pytest.raises(DataError, match=r"more row 1: the probabilities in column 'llm' add up to 0\.6"):
         splits(lines(tmp_path, rows), label_names=NAMES, extra=Extra(unlabelled=more, answers="llm"))
+
+
+def test_texts_with_neither_a_label_nor_an_answer_are_left_out_with_a_word(tmp_path):
+    rows = [
+        {"text": "both", "label": 1, "llm": [0.1, 0.9]},
+        {"text": "label", "label": 0, "llm": None},
+        {"text": "answer", "label": None, "llm": [0.8, 0.2]},
+        {"text": "nothing", "label": None, "llm": None},
+    ]
+    lines(tmp_path, labelled([0, 1], "held"), "validation")
+    found = splits(lines(tmp_path, rows), label_names=NAMES, extra=Extra(answers="llm"))
+    assert found.train.texts == ["both", "label", "answer"]
+    assert found.train.labels.tolist() == [1, 0, -1]
+    np.testing.assert_array_equal(found.train.answers, [[0.1, 0.9], [np.nan, np.nan], [0.8, 0.2]])
+    assert found.train.num_unlabelled == 1
+    assert found.evaluation.notes == (
+        "1 of 4 texts have neither a label nor an answer in column 'llm' and are left out",
+    )
+
+
+def test_further_texts_without_the_column_of_answers_are_refused(tmp_path):
+    """Where no model is asked, nothing could be learned from them."""
+    lines(tmp_path, labelled([0, 1], "held"), "validation")
+    name = lines(tmp_path, [row | {"llm": "yes"} for row in labelled([1, 0])])
+    (tmp_path / "more.txt").write_text("further\n")
+    with pytest.raises(DataError, match=r"more.txt \(train\) has no column 'llm'; it has text"):
+        splits(name, label_names=NAMES, extra=Extra(answers="llm", unlabelled=str(tmp_path / "more.txt")))
+
+
+def test_a_column_of_answers_without_one_is_refused(tmp_path):
+    lines(tmp_path, labelled([0, 1], "held"), "validation")
+    name = lines(tmp_path, [row | {"llm": ""} for row in labelled([1, 0])])
+    with pytest.raises(DataError, match=r"column 'llm' of .* is empty: there is no answer to learn from"):
+        splits(name, label_names=NAMES, extra=Extra(answers="llm"))

@@ -136,3 +136,36 @@ def test_an_encoder_with_another_vocabulary_is_still_refused(recipe, tiny_teache
     (tmp_path / "raw" / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(CheckpointError, match="the vocabularies differ"):
         init_student(recipe(**{"student.model": str(tmp_path / "raw")}), tmp_path / "student")
+
+
+@pytest.fixture
+def headed(tiny_teacher, tmp_path):
+    """Return a maker of checkpoints of the teacher's shape with a head of their own, whose labels have these names."""
+
+    def make(*names):
+        config = BertConfig.from_pretrained(tiny_teacher)
+        config.id2label, config.label2id = dict(enumerate(names)), {name: at for at, name in enumerate(names)}
+        folder = tmp_path / "-".join(names)
+        BertForSequenceClassification(config).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(tiny_teacher).save_pretrained(folder)
+        return str(folder)
+
+    return make
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("names", [LABELS[::-1], ("ham", "spam")])
+def test_a_student_that_calls_its_outputs_otherwise_than_its_teacher_is_refused(
+    recipe, headed, tmp_path, names, stored
+):
+    """It would learn the teacher's first output as its own first, and be published with the answers exchanged."""
+    settings = {"student.model": headed(*names), "teacher.stored": stored}
+    with pytest.raises(CheckpointError, match=f"are called {', '.join(names)}, and those of the teacher {LABELS[0]}"):
+        distill(recipe(**settings), tmp_path / "student")
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_student_whose_outputs_have_no_names_gets_its_teachers(recipe, headed, tmp_path):
+    distill(recipe(**{"student.model": headed("LABEL_0", "LABEL_1")}), tmp_path / "student")
+    config = json.loads((tmp_path / "student" / "config.json").read_text())
+    assert config["id2label"] == {"0": LABELS[0], "1": LABELS[1]}

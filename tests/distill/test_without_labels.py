@@ -278,6 +278,20 @@ def test_a_teacher_with_other_labels_is_refused_with_both_lists(recipe, second, 
         distill(recipe(**{"teacher.ensemble": [str(tmp_path / "third")]}), tmp_path / "student")
 
 
+def test_one_of_several_teachers_with_its_labels_in_another_order_is_refused(recipe, tiny_teacher, second, tmp_path):
+    """LABEL_0 and LABEL_1 go by their position, and in the mean with two good teachers nobody would see it."""
+    AutoTokenizer.from_pretrained(tiny_teacher).save_pretrained(tmp_path / "third")
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_teacher)
+    with torch.no_grad():
+        for parameter in (model.classifier.weight, model.classifier.bias):
+            parameter.copy_(parameter.flip(0))
+    model.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
+    model.config.label2id = {"LABEL_0": 0, "LABEL_1": 1}
+    model.save_pretrained(tmp_path / "third")
+    with pytest.raises(CheckpointError, match=r"teacher \S*third's accuracy is 0\.\d+, .*in another order"):
+        distill(recipe(**{"teacher.ensemble": [str(second), str(tmp_path / "third")]}), tmp_path / "student")
+
+
 def test_what_predict_writes_teaches_a_student_without_its_model(recipe, tiny_bundle, tiny_teacher, tmp_path):
     """The answers come with names, best first; the labels of the data are numbers, so their names are given."""
     for split, count, seed in (("train", 128, 4), ("validation", 40, 5)):

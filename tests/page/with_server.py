@@ -56,7 +56,8 @@ def main(command):
         models = encoders(Path(folder))
         apps = (create_app(FakeEngine(**models)), create_app(FakeEngine(**models), api_keys=[KEY]))
         with serving(apps[0]) as open_url, serving(apps[1]) as locked_url:
-            return subprocess.run([*command, open_url, locked_url, KEY]).returncode
+            # A minute is usual; a check whose browser has died waits, and spins, for ever.
+            return subprocess.run([*command, open_url, locked_url, KEY], timeout=600).returncode
 
 
 if __name__ == "__main__":
