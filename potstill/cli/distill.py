@@ -222,7 +222,7 @@ def print_next(words: Sequence[str], trained: dict[str, Any]) -> None:
         # Unwrapped, unlike what rich prints: the command must run when it is copied.
         sys.stdout.write(f"next  {shlex.join(words)}\n")
     else:
-        sys.stdout.write(f"warning  {sentence}; look at the labels and the columns, train longer or on more data\n")
+        sys.stdout.write(f"warning: {sentence}; look at the labels and the columns, train longer or on more data\n")
 
 
 # How many label names are printed before an ellipsis: of the data, and of an old and a new head side by side.

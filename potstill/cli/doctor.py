@@ -4,6 +4,8 @@ from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
+import typer
+
 from potstill import machine
 from potstill.cli.options import JsonOption
 from potstill.extras import EXTRAS
@@ -60,7 +62,7 @@ def doctor(as_json: JsonOption = False) -> None:
     ]
     print_table("\nExtras", ["extra", "state"], rows)
     for warning in findings["warnings"]:
-        print_pairs("", {"warning": warning})
+        typer.echo(f"warning: {warning}", err=True)
 
 
 def _openvino() -> str:

@@ -86,9 +86,9 @@ def predict(
         )
     for problem in report.problems:
         typer.echo(f"warning: {problem}", err=True)
-    if as_json and out != "-":
+    if as_json:
         content = {name: getattr(report, name) for name in ("rows", "failed", "resumed_rows", "seconds")}
-        typer.echo(json.dumps({"output": out, **content}))
+        typer.echo(json.dumps({"output": out, **content}), err=out == "-")
         return
     left = f", {report.failed} of them without an answer" if report.failed else ""
     resumed = f", {report.resumed_rows} of them earlier" if report.resumed_rows else ""

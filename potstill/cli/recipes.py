@@ -14,7 +14,9 @@ from potstill.files import write_text
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this recipe.", show_default="list all")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Print this recipe.", show_default="list all", autocompletion=recipe_names)
+    ] = None,
     copy: Annotated[Path | None, typer.Option(help="Write it to this file instead of printing it.")] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,

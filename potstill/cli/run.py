@@ -23,7 +23,7 @@ from potstill.cli.options import (
     output_folder,
     resolve,
 )
-from potstill.config import Recipe, with_splits
+from potstill.config import Recipe, recipe_names, with_splits
 from potstill.data import load_examples
 from potstill.extras import require
 from potstill.pipeline import check_out, finished
@@ -37,7 +37,10 @@ _SHORTEST, _LONGEST = 20, 140
 
 
 def run(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe (see `potstill recipes`) or a YAML file.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(help="A shipped recipe (see `potstill recipes`) or a YAML file.", autocompletion=recipe_names),
+    ],
     out: Annotated[Path | None, typer.Option(help="Folder for everything the run makes.", show_default=False)] = None,
     text_column: TextColumnOption = None,
     label_column: LabelColumnOption = None,
