@@ -69,14 +69,27 @@ def _new_head(recipe: Recipe, task: Task, config: PretrainedConfig) -> dict[str,
 
 
 def train_tokenizer(texts: Sequence[Text], *, vocab_size: int, max_length: int) -> PreTrainedTokenizerBase:
-    """Return a lower-casing WordPiece tokenizer of at most `vocab_size` pieces, trained on `texts`."""
-    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    """Return a lower-casing WordPiece tokenizer of at most `vocab_size` pieces, the same for the same `texts`."""
+    parts = [part for text in texts for part in (text if isinstance(text, tuple) else (text,))]
+    normalizer, words = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    # The trainer numbers pieces as a hash table happens to list the words, by which equally frequent pairs are then
+    # told apart, and with them every piece. Pieces that it is given have the numbers in which they come.
+    inner = {
+        "##" + one
+        for part in parts
+        for word, _ in words.pre_tokenize_str(normalizer.normalize_str(part))
+        for one in word[1:]
+    }
+    training = Tokenizer(WordPiece(unk_token="[UNK]"))
+    training.normalizer, training.pre_tokenizer = normalizer, words
+    given = [*_SPECIAL, *sorted(inner)]
+    training.train_from_iterator(
+        parts, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=given, show_progress=False)
+    )
+    tokenizer = Tokenizer(WordPiece(training.get_vocab(), unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, words
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=_SPECIAL, show_progress=False)
-    flat = (part for text in texts for part in (text if isinstance(text, tuple) else (text,)))
-    tokenizer.train_from_iterator(flat, trainer)
+    tokenizer.add_special_tokens(_SPECIAL)
     tokenizer.post_processor = processors.BertProcessing(
         ("[SEP]", _SPECIAL.index("[SEP]")), ("[CLS]", _SPECIAL.index("[CLS]"))
     )

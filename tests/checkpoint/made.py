@@ -107,13 +107,18 @@ def bert_template(special, *, second=1):
 
 
 def word_piece(*, lowercase=True):
-    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
     special = list(BRACKETS.values())
-    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(corpus(), trainer)
+    training, tokenizer = Tokenizer(WordPiece(unk_token="[UNK]")), Tokenizer(WordPiece(unk_token="[UNK]"))
+    for one in (training, tokenizer):
+        one.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        one.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    # Given in order, for the trainer numbers what it finds as a hash table lists it, otherwise in every process.
+    inner = sorted({"##" + one for line in corpus() for one in training.normalizer.normalize_str(line)})
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special + inner, show_progress=False)
+    training.train_from_iterator(corpus(), trainer)
+    tokenizer.model = WordPiece(training.get_vocab(), unk_token="[UNK]")
+    tokenizer.add_special_tokens(special)
+    tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = bert_template(BRACKETS)
     return tokenizer
 

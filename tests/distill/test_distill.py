@@ -80,6 +80,32 @@ def test_resuming_gives_the_weights_of_the_straight_run(recipe, tmp_path, monkey
     assert all(torch.equal(straight[key], cut[key]) for key in straight)
 
 
+def test_a_teacher_from_random_weights_is_gone_on_with(tiny_data, tmp_path, monkeypatch):
+    """Its tokenizer is trained again, and must number the pieces as those of the checkpoint are."""
+    values = {
+        "teacher": {"scratch": {"vocab_size": 200, "hidden_size": 32, "num_layers": 1, "epochs": 1}},
+        "data": {"name": str(tiny_data)},
+        "distill": {"max_steps": 6, "checkpoint_every": 2},
+        "max_length": 32,
+    }
+    finetune(build_recipe(values), tmp_path / "straight")
+
+    def pull(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.ProgressCallback, "on_step_end", pull)
+        with pytest.raises(InterruptedError):
+            finetune(build_recipe(values), tmp_path / "cut")
+    report = finetune(build_recipe(values), tmp_path / "cut", resume=True)
+    assert report["resumed_from"] == 4
+    straight, cut = weights(tmp_path / "straight"), weights(tmp_path / "cut")
+    assert all(torch.equal(straight[key], cut[key]) for key in straight)
+    read = [(tmp_path / name / "tokenizer.json").read_bytes() for name in ("straight", "cut")]
+    assert read[0] == read[1]
+
+
 def test_without_resume_old_checkpoints_are_not_gone_on_from(recipe, tmp_path):
     settings = recipe(**{"distill.max_steps": 4, "distill.checkpoint_every": 2})
     distill(settings, tmp_path / "student")

@@ -7,6 +7,7 @@ from potstill.data import Examples
 from potstill.distill.batches import tokenize
 from potstill.distill.teacher import train_tokenizer
 from potstill.errors import DataError
+from tests import tiny
 
 CLS, SEP = 2, 3
 CONTEXT = "the old mill by the river was built in 1820 by two brothers from the north of the valley"
@@ -19,6 +20,18 @@ def tokenizer():
 
 def examples(texts, labels):
     return Examples(name="made", split="train", texts=texts, labels=labels, label_names=(), sha256="")
+
+
+def test_a_tokenizer_is_the_same_for_the_same_texts():
+    texts = [text for text, _ in tiny.sentences(256, seed=3)] + ["CAFÉ naïve, 東京!"]
+    one, two = (train_tokenizer(texts, vocab_size=100, max_length=64) for _ in range(2))
+    assert one.backend_tokenizer.to_str() == two.backend_tokenizer.to_str()
+    assert len(one) == 100
+    assert one.convert_ids_to_tokens(range(5)) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    # Pieces of words are no special tokens: a text that spells one is text.
+    assert one.tokenize("##e") == ["[UNK]", "[UNK]", "e"]
+    assert not any(one.unk_token_id in ids for ids in one(texts)["input_ids"])
+    assert one.decode(one("Cafe 東京!")["input_ids"], skip_special_tokens=True) == "cafe 東 京!"
 
 
 def test_texts_and_pairs_keep_their_labels(tokenizer):

@@ -1,6 +1,8 @@
 """Random models of two families with their tokenizers, exported as potstill exports them, beside transformers'."""
 
 import json
+import math
+from collections import Counter
 from pathlib import Path
 
 import onnx
@@ -12,6 +14,7 @@ from transformers import BertConfig, PreTrainedTokenizerFast, RobertaConfig
 from potstill.bundle import MODEL_FILES, Manifest, ModelRecord, record_files, write_manifest
 from potstill.checkpoint import accepted_inputs
 from potstill.checkpoint.model import simple_head
+from potstill.distill.teacher import train_tokenizer
 from potstill.export.graph import build_graph
 from potstill.serve import Encoder
 
@@ -52,16 +55,7 @@ _CORPUS = [
 
 def word_piece():
     """A lowercasing WordPiece tokenizer as BERT's."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(_CORPUS, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
+    tokenizer = train_tokenizer(_CORPUS, vocab_size=200, max_length=LONGEST).backend_tokenizer
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="[UNK]",
@@ -105,15 +99,21 @@ def byte_pairs():
 
 def unigram():
     """A SentencePiece-like tokenizer as XLM-RoBERTa's."""
-    tokenizer = Tokenizer(models.Unigram())
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    words = Counter("▁" + word for line in _CORPUS for word in line.split())
+    # A trained one would be another in every process, and with it which answers nearly tie: each half of a word is a
+    # piece, so is each character, and the more frequent is the likelier.
+    pieces = Counter()
+    for word, count in words.items():
+        for piece in {*word, word, word[: len(word) // 2], word[len(word) // 2 :]} - {""}:
+            pieces[piece] += count
+    scores = sorted((piece, math.log(count / pieces.total())) for piece, count in pieces.items())
+    tokenizer = Tokenizer(models.Unigram([*((one, 0.0) for one in special), *scores], unk_id=special.index("<unk>")))
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
     )
     tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    trainer = trainers.UnigramTrainer(vocab_size=150, special_tokens=special, unk_token="<unk>", show_progress=False)
-    tokenizer.train_from_iterator(_CORPUS * 5, trainer)
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), True, False)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -34,7 +34,11 @@ def case(request, tmp_path_factory):
 
 
 def reference(model, tokenizer, question, context, *, top_k=1, doc_stride=None, max_seq_len=LONGEST, **settings):
-    """Return the positive answers by the rules of transformers 4, the best first, each span scored by itself."""
+    """Return the positive answers by the rules of transformers 4, the best first, each span scored by itself.
+
+    A window gives its best spans. The second value is the score of spans that two machines may choose among otherwise:
+    those so near to the last one that is taken that the rounding of one product decides.
+    """
     longest, align = settings.get("max_answer_len", 15), settings.get("align_to_words", True)
     encoded = tokenizer(
         question,
@@ -44,7 +48,7 @@ def reference(model, tokenizer, question, context, *, top_k=1, doc_stride=None, 
         return_overflowing_tokens=True,
         stride=max_seq_len // 2 if doc_stride is None else doc_stride,
     )
-    answers, none = [], 1.0
+    answers, none, undecided = [], 1.0, 0.0
     for number, ids in enumerate(encoded["input_ids"]):
         own = encoded.encodings[number]
         names = [name for name in tokenizer.model_input_names if name in encoded]
@@ -64,7 +68,11 @@ def reference(model, tokenizer, question, context, *, top_k=1, doc_stride=None, 
             for last in range(first, min(first + longest, len(ids)))
             if own.sequence_ids[first] == 1 and own.sequence_ids[last] == 1
         ]
-        for score, first, last in sorted(spans, key=lambda span: -span[0])[: top_k * 2 + 10 if align else top_k]:
+        spans.sort(key=lambda span: -span[0])
+        taken = top_k * 2 + 10 if align else top_k
+        if len(spans) > taken and spans[taken - 1][0] - spans[taken][0] < TOLERANCE * spans[taken][0]:
+            undecided += spans[taken][0]
+        for score, first, last in spans[:taken]:
             start, end = own.offsets[first][0], own.offsets[last][1]
             if align:
                 start = own.word_to_chars(own.token_to_word(first), sequence_index=1)[0]
@@ -77,7 +85,7 @@ def reference(model, tokenizer, question, context, *, top_k=1, doc_stride=None, 
                 same["score"] += score
     if settings.get("handle_impossible_answer"):
         answers.append({"score": none, "start": 0, "end": 0, "answer": ""})
-    return sorted(answers, key=lambda answer: -answer["score"])[:top_k]
+    return sorted(answers, key=lambda answer: -answer["score"])[:top_k], undecided
 
 
 @pytest.mark.parametrize("parameters", CASES, ids=str)
@@ -85,11 +93,11 @@ def test_answers_are_those_of_the_plain_rules(case, parameters):
     model, tokenizer, encoder = case
     texts = [(question, context) for place, context in enumerate(CONTEXTS) for question in QUESTIONS[place % 2 :]]
     for text, ours in zip(texts, encoder.predict(texts, parameters=parameters), strict=True):
-        theirs = reference(model, tokenizer, *text, **parameters)
+        theirs, undecided = reference(model, tokenizer, *text, **parameters)
         ours = ours if isinstance(ours, list) else [ours]
         assert [answer | {"score": None} for answer in ours] == [answer | {"score": None} for answer in theirs]
         scores = [answer["score"] for answer in ours]
-        assert scores == pytest.approx([float(answer["score"]) for answer in theirs], abs=TOLERANCE)
+        assert scores == pytest.approx([float(answer["score"]) for answer in theirs], abs=TOLERANCE + undecided)
 
 
 @pytest.mark.parametrize("text", [("", ""), ("a good?", ""), ("a good?", " \t"), ("", "a good film")])
