@@ -86,8 +86,8 @@ def test_a_terminal_has_one_bar_with_the_time_left(clock, terminal):
     # Whatever is drawn anew begins at the start of the line.
     assert max(drawn.count(" left ") for drawn in terminal.getvalue().split("\r")) == 1
     shown = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", terminal.getvalue())
-    assert re.search(r"export ━+ 3/9 -:--:-- left int8", shown)
-    assert re.findall(r"\S+: done.*", shown) == ["score: done in 0 s", "train: done in 143 s (accuracy 0.8)"]
+    assert re.search(r"export [━╺]+ 3/9 -:--:-- left int8", shown)
+    assert re.findall(r"\S+: done.*", shown) == ["score: done in 0 s", "train: done in 2 min (accuracy 0.8)"]
 
 
 def test_the_steps_of_an_earlier_run_say_nothing_about_the_time_left(terminal):
