@@ -114,7 +114,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         return f"{value:.2f}" + (" (disturbed)" if disturbed else "")
 
     lines = [
-        "| task | metric | teacher | student | int8 student | parameters | pieces | file, fp32 and int8 | speed, fp32 and int8 |",
+        "| task | metric | teacher | student | int8 student | parameters | pieces | file, fp32 and int8 "
+        "| speed, fp32 and int8 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for one in rows:
@@ -125,7 +126,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             + " | ".join(score(one, key) for key in ("teacher/fp32", "student/fp32", "student/int8"))
             + f" | {one['parameters']['student'] / 1e6:.1f} M, {100 * fewer:.0f} % fewer"
             + f" | {one['pieces'][1]:,}"
-            + f" | {megabytes['student/fp32']:.1f} and {megabytes['student/int8']:.1f} MB of {megabytes['teacher/fp32']:.1f}"
+            + f" | {megabytes['student/fp32']:.1f} and {megabytes['student/int8']:.1f} MB"
+            + f" of {megabytes['teacher/fp32']:.1f}"
             + f" | {fast(one, 'student/fp32')} and {fast(one, 'student/int8')} times |"
         )
     return "\n".join(lines) + "\n"
