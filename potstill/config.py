@@ -347,7 +347,8 @@ class DataConfig(Section):
     """Labelled texts, or running text for the masked-language methods."""
 
     name: str
-    """A hub id (`nyu-mll/glue:sst2`), a folder with `train` and `validation` files, a file, or `python-docs`."""
+    """A hub id (`nyu-mll/glue:sst2`), a folder with `train` and `validation` files, a file, `python-docs`, or
+    `python-functions`."""
     text_columns: list[str] | None = Field(default=None, min_length=1, max_length=2)
     """The column of the text, or two for pairs; None looks for the usual names."""
     label_column: str | None = None

@@ -252,7 +252,10 @@ def main() -> None:
     way = f"{best['callers']} callers x {best['threads']} threads, batches of {best['batch_size']}"
     print(f"the model alone: {best['texts_per_second']:.0f} texts/s with {way}", flush=True)
     print(f"the client costs {cost * 1e6:.0f} µs per request", flush=True)
-    names = [one.name for one in contestants(arguments, port=0) if one.name in (arguments.only or [one.name])]
+    known = [one.name for one in contestants(arguments, port=0)]
+    if unknown := set(arguments.only or ()) - set(known):
+        sys.exit(f"--only {', '.join(sorted(unknown))}: there are {', '.join(known)}")
+    names = [name for name in known if name in (arguments.only or known)]
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     missed: dict[str, str] = {}
     for number in range(arguments.rounds):

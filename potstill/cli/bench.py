@@ -48,8 +48,12 @@ RunnerOption = Annotated[
     list[str] | None,
     typer.Option(help="onnxruntime-cpu, torch-cuda, ...; repeatable.", show_default="onnxruntime-cpu; torch-cpu"),
 ]
-BatchSizeOption = Annotated[list[int] | None, typer.Option(min=1, help="Repeatable.", show_default="1 8")]
-NumTokensOption = Annotated[list[int] | None, typer.Option(min=1, help="Repeatable.", show_default="16 128")]
+BatchSizeOption = Annotated[
+    list[int] | None, typer.Option(min=1, help="Texts in a batch; repeatable.", show_default="1 8")
+]
+NumTokensOption = Annotated[
+    list[int] | None, typer.Option(min=1, help="Tokens of a text; repeatable.", show_default="16 128")
+]
 RoundsOption = Annotated[
     int | None, typer.Option(min=5, help="How often each model takes its turn.", show_default="12")
 ]
@@ -84,7 +88,7 @@ CompareOption = Annotated[
 VerifyOption = Annotated[
     Path | None, typer.Option(help="Measure a sample of a report's cells again; stands alone.", show_default=False)
 ]
-SeedOption = Annotated[int, typer.Option(min=0, help="Of the inputs, the turns and the intervals.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of the inputs, the turns and the intervals.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with a bench that was cut off.")]
 
 
@@ -116,9 +120,9 @@ def bench(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how much smaller, faster and as good models are, and decide the claims.
+    """Measure what was gained and lost, and decide the claims.
 
-    The first model is the baseline: the teacher.
+    Says how much smaller, faster and as good the models are. The first model is the baseline: the teacher.
 
     Example: potstill bench teacher-onnx/ student-onnx/ --data nyu-mll/glue:sst2 --out report/
     """

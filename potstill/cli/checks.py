@@ -183,9 +183,9 @@ def check_data(
     Raises:
         DataError: as the data's reader raises it.
     """
-    from potstill.data import PYTHON_DOCS, load_examples, load_splits, load_texts
+    from potstill.data import EMBEDDED, load_examples, load_splits, load_texts
 
-    if name == PYTHON_DOCS:
+    if name in EMBEDDED:
         return
     if not name.strip():
         raise DataError("the name of the data is empty; name a data folder, a file, or a hub id")

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from potstill.cli.options import JsonOption
+
 if TYPE_CHECKING:
     from potstill.bench.claims import Claim
 
@@ -40,15 +42,26 @@ def claims(
             "--claims", help="YAML with your own claims: they are checked and printed instead.", show_default=False
         ),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Print what is claimed, how each claim is defined and decided here, and what claims can measure.
+    """Print the claims, and how each is decided.
+
+    Also what claims can measure.
 
     Example: potstill claims --claims mine.yaml
     """
     from potstill.bench.claims import GLUE_BERT, GLUE_DISTILBERT, load_claims
     from potstill.bench.claims.metrics import METRICS
+    from potstill.cli.render import print_json
     from potstill.metrics import retention_by_definition
 
+    if as_json:
+        metrics = [
+            {"name": metric.name, "unit": metric.unit, "words": metric.words, "where": sorted(metric.fields)}
+            for metric in METRICS.values()
+        ]
+        print_json({"claims": [claim.model_dump(mode="json") for claim in load_claims(file)], "metrics": metrics})
+        return
     for claim in load_claims(file):
         _print_claim(claim)
     typer.echo("97 % by every definition, from the DistilBERT paper's own GLUE table:")

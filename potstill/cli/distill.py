@@ -83,7 +83,9 @@ def distill(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a small student of a teacher: from labelled texts, running text, or sentence embeddings.
+    """Make a small student of a teacher.
+
+    It learns from labelled texts, running text, or sentence embeddings.
 
     Example: potstill distill textattack/bert-base-uncased-SST-2 --data nyu-mll/glue:sst2 --layers 6 --out student/
     """
@@ -220,7 +222,7 @@ def print_next(words: Sequence[str], trained: dict[str, Any]) -> None:
         # Unwrapped, unlike what rich prints: the command must run when it is copied.
         sys.stdout.write(f"next  {shlex.join(words)}\n")
     else:
-        sys.stdout.write(f"warning  {sentence}; look at the labels and the columns, train longer or on more data\n")
+        sys.stdout.write(f"warning: {sentence}; look at the labels and the columns, train longer or on more data\n")
 
 
 # How many label names are printed before an ellipsis: of the data, and of an old and a new head side by side.

@@ -4,6 +4,8 @@ from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
+import typer
+
 from potstill import machine
 from potstill.cli.options import JsonOption
 from potstill.extras import EXTRAS
@@ -14,7 +16,9 @@ _SHOWN = ("serve", "bench", "distill", "export", "openvino")
 
 
 def doctor(as_json: JsonOption = False) -> None:
-    """Tell what this machine offers: cores, memory, CPU features, GPU, and which extras are installed.
+    """Tell what this machine offers, and what is missing.
+
+    Cores, memory, CPU features, GPU, and which extras are installed.
 
     Example: potstill doctor
     """
@@ -58,7 +62,7 @@ def doctor(as_json: JsonOption = False) -> None:
     ]
     print_table("\nExtras", ["extra", "state"], rows)
     for warning in findings["warnings"]:
-        print_pairs("", {"warning": warning})
+        typer.echo(f"warning: {warning}", err=True)
 
 
 def _openvino() -> str:

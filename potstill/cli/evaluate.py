@@ -74,10 +74,10 @@ def evaluate(
     resume: ResumeOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Score a model on labelled texts; a bundle is scored by the code that serves it.
+    """Score a model on labelled texts.
 
-    With --glue, an encoder is fine-tuned on each task's training texts first, once per learning rate, number of epochs
-    and seed.
+    A bundle is scored by the code that serves it. With --glue, an encoder is fine-tuned on each task's training texts
+    first, once per learning rate, number of epochs and seed.
 
     Example: potstill evaluate student-onnx/ --data nyu-mll/glue:sst2 --precision int8
     """

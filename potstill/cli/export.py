@@ -131,7 +131,9 @@ def export(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Export a model to ONNX and hold every file against what it was made from before anything is published.
+    """Export a model to ONNX, checked before it is published.
+
+    Every file is held against what it was made from.
 
     Example: potstill export student/ --out student-onnx/ --precision fp32 --precision int8 --data nyu-mll/glue:sst2
     """
@@ -210,16 +212,17 @@ def export(
             overwrite=overwrite,
             progress=progress,
         )
-    if as_json:
-        print_json(manifest.model_dump(mode="json"))
-    else:
-        print_bundle(out)
     for note in manifest.source.notes:
-        typer.echo(f"potstill: {note}", err=True)
+        typer.echo(f"note: {note}", err=True)
     _warn_of_slow(manifest)
     found = worthless(manifest)
     if found is not None:
         typer.echo(f"warning: {found}; look at the labels and the columns before you serve it", err=True)
+    # Last, as it ends with the line that says what was gained and lost.
+    if as_json:
+        print_json(manifest.model_dump(mode="json"))
+    else:
+        print_bundle(out)
 
 
 def _warn_of_slow(manifest: Manifest) -> None:
@@ -254,7 +257,7 @@ def _read_data(
     task, label_names, problem_type = peek(checkpoint, task=task_name)
     fitted, judged = choose_splits(data, train=split, evaluation=judged_split)
     if judged != judged_split:
-        typer.echo(f"potstill: a tenth of {data} is held out: int8 is judged on it, fitted to the rest", err=True)
+        typer.echo(f"note: a tenth of {data} is held out: int8 is judged on it, fitted to the rest", err=True)
     texts = load_texts(data, split=fitted, task=task, text_columns=text_columns, limit=limit)
     try:
         examples = load_examples(
@@ -267,8 +270,8 @@ def _read_data(
             problem_type=problem_type,
         )
     except AbsentError as error:
-        typer.echo(f"potstill: int8 is judged without labels, on further texts of {split}: {error}", err=True)
+        typer.echo(f"note: int8 is judged without labels, on further texts of {split}: {error}", err=True)
         return texts, None
     for note in examples.notes:
-        typer.echo(f"potstill: {note}", err=True)
+        typer.echo(f"note: {note}", err=True)
     return texts, examples

@@ -52,7 +52,9 @@ def finetune(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train an encoder on labels alone, with a new head if it has none: a teacher to distil from.
+    """Train an encoder on labels: a teacher to distil from.
+
+    It gets a new head if it has none.
 
     Example: potstill finetune google-bert/bert-base-uncased --data nyu-mll/glue:mrpc --out teacher/
     """

@@ -11,6 +11,7 @@ from potstill.cli.checks import check_init
 from potstill.cli.options import (
     FLAGS,
     FamilyOption,
+    JsonOption,
     LayersOption,
     OverwriteOption,
     SetOption,
@@ -30,8 +31,11 @@ def init(
     task: StudentTaskOption = None,
     settings: SetOption = None,
     overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Write the student that distillation would start from, cut from the teacher and not trained.
+    """Write the untrained student that distilling starts from.
+
+    It is cut from the teacher.
 
     Example: potstill init textattack/bert-base-uncased-SST-2 --layers 0,2,4,7,9,11 --out untrained/
     """
@@ -49,10 +53,13 @@ def init(
     check_init(resolved, out, overwrite=overwrite, flags=FLAGS)
     stopping.keeps(stopping.left_by_nothing)
     require("torch", extra="distill")
-    from potstill.cli.render import print_pairs
+    from potstill.cli.render import print_json, print_pairs
     from potstill.distill import init_student
 
     report = init_student(resolved, out, overwrite=overwrite)
+    if as_json:
+        print_json(report)
+        return
     student = report["student"]
     print_pairs(
         f"Untrained student {out}",

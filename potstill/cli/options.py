@@ -84,7 +84,7 @@ def scored_split(asked: str | None, data: str, models: Sequence[str | Path]) -> 
     if Path(data).expanduser().is_file() and not any(_learned_from(model, data) for model in models):
         return split
     typer.echo(
-        f"potstill: the tenth of {data} that is held out is scored (--split held-out); models learn from the rest",
+        f"note: the tenth of {data} that is held out is scored (--split held-out); models learn from the rest",
         err=True,
     )
     return chosen

@@ -50,9 +50,10 @@ def predict(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer every row of a file, whatever its size; rows keep their columns and their order.
+    """Answer every row of a file, whatever its size.
 
-    Killed at any moment, a run goes on with --resume. The output appears when it is whole.
+    Rows keep their columns and their order. Killed at any moment, a run goes on with --resume. The output
+    appears when it is whole.
 
     Example: potstill predict student-onnx/ reviews.jsonl --out answers.jsonl --precision int8
     """
@@ -85,9 +86,9 @@ def predict(
         )
     for problem in report.problems:
         typer.echo(f"warning: {problem}", err=True)
-    if as_json and out != "-":
+    if as_json:
         content = {name: getattr(report, name) for name in ("rows", "failed", "resumed_rows", "seconds")}
-        typer.echo(json.dumps({"output": out, **content}))
+        typer.echo(json.dumps({"output": out, **content}), err=out == "-")
         return
     left = f", {report.failed} of them without an answer" if report.failed else ""
     resumed = f", {report.resumed_rows} of them earlier" if report.resumed_rows else ""

@@ -7,26 +7,37 @@ from typing import Annotated
 import typer
 
 from potstill.cli.checks import check_output_file
-from potstill.cli.options import OverwriteOption
-from potstill.config import recipe_names, recipe_text
+from potstill.cli.options import JsonOption, OverwriteOption
+from potstill.config import load_recipe, recipe_names, recipe_text
 from potstill.errors import OutputError
 from potstill.files import write_text
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this recipe.", show_default="list all")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Print this recipe.", show_default="list all", autocompletion=recipe_names)
+    ] = None,
     copy: Annotated[Path | None, typer.Option(help="Write it to this file instead of printing it.")] = None,
     overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the shipped recipes, or print or copy one.
 
     Example: potstill recipes sst2 --copy my-recipe.yaml
     """
+    from potstill.cli.render import print_json
+
     if name is None:
-        for known in recipe_names():
-            # The first line of each recipe is a comment of the form `NAME: what it makes.`
-            headline = recipe_text(known).splitlines()[0].lstrip("# ")
-            typer.echo(headline)
+        # The first line of each recipe is a comment of the form `NAME: what it makes.`
+        headlines = [recipe_text(known).splitlines()[0].lstrip("# ") for known in recipe_names()]
+        if as_json:
+            made = (headline.split(": ", 1) for headline in headlines)
+            print_json([{"name": known, "headline": headline} for known, headline in made])
+        else:
+            typer.echo("\n".join(headlines))
+        return
+    if as_json and copy is None:
+        print_json(load_recipe(name).model_dump(mode="json"))
         return
     text = recipe_text(name)
     if copy is None:
@@ -37,4 +48,7 @@ def recipes(
     check_output_file(copy, option="--copy")
     write_text(copy, text)
     command = shlex.join(["potstill", "run", str(copy), "--out", f"out/{copy.stem}"])
-    typer.echo(f"wrote {copy}; run it with: {command}")
+    if as_json:
+        print_json({"wrote": str(copy), "run_with": command})
+    else:
+        typer.echo(f"wrote {copy}; run it with: {command}")

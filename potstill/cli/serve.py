@@ -69,7 +69,9 @@ def serve(
     cors_origin: options.CorsOriginOption = None,
     allowed_host: options.AllowedHostOption = None,
 ) -> None:
-    """Answer over HTTP from a bundle, without PyTorch: POST /predict, GET /docs and more.
+    """Answer over HTTP from a bundle, without PyTorch.
+
+    POST /predict, GET /docs and more.
 
     Example: potstill serve student-onnx/ --precision int8 --port 8000
 

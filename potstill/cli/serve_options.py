@@ -10,7 +10,6 @@ from potstill.bundle import MODEL_FILES, EngineName
 BundlesArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="BUNDLE...",
         help="Folders that `potstill export` wrote, each FOLDER, NAME=FOLDER or NAME=FOLDER@PRECISION. "
         "The first one answers where a request names no model.",
         show_default=False,

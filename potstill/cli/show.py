@@ -29,6 +29,7 @@ from potstill.checkpoint.folder import read_trimming
 from potstill.cli.options import JsonOption
 from potstill.errors import UsageError
 from potstill.hub import similar
+from potstill.tasks import lower_is_better
 
 # How many label names are printed before an ellipsis.
 _LABELS_SHOWN = 8
@@ -38,7 +39,9 @@ def show(
     folder: Annotated[Path, typer.Argument(help="A bundle, checkpoint, run or report folder.", show_default=False)],
     as_json: JsonOption = False,
 ) -> None:
-    """Tell what a folder holds: what, from where, how big, and how it was checked.
+    """Tell what a folder holds, and how it was checked.
+
+    What it is, from where, and how big.
 
     Example: potstill show student-onnx/
     """
@@ -127,7 +130,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def print_bundle(folder: Path) -> None:
     """Print a bundle's manifest, after its files were verified against their SHA-256."""
-    from potstill.cli.render import print_pairs, print_table
+    from potstill.cli.render import out, print_pairs, print_table
 
     bundle = read_bundle(folder)
     print_pairs(f"Bundle {folder} (every file matches its SHA-256)", _about(bundle.manifest))
@@ -141,6 +144,38 @@ def print_bundle(folder: Path) -> None:
             print_pairs(f"\n{precision}", facts)
         if record.tuning:
             _print_tuning(record.tuning)
+    gained = summarize(bundle.manifest)
+    if gained:
+        out.print("\n" + "\n".join(gained), highlight=False, markup=False, soft_wrap=True)
+
+
+def summarize(manifest: Manifest) -> list[str]:
+    """Return a line for each file beside fp32: how many times smaller and as fast it is, and what it loses.
+
+    Everything was measured when the bundle was made; what was not is left out.
+    """
+    lines, fp32 = [], manifest.models.get("fp32")
+    for precision, record in manifest.models.items():
+        if fp32 is None or record is fp32:
+            continue
+        times = _weight_bytes(manifest, fp32) / _weight_bytes(manifest, record)
+        said = [f"{times:.1f} times smaller" if times >= 1 else f"{1 / times:.1f} times larger"]
+        if record.speed is not None and record.speed.ratio is not None:
+            said.append(f"{record.speed.ratio:.1f} times as fast")
+        if record.quality is not None:
+            labelled, agreement = record.quality.labelled, record.quality.agreement
+            if labelled is not None and not lower_is_better(labelled.metric):
+                lost, metric = 100 * (labelled.reference - labelled.candidate), labelled.metric.replace("_", " ")
+                # Rounded first: -0.04 is no gain that could be seen.
+                said.append(f"{abs(round(lost, 1))} points of {metric} {'gained' if round(lost, 1) < 0 else 'lost'}")
+            elif agreement is not None and agreement.flips is not None and agreement.decisions:
+                said.append(f"{1 - agreement.flips / agreement.decisions:.1%} of the answers the same")
+        lines.append(f"{precision}: {', '.join(said)}")
+    return lines
+
+
+def _weight_bytes(manifest: Manifest, record: ModelRecord) -> int:
+    return sum(manifest.files[name].size_bytes for name in (record.file, *record.external_data))
 
 
 def some(names: list[str]) -> str:
@@ -201,13 +236,11 @@ def _score(judged: AgainstTrivial | None) -> str | None:
 
 def _file_row(bundle: Bundle, precision: str, record: ModelRecord) -> list[str]:
     """Return the row of one file in the table; `-` is not measured, `?` unknown, as in files made elsewhere."""
-    names = (record.file, *record.external_data)
-    size_bytes = sum(bundle.manifest.files[name].size_bytes for name in names)
     fusion, parity, quality, moved = record.fusion, record.parity, record.quality, record.invariance
     expected = "?" if fusion.attention_expected is None else fusion.attention_expected
     return [
         precision,
-        f"{size_bytes / 1e6:.1f}",
+        f"{_weight_bytes(bundle.manifest, record) / 1e6:.1f}",
         f"{'?' if fusion.attention_found is None else fusion.attention_found} of {expected}",
         f"{parity.max_abs_difference:.2g}",
         f"{parity.label_agreement:.1%}",

@@ -36,7 +36,9 @@ def trim(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Leave out the pieces of a vocabulary that a task does not use; what falls out is written in smaller pieces.
+    """Leave out the words that a task does not use.
+
+    What falls out of the vocabulary is written in smaller pieces.
 
     Example: potstill trim textattack/bert-base-uncased-SST-2 --data nyu-mll/glue:sst2 --out smaller/
     """

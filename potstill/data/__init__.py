@@ -1,4 +1,4 @@
-"""Data sets: labelled texts from local files, the hub, or the documentation that Python carries, for every command.
+"""Data sets: labelled texts from local files, the hub, or the text that Python carries, for every command.
 
     read.py         the one reader of data files: jsonl, json, csv, tsv, parquet, arrow, with a place to resume from
     splits.py       the files and rows of a split, what is held out of it, and the label names beside it
@@ -6,7 +6,8 @@
     labels.py       what a column of labels holds, as numbers
     answers.py      what a column of a teacher's answers holds, as numbers
     examples.py     all of that together: `load_examples`
-    python_docs.py  the embedded data set
+    python_docs.py, python_functions.py
+                    the embedded data sets
 
 Local files need nothing but the standard library (parquet and arrow need pyarrow), so that an edge box can score
 quality too; only a hub id needs `datasets`.
@@ -25,9 +26,10 @@ from potstill.data.examples import (
     load_vectors,
     without_labels,
 )
-from potstill.data.splits import PYTHON_DOCS, choose_splits
+from potstill.data.splits import EMBEDDED, PYTHON_DOCS, choose_splits
 
 __all__ = [
+    "EMBEDDED",
     "PYTHON_DOCS",
     "Examples",
     "Extra",

@@ -123,7 +123,7 @@ def load_examples(
 
     Args:
         name: a hub id with an optional configuration (`nyu-mll/glue:sst2`), a folder with one file per split, one
-            file, or `python-docs`.
+            file, `python-docs`, or `python-functions`.
         split: `train`, `validation`, ...; a folder's file is found by this name, and a file is all of them.
             `held-out` is the tenth of the training texts that `choose_splits` holds out, `rest` the others.
         task: says which columns to look for, and what they hold.

@@ -11,7 +11,7 @@ import hashlib
 import re
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -90,14 +90,25 @@ def _documents() -> Iterator[tuple[str, str, str]]:
 
     for topic in sorted(topics):
         yield f"topic {topic}", "language", topics[topic]
-    library = Path(sysconfig.get_paths()["stdlib"])
-    for module in sorted(CHAPTER_OF):
-        package = library / module
-        files = sorted(package.rglob("*.py")) if package.is_dir() else [library / f"{module}.py"]
+    for module, file in library_files(CHAPTER_OF):
+        name = ".".join(file.relative_to(_library()).with_suffix("").parts)
+        yield name, CHAPTER_OF[module], "\n\n".join(_docstrings(file))
+
+
+def library_files(modules: Iterable[str]) -> Iterator[tuple[str, Path]]:
+    """Yield (module, file) of top-level modules and packages of Python's library, tests left out, sorted by name."""
+    for module in sorted(modules):
+        package = _library() / module
+        files = sorted(package.rglob("*.py")) if package.is_dir() else [package.with_suffix(".py")]
         for file in files:
-            inside = file.relative_to(library).with_suffix("").parts
-            if file.is_file() and not {"test", "tests"}.intersection(inside):
-                yield ".".join(inside), CHAPTER_OF[module], "\n\n".join(_docstrings(file))
+            if file.is_file() and not {"test", "tests"}.intersection(
+                file.relative_to(_library()).with_suffix("").parts
+            ):
+                yield module, file
+
+
+def _library() -> Path:
+    return Path(sysconfig.get_paths()["stdlib"])
 
 
 def _docstrings(file: Path) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Rows of a split, from the hub, from local files, or from the documentation that Python carries.
+"""Rows of a split, from the hub, from local files, or from the text that every Python carries.
 
 A split is a name such as `train`, or a part of one: `train/held-out` and `train/rest` have no text in common;
 `held-out` and `rest` alone are short for these. A hash of each text decides whether it is held out, so that every
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from potstill.data.python_docs import CHAPTERS, read_python_docs
+from potstill.data.python_functions import PART_NAMES, read_python_functions
 from potstill.data.read import SUFFIXES, Row, arrow_schema, read_rows
 from potstill.errors import AbsentError, DataError
 from potstill.extras import require
@@ -21,7 +22,9 @@ from potstill.messages import first_line
 LabelNames: TypeAlias = Mapping[str, Sequence[str]]
 """The names of a column's label ids, by column."""
 
-PYTHON_DOCS = "python-docs"
+PYTHON_DOCS, PYTHON_FUNCTIONS = "python-docs", "python-functions"
+EMBEDDED = frozenset({PYTHON_DOCS, PYTHON_FUNCTIONS})
+"""Data sets made of the text that every Python carries; the name of a file or folder never takes their place."""
 HELD_OUT, REST = "held-out", "rest"
 HELD_OUT_SHARE = 0.1
 """The share of the different texts that is held out."""
@@ -44,6 +47,8 @@ def read_split(name: str, split: str) -> tuple[list[Row], LabelNames]:
     base, _ = parse_split(split)
     if name == PYTHON_DOCS:
         return [{"text": text, "label": chapter} for text, chapter in read_python_docs(base)], {"label": CHAPTERS}
+    if name == PYTHON_FUNCTIONS:
+        return [{"text": text, "label": part} for text, part in read_python_functions(base)], {"label": PART_NAMES}
     files = find_files(name, base)
     rows, names = _read_hub(name, base) if files is None else _read_files(files)
     if not rows:
@@ -52,7 +57,7 @@ def read_split(name: str, split: str) -> tuple[list[Row], LabelNames]:
 
 
 def first_row(name: str, split: str = "train") -> Row | None:
-    """Return the first row of a local split, or None for hub ids, `python-docs`, and splits that do not exist.
+    """Return the first row of a local split, or None for hub ids, embedded data, and splits that do not exist.
 
     Raises:
         DataError: if the path does not exist, or the row cannot be read.
@@ -145,7 +150,7 @@ def _number_of(key: str) -> int:
 
 
 def find_files(name: str, split: str, suffixes: Sequence[str] = SUFFIXES) -> list[Path] | None:
-    """Return the files of a split in order, or None if `name` is a hub id or `python-docs`.
+    """Return the files of a split in order, or None if `name` is a hub id or embedded.
 
     A single file stands for `train`, `validation` and `test` alike. In a folder, a split is `SPLIT.suffix`, the shards
     `SPLIT-*.suffix` (either also in `data/`), or what the folder SPLIT holds.
@@ -155,7 +160,7 @@ def find_files(name: str, split: str, suffixes: Sequence[str] = SUFFIXES) -> lis
         DataError: if the path does not exist, a file cannot have such a split, or the folder has it in two formats.
     """
     path = Path(name).expanduser()
-    if name == PYTHON_DOCS:
+    if name in EMBEDDED:
         return None
     if path.is_file():
         if split not in _SPLITS_OF_A_FILE:

@@ -25,11 +25,10 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from potstill.data import PYTHON_DOCS
+from potstill.data import EMBEDDED, PYTHON_DOCS
 from potstill.data.columns import pick_text_columns
-from potstill.data.python_docs import read_python_docs
 from potstill.data.read import SUFFIXES, arrow_schema, read_rows, text_lines
-from potstill.data.splits import HELD_OUT, find_files, is_held_out, parse_split
+from potstill.data.splits import HELD_OUT, find_files, is_held_out, parse_split, read_split
 from potstill.distill.batches import LENGTH_COLUMN
 from potstill.distill.packing import pack
 from potstill.errors import DataError
@@ -102,7 +101,7 @@ def load_corpus(  # noqa: PLR0913 - what, from where, and how; each is named by 
 
     Args:
         name: a folder with a file (or shards `SPLIT-*`) per split, a file, a hub id with an optional configuration
-            (`owner/name:config`), or `python-docs`. In a text file each line is a text.
+            (`owner/name:config`), `python-docs`, or `python-functions`. In a text file each line is a text.
         split: `train`, `validation`, ...
         tokenizer: a fast one.
         max_length: the tokens of a row at most, special ones counted.
@@ -124,7 +123,7 @@ def load_corpus(  # noqa: PLR0913 - what, from where, and how; each is named by 
     """
     special = _special_tokens(tokenizer, max_length)
     files = find_files(name, parse_split(split)[0], (*SUFFIXES, ".txt"))
-    is_hub = files is None and name != PYTHON_DOCS
+    is_hub = files is None and name not in EMBEDDED
     if streaming and limit is None:
         raise DataError("streaming needs a limit: without one the whole data set would be fetched and written")
     if streaming and not is_hub:
@@ -136,7 +135,7 @@ def load_corpus(  # noqa: PLR0913 - what, from where, and how; each is named by 
     if not (folder / _FILE).is_file():
         # Whole or not at all: a killed run leaves no half corpus that the next would take for the data.
         with new_folder(folder, overwrite=True) as building:
-            found = read_texts(split=split, files=files, column=text_column)
+            found = read_texts(split=split, files=files, column=text_column, embedded=name)
             texts = _keep_texts(hub, found, building / "texts.arrow", limit=limit, origin=f"{name} ({split})")
             room = max_length - special.count
             # Only running text is parted by separators; elsewhere the special tokens part the texts.
@@ -206,7 +205,7 @@ def _source_state(files: list[Path] | None, hub: tuple[Dataset | IterableDataset
         return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     if hub is not None:
         return getattr(hub[0], "_fingerprint", None)  # a stream has none: its name, split and limit must do
-    # `python-docs` comes with the interpreter and changes with it.
+    # Embedded data comes with the interpreter and changes with it.
     return sys.version
 
 
@@ -216,8 +215,10 @@ def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
     return {key: value for key, value in state.items() if key not in {"truncation", "padding"}}
 
 
-def read_texts(*, split: str, files: list[Path] | None, column: str | None) -> Iterator[str]:
-    """Yield the texts of files, or of `python-docs` for None, in their order; blank ones are left out.
+def read_texts(
+    *, split: str, files: list[Path] | None, column: str | None, embedded: str = PYTHON_DOCS
+) -> Iterator[str]:
+    """Yield the texts of files, or of an embedded data set for None, in their order; blank ones are left out.
 
     Files are read as a stream, whatever their size; only a `.json` array is held whole.
 
@@ -225,7 +226,7 @@ def read_texts(*, split: str, files: list[Path] | None, column: str | None) -> I
         DataError: with the file and the row, at the first row that cannot be read.
     """
     base, part = parse_split(split)
-    texts = (text for text, _ in read_python_docs(base)) if files is None else _texts_of_files(files, column)
+    texts = (row["text"] for row in read_split(embedded, base)[0]) if files is None else _texts_of_files(files, column)
     return (text for text in texts if part is None or is_held_out(text) == (part == HELD_OUT))
 
 
@@ -235,11 +236,11 @@ def iterate_texts(
     """Yield the texts of a split of running text, at most the first `limit`; arguments and errors as `load_corpus`."""
     files = find_files(name, parse_split(split)[0], (*SUFFIXES, ".txt"))
     texts: Iterable[str]
-    if files is None and name != PYTHON_DOCS:
+    if files is None and name not in EMBEDDED:
         loaded, found = _load_from_hub(name, split=split, column=column, streaming=streaming)
         texts = (str(row[found]) for row in loaded)
     else:
-        texts = read_texts(split=split, files=files, column=column)
+        texts = read_texts(split=split, files=files, column=column, embedded=name)
     return itertools.islice(texts, limit)
 
 

@@ -2,10 +2,16 @@
 
 import json
 import shutil
+import sys
+from unittest.mock import ANY
 
 import pytest
 
 from potstill import machine
+from potstill.bundle import Manifest, read_bundle
+from potstill.cli.options import resolve
+from potstill.cli.run import text_to_ask, typed_program
+from potstill.cli.show import summarize
 from potstill.config import recipe_names
 
 
@@ -94,6 +100,8 @@ def test_init_cuts_a_student(potstill, tiny_teacher, tmp_path):
     assert code == 0
     assert "2 layers of 4" in out
     assert json.loads((tmp_path / "student" / "config.json").read_text())["num_hidden_layers"] == 2
+    _, out, _ = potstill("init", tiny_teacher, "--layers", "1", "--out", tmp_path / "student", "--overwrite", "--json")
+    assert json.loads(out)["student"]["layers_kept"] == [0]
 
 
 # Few texts and short turns: what is checked is that the options arrive.
@@ -124,6 +132,7 @@ def test_distill_and_export_from_the_command_line(potstill, tiny_teacher, tiny_d
     assert "distil the student: done" in err
     code, out, _ = potstill("export", student, "--out", bundle, "--max-length", "32", *QUICK)
     assert (code, "distilbert, 1 layers of 32" in out) == (0, True)
+    assert out.splitlines()[-1].startswith("int8: ")
     assert json.loads((bundle / "potstill.json").read_text())["inputs"] == ["input_ids", "attention_mask"]
 
 
@@ -256,3 +265,72 @@ def test_bad_input_gets_one_clear_line(potstill, tiny_teacher, tiny_bundle, tiny
     assert out == ""
     assert not (tmp_path / "out").exists()
     assert [path.name for path in full.iterdir()] == ["mine.txt"]
+
+
+def test_recipes_and_claims_as_json(potstill):
+    listed = json.loads(potstill("recipes", "--json")[1])
+    assert [recipe["name"] for recipe in listed] == recipe_names()
+    assert json.loads(potstill("recipes", "sst2", "--json")[1])["student"]["layers"] == 6
+    content = json.loads(potstill("claims", "--json")[1])
+    assert [(claim["id"], claim["at_least"]) for claim in content["claims"]] == [
+        ("size", 0.4),
+        ("file", 0.4),
+        ("speed", 1.6),
+        ("quality", 0.97),
+    ]
+    assert "points_lost" in [metric["name"] for metric in content["metrics"]]
+
+
+def test_show_ends_with_one_line_that_says_what_int8_gained_and_lost(potstill, tiny_bundle):
+    last = potstill("show", tiny_bundle)[1].splitlines()[-1]
+    record = json.loads((tiny_bundle / "potstill.json").read_text())["models"]["int8"]
+    times = (tiny_bundle / "onnx" / "model.onnx").stat().st_size / (tiny_bundle / record["file"]).stat().st_size
+    said = [f"int8: {times:.1f} times smaller" if times >= 1 else f"int8: {1 / times:.1f} times larger"]
+    flips, decisions = (record["quality"]["agreement"][key] for key in ("flips", "decisions"))
+    assert last == ", ".join([*said, f"{100 - 100 * flips / decisions:.1f}% of the answers the same"])
+
+
+@pytest.mark.parametrize(
+    ("reference", "candidate", "said"),
+    [(0.8911, 0.8891, "0.2 points of accuracy lost"), (0.89, 0.9, "1.0 points of accuracy gained")],
+)
+def test_what_int8_loses_on_labels_is_said_in_points(tiny_bundle, reference, candidate, said):
+    content = json.loads((tiny_bundle / "potstill.json").read_text())
+    loss = {"metric": "accuracy", "reference": reference, "candidate": candidate}
+    content["models"]["int8"]["quality"]["labelled"] = loss
+    assert summarize(Manifest.model_validate(content)) == [ANY]
+    assert summarize(Manifest.model_validate(content))[0].endswith(f", {said}")
+
+
+def test_a_text_to_ask_is_short_plain_and_has_its_label(tiny_bundle, tmp_path):
+    manifest = read_bundle(tiny_bundle).manifest
+    rows = [
+        "it's a wave, he said",
+        'a "ridge" between us two',
+        "short",
+        "peak " * 60,
+        "we climb the old ridge",
+        "a gull at the shore",
+    ]
+    lines = [json.dumps({"sentence": text, "label": 0}) for text in rows]
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    recipe = resolve("quickstart", flags={}, settings=[f"data.name={tmp_path}"])
+    assert text_to_ask(recipe, manifest) == ("we climb the old ridge", "mountain")
+    lines = [json.dumps({"sentence": text, "label": 1}) for text in rows[:4]]
+    (tmp_path / "validation.jsonl").write_text("\n".join(lines))
+    assert text_to_ask(recipe, manifest) is None
+
+
+def test_a_printed_command_calls_the_program_as_it_was_called(monkeypatch, tmp_path):
+    for argv, printed in (
+        ("/opt/potstill/__main__.py", [sys.executable, "-m", "potstill"]),
+        (".venv/bin/potstill", [".venv/bin/potstill"]),
+        ("my_script.py", ["potstill"]),
+    ):
+        monkeypatch.setattr(sys, "argv", [argv])
+        assert typed_program() == printed
+    (tmp_path / "potstill").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "potstill")])
+    assert typed_program() == ["potstill"]

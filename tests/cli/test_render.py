@@ -1,9 +1,13 @@
 """What is drawn while the work goes on."""
 
+import io
+import re
+
 import pytest
+from rich.console import Console
 
 from potstill.cli import render
-from potstill.cli.render import duration, progress_bars
+from potstill.cli.render import duration, print_table, progress_bars
 
 
 @pytest.fixture
@@ -56,3 +60,51 @@ def test_a_log_says_what_is_known_of_a_stage_and_no_more(clock, capsys):
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (119, "119 s"), (120, "2 min"), (3600, "60 min")])
 def test_a_duration_is_said_as_a_person_would(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Put a terminal of 100 columns in the place of stderr; give what was written to it."""
+    written = io.StringIO()
+    monkeypatch.setattr(render, "err", Console(file=written, force_terminal=True, width=100))
+    return written
+
+
+def test_a_terminal_has_one_bar_with_the_time_left(clock, terminal):
+    with progress_bars() as progress:
+        progress("train", 0, 400, "")
+        clock[0] += 43
+        progress("train", 100, 400, "loss 1")
+        progress("score", 3, 8, "")
+        progress("score", 8, 8, "")
+        progress("train", 101, 400, "loss 0.9")
+        progress("score", 1, 8, "")
+        progress("score", 8, 8, "")  # again: the line is not
+        clock[0] += 100
+        progress("train", 400, 400, "accuracy 0.8")
+        progress("export", 3, 9, "int8")
+    # Whatever is drawn anew begins at the start of the line.
+    assert max(drawn.count(" left ") for drawn in terminal.getvalue().split("\r")) == 1
+    shown = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", terminal.getvalue())
+    assert re.search(r"export [━╺]+ 3/9 -:--:-- left int8", shown)
+    assert re.findall(r"\S+: done.*", shown) == ["score: done in 0 s", "train: done in 2 min (accuracy 0.8)"]
+
+
+def test_the_steps_of_an_earlier_run_say_nothing_about_the_time_left(terminal):
+    with progress_bars() as progress:
+        progress("train", 5000, 10000, "")
+        progress("train", 5000, 10000, "")
+    assert "5000/10000 -:--:-- left" in re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", terminal.getvalue())
+
+
+def test_texts_of_a_table_are_left_aligned_and_numbers_right(monkeypatch):
+    written = io.StringIO()
+    monkeypatch.setattr(render, "out", Console(file=written, width=100))
+    rows = [["fp32", "1.5x", "4 of 4", "kept", "0.71 to 0.93", "-"], ["int8", "12.25x", "12 of 12", "none", "-", "3"]]
+    print_table("Files", ["file", "speed", "fused", "why this one", "95 % interval", "flips"], rows)
+    assert [line.rstrip() for line in written.getvalue().splitlines()] == [
+        "Files",
+        "file   speed     fused  why this one  95 % interval  flips",
+        "fp32    1.5x    4 of 4  kept           0.71 to 0.93      -",
+        "int8  12.25x  12 of 12  none                      -      3",
+    ]

@@ -1,4 +1,4 @@
-"""What the documents say is true: commands exist, numbers of the package agree, every command shows an example."""
+"""What the documents say is true: commands exist, numbers of the package agree, links lead somewhere."""
 
 import ast
 import importlib
@@ -23,13 +23,6 @@ def test_there_are_the_agreed_commands():
     agreed = {"run", "distill", "finetune", "export", "bench", "serve", "evaluate", "show", "init"}
     agreed |= {"recipes", "claims", "doctor", "predict", "trim"}
     assert set(COMMANDS) == agreed
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_an_example(command):
-    result = CliRunner().invoke(app, [command, "--help"], terminal_width=100)
-    assert result.exit_code == 0
-    assert f"Example: potstill {command}" in " ".join(result.stdout.split())
 
 
 def test_every_potstill_line_in_the_readme_names_real_commands_and_options():

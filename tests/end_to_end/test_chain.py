@@ -25,6 +25,7 @@ SETTINGS = (
     "distill.epochs=30",
     "bench.batch_sizes=[1]",
     "bench.num_tokens=[16]",
+    "bench.budget_s=null",
     "bench.rounds=5",
     "bench.launches=2",
     "bench.extra_launches=0",
@@ -124,8 +125,12 @@ def test_a_run_killed_in_every_stage_goes_on_and_ends_well(tiny_data, tmp_path):
     assert (out / "report" / "samples.jsonl").read_text().splitlines()[: len(kept)] == kept
     assert not samples.exists()
     assert not [path.name for path in out.rglob(".*.tmp-*")]
-    table = [line for line in printed.splitlines() if not line.startswith(("Report:", "Serve:"))]
+    commands = ("Report:", "Ask:", "Serve:", "        curl")
+    table = [line for line in printed.splitlines() if not line.startswith(commands)]
     assert max(map(len, table)) <= 100
+    ask = next(line.removeprefix("Ask:") for line in printed.splitlines() if line.startswith("Ask:"))
+    answered = subprocess.run(["sh", "-c", ask], capture_output=True, text=True, check=True).stdout
+    assert json.loads(answered)["answer"][0]["label"] in {"0", "1"}
     _check_report(json.loads((out / "report" / "report.json").read_text()), out)
 
     other = Run(tiny_data, out, "--resume", "--set", "seed=7")
