@@ -13,6 +13,7 @@ import csv
 import gzip
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -43,6 +44,7 @@ ELSEWHERE = {
 FRAGMENTS = {
     "potstill COMMAND --help",
     "potstill --install-completion",
+    "potstill --show-completion",  # of the shell that asks
     "potstill distill A --teacher B --teacher C",
     "potstill export --check-engine openvino",
     "potstill serve --engine openvino",
@@ -53,7 +55,7 @@ TRAINING = "--epochs 6 --set distill.batch_size=16 --set distill.learning_rate=3
 SHORT = {
     r"potstill (finetune|distill)\b": TRAINING,
     r"potstill export\b": "--max-loss 0.2 --max-label-loss 1",
-    r"potstill bench\b(?!.*--verify)": "--quick --budget 30s",
+    r"potstill bench\b(?!.*--verify)": "--quick --budget 90s",
     r"potstill evaluate\b(?=.*--glue)": "--learning-rates 3e-4 --epochs 1 --seeds 1",
 }
 SHORT_PYTHON = {"BenchConfig(rounds=12)": "BenchConfig(rounds=5, budget_s=30, cold_starts=0, compressed=False)"}
@@ -68,6 +70,7 @@ def lay_out(folder: Path, encoder: Path) -> None:
     with (DATA / "reviews.csv").open(encoding="utf-8", newline="") as lines:
         # Under other names as well, for pages that name the columns.
         rows = [row | {"body": row["review"], "grade": row["stars"]} for row in csv.DictReader(lines)]
+    random.Random(0).shuffle(rows)  # their stars follow each other in turn, and a split takes every fifth row
     lines_of_rows = "".join(json.dumps(row) + "\n" for row in rows)
     with (folder / "reviews.csv").open("w", encoding="utf-8", newline="") as out:
         writer = csv.DictWriter(out, list(rows[0]))
@@ -151,6 +154,7 @@ def clear_outputs(command: str, folder: Path) -> None:
     """Remove what a command is to write, if an earlier one wrote it."""
     for name in re.findall(r"--(?:out|copy)[ =](\S+)", command):
         place = folder / name.rstrip("/")
+        shutil.rmtree(place.with_name(f".{place.name}.bench"), ignore_errors=True)  # of one that was interrupted
         if name != "-" and place.is_dir():
             shutil.rmtree(place)
         elif name != "-":
