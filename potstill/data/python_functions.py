@@ -1,6 +1,6 @@
 """The embedded data set `python-functions`: functions of Python's library, and the part of it that each belongs to.
 
-The task is to tell from the first words of a function (its name, its documentation, its code) which of nine parts of
+The task is to tell from the first words of a function (its name, its documentation, its code) which of eight parts of
 the library it is from: `asyncio`, `email`, `files` and so on. What stands between words is left out: it would fill a
 short text and says little. Source files are parsed and never imported.
 
@@ -32,7 +32,6 @@ PARTS = {
     "numbers": "_pydatetime _pydecimal calendar datetime fractions numbers random statistics zoneinfo",
     "processes": "_threading_local concurrent multiprocessing queue subprocess threading",
     "testing": "doctest unittest",
-    "web": "ftplib http socketserver urllib webbrowser wsgiref xmlrpc",
 }
 PART_NAMES = tuple(PARTS)
 
