@@ -77,7 +77,7 @@ def test_distilberts_own_count_is_not_40_per_cent_smaller():
     assert row.value == pytest.approx(0.39385, abs=5e-6)
     assert row.interval == (row.value, row.value)
     assert (row.verdict, row.subject, row.against) == ("FAIL", "student", "teacher")
-    assert "39.4\u00a0% fewer parameters than teacher's (66,362,880 against 109,482,240)" in row.summary
+    assert "39.4\u00a0% fewer parameters than that of teacher (66,362,880 against 109,482,240)" in row.summary
     assert "interval" not in row.summary
 
 
@@ -89,8 +89,8 @@ def test_the_file_to_serve_is_held_against_the_teachers_fp32_and_its_own_fp32_is
     assert row.value == pytest.approx(1 - sizes["student/int8"] / sizes["teacher/fp32"], rel=1e-12)
     assert row.interval == (row.value, row.value)
     assert row.summary == (
-        "student int8's files have 84.5\u00a0% fewer bytes than teacher fp32's (67.9 against 438\u00a0MB; in fp32 "
-        "268\u00a0MB, 38.8\u00a0% fewer). Asked for: at least 40\u00a0%."
+        "The files of student int8 have 84.5\u00a0% fewer bytes than those of teacher fp32 (67.9 against 438\u00a0MB; "
+        "in fp32 268\u00a0MB, 38.8\u00a0% fewer). Asked for: at least 40\u00a0%."
     )
 
 
@@ -149,7 +149,7 @@ def test_a_claim_is_about_the_worst_label_or_one_by_name():
     fp32 = {"model": "student", "precision": "fp32"}
     (worst,) = decide(report, measure="worst_label_recall", at_least=0.96, where=fp32)
     assert (worst.value, worst.interval, worst.where, worst.verdict) == (0.75, (0.4, 0.95), "SST-2", "FAIL")
-    assert "student fp32 finds 75.0\u00a0% of jailbreak (40 on SST-2), its worst label" in worst.summary
+    assert "Of its worst label, jailbreak (40 on SST-2), student fp32 finds 75.0\u00a0%" in worst.summary
     (one,) = decide(report, measure="label_recall", at_least=0.3, where=fp32 | {"label": "harmless"})
     assert (one.value, one.interval, one.where, one.verdict) == (0.94, (0.5, 0.9), "SST-2, harmless", "PASS")
     lost = decide(report, measure="label_points_lost", at_most=0.5, where=fp32 | {"against": "baseline"})
@@ -158,9 +158,7 @@ def test_a_claim_is_about_the_worst_label_or_one_by_name():
     assert lost[1].interval == pytest.approx((1.0, 30.0))
     (tokens,) = decide(report, measure="tokens_ratio", at_most=1.3, where=fp32)
     assert (tokens.value, tokens.verdict) == (1.25, "PASS")
-    assert (
-        "reads 1.25\u00a0times as many tokens of SST-2 as teacher fp32 (25.0 against 20.0 per text)" in tokens.summary
-    )
+    assert "Of SST-2 student fp32 reads 1.25\u00a0times as many tokens as teacher fp32 (25.0 against" in tokens.summary
 
 
 def test_a_label_that_does_not_occur_is_told_with_those_that_do():
@@ -193,7 +191,7 @@ def test_the_papers_seconds_pass_as_throughput_and_are_39_per_cent_less_time():
     row = paper(sped(668 / 410, (1.61, 1.65)), "speed")
     assert row.value == pytest.approx(1.629, abs=5e-4)
     assert (row.verdict, row.where, row.unit) == ("PASS", "1×128", "×")
-    assert "1.63\u00a0times as many texts per second as teacher fp32" in row.summary
+    assert "Per second student fp32 answers 1.63\u00a0times as many texts as teacher fp32" in row.summary
     assert "(95\u00a0% interval 1.61 to 1.65\u00a0times), which is 39\u00a0% less time per text" in row.summary
     assert row.summary.endswith("Asked for: at least 1.6 times.")
 
@@ -251,7 +249,7 @@ def test_quality_on_one_data_set_is_its_retention():
     )
     row = paper(report, "quality")
     assert (row.value, row.interval, row.where) == (kept.kept, kept.kept_interval, "SST-2")
-    assert "of teacher fp32's accuracy on SST-2" in row.summary
+    assert "Of teacher fp32's accuracy on SST-2" in row.summary
 
 
 def test_quality_on_several_data_sets_names_every_definition():

@@ -7,7 +7,9 @@ import jsonschema
 import pytest
 
 from potstill.bench import report, report_schema
+from potstill.bench.claims.metrics import METRICS
 from potstill.bench.report import tables
+from potstill.bench.report.headline import answers
 from potstill.bench.report.markdown import escape, to_markdown
 from potstill.bench.report.page import gauge, to_html
 from potstill.errors import UsageError
@@ -131,10 +133,13 @@ def test_the_page_is_well_formed_and_reaches_no_network(page, tree):
     assert len(page.encode()) < 1_500_000
 
 
-def test_the_page_opens_with_the_verdicts_and_ends_with_what_reproduces_it(page, tree, whole):
-    assert tree.headings[:2] == ["student and tiny against teacher", "1 claim holds, 2 do not and 1 cannot be decided."]
+def test_the_page_opens_with_the_answer_and_the_verdicts_and_ends_with_what_reproduces_it(page, tree, whole):
+    assert tree.headings[:2] == ["Text classification on 4 data sets: student and tiny against teacher", "At a glance"]
     order = [
-        "1 claim holds",
+        "</h1>",
+        '<p class="answer">int8 student: ',
+        '<h2 id="choice">',
+        "1 claim holds, 2 do not and 1 cannot be decided.",
         "60\u00a0% faster",
         "<figure",
         "Every percentile",
@@ -254,7 +259,10 @@ def test_a_claim_without_a_value_has_no_gauge():
 
 
 def test_markdown_tables_are_whole_and_the_verdicts_come_first(markdown, whole):
-    assert markdown.splitlines()[2] == "| claim | verdict | about | measured | asked for |"
+    lines = markdown.splitlines()
+    assert lines[0] == "# Text classification on 4 data sets: student and tiny against teacher"
+    assert [line.partition(":")[0] for line in lines[2:4]] == ["**int8 student", "**int8 tiny"]
+    assert lines[5] == "| claim | verdict | about | measured | asked for |"
     assert (
         "| 60 % faster | ✓ PASS | student fp32 against teacher fp32, 1×128 | 2.00× (1.97 to 2.03) | at least 1.60× |"
         in (markdown.replace("\u00a0", " "))
@@ -316,3 +324,68 @@ def test_more_tokens_for_the_same_texts_are_told_where_a_model_needs_them(whole,
     assert "30.1 (1.19×)" in page
     # Of one tokenizer there is nothing to tell.
     assert "tokens per text" not in tables.overview(made.made_report()).head
+
+
+def test_the_answer_tells_size_speed_and_score_of_the_precision_to_serve(whole):
+    size = {row.key: row.file_bytes for row in whole.contestants}
+    p50 = {row.key: row.p50_ms for row in whole.latency if str(row.load) == "1×128"}
+    score = {row.key: row.value for row in whole.quality[0].scores}
+    base, row = "teacher/fp32", "student/int8"
+    assert answers(whole)[0].replace("\u00a0", " ") == (
+        f"int8 student: {100 * (1 - size[row] / size[base]):.0f} % smaller, {p50[base] / p50[row]:.1f} times as fast, "
+        f"accuracy {score[base]:.2f} to {score[row]:.2f} on SST-2"
+    )
+    # A row that something disturbed has no speed, and a report without data no score.
+    assert "times as fast" not in answers(made.disturbed())[0]
+    minimal = made.minimal()
+    assert answers(minimal) == ["fp32 student: 39\u00a0% smaller, 2.0 times as fast"]
+    lone = [row for row in whole.contestants if row.model == "teacher"]
+    assert answers(whole.model_copy(update={"candidates": [], "contestants": lone}))[0].startswith("int8 teacher: 75")
+    lone = [row for row in lone if row.key == base]
+    assert answers(whole.model_copy(update={"candidates": [], "contestants": lone})) == [
+        f"fp32 teacher: 438\u00a0MB, {p50[base]:.1f}\u00a0ms a call, accuracy {score[base]:.2f} on SST-2"
+    ]
+
+
+def test_scores_have_as_many_digits_as_tell_them_apart(whole):
+    def told(teacher, student):
+        quality = whole.quality[0]
+        values = {"teacher/fp32": teacher, "student/int8": student}
+        scores = [row.model_copy(update={"value": values.get(row.key, 0.5)}) for row in quality.scores]
+        only = whole.model_copy(update={"quality": [quality.model_copy(update={"scores": scores})]})
+        return answers(only)[0].rpartition(", accuracy ")[2]
+
+    assert told(0.9011, 0.8912) == "0.90 to 0.89"
+    assert told(0.8944, 0.8904) == "0.894 to 0.890"
+    assert told(0.89441, 0.89439) == "0.8944 to 0.8944"
+    assert told(0.89, 0.89) == "the same, 0.89"
+    assert told(12.31, 14.0) == "12.3 to 14.0"
+
+
+def test_every_card_has_one_large_number_and_every_sentence_a_capital(page, tree, whole):
+    cards = re.findall(r'<article class="claim \w+">(.*?)</article>', page, re.DOTALL)
+    numbers = [re.findall(r'<p class="number">(.*?)</p>', card) for card in cards]
+    assert [len(found) for found in numbers] == [1] * len(whole.claims)
+    speed = next(place for place, claim in enumerate(whole.claims) if claim.id == "speed")
+    assert numbers[speed] == ["2.00×"]
+    disturbed = parse(to_html(made.disturbed(reason="other processes took 81% of the time of the cores")))
+    assert "While 1×128 was timed, other processes took 81\u00a0% of the time" in disturbed.text
+    assert "Not measured. This machine has no readable RAPL" in tree.text
+    assert "The process was killed by signal 9" in tree.text
+
+
+def test_95_per_cent_is_written_one_way(page, tree):
+    for text in (tree.text, *tree.values("aria-label")):
+        assert not re.search(r"95(?: |&nbsp;)?%", text)
+    assert tree.text.count("95\u00a0%") > 10
+
+
+def test_hashes_settings_and_glossary_are_folded(page):
+    folded = re.findall(r"<summary>(.*?)</summary>", page)
+    assert {"Settings", "SHA-256 of every model and data file"} <= set(folded)
+    assert any(title.endswith("words of this report") for title in folded)
+
+
+def test_the_sentences_of_all_measures_begin_with_a_capital_and_not_with_a_name():
+    for metric in METRICS.values():
+        assert re.match(r"[A-Z0-9]", metric.sentence), metric.name

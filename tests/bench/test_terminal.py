@@ -94,7 +94,7 @@ def test_a_student_that_is_no_better_than_a_constant_answer_is_told_before_the_v
     assert text.startswith("QUALITY")
     assert text.index(told) < text.index("FAIL")
     for page in (to_markdown(report), to_html(report)):
-        assert f"student fp32 on SST-2: {told}" in page
+        assert f"On SST-2 student fp32 is {told}" in page
         assert "always positive scores" in page
 
 

@@ -381,7 +381,7 @@ def scores(report: Report, looks: Looks, name: str, quality: Quality) -> Chart |
         f"{looks[row.key].name}: {score(row.value)} ({score(row.interval[0])} to {score(row.interval[1])})"
         for row in rows
     )
-    svg = to_svg(figure, name, f"{metric} on {clean(quality.name)}, with 95 % intervals. {told}.")
+    svg = to_svg(figure, name, f"{metric} on {clean(quality.name)}, with 95\u00a0% intervals. {told}.")
     return Chart(name, title=clean(quality.name, longest=40), caption=caption, svg=svg)
 
 

@@ -149,6 +149,12 @@ def clean(text: str, *, longest: int | None = None) -> str:
     return f"{kept[:head]}…{kept[-(longest - 1 - head) :]}"
 
 
+def sentence(text: str) -> str:
+    """Return a sentence of the report's own as the page writes all: clean, with a capital, and `76 %` for `76%`."""
+    kept = re.sub(r"(?<=\d)%", f"{_SPACE}%", clean(text))
+    return f"{kept[:1].upper()}{kept[1:]}"
+
+
 def name_of(row: Contestant, *, longest: int | None = None) -> str:
     """Name a contestant: `student int8`, and the engine where it is not onnxruntime on the CPU."""
     engine = "" if row.runner == "onnxruntime-cpu" else f" {row.runner}"

@@ -4,12 +4,12 @@ from potstill.bench.report.formatting import clean, percent
 from potstill.bench.report_schema import Report
 
 VERDICTS = {
-    "PASS": ("✓", "The claim holds.", "The whole 95 % interval is on the side that was asked for."),
-    "FAIL": ("✗", "The claim does not hold.", "The whole 95 % interval is on the other side."),
+    "PASS": ("✓", "The claim holds: the whole 95 % interval is on the side that was asked for."),
+    "FAIL": ("✗", "The claim does not hold: the whole 95 % interval is on the other side."),
     "INCONCLUSIVE": (
         "?",
-        "This cannot be decided.",
-        "The interval holds the target, or something was not measured, or the machine was disturbed meanwhile.",
+        "It cannot be decided: the interval holds the target, or something was not measured, or the machine was "
+        "disturbed meanwhile.",
     ),
 }
 # The numbers of `statistics.MIN_SAMPLES`: MLPerf's early stopping with 99 % confidence.
@@ -22,7 +22,7 @@ def definitions(report: Report) -> list[tuple[str, str]]:
     pairs = [
         (clean(claim.claim), f"{clean(claim.definition)} {clean(claim.source)}".strip()) for claim in claims.values()
     ]
-    pairs += [(verdict, meaning) for verdict, (_, _, meaning) in VERDICTS.items()]
+    pairs += [(verdict, meaning) for verdict, (_, meaning) in VERDICTS.items()]
     pairs += [pair for part, words in _WORDS.items() if getattr(report, part) for pair in words.items()]
     if report.noise.floor is not None:
         by_load = ", ".join(f"{percent(floor)} at {load}" for load, floor in report.noise.floors.items())

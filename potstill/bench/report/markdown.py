@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from potstill.bench.report import tables
 from potstill.bench.report.formatting import clean, mb, percent
 from potstill.bench.report.glossary import VERDICTS, definitions
+from potstill.bench.report.headline import answers
+from potstill.bench.report.headline import title as title_of
 from potstill.bench.report.tables import Table
 from potstill.bench.report_schema import Report
 
@@ -17,7 +19,7 @@ _SPECIAL = re.compile(r"([\\`*_\[\]<>|~#@])")
 
 def to_markdown(report: Report) -> str:
     """Write the report for a pull request: verdicts, and the tables of a glance; the others folded."""
-    lines = ["# Bench report", ""]
+    lines = [f"# {escape(title_of(report))}", ""]
     warnings = []
     if not report.complete:
         missing = escape("; ".join(map(clean, report.missing))) or "it does not say what"
@@ -27,6 +29,7 @@ def to_markdown(report: Report) -> str:
         warnings += [f"> **The budget had no time for:** {escape('; '.join(map(clean, report.left_out)))}.", ">"]
     warnings += [f"> **Noise:** {escape(clean(flag))}  " for flag in report.noise.flags]
     lines += [*warnings, ""] if warnings else []
+    lines += [f"**{escape(line)}**  " for line in answers(report)] + [""]
 
     verdicts = tables.from_columns(
         "verdicts",

@@ -5,8 +5,9 @@ from typing import Any
 
 from potstill.bench.report import tables
 from potstill.bench.report.charts import charts
-from potstill.bench.report.formatting import NOTHING, clean, count, listed, mb, percent, rate
+from potstill.bench.report.formatting import NOTHING, clean, count, listed, mb, percent, quantity, rate, sentence
 from potstill.bench.report.glossary import VERDICTS, definitions
+from potstill.bench.report.headline import answers, title
 from potstill.bench.report.style import DARK, LIGHT, MARKERS, engine_order, model_order
 from potstill.bench.report.tables import Table
 from potstill.bench.report_schema import Decision, Report
@@ -28,29 +29,25 @@ def to_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"clean": clean}
+    environment.filters |= {"clean": clean, "sentence": sentence}
     return environment.get_template("report.html.j2").render(
         report=report,
-        title=_title(report),
+        title=title(report),
+        answers=answers(report),
         tally=_tally(report),
-        claims=[_card(report, claim) for claim in report.claims],
+        claims=[_card(claim) for claim in report.claims],
         pictures=charts(report),
         tables=_tables(report),
         quality=[_quality(report, place) for place in range(len(report.quality))],
         no_better=tables.no_better(report),
         definitions=definitions(report),
+        hashes=_hashes(report),
         machine=_machine(report),
         noise=_noise(report),
         key=_key(report),
         palette=list(zip(LIGHT, DARK, strict=True)),
         settings=[(name, str(value)) for name, value in report.config.items()],
     )
-
-
-def _title(report: Report) -> str:
-    baseline = report.contestant(report.baseline)
-    against = clean(baseline.model) if baseline else clean(report.baseline)
-    return f"{listed([clean(name) for name in report.candidates])} against {against}" if report.candidates else against
 
 
 def _tally(report: Report) -> str:
@@ -62,22 +59,19 @@ def _tally(report: Report) -> str:
     words = [f"{holds or 'no'} claim{'' if holds == 1 else 's'} hold{'s' if holds == 1 else ''}"]
     words += [f"{fails} {'does' if fails == 1 else 'do'} not"] if fails else []
     words += [f"{open_} cannot be decided"] if open_ else []
-    sentence = listed(words)
-    return f"{sentence[0].upper()}{sentence[1:]}."
+    return sentence(f"{listed(words)}.")
 
 
-def _card(report: Report, claim: Decision) -> dict[str, Any]:
-    mark, words, _ = VERDICTS[claim.verdict]
+def _card(claim: Decision) -> dict[str, Any]:
     summary, reason = clean(claim.summary), clean(claim.reason or "")
     return {
         "claim": clean(claim.claim),
         "verdict": claim.verdict,
-        "mark": mark,
-        "words": words,
-        "summary": summary,
+        "mark": VERDICTS[claim.verdict][0],
+        "number": quantity(claim.value, claim.unit),
+        "summary": sentence(summary) if claim.value is None else summary,
         # The summary of an undecided claim ends in the reason already.
         "reason": "" if reason in summary else reason,
-        "subject": tables.subject(report, claim),
         "measured": tables.measured(claim),
         "asked": tables.asked(claim),
         "gauge": gauge(claim),
@@ -101,13 +95,6 @@ def gauge(claim: Decision) -> dict[str, float | bool] | None:
 
 def _tables(report: Report) -> dict[str, Table]:
     """Return every table but those of single data sets, by name."""
-    hashes = [
-        [tables.contestant_name(report, row.key), clean(file), digest]
-        for row in report.contestants
-        for file, digest in row.sha256.items()
-    ]
-    hashes += [[clean(row.name), f"{clean(row.data)} ({clean(row.split)})", row.data_sha256] for row in report.quality]
-    of_hashes = Table("hashes", "SHA-256 of every model and data file", ("of", "file", "SHA-256"), [("", hashes)])
     makers = (
         tables.failures,
         tables.overview,
@@ -122,7 +109,18 @@ def _tables(report: Report) -> dict[str, Table]:
         tables.energy,
         tables.glue,
     )
-    return {table.name: table for table in [*(make(report) for make in makers), of_hashes]}
+    return {table.name: table for table in (make(report) for make in makers)}
+
+
+def _hashes(report: Report) -> list[tuple[str, str, str]]:
+    """Return (of what, file, SHA-256) of every model and data file."""
+    models = [
+        (tables.contestant_name(report, row.key), clean(file), digest)
+        for row in report.contestants
+        for file, digest in row.sha256.items()
+    ]
+    data = [(clean(row.name), f"{clean(row.data)} ({clean(row.split)})", row.data_sha256) for row in report.quality]
+    return models + data
 
 
 def _quality(report: Report, place: int) -> dict[str, Any]:

@@ -343,7 +343,7 @@ def no_better(report: Report) -> list[str]:
             # Better by its value but not by its interval is not shown, which is less than no better.
             is_above = row.value < trivial if quality.lower_is_better else row.value > trivial
             sentences.append(
-                f"{contestant_name(report, row.key)} on {clean(quality.name)}: "
+                f"On {clean(quality.name)} {contestant_name(report, row.key)} is "
                 f"{'not shown to be better' if is_above else 'no better'} than an answer that ignores the text. "
                 f"Its {metric} is {score(row.value)} ({score(row.interval[0])} to {score(row.interval[1])}), and "
                 f"{clean(quality.trivial_answer or 'that')} scores {score(trivial)}."
