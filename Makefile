@@ -8,12 +8,14 @@ SUPPLY := .venv/supply
 RIVALS := .venv/rivals
 GRID := .venv/grid
 DOCS := .venv/docs
+NEWEST := .venv/newest
+WHEEL := .venv/wheel
 # An environment whose Python or packages have gone is made anew.
 WORKS := $(shell $(BIN)/python -c 'import potstill, pytest; from importlib.metadata import version as v; v("torch")' \
 	>/dev/null 2>&1 && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help install check demo test slow generated docs examples wheel edge interop clients grid page sbom audit ray faults fuzz serving ci clean
+.PHONY: help install check demo test slow newest generated docs examples commands wheel edge interop clients grid page sbom audit ray faults fuzz serving ci clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -49,6 +51,15 @@ test: install ## the tests, in two processes
 slow: install ## the tests of minutes: every family and task; real models and data, if POTSTILL_TEACHER and POTSTILL_DATA name them
 	$(BIN)/python -m pytest -m slow
 
+# Nothing is pinned, in an environment of its own; what is newer than in constraints.txt is listed before the tests.
+newest: ## the tests on the newest released versions of everything, in .venv/newest
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
+		--editable '.[all]' --group dev
+	$(NEWEST)/bin/python -m pip freeze --exclude-editable | grep -vixFf constraints.txt || true
+	$(NEWEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+
 generated: install ## write anew what is made and kept: the schema of report.json, the matrix products of the bench
 	$(BIN)/python -c "from potstill.bench.report import to_schema; print(to_schema(), end='')" > report.schema.json.new
 	mv report.schema.json.new potstill/bench/report/report.schema.json
@@ -68,22 +79,32 @@ $(DOCS)/.installed: docs/requirements.txt constraints.txt
 
 # Each is a script that a page of the site shows. A tiny encoder takes the place of one from the hub: no download.
 EXAMPLES := $(notdir $(basename $(wildcard examples/*.sh)))
-examples: export PATH := $(CURDIR)/$(BIN):$(PATH)
-examples: export HF_HUB_OFFLINE = 1
-examples: export ENCODER = out/examples/encoder
+examples commands: export PATH := $(CURDIR)/$(BIN):$(PATH)
+examples commands: export HF_HUB_OFFLINE = 1
+examples commands: export ENCODER = out/examples/encoder
 examples: install ## run every script and notebook of examples/ on its small data, into out/examples; ENCODER=... takes a real one
 	test -d $(ENCODER) || $(BIN)/python examples/make_encoder.py $(ENCODER)
 	set -e; for name in $(EXAMPLES); do echo "examples/$$name.sh"; sh examples/$$name.sh >out/examples/$$name.log 2>&1 \
 		|| { tail -20 out/examples/$$name.log; exit 1; }; done
 	$(BIN)/python examples/make_notebooks.py out/examples
 
-wheel: install ## build the wheel, look into it, and use it in an empty environment with only the cli extra
+# What needs Docker, a clone, or a target of its own is not run here and is listed at the end.
+commands: install ## run every command and Python block of README and docs on small data, into out/commands
+	test -d $(ENCODER) || $(BIN)/python examples/make_encoder.py $(ENCODER)
+	$(BIN)/python examples/run_pages.py $(ENCODER) out/commands
+
+# `build` makes the sdist, and the wheel from that. pip finds both under the name that the README has.
+wheel: install ## build sdist and wheel, look into them, and use each in an empty environment as the README installs it
 	rm -f dist/*.whl dist/*.tar.gz
 	$(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
 	$(BIN)/check-wheel-contents dist/*.whl
-	$(PYTHON) -m venv --clear .venv/wheel
-	.venv/wheel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(ls dist/*.whl)[cli]"
-	cd dist && ../.venv/wheel/bin/potstill --help >/dev/null && ../.venv/wheel/bin/potstill recipes
+	set -e; for form in only-binary no-binary; do \
+		$(PYTHON) -m venv --clear $(WHEEL)/$$form; \
+		$(WHEEL)/$$form/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+			--find-links dist --$$form potstill "potstill[cli]"; \
+		(cd dist && $(abspath $(WHEEL))/$$form/bin/potstill --help >/dev/null \
+			&& $(abspath $(WHEEL))/$$form/bin/potstill recipes); \
+	done
 
 edge: install ## serve a bundle from an environment that has only the serve extra
 	$(BIN)/python tests/tiny.py dist/edge-bundle
@@ -112,6 +133,11 @@ interop: install $(addprefix $(INTEROP)/,optimum/.installed openvino/.installed 
 	$(BIN)/python tests/interop/question_answering.py make dist/interop-qa
 	$(INTEROP)/optimum/bin/python tests/interop/question_answering.py answer dist/interop-qa
 	$(BIN)/python tests/interop/question_answering.py compare dist/interop-qa
+	$(BIN)/python tests/interop/trimmed.py make dist/interop-trimmed
+	$(BIN)/python tests/interop/trimmed.py read dist/interop-trimmed
+	$(INTEROP)/optimum/bin/python tests/interop/trimmed.py read dist/interop-trimmed
+	cp tests/interop/with_trimmed.mjs $(INTEROP)/js
+	node $(INTEROP)/js/with_trimmed.mjs dist/interop-trimmed
 
 clients: install $(INTEROP)/clients/.installed ## ask a server of all five tasks with huggingface_hub, openai, tritonclient
 	rm -rf dist/interop

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 import potstill
@@ -193,3 +194,27 @@ def test_every_tutorial_shows_a_script_that_make_runs():
     }
     assert shown == {script.name for script in (ROOT / "examples").glob("*.sh")}
     assert len(shown) == 8
+
+
+def test_package_workflow_and_readme_name_the_same_pythons():
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+    pythons = re.findall(r"Python :: (3\.\d+)", "\n".join(classifiers))
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    assert jobs["ci"]["strategy"]["matrix"]["python"] == pythons
+    assert jobs["newest"]["strategy"]["matrix"]["python"] == jobs["macos"]["strategy"]["matrix"]["python"]
+    assert jobs["macos"]["strategy"]["matrix"]["python"] == [pythons[0], pythons[-1]]
+    assert f"Python {pythons[0]} to {pythons[-1]}" in (ROOT / "README.md").read_text()
+
+
+def test_the_workflow_runs_targets_that_there_are_and_actions_of_a_commit():
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    run = {name for names in re.findall(r"run: g?make (.*)", workflow) for name in names.split()}
+    assert {"ci", "newest", "examples", "commands", "interop", "clients", "ray"} <= run <= targets
+    assert all(re.fullmatch(r"[0-9a-f]{40}", pin) for pin in re.findall(r"uses: [\w/-]+@(\S+)", workflow))
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")], ids=lambda page: page.name)
+def test_every_make_target_that_a_page_names_exists(page):
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:`|^)make ([a-z]+)", page.read_text(), re.MULTILINE)) <= targets
