@@ -10,7 +10,7 @@ from pathlib import PurePath
 
 import yaml
 
-from potstill.bundle import RECOMMENDED, Manifest, ModelRecord
+from potstill.bundle import RECOMMENDED, Manifest, ModelRecord, Precision
 from potstill.hub import looks_local
 
 _WHAT = {
@@ -62,7 +62,7 @@ def model_card(manifest: Manifest, *, name: str, results: Sequence[Result] = (),
     return "\n".join(lines) + "\n"
 
 
-def recommended(manifest: Manifest) -> str:
+def recommended(manifest: Manifest) -> Precision:
     """Return the precision to serve on a CPU."""
     return next(precision for precision in RECOMMENDED if precision in manifest.models)
 
