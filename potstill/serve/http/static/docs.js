@@ -29,7 +29,7 @@ function groups() {
     const short = sorted.filter(([path]) => depth(path) === 1).map(([, part]) => part);
     const long = sorted.filter(([path]) => depth(path) > 1).map(([, part]) => part);
     const fold = long.length < FOLDED ? long : [make('details', { className: 'more' },
-      make('summary', {}, short.length ? `${long.length} longer paths, among them those of a single model` : `${long.length} paths`), ...long)];
+      make('summary', {}, `${long.length} ${short.length ? 'longer ' : ''}paths`), ...long)];
     return make('section', {}, make('h2', {}, TITLES[tag] ?? tag), ...short, ...fold);
   });
 }
