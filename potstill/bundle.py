@@ -5,6 +5,7 @@
       onnx/model.onnx  onnx/model_int8.onnx                the hub's names for the precisions
       onnx/model.onnx_data                                 weights that are too large for one file
       potstill.json                                        the manifest, which names and hashes all of the above
+      README.md                                            the model card, for the hub
 
 `read_bundle` hashes every file before a parser sees it, and knows every file that onnxruntime would open. `Bundle.read`
 reads a file once and returns the very bytes that it hashed, so a file that changes between check and use does no harm.
@@ -35,6 +36,8 @@ from potstill.messages import describe_fault, first_line
 from potstill.onnx_inspect import check_declared_precision, read_outline
 
 MANIFEST_NAME = "potstill.json"
+CARD_NAME = "README.md"
+"""The model card. It has no hash in the manifest: whoever publishes a bundle adds a license and a language to it."""
 # Schema 1 is read as well; a manifest with a higher number than this is refused.
 SCHEMA_VERSION = 2
 LABELLED_TASKS = ("text-classification", "token-classification")
@@ -671,12 +674,12 @@ def sha256_of(file: Path) -> str:
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:
-    """Hash every file below `folder` except the manifest; names are relative to it, with forward slashes."""
+    """Hash every file below `folder` but the manifest and the model card; names are relative, with forward slashes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         path.relative_to(folder).as_posix(): FileRecord(sha256=sha256_of(path), size_bytes=path.stat().st_size)
         for path in files
-        if path.name != MANIFEST_NAME
+        if path.name != MANIFEST_NAME and path != folder / CARD_NAME
     }
 
 

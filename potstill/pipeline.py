@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from potstill import machine
+from potstill.bundle import CARD_NAME, read_bundle
 from potstill.checkpoint import fit_length
 from potstill.config import ExportConfig, Recipe, build_recipe, with_splits
 from potstill.data import Text, load_examples, load_texts
@@ -153,6 +154,7 @@ def _run_stages(
 
     # The report.
     from potstill.bench import DataSet, Request, bench
+    from potstill.bench.report.card import card_with_report
 
     scored = DataSet(
         data=data.name,
@@ -161,7 +163,7 @@ def _run_stages(
         label_column=data.label_column,
         limit=data.max_eval_examples,
     )
-    return bench(
+    report = bench(
         Request(models=[(role, str(out_dir / role)) for role in checkpoints], data=[scored]),
         config=recipe.bench,
         out_dir=out_dir / "report",
@@ -171,6 +173,12 @@ def _run_stages(
         tell=tell,
         progress=progress,
     )
+    # The cards as the exports wrote them know nothing of the bench.
+    for role in checkpoints:
+        card = card_with_report(read_bundle(out_dir / role, verify=False).manifest, report, name=role)
+        if card is not None:
+            write_text(out_dir / role / CARD_NAME, card)
+    return report
 
 
 def export_config(recipe: Recipe, checkpoints: Iterable[str]) -> ExportConfig:

@@ -50,7 +50,7 @@ def test_the_quickstart_asks_for_nothing_from_the_hub():
     recipe = load_recipe("quickstart")
     assert recipe.data.name == "python-functions"
     assert recipe.teacher.model is recipe.student.model is recipe.tokenizer is None
-    assert recipe.teacher.scratch.num_layers == 4 * recipe.student.layers == 4
+    assert recipe.teacher.scratch.num_layers == 3 * recipe.student.layers == 3
 
 
 def test_the_sst2_recipe_is_the_defaults_with_names():

@@ -38,6 +38,11 @@ _LABELS_SHOWN = 8
 def show(
     folder: Annotated[Path, typer.Argument(help="A bundle, checkpoint, run or report folder.", show_default=False)],
     as_json: JsonOption = False,
+    card: Annotated[bool, typer.Option("--card", help="Print a bundle's model card, for the hub.")] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="With --card: a bench of the bundle, for its scores and verdicts."),
+    ] = None,
 ) -> None:
     """Tell what a folder holds, and how it was checked.
 
@@ -47,12 +52,18 @@ def show(
     """
     from potstill.cli.render import print_json
 
+    if report is not None and not card:
+        raise UsageError("--report is for --card, which prints a bundle's model card; pass both")
+    if card and as_json:
+        raise UsageError("--card prints Markdown and --json JSON; pass one of them")
     if not folder.exists():
         raise UsageError(f"there is no folder {folder}; {similar(str(folder)) or 'name one that potstill has made'}")
     report_file = next(
         (folder / name for name in ("report.json", "report/report.json") if (folder / name).is_file()), None
     )
-    if (folder / MANIFEST_NAME).exists():
+    if card:
+        typer.echo(_card(folder, report), nl=False)
+    elif (folder / MANIFEST_NAME).exists():
         if as_json:
             print_json(read_bundle(folder).manifest.model_dump(mode="json"))
         else:
@@ -66,6 +77,23 @@ def show(
             f"{folder} is neither a bundle ({MANIFEST_NAME}), a report (report.json), "
             "a run nor a checkpoint (config.json)"
         )
+
+
+def _card(folder: Path, report_path: Path | None) -> str:
+    """Return the model card of a bundle, with what a bench says of it: the given one, or that of its own run."""
+    from potstill.bench import read_report
+    from potstill.bench.report.card import card_with_report
+    from potstill.card import model_card
+
+    manifest = read_bundle(folder).manifest
+    name, beside = folder.resolve().name, folder.resolve().parent / "report" / "report.json"
+    if report_path is not None:
+        found = card_with_report(manifest, read_report(report_path), name=name)
+        if found is None:
+            raise UsageError(f"{report_path} measured no file of {folder}; bench the bundle as it is now")
+        return found
+    measured = card_with_report(manifest, read_report(beside), name=name) if beside.is_file() else None
+    return measured or model_card(manifest, name=name)
 
 
 def _print_report(file: Path, *, as_json: bool) -> None:

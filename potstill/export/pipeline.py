@@ -9,7 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from potstill import machine
-from potstill.bundle import Made, Manifest, ModelRecord, Precision, SourceRecord, record_files, write_manifest
+from potstill.bundle import (
+    CARD_NAME,
+    Made,
+    Manifest,
+    ModelRecord,
+    Precision,
+    SourceRecord,
+    record_files,
+    write_manifest,
+)
+from potstill.card import model_card
 from potstill.checkpoint import reference_tokenizer
 from potstill.checkpoint.folder import read_trimming
 from potstill.config import ExportConfig
@@ -112,6 +122,7 @@ def export_bundle(
                 unwanted = models.pop("fp32")
                 for name in (unwanted.file, *unwanted.external_data):
                     (folder / name).unlink()
+        source.name_files(folder, models)
         say("hash")
         judged = gate.compare_with_trivial()
         made = Made(
@@ -145,5 +156,6 @@ def export_bundle(
             made=made.model_copy(update={"judged": judged} if judged is not None else {}),
         )
         write_manifest(folder, manifest)
+        (folder / CARD_NAME).write_text(model_card(manifest, name=out_dir.name), encoding="utf-8")
     progress(stage, total, total, "")
     return manifest

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from potstill.bundle import LONGEST_TEXT, Architecture, Pooling, sha256_of
+from potstill.bundle import LONGEST_TEXT, RECOMMENDED, Architecture, ModelRecord, Pooling, Precision, sha256_of
 from potstill.checkpoint import (
     accepted_inputs,
     count_parameters,
@@ -52,6 +52,8 @@ from potstill.tasks import (
 Reference: TypeAlias = Callable[[Feeds], Mapping[str, NDArray[np.float32]]]
 """A function from inputs, (B, T), to outputs by name, float32: what an exported file is compared with."""
 _LABELLED = (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION)
+# The key of config.json under which transformers.js has its own settings.
+_TRANSFORMERS_JS = "transformers.js_config"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -192,6 +194,34 @@ class Source:
             content["id2label"] = {str(number): name for number, name in enumerate(self.labels)}
             content["label2id"] = {name: number for number, name in enumerate(self.labels)}
             file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def name_files(self, folder: Path, models: Mapping[Precision, ModelRecord]) -> None:
+        """Tell transformers.js and sentence-transformers which file to load where their user names none.
+
+        transformers.js would look for `model_quantized.onnx` in a browser, and for fp32 on Node; sentence-transformers
+        always looks for fp32, `model.onnx`.
+        """
+        file = folder / "config.json"
+        content = json.loads(file.read_text(encoding="utf-8"))
+        # int8-static has no word there. On WebGPU, which has no products of int8, floats are faster.
+        words = [precision for precision in RECOMMENDED if precision in models and precision != "int8-static"]
+        found: dict[str, object] = {"dtype": words[0]} if words else {}
+        floats = [word for word in words if word != "int8"]
+        if floats and floats[0] != words[0]:
+            found["device_config"] = {"webgpu": {"dtype": floats[0]}}
+        outside = {Path(model.file).name: len(model.external_data) for model in models.values() if model.external_data}
+        if outside:
+            found["use_external_data_format"] = outside
+        # Of an ONNX folder that is exported again the key says what that folder had.
+        content.pop(_TRANSFORMERS_JS, None)
+        content |= {_TRANSFORMERS_JS: found} if found else {}
+        file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        settings = folder / "sentence_bert_config.json"
+        if "fp32" not in models and settings.is_file():
+            chosen = next(model.file for precision in RECOMMENDED if (model := models.get(precision)))
+            content = json.loads(settings.read_text(encoding="utf-8"))
+            content["model_args"] = {"file_name": Path(chosen).name}
+            settings.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def release_model(self) -> None:
         """Free the torch model's weights; functions from `reference` must not be called any more."""

@@ -1,3 +1,4 @@
+import re
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -30,11 +31,11 @@ def function(name, word="nothing"):
 
 
 def one_line(name, word="nothing"):
-    return " ".join(function(name, word).split())
+    return " ".join(re.sub("[^a-zA-Z0-9]", " ", function(name, word)).split())
 
 
-def test_there_are_nine_parts_in_alphabetical_order(splits):
-    assert len(PART_NAMES) == 9
+def test_there_are_eight_parts_in_alphabetical_order(splits):
+    assert len(PART_NAMES) == 8
     assert list(PART_NAMES) == sorted(PART_NAMES)
     for rows in splits.values():
         assert {part for _, part in rows} == set(PART_NAMES)
@@ -52,14 +53,14 @@ def test_one_answer_for_everything_gets_less_than_a_fifth(splits, split):
 
 
 def test_both_splits_are_large_enough_to_train_and_to_judge(splits):
-    assert len(splits["train"]) > 4000
+    assert len(splits["train"]) > 3500
     assert len(splits["validation"]) > 800
 
 
-def test_a_text_is_one_line_of_80_to_300_characters_and_stands_once(splits):
+def test_a_text_is_80_to_300_characters_of_words_and_stands_once(splits):
     texts = [text for rows in splits.values() for text, _ in rows]
     assert len({text.lower() for text in texts}) == len(texts)
-    assert all(80 <= len(text) <= 300 and text == " ".join(text.split()) for text in texts)
+    assert all(80 <= len(text) <= 300 and re.fullmatch(r"[^\W_]+( [^\W_]+)*", text) for text in texts)
     assert all(text.startswith(("def ", "async def ")) for text in texts)
 
 
@@ -111,7 +112,7 @@ def test_a_small_library_by_hand(library, monkeypatch):
     (library / "unlisted.py").write_text(function("unlisted"))
     train, validation = read_python_functions("train"), read_python_functions("validation")
     # By name of the module; a text that occurred before is left out, tests and other modules are not read.
-    assert [(text.split("(")[0], part) for text, part in train] == [
+    assert [(text.partition(" argument")[0], part) for text, part in train] == [
         ("def first", "numbers"),
         ("def method", "email"),
         ("async def outer", "files"),
@@ -132,15 +133,15 @@ def test_a_text_with_most_of_its_runs_of_five_words_in_train_is_not_scored(libra
         function("second", "one two three four five six seven eight nine ten")
         + function("third", "none of those words which the text in the other module has")
     )
-    assert [text.split("(")[0] for text, _ in read_python_functions("validation")] == ["def third"]
+    assert [text.partition(" argument")[0] for text, _ in read_python_functions("validation")] == ["def third"]
 
 
-def test_only_whole_lines_are_kept_up_to_300_characters(library):
+def test_only_whole_words_are_kept_up_to_300_characters(library):
     body = "".join(f"    number_{number} = '{number:038}'\n" for number in range(20))
     (library / "glob.py").write_text(f"def long(argument):\n{body}")
     ((text, _),) = read_python_functions("train") + read_python_functions("validation")
-    assert text == " ".join(f"def long(argument):\n{''.join(body.splitlines(True)[:5])}".split())
-    assert 240 < len(text) <= 300
+    # 17 characters, then 48 each: " number 0 " and 38 digits.
+    assert text == "def long argument" + "".join(f" number {number} {number:038}" for number in range(5)) + " number 5"
 
 
 def test_old_escapes_in_the_librarys_sources_warn_nobody(library):
@@ -164,8 +165,8 @@ def test_the_order_is_that_of_names_and_not_of_the_disk(library, monkeypatch):
     for turn in (1, -1):
         monkeypatch.setattr(Path, "rglob", lambda self, pattern, turn=turn: list(rglob(self, pattern))[::turn])
         python_functions.functions.cache_clear()
-        found = [text.split("(")[0] for text, _ in read_python_functions("train")]
-        assert found == ["def in___init__", "def in_a", "def in_zoo", "def in_glob"]
+        found = [text.partition(" argument")[0] for text, _ in read_python_functions("train")]
+        assert found == ["def in init", "def in a", "def in zoo", "def in glob"]
 
 
 def test_a_python_without_source_files_says_so(library):

@@ -81,6 +81,7 @@ def full_bundle(tiny_teacher, tmp_path_factory):
 def test_a_bundle_holds_the_hub_layout_and_a_true_manifest(full_bundle, tiny_teacher):
     files = sorted(path.relative_to(full_bundle).as_posix() for path in full_bundle.rglob("*") if path.is_file())
     assert files == [
+        "README.md",
         "config.json",
         "onnx/model.onnx",
         "onnx/model_fp16.onnx",
@@ -91,6 +92,12 @@ def test_a_bundle_holds_the_hub_layout_and_a_true_manifest(full_bundle, tiny_tea
         "tokenizer_config.json",
     ]
     manifest = read_bundle(full_bundle).manifest
+    # What transformers.js loads where its user names nothing: the file to serve, and floats on WebGPU.
+    assert json.loads((full_bundle / "config.json").read_text())["transformers.js_config"] == {
+        "dtype": "int8",
+        "device_config": {"webgpu": {"dtype": "fp32"}},
+    }
+    assert set(manifest.files) == set(files) - {"README.md", "potstill.json"}
     model = load_checkpoint(str(tiny_teacher), TEXT_CLASSIFICATION).model
     assert manifest.labels == ["mountain", "sea"]
     assert manifest.problem_type == "single_label_classification"

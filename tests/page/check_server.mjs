@@ -54,6 +54,16 @@ async function tryAll(page, check, wrong) {
     await ask(page, wrong, model);
     await check(`answer-${model}`);
   }
+  // An example's button fills the field, and its text is answered.
+  for (const model of models) {
+    await page.select('#model', model);
+    const buttons = await page.$$('#examples button');
+    if (buttons.length < 2) wrong.push(`no example texts: ${model}`);
+    const first = await page.$eval('#text', (field) => field.value);
+    await buttons.at(-1)?.click();
+    if ((await page.$eval('#text', (field) => field.value)) === first) wrong.push(`an example does not fill the field: ${model}`);
+    await ask(page, wrong, `example ${model}`);
+  }
   // What is typed never becomes part of the page.
   for (const model of models) {
     await page.select('#model', model);
@@ -79,6 +89,8 @@ async function ask(page, wrong, label) {
 async function readDocs(page, check, wrong) {
   await page.waitForSelector('#operations details');
   await check('first');
+  const paths = await page.$$eval('#operations section:first-child > details > summary code', (codes) => codes.map((code) => code.textContent));
+  if (paths[0] !== '/predict' || paths.some((path) => path.split('/').length > 2)) wrong.push(`long paths are not folded: ${paths.join(', ')}`);
   await page.evaluate(() => document.querySelectorAll('details').forEach((part) => { part.open = true; }));
   await check('open');
   const text = await page.$eval('#operations', (part) => part.textContent);

@@ -7,9 +7,12 @@ const ABOUT = {
   minItems: (value) => `at least ${value}`, pattern: (value) => `matches ${value}`,
 };
 
+// So many long paths are folded; fewer stand as they are.
+const FOLDED = 3;
+
 const spec = await (await fetch('openapi.json')).json();
 document.getElementById('about').textContent = `potstill ${spec.info.version}. ${spec.info.summary} ${spec.info.description}`;
-document.getElementById('operations').replaceChildren(errors(), ...groups());
+document.getElementById('operations').replaceChildren(...groups(), errors());
 
 function groups() {
   const found = new Map(Object.keys(TITLES).map((tag) => [tag, []]));
@@ -17,10 +20,22 @@ function groups() {
     for (const [method, operation] of Object.entries(methods)) {
       const tag = operation.tags?.[0] ?? 'facts';
       if (!found.has(tag)) found.set(tag, []);
-      found.get(tag).push(shown(path, method, operation));
+      found.get(tag).push([path, shown(path, method, operation)]);
     }
   }
-  return [...found].filter(([, parts]) => parts.length).map(([tag, parts]) => make('section', {}, make('h2', {}, TITLES[tag] ?? tag), ...parts));
+  return [...found].filter(([, parts]) => parts.length).map(([tag, parts]) => {
+    // The sort is stable: paths of one length stay in the document's order.
+    const sorted = parts.sort(([one], [other]) => depth(one) - depth(other));
+    const short = sorted.filter(([path]) => depth(path) === 1).map(([, part]) => part);
+    const long = sorted.filter(([path]) => depth(path) > 1).map(([, part]) => part);
+    const fold = long.length < FOLDED ? long : [make('details', { className: 'more' },
+      make('summary', {}, `${long.length} ${short.length ? 'longer ' : ''}paths`), ...long)];
+    return make('section', {}, make('h2', {}, TITLES[tag] ?? tag), ...short, ...fold);
+  });
+}
+
+function depth(path) {
+  return path.split('/').length - 1;
 }
 
 function shown(path, method, operation) {

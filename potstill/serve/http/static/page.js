@@ -2,13 +2,34 @@
 import { make, shown } from './parts.js';
 
 const by = (id) => document.getElementById(id);
+// The first stands in the field when the page opens.
 const EXAMPLES = {
-  'text-classification': { text: 'A great movie, and far too short.' },
-  'token-classification': { text: 'Ada Lovelace lived in London and wrote to Charles Babbage.' },
-  'question-answering': { question: 'Where did she live?', text: 'Ada Lovelace lived in London, and wrote the first program.' },
-  'fill-mask': { text: 'Paris is the [MASK] of France.' },
-  'feature-extraction': { text: 'A great movie.\nA wonderful film.\nThe train leaves at nine.' },
+  'text-classification': [
+    { text: 'A great movie, and far too short.' },
+    { text: 'Two hours of my life that nobody gives back.' },
+    { text: 'The plot is thin, but the music carries it.' },
+  ],
+  'token-classification': [
+    { text: 'Ada Lovelace lived in London and wrote to Charles Babbage.' },
+    { text: 'Nokia was founded in Tampere in 1865.' },
+    { text: 'She flew from Lisbon to Berlin to meet Angela Merkel.' },
+  ],
+  'question-answering': [
+    { question: 'Where did she live?', text: 'Ada Lovelace lived in London, and wrote the first program.' },
+    { question: 'When was Nokia founded?', text: 'Nokia was founded in Tampere in 1865 as a paper mill.' },
+  ],
+  'fill-mask': [
+    { text: 'Paris is the [MASK] of France.' },
+    { text: 'The opposite of hot is [MASK].' },
+    { text: 'She plays the [MASK] in an orchestra.' },
+  ],
+  'feature-extraction': [
+    { text: 'A great movie.\nA wonderful film.\nThe train leaves at nine.' },
+    { text: 'How do I reset my password?\nI cannot log in any more.\nWhere is my parcel?' },
+  ],
 };
+// Letters of an example that its button shows.
+const SHORT = 34;
 const SHOWN = 2000;
 let models = {};
 let task = '';
@@ -47,13 +68,23 @@ function choose() {
   by('lines-part').hidden = task === 'question-answering';
   by('lines').checked = task === 'feature-extraction';
   by('text-label').textContent = task === 'question-answering' ? 'Text that answers it' : 'Text';
-  if (!by('text').value || by('text').value === before) {
-    before = (EXAMPLES[task]?.text ?? '').replace('[MASK]', model.mask_token ?? '[MASK]');
-    by('text').value = before;
-    by('question').value = EXAMPLES[task]?.question ?? '';
-  }
+  const examples = (EXAMPLES[task] ?? []).map(({ text, question }) => ({ text: text.replace('[MASK]', model.mask_token ?? '[MASK]'), question }));
+  if (examples.length && (!by('text').value || by('text').value === before)) fill(examples[0]);
+  by('examples').hidden = examples.length < 2;
+  by('examples').replaceChildren(make('span', { className: 'soft small' }, 'Examples:'), ...examples.map((example) => {
+    const title = (example.question ?? example.text).replaceAll('\n', ' ');
+    const button = make('button', { type: 'button', className: 'example' }, title.length > SHORT ? `${title.slice(0, SHORT - 1).trimEnd()}…` : title);
+    button.addEventListener('click', () => fill(example));
+    return button;
+  }));
   by('facts').textContent = `${by('model').value}: ${task}, ${model.precision} in ${model.engine}, ${model.parameters.toLocaleString('en')} `
     + `parameters, up to ${model.max_length} tokens. Hash ${model.model_sha256.slice(0, 12)}.`;
+}
+
+function fill({ text, question }) {
+  before = text;
+  by('text').value = text;
+  by('question').value = question ?? '';
 }
 
 function inputs() {
@@ -85,7 +116,7 @@ async function ask() {
   });
   const content = await response.json();
   const wall = performance.now() - started;
-  by('json').textContent = shorten(JSON.stringify(content, null, 1));
+  by('json').textContent = shorten(JSON.stringify(content, null, 2));
   if (!response.ok) throw new Error(`${response.status}: ${content.error}`);
   const said = ['Tokenize', 'Queue', 'Inference'].map((name) => `${name.toLowerCase()} ${milliseconds(response.headers.get(`X-${name}-Time-Ms`))}`);
   by('timing').textContent = `${response.headers.get('X-Tokens')} tokens; ${said.join(', ')}; ${wall.toFixed(1)} ms in all, as this page saw it.`;

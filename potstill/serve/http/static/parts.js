@@ -11,6 +11,9 @@ export function make(name, properties = {}, ...children) {
   return element;
 }
 
+// So many answers are shown at once.
+const SHOWN = 10;
+
 // The answers to one input or a list of them.
 export function shown(task, inputs, content) {
   if (task === 'feature-extraction') return vectors(inputs, content);
@@ -35,14 +38,19 @@ const SHOW = {
   },
 };
 
+// The first ones; a list that is longer by more than a line is folded.
 function scores(rows, name) {
   const most = Math.max(1, ...rows.map((row) => Math.abs(row.score)));
-  return make('ol', { className: 'scores' }, ...rows.map((row) => {
+  const lines = rows.map((row) => {
     const fill = make('i');
     fill.style.width = `${(Math.max(0, row.score) / most) * 100}%`;
     return make('li', {}, make('div', {}, make('span', {}, name(row)), make('span', {}, row.score.toFixed(4))),
       make('span', { className: 'bar', ariaHidden: 'true' }, fill));
-  }));
+  });
+  const list = (some, start = 1) => make('ol', { className: 'scores', start }, ...some);
+  if (lines.length <= SHOWN + 1) return list(lines);
+  return make('div', {}, list(lines.slice(0, SHOWN)),
+    make('details', {}, make('summary', {}, `${lines.length - SHOWN} more`), list(lines.slice(SHOWN), SHOWN + 1)));
 }
 
 // Offsets count characters as Python does: an emoji is one.
