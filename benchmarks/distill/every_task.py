@@ -25,34 +25,38 @@ from potstill.files import write_text
 
 MARKS = ("<!-- every_task.py --table -->\n", "<!-- end -->\n")
 TASKS = {
-    "cola": ("CoLA, is it grammatical?", 5),
-    "mrpc": ("MRPC, paraphrases", 5),
-    "rte": ("RTE, entailment", 5),
-    "stsb": ("STS-B, similarity", 5),
-    "wnut17": ("WNUT-17, names in tweets", 5),
+    "cola": "CoLA, is it grammatical?",
+    "mrpc": "MRPC, paraphrases",
+    "rte": "RTE, entailment",
+    "stsb": "STS-B, similarity",
+    "wnut17": "WNUT-17, names in tweets",
 }
-"""What each is called, and the passes over its data, of teacher and student: the smaller it is, the more."""
-RATE = 1e-4
+PASSES, RATE = "5", "1e-4"
+"""Of teachers and students alike."""
 
 
-def potstill(*arguments: str | Path) -> None:
-    """Run a command, which shows its own progress."""
+def potstill(*arguments: str | Path, refused: int = 0) -> bool:
+    """Run a command, which shows its own progress, and return whether it did not end with the status `refused`."""
     print("potstill", *arguments, flush=True)
-    subprocess.run([sys.executable, "-m", "potstill", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
+    ended = subprocess.run([sys.executable, "-m", "potstill", *map(str, arguments)], stdout=subprocess.DEVNULL)
+    if ended.returncode not in (0, refused):
+        sys.exit(ended.returncode)
+    return ended.returncode == 0
 
 
 def train(encoder: Path, data: Path, work: Path, name: str) -> None:
     """Make teacher, student, and the bundles of both."""
-    passes, teacher, student = TASKS[name][1], work / name / "teacher", work / name / "student"
-    common = ("--data", data / name, "--epochs", str(passes), "--set", f"distill.learning_rate={RATE}")
+    teacher, student = work / name / "teacher", work / name / "student"
+    common = ("--data", data / name, "--epochs", PASSES, "--set", f"distill.learning_rate={RATE}")
     if not teacher.is_dir():
         potstill("finetune", encoder, *common, "--out", teacher, "--resume")
     if not student.is_dir():
         potstill("distill", teacher, *common, "--layers", "3", "--vocabulary", "task", "--out", student, "--resume")
     for model in (teacher, student):
         bundle = model.with_name(f"{model.name}-onnx")
-        if not bundle.is_dir():
-            potstill("export", model, "--data", data / name, "--out", bundle)
+        export = ("export", model, "--data", data / name, "--out", bundle)
+        if not bundle.is_dir() and not potstill(*export, refused=1):
+            potstill(*export, "--precision", "fp32")
 
 
 def bench(data: Path, work: Path, name: str, budget: str) -> dict[str, Any]:
@@ -89,6 +93,7 @@ def row(name: str, report: dict[str, Any]) -> dict[str, Any]:
         "examples": quality["num_examples"],
         "trivial": quality["trivial"],
         "score": {key: (one["value"], one["interval"]) for key, one in scores.items()},
+        "matthews": {key: one["scores"].get("matthews_correlation") for key, one in scores.items()},
         "better_than_trivial": {key: one["better_than_trivial"] for key, one in scores.items()},
         "kept": kept,
         "parameters": {one: models[one]["encoder_parameters"] for one in models},
@@ -103,13 +108,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as Markdown."""
 
     def score(one: dict[str, Any], key: str) -> str:
+        if key not in one["score"]:
+            return "refused"
         value, (low, high) = one["score"][key]
-        constant = "" if one["better_than_trivial"][key] else ", no better than one answer to all"
-        return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]{constant}"
+        text = f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+        if one["task"] == "cola":  # whose own metric it is
+            text += f", Matthews {100 * one['matthews'][key]:.1f}"
+        return text + ("" if one["better_than_trivial"][key] else ", no better than one answer to all")
 
     def fast(one: dict[str, Any], key: str) -> str:
         if key not in one["speed"]:
-            return "not measured"
+            return "-"
         value, _, disturbed = one["speed"][key]
         return f"{value:.2f}" + (" (disturbed)" if disturbed else "")
 
@@ -120,9 +129,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for one in rows:
         fewer = 1 - one["parameters"]["student"] / one["parameters"]["teacher"]
-        megabytes = {key: size / 1e6 for key, size in one["bytes"].items()}
+        megabytes = {key: f"{size / 1e6:.1f}" for key, size in one["bytes"].items()}
         lines.append(
-            f"| {TASKS[one['task']][0]} | {one['metric'].replace('_', ' ')} | "
+            f"| {TASKS[one['task']]} | {one['metric'].replace('_', ' ')} | "
             + " | ".join(score(one, key) for key in ("teacher/fp32", "student/fp32", "student/int8"))
             + f" | {one['parameters']['student'] / 1e6:.1f} M, {100 * fewer:.0f} % fewer"
             + f" | {one['pieces'][1]:,}"

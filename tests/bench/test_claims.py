@@ -191,7 +191,7 @@ def test_the_papers_seconds_pass_as_throughput_and_are_39_per_cent_less_time():
     row = paper(sped(668 / 410, (1.61, 1.65)), "speed")
     assert row.value == pytest.approx(1.629, abs=5e-4)
     assert (row.verdict, row.where, row.unit) == ("PASS", "1×128", "×")
-    assert "Per second student fp32 answers 1.63\u00a0times as many texts as teacher fp32" in row.summary
+    assert "The student fp32 answers 1.63\u00a0times as many texts per second as teacher fp32" in row.summary
     assert "(95\u00a0% interval 1.61 to 1.65\u00a0times), which is 39\u00a0% less time per text" in row.summary
     assert row.summary.endswith("Asked for: at least 1.6 times.")
 
@@ -249,7 +249,7 @@ def test_quality_on_one_data_set_is_its_retention():
     )
     row = paper(report, "quality")
     assert (row.value, row.interval, row.where) == (kept.kept, kept.kept_interval, "SST-2")
-    assert "Of teacher fp32's accuracy on SST-2" in row.summary
+    assert "of teacher fp32's accuracy on SST-2" in row.summary
 
 
 def test_quality_on_several_data_sets_names_every_definition():
