@@ -135,7 +135,7 @@ def load_corpus(  # noqa: PLR0913 - what, from where, and how; each is named by 
     if not (folder / _FILE).is_file():
         # Whole or not at all: a killed run leaves no half corpus that the next would take for the data.
         with new_folder(folder, overwrite=True) as building:
-            found = read_texts(split=split, files=files, column=text_column, embedded=name)
+            found = () if is_hub else read_texts(split=split, files=files, column=text_column, embedded=name)
             texts = _keep_texts(hub, found, building / "texts.arrow", limit=limit, origin=f"{name} ({split})")
             room = max_length - special.count
             # Only running text is parted by separators; elsewhere the special tokens part the texts.

@@ -149,7 +149,7 @@ def test_a_claim_is_about_the_worst_label_or_one_by_name():
     fp32 = {"model": "student", "precision": "fp32"}
     (worst,) = decide(report, measure="worst_label_recall", at_least=0.96, where=fp32)
     assert (worst.value, worst.interval, worst.where, worst.verdict) == (0.75, (0.4, 0.95), "SST-2", "FAIL")
-    assert "Of its worst label, jailbreak (40 on SST-2), student fp32 finds 75.0\u00a0%" in worst.summary
+    assert "The student fp32 finds 75.0\u00a0% of its worst label, jailbreak (40 on SST-2)" in worst.summary
     (one,) = decide(report, measure="label_recall", at_least=0.3, where=fp32 | {"label": "harmless"})
     assert (one.value, one.interval, one.where, one.verdict) == (0.94, (0.5, 0.9), "SST-2, harmless", "PASS")
     lost = decide(report, measure="label_points_lost", at_most=0.5, where=fp32 | {"against": "baseline"})
@@ -158,7 +158,7 @@ def test_a_claim_is_about_the_worst_label_or_one_by_name():
     assert lost[1].interval == pytest.approx((1.0, 30.0))
     (tokens,) = decide(report, measure="tokens_ratio", at_most=1.3, where=fp32)
     assert (tokens.value, tokens.verdict) == (1.25, "PASS")
-    assert "Of SST-2 student fp32 reads 1.25\u00a0times as many tokens as teacher fp32 (25.0 against" in tokens.summary
+    assert "The student fp32 reads 1.25\u00a0times as many tokens of SST-2 as teacher fp32 (25.0 against" in tokens.summary
 
 
 def test_a_label_that_does_not_occur_is_told_with_those_that_do():

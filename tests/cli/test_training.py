@@ -32,10 +32,10 @@ def test_one_that_has_not_is_told_so_in_place_of_that(tmp_path, capsys):
     sentence = "no better than an answer that ignores the text: its accuracy is 0.7000"
     print_student(tmp_path, report({"better": False, "sentence": sentence}))
     out = " ".join(capsys.readouterr().out.split())
-    assert f"warning {sentence}" in out
+    assert f"warning: {sentence}" in out
     assert "potstill export" not in out
     print_next(["potstill", "distill"], {"against_trivial": {"sentence": sentence}})
-    assert capsys.readouterr().out.startswith("warning ")
+    assert capsys.readouterr().out.startswith("warning: ")
 
 
 def test_the_export_that_comes_next_reads_the_same_data(tmp_path, capsys):

@@ -114,7 +114,7 @@ FAULTS = [_scaled_weight, _ignored_mask, _swapped_labels, _dropped_token_types, 
 def test_a_fault_is_caught(fault, source, graph, tmp_path):
     model = onnx.load_from_string(graph)
     fault(model.graph)
-    with pytest.raises(ParityError, match=r"differs from torch by .* at batch 1.*nothing was published"):
+    with pytest.raises(ParityError, match=r"differs from torch by .* at batch [18], .*nothing was published"):
         check_parity(source, session_of(model, tmp_path))
 
 
