@@ -158,7 +158,9 @@ def test_a_claim_is_about_the_worst_label_or_one_by_name():
     assert lost[1].interval == pytest.approx((1.0, 30.0))
     (tokens,) = decide(report, measure="tokens_ratio", at_most=1.3, where=fp32)
     assert (tokens.value, tokens.verdict) == (1.25, "PASS")
-    assert "The student fp32 reads 1.25\u00a0times as many tokens of SST-2 as teacher fp32 (25.0 against" in tokens.summary
+    assert (
+        "The student fp32 reads 1.25\u00a0times as many tokens of SST-2 as teacher fp32 (25.0 against" in tokens.summary
+    )
 
 
 def test_a_label_that_does_not_occur_is_told_with_those_that_do():
