@@ -93,7 +93,6 @@ def row(name: str, report: dict[str, Any]) -> dict[str, Any]:
         "examples": quality["num_examples"],
         "trivial": quality["trivial"],
         "score": {key: (one["value"], one["interval"]) for key, one in scores.items()},
-        "matthews": {key: one["scores"].get("matthews_correlation") for key, one in scores.items()},
         "better_than_trivial": {key: one["better_than_trivial"] for key, one in scores.items()},
         "kept": kept,
         "parameters": {one: models[one]["encoder_parameters"] for one in models},
@@ -111,10 +110,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         if key not in one["score"]:
             return "refused"
         value, (low, high) = one["score"][key]
-        text = f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-        if one["task"] == "cola":  # whose own metric it is
-            text += f", Matthews {100 * one['matthews'][key]:.1f}"
-        return text + ("" if one["better_than_trivial"][key] else ", no better than one answer to all")
+        constant = "" if one["better_than_trivial"][key] else ", no better than one answer to all"
+        return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]{constant}"
 
     def fast(one: dict[str, Any], key: str) -> str:
         if key not in one["speed"]:
@@ -129,15 +126,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for one in rows:
         fewer = 1 - one["parameters"]["student"] / one["parameters"]["teacher"]
-        megabytes = {key: f"{size / 1e6:.1f}" for key, size in one["bytes"].items()}
+        mb = {key: f"{size / 1e6:.1f}" for key, size in one["bytes"].items()}
         lines.append(
             f"| {TASKS[one['task']]} | {one['metric'].replace('_', ' ')} | "
             + " | ".join(score(one, key) for key in ("teacher/fp32", "student/fp32", "student/int8"))
             + f" | {one['parameters']['student'] / 1e6:.1f} M, {100 * fewer:.0f} % fewer"
             + f" | {one['pieces'][1]:,}"
-            + f" | {megabytes['student/fp32']:.1f} and {megabytes['student/int8']:.1f} MB"
-            + f" of {megabytes['teacher/fp32']:.1f}"
-            + f" | {fast(one, 'student/fp32')} and {fast(one, 'student/int8')} times |"
+            + f" | {mb['student/fp32']} and {mb.get('student/int8', '-')} of {mb['teacher/fp32']} MB"
+            + f" | {fast(one, 'student/fp32')} and {fast(one, 'student/int8')} |"
         )
     return "\n".join(lines) + "\n"
 
