@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import torch
-from tokenizers import BertWordPieceTokenizer
-from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast, DataCollatorForLanguageModeling
+from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
 from transformers.utils import logging
+
+from potstill.distill.teacher import train_tokenizer
 
 DATA = Path(__file__).parent / "data"
 
@@ -37,9 +38,7 @@ def main(folder: str) -> None:
     torch.manual_seed(1)
     logging.disable_progress_bar()
     corpus = texts()
-    pieces = BertWordPieceTokenizer(lowercase=True)
-    pieces.train_from_iterator(corpus, vocab_size=1200, show_progress=False)
-    tokenizer = BertTokenizerFast(tokenizer_object=pieces._tokenizer, model_max_length=128)
+    tokenizer = train_tokenizer(corpus, vocab_size=1200, max_length=128)
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,

@@ -569,6 +569,10 @@ class Manifest(_Record):
                 raise ValueError(f"{name!r} leaves the folder")
         return files
 
+    def model_bytes(self, record: ModelRecord) -> int:
+        """Return the size of a model's files in bytes: the graph, and weights beside it."""
+        return sum(self.files[name].size_bytes for name in (record.file, *record.external_data))
+
 
 @dataclass(frozen=True, slots=True)
 class ModelContent:

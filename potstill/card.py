@@ -10,7 +10,7 @@ from pathlib import PurePath
 
 import yaml
 
-from potstill.bundle import RECOMMENDED, Manifest, ModelRecord, Precision
+from potstill.bundle import RECOMMENDED, Manifest, Precision
 from potstill.hub import looks_local
 
 _WHAT = {
@@ -156,7 +156,7 @@ def _files(manifest: Manifest, results: Sequence[Result]) -> Iterator[str]:
     yield f"| {' | '.join(heads)} |"
     yield "|---" * len(heads) + "|"
     for precision, record in manifest.models.items():
-        cells = [f"`{record.file}`", f"{_size_bytes(manifest, record) / 1e6:.1f}"]
+        cells = [f"`{record.file}`", f"{manifest.model_bytes(record) / 1e6:.1f}"]
         found = [scores.get((precision, metric, data)) for metric, data in columns]
         cells += ["" if value is None else f"{value:.4f}" for value in found]
         ratio, moved = record.speed.ratio if record.speed else None, record.invariance
@@ -165,10 +165,6 @@ def _files(manifest: Manifest, results: Sequence[Result]) -> Iterator[str]:
             same = f"{1 - moved.flips / moved.rows:.1%}"
         cells += [f"{ratio:.1f}" if ratio is not None else "", same]
         yield f"| {' | '.join(cells)} |"
-
-
-def _size_bytes(manifest: Manifest, record: ModelRecord) -> int:
-    return sum(manifest.files[name].size_bytes for name in (record.file, *record.external_data))
 
 
 def _use(manifest: Manifest) -> Iterator[str]:

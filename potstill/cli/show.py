@@ -186,7 +186,7 @@ def summarize(manifest: Manifest) -> list[str]:
     for precision, record in manifest.models.items():
         if fp32 is None or record is fp32:
             continue
-        times = _weight_bytes(manifest, fp32) / _weight_bytes(manifest, record)
+        times = manifest.model_bytes(fp32) / manifest.model_bytes(record)
         said = [f"{times:.1f} times smaller" if times >= 1 else f"{1 / times:.1f} times larger"]
         if record.speed is not None and record.speed.ratio is not None:
             said.append(f"{record.speed.ratio:.1f} times as fast")
@@ -200,10 +200,6 @@ def summarize(manifest: Manifest) -> list[str]:
                 said.append(f"{1 - agreement.flips / agreement.decisions:.1%} of the answers the same")
         lines.append(f"{precision}: {', '.join(said)}")
     return lines
-
-
-def _weight_bytes(manifest: Manifest, record: ModelRecord) -> int:
-    return sum(manifest.files[name].size_bytes for name in (record.file, *record.external_data))
 
 
 def some(names: list[str]) -> str:
@@ -268,7 +264,7 @@ def _file_row(bundle: Bundle, precision: str, record: ModelRecord) -> list[str]:
     expected = "?" if fusion.attention_expected is None else fusion.attention_expected
     return [
         precision,
-        f"{_weight_bytes(bundle.manifest, record) / 1e6:.1f}",
+        f"{bundle.manifest.model_bytes(record) / 1e6:.1f}",
         f"{'?' if fusion.attention_found is None else fusion.attention_found} of {expected}",
         f"{parity.max_abs_difference:.2g}",
         f"{parity.label_agreement:.1%}",

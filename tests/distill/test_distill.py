@@ -57,22 +57,12 @@ def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(recipe, 
 
 
 @pytest.mark.parametrize(("checkpoint_every", "resumed_from"), [(3, 6), (4, 8), (7, 7)])
-def test_resuming_gives_the_weights_of_the_straight_run(recipe, tmp_path, monkeypatch, checkpoint_every, resumed_from):
+def test_resuming_gives_the_weights_of_the_straight_run(recipe, tmp_path, pulled_plug, checkpoint_every, resumed_from):
     """An epoch has 6 steps, so this resumes at its bound and in its middle."""
     settings = recipe(**{"distill.checkpoint_every": checkpoint_every, "distill.keep_best_k": 9})
     distill(settings, tmp_path / "straight")
-
-    class PullThePlug(Exception):
-        pass
-
-    def pull(self, args, state, control, **kwargs):
-        if state.global_step == 9:
-            raise PullThePlug
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training.ProgressCallback, "on_step_end", pull)
-        with pytest.raises(PullThePlug):
-            distill(settings, tmp_path / "cut")
+    with pulled_plug(after_steps=9):
+        distill(settings, tmp_path / "cut")
     assert not (tmp_path / "cut").exists()
     report = distill(settings, tmp_path / "cut", resume=True)
     assert report["resumed_from"] == resumed_from
@@ -80,7 +70,7 @@ def test_resuming_gives_the_weights_of_the_straight_run(recipe, tmp_path, monkey
     assert all(torch.equal(straight[key], cut[key]) for key in straight)
 
 
-def test_a_teacher_from_random_weights_is_gone_on_with(tiny_data, tmp_path, monkeypatch):
+def test_a_teacher_from_random_weights_is_gone_on_with(tiny_data, tmp_path, pulled_plug):
     """Its tokenizer is trained again, and must number the pieces as those of the checkpoint are."""
     values = {
         "teacher": {"scratch": {"vocab_size": 200, "hidden_size": 32, "num_layers": 1, "epochs": 1}},
@@ -89,15 +79,8 @@ def test_a_teacher_from_random_weights_is_gone_on_with(tiny_data, tmp_path, monk
         "max_length": 32,
     }
     finetune(build_recipe(values), tmp_path / "straight")
-
-    def pull(self, args, state, control, **kwargs):
-        if state.global_step == 5:
-            raise InterruptedError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training.ProgressCallback, "on_step_end", pull)
-        with pytest.raises(InterruptedError):
-            finetune(build_recipe(values), tmp_path / "cut")
+    with pulled_plug(after_steps=5):
+        finetune(build_recipe(values), tmp_path / "cut")
     report = finetune(build_recipe(values), tmp_path / "cut", resume=True)
     assert report["resumed_from"] == 4
     straight, cut = weights(tmp_path / "straight"), weights(tmp_path / "cut")

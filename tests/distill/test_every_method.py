@@ -9,7 +9,6 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertCon
 
 from potstill.config import build_recipe
 from potstill.distill import distill, finetune, init_student
-from potstill.distill import trainer as training
 from potstill.errors import CheckpointError, PotstillError, RecipeError
 
 METHODS = {
@@ -70,24 +69,13 @@ def logged(report, key):
     return [entry[key] for entry in report["history"] if key in entry]
 
 
-class PullThePlug(Exception):
-    """Stands for the power cut."""
-
-
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_that_was_cut_off_ends_with_the_very_weights_of_the_straight_one(recipe, tmp_path, monkeypatch, method):
+def test_a_run_that_was_cut_off_ends_with_the_very_weights_of_the_straight_one(recipe, tmp_path, pulled_plug, method):
     """Cut between two checkpoints, in the second pass: masks, order, dropout and projections must agree."""
     settings = recipe(method, **{"distill.checkpoint_every": 3, "distill.eval_every": 8})
     straight = distill(settings, tmp_path / "straight")
-
-    def pull(self, args, state, control, **kwargs):
-        if state.global_step == 7:
-            raise PullThePlug
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training.ProgressCallback, "on_step_end", pull)
-        with pytest.raises(PullThePlug):
-            distill(settings, tmp_path / "cut")
+    with pulled_plug(after_steps=7):
+        distill(settings, tmp_path / "cut")
     cut = distill(settings, tmp_path / "cut", resume=True)
     assert cut["resumed_from"] == 6
     ours, theirs = weights(tmp_path / "straight"), weights(tmp_path / "cut")

@@ -7,12 +7,7 @@ import pytest
 
 from potstill.config import build_recipe
 from potstill.distill import distill, finetune
-from potstill.distill import trainer as training
 from potstill.errors import OutputError
-
-
-class PullThePlug(Exception):
-    pass
 
 
 def build(teacher, data, **settings):
@@ -27,22 +22,15 @@ def build(teacher, data, **settings):
 
 
 @pytest.fixture(scope="module")
-def cut(tmp_path_factory, tiny_teacher, tiny_data):
+def cut(tmp_path_factory, tiny_teacher, tiny_data, pulled_plug):
     """A folder with a teacher, data, and what a distillation and a fine-tuning that were killed have left."""
     folder = tmp_path_factory.mktemp("cut")
     shutil.copytree(tiny_teacher, folder / "teacher")
     shutil.copytree(tiny_data, folder / "data")
     recipe = build(folder / "teacher", folder / "data")
-
-    def pull(self, args, state, control, **kwargs):
-        if state.global_step == 5:
-            raise PullThePlug
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.ProgressCallback, "on_step_end", pull)
-        for train, name in ((distill, "student"), (finetune, "finetuned")):
-            with pytest.raises(PullThePlug):
-                train(recipe, folder / name)
+    for train, name in ((distill, "student"), (finetune, "finetuned")):
+        with pulled_plug(after_steps=5):
+            train(recipe, folder / name)
     return folder
 
 
